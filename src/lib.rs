@@ -1,0 +1,18 @@
+//! walferry keeps ClickHouse in step with PostgreSQL by logical replication.
+//!
+//! # Architecture
+//! Modules are layers with one-way imports; the test in `tests/layers.rs` guards the arrows.
+//!
+//! | layer | what it is | may import |
+//! |---|---|---|
+//! | [`model`] | positions, tables, tuples, progress, settings | nothing of ours |
+//! | [`api`] | the resources `ReplicationPeer` and `Mirror`, types only | nothing of ours |
+//! | [`tls`] | TLS client settings for both databases | `model` |
+//! | [`status`] | conditions made from progress | `api`, `model` |
+//! | [`postgres`] | sessions, catalog, slot, publication, wire protocol, decoders | `model`, `tls` |
+//! | [`replication`] | the engine and its destination contract | `model`, `postgres` |
+//! | [`clickhouse`] | client, DDL, types, column encoders, state, the destination | `model`, `tls`, the destination contract |
+//! | [`http`], [`telemetry`] | `/status` and `/metrics`; logs | `api`, `model`, `status` |
+//! | [`cli`] | one file a command | everything |
+
+pub mod model;

@@ -1,0 +1,206 @@
+//! What a replicator is told to do: one Mirror with its two peers, resolved and checked, without any Kubernetes type.
+
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use super::{Password, TableId};
+
+/// How much of the server's certificate is checked (libpq's `sslmode`, without its silent fall-backs).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum TlsMode {
+    /// Plain text.
+    Disable,
+    /// TLS, any certificate.
+    Require,
+    /// TLS, a certificate signed by a trusted CA, any host name.
+    VerifyCa,
+    /// TLS, a certificate signed by a trusted CA for this host name.
+    #[default]
+    VerifyFull,
+}
+
+/// A client certificate and its private key, both PEM.
+#[derive(Clone, Debug)]
+pub struct ClientIdentity {
+    /// The certificate chain, leaf first.
+    pub certificate_pem: String,
+    /// The private key.
+    pub key_pem: Password,
+}
+
+/// TLS settings of one peer.
+#[derive(Clone, Debug, Default)]
+pub struct TlsSettings {
+    /// How much is checked.
+    pub mode: TlsMode,
+    /// CA certificates to trust, PEM; the system's when `None`.
+    pub ca_pem: Option<String>,
+    /// The certificate to show to the server.
+    pub client_identity: Option<ClientIdentity>,
+}
+
+/// A PostgreSQL database and how to log in.
+#[derive(Clone, Debug)]
+pub struct PostgresEndpoint {
+    /// Host name or address.
+    pub host: String,
+    /// TCP port.
+    pub port: u16,
+    /// Database name.
+    pub database: String,
+    /// Role name.
+    pub username: String,
+    /// The role's password.
+    pub password: Password,
+    /// TLS settings.
+    pub tls: TlsSettings,
+}
+
+/// A ClickHouse database and how to log in.
+#[derive(Clone, Debug)]
+pub struct ClickHouseEndpoint {
+    /// The HTTP interface, `http://host:8123` or `https://host:8443`.
+    pub url: String,
+    /// The database that holds the target tables and the state table.
+    pub database: String,
+    /// User name.
+    pub username: String,
+    /// The user's password.
+    pub password: Password,
+    /// TLS settings, used when the URL is https.
+    pub tls: TlsSettings,
+}
+
+/// Which Mirror this is, and the names made from it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MirrorIdentity {
+    /// Namespace of the Mirror resource.
+    pub namespace: String,
+    /// Name of the Mirror resource.
+    pub name: String,
+    /// The resource's UID; standalone, a hash of namespace and name. Lower-case hexadecimal digits only.
+    pub uid: String,
+}
+
+impl MirrorIdentity {
+    /// The replication slot's name, `walferry_<uid>`: within PostgreSQL's 63 bytes and `[a-z0-9_]`.
+    pub fn slot_name(&self) -> String {
+        format!("walferry_{}", self.uid)
+    }
+
+    /// The publication's name; the same as the slot's, so that an administrator sees what belongs together.
+    pub fn publication_name(&self) -> String {
+        format!("walferry_{}", self.uid)
+    }
+
+    /// The replicator's `application_name`, which names the Mirror in `pg_stat_activity` and tells our own
+    /// walsender from another's. PostgreSQL cuts it at 63 bytes, so the part that tells Mirrors apart comes first.
+    pub fn application_name(&self) -> String {
+        let mut name =
+            format!("walferry {} {}/{}", &self.uid.get(..16).unwrap_or(&self.uid), self.namespace, self.name);
+        name.retain(|character| character.is_ascii_graphic() || character == ' ');
+        name.truncate(63);
+        name
+    }
+}
+
+/// One table as the Mirror asks for it (`spec.tables[]`).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TableSpec {
+    /// The table at the source.
+    pub id: TableId,
+    /// `target.table`; the source's name when `None`.
+    pub target: Option<String>,
+    /// `columns.exclude`
+    pub exclude: Vec<String>,
+    /// `columns.rename`: source name and target name.
+    pub rename: Vec<(String, String)>,
+    /// `columns.types`: source name and ClickHouse type.
+    pub types: Vec<(String, String)>,
+    /// `where`
+    pub row_filter: Option<String>,
+    /// `engine.orderBy`: target names; empty for the source's key.
+    pub order_by: Vec<String>,
+    /// `engine.partitionBy`
+    pub partition_by: Option<String>,
+    /// `engine.ttl`
+    pub ttl: Option<String>,
+    /// `engine.settings`
+    pub settings: Vec<(String, String)>,
+}
+
+/// What of the existing rows is copied.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum SnapshotMode {
+    /// Copy what is there, then stream.
+    #[default]
+    Initial,
+    /// Stream only.
+    Never,
+    /// Copy what is there, then stop.
+    Only,
+}
+
+/// `spec.snapshot`
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SnapshotSettings {
+    /// What is copied.
+    pub mode: SnapshotMode,
+    /// Connections that copy at the same time, over all tables.
+    pub parallelism: usize,
+}
+
+/// `spec.batch`
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BatchSettings {
+    /// Most bytes of encoded rows held at once, over all tables of the Mirror, being built and being inserted.
+    pub max_bytes: usize,
+    /// Longest time a row waits for more rows before its insert starts.
+    pub max_delay: Duration,
+}
+
+/// What to do with a value that the destination type can't hold (`spec.outOfRange`). Each is counted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum OutOfRange {
+    /// Store the nearest value the type holds.
+    #[default]
+    Nearest,
+    /// Store NULL where the target column is nullable, else as `Nearest`.
+    Null,
+    /// Fail the table.
+    Fail,
+}
+
+/// `spec.deletionPolicy`
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum DeletionPolicy {
+    /// Drop slot, publication and state.
+    #[default]
+    Delete,
+    /// Leave everything.
+    Retain,
+}
+
+/// Everything one replicator needs to know.
+#[derive(Clone, Debug)]
+pub struct ReplicatorConfig {
+    /// Which Mirror.
+    pub mirror: MirrorIdentity,
+    /// The database that is mirrored.
+    pub source: PostgresEndpoint,
+    /// Where it goes.
+    pub destination: ClickHouseEndpoint,
+    /// What is mirrored; never empty.
+    pub tables: Vec<TableSpec>,
+    /// How existing rows are copied.
+    pub snapshot: SnapshotSettings,
+    /// How streamed rows are batched.
+    pub batch: BatchSettings,
+    /// What happens to values that don't fit.
+    pub out_of_range: OutOfRange,
+    /// Whether replication is paused.
+    pub suspend: bool,
+    /// What teardown removes.
+    pub deletion_policy: DeletionPolicy,
+}

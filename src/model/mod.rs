@@ -1,0 +1,22 @@
+//! The vocabulary that every layer shares: positions, tables, columns, tuples, progress and settings.
+//!
+//! Nothing here knows a driver, a server or Kubernetes.
+
+mod config;
+mod lsn;
+mod progress;
+mod redacted;
+mod table;
+mod tuple;
+
+pub use config::{
+    BatchSettings, ClickHouseEndpoint, ClientIdentity, DeletionPolicy, MirrorIdentity, OutOfRange,
+    PostgresEndpoint, ReplicatorConfig, SnapshotMode, SnapshotSettings, TableSpec, TlsMode, TlsSettings,
+};
+pub use lsn::{Lsn, ParseLsnError};
+pub use progress::{
+    LagReport, MirrorFailure, MirrorPhase, MirrorReport, Progress, TableProgress, TableReport, TableState,
+};
+pub use redacted::Password;
+pub use table::{Column, IdentityKind, SourceType, TableId, TableSchema};
+pub use tuple::{Cell, CellKind, Tuple};

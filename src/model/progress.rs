@@ -1,0 +1,311 @@
+//! How far a Mirror is: written by the engine, read by `/status`, `/metrics`, the terminal and the operator.
+
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+};
+
+use serde::{Deserialize, Serialize};
+
+use super::{Lsn, TableId};
+
+/// What is happening to one table.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum TableState {
+    /// Not begun.
+    #[default]
+    Pending,
+    /// Existing rows are being copied; changes stream meanwhile.
+    Snapshotting,
+    /// Only changes remain.
+    Streaming,
+    /// Stopped alone; its message says why.
+    Failed,
+}
+
+/// What the Mirror as a whole is doing.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum MirrorPhase {
+    /// Connecting, checking, creating publication, slot and target tables.
+    #[default]
+    Provisioning,
+    /// At least one table is being copied; changes stream meanwhile.
+    Snapshotting,
+    /// All tables are copied; changes stream.
+    Streaming,
+    /// A passing fault; trying again by itself.
+    Retrying,
+    /// Waits for a human; the failure says what to do.
+    Stalled,
+    /// Paused by `spec.suspend`.
+    Suspended,
+    /// Everything asked for is done (`snapshot.mode: Only`), or the process was told to stop.
+    Finished,
+}
+
+/// Why a Mirror or a table does not move: a documented CamelCase reason and a sentence with the fix.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MirrorFailure {
+    /// One of the reasons in docs.
+    pub reason: String,
+    /// What is wrong and what to run.
+    pub message: String,
+}
+
+/// Counters of one table, updated from the hot path without a lock.
+#[derive(Debug, Default)]
+pub struct TableProgress {
+    /// Rows the snapshot has made durable at the destination.
+    pub rows_copied: AtomicU64,
+    /// Rows the source's statistics expect (`reltuples`), 0 when unknown.
+    pub rows_estimated: AtomicU64,
+    /// Streamed inserts, made durable.
+    pub inserted: AtomicU64,
+    /// Streamed updates, made durable.
+    pub updated: AtomicU64,
+    /// Streamed deletes, made durable.
+    pub deleted: AtomicU64,
+    /// Streamed truncates.
+    pub truncated: AtomicU64,
+    /// Rows re-read from the source for an unchanged TOAST value.
+    pub reread: AtomicU64,
+    status: Mutex<TableStatus>,
+}
+
+#[derive(Debug, Default)]
+struct TableStatus {
+    state: TableState,
+    message: String,
+    reason: String,
+    target: String,
+    out_of_range: BTreeMap<String, u64>,
+}
+
+impl TableProgress {
+    fn status(&self) -> MutexGuard<'_, TableStatus> {
+        self.status.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Moves the table to `state` with a message (empty for none).
+    pub fn set_state(&self, state: TableState, reason: &str, message: impl Into<String>) {
+        let mut status = self.status();
+        status.state = state;
+        status.reason = reason.to_owned();
+        status.message = message.into();
+    }
+
+    /// The table's state.
+    pub fn state(&self) -> TableState {
+        self.status().state
+    }
+
+    /// Sets the target table's name.
+    pub fn set_target(&self, target: &str) {
+        self.status().target = target.to_owned();
+    }
+
+    /// Counts values of `column` that the destination type could not hold.
+    pub fn count_out_of_range(&self, column: &str, values: u64) {
+        *self.status().out_of_range.entry(column.to_owned()).or_default() += values;
+    }
+}
+
+#[derive(Debug, Default)]
+struct Overall {
+    phase: MirrorPhase,
+    failure: Option<MirrorFailure>,
+    tables: BTreeMap<TableId, Arc<TableProgress>>,
+    retained_wal_bytes: Option<u64>,
+    lag_seconds: Option<f64>,
+}
+
+/// How far one Mirror is. Shared by reference between the engine's tasks and its readers.
+#[derive(Debug)]
+pub struct Progress {
+    namespace: String,
+    name: String,
+    slot_name: String,
+    publication_name: String,
+    /// Everything committed up to here is durable at the destination.
+    durable_lsn: AtomicU64,
+    /// The end of the source's log as last heard of.
+    source_lsn: AtomicU64,
+    overall: Mutex<Overall>,
+}
+
+impl Progress {
+    /// The state of a Mirror that has not started.
+    pub fn new(mirror: &super::MirrorIdentity) -> Self {
+        Progress {
+            namespace: mirror.namespace.clone(),
+            name: mirror.name.clone(),
+            slot_name: mirror.slot_name(),
+            publication_name: mirror.publication_name(),
+            durable_lsn: AtomicU64::new(0),
+            source_lsn: AtomicU64::new(0),
+            overall: Mutex::default(),
+        }
+    }
+
+    fn overall(&self) -> MutexGuard<'_, Overall> {
+        self.overall.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The counters of `table`, made at first use.
+    pub fn table(&self, table: &TableId) -> Arc<TableProgress> {
+        self.overall().tables.entry(table.clone()).or_default().clone()
+    }
+
+    /// Sets the phase and clears or sets the failure.
+    pub fn set_phase(&self, phase: MirrorPhase, failure: Option<MirrorFailure>) {
+        let mut overall = self.overall();
+        overall.phase = phase;
+        overall.failure = failure;
+    }
+
+    /// The phase.
+    pub fn phase(&self) -> MirrorPhase {
+        self.overall().phase
+    }
+
+    /// Records that everything committed up to `lsn` is durable.
+    pub fn set_durable_lsn(&self, lsn: Lsn) {
+        self.durable_lsn.fetch_max(lsn.0, Relaxed);
+        self.source_lsn.fetch_max(lsn.0, Relaxed);
+    }
+
+    /// Everything committed up to here is durable.
+    pub fn durable_lsn(&self) -> Lsn {
+        Lsn(self.durable_lsn.load(Relaxed))
+    }
+
+    /// Records the end of the source's log.
+    pub fn set_source_lsn(&self, lsn: Lsn) {
+        self.source_lsn.fetch_max(lsn.0, Relaxed);
+    }
+
+    /// Records the WAL bytes that the slot holds back at the source.
+    pub fn set_retained_wal_bytes(&self, bytes: u64) {
+        self.overall().retained_wal_bytes = Some(bytes);
+    }
+
+    /// Records how long ago the oldest transaction that is not yet durable was committed; 0 when none is.
+    pub fn set_lag_seconds(&self, seconds: f64) {
+        self.overall().lag_seconds = Some(seconds);
+    }
+
+    /// A consistent copy of the figures.
+    pub fn report(&self) -> MirrorReport {
+        let overall = self.overall();
+        let durable = self.durable_lsn();
+        let source = Lsn(self.source_lsn.load(Relaxed));
+        MirrorReport {
+            namespace: self.namespace.clone(),
+            name: self.name.clone(),
+            phase: overall.phase,
+            failure: overall.failure.clone(),
+            slot_name: self.slot_name.clone(),
+            publication_name: self.publication_name.clone(),
+            last_lsn: durable,
+            lag: LagReport {
+                bytes: source.bytes_since(durable),
+                seconds: overall.lag_seconds.unwrap_or(0.0),
+            },
+            retained_wal_bytes: overall.retained_wal_bytes,
+            tables: overall.tables.iter().map(|(id, table)| table_report(id, table)).collect(),
+        }
+    }
+}
+
+fn table_report(id: &TableId, table: &TableProgress) -> TableReport {
+    let status = table.status();
+    TableReport {
+        schema: id.schema.clone(),
+        name: id.name.clone(),
+        target: status.target.clone(),
+        state: status.state,
+        rows_copied: table.rows_copied.load(Relaxed),
+        rows_estimated: table.rows_estimated.load(Relaxed),
+        inserted: table.inserted.load(Relaxed),
+        updated: table.updated.load(Relaxed),
+        deleted: table.deleted.load(Relaxed),
+        truncated: table.truncated.load(Relaxed),
+        reread: table.reread.load(Relaxed),
+        out_of_range: status.out_of_range.clone(),
+        reason: status.reason.clone(),
+        message: status.message.clone(),
+    }
+}
+
+/// Distance between source and destination.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct LagReport {
+    /// Bytes of WAL between the end of the source's log and the last durable transaction.
+    pub bytes: u64,
+    /// Seconds since the oldest transaction that is not yet durable was committed.
+    pub seconds: f64,
+}
+
+/// One table's figures at one moment.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct TableReport {
+    /// Schema at the source.
+    pub schema: String,
+    /// Table at the source.
+    pub name: String,
+    /// Table at the destination.
+    pub target: String,
+    /// What is happening to it.
+    pub state: TableState,
+    /// Rows copied by the snapshot.
+    pub rows_copied: u64,
+    /// Rows expected, 0 when unknown.
+    pub rows_estimated: u64,
+    /// Streamed inserts.
+    pub inserted: u64,
+    /// Streamed updates.
+    pub updated: u64,
+    /// Streamed deletes.
+    pub deleted: u64,
+    /// Streamed truncates.
+    pub truncated: u64,
+    /// Rows re-read for an unchanged TOAST value.
+    pub reread: u64,
+    /// Values that the destination type could not hold, by target column.
+    pub out_of_range: BTreeMap<String, u64>,
+    /// The reason of a failure, else empty.
+    pub reason: String,
+    /// What is wrong and what to run, or what is being waited for; else empty.
+    pub message: String,
+}
+
+/// One Mirror's figures at one moment.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct MirrorReport {
+    /// Namespace of the Mirror.
+    pub namespace: String,
+    /// Name of the Mirror.
+    pub name: String,
+    /// What it is doing.
+    pub phase: MirrorPhase,
+    /// Why it does not move.
+    pub failure: Option<MirrorFailure>,
+    /// The slot at the source.
+    pub slot_name: String,
+    /// The publication at the source.
+    pub publication_name: String,
+    /// Everything committed up to here is durable at the destination.
+    #[serde(rename = "lastLSN")]
+    pub last_lsn: Lsn,
+    /// Distance to the source.
+    pub lag: LagReport,
+    /// WAL bytes that the slot holds back at the source, where known.
+    pub retained_wal_bytes: Option<u64>,
+    /// Every table, by name.
+    pub tables: Vec<TableReport>,
+}

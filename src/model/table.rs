@@ -1,0 +1,173 @@
+//! Tables and columns as the source's catalog describes them, with what the Mirror asks of them.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+/// A table's name at the source, as PostgreSQL stores it: unquoted, case kept.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct TableId {
+    /// The schema's name.
+    pub schema: String,
+    /// The table's name.
+    pub name: String,
+}
+
+impl TableId {
+    /// Both parts, unquoted.
+    pub fn new(schema: impl Into<String>, name: impl Into<String>) -> Self {
+        TableId { schema: schema.into(), name: name.into() }
+    }
+}
+
+impl fmt::Display for TableId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}.{}", self.schema, self.name)
+    }
+}
+
+/// A source column's type, reduced to what decides how its values are read and stored.
+///
+/// Domains are replaced by their base type before they get here.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum SourceType {
+    /// `boolean`
+    Bool,
+    /// `smallint`
+    Int2,
+    /// `integer`
+    Int4,
+    /// `bigint`
+    Int8,
+    /// `oid`
+    Oid,
+    /// `real`
+    Float4,
+    /// `double precision`
+    Float8,
+    /// `numeric`; precision and scale where the column declares them (scale may be negative).
+    Numeric(Option<(u16, i16)>),
+    /// `text`, `varchar`, `char(n)`, `name`, `citext`: binary and text forms are the same bytes.
+    Text,
+    /// `bytea`
+    Bytea,
+    /// `uuid`
+    Uuid,
+    /// `date`
+    Date,
+    /// `timestamp without time zone`
+    Timestamp,
+    /// `timestamp with time zone`
+    TimestampTz,
+    /// `time without time zone`
+    Time,
+    /// `json`: binary and text forms are the same bytes.
+    Json,
+    /// `jsonb`
+    Jsonb,
+    /// Any enum type: binary and text forms are the label.
+    Enum,
+    /// pgvector's `vector`
+    Vector,
+    /// An array of a type that is not itself an array.
+    Array(Box<SourceType>),
+    /// Anything else (interval, timetz, inet, range, composite, xml, …): read in PostgreSQL's text form only.
+    Other,
+}
+
+impl SourceType {
+    /// Whether the binary send format of this type is decoded; otherwise its values must arrive as text.
+    pub fn has_binary_decoder(&self) -> bool {
+        match self {
+            SourceType::Other => false,
+            SourceType::Array(element) => element.has_binary_decoder(),
+            _ => true,
+        }
+    }
+}
+
+/// Which column values an UPDATE or DELETE message carries for the old row (`pg_class.relreplident`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum IdentityKind {
+    /// `d`: the primary key.
+    Default,
+    /// `i`: the key of a chosen unique index.
+    Index,
+    /// `f`: the whole old row.
+    Full,
+    /// `n`, or `d` without a primary key: nothing, so UPDATE and DELETE fail once published.
+    Nothing,
+}
+
+/// One mirrored column. Excluded and generated columns are not in a [`TableSchema`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Column {
+    /// The name at the source.
+    pub name: String,
+    /// The name at the destination (`columns.rename`, else the source's).
+    pub target_name: String,
+    /// `pg_attribute.attnum`, which survives a rename.
+    pub attnum: i16,
+    /// `pg_attribute.atttypid`, the declared type (a domain's own oid, not its base).
+    pub type_oid: u32,
+    /// `pg_attribute.atttypmod`, -1 when there is none.
+    pub type_modifier: i32,
+    /// The declared type as `format_type` shows it, for messages.
+    pub type_name: String,
+    /// How values are read.
+    pub source_type: SourceType,
+    /// Whether the source column accepts NULL.
+    pub nullable: bool,
+    /// The destination type the user asked for (`columns.types`), verbatim.
+    pub type_override: Option<String>,
+    /// The value old rows show for a column that was added with a constant default
+    /// (`attmissingval`), in PostgreSQL's text form.
+    pub missing_value: Option<String>,
+    /// Whether the source has dropped it. The target keeps it, and new rows have its default there.
+    #[serde(default)]
+    pub dropped: bool,
+    /// Source names it had before: rows may still come from the log under them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub former_names: Vec<String>,
+}
+
+/// A table to mirror: its columns in source order and how it is laid out at the destination.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TableSchema {
+    /// The table at the source.
+    pub id: TableId,
+    /// `pg_class.oid` at the source, which Relation messages carry.
+    pub oid: u32,
+    /// The table's name at the destination, in the peer's database.
+    pub target: String,
+    /// Mirrored columns, by attribute number.
+    pub columns: Vec<Column>,
+    /// Indices into `columns` of the replica identity's key, in key order. Never empty.
+    pub key: Vec<usize>,
+    /// What the old row of an UPDATE or DELETE carries.
+    pub identity: IdentityKind,
+    /// Indices into `columns` of the destination's sorting key (`engine.orderBy`, else `key`).
+    pub order_by: Vec<usize>,
+    /// `engine.partitionBy`, a ClickHouse expression over target names.
+    pub partition_by: Option<String>,
+    /// `engine.ttl`, a ClickHouse expression over target names.
+    pub ttl: Option<String>,
+    /// `engine.settings`, name and value.
+    pub settings: Vec<(String, String)>,
+    /// `where`: the publication's row filter, a PostgreSQL expression.
+    pub row_filter: Option<String>,
+    /// Whether this is a partitioned table's root (its leaves hold the rows).
+    pub partitioned: bool,
+}
+
+impl TableSchema {
+    /// The index into `columns` of the column with this source name.
+    pub fn column_index(&self, name: &str) -> Option<usize> {
+        self.columns.iter().position(|column| column.name == name)
+    }
+
+    /// Whether every column can be read in binary form.
+    pub fn has_binary_decoder(&self) -> bool {
+        self.columns.iter().all(|column| column.source_type.has_binary_decoder())
+    }
+}
