@@ -15,4 +15,5 @@
 //! | [`http`], [`telemetry`] | `/status` and `/metrics`; logs | `api`, `model`, `status` |
 //! | [`cli`] | one file a command | everything |
 
+pub mod api;
 pub mod model;

@@ -1,0 +1,100 @@
+//! The resources of `walferry.dev/v1alpha1`: [`ReplicationPeer`], a database, and [`Mirror`], what is replicated between two
+//! of them.
+//!
+//! Types and the rules that one object must keep by itself. The same rules are in the generated CustomResourceDefinitions, where
+//! the Kubernetes API server evaluates them as CEL, and in [`Problem`]-returning functions, for files that never meet an API
+//! server. Nothing here connects to anything.
+
+#![allow(
+    clippy::duplicated_attributes,
+    reason = "printer columns of the same type look the same to the lint"
+)]
+#![allow(unreachable_pub, reason = "KubeSchema copies each public struct into a function")]
+
+mod byte_size;
+pub mod conditions;
+mod mirror;
+mod peer;
+mod rules;
+
+pub use byte_size::{MAX_BATCH_BYTES, MIN_BATCH_BYTES, batch_bytes};
+pub use mirror::{
+    BatchSpec, ColumnsSpec, DeletionPolicy, EngineSpec, FailedTable, LagStatus, Mirror, MirrorSpec,
+    MirrorStatus, MirrorTable, OutOfRange, SnapshotMode, SnapshotSpec, SnapshotStatus, TableCounts,
+    TargetSpec,
+};
+pub use peer::{
+    ClickHousePeer, PostgresPeer, ReplicationPeer, ReplicationPeerSpec, ReplicationPeerStatus, TlsMode,
+    TlsSpec,
+};
+pub use rules::{Problem, mirror_problems, peer_problems};
+
+use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::{
+    CustomResourceDefinition, JSONSchemaProps, JSONSchemaPropsOrArray,
+};
+use kube::{CustomResourceExt, KubeSchema};
+use serde::{Deserialize, Serialize};
+
+/// The API group of all resources.
+pub const GROUP: &str = "walferry.dev";
+
+/// The version of all resources, with the group: what `apiVersion` says.
+pub const API_VERSION: &str = "walferry.dev/v1alpha1";
+
+/// What every name that walferry makes for itself at the destination begins with: the state table and the columns that
+/// carry version and deletion.
+pub const RESERVED_PREFIX: &str = "_walferry";
+
+/// The CustomResourceDefinitions, in the order in which to apply them.
+pub fn custom_resource_definitions() -> [CustomResourceDefinition; 2] {
+    let mut definitions = [ReplicationPeer::crd(), Mirror::crd()];
+    for version in definitions.iter_mut().flat_map(|definition| &mut definition.spec.versions) {
+        let schema = version.schema.as_mut().and_then(|validation| validation.open_api_v3_schema.as_mut());
+        schema.into_iter().for_each(forbid_null);
+    }
+    definitions
+}
+
+/// Makes `field: null` mean the same as no field: the API server prunes such nulls, and CEL's `has()` then says what one expects.
+fn forbid_null(schema: &mut JSONSchemaProps) {
+    schema.nullable = None;
+    schema.properties.iter_mut().flatten().for_each(|(_, property)| forbid_null(property));
+    if let Some(JSONSchemaPropsOrArray::Schema(items)) = &mut schema.items {
+        forbid_null(items);
+    }
+}
+
+/// The name of a ReplicationPeer in the same namespace.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct PeerRef {
+    /// Name of a ReplicationPeer in the namespace of the Mirror.
+    #[schemars(length(min = 1, max = 253))]
+    pub name: String,
+}
+
+/// The name of a Secret in the same namespace.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct SecretRef {
+    /// Name of a Secret in the namespace of the resource.
+    #[schemars(length(min = 1, max = 253))]
+    pub name: String,
+}
+
+/// One key of a Secret in the same namespace.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct SecretKeyRef {
+    /// Name of a Secret in the namespace of the resource.
+    #[schemars(length(min = 1, max = 253))]
+    pub name: String,
+    /// The key within the Secret.
+    #[serde(default = "default_ca_key")]
+    #[schemars(length(min = 1, max = 253))]
+    pub key: String,
+}
+
+fn default_ca_key() -> String {
+    "ca.crt".to_owned()
+}

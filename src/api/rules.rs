@@ -1,0 +1,332 @@
+//! What a single object must keep besides its schema: the CEL rules of the CRDs over again in Rust, for files that never meet an API
+//! server, and a few that CEL can't say. The messages are shared; a test holds the two lists together.
+
+use std::{collections::HashSet, fmt};
+
+use super::{
+    ColumnsSpec, MirrorSpec, MirrorTable, PeerRef, RESERVED_PREFIX, ReplicationPeerSpec, TlsMode, TlsSpec,
+    batch_bytes,
+};
+
+/// The messages of the CEL rules.
+pub(super) mod message {
+    pub(crate) const ONE_DATABASE: &str = "exactly one of postgres and clickhouse must be set";
+    pub(crate) const KIND_OF_PEER_IS_FIXED: &str =
+        "a peer can't change from postgres to clickhouse or back; make another ReplicationPeer";
+    pub(crate) const URL: &str = "must be http://host:port or https://host:port, without user, path or query";
+    pub(crate) const TLS_FOLLOWS_URL: &str =
+        "an https url needs a tls.mode other than Disable, and an http url takes no tls but Disable";
+    pub(crate) const CA_IS_USED: &str = "caSecretRef is used only with mode VerifyCa or VerifyFull";
+    pub(crate) const CLIENT_CERTIFICATE_IS_USED: &str =
+        "clientCertificateSecretRef can't be used with mode Disable";
+    pub(crate) const SOURCE_IS_FIXED: &str = "sourceRef can't be changed; make another Mirror";
+    pub(crate) const DESTINATION_IS_FIXED: &str = "destinationRef can't be changed; make another Mirror";
+    pub(crate) const RESERVED_TABLE: &str = "table names that begin with _walferry are walferry's own";
+    pub(crate) const EXCLUDED_AND_RENAMED: &str = "a column in exclude can't be in rename too";
+    pub(crate) const EXCLUDED_AND_TYPED: &str = "a column in exclude can't be in types too";
+    pub(crate) const RENAME_TARGET: &str = "new names must not be empty or begin with _walferry";
+    pub(crate) const EMPTY_TYPE: &str = "types must not be empty";
+    pub(crate) const SETTING_NAME: &str = "setting names are lower-case letters, digits and _";
+    pub(crate) const BATCH_BYTES: &str = "must be a size from 1Mi to 1Gi, such as 32Mi or 33554432";
+}
+
+/// The most bytes of an identifier at the source (`NAMEDATALEN - 1`).
+const IDENTIFIER_BYTES: usize = 63;
+
+/// What is wrong with a field.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Problem {
+    /// The field, as in `spec.tables[0].name`.
+    pub path: String,
+    /// What is wrong and what is allowed; never a value, which may be a secret.
+    pub message: String,
+}
+
+impl Problem {
+    /// A problem with the field at `path`.
+    pub fn new(path: impl Into<String>, message: impl Into<String>) -> Self {
+        Problem { path: path.into(), message: message.into() }
+    }
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.path, self.message)
+    }
+}
+
+/// What is wrong with a ReplicationPeer's spec beyond its schema. Empty when nothing is.
+pub fn peer_problems(spec: &ReplicationPeerSpec) -> Vec<Problem> {
+    let mut problems = Vec::new();
+    if spec.postgres.is_some() == spec.clickhouse.is_some() {
+        problems.push(Problem::new("spec", message::ONE_DATABASE));
+    }
+    if let Some(postgres) = &spec.postgres {
+        let path = "spec.postgres";
+        no_nul(&postgres.host, &format!("{path}.host"), &mut problems);
+        identifier(&postgres.database, &format!("{path}.database"), &mut problems);
+        tls_problems(postgres.tls.as_ref(), path, &mut problems);
+    }
+    if let Some(clickhouse) = &spec.clickhouse {
+        let path = "spec.clickhouse";
+        let (https, rest) = match clickhouse.url.split_once("://") {
+            Some(("https", rest)) => (true, Some(rest)),
+            Some(("http", rest)) => (false, Some(rest)),
+            _ => (false, None),
+        };
+        if !rest.is_some_and(is_authority) || url::Url::parse(&clickhouse.url).is_err() {
+            problems.push(Problem::new(format!("{path}.url"), message::URL));
+        } else if clickhouse.tls.as_ref().is_some_and(|tls| (tls.mode == TlsMode::Disable) == https) {
+            problems.push(Problem::new(path, message::TLS_FOLLOWS_URL));
+        }
+        no_nul(&clickhouse.database, &format!("{path}.database"), &mut problems);
+        tls_problems(clickhouse.tls.as_ref(), path, &mut problems);
+    }
+    problems
+}
+
+/// `host:port` and perhaps a slash.
+fn is_authority(text: &str) -> bool {
+    let authority = text.strip_suffix('/').unwrap_or(text);
+    !authority.is_empty() && !authority.contains(|c: char| c.is_whitespace() || "/?#@".contains(c))
+}
+
+fn tls_problems(tls: Option<&TlsSpec>, path: &str, problems: &mut Vec<Problem>) {
+    let Some(tls) = tls else { return };
+    if tls.ca_secret_ref.is_some() && !matches!(tls.mode, TlsMode::VerifyCa | TlsMode::VerifyFull) {
+        problems.push(Problem::new(format!("{path}.tls"), message::CA_IS_USED));
+    }
+    if tls.client_certificate_secret_ref.is_some() && tls.mode == TlsMode::Disable {
+        problems.push(Problem::new(format!("{path}.tls"), message::CLIENT_CERTIFICATE_IS_USED));
+    }
+}
+
+/// What is wrong with a Mirror's spec beyond its schema. Empty when nothing is.
+pub fn mirror_problems(spec: &MirrorSpec) -> Vec<Problem> {
+    let mut problems = Vec::new();
+    if batch_bytes(&spec.batch.max_bytes).is_none() {
+        problems.push(Problem::new("spec.batch.maxBytes", message::BATCH_BYTES));
+    }
+    for (field, PeerRef { name }) in
+        [("sourceRef", &spec.source_ref), ("destinationRef", &spec.destination_ref)]
+    {
+        no_nul(name, &format!("spec.{field}.name"), &mut problems);
+    }
+    for (index, table) in spec.tables.iter().enumerate() {
+        table_problems(table, &format!("spec.tables[{index}]"), &mut problems);
+    }
+    problems
+}
+
+fn table_problems(table: &MirrorTable, path: &str, problems: &mut Vec<Problem>) {
+    identifier(&table.schema, &format!("{path}.schema"), problems);
+    identifier(&table.name, &format!("{path}.name"), problems);
+    if let Some(filter) = &table.row_filter {
+        no_nul(filter, &format!("{path}.where"), problems);
+        if filter.trim().is_empty() {
+            problems.push(Problem::new(
+                format!("{path}.where"),
+                "must be a condition; leave it out to mirror every row",
+            ));
+        }
+    }
+    if let Some(target) = &table.target {
+        let path = format!("{path}.target.table");
+        if target.table.starts_with(RESERVED_PREFIX) {
+            problems.push(Problem::new(&path, message::RESERVED_TABLE));
+        }
+        no_nul(&target.table, &path, problems);
+    }
+    if let Some(columns) = &table.columns {
+        column_problems(columns, &format!("{path}.columns"), problems);
+    }
+    if let Some(engine) = &table.engine {
+        let path = format!("{path}.engine");
+        let mut seen = HashSet::new();
+        for (index, column) in engine.order_by.iter().enumerate() {
+            let path = format!("{path}.orderBy[{index}]");
+            if !seen.insert(column) {
+                problems.push(Problem::new(&path, "the column is listed twice"));
+            }
+            no_nul(column, &path, problems);
+        }
+        for (field, text) in [("partitionBy", &engine.partition_by), ("ttl", &engine.ttl)] {
+            no_nul(text.as_deref().unwrap_or(""), &format!("{path}.{field}"), problems);
+        }
+        if !engine.settings.keys().all(|name| is_setting_name(name)) {
+            problems.push(Problem::new(format!("{path}.settings"), message::SETTING_NAME));
+        }
+        for (name, value) in &engine.settings {
+            no_nul(value, &format!("{path}.settings.{name}"), problems);
+        }
+    }
+}
+
+fn column_problems(columns: &ColumnsSpec, path: &str, problems: &mut Vec<Problem>) {
+    for (index, column) in columns.exclude.iter().enumerate() {
+        identifier(column, &format!("{path}.exclude[{index}]"), problems);
+    }
+    for (list, keys) in [("rename", &columns.rename), ("types", &columns.types)] {
+        for (column, value) in keys {
+            identifier(column, &format!("{path}.{list}"), problems);
+            no_nul(value, &format!("{path}.{list}"), problems);
+        }
+    }
+    if columns.exclude.iter().any(|column| columns.rename.contains_key(column)) {
+        problems.push(Problem::new(path, message::EXCLUDED_AND_RENAMED));
+    }
+    if columns.exclude.iter().any(|column| columns.types.contains_key(column)) {
+        problems.push(Problem::new(path, message::EXCLUDED_AND_TYPED));
+    }
+    if columns.rename.values().any(|name| name.is_empty() || name.starts_with(RESERVED_PREFIX)) {
+        problems.push(Problem::new(path, message::RENAME_TARGET));
+    }
+    // CEL would need a quadratic expression, which the API server's cost limit doesn't allow.
+    let mut names = HashSet::new();
+    if !columns.rename.values().all(|name| names.insert(name)) {
+        problems.push(Problem::new(format!("{path}.rename"), "two columns get the same name"));
+    }
+    if columns.types.values().any(String::is_empty) {
+        problems.push(Problem::new(path, message::EMPTY_TYPE));
+    }
+}
+
+fn is_setting_name(name: &str) -> bool {
+    name.starts_with(|c: char| c.is_ascii_lowercase())
+        && name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_')
+}
+
+/// A name at the source: the schema counts characters, PostgreSQL counts bytes and cuts off what is too much.
+fn identifier(name: &str, path: &str, problems: &mut Vec<Problem>) {
+    if name.is_empty() || name.len() > IDENTIFIER_BYTES {
+        problems.push(Problem::new(path, format!("an identifier has 1 to {IDENTIFIER_BYTES} bytes")));
+    }
+    no_nul(name, path, problems);
+}
+
+fn no_nul(text: &str, path: &str, problems: &mut Vec<Problem>) {
+    if text.contains('\0') {
+        problems.push(Problem::new(path, "must not contain a NUL character"));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::api::{Mirror, ReplicationPeer, custom_resource_definitions};
+
+    /// Every rule of the CRDs with an object that breaks it; `None` where breaking it takes an update.
+    fn violations() -> Vec<(&'static str, Option<Value>)> {
+        let postgres = |tls: Value| json!({"postgres": {"host": "h", "database": "d", "credentialsSecretRef": {"name": "s"}, "tls": tls}});
+        let clickhouse = |url: &str, tls: Value| json!({"clickhouse": {"url": url, "database": "d", "credentialsSecretRef": {"name": "s"}, "tls": tls}});
+        let table = |extra: Value| {
+            let mut table = json!({"schema": "public", "name": "t"});
+            table.as_object_mut().unwrap().extend(extra.as_object().unwrap().clone());
+            json!({"sourceRef": {"name": "a"}, "destinationRef": {"name": "b"}, "tables": [table]})
+        };
+        let columns = |columns: Value| Some(table(json!({"columns": columns})));
+        let mut batch = table(json!({}));
+        batch["batch"] = json!({"maxBytes": "64MB"});
+        vec![
+            (message::ONE_DATABASE, Some(json!({}))),
+            (message::KIND_OF_PEER_IS_FIXED, None),
+            (message::URL, Some(clickhouse("http://u:p@h:8123", Value::Null))),
+            (message::TLS_FOLLOWS_URL, Some(clickhouse("http://h:8123", json!({"mode": "VerifyFull"})))),
+            (message::CA_IS_USED, Some(postgres(json!({"mode": "Require", "caSecretRef": {"name": "s"}})))),
+            (
+                message::CLIENT_CERTIFICATE_IS_USED,
+                Some(postgres(json!({"mode": "Disable", "clientCertificateSecretRef": {"name": "s"}}))),
+            ),
+            (message::SOURCE_IS_FIXED, None),
+            (message::DESTINATION_IS_FIXED, None),
+            (message::RESERVED_TABLE, Some(table(json!({"target": {"table": "_walferry_state"}})))),
+            (message::EXCLUDED_AND_RENAMED, columns(json!({"exclude": ["a"], "rename": {"a": "b"}}))),
+            (message::EXCLUDED_AND_TYPED, columns(json!({"exclude": ["a"], "types": {"a": "JSON"}}))),
+            (message::RENAME_TARGET, columns(json!({"rename": {"a": "_walferry_version"}}))),
+            (message::EMPTY_TYPE, columns(json!({"types": {"a": ""}}))),
+            (message::SETTING_NAME, Some(table(json!({"engine": {"settings": {"A b": "1"}}})))),
+            (message::BATCH_BYTES, Some(batch)),
+        ]
+    }
+
+    fn problems(spec: &Value) -> Vec<Problem> {
+        let object = |kind: &str| json!({"apiVersion": crate::api::API_VERSION, "kind": kind, "metadata": {"name": "x"}, "spec": spec});
+        if spec.get("sourceRef").is_some() {
+            mirror_problems(&serde_json::from_value::<Mirror>(object("Mirror")).unwrap().spec)
+        } else {
+            peer_problems(&serde_json::from_value::<ReplicationPeer>(object("ReplicationPeer")).unwrap().spec)
+        }
+    }
+
+    fn messages_of_crds(value: &Value, found: &mut Vec<String>) {
+        if let Some(Value::Array(rules)) = value.get("x-kubernetes-validations") {
+            found.extend(rules.iter().map(|rule| rule["message"].as_str().unwrap().to_owned()));
+        }
+        match value {
+            Value::Object(fields) => fields.values().for_each(|field| messages_of_crds(field, found)),
+            Value::Array(items) => items.iter().for_each(|item| messages_of_crds(item, found)),
+            _ => {}
+        }
+    }
+
+    #[test]
+    fn every_cel_rule_is_kept_in_files_too() {
+        let mut in_crds = Vec::new();
+        for crd in custom_resource_definitions() {
+            messages_of_crds(&serde_json::to_value(crd).unwrap(), &mut in_crds);
+        }
+        let known: HashSet<&str> = violations().iter().map(|(message, _)| *message).collect();
+        let in_crds: HashSet<&str> = in_crds.iter().map(String::as_str).collect();
+        assert_eq!(in_crds, known);
+        for (message, violation) in violations() {
+            let Some(violation) = violation else { continue };
+            let found = problems(&violation);
+            assert_eq!(found.len(), 1, "{message}: {found:?}");
+            assert_eq!(found[0].message, message);
+        }
+    }
+
+    #[test]
+    fn urls() {
+        let url = |url: &str| {
+            problems(
+                &json!({"clickhouse": {"url": url, "database": "d", "credentialsSecretRef": {"name": "s"}}}),
+            )
+            .is_empty()
+        };
+        for right in
+            ["http://localhost:8123", "https://ch.example:8443/", "http://[::1]:8123", "https://ch.example"]
+        {
+            assert!(url(right), "{right}");
+        }
+        for wrong in [
+            "",
+            "localhost:8123",
+            "tcp://h:9000",
+            "http://",
+            "http://h:99999",
+            "http://h/path",
+            "http://h?a=b",
+            "http://u@h",
+        ] {
+            assert!(!url(wrong), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn names_are_measured_in_bytes_and_hold_no_nul() {
+        let spec = |name: &str| {
+            problems(
+                &json!({"sourceRef": {"name": "a"}, "destinationRef": {"name": "b"}, "tables": [{"schema": "public", "name": name}]}),
+            )
+        };
+        assert!(spec(&"é".repeat(31)).is_empty());
+        assert_eq!(
+            spec(&"é".repeat(32))[0].to_string(),
+            "spec.tables[0].name: an identifier has 1 to 63 bytes"
+        );
+        assert_eq!(spec("a\0b")[0].to_string(), "spec.tables[0].name: must not contain a NUL character");
+    }
+}
