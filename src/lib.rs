@@ -17,3 +17,5 @@
 
 pub mod api;
 pub mod model;
+pub mod postgres;
+pub mod tls;

@@ -1,0 +1,18 @@
+//! What the source's catalog says of the tables, the server and the role that asks.
+//!
+//! Every statement works on PostgreSQL 14 to 18 and takes the tables as they are when it runs.
+
+mod closest;
+mod locks;
+mod relation;
+mod server;
+mod storage;
+mod table;
+mod types;
+
+pub use locks::{LockHolder, lock_holders};
+pub use relation::{KeyCandidate, RelationFacts};
+pub(in crate::postgres) use server::CURRENT_LSN;
+pub use server::{ServerFacts, current_wal_lsn, server_facts};
+pub use storage::{Storage, file_node_statement, storage};
+pub use table::{TableFacts, describe};

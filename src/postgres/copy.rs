@@ -1,0 +1,228 @@
+//! COPY statements: rows of a table, or the rows of given keys, in binary form.
+//!
+//! <https://www.postgresql.org/docs/current/sql-copy.html>
+
+use super::quote::{self, ident, literal};
+use crate::model::{CellKind, Column, TableId, TableSchema};
+
+/// The statement that copies the mirrored columns of `storage` (a leaf partition of `table`, or the table itself),
+/// of the rows that the Mirror's filter and `condition` (such as a [`block_range`]; no bare OR) let through.
+pub fn copy_statement(table: &TableSchema, storage: &TableId, condition: Option<&str>) -> String {
+    let source = format!("ONLY {}", quote::table(storage));
+    copy(table, &source, condition, "")
+}
+
+/// The statement that reads the rows with these keys again, with the projection of [`copy_statement`]. `columns` are
+/// the key's indices into `table.columns`; each key has their values in PostgreSQL's text form. No key, no rows.
+///
+/// Reads the table by its own name, so that a partitioned table is searched in all its partitions.
+pub fn keys_statement(table: &TableSchema, columns: &[usize], keys: &[Vec<String>]) -> String {
+    let columns: Vec<_> = columns.iter().filter_map(|&index| table.columns.get(index)).collect();
+    let names = tuple(columns.iter().map(|column| ident(&column.name)));
+    let keys: Vec<_> = keys
+        .iter()
+        .map(|key| {
+            let values = columns.iter().zip(key);
+            tuple(values.map(|(column, value)| format!("{}::{}", literal(value), column.type_name)))
+        })
+        .collect();
+    let condition =
+        if keys.is_empty() { "false".to_owned() } else { format!("{names} IN ({})", keys.join(", ")) };
+    copy(table, &whole(table), Some(&condition), "")
+}
+
+/// The statement that copies the whole table by its own name, all its partitions with it, of the rows that the Mirror's
+/// filter and `condition` let through, sorted by the expressions `order`.
+pub fn whole_statement(table: &TableSchema, condition: Option<&str>, order: &[String]) -> String {
+    let order = if order.is_empty() { String::new() } else { format!(" ORDER BY {}", order.join(", ")) };
+    copy(table, &whole(table), condition, &order)
+}
+
+/// The number of rows that the Mirror's filter lets through.
+pub fn count_statement(table: &TableSchema) -> String {
+    format!("SELECT count(*) FROM {}{}", whole(table), filter(table, None))
+}
+
+/// The condition for the blocks from `from` to before `to` (to the table's end when `None`), which PostgreSQL 14 and
+/// later answer with a TID range scan that reads nothing else.
+pub fn block_range(from: u64, to: Option<u64>) -> String {
+    let from = format!("ctid >= '({from},0)'::tid");
+    match to {
+        Some(to) => format!("{from} AND ctid < '({to},0)'::tid"),
+        None => from,
+    }
+}
+
+/// In which form [`copy_statement`] and [`keys_statement`] give each column's values.
+pub fn cell_kinds(table: &TableSchema) -> Vec<CellKind> {
+    let kind = |column: &Column| {
+        if column.source_type.has_binary_decoder() { CellKind::Binary } else { CellKind::Text }
+    };
+    table.columns.iter().map(kind).collect()
+}
+
+/// The table with its partitions, but without tables that inherit from it, which are tables of their own.
+fn whole(table: &TableSchema) -> String {
+    format!("{}{}", if table.partitioned { "" } else { "ONLY " }, quote::table(&table.id))
+}
+
+fn copy(table: &TableSchema, source: &str, condition: Option<&str>, order: &str) -> String {
+    let columns: Vec<_> = table.columns.iter().map(projection).collect();
+    let filter = filter(table, condition);
+    format!("COPY (SELECT {} FROM {source}{filter}{order}) TO STDOUT (FORMAT binary)", columns.join(", "))
+}
+
+fn filter(table: &TableSchema, condition: Option<&str>) -> String {
+    // The filter may be an OR, hence the parentheses; the line break ends a comment that it may end with.
+    let row_filter = table.row_filter.iter().map(|filter| format!("({filter}\n)"));
+    let conditions: Vec<_> = row_filter.chain(condition.map(str::to_owned)).collect();
+    match conditions.as_slice() {
+        [] => String::new(),
+        conditions => format!(" WHERE {}", conditions.join(" AND ")),
+    }
+}
+
+/// A column, or its text form where nobody decodes its binary form. `format` applies the type's output function, as
+/// the stream does; a cast to text differs for some types (`inet`, `char(n)`). It makes an empty string of NULL; and
+/// `IS NOT NULL` is false for a composite with a NULL field.
+pub(super) fn projection(column: &Column) -> String {
+    if column.dropped {
+        return "NULL".to_owned();
+    }
+    let name = ident(&column.name);
+    if column.source_type.has_binary_decoder() {
+        return name;
+    }
+    format!("CASE WHEN {name} IS DISTINCT FROM NULL THEN format('%s', {name}) END")
+}
+
+fn tuple(items: impl Iterator<Item = String>) -> String {
+    let items: Vec<_> = items.collect();
+    match items.as_slice() {
+        [one] => one.clone(),
+        items => format!("({})", items.join(", ")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{IdentityKind, SourceType};
+
+    fn column(name: &str, type_name: &str, source_type: SourceType) -> Column {
+        Column {
+            name: name.into(),
+            target_name: name.into(),
+            attnum: 1,
+            type_oid: 0,
+            type_modifier: -1,
+            type_name: type_name.into(),
+            source_type,
+            nullable: true,
+            type_override: None,
+            missing_value: None,
+            dropped: false,
+            former_names: Vec::new(),
+        }
+    }
+
+    fn table() -> TableSchema {
+        TableSchema {
+            id: TableId::new("public", "Task"),
+            oid: 1,
+            target: "task".into(),
+            columns: vec![
+                column("id", "bigint", SourceType::Int8),
+                column("Région", "character varying(8)", SourceType::Text),
+                column("addr", "inet", SourceType::Other),
+            ],
+            key: vec![0],
+            identity: IdentityKind::Default,
+            order_by: vec![0],
+            partition_by: None,
+            ttl: None,
+            settings: vec![],
+            row_filter: None,
+            partitioned: false,
+        }
+    }
+
+    const COLUMNS: &str =
+        r#""id", "Région", CASE WHEN "addr" IS DISTINCT FROM NULL THEN format('%s', "addr") END"#;
+
+    #[test]
+    fn copies_a_table_or_a_part_of_it() {
+        let mut table = table();
+        assert_eq!(
+            copy_statement(&table, &table.id, None),
+            format!(r#"COPY (SELECT {COLUMNS} FROM ONLY "public"."Task") TO STDOUT (FORMAT binary)"#)
+        );
+        table.row_filter = Some("id > 3 OR id = 1 -- why".into());
+        let leaf = TableId::new("parts", "task_1");
+        assert_eq!(
+            copy_statement(&table, &leaf, Some(&block_range(0, Some(16)))),
+            format!(
+                "COPY (SELECT {COLUMNS} FROM ONLY \"parts\".\"task_1\" WHERE (id > 3 OR id = 1 -- why\n) \
+                 AND ctid >= '(0,0)'::tid AND ctid < '(16,0)'::tid) TO STDOUT (FORMAT binary)"
+            )
+        );
+        assert_eq!(block_range(16, None), "ctid >= '(16,0)'::tid");
+    }
+
+    #[test]
+    fn reads_the_whole_table_in_order() {
+        let mut table = table();
+        assert_eq!(
+            whole_statement(
+                &table,
+                None,
+                &["\"id\"".to_owned(), "\"Région\"::text COLLATE \"C\"".to_owned()]
+            ),
+            format!(
+                "COPY (SELECT {COLUMNS} FROM ONLY \"public\".\"Task\" ORDER BY \"id\", \"Région\"::text COLLATE \"C\") \
+                 TO STDOUT (FORMAT binary)"
+            )
+        );
+        assert_eq!(count_statement(&table), "SELECT count(*) FROM ONLY \"public\".\"Task\"");
+        table.partitioned = true;
+        table.row_filter = Some("a OR b".into());
+        assert_eq!(
+            whole_statement(&table, Some("random() < 0.5"), &[]),
+            format!(
+                "COPY (SELECT {COLUMNS} FROM \"public\".\"Task\" WHERE (a OR b\n) AND random() < 0.5) TO STDOUT \
+                 (FORMAT binary)"
+            )
+        );
+        assert_eq!(count_statement(&table), "SELECT count(*) FROM \"public\".\"Task\" WHERE (a OR b\n)");
+    }
+
+    #[test]
+    fn reads_rows_by_key() {
+        let mut table = table();
+        let keys = [vec!["1".to_owned()], vec!["-2".to_owned()]];
+        assert_eq!(
+            keys_statement(&table, &[0], &keys),
+            format!(
+                "COPY (SELECT {COLUMNS} FROM ONLY \"public\".\"Task\" WHERE \"id\" IN ('1'::bigint, '-2'::bigint)) \
+                 TO STDOUT (FORMAT binary)"
+            )
+        );
+        table.partitioned = true;
+        table.row_filter = Some("true".into());
+        let keys = [vec!["1".to_owned(), "O'Hara".to_owned()], vec!["2".to_owned(), "b\\".to_owned()]];
+        assert_eq!(
+            keys_statement(&table, &[0, 1], &keys),
+            format!(
+                "COPY (SELECT {COLUMNS} FROM \"public\".\"Task\" WHERE (true\n) AND (\"id\", \"Région\") IN \
+                 (('1'::bigint, 'O''Hara'::character varying(8)), ('2'::bigint, E'b\\\\'::character varying(8)))) \
+                 TO STDOUT (FORMAT binary)"
+            )
+        );
+        assert!(keys_statement(&table, &[0], &[]).contains(") AND false)"));
+    }
+
+    #[test]
+    fn knows_the_form_of_each_column() {
+        assert_eq!(cell_kinds(&table()), [CellKind::Binary, CellKind::Binary, CellKind::Text]);
+    }
+}

@@ -1,0 +1,272 @@
+//! The one error of the PostgreSQL layer.
+
+use std::io;
+
+use crate::{model::TableId, tls::TlsError};
+
+/// Bytes of a message or a row that are not what the protocol promises.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum DecodeError {
+    /// A field reaches past the end.
+    #[error("message ends at byte {at}, in the middle of {field}")]
+    Truncated {
+        /// What was being read.
+        field: &'static str,
+        /// Offset of the field's first byte.
+        at: usize,
+    },
+    /// A message type that protocol version 1 doesn't have.
+    #[error("unknown message type 0x{0:02x}")]
+    UnknownMessage(u8),
+    /// A letter or number outside the set that the field allows.
+    #[error("unexpected {field} 0x{value:02x}")]
+    Unexpected {
+        /// Which field.
+        field: &'static str,
+        /// What it was.
+        value: u8,
+    },
+    /// A name isn't UTF-8 although the session's encoding is.
+    #[error("{0} is not UTF-8")]
+    NotUtf8(&'static str),
+    /// Bytes are left after the last field.
+    #[error("{0} bytes are left after the last field")]
+    TrailingBytes(usize),
+    /// A row has another number of columns than was asked for.
+    #[error("a row has {found} columns where {expected} were asked for")]
+    ColumnCount {
+        /// Columns asked for.
+        expected: usize,
+        /// Columns found.
+        found: usize,
+    },
+    /// A negative or impossible length.
+    #[error("impossible length {0}")]
+    Length(i64),
+}
+
+/// What can go wrong with PostgreSQL. Messages never hold a password; they say what to do where that is known.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The host name has no address, or nothing answers there.
+    #[error("cannot connect to {host}:{port}: {source}")]
+    Connect {
+        /// Host name or address.
+        host: String,
+        /// TCP port.
+        port: u16,
+        /// The system's error.
+        source: io::Error,
+    },
+    /// The server did not accept and greet us in time.
+    #[error("cannot connect to {host}:{port}: no answer within {seconds} s")]
+    ConnectTimeout {
+        /// Host name or address.
+        host: String,
+        /// TCP port.
+        port: u16,
+        /// How long we waited.
+        seconds: u64,
+    },
+    /// The TLS settings themselves are wrong.
+    #[error(transparent)]
+    TlsSettings(#[from] TlsError),
+    /// The server speaks plain text only.
+    #[error(
+        "{host}:{port} does not offer TLS; set ssl = on at the server, or tls.mode: Disable to send everything in plain text"
+    )]
+    TlsRefused {
+        /// Host name or address.
+        host: String,
+        /// TCP port.
+        port: u16,
+    },
+    /// The TLS handshake failed.
+    #[error("TLS handshake with {host}:{port} failed: {}", crate::tls::explain(.source))]
+    Tls {
+        /// Host name or address.
+        host: String,
+        /// TCP port.
+        port: u16,
+        /// What rustls says.
+        source: io::Error,
+    },
+    /// The server does not let this role in.
+    #[error("cannot log in as {username}: {message}")]
+    Authentication {
+        /// The role.
+        username: String,
+        /// The server's words (SQLSTATE class 28), or ours.
+        message: String,
+    },
+    /// The server refused or failed a statement.
+    #[error("{message} (SQLSTATE {sqlstate}){}", suffix(.detail, .hint))]
+    Server {
+        /// The five-character code.
+        sqlstate: String,
+        /// The primary message.
+        message: String,
+        /// The server's DETAIL.
+        detail: Option<String>,
+        /// The server's HINT.
+        hint: Option<String>,
+    },
+    /// The server sent something that the protocol doesn't allow here, or we were about to.
+    #[error("protocol violation: {0}")]
+    Protocol(String),
+    /// A message or row could not be decoded.
+    #[error("malformed data from the server: {0}")]
+    Decode(#[from] DecodeError),
+    /// The connection was cut.
+    #[error("connection to PostgreSQL lost: {0}")]
+    Io(#[from] io::Error),
+    /// The server ended the conversation without an error message.
+    #[error("PostgreSQL closed the connection")]
+    Closed,
+    /// The SQL driver failed for another reason than a server error.
+    #[error("PostgreSQL session: {}", with_cause(.0))]
+    Driver(#[source] tokio_postgres::Error),
+    /// A table that the Mirror names is not there.
+    #[error("table {table} does not exist{hint}")]
+    TableMissing {
+        /// The table.
+        table: TableId,
+        /// Close names as `; did you mean …?`, or empty.
+        hint: String,
+    },
+    /// A column that the Mirror names is not there.
+    #[error("table {table}: {list} names column {column}, which does not exist")]
+    UnknownColumn {
+        /// The table.
+        table: TableId,
+        /// The field that names it, such as `columns.exclude`.
+        list: &'static str,
+        /// The column.
+        column: String,
+    },
+    /// The table can't be mirrored as the Mirror asks.
+    #[error("table {table}: {message}")]
+    Schema {
+        /// The table.
+        table: TableId,
+        /// What is wrong and what to do.
+        message: String,
+    },
+    /// The server lacks something we need.
+    #[error("{what} is not supported: {message}")]
+    Unsupported {
+        /// What is missing.
+        what: String,
+        /// Since when it is there, or what to do instead.
+        message: String,
+    },
+}
+
+/// The driver keeps the system's words out of its own.
+fn with_cause(error: &tokio_postgres::Error) -> String {
+    match std::error::Error::source(error) {
+        Some(cause) => format!("{error}: {cause}"),
+        None => error.to_string(),
+    }
+}
+
+fn suffix(detail: &Option<String>, hint: &Option<String>) -> String {
+    [detail, hint].into_iter().flatten().map(|text| format!("; {text}")).collect()
+}
+
+impl Error {
+    /// A server's error from its fields; class 28 (invalid authorization) becomes [`Error::Authentication`].
+    pub(crate) fn from_server(
+        username: &str,
+        sqlstate: &str,
+        message: String,
+        detail: Option<String>,
+        hint: Option<String>,
+    ) -> Self {
+        if sqlstate == "28P01" || sqlstate == "28000" {
+            return Error::Authentication { username: username.to_owned(), message };
+        }
+        Error::Server { sqlstate: sqlstate.to_owned(), message, detail, hint }
+    }
+
+    /// The SQLSTATE, where the error came from the server.
+    pub fn sqlstate(&self) -> Option<&str> {
+        match self {
+            Error::Server { sqlstate, .. } => Some(sqlstate),
+            _ => None,
+        }
+    }
+
+    /// Whether trying again later, unchanged, may succeed: the network, a restart, a lack of resources, a lost race.
+    ///
+    /// Codes are those of <https://www.postgresql.org/docs/current/errcodes-appendix.html>.
+    pub fn is_transient(&self) -> bool {
+        match self {
+            Error::Connect { .. } | Error::ConnectTimeout { .. } | Error::Io(_) | Error::Closed => true,
+            // rustls reports a certificate or protocol fault as InvalidData; the rest is the network's.
+            Error::Tls { source, .. } => source.kind() != io::ErrorKind::InvalidData,
+            Error::Server { sqlstate, .. } => transient_sqlstate(sqlstate),
+            Error::Driver(error) => error.is_closed() || caused_by_io(error),
+            _ => false,
+        }
+    }
+}
+
+fn transient_sqlstate(sqlstate: &str) -> bool {
+    let class = sqlstate.get(..2).unwrap_or_default();
+    // 08 connection exception, 40 transaction rollback (serialization, deadlock), 53 insufficient resources,
+    // 57P0x shutdown, crash and start-up, 57014 cancelled, 55006 object (the slot) in use, 55P03 lock not available.
+    matches!(class, "08" | "40" | "53")
+        || sqlstate.starts_with("57P0")
+        || matches!(sqlstate, "57014" | "55006" | "55P03")
+}
+
+fn caused_by_io(error: &tokio_postgres::Error) -> bool {
+    let mut source = std::error::Error::source(error);
+    while let Some(error) = source {
+        if error.is::<io::Error>() {
+            return true;
+        }
+        source = error.source();
+    }
+    false
+}
+
+impl From<tokio_postgres::Error> for Error {
+    fn from(error: tokio_postgres::Error) -> Self {
+        let Some(server) = error.as_db_error() else { return Error::Driver(error) };
+        Error::Server {
+            sqlstate: server.code().code().to_owned(),
+            message: server.message().to_owned(),
+            detail: server.detail().map(str::to_owned),
+            hint: server.hint().map(str::to_owned),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn server(sqlstate: &str) -> Error {
+        Error::from_server("app", sqlstate, "no".into(), None, Some("do".into()))
+    }
+
+    #[test]
+    fn tells_passing_faults_from_lasting_ones() {
+        for code in ["57P01", "57P03", "53300", "55006", "40001", "08006", "57014"] {
+            assert!(server(code).is_transient(), "{code}");
+        }
+        for code in ["42501", "42P01", "55000", "58P01", "3D000", "28P01"] {
+            assert!(!server(code).is_transient(), "{code}");
+        }
+        assert!(Error::Closed.is_transient());
+    }
+
+    #[test]
+    fn keeps_the_servers_words() {
+        assert_eq!(server("42501").to_string(), "no (SQLSTATE 42501); do");
+        assert_eq!(server("42501").sqlstate(), Some("42501"));
+        assert_eq!(server("28P01").to_string(), "cannot log in as app: no");
+    }
+}

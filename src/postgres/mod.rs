@@ -1,0 +1,17 @@
+//! PostgreSQL: sessions, catalog, slot, publication, wire protocol and decoders.
+//!
+//! Two kinds of connection. A [`session::Session`] runs ordinary SQL. A [`wire::Connection`] carries bulk data (COPY
+//! and the replication stream) through a receive buffer of our own, so that rows are decoded where they arrived.
+
+pub mod catalog;
+pub mod copy;
+mod error;
+pub mod pgoutput;
+pub mod publication;
+pub mod quote;
+pub mod reread;
+pub mod session;
+pub mod slot;
+pub mod wire;
+
+pub use error::{DecodeError, Error};

@@ -1,0 +1,343 @@
+//! The publication: which tables' changes the source sends, and which rows of them.
+//!
+//! <https://www.postgresql.org/docs/current/sql-createpublication.html>
+
+use tokio_postgres::Row;
+
+use super::{Error, quote, session::Session};
+use crate::model::{TableId, TableSchema};
+
+/// What the comment of a publication that walferry made begins with; the Mirror's UID follows.
+pub const COMMENT_PREFIX: &str = "walferry mirror ";
+
+/// Name of the publication that [`probe`] makes and rolls back.
+const PROBE: &str = "walferry_probe";
+
+/// A publication as the catalog has it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Publication {
+    /// `pg_publication.oid`
+    pub oid: u32,
+    /// Whether walferry made it: only then is it ever altered or dropped.
+    pub owned_by_us: bool,
+    /// The owning role.
+    pub owner: String,
+    /// Whether the session's role may alter it.
+    pub may_alter: bool,
+    /// `FOR ALL TABLES`
+    pub all_tables: bool,
+    /// Whether it has `FOR TABLES IN SCHEMA` (PostgreSQL 15).
+    pub schemas: bool,
+    /// Whether inserts are sent.
+    pub insert: bool,
+    /// Whether updates are sent.
+    pub update: bool,
+    /// Whether deletes are sent.
+    pub delete: bool,
+    /// Whether truncates are sent.
+    pub truncate: bool,
+    /// `publish_via_partition_root`
+    pub via_root: bool,
+    /// Tables named one by one, by name.
+    pub tables: Vec<PublishedTable>,
+}
+
+/// A table of a publication.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PublishedTable {
+    /// Its name.
+    pub id: TableId,
+    /// `pg_class.oid`
+    pub oid: u32,
+    /// The row filter, in PostgreSQL's own words.
+    pub row_filter: Option<String>,
+    /// Columns that the row filter (or the column list) names.
+    pub filter_columns: Vec<String>,
+    /// The column list, if it has one.
+    pub columns: Option<Vec<String>>,
+}
+
+/// Row filters, column lists and whole schemas exist since PostgreSQL 15.
+fn has_filters(server_version: u32) -> bool {
+    server_version >= 150_000
+}
+
+fn publication_statement(server_version: u32) -> String {
+    let schemas = if has_filters(server_version) {
+        "EXISTS (SELECT FROM pg_publication_namespace WHERE pnpubid = p.oid)"
+    } else {
+        "false"
+    };
+    format!(
+        "SELECT p.oid, obj_description(p.oid, 'pg_publication'), pg_get_userbyid(p.pubowner)::text, \
+         pg_has_role(p.pubowner, 'USAGE'), p.puballtables, {schemas}, \
+         p.pubinsert, p.pubupdate, p.pubdelete, p.pubtruncate, p.pubviaroot \
+         FROM pg_publication p WHERE p.pubname::text = $1::text"
+    )
+}
+
+fn tables_statement(server_version: u32) -> String {
+    let (filter, columns) = if has_filters(server_version) {
+        (
+            "pg_get_expr(r.prqual, r.prrelid)",
+            "(SELECT array_agg(a.attname::text ORDER BY a.attnum) FROM pg_attribute a \
+             WHERE a.attrelid = r.prrelid AND a.attnum = ANY (r.prattrs))",
+        )
+    } else {
+        ("NULL::text", "NULL::text[]")
+    };
+    format!(
+        "SELECT n.nspname::text, c.relname::text, c.oid, {filter}, {columns}, \
+         ARRAY(SELECT DISTINCT a.attname::text FROM pg_depend d \
+         JOIN pg_attribute a ON a.attrelid = d.refobjid AND a.attnum = d.refobjsubid \
+         WHERE d.classid = 'pg_publication_rel'::regclass AND d.objid = r.oid \
+         AND d.refclassid = 'pg_class'::regclass AND d.refobjid = r.prrelid AND d.refobjsubid > 0 ORDER BY 1) \
+         FROM pg_publication_rel r JOIN pg_class c ON c.oid = r.prrelid JOIN pg_namespace n ON n.oid = c.relnamespace \
+         WHERE r.prpubid = $1 ORDER BY 1, 2"
+    )
+}
+
+/// Reads a publication; `None` when there is none of that name.
+///
+/// # Errors
+/// [`Error`] of the queries.
+pub async fn read(session: &Session, name: &str) -> Result<Option<Publication>, Error> {
+    let version = session.server_version_num();
+    let Some(row) = session.client.query_opt(&publication_statement(version), &[&name]).await? else {
+        return Ok(None);
+    };
+    let oid: u32 = row.try_get(0)?;
+    let tables = session.client.query(&tables_statement(version), &[&oid]).await?;
+    let comment: Option<String> = row.try_get(1)?;
+    Ok(Some(Publication {
+        oid,
+        owned_by_us: comment.is_some_and(|comment| comment.starts_with(COMMENT_PREFIX)),
+        owner: row.try_get(2)?,
+        may_alter: row.try_get(3)?,
+        all_tables: row.try_get(4)?,
+        schemas: row.try_get(5)?,
+        insert: row.try_get(6)?,
+        update: row.try_get(7)?,
+        delete: row.try_get(8)?,
+        truncate: row.try_get(9)?,
+        via_root: row.try_get(10)?,
+        tables: tables.iter().map(published_table).collect::<Result<_, _>>()?,
+    }))
+}
+
+fn published_table(row: &Row) -> Result<PublishedTable, Error> {
+    Ok(PublishedTable {
+        id: TableId::new(row.try_get::<_, String>(0)?, row.try_get::<_, String>(1)?),
+        oid: row.try_get(2)?,
+        row_filter: row.try_get(3)?,
+        columns: row.try_get(4)?,
+        filter_columns: row.try_get(5)?,
+    })
+}
+
+/// A table with its row filter, as a publication takes it.
+fn member(table: &TableSchema) -> String {
+    let name = quote::table(&table.id);
+    match &table.row_filter {
+        // A comment at the filter's end must not swallow what follows.
+        Some(filter) if filter.contains("--") => format!("{name} WHERE ({filter}\n)"),
+        Some(filter) => format!("{name} WHERE ({filter})"),
+        None => name,
+    }
+}
+
+fn members<'a>(tables: impl IntoIterator<Item = &'a TableSchema>) -> String {
+    tables.into_iter().map(member).collect::<Vec<_>>().join(", ")
+}
+
+pub(crate) fn create_statement(name: &str, tables: &[TableSchema]) -> String {
+    format!(
+        "CREATE PUBLICATION {} FOR TABLE {} WITH (publish = 'insert, update, delete, truncate', \
+         publish_via_partition_root = true)",
+        quote::ident(name),
+        members(tables)
+    )
+}
+
+pub(crate) fn comment_statement(name: &str, comment: &str) -> String {
+    format!("COMMENT ON PUBLICATION {} IS {}", quote::ident(name), quote::literal(comment))
+}
+
+/// A filter can only be changed for all tables at once, or by dropping and adding its table in one transaction.
+pub(crate) fn alter_statements(
+    name: &str,
+    add: &[&TableSchema],
+    drop: &[TableId],
+    reset: &[&TableSchema],
+) -> Vec<String> {
+    let publication = quote::ident(name);
+    let leaving: Vec<_> = drop.iter().chain(reset.iter().map(|table| &table.id)).map(quote::table).collect();
+    let joining: Vec<_> = reset.iter().chain(add).copied().collect();
+    let mut statements = Vec::new();
+    if !leaving.is_empty() {
+        statements.push(format!("ALTER PUBLICATION {publication} DROP TABLE {}", leaving.join(", ")));
+    }
+    if !joining.is_empty() {
+        statements.push(format!("ALTER PUBLICATION {publication} ADD TABLE {}", members(joining)));
+    }
+    statements
+}
+
+/// Makes the publication with its comment, which says that it is ours, in one transaction.
+///
+/// The session must be in no transaction and used by nobody else meanwhile.
+///
+/// # Errors
+/// [`Error`] of the statements: 42710 it exists, 42501 the role doesn't own a table or may not create in the database.
+pub async fn create(
+    session: &Session,
+    name: &str,
+    tables: &[TableSchema],
+    comment: &str,
+) -> Result<(), Error> {
+    in_transaction(session, &[create_statement(name, tables), comment_statement(name, comment)]).await
+}
+
+/// Adds and removes tables, and gives `reset` their current row filter, in one transaction.
+///
+/// Transactions that wrote to an added table before are not in the stream: see [`super::catalog::lock_holders`].
+/// The session must be in no transaction and used by nobody else meanwhile.
+///
+/// # Errors
+/// [`Error`] of the statements.
+pub async fn alter(
+    session: &Session,
+    name: &str,
+    add: &[&TableSchema],
+    drop: &[TableId],
+    reset: &[&TableSchema],
+) -> Result<(), Error> {
+    in_transaction(session, &alter_statements(name, add, drop, reset)).await
+}
+
+/// Drops a publication; `false` when it was not there.
+///
+/// # Errors
+/// [`Error`] of the statement.
+pub async fn drop(session: &Session, name: &str) -> Result<bool, Error> {
+    match session.client.execute(&drop_statement(name), &[]).await.map_err(Error::from) {
+        Ok(_) => Ok(true),
+        Err(error) if error.sqlstate() == Some("42704") => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+pub(crate) fn drop_statement(name: &str) -> String {
+    format!("DROP PUBLICATION {}", quote::ident(name))
+}
+
+/// What PostgreSQL makes of a table's row filter: its normal form, which can be compared with a publication's, and the
+/// columns it names. A publication is made for that and rolled back; nobody else ever sees it.
+///
+/// The session must be in no transaction and used by nobody else meanwhile.
+///
+/// # Errors
+/// [`Error`] of the statements: the filter isn't valid; 42501 when the role doesn't own the table or may not create.
+pub async fn probe(session: &Session, table: &TableSchema) -> Result<PublishedTable, Error> {
+    // A writer is never waited for (the lock is SHARE UPDATE EXCLUSIVE), but a VACUUM or ALTER TABLE would be.
+    session.client.batch_execute("BEGIN READ WRITE; SET LOCAL lock_timeout = '10s'").await?;
+    let probed = async {
+        execute(session, &create_statement(PROBE, std::slice::from_ref(table))).await?;
+        read(session, PROBE).await
+    }
+    .await;
+    session.client.batch_execute("ROLLBACK").await?;
+    probed?
+        .and_then(|publication| publication.tables.into_iter().next())
+        .ok_or_else(|| Error::Protocol("a publication just made is not in the catalog".to_owned()))
+}
+
+async fn in_transaction(session: &Session, statements: &[String]) -> Result<(), Error> {
+    session.client.batch_execute("BEGIN READ WRITE").await?;
+    for statement in statements {
+        if let Err(error) = execute(session, statement).await {
+            // The first error is the one to tell; where even this fails, the connection is gone and with it the transaction.
+            if let Err(error) = session.client.batch_execute("ROLLBACK").await {
+                tracing::debug!(%error, "rollback failed");
+            }
+            return Err(error);
+        }
+    }
+    Ok(session.client.batch_execute("COMMIT").await?)
+}
+
+/// Runs one statement by the extended protocol, which takes no second one that a row filter might smuggle in.
+async fn execute(session: &Session, statement: &str) -> Result<(), Error> {
+    session.client.execute(statement, &[]).await?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::IdentityKind;
+
+    fn table(name: &str, filter: Option<&str>) -> TableSchema {
+        TableSchema {
+            id: TableId::new("public", name),
+            oid: 1,
+            target: name.to_owned(),
+            columns: Vec::new(),
+            key: Vec::new(),
+            identity: IdentityKind::Default,
+            order_by: Vec::new(),
+            partition_by: None,
+            ttl: None,
+            settings: Vec::new(),
+            row_filter: filter.map(str::to_owned),
+            partitioned: false,
+        }
+    }
+
+    #[test]
+    fn creates_with_filters_all_operations_and_roots() {
+        let tables =
+            [table("users", None), table("Task\"Run", Some("\"projectId\" IS NOT NULL -- all of them"))];
+        assert_eq!(
+            create_statement("walferry_1f", &tables),
+            "CREATE PUBLICATION \"walferry_1f\" FOR TABLE \"public\".\"users\", \"public\".\"Task\"\"Run\" \
+             WHERE (\"projectId\" IS NOT NULL -- all of them\n) \
+             WITH (publish = 'insert, update, delete, truncate', publish_via_partition_root = true)"
+        );
+        assert_eq!(
+            comment_statement("walferry_1f", "walferry mirror 1f"),
+            "COMMENT ON PUBLICATION \"walferry_1f\" IS 'walferry mirror 1f'"
+        );
+        assert_eq!(drop_statement("walferry_1f"), "DROP PUBLICATION \"walferry_1f\"");
+    }
+
+    #[test]
+    fn alters_by_dropping_before_adding() {
+        let (new, changed) = (table("new", None), table("changed", Some("id > 5")));
+        assert_eq!(
+            alter_statements("p", &[&new], &[TableId::new("public", "old")], &[&changed]),
+            [
+                "ALTER PUBLICATION \"p\" DROP TABLE \"public\".\"old\", \"public\".\"changed\"",
+                "ALTER PUBLICATION \"p\" ADD TABLE \"public\".\"changed\" WHERE (id > 5), \"public\".\"new\"",
+            ]
+        );
+        assert_eq!(alter_statements("p", &[], &[], &[]), Vec::<String>::new());
+    }
+
+    #[test]
+    fn asks_version_14_for_nothing_it_lacks() {
+        assert_eq!(
+            tables_statement(140_000),
+            "SELECT n.nspname::text, c.relname::text, c.oid, NULL::text, NULL::text[], \
+             ARRAY(SELECT DISTINCT a.attname::text FROM pg_depend d \
+             JOIN pg_attribute a ON a.attrelid = d.refobjid AND a.attnum = d.refobjsubid \
+             WHERE d.classid = 'pg_publication_rel'::regclass AND d.objid = r.oid \
+             AND d.refclassid = 'pg_class'::regclass AND d.refobjid = r.prrelid AND d.refobjsubid > 0 ORDER BY 1) \
+             FROM pg_publication_rel r JOIN pg_class c ON c.oid = r.prrelid \
+             JOIN pg_namespace n ON n.oid = c.relnamespace WHERE r.prpubid = $1 ORDER BY 1, 2"
+        );
+        assert!(tables_statement(150_000).contains("pg_get_expr(r.prqual, r.prrelid)"));
+        assert!(!publication_statement(140_000).contains("pg_publication_namespace"));
+        assert!(publication_statement(150_000).contains("pg_publication_namespace"));
+    }
+}

@@ -1,0 +1,178 @@
+//! The replication slot: the source's promise to keep every change that we have not made durable yet.
+//!
+//! <https://www.postgresql.org/docs/current/view-pg-replication-slots.html>
+
+use std::time::Duration;
+
+use tokio::time::{Instant, sleep};
+use tokio_postgres::{Row, types::PgLsn};
+
+use super::{Error, catalog::CURRENT_LSN, session::Session};
+use crate::model::Lsn;
+
+/// How long an ended walsender gets to let its slot go.
+const RELEASE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How long a walsender must have heard nothing from its reader to count as left behind: three times the longest pause
+/// between two reports.
+const SILENCE: Duration = Duration::from_secs(3);
+
+/// A replication slot as `pg_replication_slots` shows it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SlotInfo {
+    /// Its name.
+    pub name: String,
+    /// The output plugin; `None` for a physical slot.
+    pub plugin: Option<String>,
+    /// The database it decodes; `None` for a physical slot.
+    pub database: Option<String>,
+    /// The process that reads from it.
+    pub active_pid: Option<i32>,
+    /// The oldest WAL it keeps.
+    pub restart_lsn: Option<Lsn>,
+    /// Up to where the reader has confirmed to need nothing again.
+    pub confirmed_flush_lsn: Option<Lsn>,
+    /// `reserved`, `extended`, `unreserved` or `lost`; a lost slot is invalidated and never usable again.
+    pub wal_status: Option<String>,
+    /// Bytes of WAL that can still be written before the slot may be lost; `None` without a limit.
+    pub safe_wal_size: Option<i64>,
+    /// Bytes of WAL it keeps; `None` when it is lost.
+    pub retained_bytes: Option<u64>,
+    /// Up to where the source's WAL is durable.
+    pub current_lsn: Lsn,
+}
+
+fn read_statement() -> String {
+    format!(
+        "SELECT s.slot_name::text, s.plugin::text, s.database::text, s.active_pid, s.restart_lsn, s.confirmed_flush_lsn, \
+         s.wal_status, s.safe_wal_size, current.lsn \
+         FROM pg_replication_slots s, (SELECT {CURRENT_LSN} AS lsn) current WHERE s.slot_name::text = $1::text"
+    )
+}
+
+/// Reads a slot; `None` when there is none of that name.
+///
+/// # Errors
+/// [`Error`] of the query.
+pub async fn read(session: &Session, name: &str) -> Result<Option<SlotInfo>, Error> {
+    let row = session.client.query_opt(&read_statement(), &[&name]).await?;
+    row.as_ref().map(slot_info).transpose()
+}
+
+fn slot_info(row: &Row) -> Result<SlotInfo, Error> {
+    let lsn = |index: usize| -> Result<Option<Lsn>, Error> {
+        Ok(row.try_get::<_, Option<PgLsn>>(index)?.map(|lsn| Lsn(lsn.into())))
+    };
+    let restart_lsn = lsn(4)?;
+    let current_lsn = lsn(8)?.unwrap_or_default();
+    Ok(SlotInfo {
+        name: row.try_get(0)?,
+        plugin: row.try_get(1)?,
+        database: row.try_get(2)?,
+        active_pid: row.try_get(3)?,
+        restart_lsn,
+        confirmed_flush_lsn: lsn(5)?,
+        wal_status: row.try_get(6)?,
+        safe_wal_size: row.try_get(7)?,
+        retained_bytes: restart_lsn.map(|restart| current_lsn.bytes_since(restart)),
+        current_lsn,
+    })
+}
+
+/// Makes a logical slot for pgoutput and gives the position that streaming begins at.
+///
+/// Waits for every transaction that is running when it is called, so it may take long.
+///
+/// # Errors
+/// [`Error`] of the statement: 42710 the slot exists, 53400 no slot is free, 42501 the role may not, 55000 `wal_level`.
+pub async fn create(session: &Session, name: &str) -> Result<Lsn, Error> {
+    let sql = "SELECT lsn FROM pg_create_logical_replication_slot($1, 'pgoutput')";
+    let lsn: PgLsn = session.client.query_one(sql, &[&name]).await?.try_get(0)?;
+    Ok(Lsn(lsn.into()))
+}
+
+/// Drops a slot; `false` when it was not there.
+///
+/// # Errors
+/// [`Error`] of the statement: 55006 when a process reads from the slot.
+pub async fn drop(session: &Session, name: &str) -> Result<bool, Error> {
+    let sql = "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE slot_name::text = $1::text";
+    match session.client.query(sql, &[&name]).await.map_err(Error::from) {
+        Ok(rows) => Ok(!rows.is_empty()),
+        // undefined_object: somebody else dropped it between the look and the drop.
+        Err(error) if error.sqlstate() == Some("42704") => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+/// Waits until nobody reads from the slot, and ends the walsender that an earlier run of the same Mirror left behind
+/// (after a cut, the server may notice only much later).
+///
+/// Ours is told from others by its application name, and as left behind by its silence: a living reader reports at
+/// least once a second. `true` when nobody reads from the slot any more; `false` when somebody does: another
+/// application, another process for the same Mirror, or our own that didn't go.
+///
+/// # Errors
+/// [`Error`] of the queries: 42501 when the walsender runs as another role.
+pub async fn release_own_walsender(
+    session: &Session,
+    slot_name: &str,
+    application_name: &str,
+) -> Result<bool, Error> {
+    let started = Instant::now();
+    let mut first: Option<Reader> = None;
+    let mut ended = false;
+    while let Some(reader) = read_reader(session, slot_name, application_name).await? {
+        let known = first.get_or_insert_with(|| reader.clone());
+        if !reader.ours || reader != *known || started.elapsed() >= RELEASE_TIMEOUT {
+            return Ok(false);
+        }
+        if !ended && started.elapsed() >= SILENCE {
+            session.client.execute("SELECT pg_terminate_backend($1)", &[&reader.pid]).await?;
+            tracing::info!(slot = slot_name, pid = reader.pid, "ended the walsender of an earlier run");
+            ended = true;
+        }
+        sleep(Duration::from_millis(50)).await;
+    }
+    Ok(true)
+}
+
+/// Who reads from a slot, and when it last reported.
+#[derive(Clone, PartialEq, Eq)]
+struct Reader {
+    pid: i32,
+    ours: bool,
+    reported: Option<String>,
+}
+
+async fn read_reader(
+    session: &Session,
+    slot_name: &str,
+    application_name: &str,
+) -> Result<Option<Reader>, Error> {
+    let sql = "SELECT s.active_pid, coalesce(a.application_name = $2::text, false), r.reply_time::text \
+               FROM pg_replication_slots s LEFT JOIN pg_stat_activity a ON a.pid = s.active_pid \
+               LEFT JOIN pg_stat_replication r ON r.pid = s.active_pid \
+               WHERE s.slot_name::text = $1::text AND s.active_pid IS NOT NULL";
+    let row = session.client.query_opt(sql, &[&slot_name, &application_name]).await?;
+    let reader = |row: &Row| -> Result<Reader, Error> {
+        Ok(Reader { pid: row.try_get(0)?, ours: row.try_get(1)?, reported: row.try_get(2)? })
+    };
+    row.as_ref().map(reader).transpose()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reads_the_position_of_a_primary_or_a_standby() {
+        assert_eq!(
+            read_statement(),
+            "SELECT s.slot_name::text, s.plugin::text, s.database::text, s.active_pid, s.restart_lsn, \
+             s.confirmed_flush_lsn, s.wal_status, s.safe_wal_size, current.lsn FROM pg_replication_slots s, \
+             (SELECT (CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn() ELSE pg_current_wal_flush_lsn() END) \
+             AS lsn) current WHERE s.slot_name::text = $1::text"
+        );
+    }
+}

@@ -1,0 +1,209 @@
+//! A connection and its simple queries.
+
+use bytes::BytesMut;
+use postgres_protocol::message::frontend;
+use tokio::io::{AsyncWrite, AsyncWriteExt};
+
+use super::{
+    CopyOut, Purpose, ReplicationReader, ReplicationWriter,
+    buffer::{Frame, ReceiveBuffer},
+    fields::{ErrorFields, log_notice, text_row},
+    replication,
+    startup::log_in,
+    transport::Transport,
+};
+use crate::{
+    model::{Lsn, PostgresEndpoint},
+    postgres::{Error, session::within_connect_timeout},
+};
+
+/// What IDENTIFY_SYSTEM answers (<https://www.postgresql.org/docs/current/protocol-replication.html>).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SystemIdentity {
+    /// The cluster's unique number, the same on a physical standby.
+    pub system_identifier: String,
+    /// The timeline, which a promotion changes.
+    pub timeline: u32,
+    /// The end of the log that is flushed (on a standby: replayed).
+    pub wal_position: Lsn,
+}
+
+/// A connection with one statement at a time.
+///
+/// Once an answer was not read to its end (a dropped [`CopyOut`], a cancelled future), every further call is an error.
+#[derive(Debug)]
+pub struct Connection {
+    pub(super) transport: Transport,
+    pub(super) buffer: ReceiveBuffer,
+    pub(super) out: BytesMut,
+    /// Whether the server waits for a statement.
+    pub(super) idle: bool,
+}
+
+impl Connection {
+    /// Connects and logs in, with the same settings pinned as a session has.
+    ///
+    /// # Errors
+    /// [`Error`]: no connection within 10 s, TLS, log-in, or what the server says.
+    pub async fn connect(
+        endpoint: &PostgresEndpoint,
+        application_name: &str,
+        purpose: Purpose,
+    ) -> Result<Connection, Error> {
+        within_connect_timeout(endpoint, async {
+            let transport = Transport::connect(endpoint, purpose).await?;
+            let mut connection =
+                Connection { transport, buffer: ReceiveBuffer::new(), out: BytesMut::new(), idle: false };
+            log_in(&mut connection, endpoint, application_name, purpose).await?;
+            connection.idle = true;
+            Ok(connection)
+        })
+        .await
+    }
+
+    /// Runs one statement by the simple query protocol and gives its rows, every value in text form (`None` for NULL).
+    /// For small results: all of it is held in memory.
+    ///
+    /// # Errors
+    /// [`Error::Server`] keeps the SQLSTATE and leaves the connection usable.
+    pub async fn query(&mut self, sql: &str) -> Result<Vec<Vec<Option<String>>>, Error> {
+        self.start(sql).await?;
+        let mut rows = Vec::new();
+        loop {
+            let frame = self.next_frame().await?;
+            let body = self.buffer.slice(frame.body.clone());
+            match frame.tag {
+                b'D' => rows.push(text_row(body)?),
+                b'T' | b'C' | b'I' => {}
+                b'E' => {
+                    let error = ErrorFields::parse(body).into_error();
+                    return Err(self.drain_after(error).await);
+                }
+                b'Z' => {
+                    self.idle = true;
+                    return Ok(rows);
+                }
+                tag => return Err(unexpected(tag, "the answer to a query")),
+            }
+        }
+    }
+
+    /// Who the server is and where its log ends. Needs [`Purpose::Replication`].
+    ///
+    /// # Errors
+    /// As [`Connection::query`].
+    pub async fn identify_system(&mut self) -> Result<SystemIdentity, Error> {
+        let rows = self.query("IDENTIFY_SYSTEM").await?;
+        let malformed = || Error::Protocol("the answer to IDENTIFY_SYSTEM is malformed".into());
+        let Some([Some(system_identifier), Some(timeline), Some(wal_position), ..]) =
+            rows.first().map(Vec::as_slice)
+        else {
+            return Err(malformed());
+        };
+        Ok(SystemIdentity {
+            system_identifier: system_identifier.clone(),
+            timeline: timeline.parse().map_err(|_| malformed())?,
+            wal_position: wal_position.parse().map_err(|_| malformed())?,
+        })
+    }
+
+    /// Runs a `COPY … TO STDOUT (FORMAT binary)`, whose rows are then read from the answer.
+    ///
+    /// # Errors
+    /// [`Error::Server`] keeps the SQLSTATE and leaves the connection usable.
+    pub async fn copy_out(&mut self, sql: &str) -> Result<CopyOut<'_>, Error> {
+        self.start(sql).await?;
+        let frame = self.next_frame().await?;
+        let body = self.buffer.slice(frame.body.clone());
+        match frame.tag {
+            b'H' if body.first() == Some(&1) => Ok(CopyOut::new(self)),
+            b'H' => Err(Error::Protocol("COPY answers in text, not in binary".into())),
+            b'E' => {
+                let error = ErrorFields::parse(body).into_error();
+                Err(self.drain_after(error).await)
+            }
+            tag => Err(unexpected(tag, "the answer to COPY")),
+        }
+    }
+
+    /// Starts the stream of `slot` at `start` ([`Lsn::ZERO`] for where the slot stands; the slot's own position wins
+    /// when it is further on) with pgoutput's protocol version 1. `binary` asks for values in their binary send form.
+    ///
+    /// # Errors
+    /// [`Error::Server`]: no such slot (42704), in use (55006), invalidated (55000).
+    pub async fn start_replication(
+        mut self,
+        slot: &str,
+        start: Lsn,
+        publication: &str,
+        binary: bool,
+    ) -> Result<(ReplicationReader, ReplicationWriter), Error> {
+        self.start(&replication::start_statement(slot, start, publication, binary)).await?;
+        let frame = self.next_frame().await?;
+        match frame.tag {
+            b'W' => Ok(replication::split(self)),
+            b'E' => Err(ErrorFields::parse(self.buffer.slice(frame.body)).into_error()),
+            tag => Err(unexpected(tag, "the answer to START_REPLICATION")),
+        }
+    }
+
+    /// Sends a statement.
+    async fn start(&mut self, sql: &str) -> Result<(), Error> {
+        if !self.idle {
+            return Err(Error::Protocol("an earlier answer was not read to its end".into()));
+        }
+        frontend::query(sql, &mut self.out)
+            .map_err(|_| Error::Protocol("a statement contains a NUL byte".into()))?;
+        self.idle = false;
+        self.flush().await
+    }
+
+    /// Sends what is in `out`.
+    pub(super) async fn flush(&mut self) -> Result<(), Error> {
+        flush(&mut self.transport, &mut self.out).await
+    }
+
+    /// Waits for the next frame that belongs to an answer: notices and reports of settings are taken out.
+    pub(super) async fn next_frame(&mut self) -> Result<Frame, Error> {
+        loop {
+            match self.buffer.next_frame()? {
+                None => {
+                    self.buffer.fill(&mut self.transport).await?;
+                }
+                Some(Frame { tag: b'N', body }) => log_notice(self.buffer.slice(body)),
+                Some(Frame { tag: b'S' | b'A', .. }) => {}
+                Some(frame) => return Ok(frame),
+            }
+        }
+    }
+
+    /// Reads on to where the server waits for a statement again, and gives back `error`, or what went wrong meanwhile:
+    /// after a FATAL error the connection ends, and `error` says why.
+    pub(super) async fn drain_after(&mut self, error: Error) -> Error {
+        loop {
+            match self.next_frame().await {
+                Ok(Frame { tag: b'Z', .. }) => {
+                    self.idle = true;
+                    return error;
+                }
+                Ok(_) => {}
+                Err(_) => return error,
+            }
+        }
+    }
+}
+
+/// Sends `out` and empties it. Cancel-safe: what was not sent stays in `out`.
+pub(super) async fn flush(stream: &mut (impl AsyncWrite + Unpin), out: &mut BytesMut) -> Result<(), Error> {
+    while !out.is_empty() {
+        if stream.write_buf(out).await? == 0 {
+            return Err(Error::Closed);
+        }
+    }
+    Ok(stream.flush().await?)
+}
+
+/// A message type that has no place here.
+pub(super) fn unexpected(tag: u8, place: &str) -> Error {
+    Error::Protocol(format!("unexpected message 0x{tag:02x} in {place}"))
+}

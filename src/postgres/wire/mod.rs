@@ -1,0 +1,20 @@
+//! Connections of our own on PostgreSQL's frontend/backend protocol, for COPY and for logical replication.
+//!
+//! <https://www.postgresql.org/docs/current/protocol.html>. The receive buffer is in our hands: one read takes what
+//! the socket holds, and rows are borrowed from it.
+
+mod buffer;
+mod connection;
+mod copy_out;
+mod fields;
+mod replication;
+mod startup;
+pub(super) mod transport;
+
+pub use connection::{Connection, SystemIdentity};
+pub use copy_out::CopyOut;
+pub use replication::{ReplicationMessage, ReplicationReader, ReplicationWriter};
+pub use transport::Purpose;
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,240 @@
+//! The stream of a logical replication slot
+//! (<https://www.postgresql.org/docs/current/protocol-replication.html>).
+
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use bytes::{BufMut, BytesMut};
+use postgres_protocol::message::frontend;
+use tokio::io::{ReadHalf, WriteHalf};
+
+use super::{
+    Connection,
+    buffer::{Frame, ReceiveBuffer},
+    connection::{flush, unexpected},
+    fields::{ErrorFields, log_notice},
+    transport::Transport,
+};
+use crate::{
+    model::Lsn,
+    postgres::{DecodeError, Error, quote},
+};
+
+/// PostgreSQL's epoch, 2000-01-01, in seconds of Unix time.
+const EPOCH: Duration = Duration::from_secs(946_684_800);
+
+/// How long [`ReplicationWriter::finish`] tries.
+const FINISH_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// One message of the stream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ReplicationMessage<'a> {
+    /// A message of the output plugin.
+    XLogData {
+        /// Where the change is in the log; zero for messages without a place of their own.
+        wal_start: Lsn,
+        /// The end of the log at the server.
+        wal_end: Lsn,
+        /// The plugin's message, for [`crate::postgres::pgoutput::decode`].
+        data: &'a [u8],
+    },
+    /// The server is alive.
+    Keepalive {
+        /// Everything of ours up to here was sent.
+        wal_end: Lsn,
+        /// The server wants feedback now, or it ends the connection after `wal_sender_timeout`.
+        reply_requested: bool,
+    },
+}
+
+pub(super) fn start_statement(slot: &str, start: Lsn, publication: &str, binary: bool) -> String {
+    let publications = quote::replication_literal(&quote::ident(publication));
+    let binary = if binary { ", binary 'true'" } else { "" };
+    format!(
+        "START_REPLICATION SLOT {} LOGICAL {start} (proto_version '1', publication_names {publications}{binary})",
+        quote::ident(slot)
+    )
+}
+
+pub(super) fn split(connection: Connection) -> (ReplicationReader, ReplicationWriter) {
+    let (read, write) = tokio::io::split(connection.transport);
+    (
+        ReplicationReader { stream: read, buffer: connection.buffer },
+        ReplicationWriter { stream: write, out: connection.out },
+    )
+}
+
+/// The receiving half.
+#[derive(Debug)]
+pub struct ReplicationReader {
+    stream: ReadHalf<Transport>,
+    buffer: ReceiveBuffer,
+}
+
+impl ReplicationReader {
+    /// The next message that is already here, borrowed from the receive buffer. Never waits, never allocates.
+    ///
+    /// # Errors
+    /// [`Error::Server`] when the server ends the stream with an error, [`Error::Closed`] when it ends it without one,
+    /// [`Error::Protocol`] and [`Error::Decode`] when it breaks the protocol.
+    #[inline]
+    pub fn try_next(&mut self) -> Result<Option<ReplicationMessage<'_>>, Error> {
+        while let Some(Frame { tag, body }) = self.buffer.next_frame()? {
+            if tag == b'd' {
+                return Ok(Some(parse(self.buffer.slice(body))?));
+            }
+            self.take_other(tag, self.buffer.slice(body))?;
+        }
+        Ok(None)
+    }
+
+    /// What is not data.
+    #[cold]
+    fn take_other(&self, tag: u8, body: &[u8]) -> Result<(), Error> {
+        match tag {
+            b'N' => log_notice(body),
+            b'S' | b'A' => {}
+            b'E' => return Err(ErrorFields::parse(body).into_error()),
+            // CopyDone or CommandComplete: a server that shuts down has sent everything and leaves.
+            b'c' | b'C' | b'Z' => return Err(Error::Closed),
+            tag => return Err(unexpected(tag, "a replication stream")),
+        }
+        Ok(())
+    }
+
+    /// Waits for bytes and takes all that the socket holds, up to the buffer's 2 MiB; answers how many. To be called
+    /// once [`ReplicationReader::try_next`] answered `None`. Cancel-safe.
+    ///
+    /// # Errors
+    /// [`Error::Closed`] at the end of the stream, [`Error::Io`] when the connection was cut.
+    pub async fn fill(&mut self) -> Result<usize, Error> {
+        self.buffer.fill(&mut self.stream).await
+    }
+
+    /// Bytes received that [`ReplicationReader::try_next`] has not given out.
+    pub fn buffered(&self) -> usize {
+        self.buffer.buffered()
+    }
+}
+
+/// Reads the body of a CopyData message.
+#[inline]
+fn parse(body: &[u8]) -> Result<ReplicationMessage<'_>, Error> {
+    let lsn =
+        |at: usize| body.get(at..).and_then(<[u8]>::first_chunk).map(|bytes| Lsn(u64::from_be_bytes(*bytes)));
+    let message = match body.first() {
+        Some(b'w') => match (lsn(1), lsn(9), body.get(25..)) {
+            (Some(wal_start), Some(wal_end), Some(data)) => {
+                Some(ReplicationMessage::XLogData { wal_start, wal_end, data })
+            }
+            _ => None,
+        },
+        Some(b'k') => match (lsn(1), body.get(17)) {
+            (Some(wal_end), Some(&reply)) => {
+                Some(ReplicationMessage::Keepalive { wal_end, reply_requested: reply != 0 })
+            }
+            _ => None,
+        },
+        Some(&other) => return Err(unexpected(other, "the data of a replication stream")),
+        None => None,
+    };
+    message.ok_or(DecodeError::Truncated { field: "replication header", at: body.len() }.into())
+}
+
+/// The sending half.
+#[derive(Debug)]
+pub struct ReplicationWriter {
+    stream: WriteHalf<Transport>,
+    out: BytesMut,
+}
+
+impl ReplicationWriter {
+    /// Tells the server that everything up to `flushed` is durable (a standby status update): the slot's
+    /// `confirmed_flush_lsn` moves there, and the log before it may go. Cancel-safe.
+    ///
+    /// # Errors
+    /// [`Error::Io`] when the connection was cut.
+    pub async fn feedback(&mut self, flushed: Lsn) -> Result<(), Error> {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH + EPOCH).unwrap_or_default();
+        put_feedback(&mut self.out, flushed, i64::try_from(now.as_micros()).unwrap_or(i64::MAX));
+        flush(&mut self.stream, &mut self.out).await
+    }
+
+    /// Ends the stream and the connection, so that the slot is free at once. Best effort: the server notices a cut
+    /// connection too, only later.
+    pub async fn finish(mut self) {
+        frontend::copy_done(&mut self.out);
+        frontend::terminate(&mut self.out);
+        match tokio::time::timeout(FINISH_TIMEOUT, flush(&mut self.stream, &mut self.out)).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::debug!(%error, "replication stream was cut before its end"),
+            Err(_) => tracing::debug!("server does not read the end of the replication stream"),
+        }
+    }
+}
+
+/// A standby status update in a CopyData frame.
+fn put_feedback(out: &mut BytesMut, flushed: Lsn, now_micros: i64) {
+    out.put_u8(b'd');
+    out.put_i32(4 + 1 + 4 * 8 + 1);
+    out.put_u8(b'r');
+    // Written, flushed, applied.
+    out.put_u64(flushed.0);
+    out.put_u64(flushed.0);
+    out.put_u64(flushed.0);
+    out.put_i64(now_micros);
+    out.put_u8(0);
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn start_statement_quotes_names() {
+        assert_eq!(
+            start_statement("walferry_1", Lsn(0), "walferry_1", true),
+            r#"START_REPLICATION SLOT "walferry_1" LOGICAL 0/0 (proto_version '1', publication_names '"walferry_1"', binary 'true')"#
+        );
+        assert_eq!(
+            start_statement("s", Lsn(0x1_0000_0002), "a'b\"c\\d", false),
+            r#"START_REPLICATION SLOT "s" LOGICAL 1/2 (proto_version '1', publication_names '"a''b""c\d"')"#
+        );
+    }
+
+    #[test]
+    fn reads_data_and_keepalives() {
+        let header = [[0, 0, 0, 0, 1, 2, 3, 4], [0, 0, 0, 0, 1, 2, 3, 5], [9; 8]].concat();
+        let data = [b"w".as_slice(), &header, b"Bxyz"].concat();
+        let expected = ReplicationMessage::XLogData {
+            wal_start: Lsn(0x0102_0304),
+            wal_end: Lsn(0x0102_0305),
+            data: b"Bxyz",
+        };
+        assert_eq!(parse(&data).unwrap(), expected);
+        let keepalive = [b"k".as_slice(), &header[..16], &[1]].concat();
+        let expected = ReplicationMessage::Keepalive { wal_end: Lsn(0x0102_0304), reply_requested: true };
+        assert_eq!(parse(&keepalive).unwrap(), expected);
+        for cut in 0..keepalive.len() {
+            assert!(parse(&keepalive[..cut]).is_err(), "{cut}");
+        }
+    }
+
+    #[test]
+    fn feedback_is_a_standby_status_update() {
+        let mut out = BytesMut::new();
+        put_feedback(&mut out, Lsn(0x0102), 3);
+        let lsn = [0, 0, 0, 0, 0, 0, 1, 2];
+        let expected =
+            [b"d\0\0\0\x26r".as_slice(), &lsn, &lsn, &lsn, &[0, 0, 0, 0, 0, 0, 0, 3], &[0]].concat();
+        assert_eq!(out, expected);
+    }
+
+    proptest! {
+        #[test]
+        fn never_panics(body in proptest::collection::vec(any::<u8>(), 0..64)) {
+            let _ = parse(&body);
+        }
+    }
+}

@@ -1,0 +1,128 @@
+//! The start-up message and the log-in
+//! (<https://www.postgresql.org/docs/current/protocol-flow.html#PROTOCOL-FLOW-START-UP>).
+
+use postgres_protocol::{
+    authentication::{
+        md5_hash,
+        sasl::{ChannelBinding, SCRAM_SHA_256, ScramSha256},
+    },
+    message::frontend,
+};
+
+use super::{Connection, Purpose, connection::unexpected, fields::ErrorFields};
+use crate::{
+    model::PostgresEndpoint,
+    postgres::{Error, session::PINNED_SETTINGS},
+};
+
+/// How far a SCRAM exchange is.
+enum Scram {
+    NotBegun,
+    /// We have sent the first message.
+    Begun(ScramSha256),
+    /// The server has proved that it knows the password too.
+    Proved,
+}
+
+/// Logs in and reads on to where the server waits for a statement.
+pub(super) async fn log_in(
+    connection: &mut Connection,
+    endpoint: &PostgresEndpoint,
+    application_name: &str,
+    purpose: Purpose,
+) -> Result<(), Error> {
+    let mut parameters = vec![
+        ("user", endpoint.username.as_str()),
+        ("database", endpoint.database.as_str()),
+        ("application_name", application_name),
+        ("client_encoding", "UTF8"),
+    ];
+    if purpose == Purpose::Replication {
+        parameters.push(("replication", "database"));
+    }
+    parameters.extend(PINNED_SETTINGS);
+    frontend::startup_message(parameters, &mut connection.out)
+        .map_err(|_| Error::Protocol("a user, database or application name contains a NUL byte".into()))?;
+    connection.flush().await?;
+    let mut scram = Scram::NotBegun;
+    loop {
+        let frame = connection.next_frame().await?;
+        let body = connection.buffer.slice(frame.body.clone());
+        match frame.tag {
+            b'R' => {
+                let body = body.to_vec();
+                authenticate(connection, endpoint, &mut scram, &body).await?;
+            }
+            b'E' => return Err(ErrorFields::parse(body).into_log_in_error(&endpoint.username)),
+            // The key to cancel with, and the protocol options that the server lacks: neither is used.
+            b'K' | b'v' => {}
+            b'Z' => return Ok(()),
+            tag => return Err(unexpected(tag, "the log-in")),
+        }
+    }
+}
+
+/// Answers one authentication request. Its number and data are in `body`.
+async fn authenticate(
+    connection: &mut Connection,
+    endpoint: &PostgresEndpoint,
+    scram: &mut Scram,
+    body: &[u8],
+) -> Result<(), Error> {
+    let refused = |message: &str| Error::Authentication {
+        username: endpoint.username.clone(),
+        message: message.to_owned(),
+    };
+    let Some((request, data)) = body.split_first_chunk() else {
+        return Err(Error::Protocol("an authentication request without a number".into()));
+    };
+    let password = endpoint.password.expose().as_bytes();
+    let out = &mut connection.out;
+    let sent = match (i32::from_be_bytes(*request), std::mem::replace(scram, Scram::NotBegun)) {
+        (0, Scram::Begun(_)) => {
+            return Err(refused(
+                "the server ended the SCRAM exchange without proving that it knows the password",
+            ));
+        }
+        (0, _) => return Ok(()),
+        (3, _) if !connection.transport.is_encrypted() => {
+            return Err(refused(
+                "the server asks for the password in clear text over a connection without TLS; set tls.mode, or scram-sha-256 in pg_hba.conf",
+            ));
+        }
+        (3, _) => frontend::password_message(password, out),
+        (5, _) => {
+            let salt = *data.first_chunk().ok_or_else(|| refused("the server sent no md5 salt"))?;
+            let hash = md5_hash(endpoint.username.as_bytes(), password, salt);
+            frontend::password_message(hash.as_bytes(), out)
+        }
+        (10, _) => {
+            if !data.split(|&byte| byte == 0).any(|name| name == SCRAM_SHA_256.as_bytes()) {
+                return Err(refused("the server offers no SCRAM-SHA-256"));
+            }
+            let exchange = ScramSha256::new(password, ChannelBinding::unsupported());
+            let sent = frontend::sasl_initial_response(SCRAM_SHA_256, exchange.message(), out);
+            *scram = Scram::Begun(exchange);
+            sent
+        }
+        (11, Scram::Begun(mut exchange)) => {
+            exchange.update(data).map_err(|error| refused(&error.to_string()))?;
+            let sent = frontend::sasl_response(exchange.message(), out);
+            *scram = Scram::Begun(exchange);
+            sent
+        }
+        (12, Scram::Begun(mut exchange)) => {
+            exchange.finish(data).map_err(|error| refused(&error.to_string()))?;
+            *scram = Scram::Proved;
+            return Ok(());
+        }
+        (11 | 12, _) => return Err(Error::Protocol("a SCRAM message out of order".into())),
+        (other, _) => {
+            return Err(refused(&format!(
+                "the server asks for authentication method {other}, which is not supported; use scram-sha-256 in pg_hba.conf"
+            )));
+        }
+    };
+    sent.map_err(|_| refused("the password contains a NUL byte"))?;
+    connection.flush().await
+}
