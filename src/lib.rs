@@ -18,4 +18,5 @@
 pub mod api;
 pub mod model;
 pub mod postgres;
+pub mod replication;
 pub mod tls;

@@ -1,0 +1,326 @@
+//! Applies decoded messages: rows into batches, batches into inserts, and the rare rest into steps for the stream.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, atomic::Ordering},
+    time::{Duration, Instant},
+};
+
+use super::{
+    Destination, Error, Op,
+    batch::{Building, Inserter},
+    checkpoint::{Checkpoint, PgMicros},
+    row::{KnownRelation, Scratch, Which},
+    table::Table,
+};
+use crate::{
+    model::{BatchSettings, Lsn, TableSchema, TableSpec},
+    postgres::pgoutput::{self, Message, OldTuple, Relation},
+};
+
+/// A table as the stream sees it.
+pub(super) struct Slot<D: Destination> {
+    pub(super) table: Arc<Table<D>>,
+    pub(super) spec: TableSpec,
+    pub(super) schema: Arc<TableSchema>,
+    building: Option<Building<D>>,
+    /// When the last insert began.
+    started: Instant,
+}
+
+/// The transaction being received.
+#[derive(Clone, Copy)]
+struct Transaction {
+    version: Lsn,
+    committed_at: PgMicros,
+}
+
+/// What a message does to a row.
+#[derive(Clone, Copy)]
+enum Change {
+    Insert,
+    Update(OldTuple),
+    Delete,
+}
+
+/// What is left to do after a message; all but `Done` are rare.
+pub(super) enum Step {
+    Done,
+    /// A table's columns were announced.
+    Relation(Relation),
+    /// Tables were truncated, by relation oid.
+    Truncate(Vec<u32>),
+    /// A row can't be stored.
+    Fail(usize, Error),
+}
+
+/// Turns messages into rows of batches, within the Mirror's memory.
+pub(super) struct Applier<D: Destination> {
+    pub(super) slots: Vec<Slot<D>>,
+    pub(super) inserter: Arc<Inserter<D>>,
+    pub(super) checkpoint: Arc<Checkpoint>,
+    /// `None` marks a relation that is not ours.
+    relations: HashMap<u32, Option<KnownRelation>>,
+    scratch: Scratch,
+    transaction: Option<Transaction>,
+    settings: BatchSettings,
+    /// Slots that have a batch being built.
+    dirty: Vec<usize>,
+    /// Wire bytes applied since the batches' sizes were last looked at.
+    unmeasured: usize,
+}
+
+/// Wire bytes between two looks at the batches' sizes.
+const MEASURE_EVERY: usize = 128 << 10;
+
+impl<D: Destination> Applier<D> {
+    pub(super) fn new(
+        tables: Vec<(Arc<Table<D>>, TableSpec)>,
+        inserter: Arc<Inserter<D>>,
+        checkpoint: Arc<Checkpoint>,
+        settings: BatchSettings,
+    ) -> Self {
+        let long_ago = Instant::now().checked_sub(Duration::from_secs(3600)).unwrap_or_else(Instant::now);
+        let slots = tables
+            .into_iter()
+            .map(|(table, spec)| Slot {
+                schema: Arc::new(table.schema()),
+                table,
+                spec,
+                building: None,
+                started: long_ago,
+            })
+            .collect();
+        Applier {
+            slots,
+            inserter,
+            checkpoint,
+            relations: HashMap::new(),
+            scratch: Scratch::default(),
+            transaction: None,
+            settings,
+            dirty: Vec::new(),
+            unmeasured: 0,
+        }
+    }
+
+    /// Whether the stream is between Begin and Commit.
+    pub(super) fn in_transaction(&self) -> bool {
+        self.transaction.is_some()
+    }
+
+    /// Whether the batches' sizes should be looked at.
+    #[inline]
+    pub(super) fn wants_balance(&self) -> bool {
+        self.unmeasured >= MEASURE_EVERY
+    }
+
+    /// Applies one message of the stream.
+    ///
+    /// # Errors
+    /// A message that can't be decoded or breaks the protocol.
+    #[inline]
+    pub(super) fn apply(&mut self, data: &[u8]) -> Result<Step, Error> {
+        self.unmeasured += data.len();
+        let message = pgoutput::decode(data, &mut self.scratch.old, &mut self.scratch.new)
+            .map_err(crate::postgres::Error::from)?;
+        match message {
+            Message::Insert { relation } => self.row(data, relation, Change::Insert),
+            Message::Update { relation, old } => self.row(data, relation, Change::Update(old)),
+            Message::Delete { relation, .. } => self.row(data, relation, Change::Delete),
+            Message::Begin { final_lsn, commit_time, .. } => {
+                self.transaction = Some(Transaction { version: final_lsn, committed_at: commit_time });
+                Ok(Step::Done)
+            }
+            Message::Commit { end_lsn, .. } => {
+                self.transaction = None;
+                self.checkpoint.received(end_lsn);
+                Ok(Step::Done)
+            }
+            Message::Relation(relation) => Ok(Step::Relation(relation)),
+            Message::Truncate { relations, .. } => Ok(Step::Truncate(relations)),
+            _ => Ok(Step::Done),
+        }
+    }
+
+    /// Appends the rows that a change makes to its table's batch.
+    #[inline]
+    fn row(&mut self, data: &[u8], relation: u32, change: Change) -> Result<Step, Error> {
+        let Transaction { version, committed_at } =
+            self.transaction.ok_or(Error::Protocol("a row outside a transaction"))?;
+        let known =
+            self.relations.get(&relation).ok_or(Error::Protocol("a row of a relation never announced"))?;
+        let Some(known) = known else { return Ok(Step::Done) };
+        let Some(slot) = self.slots.get_mut(known.slot).filter(|slot| !slot.table.failed()) else {
+            return Ok(Step::Done);
+        };
+        if slot.building.is_none() {
+            let batch = match slot.table.take_spare(&slot.schema) {
+                Some(batch) => batch,
+                None => self.inserter.destination.batch(&slot.schema)?,
+            };
+            let hold = self.checkpoint.hold(committed_at);
+            slot.building = Some(Building::new(batch, Arc::clone(&slot.schema), hold));
+            self.dirty.push(known.slot);
+        }
+        let Some(building) = slot.building.as_mut() else { return Ok(Step::Done) };
+        let scratch = &mut self.scratch;
+        let pushed = match change {
+            Change::Insert => {
+                building.counts.inserted += 1;
+                building.push(known.tuple(data, Which::New, scratch), version, Op::Upsert)
+            }
+            Change::Delete => {
+                building.counts.deleted += 1;
+                building.push(known.tuple(data, Which::Old, scratch), version, Op::Delete)
+            }
+            Change::Update(old) => {
+                building.counts.updated += 1;
+                known.fill_from_old(old, scratch);
+                let tombstone = if old != OldTuple::None && known.moved(data, scratch) {
+                    building.push(known.tuple(data, Which::Old, scratch), version, Op::Delete)
+                } else {
+                    Ok(())
+                };
+                tombstone
+                    .and_then(|()| building.push(known.tuple(data, Which::New, scratch), version, Op::Upsert))
+            }
+        };
+        Ok(match pushed {
+            Ok(()) => Step::Done,
+            Err(error) => Step::Fail(known.slot, Error::value(&slot.table.id, &error)),
+        })
+    }
+
+    /// Takes what is being built for a slot, to insert it or to set it aside.
+    pub(super) fn take_building(&mut self, slot: usize) -> Option<Building<D>> {
+        self.dirty.retain(|dirty| *dirty != slot);
+        self.slots.get_mut(slot).and_then(|slot| slot.building.take())
+    }
+
+    /// Remembers what a relation is.
+    pub(super) fn know(&mut self, oid: u32, relation: Option<KnownRelation>) {
+        self.relations.insert(oid, relation);
+    }
+
+    /// The slot of a relation, if it is ours.
+    pub(super) fn slot_of(&self, oid: u32) -> Option<usize> {
+        self.relations.get(&oid).and_then(Option::as_ref).map(|known| known.slot)
+    }
+
+    /// Starts the insert of a slot's batch, waiting for the one before it.
+    ///
+    /// # Errors
+    /// [`Error::Task`] when the permit is closed, which nothing does.
+    pub(super) async fn flush(&mut self, slot: usize) -> Result<(), Error> {
+        let Some(table) = self.slots.get(slot).map(|slot| Arc::clone(&slot.table)) else { return Ok(()) };
+        let permit = Arc::clone(&table.insert_permit)
+            .acquire_owned()
+            .await
+            .map_err(|closed| Error::Task(closed.to_string()))?;
+        self.start_insert(slot, permit);
+        Ok(())
+    }
+
+    fn start_insert(&mut self, slot: usize, permit: tokio::sync::OwnedSemaphorePermit) {
+        if let Some(mut building) = self.take_building(slot) {
+            building.account(&self.inserter.total_bytes);
+            if let Some(slot) = self.slots.get_mut(slot) {
+                slot.started = Instant::now();
+                self.inserter.spawn(Arc::clone(&slot.table), building, permit);
+            }
+        }
+    }
+
+    fn try_flush(&mut self, slot: usize) {
+        let permit =
+            self.slots.get(slot).map(|slot| Arc::clone(&slot.table.insert_permit).try_acquire_owned());
+        if let Some(Ok(permit)) = permit {
+            self.start_insert(slot, permit);
+        }
+    }
+
+    /// Starts every insert that is due, and says when the next one will be.
+    ///
+    /// A batch is due when its table's last insert was begun twice that insert's duration ago (so a busy table gathers
+    /// more rows instead of making more parts), and at the latest after `batch.maxDelayMilliseconds`. While a backlog
+    /// is there batches grow to full size instead.
+    pub(super) fn flush_due(&mut self, backlog: bool) -> Option<Instant> {
+        let now = Instant::now();
+        let mut next: Option<Instant> = None;
+        for index in self.dirty.clone() {
+            let Some(slot) = self.slots.get(index) else { continue };
+            let Some(building) = &slot.building else { continue };
+            let latest = building.since + self.settings.max_delay;
+            let paced = slot.started + slot.table.insert_time().saturating_mul(2);
+            let due = if backlog { latest } else { paced.min(latest) };
+            if due <= now {
+                self.try_flush(index);
+            } else {
+                next = Some(next.map_or(due, |next| next.min(due)));
+            }
+        }
+        next
+    }
+
+    /// Keeps the batches within the Mirror's memory: starts inserts of large ones, and waits when all of it is used.
+    ///
+    /// # Errors
+    /// As [`Applier::flush`].
+    pub(super) async fn balance(&mut self) -> Result<(), Error> {
+        self.unmeasured = 0;
+        let total = Arc::clone(&self.inserter.total_bytes);
+        let mut largest: Option<(usize, usize)> = None;
+        for index in self.dirty.clone() {
+            let Some(building) = self.slots.get_mut(index).and_then(|slot| slot.building.as_mut()) else {
+                continue;
+            };
+            building.account(&total);
+            let bytes = building.bytes();
+            if bytes >= self.settings.max_bytes / 4 {
+                self.try_flush(index);
+            } else if largest.is_none_or(|(_, most)| bytes > most) {
+                largest = Some((index, bytes));
+            }
+        }
+        while total.load(Ordering::Relaxed) >= self.settings.max_bytes {
+            let fullest = self.fullest();
+            let Some(slot) = fullest else {
+                self.inserter.ended.notified().await;
+                continue;
+            };
+            self.flush(slot).await?;
+        }
+        Ok(())
+    }
+
+    fn fullest(&self) -> Option<usize> {
+        let bytes = |index: &usize| {
+            self.slots.get(*index).and_then(|slot| slot.building.as_ref()).map_or(0, Building::bytes)
+        };
+        self.dirty.iter().copied().max_by_key(|index| bytes(index))
+    }
+
+    /// Starts and awaits every insert.
+    ///
+    /// # Errors
+    /// As [`Applier::flush`].
+    pub(super) async fn drain(&mut self) -> Result<(), Error> {
+        for slot in self.dirty.clone() {
+            self.flush(slot).await?;
+        }
+        self.settle().await
+    }
+
+    /// Awaits the inserts in flight, without starting any.
+    ///
+    /// # Errors
+    /// As [`Applier::flush`].
+    pub(super) async fn settle(&self) -> Result<(), Error> {
+        for slot in &self.slots {
+            let permit = slot.table.insert_permit.acquire().await;
+            drop(permit.map_err(|closed| Error::Task(closed.to_string()))?);
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,309 @@
+//! Rows of one table on their way: built by the stream, completed and inserted by a task of their own.
+
+use std::{
+    ops::Range,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Instant,
+};
+
+use tokio::sync::{Notify, OwnedSemaphorePermit, mpsc};
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    Destination, Error, Op, Policy, TableBatch,
+    backoff::{Notice, retry},
+    checkpoint::Hold,
+    policy,
+    reread::Rereader,
+    table::Table,
+};
+use crate::model::{Cell, Lsn, TableSchema, Tuple};
+
+/// Streamed rows by kind, counted when they are durable.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Counts {
+    pub(super) inserted: u64,
+    pub(super) updated: u64,
+    pub(super) deleted: u64,
+}
+
+/// A row that waits in its wire form because an earlier one of its table waits for a re-read.
+struct WaitingRow {
+    data: Range<usize>,
+    cells: Range<usize>,
+    version: Lsn,
+    op: Op,
+    incomplete: bool,
+}
+
+/// Most rows completed by one query to the source.
+const GROUP_ROWS: usize = 256;
+
+/// Encoded bytes after which completed rows are inserted before more are read.
+const GROUP_BYTES: usize = 8 << 20;
+
+/// Rows behind one with an unchanged TOAST value, in stream order.
+///
+/// Order must be kept among rows of one version, so everything after the first such row waits with it.
+#[derive(Default)]
+pub(super) struct Waiting {
+    data: Vec<u8>,
+    cells: Vec<Cell>,
+    rows: Vec<WaitingRow>,
+}
+
+impl Waiting {
+    pub(super) fn is_empty(&self) -> bool {
+        self.rows.is_empty()
+    }
+
+    fn bytes(&self) -> usize {
+        self.data.len() + self.cells.len() * size_of::<Cell>()
+    }
+
+    fn push(&mut self, tuple: Tuple<'_>, version: Lsn, op: Op) {
+        let (data_start, cells_start) = (self.data.len(), self.cells.len());
+        for (index, cell) in tuple.cells.iter().enumerate() {
+            let bytes = tuple.bytes(index);
+            let start = u32::try_from(self.data.len() - data_start).unwrap_or(u32::MAX);
+            self.cells.push(Cell { kind: cell.kind, start, len: cell.len });
+            self.data.extend_from_slice(bytes);
+        }
+        self.rows.push(WaitingRow {
+            data: data_start..self.data.len(),
+            cells: cells_start..self.cells.len(),
+            version,
+            op,
+            incomplete: op == Op::Upsert && tuple.has_unchanged(),
+        });
+    }
+
+    fn groups(&self) -> std::slice::Chunks<'_, WaitingRow> {
+        self.rows.chunks(GROUP_ROWS)
+    }
+
+    fn tuple(&self, row: &WaitingRow) -> Tuple<'_> {
+        Tuple {
+            data: self.data.get(row.data.clone()).unwrap_or_default(),
+            cells: self.cells.get(row.cells.clone()).unwrap_or_default(),
+        }
+    }
+}
+
+/// Rows being collected for one insert.
+pub(super) struct Building<D: Destination> {
+    pub(super) batch: D::Batch,
+    pub(super) waiting: Waiting,
+    pub(super) schema: Arc<TableSchema>,
+    pub(super) counts: Counts,
+    pub(super) hold: Hold,
+    pub(super) since: Instant,
+    counted_bytes: usize,
+}
+
+impl<D: Destination> Building<D> {
+    pub(super) fn new(batch: D::Batch, schema: Arc<TableSchema>, hold: Hold) -> Self {
+        Building {
+            batch,
+            waiting: Waiting::default(),
+            schema,
+            counts: Counts::default(),
+            hold,
+            since: Instant::now(),
+            counted_bytes: 0,
+        }
+    }
+
+    /// Appends a row, or lets it wait behind one that needs a re-read.
+    #[inline]
+    pub(super) fn push(&mut self, tuple: Tuple<'_>, version: Lsn, op: Op) -> Result<(), super::ValueError> {
+        if self.waiting.is_empty() && !(op == Op::Upsert && tuple.has_unchanged()) {
+            return self.batch.push(tuple, version, op);
+        }
+        self.waiting.push(tuple, version, op);
+        Ok(())
+    }
+
+    /// Bytes held.
+    pub(super) fn bytes(&self) -> usize {
+        self.batch.bytes() + self.waiting.bytes()
+    }
+
+    /// Brings the Mirror's total up to date with what this batch holds now.
+    pub(super) fn account(&mut self, total: &AtomicUsize) {
+        let now = self.bytes();
+        total.fetch_add(now, Ordering::Relaxed);
+        total.fetch_sub(self.counted_bytes, Ordering::Relaxed);
+        self.counted_bytes = now;
+    }
+
+    /// Takes what this batch holds out of the Mirror's total.
+    pub(super) fn release(&self, total: &AtomicUsize) {
+        total.fetch_sub(self.counted_bytes, Ordering::Relaxed);
+    }
+}
+
+/// What insert tasks share.
+pub(super) struct Inserter<D: Destination> {
+    pub(super) destination: D,
+    pub(super) rereader: Arc<Rereader>,
+    pub(super) abort: CancellationToken,
+    /// Bytes held by all batches of the Mirror.
+    pub(super) total_bytes: Arc<AtomicUsize>,
+    /// Wakes the stream when an insert has ended.
+    pub(super) ended: Arc<Notify>,
+    /// Takes errors that stop the whole Mirror.
+    pub(super) fatal: mpsc::Sender<Error>,
+    /// Prefix of the fence, unique to the Mirror.
+    pub(super) fence: String,
+    /// Hears of faults that pass, for the status.
+    pub(super) notice: Notice,
+}
+
+impl<D: Destination> Inserter<D> {
+    /// Inserts what was built, in a task. The permit goes back when the rows are durable or set aside.
+    pub(super) fn spawn(
+        self: &Arc<Self>,
+        table: Arc<Table<D>>,
+        building: Building<D>,
+        permit: OwnedSemaphorePermit,
+    ) {
+        let inserter = Arc::clone(self);
+        tokio::spawn(async move {
+            inserter.run(&table, building).await;
+            drop(permit);
+            inserter.ended.notify_one();
+        });
+    }
+
+    async fn run(&self, table: &Table<D>, mut building: Building<D>) {
+        let outcome = self.complete_and_insert(table, &mut building).await;
+        building.release(&self.total_bytes);
+        let error = match outcome {
+            Ok(()) => {
+                count(table, &mut building);
+                building.batch.clear();
+                table.keep_spare(building.schema, building.batch);
+                return;
+            }
+            Err(error) if policy(&error).0 == Policy::FailTable => {
+                match retry(&self.abort, &self.notice, || table.fail(&error)).await {
+                    Ok(()) => return,
+                    Err(error) => error,
+                }
+            }
+            Err(error) => error,
+        };
+        // The hold must outlive this run of the stream: the rows are neither durable nor set aside.
+        std::mem::forget(building.hold);
+        if policy(&error).0 != Policy::Stop && self.fatal.send(error).await.is_err() {
+            tracing::debug!("the mirror had already stopped");
+        }
+    }
+
+    async fn complete_and_insert(&self, table: &Table<D>, building: &mut Building<D>) -> Result<(), Error> {
+        let waiting = std::mem::take(&mut building.waiting);
+        for group in waiting.groups() {
+            self.complete(table, building, &waiting, group).await?;
+            if building.batch.bytes() >= GROUP_BYTES {
+                self.insert(table, building).await?;
+                count_out_of_range(table, building);
+                building.batch.clear();
+            }
+        }
+        self.insert(table, building).await
+    }
+
+    async fn insert(&self, table: &Table<D>, building: &Building<D>) -> Result<(), Error> {
+        if building.batch.rows() == 0 || table.failed() {
+            return Ok(());
+        }
+        let fence = format!("{}-{}", self.fence, building.schema.target);
+        let started = Instant::now();
+        retry(&self.abort, &self.notice, || async {
+            Ok(self.destination.insert(&building.schema, &building.batch, &fence).await?)
+        })
+        .await?;
+        table.record_insert_time(started.elapsed());
+        Ok(())
+    }
+
+    /// Re-reads unchanged TOAST values of a group of waiting rows and appends the group in its order.
+    async fn complete(
+        &self,
+        table: &Table<D>,
+        building: &mut Building<D>,
+        waiting: &Waiting,
+        group: &[WaitingRow],
+    ) -> Result<(), Error> {
+        let wanted: Vec<Tuple<'_>> =
+            group.iter().filter(|row| row.incomplete).map(|row| waiting.tuple(row)).collect();
+        let spec = table.record().spec;
+        let found =
+            retry(&self.abort, &self.notice, || self.rereader.read(&spec, &building.schema, &wanted)).await?;
+        table.progress.reread.fetch_add(wanted.len() as u64, Ordering::Relaxed);
+        let mut found = found.into_iter();
+        let (mut data, mut cells) = (Vec::new(), Vec::new());
+        for row in group {
+            let tuple = waiting.tuple(row);
+            let pushed = if row.incomplete {
+                match found.next().flatten() {
+                    Some(fresh) => {
+                        fresh.fill(tuple, &mut data, &mut cells);
+                        building.batch.push(Tuple { data: &data, cells: &cells }, row.version, row.op)
+                    }
+                    // The row is gone or has another key by now; the change that did it follows in the stream.
+                    None => Ok(()),
+                }
+            } else {
+                building.batch.push(tuple, row.version, row.op)
+            };
+            pushed.map_err(|error| Error::value(&table.id, &error))?;
+        }
+        Ok(())
+    }
+}
+
+fn count<D: Destination>(table: &Table<D>, building: &mut Building<D>) {
+    if table.failed() {
+        return;
+    }
+    let Counts { inserted, updated, deleted } = building.counts;
+    table.progress.inserted.fetch_add(inserted, Ordering::Relaxed);
+    table.progress.updated.fetch_add(updated, Ordering::Relaxed);
+    table.progress.deleted.fetch_add(deleted, Ordering::Relaxed);
+    count_out_of_range(table, building);
+}
+
+fn count_out_of_range<D: Destination>(table: &Table<D>, building: &mut Building<D>) {
+    for (column, values) in building.batch.take_out_of_range() {
+        if let Some(column) = building.schema.columns.get(column) {
+            table.progress.count_out_of_range(&column.target_name, values);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::CellKind;
+
+    fn cell(kind: CellKind, start: u32, len: u32) -> Cell {
+        Cell { kind, start, len }
+    }
+
+    #[test]
+    fn waiting_rows_keep_their_values() {
+        let mut waiting = Waiting::default();
+        let cells = [cell(CellKind::Text, 2, 3), cell(CellKind::Unchanged, 0, 0), cell(CellKind::Null, 0, 0)];
+        waiting.push(Tuple { data: b"..abc", cells: &cells }, Lsn(1), Op::Upsert);
+        waiting.push(Tuple { data: b"xyz", cells: &[cell(CellKind::Binary, 0, 3)] }, Lsn(2), Op::Delete);
+        let tuples: Vec<_> = waiting.rows.iter().map(|row| waiting.tuple(row)).collect();
+        assert_eq!(tuples[0].bytes(0), b"abc");
+        assert!(tuples[0].has_unchanged());
+        assert_eq!(tuples[1].bytes(0), b"xyz");
+    }
+}

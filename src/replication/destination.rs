@@ -1,0 +1,192 @@
+//! The contract between the engine and a destination.
+//!
+//! **Versions.** Every row carries the commit LSN of its transaction ([`Lsn::ZERO`] for copied rows). The destination
+//! shows, for each key, the row with the highest version; among equal versions the one inserted last. A row pushed
+//! with [`Op::Delete`] hides its key from then on (until a higher version, or an equal one inserted later, shows it again).
+//!
+//! **Order.** The engine has at most one streamed insert in flight for a table and sends them in stream order. A
+//! streamed insert names a *fence*; the destination makes sure that nothing of an earlier insert with the same fence
+//! can still become visible after a later one has begun, also when the earlier one's connection was cut.
+//!
+//! **Durability.** When `insert` or `finish` answers `Ok`, the rows are durable: the engine then lets the source forget
+//! them. Any row may be sent again, and sending it again changes nothing.
+
+use std::{error::Error as StdError, future::Future};
+
+use crate::model::{Lsn, TableSchema, Tuple};
+
+/// What a row does to its key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Op {
+    /// The row is the key's new content.
+    Upsert,
+    /// The key is gone; only the key columns of the tuple are meaningful, the others may be NULL.
+    Delete,
+}
+
+/// A value that can't be stored. The batch is as it was before the row.
+#[derive(Debug, thiserror::Error)]
+pub enum ValueError {
+    /// The bytes are not what the column's type promises: a defect or a hostile server.
+    #[error("column {column}: malformed {type_name} value ({detail})")]
+    Malformed {
+        /// Source column name.
+        column: String,
+        /// The source type.
+        type_name: String,
+        /// What is wrong, without the value.
+        detail: &'static str,
+    },
+    /// NULL for a target column that isn't nullable.
+    #[error(
+        "column {column} is NULL at the source but not Nullable at the destination; run ALTER TABLE {target} MODIFY COLUMN … Nullable(…) there"
+    )]
+    UnexpectedNull {
+        /// Source column name.
+        column: String,
+        /// Target table name.
+        target: String,
+    },
+    /// The target type can't hold the value and `outOfRange` is `Fail`.
+    #[error("column {column}: a value does not fit {target_type} and outOfRange is Fail")]
+    OutOfRange {
+        /// Source column name.
+        column: String,
+        /// Destination type.
+        target_type: String,
+    },
+    /// An unchanged TOAST value reached the builder: a defect in the engine.
+    #[error("column {column}: value was not sent and not re-read")]
+    Unresolved {
+        /// Source column name.
+        column: String,
+    },
+}
+
+/// Rows of one table in the destination's own columnar form, built straight from borrowed tuples.
+pub trait TableBatch: Send + Sync + 'static {
+    /// Appends a row. `tuple` has one cell for each column of the schema that the batch was made for.
+    ///
+    /// # Errors
+    /// [`ValueError`]; the batch is then unchanged.
+    fn push(&mut self, tuple: Tuple<'_>, version: Lsn, op: Op) -> Result<(), ValueError>;
+
+    /// Rows held.
+    fn rows(&self) -> usize;
+
+    /// Bytes held, encoded.
+    fn bytes(&self) -> usize;
+
+    /// Forgets the rows and keeps the memory.
+    fn clear(&mut self);
+
+    /// Values adjusted under `outOfRange` since the last call: index into the schema's columns, and how many.
+    fn take_out_of_range(&mut self) -> Vec<(usize, u64)>;
+}
+
+/// An insert that takes several batches and makes them durable at its end: used by the snapshot.
+pub trait Insert: Send + 'static {
+    /// The batches it takes.
+    type Batch: TableBatch;
+
+    /// Sends the batch's rows and clears it.
+    fn send(&mut self, batch: &mut Self::Batch) -> impl Future<Output = Result<(), DestinationError>> + Send;
+
+    /// Ends the insert; `Ok` means that all rows sent are durable. Dropping it instead aborts it.
+    fn finish(self) -> impl Future<Output = Result<(), DestinationError>> + Send;
+}
+
+/// One record of the Mirror's durable state. A later record replaces an earlier one with the same item.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StateRow {
+    /// What the record is about; unique within the Mirror.
+    pub item: String,
+    /// JSON; empty means that the record is deleted.
+    pub value: String,
+}
+
+/// A database that rows are replicated into. Cheap to clone; clones share connections.
+pub trait Destination: Clone + Send + Sync + 'static {
+    /// Rows being built.
+    type Batch: TableBatch;
+    /// A streaming insert.
+    type Insert: Insert<Batch = Self::Batch>;
+
+    /// An empty batch for a table. The schema is kept by the batch.
+    fn batch(&self, table: &TableSchema) -> Result<Self::Batch, DestinationError>;
+
+    /// Makes what belongs to walferry itself (the state table). Idempotent.
+    fn prepare(&self) -> impl Future<Output = Result<(), DestinationError>> + Send;
+
+    /// Makes the target table, or checks that the one that is there fits. Never drops or empties it. Idempotent.
+    fn ensure_table(&self, table: &TableSchema) -> impl Future<Output = Result<(), DestinationError>> + Send;
+
+    /// Adds columns (indices into `table.columns`) to the target table where they are missing. Idempotent.
+    fn add_columns(
+        &self,
+        table: &TableSchema,
+        columns: &[usize],
+    ) -> impl Future<Output = Result<(), DestinationError>> + Send;
+
+    /// Inserts a batch, fenced (see the module's contract). The batch is left as it is, so that it can be sent again.
+    fn insert(
+        &self,
+        table: &TableSchema,
+        batch: &Self::Batch,
+        fence: &str,
+    ) -> impl Future<Output = Result<(), DestinationError>> + Send;
+
+    /// Begins a streaming insert, fenced.
+    fn open_insert(
+        &self,
+        table: &TableSchema,
+        fence: &str,
+    ) -> impl Future<Output = Result<Self::Insert, DestinationError>> + Send;
+
+    /// Empties the target table.
+    fn truncate(&self, table: &TableSchema) -> impl Future<Output = Result<(), DestinationError>> + Send;
+
+    /// All state records of a Mirror that are not deleted, newest of each item.
+    fn load_state(
+        &self,
+        mirror: &str,
+    ) -> impl Future<Output = Result<Vec<StateRow>, DestinationError>> + Send;
+
+    /// Writes state records, durable when it answers.
+    fn save_state(
+        &self,
+        mirror: &str,
+        rows: &[StateRow],
+    ) -> impl Future<Output = Result<(), DestinationError>> + Send;
+
+    /// Removes all state records of a Mirror. Idempotent.
+    fn drop_state(&self, mirror: &str) -> impl Future<Output = Result<(), DestinationError>> + Send;
+}
+
+/// What kind of fault a destination met: all that the retry policy needs to know of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ErrorKind {
+    /// Will probably pass: connection refused or cut, time-out, server shutting down, disk full, read-only mode.
+    Transient,
+    /// The destination asks for less: too many parts, memory limit, too many queries at once.
+    Overloaded,
+    /// This table alone can't go on: its target is missing, has other columns, refuses a value.
+    Table,
+    /// Nothing can go on until a human acts: wrong password, missing right, unknown database.
+    Refused,
+}
+
+/// A fault of the destination.
+#[derive(Debug, thiserror::Error)]
+#[error("{message}")]
+pub struct DestinationError {
+    /// What kind of fault.
+    pub kind: ErrorKind,
+    /// A CamelCase reason for a condition, such as `DestinationTableMissing`.
+    pub reason: &'static str,
+    /// What was being done, what went wrong and what to do about it; never row values or secrets.
+    pub message: String,
+    /// The driver's error, if there is one.
+    #[source]
+    pub source: Option<Box<dyn StdError + Send + Sync>>,
+}

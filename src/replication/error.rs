@@ -1,0 +1,205 @@
+//! The engine's errors, and the one function that says what to do about each.
+
+use super::{DestinationError, ErrorKind, ValueError};
+use crate::{
+    model::{Lsn, MirrorFailure, TableId},
+    postgres,
+};
+
+/// What can go wrong while a Mirror runs.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The source answered with an error or could not be reached.
+    #[error("source: {0}")]
+    Source(#[from] postgres::Error),
+    /// The destination answered with an error or could not be reached.
+    #[error("destination: {0}")]
+    Destination(#[from] DestinationError),
+    /// A record of the durable state can't be read or written as JSON.
+    #[error("state record {item} is damaged: {source}")]
+    State {
+        /// The record.
+        item: String,
+        /// What the JSON reader says.
+        source: serde_json::Error,
+    },
+    /// The slot is gone although this Mirror has made one.
+    #[error(
+        "replication slot {slot} no longer exists at the source: changes since {since} can't be had any more. Run `walferry teardown`, drop the target tables and run again to copy everything anew"
+    )]
+    SlotMissing {
+        /// The slot's name.
+        slot: String,
+        /// The last position known to be durable.
+        since: Lsn,
+    },
+    /// The server has removed WAL that the slot needed.
+    #[error(
+        "replication slot {slot} was invalidated by the source (wal_status {wal_status}): it can't be read any more. Raise max_slot_wal_keep_size, then run `walferry teardown`, drop the target tables and run again to copy everything anew"
+    )]
+    SlotInvalidated {
+        /// The slot's name.
+        slot: String,
+        /// `pg_replication_slots.wal_status`.
+        wal_status: String,
+    },
+    /// A slot of our name exists but is not one of ours.
+    #[error(
+        "replication slot {slot} is not a pgoutput slot of this database ({found}): drop it at the source"
+    )]
+    SlotForeign {
+        /// The slot's name.
+        slot: String,
+        /// Its plugin and database.
+        found: String,
+    },
+    /// The slot is still being made.
+    #[error(
+        "replication slot {slot} is not ready: PostgreSQL waits for transactions that ran when it was asked for"
+    )]
+    SlotNotReady {
+        /// The slot's name.
+        slot: String,
+    },
+    /// A Mirror with `snapshot.mode: Only` is over, and something else is asked of it now.
+    #[error(
+        "this mirror has copied its tables (snapshot.mode: Only) and dropped its slot: it can't go on with another mode or other tables. Undo the change, or run `walferry teardown`, drop the target tables and run again"
+    )]
+    CopyFinished,
+    /// The publication is gone or changed although this Mirror runs on it.
+    #[error(
+        "publication {publication} {problem}: changes made meanwhile were not sent. Run `walferry teardown`, drop the target tables and run again to copy everything anew"
+    )]
+    PublicationChanged {
+        /// The publication's name.
+        publication: String,
+        /// What is wrong with it, as a predicate.
+        problem: String,
+    },
+    /// Another database cluster answers at the source's address.
+    #[error(
+        "the source has system identifier {found}, but this mirror was started against {expected}: it was restored or replaced. Point the peer back, or run `walferry teardown`, drop the target tables and run again"
+    )]
+    SourceReplaced {
+        /// The identifier in the state.
+        expected: String,
+        /// The identifier of the server.
+        found: String,
+    },
+    /// The source has been promoted since the last run.
+    #[error(
+        "the source is on timeline {found}, this mirror was on {expected}: a standby was promoted, and transactions that were replicated may not exist there. Run `walferry teardown`, drop the target tables and run again"
+    )]
+    TimelineChanged {
+        /// The timeline in the state.
+        expected: u32,
+        /// The timeline of the server.
+        found: u32,
+    },
+    /// The Mirror asks for a table in another way than when it joined.
+    #[error(
+        "table {table} is asked for in another way than when it was copied (target, columns, where or engine changed). Undo the change, or take the table out of the mirror, run, drop its target, put it back and run"
+    )]
+    SpecChanged {
+        /// The table.
+        table: TableId,
+    },
+    /// One table can't go on.
+    #[error("table {table}: {message}")]
+    Table {
+        /// The table.
+        table: TableId,
+        /// A documented reason.
+        reason: &'static str,
+        /// What is wrong and what to run.
+        message: String,
+    },
+    /// The source sent a message that breaks the protocol.
+    #[error("unexpected replication message: {0}")]
+    Protocol(&'static str),
+    /// A task of ours ended without an answer.
+    #[error("an internal task stopped: {0}")]
+    Task(String),
+    /// The process was told to stop.
+    #[error("stopped")]
+    Stopped,
+}
+
+impl Error {
+    /// A table's own fault from a value that can't be stored.
+    pub(super) fn value(table: &TableId, error: &ValueError) -> Self {
+        let reason = match error {
+            ValueError::OutOfRange { .. } => "ValueOutOfRange",
+            ValueError::UnexpectedNull { .. } => "DestinationTypeMismatch",
+            ValueError::Malformed { .. } | ValueError::Unresolved { .. } => "DecodeFailed",
+        };
+        Error::Table { table: table.clone(), reason, message: error.to_string() }
+    }
+}
+
+/// What to do after an error.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Policy {
+    /// Try the same again after a pause.
+    Retry,
+    /// Try again after a longer pause, and slower: the other side is overloaded.
+    SlowDown,
+    /// Stop this table and go on with the others.
+    FailTable,
+    /// Stop the Mirror until a human has acted; look again now and then.
+    Stall,
+    /// End without complaint.
+    Stop,
+}
+
+/// The policy for each error, and the reason a condition shows for it. Total: a new error has to be placed here.
+pub fn policy(error: &Error) -> (Policy, &'static str) {
+    match error {
+        Error::Source(source) if source.is_transient() => (Policy::Retry, "SourceUnreachable"),
+        // The slot, the publication or a column is gone or unusable: the next try looks and says which.
+        Error::Source(source) if matches!(source.sqlstate(), Some("42703" | "42704" | "55000")) => {
+            (Policy::Retry, "SourceChanged")
+        }
+        Error::Source(source) => (Policy::Stall, source_reason(source)),
+        Error::Destination(destination) => match destination.kind {
+            ErrorKind::Transient => (Policy::Retry, destination.reason),
+            ErrorKind::Overloaded => (Policy::SlowDown, destination.reason),
+            ErrorKind::Table => (Policy::FailTable, destination.reason),
+            ErrorKind::Refused => (Policy::Stall, destination.reason),
+        },
+        Error::State { .. } => (Policy::Stall, "DestinationStateUnusable"),
+        Error::SlotMissing { .. } => (Policy::Stall, "SourceSlotLost"),
+        Error::SlotInvalidated { .. } => (Policy::Stall, "SourceSlotInvalidated"),
+        Error::SlotForeign { .. } => (Policy::Stall, "SourceSlotUnusable"),
+        Error::SlotNotReady { .. } => (Policy::Retry, "SourceSlotNotReady"),
+        Error::CopyFinished => (Policy::Stall, "CopyFinished"),
+        Error::PublicationChanged { .. } => (Policy::Stall, "SourcePublicationChanged"),
+        Error::SourceReplaced { .. } => (Policy::Stall, "SourceReplaced"),
+        Error::TimelineChanged { .. } => (Policy::Stall, "SourceTimelineChanged"),
+        Error::SpecChanged { .. } => (Policy::Stall, "SpecChanged"),
+        Error::Table { reason, .. } => (Policy::FailTable, reason),
+        Error::Protocol(_) => (Policy::Retry, "SourceProtocolError"),
+        Error::Task(_) => (Policy::Retry, "InternalError"),
+        Error::Stopped => (Policy::Stop, "Stopped"),
+    }
+}
+
+fn source_reason(error: &postgres::Error) -> &'static str {
+    use postgres::Error as E;
+    match error {
+        E::Connect { .. } | E::ConnectTimeout { .. } | E::Io(_) | E::Closed => "SourceUnreachable",
+        E::TlsSettings(_) | E::TlsRefused { .. } | E::Tls { .. } => "SourceTlsFailed",
+        E::Authentication { .. } => "SourceAuthenticationFailed",
+        E::TableMissing { .. } => "SourceTableMissing",
+        E::UnknownColumn { .. } => "SourceUnknownColumn",
+        E::Unsupported { .. } => "SourceVersionUnsupported",
+        E::Schema { .. } => "SourceTableUnsupported",
+        E::Decode(_) | E::Protocol(_) => "SourceProtocolError",
+        E::Server { .. } | E::Driver(_) => "SourceError",
+    }
+}
+
+/// The failure that a status shows for an error.
+pub fn failure(error: &Error) -> MirrorFailure {
+    MirrorFailure { reason: policy(error).1.to_owned(), message: error.to_string() }
+}

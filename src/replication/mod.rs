@@ -1,0 +1,28 @@
+//! The engine: copies what is there, streams every change, and moves the slot only past what is durable.
+//!
+//! Knows PostgreSQL and the [`Destination`] contract; knows no destination's driver and no Kubernetes.
+
+mod applier;
+mod backoff;
+mod batch;
+mod checkpoint;
+mod destination;
+mod error;
+mod provision;
+mod reread;
+mod row;
+mod schema_change;
+mod snapshot;
+mod state;
+mod stream;
+mod table;
+mod watch;
+mod worker;
+
+pub use destination::{
+    Destination, DestinationError, ErrorKind, Insert, Op, StateRow, TableBatch, ValueError,
+};
+pub use error::{Error, Policy, failure, policy};
+pub use provision::publication_comment;
+pub use state::{MirrorState, SourceRecord, StateStore};
+pub use worker::run;

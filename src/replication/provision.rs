@@ -1,0 +1,277 @@
+//! Brings source and destination to where streaming can start: publication, slot, target tables, state.
+
+use std::collections::BTreeSet;
+
+use super::{
+    Destination, Error, Policy, policy,
+    state::{MirrorState, SourceRecord, StateStore, TablePhase, TableRecord},
+};
+use crate::{
+    model::{Lsn, MirrorIdentity, ReplicatorConfig, SnapshotMode, TableId, TableSchema, TableSpec},
+    postgres::{
+        catalog,
+        publication::{self, Publication},
+        session::Session,
+        slot::{self, SlotInfo},
+        wire::SystemIdentity,
+    },
+};
+
+/// Where a Mirror stands once everything it needs exists.
+pub(super) struct Provisioned {
+    /// The durable state, with a record for each table.
+    pub(super) state: MirrorState,
+    /// Whether tables without a plan must wait for their writers: the slot is older than their publication.
+    pub(super) joining: bool,
+}
+
+/// The comment that marks a publication as this Mirror's.
+pub fn publication_comment(mirror: &MirrorIdentity) -> String {
+    format!("walferry mirror {}", mirror.uid)
+}
+
+/// Makes what is missing and checks what is there. Idempotent; never makes a second slot for a started Mirror.
+///
+/// # Errors
+/// What the servers answer, and [`Error`]'s variants for a lost slot, a changed publication or another source.
+pub(super) async fn provision<D: Destination>(
+    config: &ReplicatorConfig,
+    session: &Session,
+    identity: &SystemIdentity,
+    destination: &D,
+    store: &StateStore<D>,
+) -> Result<Provisioned, Error> {
+    destination.prepare().await?;
+    let mut state = store.load().await?;
+    check_identity(state.source.as_ref(), identity)?;
+    if state.source.as_ref().is_some_and(|source| source.finished) {
+        check_finished(config, &state)?;
+        return Ok(Provisioned { state, joining: false });
+    }
+    let schemas = describe(config, session, &state).await?;
+    publish(config, session, &state, &schemas).await?;
+    let (found, joining) = ensure_slot(config, session, &state).await?;
+    if state.source.is_none() {
+        let record = SourceRecord {
+            system_identifier: identity.system_identifier.clone(),
+            timeline: identity.timeline,
+            start_lsn: found,
+            finished: false,
+        };
+        store.save_source(&record).await?;
+        state.source = Some(record);
+    }
+    let wanted: BTreeSet<&TableId> = config.tables.iter().map(|table| &table.id).collect();
+    for record in state.tables.values().filter(|record| !wanted.contains(&record.schema.id)) {
+        tracing::info!(table = %record.schema.id, "table left the mirror; its target stays");
+        store.forget_table(record).await?;
+    }
+    state.tables.retain(|id, _| wanted.contains(id));
+    for record in state.tables.values_mut().filter(|record| record.phase != TablePhase::Failed) {
+        // Without a change to insert, a target that was dropped meanwhile would not be missed.
+        if let Err(error) = destination.add_columns(&record.schema, &[]).await {
+            set_aside(record, error.into())?;
+            store.save_table(record).await?;
+        }
+    }
+    for (spec, schema) in schemas {
+        let record = join(config.snapshot.mode, destination, spec, schema).await?;
+        store.save_table(&record).await?;
+        state.tables.insert(record.schema.id.clone(), record);
+    }
+    Ok(Provisioned { state, joining })
+}
+
+fn check_identity(record: Option<&SourceRecord>, found: &SystemIdentity) -> Result<(), Error> {
+    let Some(record) = record else { return Ok(()) };
+    if record.system_identifier != found.system_identifier {
+        return Err(Error::SourceReplaced {
+            expected: record.system_identifier.clone(),
+            found: found.system_identifier.clone(),
+        });
+    }
+    if record.timeline != found.timeline {
+        return Err(Error::TimelineChanged { expected: record.timeline, found: found.timeline });
+    }
+    Ok(())
+}
+
+/// A copy that is over can't be taken up again: its slot is gone, so changes made since would be missing.
+fn check_finished(config: &ReplicatorConfig, state: &MirrorState) -> Result<(), Error> {
+    let same_tables = config.tables.len() == state.tables.len()
+        && config
+            .tables
+            .iter()
+            .all(|spec| state.tables.get(&spec.id).is_some_and(|found| found.spec == *spec));
+    if config.snapshot.mode == SnapshotMode::Only && same_tables {
+        return Ok(());
+    }
+    Err(Error::CopyFinished)
+}
+
+/// The schemas of tables that are new to the Mirror; known ones must still be asked for as they were.
+async fn describe(
+    config: &ReplicatorConfig,
+    session: &Session,
+    state: &MirrorState,
+) -> Result<Vec<(TableSpec, TableSchema)>, Error> {
+    let mut new = Vec::new();
+    for spec in &config.tables {
+        match state.tables.get(&spec.id) {
+            Some(record) if record.spec == *spec => {}
+            Some(record) => return Err(Error::SpecChanged { table: record.schema.id.clone() }),
+            None => new.push((spec.clone(), catalog::describe(session, spec).await?.schema)),
+        }
+    }
+    Ok(new)
+}
+
+/// Makes the publication, or adds what is new to the one that is there.
+async fn publish(
+    config: &ReplicatorConfig,
+    session: &Session,
+    state: &MirrorState,
+    new: &[(TableSpec, TableSchema)],
+) -> Result<(), Error> {
+    let name = config.mirror.publication_name();
+    let comment = publication_comment(&config.mirror);
+    let Some(found) = publication::read(session, &name).await? else {
+        if state.source.is_some() {
+            return Err(lost(&name, "no longer exists at the source"));
+        }
+        let schemas: Vec<TableSchema> = new.iter().map(|(_, schema)| schema.clone()).collect();
+        publication::create(session, &name, &schemas, &comment).await?;
+        tracing::info!(publication = name, tables = schemas.len(), "created the publication");
+        return Ok(());
+    };
+    check_publication(&name, &found, state, config)?;
+    let published: BTreeSet<&TableId> = found.tables.iter().map(|table| &table.id).collect();
+    let add: Vec<&TableSchema> =
+        new.iter().map(|(_, schema)| schema).filter(|schema| !published.contains(&schema.id)).collect();
+    let wanted: BTreeSet<&TableId> = config.tables.iter().map(|table| &table.id).collect();
+    let drop: Vec<TableId> = published.into_iter().filter(|id| !wanted.contains(id)).cloned().collect();
+    if !add.is_empty() || !drop.is_empty() {
+        publication::alter(session, &name, &add, &drop, &[]).await?;
+        tracing::info!(
+            publication = name,
+            added = add.len(),
+            dropped = drop.len(),
+            "changed the publication"
+        );
+    }
+    Ok(())
+}
+
+/// Whether the publication still sends everything that the Mirror's tables need.
+pub(super) fn check_publication(
+    name: &str,
+    found: &Publication,
+    state: &MirrorState,
+    config: &ReplicatorConfig,
+) -> Result<(), Error> {
+    if !found.owned_by_us {
+        return Err(lost(name, "was not made by walferry for this mirror; drop or rename it first"));
+    }
+    if !(found.insert && found.update && found.delete && found.truncate) {
+        return Err(lost(name, "no longer publishes inserts, updates, deletes and truncates"));
+    }
+    for record in state.tables.values() {
+        let id = &record.schema.id;
+        let asked = config.tables.iter().any(|table| table.id == *id);
+        if asked && record.phase != TablePhase::Failed && !found.tables.iter().any(|table| table.id == *id) {
+            return Err(lost(name, &format!("no longer has table {id}")));
+        }
+    }
+    Ok(())
+}
+
+fn lost(publication: &str, problem: &str) -> Error {
+    Error::PublicationChanged { publication: publication.to_owned(), problem: problem.to_owned() }
+}
+
+/// The slot's position, and whether it was there before.
+async fn ensure_slot(
+    config: &ReplicatorConfig,
+    session: &Session,
+    state: &MirrorState,
+) -> Result<(Lsn, bool), Error> {
+    let name = config.mirror.slot_name();
+    if let Some(found) = read_slot(session, config, state.source.as_ref()).await? {
+        return Ok((found.confirmed_flush_lsn.unwrap_or_default(), true));
+    }
+    let lsn = slot::create(session, &name).await?;
+    tracing::info!(slot = name, %lsn, "created the replication slot");
+    Ok((lsn, false))
+}
+
+/// The Mirror's slot, checked; `None` only when the Mirror has never had one.
+///
+/// # Errors
+/// [`Error::SlotMissing`], [`Error::SlotInvalidated`], [`Error::SlotForeign`], [`Error::SlotNotReady`], and what the server answers.
+pub(super) async fn read_slot(
+    session: &Session,
+    config: &ReplicatorConfig,
+    source: Option<&SourceRecord>,
+) -> Result<Option<SlotInfo>, Error> {
+    let name = config.mirror.slot_name();
+    let Some(found) = slot::read(session, &name).await? else {
+        return match source {
+            Some(source) => Err(Error::SlotMissing { slot: name, since: source.start_lsn }),
+            None => Ok(None),
+        };
+    };
+    if found.wal_status.as_deref() == Some("lost") {
+        return Err(Error::SlotInvalidated { slot: name, wal_status: "lost".to_owned() });
+    }
+    let ours = found.plugin.as_deref() == Some("pgoutput")
+        && found.database.as_deref() == Some(config.source.database.as_str());
+    if !ours {
+        let found = format!(
+            "plugin {}, database {}",
+            found.plugin.as_deref().unwrap_or("none"),
+            found.database.as_deref().unwrap_or("none")
+        );
+        return Err(Error::SlotForeign { slot: name, found });
+    }
+    if found.confirmed_flush_lsn.is_none() {
+        return Err(Error::SlotNotReady { slot: name });
+    }
+    Ok(Some(found))
+}
+
+/// Makes a new table's target. A target that can't be used fails that table alone.
+async fn join<D: Destination>(
+    mode: SnapshotMode,
+    destination: &D,
+    spec: TableSpec,
+    schema: TableSchema,
+) -> Result<TableRecord, Error> {
+    let phase = if mode == SnapshotMode::Never { TablePhase::Streaming } else { TablePhase::Snapshotting };
+    let mut record = TableRecord {
+        spec,
+        schema,
+        phase,
+        reason: String::new(),
+        message: String::new(),
+        plan: 0,
+        chunks: Vec::new(),
+        rows_estimated: 0,
+    };
+    if let Err(error) = destination.ensure_table(&record.schema).await {
+        set_aside(&mut record, error.into())?;
+    }
+    Ok(record)
+}
+
+/// Fails the table alone where the error concerns it alone; else gives the error back.
+fn set_aside(record: &mut TableRecord, error: Error) -> Result<(), Error> {
+    let (what, reason) = policy(&error);
+    if what != Policy::FailTable {
+        return Err(error);
+    }
+    tracing::error!(table = %record.schema.id, reason, %error, "table can't be mirrored; the others go on");
+    record.phase = TablePhase::Failed;
+    record.reason = reason.to_owned();
+    record.message = error.to_string();
+    Ok(())
+}

@@ -1,0 +1,211 @@
+//! From a message's tuples to the rows that a key's old and new state need.
+
+use std::sync::Arc;
+
+use super::schema_change::Projection;
+use crate::{
+    model::{Cell, CellKind, TableSchema, Tuple},
+    postgres::pgoutput::OldTuple,
+};
+
+/// Reused memory for tuples in schema order.
+#[derive(Default)]
+pub(super) struct Scratch {
+    /// Cells as decoded: the old tuple, the new one.
+    pub(super) old: Vec<Cell>,
+    pub(super) new: Vec<Cell>,
+    projected: Vec<Cell>,
+    data: Vec<u8>,
+}
+
+/// A relation of the stream, resolved to one of our tables.
+pub(super) struct KnownRelation {
+    /// Which table.
+    pub(super) slot: usize,
+    /// Its schema when the relation was announced.
+    pub(super) schema: Arc<TableSchema>,
+    pub(super) projection: Projection,
+    /// Whether a column the relation lacks has to be filled with a constant.
+    filled: bool,
+}
+
+impl KnownRelation {
+    pub(super) fn new(slot: usize, schema: Arc<TableSchema>, projection: Projection) -> Self {
+        let filled = projection
+            .places
+            .iter()
+            .zip(&schema.columns)
+            .any(|(place, column)| place.is_none() && !column.dropped && column.missing_value.is_some());
+        KnownRelation { slot, schema, projection, filled }
+    }
+
+    /// Hands `cells` over in schema order. Borrows them where the relation is the schema.
+    #[inline]
+    pub(super) fn project<'a>(
+        &self,
+        data: &'a [u8],
+        cells: &'a [Cell],
+        projected: &'a mut Vec<Cell>,
+        filled_data: &'a mut Vec<u8>,
+    ) -> Tuple<'a> {
+        if self.projection.identical {
+            return Tuple { data, cells };
+        }
+        projected.clear();
+        let absent = Cell { kind: CellKind::Null, start: 0, len: 0 };
+        projected.extend(
+            self.projection
+                .places
+                .iter()
+                .map(|place| place.and_then(|place| cells.get(place)).copied().unwrap_or(absent)),
+        );
+        if !self.filled {
+            return Tuple { data, cells: projected };
+        }
+        filled_data.clear();
+        filled_data.extend_from_slice(data);
+        for ((cell, place), column) in
+            projected.iter_mut().zip(&self.projection.places).zip(&self.schema.columns)
+        {
+            if let (None, false, Some(constant)) = (place, column.dropped, &column.missing_value) {
+                let start = u32::try_from(filled_data.len()).unwrap_or(u32::MAX);
+                filled_data.extend_from_slice(constant.as_bytes());
+                *cell = Cell {
+                    kind: CellKind::Text,
+                    start,
+                    len: u32::try_from(constant.len()).unwrap_or(u32::MAX),
+                };
+            }
+        }
+        Tuple { data: filled_data, cells: projected }
+    }
+
+    /// The same, with the scratch's own memory, for the old and the new tuple of `scratch`.
+    #[inline]
+    pub(super) fn tuple<'a>(&self, data: &'a [u8], which: Which, scratch: &'a mut Scratch) -> Tuple<'a> {
+        let Scratch { old, new, projected, data: filled } = scratch;
+        let cells = if which == Which::Old { old } else { new };
+        self.project(data, cells, projected, filled)
+    }
+
+    /// Fills unchanged values of the new tuple from the old one where it has them: all of them when it is full, the
+    /// key's when it is a key.
+    pub(super) fn fill_from_old(&self, kind: OldTuple, scratch: &mut Scratch) {
+        if kind == OldTuple::None {
+            return;
+        }
+        for (schema_index, place) in self.projection.places.iter().enumerate() {
+            let Some(place) = *place else { continue };
+            let known = kind == OldTuple::Full || self.schema.key.contains(&schema_index);
+            if let (true, Some(new), Some(old)) = (known, scratch.new.get_mut(place), scratch.old.get(place))
+                && new.kind == CellKind::Unchanged
+            {
+                *new = *old;
+            }
+        }
+    }
+
+    /// Whether the destination's sorting key differs between the old tuple and the new one, so that the old row needs
+    /// a tombstone.
+    pub(super) fn moved(&self, data: &[u8], scratch: &Scratch) -> bool {
+        let (old, new) = (Tuple { data, cells: &scratch.old }, Tuple { data, cells: &scratch.new });
+        self.schema.order_by.iter().any(|index| {
+            let Some(place) = self.projection.places.get(*index).copied().flatten() else { return false };
+            let kind = |tuple: &Tuple<'_>| tuple.cells.get(place).map(|cell| cell.kind);
+            kind(&old) != kind(&new) || old.bytes(place) != new.bytes(place)
+        })
+    }
+}
+
+/// Which of a message's tuples.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Which {
+    Old,
+    New,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{Column, IdentityKind, SourceType, TableId};
+
+    fn column(name: &str, missing_value: Option<&str>) -> Column {
+        Column {
+            name: name.into(),
+            target_name: name.into(),
+            attnum: 1,
+            type_oid: 25,
+            type_modifier: -1,
+            type_name: "text".into(),
+            source_type: SourceType::Text,
+            nullable: true,
+            type_override: None,
+            missing_value: missing_value.map(Into::into),
+            dropped: false,
+            former_names: Vec::new(),
+        }
+    }
+
+    /// Columns id, a, b; the key is id.
+    fn relation(places: Vec<Option<usize>>, missing_value: Option<&str>) -> KnownRelation {
+        let schema = TableSchema {
+            id: TableId::new("public", "t"),
+            oid: 1,
+            target: "t".into(),
+            columns: vec![column("id", None), column("a", None), column("b", missing_value)],
+            key: vec![0],
+            identity: IdentityKind::Default,
+            order_by: vec![0],
+            partition_by: None,
+            ttl: None,
+            settings: vec![],
+            row_filter: None,
+            partitioned: false,
+        };
+        let identical = places.iter().enumerate().all(|(index, place)| *place == Some(index));
+        KnownRelation::new(0, Arc::new(schema), Projection { places, identical })
+    }
+
+    fn cell(kind: CellKind, start: u32, len: u32) -> Cell {
+        Cell { kind, start, len }
+    }
+
+    #[test]
+    fn projects_by_schema_order_and_fills_what_is_missing() {
+        let known = relation(vec![Some(1), Some(0), None], Some("7"));
+        let mut scratch = Scratch {
+            new: vec![cell(CellKind::Text, 0, 1), cell(CellKind::Text, 1, 2)],
+            ..Scratch::default()
+        };
+        let tuple = known.tuple(b"xyz", Which::New, &mut scratch);
+        assert_eq!((tuple.bytes(0), tuple.bytes(1), tuple.bytes(2)), (&b"yz"[..], &b"x"[..], &b"7"[..]));
+        let known = relation(vec![Some(0), Some(1), None], None);
+        let tuple = known.tuple(b"xyz", Which::New, &mut scratch);
+        assert_eq!(tuple.cells[2].kind, CellKind::Null, "a dropped column has no value");
+    }
+
+    #[test]
+    fn a_key_tuple_moves_the_row_only_when_the_key_differs() {
+        let known = relation(vec![Some(0), Some(1), Some(2)], None);
+        let row = |start| {
+            vec![cell(CellKind::Text, start, 1), cell(CellKind::Null, 0, 0), cell(CellKind::Null, 0, 0)]
+        };
+        let scratch = Scratch { old: row(0), new: row(1), ..Scratch::default() };
+        assert!(known.moved(b"ab", &scratch));
+        assert!(!known.moved(b"aa", &scratch));
+    }
+
+    #[test]
+    fn a_key_tuple_fills_the_key_alone_and_a_full_one_everything() {
+        let known = relation(vec![Some(0), Some(1), Some(2)], None);
+        let old = vec![cell(CellKind::Text, 0, 1), cell(CellKind::Null, 0, 0), cell(CellKind::Text, 1, 1)];
+        let new = vec![cell(CellKind::Unchanged, 0, 0); 3];
+        let mut scratch = Scratch { old, new, ..Scratch::default() };
+        known.fill_from_old(OldTuple::Key, &mut scratch);
+        let kinds: Vec<_> = scratch.new.iter().map(|cell| cell.kind).collect();
+        assert_eq!(kinds, [CellKind::Text, CellKind::Unchanged, CellKind::Unchanged]);
+        known.fill_from_old(OldTuple::Full, &mut scratch);
+        let kinds: Vec<_> = scratch.new.iter().map(|cell| cell.kind).collect();
+        assert_eq!(kinds, [CellKind::Text, CellKind::Null, CellKind::Text]);
+    }
+}

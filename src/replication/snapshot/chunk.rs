@@ -1,0 +1,177 @@
+//! Copies one chunk: a short transaction at the source, one insert at the destination.
+
+use std::sync::{Mutex, MutexGuard, PoisonError, atomic::Ordering};
+
+use super::{Destination, Error, Surroundings, Table};
+use crate::{
+    model::{Cell, Lsn, TableSchema, Tuple},
+    postgres::{
+        catalog, copy, pgoutput, quote,
+        session::Session,
+        wire::{Connection, Purpose},
+    },
+    replication::{Insert, Op, TableBatch, schema_change, state::Chunk},
+};
+
+/// Encoded bytes gathered before they are handed to the running insert.
+const SEND_BYTES: usize = 1 << 20;
+
+/// Rows between two looks at a batch's size.
+const MEASURE_ROWS: usize = 128;
+
+/// How a chunk ended.
+pub(super) enum Copied {
+    /// All its rows are durable: so many.
+    Rows(u64),
+    /// The table was rewritten since the plan was made.
+    Moved,
+}
+
+/// What a worker keeps from chunk to chunk.
+struct Kept<D: Destination> {
+    connection: Connection,
+    schema: TableSchema,
+    batch: D::Batch,
+}
+
+/// One worker's way to copy chunks.
+pub(super) struct Copier<D: Destination> {
+    worker: usize,
+    kept: Mutex<Option<Kept<D>>>,
+}
+
+impl<D: Destination> Copier<D> {
+    pub(super) fn new(worker: usize) -> Self {
+        Copier { worker, kept: Mutex::default() }
+    }
+
+    fn kept(&self) -> MutexGuard<'_, Option<Kept<D>>> {
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Copies a chunk. After an error the connection is not used again, and none of the chunk's rows count as copied.
+    pub(super) async fn copy(
+        &self,
+        around: &Surroundings<D>,
+        table: &Table<D>,
+        chunk: &Chunk,
+    ) -> Result<Copied, Error> {
+        let schema = table.schema();
+        let kept = self.kept().take();
+        let mut kept = match kept {
+            Some(kept) if kept.schema == schema => kept,
+            Some(kept) => {
+                Kept { batch: around.destination.batch(&schema)?, schema, connection: kept.connection }
+            }
+            None => {
+                let connection =
+                    Connection::connect(&around.source, &around.application_name, Purpose::Copy).await?;
+                Kept { connection, batch: around.destination.batch(&schema)?, schema }
+            }
+        };
+        kept.batch.clear();
+        let fence = format!("{}-{}-copy{}", around.fence, kept.schema.target, self.worker);
+        let mut sent = 0;
+        let copied = copy_chunk(&mut kept, &around.destination, table, chunk, &fence, &mut sent).await;
+        match &copied {
+            Ok(_) => *self.kept() = Some(kept),
+            Err(error) => {
+                table.progress.rows_copied.fetch_sub(sent, Ordering::Relaxed);
+                if matches!(error, Error::Source(source) if schema_change::outdated(source)) {
+                    rename_columns(around, table).await?;
+                }
+            }
+        }
+        copied
+    }
+}
+
+/// Brings the names of a table's columns up to the catalog: a query with the old ones was refused, and the stream, which
+/// tells of changes with a table's next row, may take long.
+async fn rename_columns<D: Destination>(around: &Surroundings<D>, table: &Table<D>) -> Result<(), Error> {
+    let session = Session::connect(&around.source, &around.application_name).await?;
+    let record = table.record();
+    let fresh = schema_change::describe(&session, &record.spec, &record.schema).await?;
+    table.update(|record| record.schema = schema_change::as_now(&record.schema, &fresh)).await
+}
+
+/// The lock keeps rewrites out between the look at the file node and the last row.
+async fn copy_chunk<D: Destination>(
+    kept: &mut Kept<D>,
+    destination: &D,
+    table: &Table<D>,
+    chunk: &Chunk,
+    fence: &str,
+    sent: &mut u64,
+) -> Result<Copied, Error> {
+    let storage = quote::table(&chunk.storage);
+    kept.connection.query("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY").await?;
+    kept.connection.query(&format!("LOCK TABLE ONLY {storage} IN ACCESS SHARE MODE")).await?;
+    let found = kept.connection.query(&catalog::file_node_statement(&chunk.storage)).await?;
+    let file_node = found.first().and_then(|row| row.first()).and_then(Option::as_deref);
+    if file_node != Some(chunk.file_node.to_string().as_str()) {
+        kept.connection.query("ROLLBACK").await?;
+        return Ok(Copied::Moved);
+    }
+    copy_rows(kept, destination, table, chunk, fence, sent).await?;
+    kept.connection.query("COMMIT").await?;
+    Ok(Copied::Rows(*sent))
+}
+
+async fn copy_rows<D: Destination>(
+    kept: &mut Kept<D>,
+    destination: &D,
+    table: &Table<D>,
+    chunk: &Chunk,
+    fence: &str,
+    sent: &mut u64,
+) -> Result<(), Error> {
+    let Kept { connection, schema, batch } = kept;
+    let condition = copy::block_range(chunk.from, chunk.to);
+    let statement = copy::copy_statement(schema, &chunk.storage, Some(&condition));
+    let kinds = copy::cell_kinds(schema);
+    let mut cells: Vec<Cell> = Vec::with_capacity(kinds.len());
+    let mut insert: Option<D::Insert> = None;
+    let mut rows = connection.copy_out(&statement).await?;
+    while let Some(row) = rows.next().await? {
+        pgoutput::decode_copy_row(row, &kinds, &mut cells).map_err(crate::postgres::Error::from)?;
+        batch
+            .push(Tuple { data: row, cells: &cells }, Lsn::ZERO, Op::Upsert)
+            .map_err(|error| Error::value(&table.id, &error))?;
+        if batch.rows() % MEASURE_ROWS == 0 && batch.bytes() >= SEND_BYTES {
+            send(destination, table, schema, batch, &mut insert, fence, sent).await?;
+        }
+    }
+    if batch.rows() > 0 {
+        send(destination, table, schema, batch, &mut insert, fence, sent).await?;
+    }
+    if let Some(insert) = insert {
+        insert.finish().await?;
+    }
+    Ok(())
+}
+
+async fn send<D: Destination>(
+    destination: &D,
+    table: &Table<D>,
+    schema: &TableSchema,
+    batch: &mut D::Batch,
+    insert: &mut Option<D::Insert>,
+    fence: &str,
+    sent: &mut u64,
+) -> Result<(), Error> {
+    let running = match insert.take() {
+        Some(running) => insert.insert(running),
+        None => insert.insert(destination.open_insert(schema, fence).await?),
+    };
+    let rows = batch.rows() as u64;
+    for (column, values) in batch.take_out_of_range() {
+        if let Some(column) = schema.columns.get(column) {
+            table.progress.count_out_of_range(&column.target_name, values);
+        }
+    }
+    running.send(batch).await?;
+    *sent += rows;
+    table.progress.rows_copied.fetch_add(rows, Ordering::Relaxed);
+    Ok(())
+}

@@ -1,0 +1,253 @@
+//! Copies the rows that are there, in chunks of blocks, several at a time, while the stream runs.
+//!
+//! Copied rows have version 0, so any streamed change beats them and a chunk may be read at any time after the slot
+//! was made, and again after a crash.
+
+mod chunk;
+mod plan;
+mod queue;
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::Ordering},
+};
+
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use self::{
+    chunk::{Copied, Copier},
+    queue::Queue,
+};
+use super::{
+    Destination, Error, Policy,
+    backoff::{Notice, retry},
+    policy,
+    state::{MirrorState, StateStore},
+    table::Table,
+};
+use crate::{
+    model::{PostgresEndpoint, TableId, TableState},
+    postgres::session::Session,
+};
+
+/// What the copy of a Mirror needs.
+pub(super) struct Surroundings<D: Destination> {
+    pub(super) source: PostgresEndpoint,
+    pub(super) application_name: String,
+    pub(super) destination: D,
+    pub(super) store: StateStore<D>,
+    /// Chunks copied at the same time.
+    pub(super) parallelism: usize,
+    /// Prefix of the fence, unique to the Mirror.
+    pub(super) fence: String,
+    pub(super) stop: CancellationToken,
+    pub(super) notice: Notice,
+}
+
+struct Job<D: Destination> {
+    table: Arc<Table<D>>,
+    plan: u64,
+    index: usize,
+}
+
+#[derive(Clone, Copy)]
+struct PlanInProgress {
+    number: u64,
+    left: usize,
+}
+
+struct Snapshot<D: Destination> {
+    around: Surroundings<D>,
+    queue: Queue<Job<D>>,
+    plans: Mutex<HashMap<TableId, PlanInProgress>>,
+}
+
+/// Copies every table that is not yet copied. Ends when nothing is left, or at `stop`.
+///
+/// A table without a plan gets one; where the slot is older than the table's publication (`joining`), only after the
+/// transactions that were writing to it have ended.
+///
+/// # Errors
+/// What neither passes by itself nor concerns one table alone.
+pub(super) async fn run<D: Destination>(
+    around: Surroundings<D>,
+    tables: Vec<Arc<Table<D>>>,
+    state: &MirrorState,
+    joining: bool,
+) -> Result<(), Error> {
+    let snapshot = Arc::new(Snapshot { around, queue: Queue::new(1), plans: Mutex::default() });
+    let mut tasks = JoinSet::new();
+    for worker in 0..snapshot.around.parallelism.max(1) {
+        let snapshot = Arc::clone(&snapshot);
+        tasks.spawn(async move { snapshot.work(worker).await });
+    }
+    let prepared = snapshot.prepare(tables, state, joining).await;
+    snapshot.queue.producer_done();
+    if prepared.is_err() {
+        snapshot.queue.close();
+    }
+    let mut outcome = prepared;
+    while let Some(ended) = tasks.join_next().await {
+        let ended = ended.unwrap_or_else(|panic| Err(Error::Task(panic.to_string())));
+        if ended.is_err() {
+            snapshot.queue.close();
+        }
+        outcome = outcome.and(ended);
+    }
+    outcome
+}
+
+impl<D: Destination> Snapshot<D> {
+    fn plans(&self) -> MutexGuard<'_, HashMap<TableId, PlanInProgress>> {
+        self.plans.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    async fn session(&self) -> Result<Session, Error> {
+        Ok(Session::connect(&self.around.source, &self.around.application_name).await?)
+    }
+
+    /// Plans every table and queues its chunks.
+    async fn prepare(
+        &self,
+        tables: Vec<Arc<Table<D>>>,
+        state: &MirrorState,
+        joining: bool,
+    ) -> Result<(), Error> {
+        for table in tables {
+            if table.failed() || table.snapshot_over() {
+                continue;
+            }
+            let record = table.record();
+            if record.plan > 0 {
+                let left: Vec<usize> = state.chunks_left(&record).into_iter().collect();
+                let copied: u64 = state.chunks_done.get(&table.id).map_or(0, |done| done.values().sum());
+                table.progress.rows_copied.store(copied, Ordering::Relaxed);
+                self.enqueue(&table, record.plan, &left).await?;
+                continue;
+            }
+            let planned = retry(&self.around.stop, &self.around.notice, || async {
+                let session = self.session().await?;
+                if joining {
+                    plan::wait_for_writers(&session, &table, &self.around.stop).await?;
+                }
+                self.plan(&session, &table).await
+            })
+            .await;
+            self.settle(&table, planned).await?;
+        }
+        Ok(())
+    }
+
+    /// Makes a plan for a table, records it and queues its chunks; unless a TRUNCATE has left nothing to copy.
+    async fn plan(&self, session: &Session, table: &Arc<Table<D>>) -> Result<(), Error> {
+        let _before_a_truncate = table.chunk_gate.read().await;
+        if table.failed() || table.snapshot_over() {
+            return Ok(());
+        }
+        let (chunks, estimated) = plan::chunks(session, &table.schema(), self.around.parallelism).await?;
+        table.progress.rows_estimated.store(estimated, Ordering::Relaxed);
+        table.progress.rows_copied.store(0, Ordering::Relaxed);
+        let all: Vec<usize> = (0..chunks.len()).collect();
+        let number = plan::next_number(table.record().plan);
+        table
+            .update(|record| {
+                record.plan = number;
+                record.chunks = chunks;
+                record.rows_estimated = estimated;
+            })
+            .await?;
+        self.enqueue(table, number, &all).await
+    }
+
+    async fn enqueue(&self, table: &Arc<Table<D>>, plan: u64, left: &[usize]) -> Result<(), Error> {
+        if left.is_empty() {
+            return retry(&self.around.stop, &self.around.notice, || table.finish_snapshot()).await;
+        }
+        table.progress.set_state(TableState::Snapshotting, "", "");
+        table.progress.rows_estimated.store(table.record().rows_estimated, Ordering::Relaxed);
+        self.plans().insert(table.id.clone(), PlanInProgress { number: plan, left: left.len() });
+        for index in left {
+            self.queue.push(Job { table: Arc::clone(table), plan, index: *index });
+        }
+        Ok(())
+    }
+
+    /// One worker: copies chunks over a connection of its own until none is left.
+    async fn work(&self, worker: usize) -> Result<(), Error> {
+        let copier = Copier::new(worker);
+        while let Some(job) = self.queue.pop().await {
+            let outcome = self.copy(&copier, &job).await;
+            let settled = self.settle(&job.table, outcome).await;
+            self.queue.done();
+            match settled {
+                Err(Error::Stopped) => return Ok(()),
+                other => other?,
+            }
+        }
+        Ok(())
+    }
+
+    /// A fault of one table stops that table; any other is the caller's.
+    async fn settle(&self, table: &Table<D>, outcome: Result<(), Error>) -> Result<(), Error> {
+        match outcome {
+            Err(error) if policy(&error).0 == Policy::FailTable => {
+                retry(&self.around.stop, &self.around.notice, || table.fail(&error)).await
+            }
+            other => other,
+        }
+    }
+
+    async fn copy(&self, copier: &Copier<D>, job: &Job<D>) -> Result<(), Error> {
+        let table = &job.table;
+        // Held until the chunk is on record, so that a TRUNCATE forgets that too.
+        let chunk_in_flight = table.chunk_gate.read().await;
+        let current = self.plans().get(&table.id).is_some_and(|plan| plan.number == job.plan);
+        if table.failed() || table.snapshot_over() || !current {
+            return Ok(());
+        }
+        let record = table.record();
+        let Some(chunk) = record.chunks.get(job.index) else { return Ok(()) };
+        let copied =
+            retry(&self.around.stop, &self.around.notice, || copier.copy(&self.around, table, chunk)).await?;
+        let rows = match copied {
+            Copied::Rows(rows) => rows,
+            Copied::Moved => {
+                drop(chunk_in_flight);
+                return self.plan_anew(table, job.plan).await;
+            }
+        };
+        retry(&self.around.stop, &self.around.notice, || {
+            self.around.store.save_chunk(&table.id, job.plan, job.index, rows)
+        })
+        .await?;
+        if self.chunk_done(&table.id, job.plan) {
+            retry(&self.around.stop, &self.around.notice, || table.finish_snapshot()).await?;
+            tracing::info!(table = %table.id, rows = table.progress.rows_copied.load(Ordering::Relaxed), "table copied");
+        }
+        Ok(())
+    }
+
+    /// Whether that was the plan's last chunk.
+    fn chunk_done(&self, table: &TableId, plan: u64) -> bool {
+        let mut plans = self.plans();
+        let Some(progress) = plans.get_mut(table).filter(|progress| progress.number == plan) else {
+            return false;
+        };
+        progress.left -= 1;
+        progress.left == 0
+    }
+
+    /// The table was rewritten: rows may have moved into blocks that were read already, so everything is read again.
+    async fn plan_anew(&self, table: &Arc<Table<D>>, plan: u64) -> Result<(), Error> {
+        if self.plans().remove(&table.id).is_none_or(|progress| progress.number != plan) {
+            return Ok(());
+        }
+        tracing::info!(table = %table.id, "table was rewritten while it was copied; its snapshot starts anew");
+        retry(&self.around.stop, &self.around.notice, || async {
+            let session = self.session().await?;
+            self.plan(&session, table).await
+        })
+        .await
+    }
+}

@@ -1,0 +1,137 @@
+//! Cuts a table into chunks, and waits for the writers of a table that joins a running slot.
+
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use tokio_util::sync::CancellationToken;
+
+use super::{Destination, Error, Table};
+use crate::{
+    model::{TableSchema, TableState},
+    postgres::{catalog, session::Session},
+    replication::state::Chunk,
+};
+
+/// Blocks of 8 KiB in a chunk: at least 8 MiB and at most 128 MiB of table.
+const SMALLEST: u64 = 1024;
+const LARGEST: u64 = 16384;
+
+/// How often the transactions that a joining table waits for are looked at.
+const POLL: Duration = Duration::from_millis(250);
+
+/// The chunks of a table as it is now, and the rows its statistics expect.
+///
+/// Block counts come from the files' sizes. Rows in later blocks were written after the slot was made, so the stream
+/// has them; still the last chunk has no end, which costs nothing.
+pub(super) async fn chunks(
+    session: &Session,
+    schema: &TableSchema,
+    parallelism: usize,
+) -> Result<(Vec<Chunk>, u64), Error> {
+    let storages = catalog::storage(session, &schema.id).await?;
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "an estimate, never negative here"
+    )]
+    let estimated = storages.iter().map(|storage| storage.estimated_rows.max(0.0)).sum::<f64>() as u64;
+    let blocks: u64 = storages.iter().map(|storage| storage.blocks).sum();
+    let size = chunk_blocks(blocks, parallelism);
+    let chunks = storages
+        .iter()
+        .flat_map(|storage| {
+            ranges(storage.blocks, size).into_iter().map(|(from, to)| Chunk {
+                storage: storage.id.clone(),
+                file_node: storage.file_node,
+                from,
+                to,
+            })
+        })
+        .collect();
+    Ok((chunks, estimated))
+}
+
+/// The number of a new plan: higher than the last one's and than those of an earlier life of the table in this mirror,
+/// of which a record of a finished chunk may be left.
+pub(super) fn next_number(last: u64) -> u64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_micros();
+    u64::try_from(now).unwrap_or_default().max(last.saturating_add(1))
+}
+
+/// About four chunks a worker, so that all workers end at nearly the same time.
+fn chunk_blocks(blocks: u64, parallelism: usize) -> u64 {
+    let workers = u64::try_from(parallelism.max(1)).unwrap_or(1);
+    (blocks / (workers * 4)).clamp(SMALLEST, LARGEST)
+}
+
+fn ranges(blocks: u64, size: u64) -> Vec<(u64, Option<u64>)> {
+    let starts: Vec<u64> = (0..blocks).step_by(usize::try_from(size).unwrap_or(usize::MAX)).collect();
+    starts.iter().enumerate().map(|(index, from)| (*from, starts.get(index + 1).copied())).collect()
+}
+
+/// Waits until no transaction that was writing to the table when its publication was committed is left.
+///
+/// Such a transaction's earlier rows are not in the stream, and not in the copy either if it commits after the first
+/// chunk was read. CREATE INDEX CONCURRENTLY waits the same way.
+pub(super) async fn wait_for_writers<D: Destination>(
+    session: &Session,
+    table: &Table<D>,
+    stop: &CancellationToken,
+) -> Result<(), Error> {
+    let oids: Vec<u32> =
+        catalog::storage(session, &table.id).await?.iter().map(|storage| storage.oid).collect();
+    let mut awaited: Vec<String> = catalog::lock_holders(session, &oids)
+        .await?
+        .into_iter()
+        .map(|holder| holder.virtual_transaction)
+        .collect();
+    let mut told = false;
+    while !awaited.is_empty() {
+        let present = catalog::lock_holders(session, &oids).await?;
+        awaited.retain(|transaction| present.iter().any(|holder| holder.virtual_transaction == *transaction));
+        let Some(holder) = present.iter().find(|holder| awaited.contains(&holder.virtual_transaction)) else {
+            break;
+        };
+        let pid = holder.pid.map_or_else(|| "a prepared transaction".to_owned(), |pid| format!("pid {pid}"));
+        let message = format!(
+            "waits for {} transaction(s) that were writing to the table when it joined, first {pid} ({})",
+            awaited.len(),
+            holder.application_name
+        );
+        if !told {
+            tracing::info!(table = %table.id, %message, "snapshot waits");
+            told = true;
+        }
+        table.progress.set_state(TableState::Pending, "WaitingForTransactions", message);
+        tokio::select! {
+            () = stop.cancelled() => return Err(Error::Stopped),
+            () = tokio::time::sleep(POLL) => {}
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ranges_cover_every_block_once() {
+        assert_eq!(ranges(0, 10), vec![]);
+        assert_eq!(ranges(1, 10), vec![(0, None)]);
+        assert_eq!(ranges(25, 10), vec![(0, Some(10)), (10, Some(20)), (20, None)]);
+        assert_eq!(ranges(20, 10), vec![(0, Some(10)), (10, None)]);
+    }
+
+    #[test]
+    fn plans_are_told_apart_also_when_the_table_comes_back() {
+        assert!(next_number(0) > 1_700_000_000_000_000);
+        assert_eq!(next_number(u64::MAX - 1), u64::MAX);
+    }
+
+    #[test]
+    fn chunks_are_neither_tiny_nor_huge() {
+        assert_eq!(chunk_blocks(10, 4), 1024);
+        assert_eq!(chunk_blocks(100_000, 4), 6250);
+        assert_eq!(chunk_blocks(u64::MAX, 4), 16384);
+    }
+}

@@ -1,0 +1,279 @@
+//! What a Mirror remembers at the destination: which source it follows, each table's schema and state, and the chunks
+//! of its snapshot that are done.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde::{Deserialize, Serialize};
+
+use super::{Destination, Error, StateRow};
+use crate::model::{Lsn, TableId, TableSchema, TableSpec};
+
+/// The source that a Mirror was started against.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct SourceRecord {
+    /// `IDENTIFY_SYSTEM`'s system identifier, unique to an initdb.
+    pub system_identifier: String,
+    /// `IDENTIFY_SYSTEM`'s timeline, which grows with each promotion.
+    pub timeline: u32,
+    /// Where the slot began.
+    pub start_lsn: Lsn,
+    /// Set when `snapshot.mode: Only` has copied everything and released the slot.
+    #[serde(default)]
+    pub finished: bool,
+}
+
+/// How far a table is, durably.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum TablePhase {
+    /// Its snapshot is not complete.
+    Snapshotting,
+    /// Only changes remain.
+    Streaming,
+    /// Stopped alone.
+    Failed,
+}
+
+/// A stretch of a table's blocks that is copied in one short transaction.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Chunk {
+    /// The table, or the leaf partition, that holds the blocks.
+    pub storage: TableId,
+    /// `pg_relation_filenode` when the plan was made; another one means that rows have moved.
+    pub file_node: u32,
+    /// First block.
+    pub from: u64,
+    /// The block after the last; `None` for everything from `from` on.
+    pub to: Option<u64>,
+}
+
+/// A table's record.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TableRecord {
+    /// What the Mirror asked for when the table joined; it can't change while the target holds its rows.
+    pub spec: TableSpec,
+    /// Its columns as last applied to the target.
+    pub schema: TableSchema,
+    /// How far it is.
+    pub phase: TablePhase,
+    /// The reason of a failure.
+    #[serde(default)]
+    pub reason: String,
+    /// The failure in words.
+    #[serde(default)]
+    pub message: String,
+    /// Tells plans apart, so that a chunk of an abandoned plan is not taken for one of the present; 0 before the first.
+    #[serde(default)]
+    pub plan: u64,
+    /// The present plan.
+    #[serde(default)]
+    pub chunks: Vec<Chunk>,
+    /// Rows that the source's statistics expected when the plan was made.
+    #[serde(default)]
+    pub rows_estimated: u64,
+}
+
+/// A Mirror's whole durable state.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct MirrorState {
+    /// The source, once a slot was made.
+    pub source: Option<SourceRecord>,
+    /// Tables by name.
+    pub tables: BTreeMap<TableId, TableRecord>,
+    /// Finished chunks of each table's present plan, with the rows they held.
+    pub chunks_done: BTreeMap<TableId, BTreeMap<usize, u64>>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct ChunkRecord {
+    table: TableId,
+    plan: u64,
+    index: usize,
+    rows: u64,
+}
+
+const SOURCE_ITEM: &str = "source";
+const TABLE_PREFIX: &str = "table/";
+const CHUNK_PREFIX: &str = "chunk/";
+
+fn chunk_item(table: &TableId, index: usize) -> String {
+    format!("{CHUNK_PREFIX}{index}/{table}")
+}
+
+/// Reads and writes a Mirror's state through its destination.
+#[derive(Clone)]
+pub struct StateStore<D> {
+    destination: D,
+    mirror: String,
+}
+
+impl<D: Destination> StateStore<D> {
+    /// The state of the Mirror with this UID.
+    pub fn new(destination: D, mirror: &str) -> Self {
+        StateStore { destination, mirror: mirror.to_owned() }
+    }
+
+    /// Reads everything.
+    pub async fn load(&self) -> Result<MirrorState, Error> {
+        parse(&self.destination.load_state(&self.mirror).await?)
+    }
+
+    /// Writes the source's record.
+    pub async fn save_source(&self, record: &SourceRecord) -> Result<(), Error> {
+        self.save(vec![row(SOURCE_ITEM.to_owned(), record)?]).await
+    }
+
+    /// Writes a table's record.
+    pub async fn save_table(&self, record: &TableRecord) -> Result<(), Error> {
+        self.save(vec![row(format!("{TABLE_PREFIX}{}", record.schema.id), record)?]).await
+    }
+
+    /// Records a finished chunk of the plan with number `plan`.
+    pub async fn save_chunk(&self, table: &TableId, plan: u64, index: usize, rows: u64) -> Result<(), Error> {
+        let record = ChunkRecord { table: table.clone(), plan, index, rows };
+        self.save(vec![row(chunk_item(table, index), &record)?]).await
+    }
+
+    /// Writes the record of a table whose snapshot is over, and forgets its chunks, at once.
+    pub async fn finish_snapshot(&self, record: &TableRecord, chunks: usize) -> Result<(), Error> {
+        let table = &record.schema.id;
+        let mut rows: Vec<_> = (0..chunks).map(|index| removed(chunk_item(table, index))).collect();
+        rows.push(row(format!("{TABLE_PREFIX}{table}"), record)?);
+        self.save(rows).await
+    }
+
+    /// Forgets a table that the Mirror no longer has.
+    pub async fn forget_table(&self, record: &TableRecord) -> Result<(), Error> {
+        let table = &record.schema.id;
+        let mut rows: Vec<_> =
+            (0..record.chunks.len()).map(|index| removed(chunk_item(table, index))).collect();
+        rows.push(removed(format!("{TABLE_PREFIX}{table}")));
+        self.save(rows).await
+    }
+
+    async fn save(&self, rows: Vec<StateRow>) -> Result<(), Error> {
+        if rows.is_empty() {
+            return Ok(());
+        }
+        Ok(self.destination.save_state(&self.mirror, &rows).await?)
+    }
+}
+
+fn row(item: String, value: &impl Serialize) -> Result<StateRow, Error> {
+    let value = serde_json::to_string(value).map_err(|source| Error::State { item: item.clone(), source })?;
+    Ok(StateRow { item, value })
+}
+
+fn removed(item: String) -> StateRow {
+    StateRow { item, value: String::new() }
+}
+
+fn parse(rows: &[StateRow]) -> Result<MirrorState, Error> {
+    let mut state = MirrorState::default();
+    let mut chunks = Vec::new();
+    for row in rows {
+        let failed = |source| Error::State { item: row.item.clone(), source };
+        if row.item == SOURCE_ITEM {
+            state.source = Some(serde_json::from_str(&row.value).map_err(failed)?);
+        } else if row.item.starts_with(TABLE_PREFIX) {
+            let record: TableRecord = serde_json::from_str(&row.value).map_err(failed)?;
+            state.tables.insert(record.schema.id.clone(), record);
+        } else if row.item.starts_with(CHUNK_PREFIX) {
+            chunks.push(serde_json::from_str::<ChunkRecord>(&row.value).map_err(failed)?);
+        }
+    }
+    for chunk in chunks {
+        let current = state.tables.get(&chunk.table).is_some_and(|table| table.plan == chunk.plan);
+        if current {
+            state.chunks_done.entry(chunk.table).or_default().insert(chunk.index, chunk.rows);
+        }
+    }
+    Ok(state)
+}
+
+impl MirrorState {
+    /// Indices of the chunks of a table's plan that are still to be copied.
+    pub fn chunks_left(&self, record: &TableRecord) -> BTreeSet<usize> {
+        let id = &record.schema.id;
+        let of_this_plan = self.tables.get(id).is_some_and(|known| known.plan == record.plan);
+        let done = self.chunks_done.get(id).filter(|_| of_this_plan);
+        (0..record.chunks.len()).filter(|index| done.is_none_or(|done| !done.contains_key(index))).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::IdentityKind;
+
+    fn record(plan: u64, chunks: usize) -> TableRecord {
+        let chunk = Chunk { storage: TableId::new("public", "t"), file_node: 1, from: 0, to: None };
+        let id = TableId::new("public", "t");
+        let spec = TableSpec {
+            id,
+            target: None,
+            exclude: vec![],
+            rename: vec![],
+            types: vec![],
+            row_filter: None,
+            order_by: vec![],
+            partition_by: None,
+            ttl: None,
+            settings: vec![],
+        };
+        TableRecord {
+            spec,
+            schema: TableSchema {
+                id: TableId::new("public", "t"),
+                oid: 1,
+                target: "t".into(),
+                columns: vec![],
+                key: vec![],
+                identity: IdentityKind::Default,
+                order_by: vec![],
+                partition_by: None,
+                ttl: None,
+                settings: vec![],
+                row_filter: None,
+                partitioned: false,
+            },
+            phase: TablePhase::Snapshotting,
+            reason: String::new(),
+            message: String::new(),
+            plan,
+            chunks: vec![chunk; chunks],
+            rows_estimated: 0,
+        }
+    }
+
+    #[test]
+    fn reads_back_what_was_written() {
+        let table = record(2, 3);
+        let source =
+            SourceRecord { system_identifier: "7".into(), timeline: 1, start_lsn: Lsn(5), finished: false };
+        let chunk = |plan, index| {
+            let record = ChunkRecord { table: table.schema.id.clone(), plan, index, rows: 9 };
+            row(chunk_item(&table.schema.id, index), &record).unwrap()
+        };
+        let rows = vec![
+            chunk(2, 1),
+            chunk(1, 0),
+            row("table/public.t".into(), &table).unwrap(),
+            row(SOURCE_ITEM.into(), &source).unwrap(),
+        ];
+        let state = parse(&rows).unwrap();
+        assert_eq!(state.source, Some(source));
+        assert_eq!(
+            state.chunks_left(&table),
+            BTreeSet::from([0, 2]),
+            "a chunk of an older plan does not count"
+        );
+        assert_eq!(state.tables[&table.schema.id], table);
+    }
+
+    #[test]
+    fn names_the_record_that_cannot_be_read() {
+        let error = parse(&[StateRow { item: "source".into(), value: "{".into() }]).unwrap_err();
+        assert!(error.to_string().contains("source"), "{error}");
+    }
+}

@@ -1,0 +1,381 @@
+//! One connection's life: reads the replication stream, applies it, and tells the source what is durable.
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+};
+
+use tokio::{
+    sync::{Notify, mpsc},
+    task::JoinHandle,
+};
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    Destination, Error, Policy,
+    applier::{Applier, Step},
+    backoff::retry,
+    checkpoint::{Checkpoint, PgMicros},
+    policy,
+    row::KnownRelation,
+    schema_change::{self, Fit, Projection},
+    state::TableRecord,
+};
+use crate::{
+    model::{PostgresEndpoint, Progress},
+    postgres::{
+        pgoutput::Relation,
+        session::Session,
+        wire::{ReplicationMessage, ReplicationReader, ReplicationWriter},
+    },
+};
+
+/// This much within [`BUSY_WITHIN`] says that the source has more than we have taken.
+const BACKLOG_BYTES: usize = 8 << 10;
+
+/// How long the socket is left to fill while a backlog is there: the walsender wakes a hungry reader once a row.
+const NAP: Duration = Duration::from_millis(2);
+
+/// A backlog is what keeps coming: a lone transaction, however large, is not napped over.
+const BUSY_WITHIN: Duration = Duration::from_millis(8);
+
+/// How often the source hears what is durable while that moves.
+const FEEDBACK_EVERY: Duration = Duration::from_millis(100);
+
+/// How often it hears anything at all, well within `wal_sender_timeout`.
+const FEEDBACK_AT_LEAST: Duration = Duration::from_secs(1);
+
+/// What a stream needs besides its applier.
+pub(super) struct Surroundings {
+    pub(super) source: PostgresEndpoint,
+    pub(super) application_name: String,
+    pub(super) progress: Arc<Progress>,
+    /// Ends the stream in order.
+    pub(super) stop: CancellationToken,
+    /// Ends waits on a destination that does not answer, and tries of this stream's inserts once it has failed.
+    pub(super) abort: CancellationToken,
+}
+
+/// Streams until `stop`, then makes everything received durable and says so to the source.
+///
+/// # Errors
+/// What ended the stream before; the caller reconnects or stops, by [`policy`].
+pub(super) async fn run<D: Destination>(
+    surroundings: &Surroundings,
+    mut applier: Applier<D>,
+    reader: ReplicationReader,
+    writer: ReplicationWriter,
+    fatal: &mut mpsc::Receiver<Error>,
+) -> Result<(), Error> {
+    let asked = Arc::new(Notify::new());
+    let feedback = Feedback {
+        checkpoint: Arc::clone(&applier.checkpoint),
+        progress: Arc::clone(&surroundings.progress),
+        asked: Arc::clone(&asked),
+        done: CancellationToken::new(),
+    };
+    let done = feedback.done.clone();
+    let teller: JoinHandle<()> = tokio::spawn(feedback.run(writer));
+    let outcome = pump(surroundings, &mut applier, reader, fatal, &asked).await;
+    let drained = match &outcome {
+        Ok(()) => applier.drain().await,
+        // What is not durable comes again, so nothing is tried again; tasks must end before a new stream begins.
+        Err(_) => {
+            surroundings.abort.cancel();
+            applier.settle().await
+        }
+    };
+    done.cancel();
+    if let Err(error) = teller.await {
+        tracing::warn!(%error, "feedback task failed");
+    }
+    outcome.and(drained)
+}
+
+async fn pump<D: Destination>(
+    surroundings: &Surroundings,
+    applier: &mut Applier<D>,
+    mut reader: ReplicationReader,
+    fatal: &mut mpsc::Receiver<Error>,
+    asked: &Notify,
+) -> Result<(), Error> {
+    let ended = Arc::clone(&applier.inserter.ended);
+    let mut pace = Pace::new();
+    loop {
+        while let Some(message) = reader.try_next()? {
+            match message {
+                ReplicationMessage::XLogData { data, .. } => {
+                    let step = applier.apply(data)?;
+                    if !matches!(step, Step::Done) {
+                        handle(surroundings, applier, step).await?;
+                    } else if applier.wants_balance() {
+                        tokio::select! {
+                            balanced = applier.balance() => balanced?,
+                            Some(error) = fatal.recv() => return Err(error),
+                            () = surroundings.abort.cancelled() => return Err(Error::Stopped),
+                        }
+                    }
+                }
+                ReplicationMessage::Keepalive { wal_end, reply_requested } => {
+                    surroundings.progress.set_source_lsn(wal_end);
+                    if !applier.in_transaction() {
+                        applier.checkpoint.received(wal_end);
+                    }
+                    if reply_requested {
+                        asked.notify_one();
+                    }
+                }
+            }
+        }
+        let backlog = pace.backlog();
+        let next = applier.flush_due(backlog);
+        if backlog {
+            tokio::time::sleep_until(pace.next_read().into()).await;
+        }
+        tokio::select! {
+            biased;
+            () = surroundings.stop.cancelled() => return Ok(()),
+            Some(error) = fatal.recv() => return Err(error),
+            read = reader.fill() => pace.read(read?),
+            () = ended.notified() => {}
+            () = until(next) => {}
+        }
+    }
+}
+
+/// Tells a backlog from single transactions, by what has come since the last nap.
+///
+/// One read's size can't: a hungry reader gets a few rows at a time, however long the queue behind them is.
+struct Pace {
+    since: Instant,
+    bytes: usize,
+    last_read: Instant,
+}
+
+impl Pace {
+    fn new() -> Self {
+        let now = Instant::now();
+        Pace { since: now, bytes: 0, last_read: now }
+    }
+
+    fn read(&mut self, bytes: usize) {
+        self.bytes += bytes;
+        self.last_read = Instant::now();
+    }
+
+    /// Whether more is there than we have taken; counts anew when it says so, or when too little came for too long.
+    fn backlog(&mut self) -> bool {
+        let busy = self.bytes >= BACKLOG_BYTES;
+        if busy || self.since.elapsed() > BUSY_WITHIN {
+            self.bytes = 0;
+            self.since = Instant::now();
+        }
+        busy
+    }
+
+    fn next_read(&self) -> Instant {
+        self.last_read + NAP
+    }
+}
+
+async fn until(moment: Option<Instant>) {
+    match moment {
+        Some(moment) => tokio::time::sleep_until(moment.into()).await,
+        None => std::future::pending().await,
+    }
+}
+
+async fn handle<D: Destination>(
+    surroundings: &Surroundings,
+    applier: &mut Applier<D>,
+    step: Step,
+) -> Result<(), Error> {
+    match step {
+        Step::Done => Ok(()),
+        Step::Relation(relation) => announce(surroundings, applier, relation).await,
+        Step::Truncate(relations) => {
+            for slot in relations.iter().filter_map(|oid| applier.slot_of(*oid)).collect::<Vec<_>>() {
+                truncate(surroundings, applier, slot).await?;
+            }
+            Ok(())
+        }
+        Step::Fail(slot, error) => fail(surroundings, applier, slot, &error).await,
+    }
+}
+
+/// Sets a table's rows aside, durably, before the stream goes on.
+async fn fail<D: Destination>(
+    surroundings: &Surroundings,
+    applier: &mut Applier<D>,
+    slot: usize,
+    error: &Error,
+) -> Result<(), Error> {
+    // Holds the slot's position until the failure is recorded.
+    let building = applier.take_building(slot);
+    if let Some(slot) = applier.slots.get(slot) {
+        retry(&surroundings.abort, &applier.inserter.notice, || slot.table.fail(error)).await?;
+    }
+    if let Some(building) = building {
+        building.release(&applier.inserter.total_bytes);
+    }
+    Ok(())
+}
+
+/// Resolves a relation to one of our tables, and applies what changed in its columns.
+async fn announce<D: Destination>(
+    surroundings: &Surroundings,
+    applier: &mut Applier<D>,
+    relation: Relation,
+) -> Result<(), Error> {
+    let Some(index) = applier.slots.iter().position(|slot| slot.table.id == relation.table) else {
+        applier.know(relation.oid, None);
+        return Ok(());
+    };
+    let Some(slot) = applier.slots.get(index) else { return Ok(()) };
+    let schema = Arc::clone(&slot.schema);
+    let projection = match schema_change::fit(&schema, &relation, &slot.spec.exclude) {
+        Fit::Known(projection) => projection,
+        Fit::Unknown(column) => {
+            tracing::info!(table = %relation.table, column, "column came or went in the stream");
+            match change_schema(surroundings, applier, index).await {
+                Ok(()) => {
+                    let Some(slot) = applier.slots.get(index) else { return Ok(()) };
+                    schema_change::projection(&slot.schema, &relation)
+                }
+                Err(error) if policy(&error).0 == Policy::FailTable => {
+                    fail(surroundings, applier, index, &error).await?;
+                    Projection { places: Vec::new(), identical: false }
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Fit::Retyped(column) => {
+            let message = format!(
+                "column {column} has another type at the source now. Drop target table {} and copy the table anew: take it out of the mirror, run, put it back, run",
+                schema.target
+            );
+            let error =
+                Error::Table { table: relation.table.clone(), reason: "SourceSchemaChanged", message };
+            fail(surroundings, applier, index, &error).await?;
+            Projection { places: Vec::new(), identical: false }
+        }
+    };
+    let Some(slot) = applier.slots.get(index) else { return Ok(()) };
+    let known = KnownRelation::new(index, Arc::clone(&slot.schema), projection);
+    applier.know(relation.oid, Some(known));
+    Ok(())
+}
+
+/// Asks the catalog for a table's columns and brings target and state up to them.
+async fn change_schema<D: Destination>(
+    surroundings: &Surroundings,
+    applier: &mut Applier<D>,
+    index: usize,
+) -> Result<(), Error> {
+    let Some(slot) = applier.slots.get(index) else { return Ok(()) };
+    let (table, spec, old) = (Arc::clone(&slot.table), slot.spec.clone(), Arc::clone(&slot.schema));
+    let notice = Arc::clone(&applier.inserter.notice);
+    let fresh = retry(&surroundings.abort, &notice, || async {
+        let session = Session::connect(&surroundings.source, &surroundings.application_name).await?;
+        schema_change::describe(&session, &spec, &old).await
+    })
+    .await?;
+    let (merged, added) =
+        schema_change::evolve(&old, &fresh).map_err(|message| schema_change::changed(&old, &message))?;
+    // Rows of the old schema go first: within one version, the row inserted last wins.
+    applier.flush(index).await?;
+    let destination = &applier.inserter.destination;
+    retry(&surroundings.abort, &notice, || async { Ok(destination.add_columns(&merged, &added).await?) })
+        .await?;
+    let record = merged.clone();
+    retry(&surroundings.abort, &notice, || {
+        table.update(|table: &mut TableRecord| table.schema = record.clone())
+    })
+    .await?;
+    let names: Vec<_> =
+        added.iter().filter_map(|index| merged.columns.get(*index)).map(|c| &c.name).collect();
+    tracing::info!(table = %table.id, added = ?names, "applied a schema change");
+    if let Some(slot) = applier.slots.get_mut(index) {
+        slot.schema = Arc::new(merged);
+    }
+    Ok(())
+}
+
+/// Empties a target in stream order.
+///
+/// Whatever exists at the source after a TRUNCATE was inserted after it, so it is in the stream: a snapshot that is
+/// still running has nothing left to copy.
+async fn truncate<D: Destination>(
+    surroundings: &Surroundings,
+    applier: &mut Applier<D>,
+    index: usize,
+) -> Result<(), Error> {
+    let Some(table) = applier.slots.get(index).map(|slot| Arc::clone(&slot.table)) else { return Ok(()) };
+    if table.failed() {
+        return Ok(());
+    }
+    applier.flush(index).await?;
+    let _after_the_insert =
+        table.insert_permit.acquire().await.map_err(|closed| Error::Task(closed.to_string()))?;
+    table.stop_copying().await;
+    let schema = table.schema();
+    let destination = applier.inserter.destination.clone();
+    let notice = Arc::clone(&applier.inserter.notice);
+    let emptied =
+        retry(&surroundings.abort, &notice, || async { Ok(destination.truncate(&schema).await?) }).await;
+    match emptied {
+        Err(error) if policy(&error).0 == Policy::FailTable => {
+            return fail(surroundings, applier, index, &error).await;
+        }
+        other => other?,
+    }
+    retry(&surroundings.abort, &notice, || table.finish_snapshot()).await?;
+    table.progress.truncated.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+    Ok(())
+}
+
+/// Tells the source, and our own status, what is durable: at its own pace, however slow the destination is.
+struct Feedback {
+    checkpoint: Arc<Checkpoint>,
+    progress: Arc<Progress>,
+    asked: Arc<Notify>,
+    done: CancellationToken,
+}
+
+impl Feedback {
+    async fn run(self, mut writer: ReplicationWriter) {
+        let mut told = self.checkpoint.confirmed();
+        let mut told_at = Instant::now();
+        loop {
+            let (finished, asked) = tokio::select! {
+                () = self.done.cancelled() => (true, true),
+                () = self.asked.notified() => (false, true),
+                () = tokio::time::sleep(FEEDBACK_EVERY) => (false, false),
+            };
+            let confirmed = self.checkpoint.confirmed();
+            self.progress.set_durable_lsn(confirmed);
+            self.progress.set_lag_seconds(self.checkpoint.oldest_commit().map_or(0.0, seconds_since));
+            if asked || confirmed != told || told_at.elapsed() >= FEEDBACK_AT_LEAST {
+                if let Err(error) = writer.feedback(confirmed).await {
+                    // The reader meets the same cut and reports it.
+                    tracing::debug!(%error, "feedback could not be sent");
+                    return;
+                }
+                (told, told_at) = (confirmed, Instant::now());
+            }
+            if finished {
+                writer.finish().await;
+                return;
+            }
+        }
+    }
+}
+
+/// Seconds since a moment given in microseconds since 2000-01-01.
+fn seconds_since(moment: PgMicros) -> f64 {
+    const EPOCH_2000: f64 = 946_684_800.0;
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64();
+    #[expect(clippy::cast_precision_loss, reason = "microseconds until the year 2255 fit 53 bits")]
+    let then = EPOCH_2000 + moment as f64 / 1e6;
+    (now - then).max(0.0)
+}

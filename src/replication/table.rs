@@ -1,0 +1,160 @@
+//! One table while it runs: what the stream, the insert task and the snapshot share.
+
+use std::{
+    sync::{
+        Arc, Mutex, PoisonError, RwLock,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use tokio::sync::Semaphore;
+
+use super::{
+    Destination, Error, failure, policy,
+    state::{StateStore, TablePhase, TableRecord},
+};
+use crate::model::{TableId, TableProgress, TableSchema, TableState};
+
+/// A table's shared state. One exists for each table of the Mirror, over reconnections of the stream.
+pub(super) struct Table<D: Destination> {
+    /// The table's name at the source.
+    pub(super) id: TableId,
+    /// Its counters.
+    pub(super) progress: Arc<TableProgress>,
+    /// Holds one permit: at most one streamed insert is in flight, and they run in stream order.
+    pub(super) insert_permit: Arc<Semaphore>,
+    /// Read-held by each chunk from its first row read to its insert's end; a TRUNCATE takes it for writing.
+    pub(super) chunk_gate: tokio::sync::RwLock<()>,
+    record: RwLock<TableRecord>,
+    failed: AtomicBool,
+    snapshot_over: AtomicBool,
+    insert_micros: AtomicU64,
+    spare: Mutex<Option<(Arc<TableSchema>, D::Batch)>>,
+    /// Orders changes of the record, which are written to the destination's state.
+    writing: tokio::sync::Mutex<()>,
+    store: StateStore<D>,
+}
+
+impl<D: Destination> Table<D> {
+    /// Takes up a table where its record left it.
+    pub(super) fn new(record: TableRecord, progress: Arc<TableProgress>, store: StateStore<D>) -> Self {
+        progress.set_target(&record.schema.target);
+        let state = match record.phase {
+            TablePhase::Snapshotting => TableState::Pending,
+            TablePhase::Streaming => TableState::Streaming,
+            TablePhase::Failed => TableState::Failed,
+        };
+        progress.set_state(state, &record.reason, record.message.clone());
+        Table {
+            id: record.schema.id.clone(),
+            progress,
+            insert_permit: Arc::new(Semaphore::new(1)),
+            chunk_gate: tokio::sync::RwLock::default(),
+            failed: AtomicBool::new(record.phase == TablePhase::Failed),
+            snapshot_over: AtomicBool::new(record.phase != TablePhase::Snapshotting),
+            insert_micros: AtomicU64::new(0),
+            record: RwLock::new(record),
+            spare: Mutex::default(),
+            writing: tokio::sync::Mutex::default(),
+            store,
+        }
+    }
+
+    /// A copy of the record.
+    pub(super) fn record(&self) -> TableRecord {
+        self.record.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// The schema as last applied to the target.
+    pub(super) fn schema(&self) -> TableSchema {
+        self.record().schema
+    }
+
+    /// Whether the table has stopped alone.
+    pub(super) fn failed(&self) -> bool {
+        self.failed.load(Ordering::Acquire)
+    }
+
+    /// Whether nothing is left to copy.
+    pub(super) fn snapshot_over(&self) -> bool {
+        self.snapshot_over.load(Ordering::Acquire)
+    }
+
+    /// Changes the record, durably first.
+    pub(super) async fn update(&self, change: impl FnOnce(&mut TableRecord)) -> Result<(), Error> {
+        let _one_at_a_time = self.writing.lock().await;
+        let mut record = self.record();
+        change(&mut record);
+        self.store.save_table(&record).await?;
+        self.replace(record);
+        Ok(())
+    }
+
+    /// Stops this table alone. The record is durable before the stream may pass the table's rows.
+    pub(super) async fn fail(&self, error: &Error) -> Result<(), Error> {
+        let _one_at_a_time = self.writing.lock().await;
+        if self.failed() {
+            return Ok(());
+        }
+        let (reason, message) = (policy(error).1, failure(error).message);
+        let mut record = self.record();
+        record.phase = TablePhase::Failed;
+        reason.clone_into(&mut record.reason);
+        record.message.clone_from(&message);
+        self.store.save_table(&record).await?;
+        self.replace(record);
+        // Only now may the stream skip the table's rows: from here on their loss is on record.
+        self.failed.store(true, Ordering::Release);
+        tracing::error!(table = %self.id, reason, %message, "table stopped; the others go on");
+        self.progress.set_state(TableState::Failed, reason, message);
+        Ok(())
+    }
+
+    fn replace(&self, record: TableRecord) {
+        *self.record.write().unwrap_or_else(PoisonError::into_inner) = record;
+    }
+
+    /// Lets no further chunk begin and waits for those in flight.
+    pub(super) async fn stop_copying(&self) {
+        self.snapshot_over.store(true, Ordering::Release);
+        drop(self.chunk_gate.write().await);
+    }
+
+    /// Records that nothing is left to copy.
+    pub(super) async fn finish_snapshot(&self) -> Result<(), Error> {
+        let _one_at_a_time = self.writing.lock().await;
+        if self.failed() {
+            return Ok(());
+        }
+        let mut record = self.record();
+        record.phase = TablePhase::Streaming;
+        let chunks = std::mem::take(&mut record.chunks).len();
+        self.store.finish_snapshot(&record, chunks).await?;
+        self.replace(record);
+        self.snapshot_over.store(true, Ordering::Release);
+        self.progress.set_state(TableState::Streaming, "", "");
+        Ok(())
+    }
+
+    /// A cleared batch of an earlier insert, if it was made for this very schema.
+    pub(super) fn take_spare(&self, schema: &Arc<TableSchema>) -> Option<D::Batch> {
+        let spare = self.spare.lock().unwrap_or_else(PoisonError::into_inner).take();
+        spare.filter(|(made_for, _)| Arc::ptr_eq(made_for, schema)).map(|(_, batch)| batch)
+    }
+
+    /// Keeps a cleared batch, for its memory.
+    pub(super) fn keep_spare(&self, schema: Arc<TableSchema>, batch: D::Batch) {
+        *self.spare.lock().unwrap_or_else(PoisonError::into_inner) = Some((schema, batch));
+    }
+
+    /// Remembers how long an insert took.
+    pub(super) fn record_insert_time(&self, took: Duration) {
+        self.insert_micros.store(u64::try_from(took.as_micros()).unwrap_or(u64::MAX), Ordering::Relaxed);
+    }
+
+    /// How long the last insert took.
+    pub(super) fn insert_time(&self) -> Duration {
+        Duration::from_micros(self.insert_micros.load(Ordering::Relaxed))
+    }
+}

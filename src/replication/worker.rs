@@ -1,0 +1,402 @@
+//! One Mirror's life: provision, copy, stream, and again after a fault.
+
+use std::{
+    collections::BTreeMap,
+    convert::Infallible,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use tokio::{
+    sync::{Notify, mpsc},
+    task::JoinHandle,
+};
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    Destination, Error, Policy,
+    applier::Applier,
+    backoff::{Backoff, Notice},
+    batch::Inserter,
+    checkpoint::Checkpoint,
+    failure, policy,
+    provision::{self, Provisioned},
+    reread::Rereader,
+    snapshot,
+    state::{MirrorState, StateStore},
+    stream,
+    table::Table,
+    watch,
+};
+use crate::{
+    model::{Lsn, MirrorPhase, Progress, ReplicatorConfig, SnapshotMode, TableSpec},
+    postgres::{
+        catalog, publication,
+        session::Session,
+        slot,
+        wire::{Connection, Purpose, ReplicationReader, ReplicationWriter},
+    },
+};
+
+/// How long a stalled Mirror waits before it looks again whether a human has acted.
+const STALLED_PAUSE: Duration = Duration::from_secs(30);
+
+/// How long inserts in flight may take after the order to stop.
+const STOP_WITHIN: Duration = Duration::from_secs(8);
+
+/// How often the end of a run that waits for the source's present position is looked at.
+const CAUGHT_UP_POLL: Duration = Duration::from_millis(50);
+
+/// Runs a Mirror until `stop`; with `until_caught_up`, until everything that was at the source when the copy ended is
+/// durable at the destination. What passes is retried; what needs a human shows in `progress` and is looked at again.
+///
+/// # Errors
+/// With `until_caught_up`, what needs a human; a run without it ends only by `stop`.
+pub async fn run<D: Destination>(
+    config: Arc<ReplicatorConfig>,
+    destination: D,
+    progress: Arc<Progress>,
+    stop: CancellationToken,
+    until_caught_up: bool,
+) -> Result<(), Error> {
+    if config.suspend {
+        progress.set_phase(MirrorPhase::Suspended, None);
+        return Ok(());
+    }
+    let worker = Worker::new(config, destination, progress, stop);
+    let ends = until_caught_up || worker.config.snapshot.mode == SnapshotMode::Only;
+    let mut backoff = Backoff::default();
+    loop {
+        let error = match worker.session(ends).await {
+            Ok(()) => {
+                worker.progress.set_phase(MirrorPhase::Finished, None);
+                return Ok(());
+            }
+            Err(Error::Stopped) => return Ok(()),
+            Err(error) => error,
+        };
+        if worker.streamed.swap(false, Ordering::AcqRel) {
+            backoff = Backoff::default();
+        }
+        let (what, reason) = policy(&error);
+        let passes = matches!(what, Policy::Retry | Policy::SlowDown);
+        let phase = if passes { MirrorPhase::Retrying } else { MirrorPhase::Stalled };
+        worker.progress.set_phase(phase, Some(failure(&error)));
+        let pause = if passes { backoff.next(what) } else { STALLED_PAUSE };
+        let pause_ms = u64::try_from(pause.as_millis()).unwrap_or(u64::MAX);
+        if passes {
+            tracing::warn!(mirror = worker.config.mirror.name, reason, %error, pause_ms, "will try again");
+        } else {
+            tracing::error!(mirror = worker.config.mirror.name, reason, %error, "stalled until someone acts");
+            if until_caught_up {
+                return Err(error);
+            }
+        }
+        tokio::select! {
+            () = worker.stop.cancelled() => return Ok(()),
+            () = tokio::time::sleep(pause) => {}
+        }
+    }
+}
+
+/// A connection that has begun to stream.
+struct Started<D: Destination> {
+    session: Session,
+    state: MirrorState,
+    /// Whether tables without a plan must wait for their writers.
+    joining: bool,
+    tables: Vec<(Arc<Table<D>>, TableSpec)>,
+    reader: ReplicationReader,
+    writer: ReplicationWriter,
+    /// Where the slot stands.
+    confirmed: Lsn,
+}
+
+struct Worker<D: Destination> {
+    config: Arc<ReplicatorConfig>,
+    destination: D,
+    progress: Arc<Progress>,
+    store: StateStore<D>,
+    stop: CancellationToken,
+    /// Cancelled when inserts in flight have had their time after `stop`.
+    abort: CancellationToken,
+    /// Tables, once provisioned; they outlive connections.
+    tables: Mutex<BTreeMap<crate::model::TableId, Arc<Table<D>>>>,
+    copying: tokio::sync::Mutex<Option<JoinHandle<Result<(), Error>>>>,
+    /// Whether a stream has run since the last fault.
+    streamed: AtomicBool,
+}
+
+impl<D: Destination> Worker<D> {
+    fn new(
+        config: Arc<ReplicatorConfig>,
+        destination: D,
+        progress: Arc<Progress>,
+        stop: CancellationToken,
+    ) -> Self {
+        for spec in &config.tables {
+            progress.table(&spec.id);
+        }
+        let abort = CancellationToken::new();
+        tokio::spawn({
+            let (stop, abort) = (stop.clone(), abort.clone());
+            async move {
+                stop.cancelled().await;
+                tokio::time::sleep(STOP_WITHIN).await;
+                abort.cancel();
+            }
+        });
+        Worker {
+            store: StateStore::new(destination.clone(), &config.mirror.uid),
+            config,
+            destination,
+            progress,
+            stop,
+            abort,
+            tables: Mutex::default(),
+            copying: tokio::sync::Mutex::default(),
+            streamed: AtomicBool::new(false),
+        }
+    }
+
+    /// One connection's life, from provisioning to its end.
+    async fn session(&self, ends: bool) -> Result<(), Error> {
+        // Making a slot can wait for hours, for transactions that run at the source.
+        let started = tokio::select! {
+            started = self.start() => started?,
+            () = self.stop.cancelled() => return Err(Error::Stopped),
+        };
+        let Some(Started { session, state, joining, tables, reader, writer, confirmed }) = started else {
+            return Ok(());
+        };
+        let (fatal, mut fatal_errors) = mpsc::channel(16);
+        self.streamed.store(true, Ordering::Release);
+        let notice = self.notice(&tables);
+        notice(None);
+        let mut copying = self.copying.lock().await;
+        // A copy outlives connections; one that has ended may have ended by a fault.
+        if copying.as_ref().is_none_or(JoinHandle::is_finished) {
+            *copying = Some(self.copy(&tables, &state, joining, &notice));
+        }
+        let copied = report_copy(&mut copying, Arc::clone(&notice), fatal.clone());
+        let (end, abort) = (self.stop.child_token(), self.abort.child_token());
+        let watcher = tokio::spawn(watch::run(
+            Arc::clone(&self.config),
+            state.clone(),
+            Arc::clone(&self.progress),
+            fatal.clone(),
+            end.clone(),
+        ));
+        let finisher = ends.then(|| tokio::spawn(self.until_caught_up(&tables, fatal.clone(), end.clone())));
+        let inserter = self.inserter(fatal, notice, abort.clone());
+        let applier = Applier::new(tables, Arc::new(inserter), Checkpoint::new(confirmed), self.config.batch);
+        let surroundings = stream::Surroundings {
+            source: self.config.source.clone(),
+            application_name: self.config.mirror.application_name(),
+            progress: Arc::clone(&self.progress),
+            stop: end.clone(),
+            abort,
+        };
+        let outcome = tokio::select! {
+            outcome = stream::run(&surroundings, applier, reader, writer, &mut fatal_errors) => outcome,
+            never = copied => match never {},
+        };
+        end.cancel();
+        watcher.abort();
+        if let Some(finisher) = finisher {
+            finisher.abort();
+        }
+        outcome?;
+        if self.stop.is_cancelled() {
+            return Err(Error::Stopped);
+        }
+        if self.config.snapshot.mode == SnapshotMode::Only {
+            self.finish(&session, state).await?;
+        }
+        Ok(())
+    }
+
+    /// Provisions and begins to stream; `None` when the copy was all that was asked for and is done.
+    async fn start(&self) -> Result<Option<Started<D>>, Error> {
+        let application_name = self.config.mirror.application_name();
+        let session = Session::connect(&self.config.source, &application_name).await?;
+        let mut wire =
+            Connection::connect(&self.config.source, &application_name, Purpose::Replication).await?;
+        let identity = wire.identify_system().await?;
+        let Provisioned { state, joining } =
+            provision::provision(&self.config, &session, &identity, &self.destination, &self.store).await?;
+        if state.source.as_ref().is_some_and(|source| source.finished) {
+            self.release(&session).await?;
+            return Ok(None);
+        }
+        let tables = self.take_up(&state);
+        let slot_name = self.config.mirror.slot_name();
+        slot::release_own_walsender(&session, &slot_name, &application_name).await?;
+        let found = provision::read_slot(&session, &self.config, state.source.as_ref()).await?;
+        let confirmed = found.and_then(|slot| slot.confirmed_flush_lsn).unwrap_or_default();
+        let binary = tables.iter().all(|(table, _)| table.schema().has_binary_decoder());
+        let (reader, writer) = wire
+            .start_replication(&slot_name, confirmed, &self.config.mirror.publication_name(), binary)
+            .await?;
+        tracing::info!(slot = slot_name, start = %confirmed, binary, "streaming");
+        self.progress.set_durable_lsn(confirmed);
+        Ok(Some(Started { session, state, joining, tables, reader, writer, confirmed }))
+    }
+
+    /// Tables by their records; those known from an earlier connection stay.
+    fn take_up(&self, state: &MirrorState) -> Vec<(Arc<Table<D>>, TableSpec)> {
+        let mut tables = self.tables.lock().unwrap_or_else(PoisonError::into_inner);
+        self.config
+            .tables
+            .iter()
+            .filter_map(|spec| {
+                let record = state.tables.get(&spec.id)?;
+                let table = tables.entry(spec.id.clone()).or_insert_with(|| {
+                    Arc::new(Table::new(record.clone(), self.progress.table(&spec.id), self.store.clone()))
+                });
+                Some((Arc::clone(table), spec.clone()))
+            })
+            .collect()
+    }
+
+    /// What tasks call when a fault that passes begins and ends.
+    fn notice(&self, tables: &[(Arc<Table<D>>, TableSpec)]) -> Notice {
+        let progress = Arc::clone(&self.progress);
+        let tables: Vec<_> = tables.iter().map(|(table, _)| Arc::clone(table)).collect();
+        Arc::new(move |error| match error {
+            Some(error) => progress.set_phase(MirrorPhase::Retrying, Some(failure(error))),
+            None => {
+                let copying = tables.iter().any(|table| !table.failed() && !table.snapshot_over());
+                let phase = if copying { MirrorPhase::Snapshotting } else { MirrorPhase::Streaming };
+                progress.set_phase(phase, None);
+            }
+        })
+    }
+
+    fn fence(&self) -> String {
+        format!("walferry-{}", self.config.mirror.uid)
+    }
+
+    fn inserter(&self, fatal: mpsc::Sender<Error>, notice: Notice, abort: CancellationToken) -> Inserter<D> {
+        Inserter {
+            destination: self.destination.clone(),
+            rereader: Arc::new(Rereader::new(
+                self.config.source.clone(),
+                self.config.mirror.application_name(),
+            )),
+            abort,
+            total_bytes: Arc::new(AtomicUsize::new(0)),
+            ended: Arc::new(Notify::new()),
+            fatal,
+            fence: self.fence(),
+            notice,
+        }
+    }
+
+    /// Starts the copy of what is left to copy.
+    fn copy(
+        &self,
+        tables: &[(Arc<Table<D>>, TableSpec)],
+        state: &MirrorState,
+        joining: bool,
+        notice: &Notice,
+    ) -> JoinHandle<Result<(), Error>> {
+        let around = snapshot::Surroundings {
+            source: self.config.source.clone(),
+            application_name: self.config.mirror.application_name(),
+            destination: self.destination.clone(),
+            store: self.store.clone(),
+            parallelism: self.config.snapshot.parallelism,
+            fence: self.fence(),
+            stop: self.stop.clone(),
+            notice: Arc::clone(notice),
+        };
+        let tables: Vec<_> = tables.iter().map(|(table, _)| Arc::clone(table)).collect();
+        let state = state.clone();
+        tokio::spawn(async move { snapshot::run(around, tables, &state, joining).await })
+    }
+
+    /// Ends the stream once nothing is left to copy and everything then at the source is durable.
+    fn until_caught_up(
+        &self,
+        tables: &[(Arc<Table<D>>, TableSpec)],
+        fatal: mpsc::Sender<Error>,
+        end: CancellationToken,
+    ) -> impl Future<Output = ()> + Send + use<D> {
+        let tables: Vec<_> = tables.iter().map(|(table, _)| Arc::clone(table)).collect();
+        let (config, progress) = (Arc::clone(&self.config), Arc::clone(&self.progress));
+        async move {
+            while tables.iter().any(|table| !table.failed() && !table.snapshot_over()) {
+                tokio::time::sleep(CAUGHT_UP_POLL).await;
+            }
+            let target = async {
+                let session = Session::connect(&config.source, &config.mirror.application_name()).await?;
+                catalog::current_wal_lsn(&session).await
+            };
+            match target.await {
+                Ok(target) => {
+                    while progress.durable_lsn() < target {
+                        tokio::time::sleep(CAUGHT_UP_POLL).await;
+                    }
+                    end.cancel();
+                }
+                Err(error) => {
+                    if fatal.send(error.into()).await.is_err() {
+                        tracing::debug!("the stream had ended already");
+                    }
+                }
+            }
+        }
+    }
+
+    /// Records that a copy, which was all that was asked for, is done, and lets go of the slot.
+    async fn finish(&self, session: &Session, state: MirrorState) -> Result<(), Error> {
+        if let Some(mut source) = state.source {
+            source.finished = true;
+            self.store.save_source(&source).await?;
+        }
+        self.release(session).await
+    }
+
+    /// Drops slot and publication. Idempotent: a run that was killed before it is made up for by the next.
+    async fn release(&self, session: &Session) -> Result<(), Error> {
+        let (slot_name, publication_name) =
+            (self.config.mirror.slot_name(), self.config.mirror.publication_name());
+        slot::release_own_walsender(session, &slot_name, &self.config.mirror.application_name()).await?;
+        let slot_dropped = slot::drop(session, &slot_name).await?;
+        let ours =
+            publication::read(session, &publication_name).await?.is_some_and(|found| found.owned_by_us);
+        if ours {
+            publication::drop(session, &publication_name).await?;
+        }
+        if slot_dropped || ours {
+            tracing::info!(mirror = self.config.mirror.name, "copy finished; slot and publication dropped");
+        }
+        Ok(())
+    }
+}
+
+/// Hands the end of the copy to the present stream, for as long as that is polled.
+async fn report_copy(
+    copying: &mut Option<JoinHandle<Result<(), Error>>>,
+    notice: Notice,
+    fatal: mpsc::Sender<Error>,
+) -> Infallible {
+    if let Some(task) = copying {
+        let ended = task.await.unwrap_or_else(|error| Err(Error::Task(error.to_string())));
+        *copying = None;
+        match ended {
+            Ok(()) => notice(None),
+            Err(Error::Stopped) => {}
+            Err(error) => {
+                if fatal.send(error).await.is_err() {
+                    tracing::debug!("the stream had ended before the copy failed");
+                }
+            }
+        }
+    }
+    std::future::pending().await
+}
