@@ -16,6 +16,7 @@
 //! | [`cli`] | one file a command | everything |
 
 pub mod api;
+pub mod clickhouse;
 pub mod model;
 pub mod postgres;
 pub mod replication;

@@ -1,0 +1,335 @@
+//! The HTTP client: connections, authentication, time-outs and the settings that every statement needs.
+//!
+//! <https://clickhouse.com/docs/interfaces/http>
+
+use std::{fmt, future::Future, str::FromStr, time::Duration};
+
+use base64::{Engine as _, prelude::BASE64_STANDARD};
+use bytes::Bytes;
+use clickhouse::{insert_formatted::InsertFormatted, query::BytesCursor};
+use hyper_rustls::HttpsConnectorBuilder;
+use hyper_util::{
+    client::legacy::{Client as HyperClient, connect::HttpConnector},
+    rt::{TokioExecutor, TokioTimer},
+};
+use url::Url;
+
+use super::{Error, types::Features};
+use crate::{
+    model::{ClickHouseEndpoint, TlsMode},
+    tls,
+};
+
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// Longest time a short statement may take.
+const STATEMENT_TIMEOUT: Duration = Duration::from_secs(60);
+/// Longest time without progress in a stream or an insert, and for an insert's end: a server that delays inserts
+/// because of many parts, or that waits for a replaced insert to stop, answers within it.
+pub(super) const STREAM_TIMEOUT: Duration = Duration::from_secs(300);
+/// Shorter than any usual `keep_alive_timeout` of the server (3 s in old releases), so that no connection is picked
+/// that the server is about to close.
+const POOL_IDLE_TIMEOUT: Duration = Duration::from_secs(2);
+/// How long unacknowledged bytes may be on their way before the connection counts as dead.
+const TCP_USER_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// The oldest ClickHouse release that has what walferry uses, by its documentation: `ReplacingMergeTree(version,
+/// is_deleted)` came with 23.2, the conversion of types in Native input
+/// (`input_format_native_allow_types_conversion`) with 23.3, a long-term release.
+pub const OLDEST_VERSION: (u32, u32) = (23, 3);
+
+/// A server's release and time zone.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ServerVersion {
+    /// The year of the release, 26 in 26.7.
+    pub major: u32,
+    /// The number within the year, 7 in 26.7.
+    pub minor: u32,
+    /// The whole version, as `version()` shows it.
+    pub text: String,
+    /// The server's default time zone, as `timezone()` shows it.
+    pub timezone: String,
+}
+
+impl ServerVersion {
+    /// Whether the release has what walferry uses.
+    pub fn is_supported(&self) -> bool {
+        (self.major, self.minor) >= OLDEST_VERSION
+    }
+
+    /// What the release has that decides about types.
+    pub fn features(&self) -> Features {
+        Features::of(self.major, self.minor)
+    }
+}
+
+impl fmt::Display for ServerVersion {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.text)
+    }
+}
+
+/// A ClickHouse server. Cheap to clone; clones share connections.
+#[derive(Clone, Debug)]
+pub struct Client {
+    http: clickhouse::Client,
+    url: String,
+}
+
+impl Client {
+    /// A client for `endpoint`; connects when first used.
+    ///
+    /// # Errors
+    /// [`Error::Settings`] for a URL that isn't one of ClickHouse's HTTP interface, [`Error::TlsSettings`] for
+    /// certificates that can't be used.
+    pub fn new(endpoint: &ClickHouseEndpoint) -> Result<Client, Error> {
+        let url = parse_url(endpoint)?;
+        let mut connector = HttpConnector::new();
+        connector.enforce_http(false);
+        connector.set_nodelay(true);
+        connector.set_connect_timeout(Some(CONNECT_TIMEOUT));
+        connector.set_keepalive(Some(Duration::from_secs(15)));
+        connector.set_keepalive_interval(Some(Duration::from_secs(5)));
+        connector.set_keepalive_retries(Some(3));
+        #[cfg(target_os = "linux")]
+        connector.set_tcp_user_timeout(Some(TCP_USER_TIMEOUT));
+
+        let mut builder = HyperClient::builder(TokioExecutor::new());
+        builder.pool_timer(TokioTimer::new()).pool_idle_timeout(POOL_IDLE_TIMEOUT);
+        let http = match url.scheme() {
+            "https" => {
+                let tls = tls::client_config(&endpoint.tls)?;
+                let https = HttpsConnectorBuilder::new().with_tls_config(tls).https_only().enable_http1();
+                clickhouse::Client::with_http_client(builder.build(https.wrap_connector(connector)))
+            }
+            _ => clickhouse::Client::with_http_client(builder.build(connector)),
+        };
+        // Not the X-ClickHouse-User and -Key headers: those can't carry a password beyond ASCII.
+        let credentials = format!("{}:{}", endpoint.username, endpoint.password.expose());
+        let http = http
+            .with_url(url.as_str())
+            .with_header("Authorization", format!("Basic {}", BASE64_STANDARD.encode(credentials)))
+            .with_product_info("walferry", env!("CARGO_PKG_VERSION"));
+        Ok(Client { http, url: url.origin().ascii_serialization() })
+    }
+
+    /// Runs a statement that answers nothing, with a time-out of a minute.
+    ///
+    /// # Errors
+    /// [`Error::Server`] where the server refuses, the other variants where it isn't reached or doesn't answer.
+    pub async fn execute(&self, sql: &str, settings: &[(&str, &str)]) -> Result<(), Error> {
+        let query = self.query(sql, settings).with_setting("wait_end_of_query", "1");
+        self.within(STATEMENT_TIMEOUT, query.execute()).await
+    }
+
+    /// Runs a query with a small result and gives its body, in the format that `sql` names, with a time-out of a
+    /// minute.
+    ///
+    /// # Errors
+    /// As [`Client::execute`].
+    pub async fn query_text(&self, sql: &str, settings: &[(&str, &str)]) -> Result<String, Error> {
+        // The whole result before the first byte of the answer: an error then has a status of its own.
+        let query = self.query(sql, settings).with_setting("wait_end_of_query", "1");
+        let mut cursor = query.fetch_bytes("TabSeparated").map_err(|error| self.error(error))?;
+        let body = self.within(STATEMENT_TIMEOUT, cursor.collect()).await?;
+        String::from_utf8(body.to_vec()).map_err(|_| Error::Protocol("a text answer is not UTF-8".to_owned()))
+    }
+
+    /// Starts a query and gives its body as it comes, in the format that `sql` names.
+    ///
+    /// # Errors
+    /// [`Error::Protocol`] where no request can be made of it; the server's own errors come with the first piece.
+    pub fn query_stream(&self, sql: &str, settings: &[(&str, &str)]) -> Result<QueryStream, Error> {
+        let cursor = self.query(sql, settings).fetch_bytes("RowBinary").map_err(|error| self.error(error))?;
+        Ok(QueryStream { cursor, client: self.clone() })
+    }
+
+    /// Begins an insert whose data follows, in the format that `sql` names.
+    pub(super) fn insert(&self, sql: &str, settings: &[(&str, &str)]) -> InsertStream {
+        let insert = self
+            .http
+            .insert_formatted_with(sql)
+            .with_timeouts(Some(STREAM_TIMEOUT), Some(STREAM_TIMEOUT))
+            .with_setting("wait_end_of_query", "1");
+        let insert = settings.iter().fold(insert, |insert, (name, value)| insert.with_setting(*name, *value));
+        InsertStream { insert, client: self.clone(), failed: false }
+    }
+
+    /// The server's release.
+    ///
+    /// # Errors
+    /// As [`Client::execute`]; [`Error::Protocol`] where the answer isn't a version.
+    pub async fn server_version(&self) -> Result<ServerVersion, Error> {
+        let answer = self.query_text("SELECT version(), timezone() FORMAT TabSeparated", &[]).await?;
+        parse_version(answer.trim_end())
+            .ok_or_else(|| Error::Protocol("version() is not a version, is this ClickHouse?".to_owned()))
+    }
+
+    /// Scheme, host and port, for messages.
+    pub fn url(&self) -> &str {
+        &self.url
+    }
+
+    fn query(&self, sql: &str, settings: &[(&str, &str)]) -> clickhouse::query::Query {
+        let query = self.http.query_raw(sql);
+        settings.iter().fold(query, |query, (name, value)| query.with_setting(*name, *value))
+    }
+
+    async fn within<T>(
+        &self,
+        limit: Duration,
+        work: impl Future<Output = Result<T, clickhouse::error::Error>>,
+    ) -> Result<T, Error> {
+        match tokio::time::timeout(limit, work).await {
+            Ok(result) => result.map_err(|error| self.error(error)),
+            Err(_) => Err(Error::Timeout { url: self.url.clone(), seconds: limit.as_secs() }),
+        }
+    }
+
+    fn error(&self, error: clickhouse::error::Error) -> Error {
+        Error::from_driver(error, &self.url, STREAM_TIMEOUT)
+    }
+}
+
+/// The body of a running query.
+pub struct QueryStream {
+    cursor: BytesCursor,
+    client: Client,
+}
+
+impl QueryStream {
+    /// The next piece of the body, `None` at its end.
+    ///
+    /// # Errors
+    /// As [`Client::execute`]; also where the query failed after its first rows were sent. Five minutes without a byte
+    /// are an [`Error::Timeout`].
+    pub async fn next(&mut self) -> Result<Option<Bytes>, Error> {
+        self.client.within(STREAM_TIMEOUT, self.cursor.next()).await
+    }
+}
+
+/// A running insert. Dropping it closes the connection in the middle of the body, which makes the server give up what
+/// it has not written.
+pub(super) struct InsertStream {
+    insert: InsertFormatted,
+    client: Client,
+    /// The driver forgets a failure once it has told it, and would call the insert's end a success.
+    failed: bool,
+}
+
+impl InsertStream {
+    /// Sends a piece of the body, waiting while the server is not ready for it.
+    pub(super) async fn send(&mut self, piece: Bytes) -> Result<(), Error> {
+        // Until the piece is sent the insert counts as failed: also when this future is dropped half-way.
+        if std::mem::replace(&mut self.failed, true) {
+            return Err(already_failed());
+        }
+        self.insert.send(piece).await.map_err(|error| self.client.error(error))?;
+        self.failed = false;
+        Ok(())
+    }
+
+    /// Ends the body and waits until the server says that everything is written.
+    pub(super) async fn end(self) -> Result<(), Error> {
+        if self.failed {
+            return Err(already_failed());
+        }
+        let client = self.client;
+        self.insert.end().await.map_err(|error| client.error(error))
+    }
+}
+
+fn already_failed() -> Error {
+    Error::Protocol("the insert has failed before".to_owned())
+}
+
+fn parse_url(endpoint: &ClickHouseEndpoint) -> Result<Url, Error> {
+    let settings = |message: &str| Error::Settings(format!("clickhouse.url: {message}"));
+    // The text itself is not repeated: it may hold a password.
+    let url = Url::parse(&endpoint.url)
+        .map_err(|_| settings("this is not a URL; write it like https://host:8443"))?;
+    if !matches!(url.scheme(), "http" | "https") || url.host_str().is_none_or(str::is_empty) {
+        return Err(settings(
+            "write ClickHouse's HTTP interface, like http://host:8123 or https://host:8443",
+        ));
+    }
+    if !url.username().is_empty() || url.password().is_some() {
+        return Err(settings("user name and password belong into credentialsSecretRef, not into the URL"));
+    }
+    if url.query().is_some() || url.fragment().is_some() {
+        return Err(settings("leave out what follows ? or #; the database is clickhouse.database"));
+    }
+    if url.scheme() == "https" && endpoint.tls.mode == TlsMode::Disable {
+        return Err(settings("the URL is https but tls.mode is Disable; write http, or another mode"));
+    }
+    Ok(url)
+}
+
+fn parse_version(answer: &str) -> Option<ServerVersion> {
+    let (text, timezone) = answer.split_once('\t')?;
+    let mut numbers = text.split('.').map(u32::from_str);
+    Some(ServerVersion {
+        major: numbers.next()?.ok()?,
+        minor: numbers.next()?.ok()?,
+        text: text.to_owned(),
+        timezone: timezone.to_owned(),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{Password, TlsSettings};
+
+    fn endpoint(url: &str, mode: TlsMode) -> ClickHouseEndpoint {
+        ClickHouseEndpoint {
+            url: url.to_owned(),
+            database: "app".to_owned(),
+            username: "admin".to_owned(),
+            password: Password::new("geheim"),
+            tls: TlsSettings { mode, ..TlsSettings::default() },
+        }
+    }
+
+    #[test]
+    fn reads_versions() {
+        let version = parse_version("26.7.2.1\tEtc/UTC").unwrap();
+        assert_eq!((version.major, version.minor), (26, 7));
+        assert_eq!(version.timezone, "Etc/UTC");
+        assert!(version.is_supported());
+        assert!(parse_version("23.3.1.2823\tUTC").unwrap().is_supported());
+        assert!(!parse_version("23.2.7.32\tUTC").unwrap().is_supported());
+        assert!(!parse_version("22.8.1\tUTC").unwrap().is_supported());
+        for text in ["", "26.7", "x.y\tUTC", "26\tUTC"] {
+            assert_eq!(parse_version(text), None, "{text}");
+        }
+    }
+
+    #[test]
+    fn refuses_wrong_urls_without_repeating_them() {
+        for url in [
+            "",
+            "host:8123",
+            "tcp://host:9000",
+            "http://",
+            "https://u:geheim@host:8443",
+            "http://host:8123/?password=geheim",
+        ] {
+            let error = Client::new(&endpoint(url, TlsMode::VerifyFull)).unwrap_err();
+            assert!(matches!(error, Error::Settings(_)), "{url}: {error}");
+            assert!(!error.to_string().contains("geheim"), "{error}");
+        }
+        let error = Client::new(&endpoint("https://host:8443", TlsMode::Disable)).unwrap_err();
+        assert!(error.to_string().contains("tls.mode is Disable"), "{error}");
+    }
+
+    #[test]
+    fn shows_no_password() {
+        let client = Client::new(&endpoint("http://host:8123/path", TlsMode::VerifyFull)).unwrap();
+        let shown = format!("{client:?}");
+        assert!(
+            !shown.contains("geheim") && !shown.contains(&BASE64_STANDARD.encode("admin:geheim")),
+            "{shown}"
+        );
+        assert_eq!(client.url(), "http://host:8123");
+    }
+}

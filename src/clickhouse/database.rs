@@ -1,0 +1,295 @@
+//! The destination: a ClickHouse database behind the engine's contract.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+    time::{SystemTime, UNIX_EPOCH},
+};
+
+use tokio::sync::OnceCell;
+
+use super::{
+    Client, Error, ServerVersion, TableProblem, ddl, defaults,
+    insert::{self, BlockInsert},
+    native::BlockBuilder,
+    state,
+    target::{self, TargetTable},
+    types::{ChType, Features, target_type},
+};
+use crate::{
+    model::{ClickHouseEndpoint, OutOfRange, TableSchema},
+    replication::{Destination, DestinationError, StateRow},
+};
+
+/// A ClickHouse database that rows are replicated into. Cheap to clone; clones share connections.
+#[derive(Clone, Debug)]
+pub struct Database {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    client: Client,
+    database: String,
+    out_of_range: OutOfRange,
+    version: OnceCell<ServerVersion>,
+    /// The highest version of a state record that was read or written.
+    state_version: AtomicU64,
+}
+
+impl Database {
+    /// A database that is connected to when first used.
+    ///
+    /// # Errors
+    /// As [`Client::new`].
+    pub fn new(endpoint: &ClickHouseEndpoint, out_of_range: OutOfRange) -> Result<Database, Error> {
+        Ok(Database {
+            shared: Arc::new(Shared {
+                client: Client::new(endpoint)?,
+                database: endpoint.database.clone(),
+                out_of_range,
+                version: OnceCell::new(),
+                state_version: AtomicU64::new(0),
+            }),
+        })
+    }
+
+    /// The client, for queries of one's own.
+    pub fn client(&self) -> &Client {
+        &self.shared.client
+    }
+
+    /// The database's name.
+    pub fn name(&self) -> &str {
+        &self.shared.database
+    }
+
+    /// The server's release, asked for once.
+    ///
+    /// # Errors
+    /// As [`Client::server_version`]; [`Error::TooOld`] where the release lacks what walferry needs.
+    pub async fn version(&self) -> Result<&ServerVersion, Error> {
+        let probe = || async {
+            let version = self.shared.client.server_version().await?;
+            if version.is_supported() { Ok(version) } else { Err(Error::TooOld(version.text)) }
+        };
+        self.shared.version.get_or_try_init(probe).await
+    }
+
+    /// The types that a table's columns have at the destination.
+    ///
+    /// # Errors
+    /// [`Error::Type`] where a column can't be stored as asked.
+    pub fn types(&self, table: &TableSchema, features: Features) -> Result<Vec<ChType>, Error> {
+        let columns = table.columns.iter().enumerate();
+        columns
+            .map(|(index, column)| {
+                let key = table.key.contains(&index) || table.order_by.contains(&index);
+                target_type(column, features, key)
+            })
+            .collect::<Result<_, _>>()
+            .map_err(|source| Error::Type { table: table.target.clone(), source })
+    }
+
+    /// The shape of a table at the destination, `None` when it isn't there.
+    ///
+    /// # Errors
+    /// As [`Client::execute`].
+    pub async fn target_table(&self, table: &str) -> Result<Option<TargetTable>, Error> {
+        target::read(&self.shared.client, &self.shared.database, table).await
+    }
+
+    /// Name and type of each column of a table at the destination, `None` when it isn't there.
+    ///
+    /// # Errors
+    /// As [`Client::execute`].
+    pub async fn target_columns(&self, table: &str) -> Result<Option<Vec<(String, String)>>, Error> {
+        let found = self.target_table(table).await?;
+        Ok(found
+            .map(|found| found.columns.into_iter().map(|column| (column.name, column.column_type)).collect()))
+    }
+
+    async fn create_table(&self, table: &TableSchema) -> Result<(), Error> {
+        let problem = |problem| Error::Table { table: table.target.clone(), problem };
+        ddl::validate(table).map_err(problem)?;
+        let features = self.version().await?.features();
+        let types = self.types(table, features)?;
+        let sql = ddl::create_table(&self.shared.database, table, &types);
+        self.shared.client.execute(&sql, &type_settings(&types)).await?;
+        let missing = self.missing_columns(table, &types).await?;
+        self.add_missing(table, &types, &missing).await
+    }
+
+    /// Columns that the target lacks; an error where it doesn't fit otherwise.
+    async fn missing_columns(&self, table: &TableSchema, types: &[ChType]) -> Result<Vec<usize>, Error> {
+        let problem = |problem| Error::Table { table: table.target.clone(), problem };
+        let found = self.target_table(&table.target).await?.ok_or_else(|| problem(TableProblem::Missing))?;
+        target::compare(&found, &self.shared.database, table, types).map_err(problem)
+    }
+
+    async fn add_missing(
+        &self,
+        table: &TableSchema,
+        types: &[ChType],
+        missing: &[usize],
+    ) -> Result<(), Error> {
+        let mut additions = Vec::new();
+        for index in missing {
+            let (Some(column), Some(column_type)) = (table.columns.get(*index), types.get(*index)) else {
+                continue;
+            };
+            let default = defaults::expression(table, column, column_type, self.shared.out_of_range)?;
+            additions.push((column.target_name.as_str(), column_type, default));
+        }
+        if additions.is_empty() {
+            return Ok(());
+        }
+        let sql = ddl::add_columns(&self.shared.database, &table.target, &additions);
+        self.shared.client.execute(&sql, &type_settings(types)).await
+    }
+
+    fn begin_insert(&self, table: &TableSchema, fence: &str) -> BlockInsert {
+        let settings = insert::settings(Some(fence));
+        let settings: Vec<(&str, &str)> =
+            settings.iter().map(|(name, value)| (*name, value.as_str())).collect();
+        BlockInsert {
+            stream: self.shared.client.insert(&ddl::insert(&self.shared.database, table), &settings),
+            table: self.qualified(table),
+        }
+    }
+
+    async fn read_state(&self, mirror: &str) -> Result<Vec<StateRow>, Error> {
+        let answer =
+            self.shared.client.query_text(&state::select(&self.shared.database, mirror), &[]).await?;
+        let (records, newest) = state::parse(&answer)?;
+        self.shared.state_version.fetch_max(newest, Relaxed);
+        Ok(records)
+    }
+
+    async fn write_state(&self, mirror: &str, rows: &[StateRow]) -> Result<(), Error> {
+        if rows.is_empty() {
+            return Ok(());
+        }
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_micros();
+        let now = u64::try_from(now).unwrap_or(u64::MAX);
+        // Higher than every record before it, also when the clock was set back.
+        let next = |last: u64| last.saturating_add(1).max(now);
+        let last =
+            self.shared.state_version.fetch_update(Relaxed, Relaxed, |last| Some(next(last))).unwrap_or(0);
+        let settings = insert::settings(None);
+        let settings: Vec<(&str, &str)> =
+            settings.iter().map(|(name, value)| (*name, value.as_str())).collect();
+        let mut stream = self.shared.client.insert(&state::insert(&self.shared.database), &settings);
+        stream.send(state::body(mirror, rows, next(last))?.into()).await?;
+        stream.end().await
+    }
+
+    fn qualified(&self, table: &TableSchema) -> String {
+        format!("{}.{}", self.shared.database, table.target)
+    }
+}
+
+/// Settings without which a release refuses a type that it has.
+fn type_settings(types: &[ChType]) -> Vec<(&'static str, &'static str)> {
+    let time64 = types.iter().any(|column_type| {
+        let element = match column_type.inner() {
+            ChType::Array(element) => element.inner(),
+            other => other,
+        };
+        matches!(element, ChType::Time64(_))
+    });
+    if time64 { vec![("enable_time_time64_type", "1")] } else { Vec::new() }
+}
+
+impl Destination for Database {
+    type Batch = BlockBuilder;
+    type Insert = BlockInsert;
+
+    fn batch(&self, table: &TableSchema) -> Result<BlockBuilder, DestinationError> {
+        let doing = || format!("prepare rows for {}", self.qualified(table));
+        let Some(version) = self.shared.version.get() else {
+            let error =
+                Error::Protocol("the server's release is not known yet; prepare comes first".to_owned());
+            return Err(error.while_doing(&doing()));
+        };
+        let types = self.types(table, version.features()).map_err(|error| error.while_doing(&doing()))?;
+        BlockBuilder::new(table, &types, self.shared.out_of_range)
+            .map_err(|source| Error::Type { table: table.target.clone(), source }.while_doing(&doing()))
+    }
+
+    async fn prepare(&self) -> Result<(), DestinationError> {
+        let work = async {
+            self.version().await?;
+            self.shared.client.execute(&state::create(&self.shared.database), &[]).await
+        };
+        let doing = format!("create the state table in {}", self.shared.database);
+        work.await.map_err(|error: Error| error.while_doing(&doing))
+    }
+
+    async fn ensure_table(&self, table: &TableSchema) -> Result<(), DestinationError> {
+        let doing = format!("create table {}", self.qualified(table));
+        self.create_table(table).await.map_err(|error| error.while_doing(&doing))
+    }
+
+    async fn add_columns(&self, table: &TableSchema, columns: &[usize]) -> Result<(), DestinationError> {
+        let work = async {
+            let types = self.types(table, self.version().await?.features())?;
+            let mut missing = self.missing_columns(table, &types).await?;
+            missing.retain(|index| columns.contains(index));
+            self.add_missing(table, &types, &missing).await
+        };
+        let doing = format!("add columns to {}", self.qualified(table));
+        work.await.map_err(|error: Error| error.while_doing(&doing))
+    }
+
+    async fn insert(
+        &self,
+        table: &TableSchema,
+        batch: &BlockBuilder,
+        fence: &str,
+    ) -> Result<(), DestinationError> {
+        let mut insert = self.begin_insert(table, fence);
+        match insert.send_block(batch).await {
+            Ok(()) => insert.end().await,
+            Err(error) => Err(error.while_doing(&format!("insert into {}", self.qualified(table)))),
+        }
+    }
+
+    async fn open_insert(&self, table: &TableSchema, fence: &str) -> Result<BlockInsert, DestinationError> {
+        Ok(self.begin_insert(table, fence))
+    }
+
+    async fn truncate(&self, table: &TableSchema) -> Result<(), DestinationError> {
+        let sql = ddl::truncate(&self.shared.database, &table.target);
+        let doing = format!("truncate {}", self.qualified(table));
+        self.shared.client.execute(&sql, &[]).await.map_err(|error| error.while_doing(&doing))
+    }
+
+    async fn load_state(&self, mirror: &str) -> Result<Vec<StateRow>, DestinationError> {
+        let doing = format!("read {}.{}", self.shared.database, state::STATE_TABLE);
+        self.read_state(mirror).await.map_err(|error| error.while_doing(&doing))
+    }
+
+    async fn save_state(&self, mirror: &str, rows: &[StateRow]) -> Result<(), DestinationError> {
+        let doing = format!("write {}.{}", self.shared.database, state::STATE_TABLE);
+        self.write_state(mirror, rows).await.map_err(|error| error.while_doing(&doing))
+    }
+
+    async fn drop_state(&self, mirror: &str) -> Result<(), DestinationError> {
+        let doing =
+            format!("remove the records of {mirror} from {}.{}", self.shared.database, state::STATE_TABLE);
+        let work = async {
+            let records = match self.read_state(mirror).await {
+                // Nothing was ever prepared here.
+                Err(Error::Server { code: 60, .. }) => return Ok(()),
+                records => records?,
+            };
+            let gone: Vec<StateRow> =
+                records.into_iter().map(|row| StateRow { item: row.item, value: String::new() }).collect();
+            self.write_state(mirror, &gone).await
+        };
+        work.await.map_err(|error: Error| error.while_doing(&doing))
+    }
+}

@@ -1,0 +1,316 @@
+//! Statements that make and change target tables: pure functions from a table to SQL.
+//!
+//! <https://clickhouse.com/docs/engines/table-engines/mergetree-family/replacingmergetree>
+
+use std::collections::HashSet;
+
+use super::{
+    TableProblem,
+    native::{DELETED_COLUMN, VERSION_COLUMN},
+    quote::{ident, literal, table as qualified},
+    types::ChType,
+};
+use crate::model::TableSchema;
+
+/// Table settings that let merges remove tombstones. A copied row (version 0) that is written after that would bring
+/// its deleted key back.
+const CLEANUP_SETTINGS: [&str; 3] = [
+    "allow_experimental_replacing_merge_with_cleanup",
+    "enable_replacing_merge_with_cleanup_for_min_age_to_force_merge",
+    "clean_deleted_rows",
+];
+
+/// `CREATE TABLE IF NOT EXISTS` for a table whose columns have these types.
+pub fn create_table(database: &str, table: &TableSchema, types: &[ChType]) -> String {
+    let mut sql = format!("CREATE TABLE IF NOT EXISTS {} (", qualified(database, &table.target));
+    for (column, column_type) in table.columns.iter().zip(types) {
+        sql.push_str(&format!("{} {column_type}, ", ident(&column.target_name)));
+    }
+    let (version, deleted) = (ident(VERSION_COLUMN), ident(DELETED_COLUMN));
+    sql.push_str(&format!(
+        "{version} UInt64, {deleted} UInt8) ENGINE = ReplacingMergeTree({version}, {deleted})"
+    ));
+    if let Some(expression) = &table.partition_by {
+        sql.push_str(&format!(" PARTITION BY {expression}"));
+    }
+    let order: Vec<String> = key_names(table).map(ident).collect();
+    sql.push_str(&format!(" ORDER BY ({})", order.join(", ")));
+    if let Some(expression) = &table.ttl {
+        sql.push_str(&format!(" TTL {expression}"));
+        if !outside_key(expression, table).is_empty() {
+            // A tombstone has no such value: it would be gone at once, and an older row of its key would show again.
+            sql.push_str(&format!(" DELETE WHERE {deleted} = 0"));
+        }
+    }
+    if !table.settings.is_empty() {
+        let settings: Vec<String> =
+            table.settings.iter().map(|(name, value)| format!("{name} = {}", setting_value(value))).collect();
+        sql.push_str(&format!(" SETTINGS {}", settings.join(", ")));
+    }
+    sql
+}
+
+/// `ALTER TABLE … ADD COLUMN IF NOT EXISTS` for columns by target name, type and `DEFAULT` expression.
+pub fn add_columns(database: &str, table: &str, columns: &[(&str, &ChType, Option<String>)]) -> String {
+    let additions: Vec<String> = columns
+        .iter()
+        .map(|(name, column_type, default)| {
+            let default = default.as_ref().map_or_else(String::new, |value| format!(" DEFAULT {value}"));
+            format!("ADD COLUMN IF NOT EXISTS {} {column_type}{default}", ident(name))
+        })
+        .collect();
+    format!("ALTER TABLE {} {}", qualified(database, table), additions.join(", "))
+}
+
+/// `TRUNCATE TABLE`
+pub fn truncate(database: &str, table: &str) -> String {
+    format!("TRUNCATE TABLE {}", qualified(database, table))
+}
+
+/// `INSERT INTO … FORMAT Native` for the blocks of [`super::native::BlockBuilder`].
+pub fn insert(database: &str, table: &TableSchema) -> String {
+    let own = [VERSION_COLUMN, DELETED_COLUMN];
+    let names = table.columns.iter().map(|column| column.target_name.as_str()).chain(own);
+    let names: Vec<String> = names.map(ident).collect();
+    format!("INSERT INTO {} ({}) FORMAT Native", qualified(database, &table.target), names.join(", "))
+}
+
+/// Engine, engine clauses and sorting key of a table, as one JSON object, or nothing.
+pub fn describe_table(database: &str, table: &str) -> String {
+    format!(
+        "SELECT engine, engine_full, sorting_key FROM system.tables WHERE database = {} AND name = {} FORMAT JSONEachRow",
+        literal(database),
+        literal(table)
+    )
+}
+
+/// Name, type and kind of default of each column, in order, a JSON object a line.
+pub fn describe_columns(database: &str, table: &str) -> String {
+    format!(
+        "SELECT name, type, default_kind FROM system.columns WHERE database = {} AND table = {} ORDER BY position \
+         FORMAT JSONEachRow",
+        literal(database),
+        literal(table)
+    )
+}
+
+/// Target names of the sorting key's columns.
+pub(super) fn key_names(table: &TableSchema) -> impl Iterator<Item = &str> {
+    table
+        .order_by
+        .iter()
+        .filter_map(|index| table.columns.get(*index))
+        .map(|column| column.target_name.as_str())
+}
+
+/// Whether the Mirror's wishes make a table that works: what ClickHouse would accept and then show wrong rows with.
+///
+/// # Errors
+/// [`TableProblem::Engine`] saying what to change.
+pub fn validate(table: &TableSchema) -> Result<(), TableProblem> {
+    let mut names = HashSet::from([VERSION_COLUMN, DELETED_COLUMN]);
+    for column in &table.columns {
+        if !names.insert(&column.target_name) {
+            return Err(TableProblem::Engine(format!(
+                "two columns would be named {0} at the destination ({VERSION_COLUMN} and {DELETED_COLUMN} are walferry's \
+                 own); rename one with columns.rename",
+                column.target_name
+            )));
+        }
+    }
+    if table.order_by.is_empty() {
+        return Err(TableProblem::Engine(
+            "it has no key to sort by; give it a primary key or set engine.orderBy".to_owned(),
+        ));
+    }
+    if let Some(expression) = &table.partition_by {
+        let outside = outside_key(expression, table);
+        if !outside.is_empty() {
+            return Err(TableProblem::Engine(format!(
+                "engine.partitionBy uses {}, which is not in the sorting key: rows of one key could land in different \
+                 partitions and would never replace each other; partition by columns of engine.orderBy",
+                outside.join(", ")
+            )));
+        }
+    }
+    for (name, value) in &table.settings {
+        if name.is_empty() || !name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_') {
+            return Err(TableProblem::Engine(format!(
+                "engine.settings: '{name}' is not the name of a setting"
+            )));
+        }
+        refuse_cleanup(name, value, "engine.settings")?;
+    }
+    Ok(())
+}
+
+/// Refuses a table setting that removes tombstones; `place` says where it is set.
+pub(super) fn refuse_cleanup(name: &str, value: &str, place: &str) -> Result<(), TableProblem> {
+    let off = matches!(value.trim_matches('\'').to_ascii_lowercase().as_str(), "0" | "false" | "never");
+    if off || !CLEANUP_SETTINGS.contains(&name) {
+        return Ok(());
+    }
+    Err(TableProblem::Engine(format!(
+        "{place} switches {name} on: merges would forget which rows were deleted, and a row that is copied or sent again \
+         would come back; switch it off"
+    )))
+}
+
+/// Columns of the table that an expression names and the sorting key doesn't have.
+fn outside_key<'a>(expression: &str, table: &'a TableSchema) -> Vec<&'a str> {
+    let mentioned = identifiers(expression);
+    let key: HashSet<&str> = key_names(table).collect();
+    let names = table.columns.iter().map(|column| column.target_name.as_str());
+    names.filter(|name| !key.contains(name) && mentioned.contains(*name)).collect()
+}
+
+/// The identifiers of an expression, quoted or not; also those of functions, which do no harm here.
+fn identifiers(expression: &str) -> HashSet<String> {
+    let mut found = HashSet::new();
+    let mut characters = expression.chars().peekable();
+    while let Some(first) = characters.next() {
+        if matches!(first, '\'' | '`' | '"') {
+            let mut text = String::new();
+            while let Some(character) = characters.next().filter(|character| *character != first) {
+                text.extend(if character == '\\' { characters.next() } else { Some(character) });
+            }
+            if first != '\'' {
+                found.insert(text);
+            }
+        } else if first.is_alphanumeric() || first == '_' {
+            let mut text = String::from(first);
+            while let Some(character) =
+                characters.next_if(|character| character.is_alphanumeric() || *character == '_')
+            {
+                text.push(character);
+            }
+            found.insert(text);
+        }
+    }
+    found
+}
+
+/// Numbers as they are, everything else as a string.
+fn setting_value(value: &str) -> String {
+    match value.parse::<f64>() {
+        Ok(number) if number.is_finite() => value.to_owned(),
+        _ => literal(value),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        clickhouse::test_support::{column, table},
+        model::SourceType,
+    };
+
+    fn events() -> TableSchema {
+        let mut created = column("createdAt", SourceType::TimestampTz);
+        created.target_name = "created_at".to_owned();
+        let mut table =
+            table("events", vec![column("id", SourceType::Int8), created, column("it`s", SourceType::Text)]);
+        table.order_by = vec![1, 0];
+        table
+    }
+
+    fn types() -> Vec<ChType> {
+        vec![
+            ChType::Int(64),
+            ChType::DateTime64(6, Some("UTC".to_owned())),
+            ChType::Nullable(Box::new(ChType::String)),
+        ]
+    }
+
+    #[test]
+    fn creates_a_table() {
+        assert_eq!(
+            create_table("app", &events(), &types()),
+            "CREATE TABLE IF NOT EXISTS `app`.`events` (`id` Int64, `created_at` DateTime64(6, 'UTC'), `it\\`s` \
+             Nullable(String), `_walferry_version` UInt64, `_walferry_deleted` UInt8) ENGINE = \
+             ReplacingMergeTree(`_walferry_version`, `_walferry_deleted`) ORDER BY (`created_at`, `id`)"
+        );
+        let mut table = events();
+        table.partition_by = Some("toYYYYMM(created_at)".to_owned());
+        table.ttl = Some("created_at + INTERVAL 90 DAY".to_owned());
+        table.settings = vec![
+            ("index_granularity".to_owned(), "4096".to_owned()),
+            ("storage_policy".to_owned(), "ho't".to_owned()),
+        ];
+        assert!(create_table("app", &table, &types()).ends_with(
+            " PARTITION BY toYYYYMM(created_at) ORDER BY (`created_at`, `id`) TTL created_at + INTERVAL 90 DAY SETTINGS \
+             index_granularity = 4096, storage_policy = 'ho\\'t'"
+        ));
+        table.order_by = vec![0];
+        table.partition_by = None;
+        assert!(create_table("app", &table, &types()).contains(
+            " ORDER BY (`id`) TTL created_at + INTERVAL 90 DAY DELETE WHERE `_walferry_deleted` = 0 SETTINGS"
+        ));
+    }
+
+    #[test]
+    fn changes_a_table() {
+        let text = ChType::Nullable(Box::new(ChType::String));
+        assert_eq!(
+            add_columns(
+                "app",
+                "users",
+                &[("a", &ChType::Int(32), Some("CAST('5', 'Int32')".to_owned())), ("b", &text, None)]
+            ),
+            "ALTER TABLE `app`.`users` ADD COLUMN IF NOT EXISTS `a` Int32 DEFAULT CAST('5', 'Int32'), ADD COLUMN IF NOT \
+             EXISTS `b` Nullable(String)"
+        );
+        assert_eq!(truncate("app", "users"), "TRUNCATE TABLE `app`.`users`");
+        assert_eq!(
+            insert("app", &events()),
+            "INSERT INTO `app`.`events` (`id`, `created_at`, `it\\`s`, `_walferry_version`, `_walferry_deleted`) FORMAT Native"
+        );
+    }
+
+    #[test]
+    fn describes_a_table() {
+        assert_eq!(
+            describe_table("app", "it's"),
+            "SELECT engine, engine_full, sorting_key FROM system.tables WHERE database = 'app' AND name = 'it\\'s' FORMAT \
+             JSONEachRow"
+        );
+        assert_eq!(
+            describe_columns("app", "users"),
+            "SELECT name, type, default_kind FROM system.columns WHERE database = 'app' AND table = 'users' ORDER BY \
+             position FORMAT JSONEachRow"
+        );
+    }
+
+    #[test]
+    fn refuses_what_would_show_wrong_rows() {
+        let problem = |change: &dyn Fn(&mut TableSchema)| {
+            let mut table = events();
+            change(&mut table);
+            validate(&table).map_err(|problem| problem.to_string())
+        };
+        assert_eq!(problem(&|_| {}), Ok(()));
+        assert_eq!(problem(&|table| table.partition_by = Some("toYYYYMM(`created_at`)".to_owned())), Ok(()));
+        assert_eq!(
+            problem(&|table| table.partition_by = Some("concat('it`s', toString(id))".to_owned())),
+            Ok(())
+        );
+        let refused =
+            problem(&|table| table.partition_by = Some("cityHash64(\"it`s\") % 8".to_owned())).unwrap_err();
+        assert!(refused.contains("it`s, which is not in the sorting key"), "{refused}");
+        assert!(problem(&|table| table.order_by.clear()).unwrap_err().contains("no key"));
+        for name in ["created_at", "_walferry_version"] {
+            let refused = problem(&|table| table.columns[2].target_name = name.to_owned()).unwrap_err();
+            assert!(refused.contains("two columns"), "{refused}");
+        }
+        let set = |name: &str, value: &str| {
+            let pair = (name.to_owned(), value.to_owned());
+            problem(&|table| table.settings = vec![pair.clone()])
+        };
+        assert_eq!(set("index_granularity", "1024"), Ok(()));
+        assert_eq!(set("clean_deleted_rows", "Never"), Ok(()));
+        assert!(set("clean_deleted_rows", "Always").unwrap_err().contains("switch it off"));
+        assert!(set("allow_experimental_replacing_merge_with_cleanup", "1").is_err());
+        assert!(set("a = 1, b", "1").unwrap_err().contains("not the name of a setting"));
+    }
+}

@@ -1,0 +1,293 @@
+//! What a fault means for the engine: one total function from the layer's error to kind, reason and advice.
+
+use super::{Error, error::TableProblem};
+use crate::replication::{DestinationError, ErrorKind};
+
+/// Kind, reason and what to do about it (empty where the error's own words say it).
+struct Policy {
+    kind: ErrorKind,
+    reason: &'static str,
+    advice: &'static str,
+}
+
+const fn policy(kind: ErrorKind, reason: &'static str, advice: &'static str) -> Policy {
+    Policy { kind, reason, advice }
+}
+
+impl Error {
+    /// The fault for the engine, beginning with what was being done.
+    pub(super) fn while_doing(self, doing: &str) -> DestinationError {
+        let mut fault = DestinationError::from(self);
+        fault.message = format!("{doing}: {}", fault.message);
+        fault
+    }
+}
+
+impl From<Error> for DestinationError {
+    fn from(error: Error) -> Self {
+        let Policy { kind, reason, advice } = classify(&error);
+        let message = match advice {
+            "" => error.to_string(),
+            advice => format!("{error}; {advice}"),
+        };
+        DestinationError { kind, reason, message, source: Some(Box::new(error)) }
+    }
+}
+
+fn classify(error: &Error) -> Policy {
+    use ErrorKind::{Refused, Table, Transient};
+    match error {
+        Error::Settings(_) | Error::TlsSettings(_) => policy(Refused, "DestinationSettingsInvalid", ""),
+        Error::Tls { .. } => policy(Refused, "DestinationTlsFailed", ""),
+        Error::Connect { .. } => {
+            policy(Transient, "DestinationUnreachable", "check clickhouse.url and that the server runs")
+        }
+        Error::Transport { .. } => policy(Transient, "DestinationConnectionLost", ""),
+        Error::Timeout { .. } => policy(Transient, "DestinationTimeout", ""),
+        Error::NotClickHouse { .. } => policy(
+            Transient,
+            "DestinationNotClickHouse",
+            "clickhouse.url must be the HTTP interface, port 8123 or 8443 by default",
+        ),
+        Error::Protocol(_) => policy(Transient, "DestinationProtocolError", ""),
+        Error::TooOld(_) => policy(Refused, "DestinationVersionUnsupported", ""),
+        Error::Type { .. } => policy(Table, "DestinationTypeUnsupported", ""),
+        Error::Table { problem: TableProblem::Missing, .. } => {
+            policy(Table, "DestinationTableMissing", TABLE_MISSING)
+        }
+        Error::Table { problem: TableProblem::Conflict(_), .. } => {
+            policy(Table, "DestinationTableConflict", "")
+        }
+        Error::Table { problem: TableProblem::Engine(_), .. } => {
+            policy(Table, "DestinationEngineInvalid", "")
+        }
+        Error::Server { message, .. } if message.contains("No space left on device") => disk_full(),
+        Error::Server { code, message } => classify_code(*code, message),
+    }
+}
+
+const TABLE_MISSING: &str = "it was dropped or renamed there; make it anew by copying the table again";
+
+fn disk_full() -> Policy {
+    policy(ErrorKind::Transient, "DestinationDiskFull", "free disk space at the ClickHouse server")
+}
+
+/// By number, as in `src/Common/ErrorCodes.cpp` of ClickHouse. A number that isn't here is taken for a passing fault:
+/// trying again loses nothing and the reason is told, while giving up a table would need a new copy of it.
+fn classify_code(code: i32, message: &str) -> Policy {
+    use ErrorKind::{Overloaded, Refused, Table, Transient};
+    match code {
+        // UNKNOWN_USER, WRONG_PASSWORD, REQUIRED_PASSWORD, IP_ADDRESS_NOT_ALLOWED, AUTHENTICATION_FAILED,
+        // USER_EXPIRED, REQUIRED_SECOND_FACTOR
+        192..=195 | 516 | 720 | 767 => policy(
+            Refused,
+            "DestinationAuthenticationFailed",
+            "correct user name and password in the peer's credentialsSecretRef",
+        ),
+        // DATABASE_ACCESS_DENIED, ACCESS_DENIED
+        291 | 497 => policy(
+            Refused,
+            "DestinationAccessDenied",
+            "grant that to the peer's user at the ClickHouse server",
+        ),
+        // SETTING_CONSTRAINT_VIOLATION
+        452 => policy(
+            Refused,
+            "DestinationSettingsForbidden",
+            "remove the constraint on this setting from the user's settings profile",
+        ),
+        // UNKNOWN_DATABASE
+        81 => policy(
+            Refused,
+            "DestinationDatabaseMissing",
+            "run CREATE DATABASE at the ClickHouse server, or correct clickhouse.database",
+        ),
+        // READONLY, READONLY_SETTING, QUERY_IS_PROHIBITED
+        164 | 392 | 472 => {
+            policy(Transient, "DestinationReadOnly", "the user's settings profile must have readonly = 0")
+        }
+        // TABLE_IS_READ_ONLY
+        242 => policy(
+            Transient,
+            "DestinationReadOnly",
+            "the replica has lost ClickHouse Keeper, or the disk is read-only",
+        ),
+        // NOT_ENOUGH_SPACE
+        243 => disk_full(),
+        // TOO_MANY_PARTS
+        252 => policy(
+            Overloaded,
+            "DestinationTooManyParts",
+            if message.contains("partitions") {
+                "engine.partitionBy makes too many partitions"
+            } else {
+                "merges do not keep up"
+            },
+        ),
+        // MEMORY_LIMIT_EXCEEDED, CANNOT_ALLOCATE_MEMORY, MEMORY_RESERVATION_*
+        173 | 241 | 777 | 778 => {
+            policy(Overloaded, "DestinationMemoryLimit", "give the ClickHouse server or its user more memory")
+        }
+        // QUOTA_EXCEEDED, TOO_MANY_SIMULTANEOUS_QUERIES, LIMIT_EXCEEDED, RECEIVED_ERROR_TOO_MANY_REQUESTS,
+        // CANNOT_SCHEDULE_TASK, DISTRIBUTED_TOO_MANY_PENDING_BYTES, TOO_MANY_MUTATIONS, USER_SESSION_LIMIT_EXCEEDED,
+        // SERVER_OVERLOADED, TCP_ and HTTP_CONNECTION_LIMIT_REACHED, RESOURCE_LIMIT_EXCEEDED
+        201 | 202 | 290 | 364 | 439 | 574 | 692 | 700 | 745 | 749 | 762 | 776 => {
+            policy(Overloaded, "DestinationOverloaded", "")
+        }
+        // TIMEOUT_EXCEEDED, SOCKET_TIMEOUT
+        159 | 209 => policy(Transient, "DestinationTimeout", ""),
+        // NETWORK_ERROR, ALL_CONNECTION_TRIES_FAILED and the body that ends too early
+        3 | 32 | 33 | 95 | 96 | 210 | 279 => policy(Transient, "DestinationConnectionLost", ""),
+        // QUERY_WITH_SAME_ID_IS_ALREADY_RUNNING, QUERY_WAS_CANCELLED, …_BY_CLIENT: an insert that a later one replaced
+        216 | 394 | 735 => policy(Transient, "DestinationInsertReplaced", ""),
+        // ABORTED, TABLE_IS_BEING_RESTARTED, THREAD_WAS_CANCELED
+        236 | 677 | 733 => policy(Transient, "DestinationShuttingDown", ""),
+        // Replication and ClickHouse Keeper
+        224 | 225 | 244 | 254 | 285 | 286 | 319 | 415 | 416 | 571 | 999 => {
+            policy(Transient, "DestinationReplicationFault", "check ClickHouse Keeper and the replicas")
+        }
+        // TABLE_SIZE_EXCEEDS_MAX_DROP_SIZE_LIMIT
+        359 => policy(
+            Table,
+            "DestinationTruncateRefused",
+            "raise max_table_size_to_drop at the ClickHouse server",
+        ),
+        // UNKNOWN_TABLE, TABLE_IS_DROPPED
+        60 | 218 => policy(Table, "DestinationTableMissing", TABLE_MISSING),
+        // The table has other columns, or a materialized view reads some that it doesn't have.
+        7 | 8 | 9 | 10 | 15 | 16 | 20 | 47 => policy(
+            Table,
+            "DestinationTableConflict",
+            "the target table's columns, or a materialized view on it, were changed by hand",
+        ),
+        // What the server can't make a table of: names, types, expressions and settings come from the Mirror.
+        36
+        | 42
+        | 43
+        | 46
+        | 48
+        | 50
+        | 55
+        | 56
+        | 57
+        | 58
+        | 62
+        | 115
+        | 127
+        | 161
+        | 344
+        | 370
+        | 377
+        | 378
+        | 386
+        | 431..=433
+        | 450
+        | 455
+        | 471
+        | 524
+        | 549
+        | 703
+        | 724
+        | 774 => policy(
+            Table,
+            "DestinationStatementRefused",
+            "correct the table's engine or columns.types in the Mirror",
+        ),
+        // A value that the table, its defaults, its constraints or a materialized view on it does not take.
+        6
+        | 25..=27
+        | 38
+        | 41
+        | 44
+        | 53
+        | 69
+        | 70
+        | 72
+        | 117
+        | 122
+        | 130
+        | 131
+        | 153
+        | 321
+        | 349
+        | 376
+        | 395
+        | 407
+        | 441
+        | 467
+        | 469
+        | 632
+        | 675
+        | 676
+        | 691 => policy(
+            Table,
+            "DestinationRejectsRows",
+            "the target table's columns or constraints, or a materialized view on it, do not take the rows",
+        ),
+        _ => policy(Transient, "DestinationError", ""),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn of(code: i32) -> (ErrorKind, &'static str) {
+        let error = DestinationError::from(Error::Server { code, message: "m".to_owned() });
+        (error.kind, error.reason)
+    }
+
+    #[test]
+    fn classifies_server_errors() {
+        use ErrorKind::{Overloaded, Refused, Table, Transient};
+        let expected = [
+            (60, Table, "DestinationTableMissing"),
+            (81, Refused, "DestinationDatabaseMissing"),
+            (16, Table, "DestinationTableConflict"),
+            (252, Overloaded, "DestinationTooManyParts"),
+            (241, Overloaded, "DestinationMemoryLimit"),
+            (202, Overloaded, "DestinationOverloaded"),
+            (439, Overloaded, "DestinationOverloaded"),
+            (159, Transient, "DestinationTimeout"),
+            (164, Transient, "DestinationReadOnly"),
+            (242, Transient, "DestinationReadOnly"),
+            (243, Transient, "DestinationDiskFull"),
+            (192, Refused, "DestinationAuthenticationFailed"),
+            (193, Refused, "DestinationAuthenticationFailed"),
+            (516, Refused, "DestinationAuthenticationFailed"),
+            (497, Refused, "DestinationAccessDenied"),
+            (394, Transient, "DestinationInsertReplaced"),
+            (216, Transient, "DestinationInsertReplaced"),
+            (210, Transient, "DestinationConnectionLost"),
+            (999, Transient, "DestinationReplicationFault"),
+            (53, Table, "DestinationRejectsRows"),
+            (27, Table, "DestinationRejectsRows"),
+            (469, Table, "DestinationRejectsRows"),
+            (115, Table, "DestinationStatementRefused"),
+            (123_456, Transient, "DestinationError"),
+        ];
+        for (code, kind, reason) in expected {
+            assert_eq!(of(code), (kind, reason), "{code}");
+        }
+    }
+
+    #[test]
+    fn a_full_disk_shows_through_any_code() {
+        let message = "Cannot write to file: errno: 28, strerror: No space left on device".to_owned();
+        let error = DestinationError::from(Error::Server { code: 75, message });
+        assert_eq!((error.kind, error.reason), (ErrorKind::Transient, "DestinationDiskFull"));
+        assert!(error.message.contains("free disk space"), "{}", error.message);
+    }
+
+    #[test]
+    fn messages_say_what_to_do() {
+        let error = DestinationError::from(Error::Server {
+            code: 81,
+            message: "Database x does not exist".to_owned(),
+        });
+        assert_eq!(
+            error.message,
+            "code 81: Database x does not exist; run CREATE DATABASE at the ClickHouse server, or correct clickhouse.database"
+        );
+    }
+}

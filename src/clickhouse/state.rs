@@ -1,0 +1,125 @@
+//! The state table: durable records of each Mirror, kept beside the data they speak of.
+//!
+//! A record is replaced by inserting it again with a higher version, and deleted by an empty value, so that the peer's
+//! user needs no right to change or delete rows.
+
+use serde::{Deserialize, Serialize};
+
+use super::{
+    Error,
+    quote::{literal, table as qualified},
+    target::json_lines,
+};
+use crate::replication::StateRow;
+
+/// The state table's name, in the peer's database.
+pub const STATE_TABLE: &str = "_walferry_state";
+
+/// `CREATE TABLE IF NOT EXISTS` for the state table.
+pub fn create(database: &str) -> String {
+    format!(
+        "CREATE TABLE IF NOT EXISTS {} (`mirror` String, `item` String, `value` String, `version` UInt64) ENGINE = \
+         ReplacingMergeTree(`version`) ORDER BY (`mirror`, `item`)",
+        qualified(database, STATE_TABLE)
+    )
+}
+
+/// A Mirror's newest records, deleted ones too: their versions count.
+pub fn select(database: &str, mirror: &str) -> String {
+    format!(
+        "SELECT item, value, toString(version) AS version FROM {} FINAL WHERE mirror = {} ORDER BY item FORMAT JSONEachRow",
+        qualified(database, STATE_TABLE),
+        literal(mirror)
+    )
+}
+
+/// `INSERT INTO … FORMAT JSONEachRow`
+pub fn insert(database: &str) -> String {
+    format!(
+        "INSERT INTO {} (mirror, item, value, version) FORMAT JSONEachRow",
+        qualified(database, STATE_TABLE)
+    )
+}
+
+#[derive(Serialize)]
+struct Written<'a> {
+    mirror: &'a str,
+    item: &'a str,
+    value: &'a str,
+    version: u64,
+}
+
+#[derive(Deserialize)]
+struct Read {
+    item: String,
+    value: String,
+    version: String,
+}
+
+/// The body of [`insert`]: one JSON object a line.
+pub(super) fn body(mirror: &str, rows: &[StateRow], version: u64) -> Result<String, Error> {
+    let lines: Result<Vec<String>, _> = rows
+        .iter()
+        .map(|row| serde_json::to_string(&Written { mirror, item: &row.item, value: &row.value, version }))
+        .collect();
+    lines.map(|lines| lines.join("\n")).map_err(|error| Error::Protocol(error.to_string()))
+}
+
+/// The records of an answer to [`select`], and the highest version among them.
+pub(super) fn parse(answer: &str) -> Result<(Vec<StateRow>, u64), Error> {
+    let mut newest = 0;
+    let mut records = Vec::new();
+    for Read { item, value, version } in json_lines(answer)? {
+        let version: u64 = version
+            .parse()
+            .map_err(|_| Error::Protocol(format!("{STATE_TABLE} has a version that is no number")))?;
+        newest = newest.max(version);
+        if !value.is_empty() {
+            records.push(StateRow { item, value });
+        }
+    }
+    Ok((records, newest))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn writes_statements() {
+        assert_eq!(
+            create("app"),
+            "CREATE TABLE IF NOT EXISTS `app`.`_walferry_state` (`mirror` String, `item` String, `value` String, `version` \
+             UInt64) ENGINE = ReplacingMergeTree(`version`) ORDER BY (`mirror`, `item`)"
+        );
+        assert_eq!(
+            select("app", "x'y"),
+            "SELECT item, value, toString(version) AS version FROM `app`.`_walferry_state` FINAL WHERE mirror = 'x\\'y' \
+             ORDER BY item FORMAT JSONEachRow"
+        );
+        assert_eq!(
+            insert("app"),
+            "INSERT INTO `app`.`_walferry_state` (mirror, item, value, version) FORMAT JSONEachRow"
+        );
+    }
+
+    #[test]
+    fn reads_and_writes_records() {
+        let rows = [
+            StateRow { item: "source".to_owned(), value: "{\"a\":\"\\n'\"}".to_owned() },
+            StateRow { item: "gone".to_owned(), value: String::new() },
+        ];
+        assert_eq!(
+            body("m", &rows, 7).unwrap(),
+            "{\"mirror\":\"m\",\"item\":\"source\",\"value\":\"{\\\"a\\\":\\\"\\\\n'\\\"}\",\"version\":7}\n\
+             {\"mirror\":\"m\",\"item\":\"gone\",\"value\":\"\",\"version\":7}"
+        );
+        let (records, newest) = parse(
+            "{\"item\":\"source\",\"value\":\"{}\",\"version\":\"5\"}\n{\"item\":\"gone\",\"value\":\"\",\"version\":\"9\"}\n",
+        )
+        .unwrap();
+        assert_eq!(records, [StateRow { item: "source".to_owned(), value: "{}".to_owned() }]);
+        assert_eq!(newest, 9);
+        assert!(parse("nonsense").is_err());
+    }
+}

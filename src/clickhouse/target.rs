@@ -1,0 +1,277 @@
+//! What is at the destination: reading a target table's shape and comparing it with what the Mirror needs.
+
+use serde::{Deserialize, de::DeserializeOwned};
+
+use super::{
+    Client, Error, TableProblem, ddl,
+    native::{DELETED_COLUMN, VERSION_COLUMN},
+    quote::{ident, table as qualified},
+    types::ChType,
+};
+use crate::model::TableSchema;
+
+/// A table as `system.tables` and `system.columns` show it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TargetTable {
+    /// The engine's name, `ReplacingMergeTree`.
+    pub engine: String,
+    /// The engine with its arguments and clauses.
+    pub engine_full: String,
+    /// The sorting key's expressions.
+    pub sorting_key: String,
+    /// Its columns, in order.
+    pub columns: Vec<TargetColumn>,
+}
+
+/// A column as `system.columns` shows it.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+pub struct TargetColumn {
+    /// The column's name.
+    pub name: String,
+    /// The column's type.
+    #[serde(rename = "type")]
+    pub column_type: String,
+    /// `DEFAULT`, `MATERIALIZED`, `ALIAS`, `EPHEMERAL` or empty.
+    pub default_kind: String,
+}
+
+#[derive(Deserialize)]
+struct TableRow {
+    engine: String,
+    engine_full: String,
+    sorting_key: String,
+}
+
+/// Reads a table's shape; `None` when it isn't there, or the user may not see it.
+pub(super) async fn read(client: &Client, database: &str, table: &str) -> Result<Option<TargetTable>, Error> {
+    let rows = client.query_text(&ddl::describe_table(database, table), &[]).await?;
+    let Some(TableRow { engine, engine_full, sorting_key }) = json_lines(&rows)?.into_iter().next() else {
+        return Ok(None);
+    };
+    let columns = client.query_text(&ddl::describe_columns(database, table), &[]).await?;
+    Ok(Some(TargetTable { engine, engine_full, sorting_key, columns: json_lines(&columns)? }))
+}
+
+/// The objects of a `JSONEachRow` answer.
+pub(super) fn json_lines<T: DeserializeOwned>(text: &str) -> Result<Vec<T>, Error> {
+    text.lines()
+        .map(serde_json::from_str)
+        .collect::<Result<_, _>>()
+        .map_err(|_| Error::Protocol("an answer is not the JSON that was asked for".to_owned()))
+}
+
+/// Whether the table can take what the Mirror sends; gives the indices of columns that it lacks.
+///
+/// # Errors
+/// [`TableProblem`] saying what differs and what to run.
+pub fn compare(
+    found: &TargetTable,
+    database: &str,
+    table: &TableSchema,
+    types: &[ChType],
+) -> Result<Vec<usize>, TableProblem> {
+    compare_engine(found)?;
+    compare_key(found, table)?;
+    let name = qualified(database, &table.target);
+    for (own, own_type) in [(VERSION_COLUMN, "UInt64"), (DELETED_COLUMN, "UInt8")] {
+        match found.columns.iter().find(|column| column.name == own) {
+            Some(column) if column.column_type == own_type => {}
+            _ => return Err(other_table(&format!("it has no column {own} {own_type}"))),
+        }
+    }
+    let mut missing = Vec::new();
+    for (index, (column, wanted)) in table.columns.iter().zip(types).enumerate() {
+        let Some(there) = found.columns.iter().find(|there| there.name == column.target_name) else {
+            missing.push(index);
+            continue;
+        };
+        if matches!(there.default_kind.as_str(), "MATERIALIZED" | "ALIAS") {
+            return Err(TableProblem::Conflict(format!(
+                "column {} is {} there and can't be written; drop it, or rename the source's column with columns.rename",
+                column.target_name, there.default_kind
+            )));
+        }
+        // What is Nullable there takes every value that is never NULL here.
+        let fits = there.column_type == wanted.to_string()
+            || there.column_type == wanted.clone().into_nullable().to_string();
+        if !fits {
+            return Err(TableProblem::Conflict(format!(
+                "column {} is {} there but {wanted} is needed; run ALTER TABLE {name} MODIFY COLUMN {} {wanted}, or set \
+                 columns.types",
+                column.target_name,
+                there.column_type,
+                ident(&column.target_name)
+            )));
+        }
+    }
+    Ok(missing)
+}
+
+fn other_table(difference: &str) -> TableProblem {
+    TableProblem::Conflict(format!(
+        "{difference}; this is not a table of walferry's: choose another name with target.table, or rename what is there"
+    ))
+}
+
+fn compare_engine(found: &TargetTable) -> Result<(), TableProblem> {
+    if !found.engine.ends_with("ReplacingMergeTree") {
+        return Err(other_table(&format!("its engine is {}, not ReplacingMergeTree", found.engine)));
+    }
+    // ReplicatedReplacingMergeTree has arguments of its own before these.
+    let arguments = found.engine_full.split_once('(').and_then(|(_, rest)| rest.split_once(')'));
+    let arguments = arguments.map_or("", |(arguments, _)| arguments);
+    if !arguments.ends_with(&format!("{VERSION_COLUMN}, {DELETED_COLUMN}")) {
+        return Err(other_table(&format!(
+            "its engine is {}({arguments}), not ReplacingMergeTree({VERSION_COLUMN}, {DELETED_COLUMN})",
+            found.engine
+        )));
+    }
+    let settings = found.engine_full.rsplit_once(" SETTINGS ").map_or("", |(_, settings)| settings);
+    for (name, value) in settings.split(", ").filter_map(|setting| setting.split_once(" = ")) {
+        ddl::refuse_cleanup(name, value, "the target table")?;
+    }
+    Ok(())
+}
+
+/// The order within the key doesn't matter for which rows replace each other, the set of columns does.
+fn compare_key(found: &TargetTable, table: &TableSchema) -> Result<(), TableProblem> {
+    let mut wanted: Vec<String> = ddl::key_names(table).map(str::to_owned).collect();
+    let shown = wanted.join(", ");
+    wanted.sort_unstable();
+    // Newer releases keep the parentheses of ORDER BY (id).
+    let inner = found.sorting_key.strip_prefix('(').and_then(|key| key.strip_suffix(')'));
+    for key in inner.into_iter().chain([found.sorting_key.as_str()]) {
+        let mut there = split_key(key);
+        there.sort_unstable();
+        if there == wanted {
+            return Ok(());
+        }
+    }
+    Err(TableProblem::Conflict(format!(
+        "it is sorted by ({}) but ({shown}) is needed, and ClickHouse can't change that; set engine.orderBy, or rename \
+         the table there and have it copied anew",
+        found.sorting_key
+    )))
+}
+
+/// The expressions of a sorting key, identifiers without their quotes.
+fn split_key(key: &str) -> Vec<String> {
+    let mut parts = vec![String::new()];
+    let mut depth = 0;
+    let mut characters = key.chars();
+    while let Some(character) = characters.next() {
+        let Some(part) = parts.last_mut() else { break };
+        match character {
+            '`' => {
+                while let Some(inner) = characters.next().filter(|inner| *inner != '`') {
+                    part.extend(if inner == '\\' { characters.next() } else { Some(inner) });
+                }
+            }
+            ',' if depth == 0 => parts.push(String::new()),
+            ' ' if depth == 0 && part.is_empty() => {}
+            _ => {
+                depth += match character {
+                    '(' => 1,
+                    ')' => -1,
+                    _ => 0,
+                };
+                part.push(character);
+            }
+        }
+    }
+    parts.retain(|part| !part.is_empty());
+    parts
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{clickhouse::test_support, model::SourceType};
+
+    fn found() -> TargetTable {
+        let column = |name: &str, column_type: &str| TargetColumn {
+            name: name.to_owned(),
+            column_type: column_type.to_owned(),
+            default_kind: String::new(),
+        };
+        TargetTable {
+            engine: "ReplacingMergeTree".to_owned(),
+            engine_full: "ReplacingMergeTree(_walferry_version, _walferry_deleted) ORDER BY id SETTINGS \
+                          index_granularity = 8192"
+                .to_owned(),
+            sorting_key: "id".to_owned(),
+            columns: vec![
+                column("id", "Int64"),
+                column("name", "Nullable(String)"),
+                column(VERSION_COLUMN, "UInt64"),
+                column(DELETED_COLUMN, "UInt8"),
+                column("extra", "String"),
+            ],
+        }
+    }
+
+    fn check(change: impl Fn(&mut TargetTable)) -> Result<Vec<usize>, String> {
+        let columns = vec![
+            test_support::column("id", SourceType::Int8),
+            test_support::column("name", SourceType::Text),
+        ];
+        let table = test_support::table("users", columns);
+        let mut found = found();
+        change(&mut found);
+        compare(&found, "app", &table, &[ChType::Int(64), ChType::String])
+            .map_err(|problem| problem.to_string())
+    }
+
+    #[test]
+    fn accepts_what_fits() {
+        assert_eq!(check(|_| {}), Ok(vec![]));
+        assert_eq!(check(|found| found.columns[1].column_type = "String".to_owned()), Ok(vec![]));
+        assert_eq!(check(|found| drop(found.columns.remove(1))), Ok(vec![1]));
+        assert_eq!(check(|found| found.sorting_key = "(id)".to_owned()), Ok(vec![]));
+        let replicated = "ReplicatedReplacingMergeTree('/clickhouse/tables/{uuid}/{shard}', '{replica}', \
+                          _walferry_version, _walferry_deleted) ORDER BY id";
+        assert_eq!(
+            check(|found| {
+                found.engine = "ReplicatedReplacingMergeTree".to_owned();
+                found.engine_full = replicated.to_owned();
+            }),
+            Ok(vec![])
+        );
+    }
+
+    #[test]
+    fn says_what_differs() {
+        let refused = |change: &dyn Fn(&mut TargetTable), words: &str| {
+            let message = check(change).unwrap_err();
+            assert!(message.contains(words), "{message}");
+        };
+        refused(
+            &|found| found.columns[0].column_type = "Int32".to_owned(),
+            "column id is Int32 there but Int64 is needed; run ALTER TABLE `app`.`users` MODIFY COLUMN `id` Int64",
+        );
+        refused(&|found| found.columns[1].default_kind = "ALIAS".to_owned(), "column name is ALIAS there");
+        refused(&|found| found.engine = "MergeTree".to_owned(), "its engine is MergeTree");
+        refused(
+            &|found| found.engine_full = "ReplacingMergeTree(v) ORDER BY id".to_owned(),
+            "ReplacingMergeTree(v), not",
+        );
+        refused(
+            &|found| found.sorting_key = "id, name".to_owned(),
+            "sorted by (id, name) but (id) is needed",
+        );
+        refused(&|found| drop(found.columns.remove(2)), "no column _walferry_version UInt64");
+        refused(
+            &|found| found.engine_full.push_str(", clean_deleted_rows = 'Always'"),
+            "the target table switches clean_deleted_rows on",
+        );
+    }
+
+    #[test]
+    fn splits_sorting_keys() {
+        assert_eq!(split_key("id"), ["id"]);
+        assert_eq!(split_key("`a'b`, u, `x\\`, y`"), ["a'b", "u", "x`, y"]);
+        assert_eq!(split_key("cityHash64(a, b), c"), ["cityHash64(a, b)", "c"]);
+        assert_eq!(split_key("id, `(x`"), ["id", "(x"]);
+        assert!(split_key("").is_empty());
+    }
+}
