@@ -17,7 +17,10 @@
 
 pub mod api;
 pub mod clickhouse;
+pub mod http;
 pub mod model;
 pub mod postgres;
 pub mod replication;
+pub mod status;
+pub mod telemetry;
 pub mod tls;

@@ -1,0 +1,134 @@
+//! The HTTP endpoint: `/healthz`, `/readyz`, `/metrics` and `/status`.
+//!
+//! It shows figures and names, never rows or secrets, and takes no commands.
+
+mod metrics;
+
+use std::{io, sync::Arc};
+
+use axum::{
+    Json, Router,
+    extract::State,
+    http::{StatusCode, header},
+    response::{IntoResponse, Response},
+    routing::get,
+};
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    model::{MirrorPhase, MirrorReport, Progress},
+    status::{self, StatusDocument},
+};
+
+type Mirrors = Arc<[Arc<Progress>]>;
+
+/// Answers requests about these Mirrors until `stop`, then until those under way are answered.
+///
+/// # Errors
+/// When the listener fails.
+pub async fn serve(
+    listener: TcpListener,
+    mirrors: Vec<Arc<Progress>>,
+    stop: CancellationToken,
+) -> io::Result<()> {
+    let app = Router::new()
+        .route("/healthz", get(async || "alive\n"))
+        .route("/readyz", get(readyz))
+        .route("/metrics", get(show_metrics))
+        .route("/status", get(show_status))
+        .with_state(Mirrors::from(mirrors));
+    axum::serve(listener, app).with_graceful_shutdown(stop.cancelled_owned()).await
+}
+
+fn reports(mirrors: &Mirrors) -> Vec<MirrorReport> {
+    mirrors.iter().map(|mirror| mirror.report()).collect()
+}
+
+/// 200 when no Mirror is being provisioned, retried or stalled; the body has a line for each.
+async fn readyz(State(mirrors): State<Mirrors>) -> (StatusCode, String) {
+    let reports = reports(&mirrors);
+    let ready = reports.iter().all(|report| is_ready(report.phase));
+    let line = |report: &MirrorReport| format!("{}/{}: {:?}\n", report.namespace, report.name, report.phase);
+    let status = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    (status, reports.iter().map(line).collect())
+}
+
+fn is_ready(phase: MirrorPhase) -> bool {
+    match phase {
+        MirrorPhase::Snapshotting
+        | MirrorPhase::Streaming
+        | MirrorPhase::Suspended
+        | MirrorPhase::Finished => true,
+        MirrorPhase::Provisioning | MirrorPhase::Retrying | MirrorPhase::Stalled => false,
+    }
+}
+
+async fn show_metrics(State(mirrors): State<Mirrors>) -> Response {
+    match metrics::render(&reports(&mirrors)) {
+        Ok(text) => ([(header::CONTENT_TYPE, prometheus::TEXT_FORMAT)], text).into_response(),
+        Err(error) => {
+            tracing::error!(%error, "cannot make metrics");
+            (StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")).into_response()
+        }
+    }
+}
+
+async fn show_status(State(mirrors): State<Mirrors>) -> Json<StatusDocument> {
+    Json(status::document(reports(&mirrors)))
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::{
+        io::{AsyncReadExt, AsyncWriteExt},
+        net::TcpStream,
+    };
+
+    use super::*;
+    use crate::model::{MirrorFailure, MirrorIdentity};
+
+    async fn get(address: std::net::SocketAddr, path: &str) -> String {
+        let mut stream = TcpStream::connect(address).await.unwrap();
+        let request = format!("GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let mut response = String::new();
+        stream.read_to_string(&mut response).await.unwrap();
+        response
+    }
+
+    #[tokio::test]
+    async fn answers_until_told_to_stop() {
+        let mirror = MirrorIdentity { namespace: "default".into(), name: "demo".into(), uid: "0".into() };
+        let progress = Arc::new(Progress::new(&mirror));
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let stop = CancellationToken::new();
+        let server = tokio::spawn(serve(listener, vec![progress.clone()], stop.clone()));
+
+        assert!(get(address, "/healthz").await.starts_with("HTTP/1.1 200"));
+        let response = get(address, "/readyz").await;
+        assert!(response.starts_with("HTTP/1.1 503") && response.ends_with("default/demo: Provisioning\n"));
+        progress.set_phase(MirrorPhase::Streaming, None);
+        assert!(get(address, "/readyz").await.starts_with("HTTP/1.1 200"));
+        let failure = MirrorFailure { reason: "SourceUnreachable".into(), message: "refused".into() };
+        progress.set_phase(MirrorPhase::Retrying, Some(failure));
+        assert!(get(address, "/readyz").await.starts_with("HTTP/1.1 503"));
+        assert!(get(address, "/healthz").await.starts_with("HTTP/1.1 200"));
+
+        let response = get(address, "/status").await;
+        let (head, body) = response.split_once("\r\n\r\n").unwrap();
+        assert!(head.contains("content-type: application/json"), "{head}");
+        let document: StatusDocument = serde_json::from_str(body).unwrap();
+        assert_eq!(document.mirrors[0].report.name, "demo");
+        assert!(
+            get(address, "/metrics")
+                .await
+                .contains("walferry_lag_bytes{mirror=\"demo\",namespace=\"default\"} 0")
+        );
+        assert!(get(address, "/nothing").await.starts_with("HTTP/1.1 404"));
+
+        stop.cancel();
+        server.await.unwrap().unwrap();
+    }
+}

@@ -1,0 +1,86 @@
+//! What is told of a Mirror: conditions and the `/status` document, both made from a [`MirrorReport`] alone.
+
+mod conditions;
+
+pub use conditions::{Condition, ConditionStatus, conditions};
+
+use serde::{Deserialize, Serialize};
+
+use crate::model::MirrorReport;
+
+/// What `/status` answers: all Mirrors of a process.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct StatusDocument {
+    /// One entry a Mirror.
+    pub mirrors: Vec<MirrorDocument>,
+}
+
+/// One Mirror in [`StatusDocument`]: its report with the conditions that follow from it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct MirrorDocument {
+    /// The figures.
+    #[serde(flatten)]
+    pub report: MirrorReport,
+    /// The conditions, `Ready` first.
+    pub conditions: Vec<Condition>,
+}
+
+/// The `/status` document of these Mirrors.
+pub fn document(reports: Vec<MirrorReport>) -> StatusDocument {
+    let mirrors = reports
+        .into_iter()
+        .map(|report| MirrorDocument { conditions: conditions(&report), report })
+        .collect();
+    StatusDocument { mirrors }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::model::{Lsn, MirrorIdentity, Progress, TableId, TableState};
+
+    #[test]
+    fn document_has_the_promised_fields() {
+        let mirror = MirrorIdentity { namespace: "default".into(), name: "demo".into(), uid: "0a".into() };
+        let progress = Progress::new(&mirror);
+        progress.set_source_lsn(Lsn(0x1_0000_0010));
+        progress.set_durable_lsn(Lsn(0x1_0000_0000));
+        let table = progress.table(&TableId::new("public", "users"));
+        table.set_target("users");
+        table.set_state(TableState::Failed, "DestinationTableMissing", "run this");
+        let document = document(vec![progress.report()]);
+        let value = serde_json::to_value(&document).unwrap();
+        let mirror = &value["mirrors"][0];
+        for (field, expected) in [
+            ("namespace", json!("default")),
+            ("name", json!("demo")),
+            ("slotName", json!("walferry_0a")),
+            ("publicationName", json!("walferry_0a")),
+            ("lastLSN", json!("1/0")),
+            ("lag", json!({"bytes": 16, "seconds": 0.0})),
+            ("retainedWalBytes", json!(null)),
+        ] {
+            assert_eq!(mirror[field], expected, "{field}");
+        }
+        assert_eq!(mirror["conditions"][0]["type"], "Ready");
+        let table = &mirror["tables"][0];
+        for (field, expected) in [
+            ("schema", json!("public")),
+            ("name", json!("users")),
+            ("target", json!("users")),
+            ("state", json!("Failed")),
+            ("rowsCopied", json!(0)),
+            ("rowsEstimated", json!(0)),
+            ("inserted", json!(0)),
+            ("updated", json!(0)),
+            ("deleted", json!(0)),
+            ("reason", json!("DestinationTableMissing")),
+            ("message", json!("run this")),
+        ] {
+            assert_eq!(table[field], expected, "{field}");
+        }
+        assert_eq!(serde_json::from_value::<StatusDocument>(value).unwrap(), document);
+    }
+}

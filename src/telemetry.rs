@@ -1,0 +1,83 @@
+//! Logs, on standard error, and the terminal that they share with progress lines.
+
+use std::{
+    io::{self, IsTerminal, Write},
+    sync::LazyLock,
+};
+
+use indicatif::MultiProgress;
+use tracing_subscriber::{EnvFilter, util::SubscriberInitExt};
+
+/// What is logged unless `--log-level` or `RUST_LOG` says otherwise.
+const DEFAULT_FILTER: &str = "info";
+
+/// How a log line looks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum LogFormat {
+    /// One JSON object a line.
+    Json,
+    /// For people.
+    Text,
+}
+
+/// The progress lines of this process. They are drawn on standard error, and not at all when that isn't a terminal.
+pub fn terminal() -> &'static MultiProgress {
+    static TERMINAL: LazyLock<MultiProgress> = LazyLock::new(MultiProgress::new);
+    &TERMINAL
+}
+
+/// Reads a filter such as `debug` or `info,walferry=debug`.
+///
+/// # Errors
+/// What is wrong with it, for the command line's error message.
+pub fn parse_filter(text: &str) -> Result<String, String> {
+    EnvFilter::try_new(text).map(|_| text.to_owned()).map_err(|error| error.to_string())
+}
+
+/// Starts logging to standard error. `format`: text on a terminal, else JSON, when `None`. `filter` (see [`parse_filter`]): `RUST_LOG`,
+/// else `info`, when `None`.
+///
+/// # Errors
+/// When the process logs already.
+pub fn init(
+    format: Option<LogFormat>,
+    filter: Option<&str>,
+) -> Result<(), tracing_subscriber::util::TryInitError> {
+    let on_terminal = io::stderr().is_terminal();
+    let filter = match filter {
+        Some(filter) => EnvFilter::new(filter),
+        None => EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(DEFAULT_FILTER)),
+    };
+    let subscriber = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(|| AboveProgress)
+        .with_ansi(on_terminal);
+    match format.unwrap_or(if on_terminal { LogFormat::Text } else { LogFormat::Json }) {
+        LogFormat::Json => subscriber.json().flatten_event(true).finish().try_init(),
+        LogFormat::Text => subscriber.with_target(false).finish().try_init(),
+    }
+}
+
+/// Writes to standard error while the progress lines step aside. The formatter hands over one whole line at a time.
+struct AboveProgress;
+
+impl Write for AboveProgress {
+    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+        terminal().suspend(|| io::stderr().write_all(line)).map(|()| line.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        io::stderr().flush()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn filters() {
+        assert_eq!(parse_filter("info,walferry=debug").unwrap(), "info,walferry=debug");
+        assert!(parse_filter("walferry=loud").is_err());
+    }
+}
