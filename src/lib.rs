@@ -16,6 +16,7 @@
 //! | [`cli`] | one file a command | everything |
 
 pub mod api;
+pub mod cli;
 pub mod clickhouse;
 pub mod http;
 pub mod model;

@@ -1,0 +1,409 @@
+//! The destination: reaching it, the user's rights, and each target table.
+
+use super::{reason, report::Check, source::is_local};
+use crate::{
+    clickhouse::{
+        Error, OLDEST_VERSION, ServerVersion, ddl,
+        quote::{ident, table},
+        target::{TargetTable, compare},
+        types::{ChType, Features, Fidelity, fidelity, target_type},
+    },
+    model::{ClickHouseEndpoint, TableSchema, TlsMode},
+    replication::DestinationError,
+};
+
+pub(super) const SUBJECT: &str = "destination";
+
+/// What walferry does in its database.
+pub(super) const PRIVILEGES: [&str; 5] = ["SELECT", "INSERT", "CREATE TABLE", "ALTER ADD COLUMN", "TRUNCATE"];
+/// The engine of target and state tables; using it is a right of its own where `table_engines_require_grant` is on.
+pub(super) const ENGINE: &str = "ReplacingMergeTree";
+
+/// What the server says of itself and of the user.
+#[derive(Clone, Debug)]
+pub(super) struct ServerFacts {
+    pub(super) version: ServerVersion,
+    /// Whether the user sees the database.
+    pub(super) database_exists: bool,
+    /// The user's setting `readonly`: 0 writes, 1 and 2 don't.
+    pub(super) read_only: bool,
+    /// What the user lacks; `None` where the release can't tell.
+    pub(super) missing_rights: Option<MissingRights>,
+}
+
+/// Rights that the user lacks.
+#[derive(Clone, Debug, Default)]
+pub(super) struct MissingRights {
+    /// Those of [`PRIVILEGES`] in the database.
+    pub(super) privileges: Vec<&'static str>,
+    /// The use of [`ENGINE`].
+    pub(super) engine: bool,
+}
+
+impl MissingRights {
+    /// The statements that grant them.
+    fn grants(&self, endpoint: &ClickHouseEndpoint) -> Vec<String> {
+        let (database, user) = (ident(&endpoint.database), ident(&endpoint.username));
+        let on_tables = || format!("GRANT {} ON {database}.* TO {user};", self.privileges.join(", "));
+        let engine = self.engine.then(|| format!("GRANT TABLE ENGINE ON {ENGINE} TO {user};"));
+        (!self.privileges.is_empty()).then(on_tables).into_iter().chain(engine).collect()
+    }
+}
+
+/// A statement, or the connection itself, failed.
+pub(super) fn failed(name: &str, error: Error) -> Check {
+    let DestinationError { reason, message, .. } = DestinationError::from(error);
+    Check::failure(SUBJECT, name, reason, message)
+}
+
+/// All checks of the server and the user.
+pub(super) fn server(endpoint: &ClickHouseEndpoint, facts: &ServerFacts) -> Vec<Check> {
+    let mut checks = vec![connection(endpoint), version(&facts.version)];
+    if facts.database_exists {
+        checks.push(Check::ok(SUBJECT, "database", endpoint.database.as_str()));
+    } else {
+        checks.push(
+            Check::failure(
+                SUBJECT,
+                "database",
+                reason::DESTINATION_DATABASE_MISSING,
+                format!("{} does not exist, or {} has no right in it", endpoint.database, endpoint.username),
+            )
+            .fix(format!("CREATE DATABASE {};", ident(&endpoint.database))),
+        );
+    }
+    checks.push(rights(endpoint, facts));
+    checks
+}
+
+fn connection(endpoint: &ClickHouseEndpoint) -> Check {
+    let host = endpoint.url.split("://").nth(1).unwrap_or_default().split('/').next().unwrap_or_default();
+    let host = host.rsplit_once(':').map_or(host, |(host, _)| host);
+    let at = format!("{} as {}", endpoint.url, endpoint.username);
+    let warning = |what: &str, fix: &str| {
+        Check::warning(SUBJECT, "connection", reason::DESTINATION_TLS_FAILED, format!("{at}, {what}"))
+            .fix(fix)
+    };
+    if endpoint.url.starts_with("https://") {
+        match endpoint.tls.mode {
+            TlsMode::VerifyFull => {
+                Check::ok(SUBJECT, "connection", format!("{at}, CA and host name verified"))
+            }
+            TlsMode::VerifyCa => Check::ok(SUBJECT, "connection", format!("{at}, CA verified")),
+            TlsMode::Require | TlsMode::Disable => warning(
+                "TLS without checking who answers",
+                "set clickhouse.tls.mode to VerifyFull, with caSecretRef for a private CA",
+            ),
+        }
+    } else if is_local(host) {
+        Check::ok(SUBJECT, "connection", format!("{at}, plain text"))
+    } else {
+        warning(
+            "plain text: rows and the password cross the network readable",
+            "use https:// in clickhouse.url (port 8443 by default)",
+        )
+    }
+}
+
+fn version(version: &ServerVersion) -> Check {
+    let shown = format!("ClickHouse {version}");
+    if version.is_supported() {
+        return Check::ok(SUBJECT, "version", shown);
+    }
+    let (major, minor) = OLDEST_VERSION;
+    Check::failure(
+        SUBJECT,
+        "version",
+        reason::DESTINATION_VERSION_UNSUPPORTED,
+        format!("{shown}, walferry needs {major}.{minor} or later"),
+    )
+    .fix(format!("upgrade the server to ClickHouse {major}.{minor} or later"))
+}
+
+fn rights(endpoint: &ClickHouseEndpoint, facts: &ServerFacts) -> Check {
+    const NAME: &str = "grants";
+    if facts.read_only {
+        return Check::failure(
+            SUBJECT,
+            NAME,
+            reason::DESTINATION_READ_ONLY,
+            format!("{} is read-only", endpoint.username),
+        )
+        .fix("set readonly to 0 in the user's settings profile");
+    }
+    let Some(missing) = &facts.missing_rights else {
+        let all = MissingRights { privileges: PRIVILEGES.to_vec(), engine: true };
+        let detail = "this release can't tell what a user may do (CHECK GRANT)";
+        return Check::warning(SUBJECT, NAME, reason::DESTINATION_ACCESS_DENIED, detail)
+            .fix(all.grants(endpoint).join("\n"));
+    };
+    let grants = missing.grants(endpoint);
+    if grants.is_empty() {
+        return Check::ok(SUBJECT, NAME, format!("{} may do what is needed", endpoint.username));
+    }
+    let engine = missing.engine.then(|| format!("TABLE ENGINE {ENGINE}"));
+    let lacks: Vec<_> =
+        missing.privileges.iter().map(|privilege| (*privilege).to_owned()).chain(engine).collect();
+    Check::failure(
+        SUBJECT,
+        NAME,
+        reason::DESTINATION_ACCESS_DENIED,
+        format!("{} lacks {}", endpoint.username, lacks.join(", ")),
+    )
+    .fix(grants.join("\n"))
+}
+
+/// The target's column types, or why a column can't be stored as asked; and what each becomes, with a warning for what isn't
+/// lossless.
+pub(super) fn column_types(schema: &TableSchema, features: Features) -> (Option<Vec<ChType>>, Check) {
+    const NAME: &str = "column types";
+    let subject = schema.id.to_string();
+    let mut types = Vec::with_capacity(schema.columns.len());
+    let mut impossible = Vec::new();
+    // Columns of one type are told together: a table often has many timestamps.
+    let mut lossless: Vec<(String, Vec<&str>)> = Vec::new();
+    let mut lossy: Vec<(String, Vec<&str>)> = Vec::new();
+    let mut overrides = Vec::new();
+    for (index, column) in schema.columns.iter().enumerate() {
+        let key = schema.key.contains(&index) || schema.order_by.contains(&index);
+        let chosen =
+            target_type(column, features, key).and_then(|chosen| Ok((fidelity(column, &chosen)?, chosen)));
+        match chosen {
+            Ok((fidelity, chosen)) => {
+                let mapping = format!("{} as {}", column.type_name, chosen.inner());
+                if let Fidelity::Lossy(why) = fidelity {
+                    push_grouped(&mut lossy, format!("{mapping} ({why})"), &column.name);
+                    overrides.push(format!("{}: String", serde_json::Value::from(column.name.as_str())));
+                } else {
+                    push_grouped(&mut lossless, mapping, &column.name);
+                }
+                types.push(chosen);
+            }
+            Err(error) => impossible.push(error.to_string()),
+        }
+    }
+    if !impossible.is_empty() {
+        let check =
+            Check::failure(subject, NAME, reason::DESTINATION_TYPE_UNSUPPORTED, impossible.join("; "))
+                .fix("correct columns.types");
+        return (None, check);
+    }
+    let told: Vec<_> = lossy
+        .iter()
+        .chain(&lossless)
+        .map(|(mapping, columns)| format!("{}: {mapping}", columns.join(", ")))
+        .collect();
+    let check = if lossy.is_empty() {
+        Check::ok(subject, NAME, told.join("; "))
+    } else {
+        // The text form holds every value.
+        Check::warning(subject, NAME, reason::DESTINATION_TYPE_LOSSY, told.join("; ")).fix(format!(
+            "outOfRange says what is stored instead; where that won't do: columns: {{types: {{{}}}}}",
+            overrides.join(", ")
+        ))
+    };
+    (Some(types), check)
+}
+
+fn push_grouped<'a>(groups: &mut Vec<(String, Vec<&'a str>)>, mapping: String, column: &'a str) {
+    match groups.iter_mut().find(|(known, _)| *known == mapping) {
+        Some((_, columns)) => columns.push(column),
+        None => groups.push((mapping, vec![column])),
+    }
+}
+
+/// A target table as it is now.
+#[derive(Clone, Debug)]
+pub(super) struct TargetFacts {
+    /// What is there; `None` when nothing is.
+    pub(super) found: Option<TargetTable>,
+    /// Whether it has rows.
+    pub(super) has_rows: bool,
+    /// Whether the Mirror's state has the table.
+    pub(super) tracked: bool,
+}
+
+/// Whether the target table can be made, or the one that is there is ours or will do.
+pub(super) fn target(
+    endpoint: &ClickHouseEndpoint,
+    schema: &TableSchema,
+    types: &[ChType],
+    facts: &TargetFacts,
+) -> Check {
+    const NAME: &str = "target table";
+    let subject = schema.id.to_string();
+    let name = format!("{}.{}", endpoint.database, schema.target);
+    let failure = |reason, detail: String| Check::failure(subject.as_str(), NAME, reason, detail);
+    let drop = || {
+        format!("DROP TABLE {}; -- or choose another target.table", table(&endpoint.database, &schema.target))
+    };
+    if let Err(problem) = ddl::validate(schema) {
+        return failure(reason::DESTINATION_ENGINE_INVALID, problem.to_string());
+    }
+    match (&facts.found, facts.tracked) {
+        (None, true) => Check::warning(
+            subject.as_str(),
+            NAME,
+            reason::DESTINATION_TABLE_MISSING,
+            format!("{name} was dropped: this table will fail alone, the others go on"),
+        )
+        .fix("take the table out of the Mirror, run, and put it back: then it is copied anew"),
+        (None, false) => Check::ok(subject, NAME, format!("{name} will be made")),
+        // What differs since is a matter of schema changes, which the stream applies.
+        (Some(_), true) => Check::ok(subject, NAME, format!("{name} is this Mirror's")),
+        (Some(found), false) => match compare(found, &endpoint.database, schema, types) {
+            Err(problem) => {
+                failure(reason::DESTINATION_TABLE_CONFLICT, format!("{name}: {problem}")).fix(drop())
+            }
+            Ok(_) if facts.has_rows => {
+                let detail = format!("{name} exists and has rows that this Mirror does not know of");
+                let target = table(&endpoint.database, &schema.target);
+                failure(reason::DESTINATION_TABLE_CONFLICT, detail).fix(format!(
+                    "TRUNCATE TABLE {target}; -- to have it filled anew, or choose another target.table"
+                ))
+            }
+            Ok(_) => Check::ok(subject, NAME, format!("{name} exists, is empty and fits")),
+        },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{
+        report::Outcome,
+        tests::{destination as endpoint, table_facts},
+    };
+    use super::*;
+    use crate::{clickhouse::target::TargetColumn, model::TlsSettings};
+
+    fn facts() -> ServerFacts {
+        let version =
+            ServerVersion { major: 26, minor: 7, text: "26.7.2.1".to_owned(), timezone: "UTC".to_owned() };
+        ServerFacts {
+            version,
+            database_exists: true,
+            read_only: false,
+            missing_rights: Some(MissingRights::default()),
+        }
+    }
+
+    fn find(facts: &ServerFacts, name: &str) -> Check {
+        server(&endpoint(), facts).into_iter().find(|check| check.name == name).unwrap()
+    }
+
+    fn fitting() -> TargetTable {
+        let column = |(name, of): (&str, &str)| TargetColumn {
+            name: name.to_owned(),
+            column_type: of.to_owned(),
+            default_kind: String::new(),
+        };
+        let columns = [
+            ("id", "Int64"),
+            ("email", "Nullable(String)"),
+            ("_walferry_version", "UInt64"),
+            ("_walferry_deleted", "UInt8"),
+        ];
+        TargetTable {
+            engine: ENGINE.to_owned(),
+            engine_full: format!("{ENGINE}(_walferry_version, _walferry_deleted) ORDER BY id"),
+            sorting_key: "id".to_owned(),
+            columns: columns.into_iter().map(column).collect(),
+        }
+    }
+
+    fn target_check(found: Option<TargetTable>, has_rows: bool, tracked: bool) -> Check {
+        let schema = table_facts().schema;
+        let (types, _) = column_types(&schema, Features::of(26, 7));
+        target(&endpoint(), &schema, &types.unwrap(), &TargetFacts { found, has_rows, tracked })
+    }
+
+    #[test]
+    fn a_prepared_server_is_fine() {
+        assert!(server(&endpoint(), &facts()).iter().all(|check| check.outcome == Outcome::Ok));
+    }
+
+    #[test]
+    fn missing_rights_are_told_with_their_grants() {
+        let missing = MissingRights { privileges: vec!["INSERT", "TRUNCATE"], engine: true };
+        let check = find(&ServerFacts { missing_rights: Some(missing), ..facts() }, "grants");
+        assert_eq!(check.detail, "writer lacks INSERT, TRUNCATE, TABLE ENGINE ReplacingMergeTree");
+        assert_eq!(
+            check.fix.as_deref(),
+            Some(
+                "GRANT INSERT, TRUNCATE ON `analytics`.* TO `writer`;\n\
+                 GRANT TABLE ENGINE ON ReplacingMergeTree TO `writer`;"
+            )
+        );
+        let unknown = find(&ServerFacts { missing_rights: None, ..facts() }, "grants");
+        assert_eq!(unknown.outcome, Outcome::Warning);
+    }
+
+    #[test]
+    fn a_server_that_can_not_be_written_is_refused() {
+        let read_only = find(&ServerFacts { read_only: true, ..facts() }, "grants");
+        assert_eq!(read_only.reason, reason::DESTINATION_READ_ONLY);
+        let missing = find(&ServerFacts { database_exists: false, ..facts() }, "database");
+        assert_eq!(missing.fix.as_deref(), Some("CREATE DATABASE `analytics`;"));
+        let mut old = facts();
+        old.version.major = 22;
+        assert_eq!(find(&old, "version").reason, reason::DESTINATION_VERSION_UNSUPPORTED);
+    }
+
+    #[test]
+    fn plain_text_is_warned_of_unless_it_stays_here() {
+        let outcome = |url: &str, mode| {
+            let tls = TlsSettings { mode, ..TlsSettings::default() };
+            connection(&ClickHouseEndpoint { url: url.to_owned(), tls, ..endpoint() }).outcome
+        };
+        assert_eq!(outcome("http://ch.example:8123", TlsMode::Disable), Outcome::Warning);
+        assert_eq!(outcome("http://localhost:8123", TlsMode::Disable), Outcome::Ok);
+        assert_eq!(outcome("http://[::1]:8123/", TlsMode::Disable), Outcome::Ok);
+        assert_eq!(outcome("https://ch.example:8443", TlsMode::Require), Outcome::Warning);
+        assert_eq!(outcome("https://ch.example:8443", TlsMode::VerifyFull), Outcome::Ok);
+    }
+
+    #[test]
+    fn a_target_that_is_not_ours_must_fit_and_be_empty() {
+        assert_eq!(target_check(None, false, false).detail, "analytics.users will be made");
+        assert_eq!(target_check(Some(fitting()), false, false).outcome, Outcome::Ok);
+        let other = TargetTable { engine: "MergeTree".to_owned(), ..fitting() };
+        for (found, has_rows, fix) in [
+            (fitting(), true, "TRUNCATE TABLE `analytics`.`users`; -- to have it filled anew, or"),
+            (other, false, "DROP TABLE `analytics`.`users`; -- or"),
+        ] {
+            let check = target_check(Some(found), has_rows, false);
+            assert_eq!(check.reason, reason::DESTINATION_TABLE_CONFLICT);
+            assert_eq!(check.fix, Some(format!("{fix} choose another target.table")));
+        }
+    }
+
+    #[test]
+    fn a_target_of_ours_is_left_alone() {
+        assert_eq!(target_check(Some(fitting()), true, true).outcome, Outcome::Ok);
+        assert_eq!(target_check(None, false, true).reason, reason::DESTINATION_TABLE_MISSING);
+    }
+
+    #[test]
+    fn an_engine_that_can_not_work_is_refused() {
+        let mut schema = table_facts().schema;
+        schema.partition_by = Some("email".to_owned());
+        let facts = TargetFacts { found: None, has_rows: false, tracked: false };
+        let check = target(&endpoint(), &schema, &[], &facts);
+        assert_eq!(check.reason, reason::DESTINATION_ENGINE_INVALID);
+    }
+
+    #[test]
+    fn types_are_told_by_what_they_lose() {
+        let mut schema = table_facts().schema;
+        assert_eq!(column_types(&schema, Features::of(26, 7)).1.outcome, Outcome::Ok);
+        schema.columns[1].source_type = crate::model::SourceType::Date;
+        let (types, check) = column_types(&schema, Features::of(26, 7));
+        assert!(types.is_some());
+        assert!(check.detail.starts_with("email: a type as Date32 ("), "{}", check.detail);
+        assert!(check.fix.unwrap().ends_with("columns: {types: {\"email\": String}}"));
+        schema.columns[1].type_override = Some("UUID".to_owned());
+        let (types, check) = column_types(&schema, Features::of(26, 7));
+        assert!(types.is_none());
+        assert_eq!(check.reason, reason::DESTINATION_TYPE_UNSUPPORTED);
+    }
+}

@@ -1,0 +1,224 @@
+//! Asks both servers for the facts that the checks decide from.
+
+use std::collections::{HashMap, HashSet};
+
+use super::{
+    destination::{self, ENGINE, MissingRights, PRIVILEGES, TargetFacts},
+    publication::{self, Wanted},
+    reason,
+    report::{Check, CheckReport, Outcome},
+    source, table,
+};
+use crate::{
+    clickhouse::{
+        Client, Database, Error as ClickHouseError, ServerVersion, quote, state::STATE_TABLE, types::Features,
+    },
+    model::{ClickHouseEndpoint, ReplicatorConfig, TableId, TableSchema},
+    postgres::{
+        self,
+        catalog::{self, TableFacts},
+        publication as pg_publication,
+        session::Session,
+        slot,
+    },
+    replication::{self, DestinationError, StateStore},
+};
+
+/// Checks everything that a Mirror needs. A server that isn't reached is a failure, and what depends on it is skipped.
+pub async fn preflight(config: &ReplicatorConfig) -> CheckReport {
+    let (mut checks, tables) = source_checks(config).await;
+    let (server, reached) = destination_server(config).await;
+    checks.extend(server);
+    let schemas: Vec<_> = tables.iter().map(|facts| &facts.schema).collect();
+    checks.extend(match reached {
+        Some((database, version)) => targets(config, &database, &schemas, version.features()).await,
+        // Without the server, types are taken for those of the newest release.
+        None => schemas
+            .iter()
+            .map(|schema| destination::column_types(schema, Features::of(u32::MAX, 0)).1)
+            .collect(),
+    });
+    // Servers first, then each table with all that concerns it, in the Mirror's order.
+    let tables = config.tables.iter().map(|spec| spec.id.to_string());
+    let subjects = [source::SUBJECT, destination::SUBJECT].map(str::to_owned).into_iter().chain(tables);
+    let ranks: HashMap<_, _> = subjects.zip(0_usize..).collect();
+    checks.sort_by_key(|check| ranks.get(&check.subject).copied());
+    CheckReport { checks }
+}
+
+async fn source_checks(config: &ReplicatorConfig) -> (Vec<Check>, Vec<TableFacts>) {
+    let session = match Session::connect(&config.source, &config.mirror.application_name()).await {
+        Ok(session) => session,
+        Err(error) => return (vec![source::connection_failed(&config.source, &error)], Vec::new()),
+    };
+    match source_facts(config, &session).await {
+        Ok(found) => found,
+        Err(error) => (vec![source::query_failed(source::SUBJECT, "catalog", &error)], Vec::new()),
+    }
+}
+
+async fn source_facts(
+    config: &ReplicatorConfig,
+    session: &Session,
+) -> Result<(Vec<Check>, Vec<TableFacts>), postgres::Error> {
+    let server = catalog::server_facts(session).await?;
+    let slot = slot::read(session, &config.mirror.slot_name()).await?;
+    let mut checks = source::server(&config.source, &server, slot.as_ref());
+    if !source::is_usable(&checks) {
+        return Ok((checks, Vec::new()));
+    }
+    let mut tables = Vec::new();
+    for spec in &config.tables {
+        match catalog::describe(session, spec).await {
+            Ok(facts) => match table::unsupported(&facts) {
+                Some(check) => checks.push(check),
+                None => tables.push(facts),
+            },
+            Err(error) => checks.push(table::not_described(&spec.id, &error)),
+        }
+    }
+    let probes = probe_filters(session, &tables).await;
+    let found = pg_publication::read(session, &config.mirror.publication_name()).await?;
+    let wanted = Wanted { config, server: &server, tables: &tables, probes: &probes };
+    checks.extend(publication::publication(&wanted, found.as_ref()));
+    for facts in &tables {
+        let id = &facts.schema.id;
+        let published = found.iter().flat_map(|found| &found.tables).find(|published| published.id == *id);
+        checks.extend(table::table(facts, &server, probes.get(id), published));
+    }
+    Ok((checks, tables))
+}
+
+/// Has PostgreSQL read the row filters of the tables that the role could publish.
+async fn probe_filters(session: &Session, tables: &[TableFacts]) -> publication::Probes {
+    let mut probes = publication::Probes::new();
+    for facts in tables.iter().filter(|facts| facts.schema.row_filter.is_some() && facts.relation.owned) {
+        if session.server_version_num() >= table::ROW_FILTERS {
+            let probed = pg_publication::probe(session, &facts.schema).await;
+            probes.insert(facts.schema.id.clone(), probed);
+        }
+    }
+    probes
+}
+
+async fn destination_server(config: &ReplicatorConfig) -> (Vec<Check>, Option<(Database, ServerVersion)>) {
+    let endpoint = &config.destination;
+    let version = async {
+        let database = Database::new(endpoint, config.out_of_range)?;
+        // Not Database::version, which refuses an old release before anything can be told of it.
+        let version = database.client().server_version().await?;
+        Ok((database, version))
+    };
+    let (database, version) = match version.await {
+        Ok(found) => found,
+        Err(error) => return (vec![destination::failed("connection", error)], None),
+    };
+    match server_facts(database.client(), endpoint, version.clone()).await {
+        Ok(facts) => {
+            let checks = destination::server(endpoint, &facts);
+            let usable = !checks.iter().any(|check| check.outcome == Outcome::Failure);
+            (checks, usable.then_some((database, version)))
+        }
+        Err(error) => (vec![destination::failed("grants", error)], None),
+    }
+}
+
+async fn server_facts(
+    client: &Client,
+    endpoint: &ClickHouseEndpoint,
+    version: ServerVersion,
+) -> Result<destination::ServerFacts, ClickHouseError> {
+    let databases =
+        format!("SELECT count() FROM system.databases WHERE name = {}", quote::literal(&endpoint.database));
+    let read_only = "SELECT value FROM system.settings WHERE name = 'readonly'";
+    let database_exists = client.query_text(&databases, &[]).await?.trim() != "0";
+    let read_only = client.query_text(read_only, &[]).await?.trim() != "0";
+    let missing_rights = missing_rights(client, endpoint).await?;
+    Ok(destination::ServerFacts { version, database_exists, read_only, missing_rights })
+}
+
+/// The rights that are missing; `None` when the release has no CHECK GRANT.
+async fn missing_rights(
+    client: &Client,
+    endpoint: &ClickHouseEndpoint,
+) -> Result<Option<MissingRights>, ClickHouseError> {
+    let mut missing = MissingRights::default();
+    for privilege in PRIVILEGES {
+        match may(client, &format!("{privilege} ON {}.*", quote::ident(&endpoint.database))).await? {
+            None => return Ok(None),
+            Some(true) => {}
+            Some(false) => missing.privileges.push(privilege),
+        }
+    }
+    missing.engine = may(client, &format!("TABLE ENGINE ON {ENGINE}")).await? == Some(false);
+    Ok(Some(missing))
+}
+
+/// Whether the user has a right; `None` when the release doesn't know the statement.
+async fn may(client: &Client, right: &str) -> Result<Option<bool>, ClickHouseError> {
+    const SYNTAX_ERROR: i32 = 62;
+    match client.query_text(&format!("CHECK GRANT {right}"), &[]).await {
+        Ok(answer) => Ok(Some(answer.trim() == "1")),
+        Err(error) if error.code() == Some(SYNTAX_ERROR) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+async fn targets(
+    config: &ReplicatorConfig,
+    database: &Database,
+    schemas: &[&TableSchema],
+    features: Features,
+) -> Vec<Check> {
+    let mut checks = Vec::new();
+    let tracked = match tracked_tables(config, database).await {
+        Ok(tracked) => tracked,
+        Err(error) => {
+            let detail = error.to_string();
+            return vec![Check::failure(
+                destination::SUBJECT,
+                "state",
+                reason::DESTINATION_STATE_UNUSABLE,
+                detail,
+            )];
+        }
+    };
+    for schema in schemas {
+        let (types, check) = destination::column_types(schema, features);
+        checks.push(check);
+        let Some(types) = types else { continue };
+        checks.push(match target_facts(database, &schema.target, tracked.contains(&schema.id)).await {
+            Ok(facts) => destination::target(&config.destination, schema, &types, &facts),
+            Err(error) => destination::failed("target table", error),
+        });
+    }
+    checks
+}
+
+/// The tables that the Mirror's state has. Without a state table, it has none.
+async fn tracked_tables(
+    config: &ReplicatorConfig,
+    database: &Database,
+) -> Result<HashSet<TableId>, replication::Error> {
+    let state_table = database.target_table(STATE_TABLE).await.map_err(DestinationError::from)?;
+    if state_table.is_none() {
+        return Ok(HashSet::new());
+    }
+    let state = StateStore::new(database.clone(), &config.mirror.uid).load().await?;
+    Ok(state.tables.into_keys().collect())
+}
+
+async fn target_facts(
+    database: &Database,
+    target: &str,
+    tracked: bool,
+) -> Result<TargetFacts, ClickHouseError> {
+    let found = database.target_table(target).await?;
+    let has_rows = if found.is_some() && !tracked {
+        let sql = format!("SELECT 1 FROM {} LIMIT 1", quote::table(database.name(), target));
+        !database.client().query_text(&sql, &[]).await?.is_empty()
+    } else {
+        false
+    };
+    Ok(TargetFacts { found, has_rows, tracked })
+}

@@ -1,0 +1,186 @@
+//! `walferry check`: is everything as replication needs it, and if not, what to run.
+//!
+//! A thin layer ([`gather`]) asks the servers; pure functions decide from what it brings.
+
+mod destination;
+mod gather;
+mod publication;
+pub mod reason;
+mod report;
+mod source;
+mod table;
+
+use std::{io::Write, process::ExitCode};
+
+pub use gather::preflight;
+pub use report::{Check, CheckReport, Outcome};
+
+/// Tells what is missing at the source and at the destination, with the statements that fix it.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Exit codes: 0 nothing fails, 1 something fails, 2 the files are wrong.\n\n\
+                        Example:\n  walferry check -f peers.yaml -f mirror.yaml")]
+pub struct Args {
+    #[command(flatten)]
+    files: super::Files,
+}
+
+/// Checks every Mirror of the files and prints a table for each. Answers 1 when anything fails, 2 when the files are wrong.
+pub async fn execute(args: Args) -> ExitCode {
+    let configs = match args.files.load() {
+        Ok(configs) => configs,
+        Err(error) => return super::refuse(&error),
+    };
+    // Without a terminal there is no width: nothing is wrapped, so that tools can read it.
+    let width = console::Term::stdout().size_checked().map(|(_, columns)| columns);
+    let mut failed = false;
+    for config in &configs {
+        let report = preflight(config).await;
+        failed |= report.failed();
+        let mirror = &config.mirror;
+        let text = format!("Mirror {}/{}\n\n{}\n", mirror.namespace, mirror.name, report.render(width));
+        if let Err(error) = std::io::stdout().write_all(text.as_bytes()) {
+            eprintln!("cannot write the result: {error}");
+            return ExitCode::FAILURE;
+        }
+    }
+    if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS }
+}
+
+#[cfg(test)]
+mod tests {
+    //! A server, a table and a Mirror that are as they should be; tests change what they are about.
+
+    use std::time::Duration;
+
+    use crate::{
+        model::{
+            BatchSettings, ClickHouseEndpoint, Column, DeletionPolicy, IdentityKind, MirrorIdentity,
+            OutOfRange, Password, PostgresEndpoint, ReplicatorConfig, SnapshotMode, SnapshotSettings,
+            SourceType, TableId, TableSchema, TableSpec, TlsSettings,
+        },
+        postgres::catalog::{KeyCandidate, RelationFacts, ServerFacts, TableFacts},
+    };
+
+    pub(super) fn server_facts() -> ServerFacts {
+        ServerFacts {
+            version_num: 180_004,
+            version: "18.4".to_owned(),
+            in_recovery: false,
+            wal_level: "logical".to_owned(),
+            max_slots: 10,
+            used_slots: 3,
+            max_walsenders: 10,
+            used_walsenders: 3,
+            max_slot_wal_keep_mib: 1024,
+            role: "mirror".to_owned(),
+            database: "app".to_owned(),
+            may_replicate: true,
+            may_create: true,
+        }
+    }
+
+    fn column(name: &str, attnum: i16, source_type: SourceType) -> Column {
+        Column {
+            name: name.to_owned(),
+            target_name: name.to_owned(),
+            attnum,
+            type_oid: 0,
+            type_modifier: -1,
+            type_name: "a type".to_owned(),
+            source_type,
+            nullable: attnum > 1,
+            type_override: None,
+            missing_value: None,
+            dropped: false,
+            former_names: Vec::new(),
+        }
+    }
+
+    /// `public.users (id bigint PRIMARY KEY, email text)`
+    pub(super) fn table_facts() -> TableFacts {
+        let id = TableId::new("public", "users");
+        TableFacts {
+            schema: TableSchema {
+                id: id.clone(),
+                oid: 16_400,
+                target: "users".to_owned(),
+                columns: vec![column("id", 1, SourceType::Int8), column("email", 2, SourceType::Text)],
+                key: vec![0],
+                identity: IdentityKind::Default,
+                order_by: vec![0],
+                partition_by: None,
+                ttl: None,
+                settings: Vec::new(),
+                row_filter: None,
+                partitioned: false,
+            },
+            relation: RelationFacts {
+                id,
+                oid: 16_400,
+                kind: 'r',
+                persistence: 'p',
+                owner: "app".to_owned(),
+                owned: true,
+                schema_usage: true,
+                can_select: true,
+                row_security_active: false,
+                identity: IdentityKind::Default,
+                key: vec!["id".to_owned()],
+                candidate: Some(KeyCandidate::PrimaryKey),
+            },
+            partitions: Vec::new(),
+            generated_columns: Vec::new(),
+            inherits_children: false,
+        }
+    }
+
+    pub(super) fn destination() -> ClickHouseEndpoint {
+        ClickHouseEndpoint {
+            url: "https://ch.example:8443".to_owned(),
+            database: "analytics".to_owned(),
+            username: "writer".to_owned(),
+            password: Password::new("x"),
+            tls: TlsSettings::default(),
+        }
+    }
+
+    pub(super) fn source() -> PostgresEndpoint {
+        PostgresEndpoint {
+            host: "db.example".to_owned(),
+            port: 5432,
+            database: "app".to_owned(),
+            username: "mirror".to_owned(),
+            password: Password::new("x"),
+            tls: TlsSettings::default(),
+        }
+    }
+
+    pub(super) fn config() -> ReplicatorConfig {
+        ReplicatorConfig {
+            mirror: MirrorIdentity {
+                namespace: "default".to_owned(),
+                name: "app".to_owned(),
+                uid: "1f".to_owned(),
+            },
+            source: source(),
+            destination: destination(),
+            tables: vec![TableSpec {
+                id: TableId::new("public", "users"),
+                target: None,
+                exclude: Vec::new(),
+                rename: Vec::new(),
+                types: Vec::new(),
+                row_filter: None,
+                order_by: Vec::new(),
+                partition_by: None,
+                ttl: None,
+                settings: Vec::new(),
+            }],
+            snapshot: SnapshotSettings { mode: SnapshotMode::Initial, parallelism: 4 },
+            batch: BatchSettings { max_bytes: 1 << 26, max_delay: Duration::from_millis(200) },
+            out_of_range: OutOfRange::Nearest,
+            suspend: false,
+            deletion_policy: DeletionPolicy::Delete,
+        }
+    }
+}

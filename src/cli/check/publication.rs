@@ -1,0 +1,340 @@
+//! The publication: whether it can be made, or the one that is there is the one that is needed.
+
+use std::collections::HashMap;
+
+use super::{reason, report::Check, source::SUBJECT};
+use crate::{
+    model::{MirrorIdentity, ReplicatorConfig, TableId, TableSchema},
+    postgres::{
+        Error,
+        catalog::{ServerFacts, TableFacts},
+        publication::{self, COMMENT_PREFIX, Publication, PublishedTable},
+        quote::ident,
+    },
+};
+
+const NAME: &str = "publication";
+
+/// What PostgreSQL makes of the tables' row filters, where it was asked.
+pub(super) type Probes = HashMap<TableId, Result<PublishedTable, Error>>;
+
+/// The publication that the Mirror needs, and what is known of who makes it.
+pub(super) struct Wanted<'a> {
+    pub(super) config: &'a ReplicatorConfig,
+    pub(super) server: &'a ServerFacts,
+    /// Those of the Mirror's tables that could be described.
+    pub(super) tables: &'a [TableFacts],
+    pub(super) probes: &'a Probes,
+}
+
+/// Checks the publication that the Mirror will use.
+pub(super) fn publication(wanted: &Wanted<'_>, found: Option<&Publication>) -> Vec<Check> {
+    match found {
+        None if wanted.tables.is_empty() => Vec::new(),
+        None => vec![to_be_made(wanted)],
+        Some(found) => existing(wanted, found),
+    }
+}
+
+fn unusable(detail: String, fix: String) -> Check {
+    Check::failure(SUBJECT, NAME, reason::SOURCE_PUBLICATION_UNUSABLE, detail).fix(fix)
+}
+
+/// The statements by which somebody with more rights makes the publication for walferry.
+fn creation(Wanted { config, tables, .. }: &Wanted<'_>) -> String {
+    let name = config.mirror.publication_name();
+    let schemas: Vec<_> = tables.iter().map(|table| table.schema.clone()).collect();
+    format!("{};\n{};", publication::create_statement(&name, &schemas), comment(&config.mirror))
+}
+
+fn comment(mirror: &MirrorIdentity) -> String {
+    publication::comment_statement(&mirror.publication_name(), &format!("{COMMENT_PREFIX}{}", mirror.uid))
+}
+
+fn to_be_made(wanted: &Wanted<'_>) -> Check {
+    let Wanted { config, server, tables, .. } = wanted;
+    let name = config.mirror.publication_name();
+    if server.in_recovery {
+        return unusable(
+            format!("{name} does not exist and can't be made on a standby"),
+            format!("-- at the primary\n{}", creation(wanted)),
+        );
+    }
+    let strangers = not_owned(tables.iter());
+    if server.may_create && strangers.is_empty() {
+        return Check::ok(SUBJECT, NAME, format!("{name} will be made"));
+    }
+    let refuse = |lacks: String, fix: String| {
+        Check::failure(
+            SUBJECT,
+            NAME,
+            reason::SOURCE_PRIVILEGE_MISSING,
+            format!("{} may not make {name}: it {lacks}", server.role),
+        )
+        .fix(fix)
+    };
+    if strangers.is_empty() {
+        let (database, role) = (ident(&server.database), ident(&server.role));
+        return refuse(
+            format!("lacks CREATE on database {}", server.database),
+            format!("GRANT CREATE ON DATABASE {database} TO {role};"),
+        );
+    }
+    let names: Vec<_> = strangers.iter().map(|table| table.schema.id.to_string()).collect();
+    // Ownership is much to ask for; a publication made by somebody who has it will do.
+    refuse(format!("does not own {}", names.join(", ")), format!("-- as superuser\n{}", creation(wanted)))
+}
+
+fn not_owned<'a>(tables: impl Iterator<Item = &'a TableFacts>) -> Vec<&'a TableFacts> {
+    tables.filter(|table| !table.relation.owned).collect()
+}
+
+fn existing(wanted: &Wanted<'_>, found: &Publication) -> Vec<Check> {
+    let name = wanted.config.mirror.publication_name();
+    if found.all_tables || found.schemas {
+        let all = if found.all_tables { "FOR ALL TABLES" } else { "FOR TABLES IN SCHEMA" };
+        return vec![unusable(
+            format!("{name} is {all}; updates of a table without replica identity would fail at the source"),
+            format!("DROP PUBLICATION {};\n{}", ident(&name), creation(wanted)),
+        )];
+    }
+    let mut checks = Vec::new();
+    if !found.owned_by_us {
+        checks.push(unusable(
+            format!("{name} exists, but its comment does not say that it is this Mirror's"),
+            format!("{};", comment(&wanted.config.mirror)),
+        ));
+    }
+    if !(found.insert && found.update && found.delete && found.truncate && found.via_root) {
+        checks.push(unusable(
+            format!("{name} does not send everything, or sends partitions instead of their table"),
+            format!(
+                "ALTER PUBLICATION {} SET (publish = 'insert, update, delete, truncate', publish_via_partition_root = true);",
+                ident(&name)
+            ),
+        ));
+    }
+    checks.extend(members(wanted, found));
+    checks.extend(wanted.tables.iter().filter_map(|table| {
+        let published = found.tables.iter().find(|published| published.id == table.schema.id)?;
+        member(&name, &table.schema, published, wanted.probes.get(&table.schema.id))
+    }));
+    if checks.is_empty() {
+        checks.push(Check::ok(SUBJECT, NAME, format!("{name} exists")));
+    }
+    checks
+}
+
+/// Tables that have to join or leave: walferry does it where it may.
+fn members(Wanted { config, server, tables, .. }: &Wanted<'_>, found: &Publication) -> Option<Check> {
+    let name = config.mirror.publication_name();
+    let joining: Vec<_> = tables
+        .iter()
+        .filter(|table| !found.tables.iter().any(|published| published.id == table.schema.id))
+        .collect();
+    let leaving: Vec<_> = found
+        .tables
+        .iter()
+        .filter(|published| !config.tables.iter().any(|table| table.id == published.id))
+        .map(|published| published.id.clone())
+        .collect();
+    if joining.is_empty() && leaving.is_empty() {
+        return None;
+    }
+    let detail = format!("{} tables join {name}, {} leave it", joining.len(), leaving.len());
+    let strangers = not_owned(joining.iter().copied());
+    let (obstacle, who) = if server.in_recovery {
+        ("a standby can't change it".to_owned(), "at the primary")
+    } else if !found.may_alter {
+        (format!("it belongs to {}, not to {}", found.owner, server.role), "as superuser")
+    } else if let Some(stranger) = strangers.first() {
+        (format!("{} does not own {}", server.role, stranger.schema.id), "as superuser")
+    } else {
+        return Some(Check::ok(SUBJECT, NAME, detail));
+    };
+    let schemas: Vec<_> = joining.iter().map(|table| &table.schema).collect();
+    let statements = publication::alter_statements(&name, &schemas, &leaving, &[]);
+    Some(
+        Check::failure(SUBJECT, NAME, reason::SOURCE_PRIVILEGE_MISSING, format!("{detail}, but {obstacle}"))
+            .fix(format!("-- {who}\n{};", statements.join(";\n"))),
+    )
+}
+
+/// A published table with another filter than the Mirror's, or with a column list.
+fn member(
+    name: &str,
+    schema: &TableSchema,
+    published: &PublishedTable,
+    probe: Option<&Result<PublishedTable, Error>>,
+) -> Option<Check> {
+    let fix = || {
+        let statements = publication::alter_statements(name, &[], &[], &[schema]);
+        format!("BEGIN;\n{};\nCOMMIT;", statements.join(";\n"))
+    };
+    let subject = schema.id.to_string();
+    let failure = |detail: String| {
+        Some(Check::failure(subject.as_str(), NAME, reason::SOURCE_PUBLICATION_UNUSABLE, detail).fix(fix()))
+    };
+    if let Some(columns) = &published.columns {
+        return failure(format!("only its columns {} are published", columns.join(", ")));
+    }
+    match (&schema.row_filter, &published.row_filter) {
+        (None, None) => None,
+        (None, Some(theirs)) => {
+            failure(format!("published with WHERE {theirs}, which the Mirror does not ask for"))
+        }
+        (Some(_), None) => failure("published without the Mirror's row filter".to_owned()),
+        (Some(ours), Some(theirs)) => match probe {
+            Some(Ok(probed)) if probed.row_filter.as_ref() == Some(theirs) => None,
+            Some(Ok(_)) => failure(format!("published with WHERE {theirs}, the Mirror asks for {ours}")),
+            _ => Some(Check::warning(
+                subject,
+                NAME,
+                reason::SOURCE_ROW_FILTER_INVALID,
+                format!("published with WHERE {theirs}; make sure that this means {ours}"),
+            )),
+        },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{
+        report::Outcome,
+        tests::{config, server_facts, table_facts},
+    };
+    use super::*;
+
+    fn found() -> Publication {
+        Publication {
+            oid: 1,
+            owned_by_us: true,
+            owner: "mirror".to_owned(),
+            may_alter: true,
+            all_tables: false,
+            schemas: false,
+            insert: true,
+            update: true,
+            delete: true,
+            truncate: true,
+            via_root: true,
+            tables: vec![published("users", None)],
+        }
+    }
+
+    fn published(name: &str, row_filter: Option<&str>) -> PublishedTable {
+        PublishedTable {
+            id: TableId::new("public", name),
+            oid: 1,
+            row_filter: row_filter.map(str::to_owned),
+            filter_columns: Vec::new(),
+            columns: None,
+        }
+    }
+
+    fn check(server: &ServerFacts, facts: TableFacts, probes: &Probes, found: Option<&Publication>) -> Check {
+        let config = config();
+        let wanted = Wanted { config: &config, server, tables: &[facts], probes };
+        let mut checks = publication(&wanted, found);
+        assert_eq!(checks.len(), 1, "{checks:?}");
+        checks.remove(0)
+    }
+
+    fn simple(server: &ServerFacts, found: Option<&Publication>) -> Check {
+        check(server, table_facts(), &Probes::new(), found)
+    }
+
+    const CREATION: &str = "CREATE PUBLICATION \"walferry_1f\" FOR TABLE \"public\".\"users\" \
+        WITH (publish = 'insert, update, delete, truncate', publish_via_partition_root = true);\n\
+        COMMENT ON PUBLICATION \"walferry_1f\" IS 'walferry mirror 1f';";
+
+    #[test]
+    fn is_made_by_whoever_may() {
+        assert_eq!(simple(&server_facts(), None).outcome, Outcome::Ok);
+        let no_create = ServerFacts { may_create: false, ..server_facts() };
+        let check_create = simple(&no_create, None);
+        assert_eq!(check_create.fix.as_deref(), Some("GRANT CREATE ON DATABASE \"app\" TO \"mirror\";"));
+        let mut foreign = table_facts();
+        foreign.relation.owned = false;
+        let owned = check(&server_facts(), foreign, &Probes::new(), None);
+        assert_eq!(owned.reason, reason::SOURCE_PRIVILEGE_MISSING);
+        assert_eq!(owned.fix, Some(format!("-- as superuser\n{CREATION}")));
+        let standby = ServerFacts { in_recovery: true, ..server_facts() };
+        assert_eq!(simple(&standby, None).fix, Some(format!("-- at the primary\n{CREATION}")));
+    }
+
+    #[test]
+    fn one_that_fits_is_taken() {
+        let check = simple(&server_facts(), Some(&found()));
+        assert_eq!((check.outcome, check.detail.as_str()), (Outcome::Ok, "walferry_1f exists"));
+    }
+
+    #[test]
+    fn one_that_does_not_fit_is_refused_with_what_changes_it() {
+        for (found, fix) in [
+            (
+                Publication { all_tables: true, ..found() },
+                format!("DROP PUBLICATION \"walferry_1f\";\n{CREATION}"),
+            ),
+            (
+                Publication { owned_by_us: false, ..found() },
+                "COMMENT ON PUBLICATION \"walferry_1f\" IS 'walferry mirror 1f';".to_owned(),
+            ),
+            (
+                Publication { truncate: false, ..found() },
+                "ALTER PUBLICATION \"walferry_1f\" SET (publish = 'insert, update, delete, truncate', \
+                 publish_via_partition_root = true);"
+                    .to_owned(),
+            ),
+        ] {
+            let check = simple(&server_facts(), Some(&found));
+            assert_eq!(check.reason, reason::SOURCE_PUBLICATION_UNUSABLE);
+            assert_eq!(check.fix, Some(fix));
+        }
+    }
+
+    #[test]
+    fn tables_join_and_leave_where_the_role_may() {
+        let other = Publication { tables: vec![published("old", None)], ..found() };
+        let check_own = simple(&server_facts(), Some(&other));
+        assert_eq!(check_own.detail, "1 tables join walferry_1f, 1 leave it");
+        let foreign = Publication { may_alter: false, owner: "postgres".to_owned(), ..other };
+        let check_foreign = simple(&server_facts(), Some(&foreign));
+        assert_eq!(check_foreign.reason, reason::SOURCE_PRIVILEGE_MISSING);
+        assert_eq!(
+            check_foreign.fix.as_deref(),
+            Some(
+                "-- as superuser\nALTER PUBLICATION \"walferry_1f\" DROP TABLE \"public\".\"old\";\n\
+                 ALTER PUBLICATION \"walferry_1f\" ADD TABLE \"public\".\"users\";"
+            )
+        );
+    }
+
+    #[test]
+    fn filters_are_compared_in_postgresqls_own_form() {
+        let with = |ours: Option<&str>, theirs: Option<&str>, normal: Option<&str>| {
+            let mut facts = table_facts();
+            facts.schema.row_filter = ours.map(str::to_owned);
+            let probes = normal
+                .map(|normal| (facts.schema.id.clone(), Ok(published("users", Some(normal)))))
+                .into_iter()
+                .collect();
+            let found = Publication { tables: vec![published("users", theirs)], ..found() };
+            check(&server_facts(), facts, &probes, Some(&found)).outcome
+        };
+        assert_eq!(with(Some("id>5"), Some("(id > 5)"), Some("(id > 5)")), Outcome::Ok);
+        assert_eq!(with(Some("id>6"), Some("(id > 5)"), Some("(id > 6)")), Outcome::Failure);
+        assert_eq!(with(Some("id>5"), None, Some("(id > 5)")), Outcome::Failure);
+        assert_eq!(with(None, Some("(id > 5)"), None), Outcome::Failure);
+        assert_eq!(with(Some("id>5"), Some("(id > 5)"), None), Outcome::Warning);
+    }
+
+    #[test]
+    fn a_column_list_is_refused() {
+        let mut table = published("users", None);
+        table.columns = Some(vec!["id".to_owned()]);
+        let check = simple(&server_facts(), Some(&Publication { tables: vec![table], ..found() }));
+        assert_eq!(check.outcome, Outcome::Failure);
+        assert_eq!(check.subject, "public.users");
+    }
+}

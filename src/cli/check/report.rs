@@ -1,0 +1,205 @@
+//! What was found, and how it is shown.
+
+use std::fmt;
+
+use comfy_table::{ContentArrangement, Table, presets};
+
+/// How a check ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Outcome {
+    /// As it should be.
+    Ok,
+    /// Works, and is worth knowing.
+    Warning,
+    /// Replication can't start, or would harm the source.
+    Failure,
+}
+
+impl Outcome {
+    fn word(self) -> &'static str {
+        match self {
+            Outcome::Ok => "ok",
+            Outcome::Warning => "warning",
+            Outcome::Failure => "FAILURE",
+        }
+    }
+}
+
+/// One thing that was looked at.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Check {
+    /// What it is about: `source`, `destination`, or a table's name.
+    pub subject: String,
+    /// What was looked at.
+    pub name: String,
+    /// How it ended.
+    pub outcome: Outcome,
+    /// What was found.
+    pub detail: String,
+    /// The exact statement or setting that helps.
+    pub fix: Option<String>,
+    /// A CamelCase reason for a condition; [`super::reason::OK`] when there is nothing to say.
+    pub reason: &'static str,
+}
+
+impl Check {
+    pub(super) fn ok(subject: impl Into<String>, name: &str, detail: impl Into<String>) -> Check {
+        Check {
+            subject: subject.into(),
+            name: name.to_owned(),
+            outcome: Outcome::Ok,
+            detail: detail.into(),
+            fix: None,
+            reason: super::reason::OK,
+        }
+    }
+
+    pub(super) fn warning(
+        subject: impl Into<String>,
+        name: &str,
+        reason: &'static str,
+        detail: impl Into<String>,
+    ) -> Check {
+        Check { outcome: Outcome::Warning, reason, ..Check::ok(subject, name, detail) }
+    }
+
+    pub(super) fn failure(
+        subject: impl Into<String>,
+        name: &str,
+        reason: &'static str,
+        detail: impl Into<String>,
+    ) -> Check {
+        Check { outcome: Outcome::Failure, reason, ..Check::ok(subject, name, detail) }
+    }
+
+    pub(super) fn fix(self, fix: impl Into<String>) -> Check {
+        Check { fix: Some(fix.into()), ..self }
+    }
+}
+
+/// Everything that was looked at, in the order it was.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct CheckReport {
+    /// The checks.
+    pub checks: Vec<Check>,
+}
+
+impl CheckReport {
+    /// Whether anything failed: then replication must not start.
+    pub fn failed(&self) -> bool {
+        self.count(Outcome::Failure) > 0
+    }
+
+    /// The failures alone.
+    pub fn failures(self) -> CheckReport {
+        let failed = |check: &Check| check.outcome == Outcome::Failure;
+        CheckReport { checks: self.checks.into_iter().filter(failed).collect() }
+    }
+
+    fn count(&self, outcome: Outcome) -> usize {
+        self.checks.iter().filter(|check| check.outcome == outcome).count()
+    }
+
+    /// The table and below it the fixes, unwrapped so that they can be copied. `width` is the terminal's, in
+    /// characters; without one nothing is wrapped.
+    pub fn render(&self, width: Option<u16>) -> String {
+        let mut table = Table::new();
+        table.load_preset(presets::NOTHING).set_header(["RESULT", "SUBJECT", "CHECK", "DETAIL"]);
+        match width {
+            Some(width) => {
+                table.set_content_arrangement(ContentArrangement::Dynamic).set_width(width.max(60))
+            }
+            None => table.set_content_arrangement(ContentArrangement::Disabled),
+        };
+        for check in &self.checks {
+            table.add_row([check.outcome.word(), &check.subject, &check.name, &check.detail]);
+        }
+        let mut text: String = table.lines().map(|line| format!("{}\n", line.trim_end())).collect();
+        self.render_fixes(&mut text);
+        text.push_str(&self.summary());
+        text
+    }
+
+    fn render_fixes(&self, text: &mut String) {
+        let with_fix =
+            |outcome| self.checks.iter().filter(move |check| check.outcome == outcome && check.fix.is_some());
+        for (outcome, title) in [(Outcome::Failure, "To fix:"), (Outcome::Warning, "To consider:")] {
+            for (index, check) in with_fix(outcome).enumerate() {
+                if index == 0 {
+                    text.push_str(&format!("\n{title}\n"));
+                }
+                text.push_str(&format!("  {}, {}:\n", check.subject, check.name));
+                for line in check.fix.iter().flat_map(|fix| fix.lines()) {
+                    text.push_str(&format!("    {line}\n"));
+                }
+            }
+        }
+    }
+
+    fn summary(&self) -> String {
+        let plural =
+            |count: usize, word: &str| format!("{count} {word}{}", if count == 1 { "" } else { "s" });
+        let failures = self.count(Outcome::Failure);
+        let warnings = self.count(Outcome::Warning);
+        format!(
+            "\n{}, {}, {}\n",
+            plural(self.checks.len(), "check"),
+            plural(failures, "failure"),
+            plural(warnings, "warning")
+        )
+    }
+}
+
+impl fmt::Display for CheckReport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.render(None))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn report() -> CheckReport {
+        CheckReport {
+            checks: vec![
+                Check::ok("source", "connection", "PostgreSQL 18.4 at db:5432, TLS"),
+                Check::failure("source", "wal_level", "SourceWalLevel", "is replica, must be logical")
+                    .fix("ALTER SYSTEM SET wal_level = 'logical';\n-- then restart PostgreSQL"),
+                Check::warning("public.users", "column types", "TypeLossy", "a rather long text ".repeat(8)),
+            ],
+        }
+    }
+
+    #[test]
+    fn shows_a_plain_table_and_then_the_fixes() {
+        let report = report();
+        assert!(report.failed());
+        let text = report.to_string();
+        let mut lines = text.lines();
+        assert_eq!(
+            lines.next().unwrap().split_whitespace().collect::<Vec<_>>(),
+            ["RESULT", "SUBJECT", "CHECK", "DETAIL"]
+        );
+        assert!(
+            text.lines().count() == 11 && text.lines().any(|line| line.len() > 180),
+            "unwrapped:\n{text}"
+        );
+        assert!(text.ends_with(
+            "\nTo fix:\n  source, wal_level:\n    ALTER SYSTEM SET wal_level = 'logical';\n    \
+             -- then restart PostgreSQL\n\n3 checks, 1 failure, 1 warning\n"
+        ));
+    }
+
+    #[test]
+    fn wraps_at_the_terminals_width() {
+        let text = report().render(Some(80));
+        assert!(text.lines().all(|line| line.chars().count() <= 80), "{text}");
+    }
+
+    #[test]
+    fn warnings_do_not_fail() {
+        let report = CheckReport { checks: vec![Check::warning("source", "a", "B", "c")] };
+        assert!(!report.failed());
+    }
+}

@@ -1,0 +1,390 @@
+//! The source as a whole: reaching it, its settings, the role and the slot.
+
+use super::{
+    reason,
+    report::{Check, Outcome},
+};
+use crate::{
+    model::{PostgresEndpoint, TlsMode},
+    postgres::{
+        Error,
+        catalog::ServerFacts,
+        quote::{ident, literal},
+        slot::SlotInfo,
+    },
+};
+
+pub(super) const SUBJECT: &str = "source";
+
+/// The oldest PostgreSQL: pgoutput sends values in binary form since 14.
+const OLDEST: u32 = 140_000;
+/// The oldest standby that decodes changes itself.
+const OLDEST_STANDBY: u32 = 160_000;
+
+/// Why no session could be had.
+pub(super) fn connection_failed(endpoint: &PostgresEndpoint, error: &Error) -> Check {
+    // Sessions set this parameter, and it came with 14.
+    if matches!(error, Error::Server { message, .. } if message.contains("idle_session_timeout")) {
+        return too_old(format!("the server is older than PostgreSQL 14 ({error})"));
+    }
+    let (reason, fix) = match error {
+        Error::TlsSettings(_) | Error::TlsRefused { .. } | Error::Tls { .. } => (reason::SOURCE_TLS_FAILED, None),
+        Error::Authentication { message, .. } => {
+            (reason::SOURCE_AUTHENTICATION_FAILED, Some(authentication_fix(endpoint, message)))
+        }
+        Error::Server { sqlstate, .. } if sqlstate == "3D000" => (
+            reason::SOURCE_ERROR,
+            Some("correct postgres.database of the ReplicationPeer".to_owned()),
+        ),
+        Error::Server { sqlstate, .. } if sqlstate == "42501" => (
+            reason::SOURCE_PRIVILEGE_MISSING,
+            Some(format!(
+                "GRANT CONNECT ON DATABASE {} TO {};",
+                ident(&endpoint.database),
+                ident(&endpoint.username)
+            )),
+        ),
+        Error::Server { .. } | Error::Protocol(_) | Error::Decode(_) => (reason::SOURCE_ERROR, None),
+        _ => (
+            reason::SOURCE_UNREACHABLE,
+            Some("check postgres.host and postgres.port of the ReplicationPeer, listen_addresses of the server and what is between".to_owned()),
+        ),
+    };
+    let check = Check::failure(SUBJECT, "connection", reason, error.to_string());
+    match fix {
+        Some(fix) => check.fix(fix),
+        None => check,
+    }
+}
+
+fn authentication_fix(endpoint: &PostgresEndpoint, message: &str) -> String {
+    if message.contains("pg_hba.conf") {
+        let kind = if endpoint.tls.mode == TlsMode::Disable { "host" } else { "hostssl" };
+        return format!(
+            "add to pg_hba.conf and reload: {kind} {} {} <address of walferry>/32 scram-sha-256",
+            endpoint.database, endpoint.username
+        );
+    }
+    format!(
+        "correct the Secret that postgres.credentialsSecretRef names, or set the password: ALTER ROLE {} PASSWORD '…';",
+        ident(&endpoint.username)
+    )
+}
+
+/// A query of the checks failed.
+pub(super) fn query_failed(subject: &str, name: &str, error: &Error) -> Check {
+    Check::failure(subject, name, reason::SOURCE_ERROR, error.to_string())
+}
+
+/// All checks of the server and the role. `slot` is the Mirror's own slot, if it has one already.
+pub(super) fn server(
+    endpoint: &PostgresEndpoint,
+    facts: &ServerFacts,
+    slot: Option<&SlotInfo>,
+) -> Vec<Check> {
+    vec![
+        connection(endpoint, facts),
+        version(facts),
+        wal_level(facts),
+        role(facts),
+        replication_slot(facts, slot),
+        walsender(facts, slot),
+        retained_wal(facts),
+    ]
+}
+
+fn connection(endpoint: &PostgresEndpoint, facts: &ServerFacts) -> Check {
+    let at = format!("{} as {} at {}:{}", facts.database, facts.role, endpoint.host, endpoint.port);
+    let plain = |what: &str, fix: &str| {
+        Check::warning(SUBJECT, "connection", reason::SOURCE_TLS_FAILED, format!("{at}, {what}")).fix(fix)
+    };
+    match endpoint.tls.mode {
+        TlsMode::Disable if is_local(&endpoint.host) => {
+            Check::ok(SUBJECT, "connection", format!("{at}, plain text"))
+        }
+        TlsMode::Disable => {
+            plain("plain text: rows cross the network readable", "set postgres.tls.mode to VerifyFull")
+        }
+        TlsMode::Require => plain(
+            "TLS without checking who answers",
+            "set postgres.tls.mode to VerifyFull, with caSecretRef for a private CA",
+        ),
+        TlsMode::VerifyCa => Check::ok(SUBJECT, "connection", format!("{at}, TLS, CA verified")),
+        TlsMode::VerifyFull => {
+            Check::ok(SUBJECT, "connection", format!("{at}, TLS, CA and host name verified"))
+        }
+    }
+}
+
+/// Whether traffic stays on this machine.
+pub(super) fn is_local(host: &str) -> bool {
+    let address = host.trim_start_matches('[').trim_end_matches(']');
+    host == "localhost" || address.parse::<std::net::IpAddr>().is_ok_and(|address| address.is_loopback())
+}
+
+fn version(facts: &ServerFacts) -> Check {
+    let shown = format!("PostgreSQL {}", facts.version);
+    if facts.version_num < OLDEST {
+        return too_old(format!("{shown}, walferry needs 14 or later"));
+    }
+    if facts.in_recovery && facts.version_num < OLDEST_STANDBY {
+        return Check::failure(
+            SUBJECT,
+            "version",
+            reason::SOURCE_VERSION_UNSUPPORTED,
+            format!("{shown} is a standby, which can be a source from PostgreSQL 16 on"),
+        )
+        .fix("name the primary in postgres.host of the ReplicationPeer");
+    }
+    Check::ok(SUBJECT, "version", if facts.in_recovery { format!("{shown}, a standby") } else { shown })
+}
+
+fn too_old(detail: String) -> Check {
+    Check::failure(SUBJECT, "version", reason::SOURCE_VERSION_UNSUPPORTED, detail)
+        .fix("upgrade the server to PostgreSQL 14 or later")
+}
+
+fn wal_level(facts: &ServerFacts) -> Check {
+    if facts.wal_level == "logical" {
+        return Check::ok(SUBJECT, "wal_level", "logical");
+    }
+    Check::failure(
+        SUBJECT,
+        "wal_level",
+        reason::SOURCE_WAL_LEVEL,
+        format!("is {}, must be logical", facts.wal_level),
+    )
+    .fix(
+        "ALTER SYSTEM SET wal_level = 'logical';\n\
+         -- then restart PostgreSQL (Amazon RDS: rds.logical_replication = 1 in the parameter group, then reboot)",
+    )
+}
+
+fn role(facts: &ServerFacts) -> Check {
+    if facts.may_replicate {
+        return Check::ok(SUBJECT, "role", format!("{} may replicate", facts.role));
+    }
+    let role = ident(&facts.role);
+    Check::failure(
+        SUBJECT,
+        "role",
+        reason::SOURCE_PRIVILEGE_MISSING,
+        format!("{} may not replicate: it lacks the REPLICATION attribute", facts.role),
+    )
+    .fix(format!("ALTER ROLE {role} REPLICATION;\n-- on Amazon RDS: GRANT rds_replication TO {role};"))
+}
+
+fn replication_slot(facts: &ServerFacts, slot: Option<&SlotInfo>) -> Check {
+    const NAME: &str = "replication slot";
+    let unusable = |slot: &SlotInfo, why: &str, fix: String| {
+        let detail = format!("{} {why}", slot.name);
+        Check::failure(SUBJECT, NAME, reason::SOURCE_SLOT_UNUSABLE, detail).fix(fix)
+    };
+    let drop = |slot: &SlotInfo| format!("SELECT pg_drop_replication_slot({});", literal(&slot.name));
+    match slot {
+        Some(slot) if slot.plugin.as_deref() != Some("pgoutput") || slot.database.as_ref() != Some(&facts.database) => {
+            unusable(slot, "exists, but not for pgoutput in this database", drop(slot))
+        }
+        Some(slot) if slot.wal_status.as_deref() == Some("lost") => unusable(
+            slot,
+            "was invalidated: the server has removed WAL that this Mirror still needed, so changes are missing at the destination",
+            "walferry teardown -f …, drop the target tables and run again; raise max_slot_wal_keep_size before".to_owned(),
+        ),
+        Some(slot) => Check::ok(SUBJECT, NAME, format!("{} exists", slot.name)),
+        None if facts.used_slots < facts.max_slots => {
+            Check::ok(SUBJECT, NAME, format!("{} of {} in use", facts.used_slots, facts.max_slots))
+        }
+        None => Check::failure(
+            SUBJECT,
+            NAME,
+            reason::SOURCE_NO_FREE_SLOT,
+            format!("all {} of max_replication_slots are in use", facts.max_slots),
+        )
+        .fix(format!(
+            "SELECT slot_name, active FROM pg_replication_slots; -- drop what nobody needs\n\
+             ALTER SYSTEM SET max_replication_slots = {}; -- or this, then restart PostgreSQL",
+            facts.max_slots + 5
+        )),
+    }
+}
+
+/// One walsender streams; the copy reads over ordinary connections.
+fn walsender(facts: &ServerFacts, slot: Option<&SlotInfo>) -> Check {
+    let streaming = slot.is_some_and(|slot| slot.active_pid.is_some());
+    if streaming || facts.used_walsenders < facts.max_walsenders {
+        let detail = format!("{} of {} in use", facts.used_walsenders, facts.max_walsenders);
+        return Check::ok(SUBJECT, "walsender", detail);
+    }
+    Check::failure(
+        SUBJECT,
+        "walsender",
+        reason::SOURCE_NO_FREE_WALSENDER,
+        format!("all {} of max_wal_senders are in use", facts.max_walsenders),
+    )
+    .fix(format!(
+        "ALTER SYSTEM SET max_wal_senders = {};\n-- then restart PostgreSQL",
+        facts.max_walsenders + 5
+    ))
+}
+
+fn retained_wal(facts: &ServerFacts) -> Check {
+    const NAME: &str = "max_slot_wal_keep_size";
+    if facts.max_slot_wal_keep_mib >= 0 {
+        return Check::ok(SUBJECT, NAME, format!("{} MiB", facts.max_slot_wal_keep_mib));
+    }
+    Check::warning(
+        SUBJECT,
+        NAME,
+        reason::SOURCE_WAL_UNLIMITED,
+        "no limit: while walferry is stopped, the WAL kept for it can fill the disk",
+    )
+    .fix("ALTER SYSTEM SET max_slot_wal_keep_size = '100GB'; -- as much as the disk can spare\nSELECT pg_reload_conf();")
+}
+
+/// Whether the later checks make sense on such a server.
+pub(super) fn is_usable(checks: &[Check]) -> bool {
+    !checks.iter().any(|check| check.outcome == Outcome::Failure && check.name == "version")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::{server_facts as facts, source};
+    use super::*;
+    use crate::model::{Lsn, TlsSettings};
+
+    fn endpoint(mode: TlsMode) -> PostgresEndpoint {
+        PostgresEndpoint { tls: TlsSettings { mode, ..TlsSettings::default() }, ..source() }
+    }
+
+    fn slot() -> SlotInfo {
+        SlotInfo {
+            name: "walferry_1f".to_owned(),
+            plugin: Some("pgoutput".to_owned()),
+            database: Some("app".to_owned()),
+            active_pid: None,
+            restart_lsn: Some(Lsn(1)),
+            confirmed_flush_lsn: Some(Lsn(1)),
+            wal_status: Some("reserved".to_owned()),
+            safe_wal_size: None,
+            retained_bytes: Some(0),
+            current_lsn: Lsn(1),
+        }
+    }
+
+    fn outcome(checks: &[Check], name: &str) -> (Outcome, &'static str) {
+        let check = checks.iter().find(|check| check.name == name).unwrap();
+        (check.outcome, check.reason)
+    }
+
+    fn with(change: impl FnOnce(&mut ServerFacts), slot: Option<&SlotInfo>) -> Vec<Check> {
+        let mut facts = facts();
+        change(&mut facts);
+        server(&endpoint(TlsMode::VerifyFull), &facts, slot)
+    }
+
+    #[test]
+    fn a_prepared_server_is_fine() {
+        assert!(with(|_| {}, None).iter().all(|check| check.outcome == Outcome::Ok));
+    }
+
+    #[test]
+    fn settings_are_told_with_what_to_run() {
+        let checks = with(
+            |facts| {
+                facts.wal_level = "replica".to_owned();
+                facts.used_slots = 10;
+                facts.used_walsenders = 10;
+                facts.max_slot_wal_keep_mib = -1;
+                facts.may_replicate = false;
+            },
+            None,
+        );
+        assert_eq!(outcome(&checks, "wal_level"), (Outcome::Failure, reason::SOURCE_WAL_LEVEL));
+        assert_eq!(outcome(&checks, "replication slot"), (Outcome::Failure, reason::SOURCE_NO_FREE_SLOT));
+        assert_eq!(outcome(&checks, "walsender"), (Outcome::Failure, reason::SOURCE_NO_FREE_WALSENDER));
+        assert_eq!(outcome(&checks, "role"), (Outcome::Failure, reason::SOURCE_PRIVILEGE_MISSING));
+        assert_eq!(
+            outcome(&checks, "max_slot_wal_keep_size"),
+            (Outcome::Warning, reason::SOURCE_WAL_UNLIMITED)
+        );
+        assert!(checks.iter().filter(|check| check.outcome != Outcome::Ok).all(|check| check.fix.is_some()));
+    }
+
+    #[test]
+    fn our_own_slot_and_walsender_need_no_free_one() {
+        let running = SlotInfo { active_pid: Some(5), ..slot() };
+        let full = |facts: &mut ServerFacts| {
+            facts.used_slots = 10;
+            facts.used_walsenders = 10;
+        };
+        assert!(with(full, Some(&running)).iter().all(|check| check.outcome == Outcome::Ok));
+        let idle = with(full, Some(&slot()));
+        assert_eq!(outcome(&idle, "replication slot").0, Outcome::Ok);
+        assert_eq!(outcome(&idle, "walsender").0, Outcome::Failure);
+    }
+
+    #[test]
+    fn a_slot_that_can_not_be_used_is_refused() {
+        let lost = SlotInfo { wal_status: Some("lost".to_owned()), ..slot() };
+        let foreign = SlotInfo { plugin: Some("test_decoding".to_owned()), ..slot() };
+        let elsewhere = SlotInfo { database: Some("other".to_owned()), ..slot() };
+        for slot in [lost, foreign, elsewhere] {
+            let checks = with(|_| {}, Some(&slot));
+            assert_eq!(
+                outcome(&checks, "replication slot"),
+                (Outcome::Failure, reason::SOURCE_SLOT_UNUSABLE)
+            );
+        }
+    }
+
+    #[test]
+    fn old_servers_and_old_standbys_are_refused() {
+        let old = with(|facts| facts.version_num = 130_022, None);
+        assert_eq!(outcome(&old, "version"), (Outcome::Failure, reason::SOURCE_VERSION_UNSUPPORTED));
+        assert!(!is_usable(&old));
+        let standby = |version| {
+            with(
+                move |facts| {
+                    facts.in_recovery = true;
+                    facts.version_num = version;
+                },
+                None,
+            )
+        };
+        assert!(!is_usable(&standby(150_013)));
+        assert!(is_usable(&standby(160_009)));
+    }
+
+    #[test]
+    fn plain_text_is_warned_of_unless_it_stays_here() {
+        let mut endpoint = endpoint(TlsMode::Disable);
+        assert_eq!(connection(&endpoint, &facts()).outcome, Outcome::Warning);
+        for host in ["localhost", "127.0.0.1", "::1", "[::1]"] {
+            endpoint.host = host.to_owned();
+            assert_eq!(connection(&endpoint, &facts()).outcome, Outcome::Ok, "{host}");
+        }
+        endpoint.tls.mode = TlsMode::Require;
+        assert_eq!(connection(&endpoint, &facts()).outcome, Outcome::Warning);
+    }
+
+    #[test]
+    fn a_failed_log_in_says_what_to_correct() {
+        let refused = |message: &str| {
+            let error = Error::Authentication { username: "mirror".to_owned(), message: message.to_owned() };
+            connection_failed(&endpoint(TlsMode::VerifyFull), &error)
+        };
+        let check = refused("password authentication failed for user \"mirror\"");
+        assert_eq!(check.reason, reason::SOURCE_AUTHENTICATION_FAILED);
+        assert!(check.fix.unwrap().contains("ALTER ROLE \"mirror\" PASSWORD"));
+        let check = refused("no pg_hba.conf entry for host");
+        assert!(check.fix.unwrap().contains("hostssl app mirror"));
+        let old = Error::Server {
+            sqlstate: "42704".to_owned(),
+            message: "unrecognized configuration parameter \"idle_session_timeout\"".to_owned(),
+            detail: None,
+            hint: None,
+        };
+        let check = connection_failed(&endpoint(TlsMode::VerifyFull), &old);
+        assert_eq!(check.reason, reason::SOURCE_VERSION_UNSUPPORTED);
+    }
+}

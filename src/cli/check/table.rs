@@ -1,0 +1,485 @@
+//! One table at the source: whether it can be published without harm and read completely.
+
+use super::{reason, report::Check};
+use crate::{
+    model::{IdentityKind, TableId},
+    postgres::{
+        Error,
+        catalog::{KeyCandidate, RelationFacts, ServerFacts, TableFacts},
+        publication::PublishedTable,
+        quote::{ident, table as qualified},
+    },
+};
+
+/// Row filters exist since PostgreSQL 15.
+pub(super) const ROW_FILTERS: u32 = 150_000;
+/// Since PostgreSQL 18, an UPDATE fails when the replica identity has a generated column that isn't published.
+const GENERATED_IN_IDENTITY: u32 = 180_000;
+
+/// A table whose description failed.
+pub(super) fn not_described(table: &TableId, error: &Error) -> Check {
+    let reason = match error {
+        Error::TableMissing { .. } => reason::SOURCE_TABLE_MISSING,
+        Error::UnknownColumn { .. } => reason::SOURCE_UNKNOWN_COLUMN,
+        Error::Schema { .. } => reason::SOURCE_TABLE_SPEC_INVALID,
+        _ => reason::SOURCE_ERROR,
+    };
+    Check::failure(table.to_string(), "table", reason, error.to_string())
+}
+
+/// All checks of a table. `probe` is what PostgreSQL makes of its row filter, `published` the table in the Mirror's
+/// publication, if it is there already.
+pub(super) fn table(
+    facts: &TableFacts,
+    server: &ServerFacts,
+    probe: Option<&Result<PublishedTable, Error>>,
+    published: Option<&PublishedTable>,
+) -> Vec<Check> {
+    let subject = facts.schema.id.to_string();
+    let mut checks =
+        vec![readable(&subject, facts, server), replica_identity(&subject, facts, server.version_num)];
+    checks.extend(row_security(&subject, facts, server));
+    checks.extend(row_filter(&subject, facts, server, probe, published));
+    checks.extend(order_by(&subject, facts));
+    checks.extend(generated(&subject, facts));
+    checks
+}
+
+/// The relations whose rows are read and whose own settings PostgreSQL obeys: the table and its leaf partitions.
+fn relations(facts: &TableFacts) -> impl Iterator<Item = &RelationFacts> {
+    std::iter::once(&facts.relation).chain(&facts.partitions)
+}
+
+/// Why a relation can't be replicated at all; nothing else of it is worth checking then.
+pub(super) fn unsupported(facts: &TableFacts) -> Option<Check> {
+    let subject = facts.schema.id.to_string();
+    let refuse = |detail: String, fix: String| {
+        Some(Check::failure(subject.as_str(), "table", reason::SOURCE_TABLE_UNSUPPORTED, detail).fix(fix))
+    };
+    let leave_out = || format!("take {subject} out of the Mirror's tables");
+    for relation in relations(facts) {
+        let id = &relation.id;
+        let kind = match (relation.kind, relation.persistence) {
+            ('v', _) => "a view",
+            ('m', _) => "a materialized view",
+            ('f', _) => "a foreign table",
+            (_, 'u') => {
+                return refuse(
+                    format!("{id} is unlogged, so its changes are not in the WAL"),
+                    format!("ALTER TABLE {} SET LOGGED;", qualified(id)),
+                );
+            }
+            (_, 't') => "a temporary table",
+            _ => continue,
+        };
+        return refuse(format!("{id} is {kind}, which logical replication does not send"), leave_out());
+    }
+    if facts.inherits_children {
+        return refuse(
+            format!("other tables inherit from {subject}, and their rows would be published as their own"),
+            "mirror the inheriting tables, or make them partitions".to_owned(),
+        );
+    }
+    None
+}
+
+fn readable(subject: &str, facts: &TableFacts, server: &ServerFacts) -> Check {
+    let role = ident(&server.role);
+    let mut fixes: Vec<String> = relations(facts)
+        .filter(|relation| !relation.schema_usage)
+        .map(|relation| format!("GRANT USAGE ON SCHEMA {} TO {role};", ident(&relation.id.schema)))
+        .collect();
+    fixes.dedup();
+    let unreadable: Vec<_> = relations(facts)
+        .filter(|relation| !relation.can_select)
+        .map(|relation| qualified(&relation.id))
+        .collect();
+    if !unreadable.is_empty() {
+        fixes.push(format!("GRANT SELECT ON {} TO {role};", unreadable.join(", ")));
+    }
+    if fixes.is_empty() {
+        let parts = match facts.partitions.len() {
+            0 => String::new(),
+            1 => " and its partition".to_owned(),
+            count => format!(" and its {count} partitions"),
+        };
+        return Check::ok(subject, "SELECT", format!("{} may read it{parts}", server.role));
+    }
+    Check::failure(
+        subject,
+        "SELECT",
+        reason::SOURCE_PRIVILEGE_MISSING,
+        format!(
+            "{} may not read {}",
+            server.role,
+            if unreadable.is_empty() { "its schema" } else { "every row of it" }
+        ),
+    )
+    .fix(fixes.join("\n"))
+}
+
+fn row_security(subject: &str, facts: &TableFacts, server: &ServerFacts) -> Option<Check> {
+    let hidden = relations(facts).find(|relation| relation.row_security_active)?;
+    let detail = format!(
+        "row-level security of {} hides rows from {}: the copy would lack rows that the stream has",
+        hidden.id, server.role
+    );
+    Some(
+        Check::failure(subject, "row-level security", reason::SOURCE_ROW_LEVEL_SECURITY, detail)
+            .fix(format!("ALTER ROLE {} BYPASSRLS;", ident(&server.role))),
+    )
+}
+
+/// Without a usable identity PostgreSQL refuses the application's own UPDATE and DELETE as soon as the table is published.
+fn replica_identity(subject: &str, facts: &TableFacts, version: u32) -> Check {
+    const NAME: &str = "replica identity";
+    let failure = |detail: String, fix: String| {
+        Check::failure(subject, NAME, reason::SOURCE_REPLICA_IDENTITY_MISSING, detail).fix(fix)
+    };
+    let root = &facts.relation;
+    if root.key.is_empty() {
+        let detail = match (root.identity, &root.candidate) {
+            (IdentityKind::Full, _) => {
+                "FULL, but without a key: no unique index on NOT NULL columns names a row"
+            }
+            (_, Some(KeyCandidate::Deferrable { .. })) => {
+                "the primary key is deferrable: once published, UPDATE and DELETE on it would fail"
+            }
+            _ => "none: once published, UPDATE and DELETE on it would fail",
+        };
+        return failure(detail.to_owned(), identity_fix(root));
+    }
+    if let Some((leaf, detail)) =
+        facts.partitions.iter().find_map(|leaf| Some((leaf, unlike_root(root, leaf)?)))
+    {
+        return failure(
+            format!("partition {} {detail}", leaf.id),
+            format!("ALTER TABLE {} REPLICA IDENTITY FULL;", qualified(&leaf.id)),
+        );
+    }
+    if version >= GENERATED_IN_IDENTITY
+        && !facts.generated_columns.is_empty()
+        && let Some(full) = relations(facts).find(|relation| relation.identity == IdentityKind::Full)
+    {
+        return failure(
+            format!(
+                "{} is FULL with generated columns ({}): once published, UPDATE and DELETE on it would fail",
+                full.id,
+                facts.generated_columns.join(", ")
+            ),
+            identity_fix(full),
+        );
+    }
+    let kind = match root.identity {
+        IdentityKind::Full => "FULL, key",
+        IdentityKind::Index => "index on",
+        _ => "primary key",
+    };
+    Check::ok(subject, NAME, format!("{kind} {}", root.key.join(", ")))
+}
+
+/// PostgreSQL logs the old row by the leaf's own identity and sends it as if it were the root's.
+fn unlike_root(root: &RelationFacts, leaf: &RelationFacts) -> Option<String> {
+    if leaf.identity == IdentityKind::Nothing {
+        return Some("has no replica identity of its own: UPDATE and DELETE on it would fail".to_owned());
+    }
+    if root.identity == IdentityKind::Full && leaf.identity != IdentityKind::Full {
+        return Some("is not FULL as its table is, so old rows would come incomplete".to_owned());
+    }
+    let lacking = root.key.iter().find(|column| !leaf.identifies(column))?;
+    Some(format!("does not have {lacking} in its replica identity"))
+}
+
+fn identity_fix(relation: &RelationFacts) -> String {
+    let table = qualified(&relation.id);
+    match &relation.candidate {
+        Some(KeyCandidate::PrimaryKey) => format!("ALTER TABLE {table} REPLICA IDENTITY DEFAULT;"),
+        Some(KeyCandidate::UniqueIndex(index)) => {
+            format!("ALTER TABLE {table} REPLICA IDENTITY USING INDEX {};", ident(index))
+        }
+        Some(KeyCandidate::Deferrable { constraint, columns }) => {
+            let columns: Vec<_> = columns.iter().map(|column| ident(column)).collect();
+            format!(
+                "ALTER TABLE {table} DROP CONSTRAINT {}, ADD PRIMARY KEY ({});",
+                ident(constraint),
+                columns.join(", ")
+            )
+        }
+        None => format!("ALTER TABLE {table} ADD PRIMARY KEY (…); -- the columns that name a row"),
+    }
+}
+
+/// A filter on a column outside the identity makes the application's UPDATE and DELETE fail once published.
+fn row_filter(
+    subject: &str,
+    facts: &TableFacts,
+    server: &ServerFacts,
+    probe: Option<&Result<PublishedTable, Error>>,
+    published: Option<&PublishedTable>,
+) -> Option<Check> {
+    const NAME: &str = "row filter";
+    let filter = facts.schema.row_filter.as_ref()?;
+    let invalid = |detail: String| Check::failure(subject, NAME, reason::SOURCE_ROW_FILTER_INVALID, detail);
+    if server.version_num < ROW_FILTERS {
+        return Some(
+            invalid(format!("PostgreSQL {} has no row filters, they came with 15", server.version))
+                .fix("take out where, or upgrade the server"),
+        );
+    }
+    let columns = match (probe, published) {
+        (Some(Ok(probed)), _) => &probed.filter_columns,
+        (Some(Err(error)), _) if !may_pass(error) => {
+            return Some(invalid(format!("PostgreSQL refuses where: {error}")).fix("correct where"));
+        }
+        // Only the table's owner can have PostgreSQL read the filter; a publication that somebody made tells as well.
+        (_, Some(published)) if published.row_filter.is_some() => &published.filter_columns,
+        (probe, _) => {
+            let why = match probe {
+                Some(Err(error)) => error.to_string(),
+                _ => format!("{} does not own the table", server.role),
+            };
+            let detail = format!("the columns that where names can't be told before it is published ({why})");
+            return Some(
+                Check::warning(subject, NAME, reason::SOURCE_ROW_FILTER_INVALID, detail)
+                    .fix("make sure that where names columns of the replica identity only"),
+            );
+        }
+    };
+    let outside = relations(facts)
+        .filter(|relation| relation.identity != IdentityKind::Nothing)
+        .find_map(|relation| Some((relation, columns.iter().find(|column| !relation.identifies(column))?)));
+    Some(match outside {
+        Some((relation, column)) => invalid(format!(
+            "where names {column}, which is not in the replica identity of {}: once published, UPDATE and DELETE would fail",
+            relation.id
+        ))
+        .fix(format!("ALTER TABLE {} REPLICA IDENTITY FULL;", qualified(&relation.id))),
+        None => Check::ok(subject, NAME, filter),
+    })
+}
+
+/// Whether a probe's failure says nothing of the filter: no right to publish, a standby, a lock, a lost connection.
+fn may_pass(error: &Error) -> bool {
+    error.is_transient() || !error.sqlstate().is_some_and(|state| state != "42501" && state != "25006")
+}
+
+/// ClickHouse's sorting key takes no NULL.
+fn order_by(subject: &str, facts: &TableFacts) -> Option<Check> {
+    let schema = &facts.schema;
+    let column = schema
+        .order_by
+        .iter()
+        .filter_map(|index| schema.columns.get(*index))
+        .find(|column| column.nullable)?;
+    let detail = format!("engine.orderBy has {}, which may be NULL at the source", column.target_name);
+    Some(Check::failure(subject, "order key", reason::SOURCE_TABLE_SPEC_INVALID, detail).fix(format!(
+        "take it out of engine.orderBy, or run ALTER TABLE {} ALTER COLUMN {} SET NOT NULL;",
+        qualified(&schema.id),
+        ident(&column.name)
+    )))
+}
+
+fn generated(subject: &str, facts: &TableFacts) -> Option<Check> {
+    if facts.generated_columns.is_empty() {
+        return None;
+    }
+    let columns = facts.generated_columns.join(", ");
+    Some(
+        Check::warning(
+            subject,
+            "generated columns",
+            reason::SOURCE_GENERATED_COLUMNS,
+            format!("{columns}: not replicated, so left out of the target"),
+        )
+        .fix("compute them at the destination, where that is needed: ALTER TABLE … ADD COLUMN … ALIAS …"),
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{
+        report::Outcome,
+        tests::{server_facts, table_facts},
+    };
+    use super::*;
+
+    fn find<'a>(checks: &'a [Check], name: &str) -> &'a Check {
+        checks.iter().find(|check| check.name == name).unwrap()
+    }
+
+    fn check(facts: &TableFacts, version: u32) -> Vec<Check> {
+        table(facts, &ServerFacts { version_num: version, ..server_facts() }, None, None)
+    }
+
+    fn leaf(identity: IdentityKind, key: &[&str]) -> RelationFacts {
+        let key = key.iter().map(|column| (*column).to_owned()).collect();
+        RelationFacts { id: TableId::new("public", "users_2026"), identity, key, ..table_facts().relation }
+    }
+
+    fn probed(columns: &[&str]) -> Result<PublishedTable, Error> {
+        Ok(PublishedTable {
+            id: TableId::new("public", "users"),
+            oid: 1,
+            row_filter: Some("(id > 5)".to_owned()),
+            filter_columns: columns.iter().map(|column| (*column).to_owned()).collect(),
+            columns: None,
+        })
+    }
+
+    fn refused(sqlstate: &str) -> Result<PublishedTable, Error> {
+        Err(Error::Server {
+            sqlstate: sqlstate.to_owned(),
+            message: "no".to_owned(),
+            detail: None,
+            hint: None,
+        })
+    }
+
+    #[test]
+    fn an_ordinary_table_is_fine() {
+        let facts = table_facts();
+        assert_eq!(unsupported(&facts), None);
+        let checks = check(&facts, 180_004);
+        assert!(checks.iter().all(|check| check.outcome == Outcome::Ok), "{checks:?}");
+        assert_eq!(find(&checks, "replica identity").detail, "primary key id");
+    }
+
+    #[test]
+    fn what_is_no_ordinary_table_is_refused() {
+        let with = |kind, persistence| {
+            let mut facts = table_facts();
+            facts.relation.kind = kind;
+            facts.relation.persistence = persistence;
+            unsupported(&facts).unwrap().detail
+        };
+        assert!(with('v', 'p').contains("a view"));
+        assert!(with('m', 'p').contains("a materialized view"));
+        assert!(with('f', 'p').contains("a foreign table"));
+        assert!(with('r', 't').contains("a temporary table"));
+        assert!(with('r', 'u').contains("unlogged"));
+        assert!(unsupported(&TableFacts { inherits_children: true, ..table_facts() }).is_some());
+        let mut foreign = leaf(IdentityKind::Nothing, &[]);
+        foreign.kind = 'f';
+        let partitioned = TableFacts { partitions: vec![foreign], ..table_facts() };
+        assert!(unsupported(&partitioned).unwrap().detail.contains("public.users_2026 is a foreign table"));
+    }
+
+    #[test]
+    fn a_missing_identity_is_told_with_the_statement_that_helps() {
+        let fix = |identity, candidate| {
+            let mut facts = table_facts();
+            facts.relation.identity = identity;
+            facts.relation.candidate = candidate;
+            facts.relation.key.clear();
+            let checks = check(&facts, 180_004);
+            let check = find(&checks, "replica identity");
+            assert_eq!(check.reason, reason::SOURCE_REPLICA_IDENTITY_MISSING);
+            check.fix.clone().unwrap()
+        };
+        let none = IdentityKind::Nothing;
+        assert_eq!(
+            fix(none, Some(KeyCandidate::PrimaryKey)),
+            "ALTER TABLE \"public\".\"users\" REPLICA IDENTITY DEFAULT;"
+        );
+        assert_eq!(
+            fix(none, Some(KeyCandidate::UniqueIndex("u".to_owned()))),
+            "ALTER TABLE \"public\".\"users\" REPLICA IDENTITY USING INDEX \"u\";"
+        );
+        let deferrable =
+            KeyCandidate::Deferrable { constraint: "pk".to_owned(), columns: vec!["id".to_owned()] };
+        assert_eq!(
+            fix(none, Some(deferrable)),
+            "ALTER TABLE \"public\".\"users\" DROP CONSTRAINT \"pk\", ADD PRIMARY KEY (\"id\");"
+        );
+        assert!(fix(IdentityKind::Full, None).contains("ADD PRIMARY KEY"));
+    }
+
+    #[test]
+    fn partitions_must_identify_rows_as_their_table_does() {
+        let with = |root, partition| {
+            let mut facts = TableFacts { partitions: vec![partition], ..table_facts() };
+            facts.relation.identity = root;
+            let checks = check(&facts, 180_004);
+            find(&checks, "replica identity").outcome
+        };
+        let default = IdentityKind::Default;
+        let full = IdentityKind::Full;
+        assert_eq!(with(default, leaf(default, &["id"])), Outcome::Ok);
+        assert_eq!(with(default, leaf(full, &["id"])), Outcome::Ok);
+        assert_eq!(with(full, leaf(full, &[])), Outcome::Ok);
+        assert_eq!(with(default, leaf(IdentityKind::Nothing, &[])), Outcome::Failure);
+        assert_eq!(with(default, leaf(IdentityKind::Index, &["email"])), Outcome::Failure);
+        assert_eq!(with(full, leaf(default, &["id"])), Outcome::Failure);
+    }
+
+    #[test]
+    fn version_18_refuses_generated_columns_in_a_full_identity() {
+        let mut facts = TableFacts { generated_columns: vec!["total".to_owned()], ..table_facts() };
+        assert_eq!(find(&check(&facts, 180_004), "replica identity").outcome, Outcome::Ok);
+        facts.relation.identity = IdentityKind::Full;
+        assert_eq!(find(&check(&facts, 170_010), "replica identity").outcome, Outcome::Ok);
+        assert_eq!(find(&check(&facts, 180_004), "replica identity").outcome, Outcome::Failure);
+        assert_eq!(find(&check(&facts, 170_010), "generated columns").outcome, Outcome::Warning);
+    }
+
+    #[test]
+    fn missing_rights_name_every_relation() {
+        let mut facts =
+            TableFacts { partitions: vec![leaf(IdentityKind::Default, &["id"])], ..table_facts() };
+        facts.relation.schema_usage = false;
+        facts.partitions[0].schema_usage = false;
+        facts.partitions[0].can_select = false;
+        facts.partitions[0].row_security_active = true;
+        let checks = check(&facts, 180_004);
+        assert_eq!(
+            find(&checks, "SELECT").fix.as_deref().unwrap(),
+            "GRANT USAGE ON SCHEMA \"public\" TO \"mirror\";\n\
+             GRANT SELECT ON \"public\".\"users_2026\" TO \"mirror\";"
+        );
+        let security = find(&checks, "row-level security");
+        assert_eq!(security.reason, reason::SOURCE_ROW_LEVEL_SECURITY);
+        assert_eq!(security.fix.as_deref().unwrap(), "ALTER ROLE \"mirror\" BYPASSRLS;");
+    }
+
+    #[test]
+    fn row_filters_name_identity_columns_only() {
+        let mut facts = table_facts();
+        facts.schema.row_filter = Some("id > 5".to_owned());
+        let outcome = |facts: &TableFacts, version, probe: Option<&_>, published: Option<&_>| {
+            let server = ServerFacts { version_num: version, ..server_facts() };
+            find(&table(facts, &server, probe, published), "row filter").outcome
+        };
+        let outside = probed(&["email"]);
+        assert_eq!(outcome(&facts, 140_023, None, None), Outcome::Failure);
+        assert_eq!(outcome(&facts, 150_000, Some(&probed(&["id"])), None), Outcome::Ok);
+        assert_eq!(outcome(&facts, 150_000, Some(&outside), None), Outcome::Failure);
+        assert_eq!(outcome(&facts, 150_000, Some(&refused("42601")), None), Outcome::Failure);
+        // Where the filter can't be probed, the publication that is there tells, or nothing does.
+        assert_eq!(outcome(&facts, 150_000, Some(&refused("42501")), None), Outcome::Warning);
+        assert_eq!(outcome(&facts, 150_000, Some(&refused("55P03")), None), Outcome::Warning);
+        assert_eq!(outcome(&facts, 150_000, None, outside.as_ref().ok()), Outcome::Failure);
+        assert_eq!(outcome(&facts, 150_000, None, None), Outcome::Warning);
+        facts.relation.identity = IdentityKind::Full;
+        assert_eq!(outcome(&facts, 150_000, Some(&outside), None), Outcome::Ok);
+        // Each partition's own identity counts.
+        facts.partitions = vec![leaf(IdentityKind::Default, &["id"])];
+        assert_eq!(outcome(&facts, 150_000, Some(&outside), None), Outcome::Failure);
+    }
+
+    #[test]
+    fn a_nullable_order_column_is_refused() {
+        let mut facts = table_facts();
+        facts.schema.order_by = vec![0, 1];
+        let checks = check(&facts, 180_004);
+        assert_eq!(find(&checks, "order key").outcome, Outcome::Failure);
+    }
+
+    #[test]
+    fn descriptions_that_fail_have_their_reason() {
+        let id = TableId::new("public", "users");
+        let missing = Error::TableMissing { table: id.clone(), hint: String::new() };
+        assert_eq!(not_described(&id, &missing).reason, reason::SOURCE_TABLE_MISSING);
+        let invalid = Error::Schema { table: id.clone(), message: "x".to_owned() };
+        assert_eq!(not_described(&id, &invalid).reason, reason::SOURCE_TABLE_SPEC_INVALID);
+    }
+}

@@ -1,0 +1,122 @@
+//! The command line: one file a command.
+
+pub mod check;
+pub mod crds;
+pub mod load;
+pub mod progress;
+pub mod run;
+pub mod teardown;
+pub mod verify;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use crate::{
+    model::ReplicatorConfig,
+    telemetry::{self, LogFormat},
+};
+
+/// Keeps ClickHouse in step with PostgreSQL by logical replication.
+#[derive(Debug, Parser)]
+#[command(
+    name = "walferry",
+    version,
+    arg_required_else_help = true,
+    after_help = "Exit codes: 0 done, 1 failed or different, 2 wrong usage or wrong files.\n\n\
+                  Example:\n  walferry check -f mirror.yaml && walferry run -f mirror.yaml"
+)]
+pub struct Cli {
+    /// How lines on standard error look, json or text [default: text on a terminal, else json]
+    #[arg(
+        long,
+        global = true,
+        value_enum,
+        value_name = "FORMAT",
+        hide_possible_values = true,
+        help_heading = "Logging"
+    )]
+    log_format: Option<LogFormat>,
+    /// What is logged, such as debug or info,walferry=debug [default: $RUST_LOG, else info]
+    #[arg(long, global = true, value_name = "LEVEL", value_parser = telemetry::parse_filter, help_heading = "Logging")]
+    log_level: Option<String>,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Run(run::Args),
+    Check(check::Args),
+    Verify(verify::Args),
+    Teardown(teardown::Args),
+    Crds(crds::Args),
+}
+
+impl Cli {
+    /// Starts logging and runs the command. Answers 0 when it did what was asked for, 1 when it failed or found a difference, 2
+    /// when the files are wrong; wrong usage ends in the parser, with 2 too.
+    pub async fn execute(self) -> ExitCode {
+        if let Err(error) = telemetry::init(self.log_format, self.log_level.as_deref()) {
+            eprintln!("cannot start logging: {error}");
+            return ExitCode::FAILURE;
+        }
+        match self.command {
+            Command::Run(args) => run::execute(args).await,
+            Command::Check(args) => check::execute(args).await,
+            Command::Verify(args) => verify::execute(args).await,
+            Command::Teardown(args) => teardown::execute(args).await,
+            Command::Crds(args) => crds::execute(args).await,
+        }
+    }
+}
+
+/// The files that a command takes.
+#[derive(Debug, clap::Args)]
+struct Files {
+    /// YAML files with ReplicationPeer, Mirror and Secret documents; `-` for standard input
+    #[arg(short = 'f', long = "file", required = true, value_name = "FILE", num_args = 1..)]
+    paths: Vec<std::path::PathBuf>,
+}
+
+impl Files {
+    fn load(&self) -> Result<Vec<ReplicatorConfig>, load::LoadError> {
+        load::load(&self.paths)
+    }
+}
+
+/// Tells a person what went wrong.
+fn complain(text: &str) {
+    telemetry::terminal().suspend(|| eprintln!("{text}"));
+}
+
+/// Tells a person what was done.
+#[expect(clippy::print_stdout, reason = "the answer of a command goes to standard output")]
+fn say(text: &str) {
+    telemetry::terminal().suspend(|| println!("{text}"));
+}
+
+/// Refuses wrong files.
+fn refuse(error: &load::LoadError) -> ExitCode {
+    complain(&error.to_string());
+    ExitCode::from(2)
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent_and_each_command_has_an_example() {
+        let mut command = Cli::command();
+        command.build();
+        command.clone().debug_assert();
+        for command in command.get_subcommands_mut().filter(|command| command.get_name() != "help") {
+            let help = command.render_help().to_string();
+            assert!(help.contains("Example"), "{help}");
+            assert!(command.get_about().is_some(), "{help}");
+        }
+    }
+}

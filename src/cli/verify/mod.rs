@@ -1,0 +1,190 @@
+//! `walferry verify`: reads both sides in key order and compares every value.
+//!
+//! Rows that differ are read again by key until they agree or prove different, so that a mirror that is only a little
+//! behind is equal, and so that nothing has to stop while it runs. Memory doesn't grow with the tables.
+
+mod merge;
+mod plan;
+mod report;
+mod rows;
+mod sample;
+mod settle;
+mod sides;
+
+use std::process::ExitCode;
+
+use indicatif::{ProgressBar, ProgressStyle};
+
+use self::{
+    merge::Merge,
+    plan::TablePlan,
+    report::{Outcome, TableReport},
+    settle::Settler,
+    sides::Sides,
+};
+use crate::{
+    clickhouse::{self, Database},
+    model::{ReplicatorConfig, TableSpec},
+    postgres::{
+        self,
+        catalog::{describe, storage},
+        session::Session,
+    },
+    replication::ValueError,
+    telemetry,
+};
+
+/// Compares every row of the tables at the source with what is at the destination
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Exit codes: 0 equal, 1 different, 2 could not tell.\n\n\
+                  Example:\n  walferry verify -f peers.yaml -f mirror.yaml\n  \
+                  walferry verify -f all.yaml --table public.users --sample 5")]
+pub struct Args {
+    #[command(flatten)]
+    files: super::Files,
+    /// Compare this table alone; may be given several times [default: all tables of the Mirrors]
+    #[arg(long, value_name = "SCHEMA.TABLE")]
+    pub table: Vec<String>,
+    /// Compare the number of rows, and of the rows only this many in a hundred, picked at random on both sides
+    #[arg(long, value_name = "PERCENT", value_parser = percent)]
+    pub sample: Option<f64>,
+    /// Stop comparing a table after this many differences
+    #[arg(long, value_name = "N", default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..))]
+    pub max_differences: u32,
+}
+
+fn percent(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(percent) if percent > 0.0 && percent <= 100.0 => Ok(percent),
+        _ => Err("a number above 0, at most 100".to_owned()),
+    }
+}
+
+/// Why two tables could not be compared.
+#[derive(Debug, thiserror::Error)]
+enum VerifyError {
+    #[error("source: {0}")]
+    Source(#[from] postgres::Error),
+    #[error("destination: {0}")]
+    Destination(#[from] clickhouse::Error),
+    #[error("{0}")]
+    Value(#[from] ValueError),
+    #[error("destination: {0}")]
+    RowBinary(#[from] clickhouse::types::RowBinaryError),
+    #[error("{0} does not send its rows in the order of the key; please report this, with the key's types")]
+    Order(&'static str),
+    #[error("{0}")]
+    Unsupported(String),
+}
+
+/// Compares both sides of the Mirrors of the files.
+///
+/// Exit code 0 when all tables are equal, 1 when one differs, 2 when one could not be compared or the files are wrong.
+pub async fn execute(args: Args) -> ExitCode {
+    let configs = match args.files.load() {
+        Ok(configs) => configs,
+        Err(error) => return super::refuse(&error),
+    };
+    if let Err(unknown) = check_names(&configs, &args.table) {
+        super::complain(&unknown);
+        return ExitCode::from(2);
+    }
+    let mut worst = Outcome::Equal;
+    for config in &configs {
+        super::say(&format!("mirror {}/{}", config.mirror.namespace, config.mirror.name));
+        let wanted = |spec: &&TableSpec| args.table.is_empty() || args.table.contains(&spec.id.to_string());
+        for spec in config.tables.iter().filter(wanted) {
+            let report = match verify_table(config, spec, &args).await {
+                Ok(report) => report,
+                Err(error) => TableReport::unknown(error.to_string()),
+            };
+            worst = worst.max(report.outcome());
+            super::say(&report.lines(&spec.id.to_string()).join("\n"));
+        }
+    }
+    match worst {
+        Outcome::Equal => ExitCode::SUCCESS,
+        Outcome::Different => ExitCode::FAILURE,
+        Outcome::Unknown => ExitCode::from(2),
+    }
+}
+
+/// Refuses a `--table` that no Mirror has.
+fn check_names(configs: &[ReplicatorConfig], names: &[String]) -> Result<(), String> {
+    let there: Vec<String> =
+        configs.iter().flat_map(|config| config.tables.iter().map(|spec| spec.id.to_string())).collect();
+    match names.iter().find(|name| !there.contains(name)) {
+        Some(name) => Err(format!("--table {name}: no Mirror has it; there are {}", there.join(", "))),
+        None => Ok(()),
+    }
+}
+
+async fn verify_table(
+    config: &ReplicatorConfig,
+    spec: &TableSpec,
+    args: &Args,
+) -> Result<TableReport, VerifyError> {
+    let application = config.mirror.application_name();
+    let session = Session::connect(&config.source, &application).await?;
+    let database = Database::new(&config.destination, config.out_of_range)?;
+    let schema = describe(&session, spec).await?.schema;
+    let plan = TablePlan::new(schema, &database, config.out_of_range).await?;
+    let bar = progress_bar(&session, &plan).await?;
+    let sides = Sides { plan: &plan, source: &config.source, application: &application, database: &database };
+    let settler = Settler::new(&sides, &session, &config.mirror.slot_name(), args.max_differences).await?;
+    let report = match args.sample {
+        Some(percent) => sample::compare(&sides, &session, settler, percent, &bar).await,
+        None => compare_all(&sides, settler, &bar).await,
+    };
+    bar.finish_and_clear();
+    report
+}
+
+/// Reads both sides to their ends, side by side.
+async fn compare_all(
+    sides: &Sides<'_>,
+    mut settler: Settler<'_>,
+    bar: &ProgressBar,
+) -> Result<TableReport, VerifyError> {
+    let mut connection = sides.connect().await?;
+    let source = sides.source_in_order(&mut connection).await?;
+    let target = sides.target_in_order()?;
+    let mut merge = Merge::new(sides.plan, source, target);
+    while let Some(key) = merge.next_difference(bar).await? {
+        settler.suspect(key).await?;
+        if settler.is_full() {
+            break;
+        }
+    }
+    let (source_rows, target_rows) = merge.rows();
+    // The statement of the source ends with its connection.
+    drop(merge);
+    drop(connection);
+    settler.finish().await?;
+    Ok(settler.into_report(source_rows, target_rows, None))
+}
+
+async fn progress_bar(session: &Session, plan: &TablePlan) -> Result<ProgressBar, VerifyError> {
+    let parts = storage(session, &plan.schema.id).await?;
+    let rows = parts.iter().map(|part| part.estimated_rows).sum::<f64>().max(0.0) as u64;
+    let style =
+        ProgressStyle::with_template("{msg:32!} {bar:24} {human_pos} of about {human_len} rows, {eta} left")
+            .unwrap_or_else(|_| ProgressStyle::default_bar());
+    let bar = telemetry::terminal().add(ProgressBar::new(rows).with_style(style));
+    Ok(bar.with_message(plan.schema.id.to_string()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_sample_is_a_part() {
+        assert_eq!(percent("5"), Ok(5.0));
+        assert_eq!(percent("0.01"), Ok(0.01));
+        assert_eq!(percent("100"), Ok(100.0));
+        for wrong in ["0", "-1", "101", "NaN", "inf", "x", ""] {
+            assert!(percent(wrong).is_err(), "{wrong}");
+        }
+    }
+}

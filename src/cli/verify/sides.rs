@@ -1,0 +1,72 @@
+//! Both sides of one table: the statements of the plan, sent.
+
+use std::collections::HashMap;
+
+use super::{
+    VerifyError,
+    plan::TablePlan,
+    rows::{self, Key, Row, SourceRows, TargetRows},
+};
+use crate::{
+    clickhouse::Database,
+    model::PostgresEndpoint,
+    postgres::wire::{Connection, Purpose},
+};
+
+/// Where a table's rows are read from.
+pub(super) struct Sides<'a> {
+    pub(super) plan: &'a TablePlan,
+    pub(super) source: &'a PostgresEndpoint,
+    pub(super) application: &'a str,
+    pub(super) database: &'a Database,
+}
+
+impl<'a> Sides<'a> {
+    /// A connection to the source for COPY.
+    pub(super) async fn connect(&self) -> Result<Connection, VerifyError> {
+        Ok(Connection::connect(self.source, self.application, Purpose::Copy).await?)
+    }
+
+    /// All rows of the source, by key.
+    pub(super) async fn source_in_order<'c>(
+        &self,
+        connection: &'c mut Connection,
+    ) -> Result<SourceRows<'c>, VerifyError> {
+        self.source_rows(connection, &self.plan.source_in_order()).await
+    }
+
+    /// Rows of the source.
+    pub(super) async fn source_rows<'c>(
+        &self,
+        connection: &'c mut Connection,
+        statement: &str,
+    ) -> Result<SourceRows<'c>, VerifyError> {
+        SourceRows::new(self.plan, connection.copy_out(statement).await?)
+    }
+
+    /// All rows of the destination, by key.
+    pub(super) fn target_in_order(&self) -> Result<TargetRows<'a>, VerifyError> {
+        self.target_rows(&self.plan.target_in_order())
+    }
+
+    /// Rows of the destination.
+    pub(super) fn target_rows(&self, query: &str) -> Result<TargetRows<'a>, VerifyError> {
+        let stream = self.database.client().query_stream(query, &self.plan.target_settings())?;
+        Ok(TargetRows::new(self.plan, stream))
+    }
+
+    /// The source's rows with these keys.
+    pub(super) async fn source_by_key(
+        &self,
+        connection: &mut Connection,
+        keys: &[Key],
+    ) -> Result<HashMap<Key, Vec<Row>>, VerifyError> {
+        let rows = self.source_rows(connection, &self.plan.source_by_key(keys)).await?;
+        rows::collect(self.plan, rows).await
+    }
+
+    /// The destination's rows with these keys.
+    pub(super) async fn target_by_key(&self, keys: &[Key]) -> Result<HashMap<Key, Vec<Row>>, VerifyError> {
+        rows::collect(self.plan, self.target_rows(&self.plan.target_by_key(keys))?).await
+    }
+}
