@@ -1,0 +1,401 @@
+//! The destination's contract, kept against a real server by a user with the documented rights.
+
+use std::{
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
+
+use super::support::Server;
+use walferry::{
+    clickhouse::{Client, Database, Error},
+    model::{
+        Cell, CellKind, ClickHouseEndpoint, Column, IdentityKind, Lsn, OutOfRange, Password, SourceType,
+        TableId, TableSchema, TlsSettings, Tuple,
+    },
+    replication::{Destination, DestinationError, ErrorKind, Insert, Op, StateRow, TableBatch},
+};
+
+fn endpoint() -> ClickHouseEndpoint {
+    static SERVER: OnceLock<(Arc<Server>, String)> = OnceLock::new();
+    let (server, database) = SERVER.get_or_init(|| {
+        let server = Server::shared_clickhouse();
+        let database = format!("app_destination_{}", std::process::id());
+        server.as_clickhouse().query("default", &format!("CREATE DATABASE {database}"));
+        (server, database)
+    });
+    ClickHouseEndpoint {
+        url: format!("http://127.0.0.1:{}", server.port),
+        database: database.clone(),
+        username: "limited".to_owned(),
+        password: Password::new("limited-test"),
+        tls: TlsSettings::default(),
+    }
+}
+
+async fn database() -> Database {
+    let database = Database::new(&endpoint(), OutOfRange::Nearest).unwrap();
+    database.prepare().await.unwrap();
+    database
+}
+
+fn column(name: &str, source_type: SourceType, nullable: bool) -> Column {
+    Column {
+        name: name.to_owned(),
+        target_name: name.to_owned(),
+        attnum: 1,
+        type_oid: 0,
+        type_modifier: -1,
+        type_name: "test".to_owned(),
+        source_type,
+        nullable,
+        type_override: None,
+        missing_value: None,
+        dropped: false,
+        former_names: Vec::new(),
+    }
+}
+
+/// A table `(id bigint, v text)` with a name of its own, not there yet.
+async fn fresh(database: &Database, name: &str) -> TableSchema {
+    let table = TableSchema {
+        id: TableId::new("public", name),
+        oid: 1,
+        target: format!("it's {name}"),
+        columns: vec![column("id", SourceType::Int8, false), column("v", SourceType::Text, true)],
+        key: vec![0],
+        identity: IdentityKind::Default,
+        order_by: vec![0],
+        partition_by: None,
+        ttl: None,
+        settings: Vec::new(),
+        row_filter: None,
+        partitioned: false,
+    };
+    drop_table(database, &table).await;
+    table
+}
+
+fn target(database: &Database, table: &TableSchema) -> String {
+    walferry::clickhouse::quote::table(database.name(), &table.target)
+}
+
+async fn drop_table(database: &Database, table: &TableSchema) {
+    database
+        .client()
+        .execute(&format!("DROP TABLE IF EXISTS {} SYNC", target(database, table)), &[])
+        .await
+        .unwrap();
+}
+
+async fn ask(database: &Database, sql: &str) -> String {
+    database.client().query_text(sql, &[]).await.unwrap().trim_end().to_owned()
+}
+
+async fn rows(database: &Database, table: &TableSchema) -> String {
+    ask(database, &format!("SELECT id, v FROM {} FINAL ORDER BY id FORMAT CSV", target(database, table)))
+        .await
+}
+
+fn push(batch: &mut impl TableBatch, values: &[Option<&str>], version: u64, op: Op) {
+    let mut data = Vec::new();
+    let cells: Vec<Cell> = values
+        .iter()
+        .map(|value| {
+            let start = data.len() as u32;
+            data.extend_from_slice(value.unwrap_or_default().as_bytes());
+            let kind = if value.is_some() { CellKind::Text } else { CellKind::Null };
+            Cell { kind, start, len: value.map_or(0, str::len) as u32 }
+        })
+        .collect();
+    batch.push(Tuple { data: &data, cells: &cells }, Lsn(version), op).unwrap();
+}
+
+fn kind<T>(result: Result<T, DestinationError>) -> (ErrorKind, &'static str) {
+    let error = result.err().unwrap();
+    (error.kind, error.reason)
+}
+
+#[tokio::test]
+async fn the_last_of_equal_versions_wins_and_tombstones_hide() {
+    let database = database().await;
+    let table = fresh(&database, "versions").await;
+    database.ensure_table(&table).await.unwrap();
+    database.ensure_table(&table).await.unwrap();
+    let mut batch = database.batch(&table).unwrap();
+    push(&mut batch, &[Some("1"), Some("copied")], 0, Op::Upsert);
+    push(&mut batch, &[Some("2"), Some("first")], 10, Op::Upsert);
+    push(&mut batch, &[Some("2"), Some("second")], 10, Op::Upsert);
+    push(&mut batch, &[Some("3"), None], 10, Op::Upsert);
+    database.insert(&table, &batch, &table.target).await.unwrap();
+    assert_eq!(rows(&database, &table).await, "1,\"copied\"\n2,\"second\"\n3,\\N");
+
+    let mut later = database.batch(&table).unwrap();
+    push(&mut later, &[Some("2"), None], 10, Op::Delete);
+    push(&mut later, &[Some("1"), Some("streamed")], 11, Op::Upsert);
+    database.insert(&table, &later, &table.target).await.unwrap();
+    assert_eq!(rows(&database, &table).await, "1,\"streamed\"\n3,\\N");
+    // The first batch once more: the same rows again, of which only those with the highest version show. The tie on
+    // key 2 is decided by what came last, so that the engine always sends on from where it began again.
+    database.insert(&table, &batch, &table.target).await.unwrap();
+    database.insert(&table, &later, &table.target).await.unwrap();
+    assert_eq!(rows(&database, &table).await, "1,\"streamed\"\n3,\\N");
+    database.truncate(&table).await.unwrap();
+    assert_eq!(rows(&database, &table).await, "");
+    drop_table(&database, &table).await;
+}
+
+#[tokio::test]
+async fn a_batch_that_is_sent_again_is_written_again() {
+    let database = database().await;
+    let mut table = fresh(&database, "again").await;
+    table.settings = vec![("non_replicated_deduplication_window".to_owned(), "100".to_owned())];
+    database.ensure_table(&table).await.unwrap();
+    let mut batch = database.batch(&table).unwrap();
+    push(&mut batch, &[Some("1"), Some("a")], 5, Op::Upsert);
+    let mut between = database.batch(&table).unwrap();
+    push(&mut between, &[Some("1"), Some("b")], 5, Op::Upsert);
+    for batch in [&batch, &between, &batch] {
+        database.insert(&table, batch, &table.target).await.unwrap();
+    }
+    assert_eq!(rows(&database, &table).await, "1,\"a\"");
+    drop_table(&database, &table).await;
+}
+
+#[tokio::test]
+async fn a_long_insert_makes_few_parts_and_a_dropped_one_is_not_finished() {
+    let database = database().await;
+    let table = fresh(&database, "long").await;
+    database.ensure_table(&table).await.unwrap();
+    let mut insert = database.open_insert(&table, &table.target).await.unwrap();
+    let mut batch = database.batch(&table).unwrap();
+    for chunk in 0..20 {
+        for row in 0..5000 {
+            push(&mut batch, &[Some(&(chunk * 5000 + row).to_string()), Some("some text")], 0, Op::Upsert);
+        }
+        insert.send(&mut batch).await.unwrap();
+        assert_eq!(batch.rows(), 0);
+    }
+    insert.finish().await.unwrap();
+    let target = target(&database, &table);
+    assert_eq!(ask(&database, &format!("SELECT count() FROM {target}")).await, "100000");
+    // All blocks of the insert were squashed into one part.
+    assert_eq!(ask(&database, &format!("SELECT uniqExact(_part) FROM {target}")).await, "1");
+
+    database.truncate(&table).await.unwrap();
+    let mut dropped = database.open_insert(&table, &table.target).await.unwrap();
+    push(&mut batch, &[Some("1"), Some("x")], 0, Op::Upsert);
+    dropped.send(&mut batch).await.unwrap();
+    drop(dropped);
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert_eq!(rows(&database, &table).await, "");
+    // An insert without rows is none.
+    database.open_insert(&table, &table.target).await.unwrap().finish().await.unwrap();
+    drop_table(&database, &table).await;
+}
+
+#[tokio::test]
+async fn a_later_insert_ends_an_earlier_one_with_the_same_fence() {
+    let database = database().await;
+    let table = fresh(&database, "fence").await;
+    database.ensure_table(&table).await.unwrap();
+    let mut earlier = database.open_insert(&table, "walferry test fence").await.unwrap();
+    let mut batch = database.batch(&table).unwrap();
+    for row in 0..40_000 {
+        push(&mut batch, &[Some(&row.to_string()), Some("earlier, of the same version")], 9, Op::Upsert);
+    }
+    earlier.send(&mut batch).await.unwrap();
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    push(&mut batch, &[Some("1"), Some("later")], 9, Op::Upsert);
+    // The earlier one waits for more of its body; it is told to stop when that comes.
+    let (sent, ended) = tokio::join!(database.insert(&table, &batch, "walferry test fence"), async {
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        let mut more = database.batch(&table).unwrap();
+        push(&mut more, &[Some("1"), Some("earlier")], 9, Op::Upsert);
+        let sent = earlier.send(&mut more).await;
+        let finished = earlier.finish().await;
+        sent.and(finished)
+    });
+    sent.unwrap();
+    assert_eq!(kind(ended), (ErrorKind::Transient, "DestinationInsertReplaced"));
+    assert_eq!(rows(&database, &table).await, "1,\"later\"");
+    drop_table(&database, &table).await;
+}
+
+#[tokio::test]
+async fn columns_are_added_with_the_value_that_old_rows_show() {
+    let database = database().await;
+    let mut table = fresh(&database, "columns").await;
+    database.ensure_table(&table).await.unwrap();
+    let mut batch = database.batch(&table).unwrap();
+    push(&mut batch, &[Some("1"), Some("old")], 1, Op::Upsert);
+    database.insert(&table, &batch, &table.target).await.unwrap();
+
+    let defaults = [
+        ("n", SourceType::Int4, "7"),
+        ("t", SourceType::TimestampTz, "2020-02-03 04:05:06+00"),
+        ("d", SourceType::Date, "1950-01-02"),
+        ("s", SourceType::Text, "it's \\ ü"),
+        ("a", SourceType::Array(Box::new(SourceType::Text)), "{x,NULL,\"y'\"}"),
+        ("m", SourceType::Numeric(Some((10, 3))), "-1.5"),
+        ("u", SourceType::Uuid, "00010203-0405-0607-0809-0a0b0c0d0e0f"),
+        ("b", SourceType::Bool, "t"),
+        ("y", SourceType::Bytea, "\\xff00"),
+        ("c", SourceType::Time, "23:59:59.5"),
+    ];
+    for (name, source_type, value) in &defaults {
+        let mut added = column(name, source_type.clone(), *name == "n");
+        added.missing_value = Some((*value).to_owned());
+        table.columns.push(added);
+    }
+    let all: Vec<usize> = (2..table.columns.len()).collect();
+    database.add_columns(&table, &all).await.unwrap();
+    database.add_columns(&table, &all).await.unwrap();
+    let sql = format!(
+        "SELECT n, t, d, s, a, m, u, b, hex(y), c FROM {} FORMAT JSONCompactEachRow",
+        target(&database, &table)
+    );
+    assert_eq!(
+        ask(&database, &sql).await,
+        "[7, \"2020-02-03 04:05:06.000000\", \"1950-01-02\", \"it's \\\\ ü\", [\"x\",null,\"y'\"], -1.5, \
+         \"00010203-0405-0607-0809-0a0b0c0d0e0f\", true, \"FF00\", \"23:59:59.500000\"]"
+    );
+    // A column that vanished comes back, one of another type is told.
+    database
+        .client()
+        .execute(&format!("ALTER TABLE {} DROP COLUMN v", target(&database, &table)), &[])
+        .await
+        .unwrap();
+    database.ensure_table(&table).await.unwrap();
+    table.columns[2].source_type = SourceType::Int8;
+    let error = database.ensure_table(&table).await.err().unwrap();
+    assert_eq!((error.kind, error.reason), (ErrorKind::Table, "DestinationTableConflict"));
+    assert!(
+        error.message.contains("column n is Nullable(Int32) there but Nullable(Int64) is needed"),
+        "{}",
+        error.message
+    );
+    drop_table(&database, &table).await;
+}
+
+#[tokio::test]
+async fn tables_are_made_as_asked_or_refused() {
+    let database = database().await;
+    let mut table = fresh(&database, "shape").await;
+    table.partition_by = Some("intDiv(id, 10)".to_owned());
+    table.columns.push(column("at", SourceType::TimestampTz, false));
+    table.ttl = Some("at + INTERVAL 1 DAY".to_owned());
+    database.ensure_table(&table).await.unwrap();
+    // More partitions in one insert than max_partitions_per_insert_block allows by default.
+    let mut batch = database.batch(&table).unwrap();
+    for row in 0..2000 {
+        push(&mut batch, &[Some(&row.to_string()), None, Some("2999-01-01 00:00:00+00")], 1, Op::Upsert);
+    }
+    database.insert(&table, &batch, &table.target).await.unwrap();
+    let mut gone = database.batch(&table).unwrap();
+    push(&mut gone, &[Some("5"), None, None], 2, Op::Delete);
+    database.insert(&table, &gone, &table.target).await.unwrap();
+    // The tombstone has no `at`, and outlives the TTL all the same.
+    let target = target(&database, &table);
+    database.client().execute(&format!("OPTIMIZE TABLE {target} FINAL"), &[]).await.unwrap();
+    assert_eq!(
+        ask(&database, &format!("SELECT count() FROM {target} WHERE _walferry_deleted = 1")).await,
+        "1"
+    );
+    assert_eq!(ask(&database, &format!("SELECT count() FROM {target} FINAL")).await, "1999");
+
+    table.partition_by = Some("v".to_owned());
+    assert_eq!(kind(database.ensure_table(&table).await), (ErrorKind::Table, "DestinationEngineInvalid"));
+    drop_table(&database, &table).await;
+    table.partition_by = Some("nonsense(".to_owned());
+    assert_eq!(kind(database.ensure_table(&table).await), (ErrorKind::Table, "DestinationStatementRefused"));
+    table.partition_by = None;
+    table.ttl = None;
+    table.settings = vec![("no_such_setting".to_owned(), "1".to_owned())];
+    assert_eq!(kind(database.ensure_table(&table).await), (ErrorKind::Table, "DestinationStatementRefused"));
+    let sql = format!("CREATE TABLE {target} (id Int64) ENGINE = MergeTree ORDER BY id");
+    database.client().execute(&sql, &[]).await.unwrap();
+    table.settings.clear();
+    assert_eq!(kind(database.ensure_table(&table).await), (ErrorKind::Table, "DestinationTableConflict"));
+    drop_table(&database, &table).await;
+    let batch = database.batch(&table).unwrap();
+    assert_eq!(
+        kind(database.insert(&table, &gone_row(&database, &table), &table.target).await),
+        (ErrorKind::Table, "DestinationTableMissing")
+    );
+    drop(batch);
+    assert_eq!(kind(database.truncate(&table).await), (ErrorKind::Table, "DestinationTableMissing"));
+}
+
+fn gone_row(database: &Database, table: &TableSchema) -> <Database as Destination>::Batch {
+    let mut batch = database.batch(table).unwrap();
+    push(&mut batch, &[Some("5"), None, None], 2, Op::Delete);
+    batch
+}
+
+#[tokio::test]
+async fn state_is_replaced_and_removed() {
+    let database = database().await;
+    let mirror = "test-state";
+    database.drop_state(mirror).await.unwrap();
+    assert_eq!(database.load_state(mirror).await.unwrap(), []);
+    let row = |item: &str, value: &str| StateRow { item: item.to_owned(), value: value.to_owned() };
+    database.save_state(mirror, &[row("a", "{\"n\":1}"), row("b", "[\"it's\\n\"]")]).await.unwrap();
+    database.save_state(mirror, &[row("a", "{\"n\":2}")]).await.unwrap();
+    database.save_state("test-other", &[row("a", "{}")]).await.unwrap();
+    // Another process, and a clock that was set back: the record on the server is from the future.
+    let other = self::database().await;
+    let future = format!(
+        "INSERT INTO {} VALUES ('{mirror}', 'c', 'x', 9999999999999999)",
+        walferry::clickhouse::quote::table(database.name(), walferry::clickhouse::state::STATE_TABLE)
+    );
+    database.client().execute(&future, &[("async_insert", "0")]).await.unwrap();
+    other.load_state(mirror).await.unwrap();
+    other.save_state(mirror, &[row("c", "y"), row("b", "")]).await.unwrap();
+    assert_eq!(database.load_state(mirror).await.unwrap(), [row("a", "{\"n\":2}"), row("c", "y")]);
+    database.drop_state(mirror).await.unwrap();
+    assert_eq!(database.load_state(mirror).await.unwrap(), []);
+    assert_eq!(database.load_state("test-other").await.unwrap(), [row("a", "{}")]);
+    database.drop_state("test-other").await.unwrap();
+}
+
+#[tokio::test]
+async fn faults_have_their_kind() {
+    let with = |change: &dyn Fn(&mut ClickHouseEndpoint)| {
+        let mut endpoint = endpoint();
+        change(&mut endpoint);
+        Database::new(&endpoint, OutOfRange::Nearest).unwrap()
+    };
+    let wrong = with(&|endpoint| endpoint.password = Password::new("geheim ü"));
+    let error = wrong.prepare().await.err().unwrap();
+    assert_eq!((error.kind, error.reason), (ErrorKind::Refused, "DestinationAuthenticationFailed"));
+    assert!(!error.message.contains("geheim"), "{}", error.message);
+    let nowhere = with(&|endpoint| endpoint.url = "http://127.0.0.1:1".to_owned());
+    assert_eq!(kind(nowhere.prepare().await), (ErrorKind::Transient, "DestinationUnreachable"));
+    let missing = with(&|endpoint| endpoint.database = "no_such_database".to_owned());
+    let (kind, reason) = kind(missing.prepare().await);
+    // A user without rights on it isn't told whether it exists.
+    assert!(matches!(reason, "DestinationDatabaseMissing" | "DestinationAccessDenied"), "{reason}");
+    assert_eq!(kind, ErrorKind::Refused);
+}
+
+#[tokio::test]
+async fn an_error_in_the_middle_of_a_stream_is_seen() {
+    let client = Client::new(&endpoint()).unwrap();
+    for rows in ["1000", "3000000"] {
+        let sql =
+            format!("SELECT throwIf(number = {rows} - 1), number FROM numbers({rows}) FORMAT RowBinary");
+        let mut stream = client.query_stream(&sql, &[("max_block_size", "1000")]).unwrap();
+        let mut bytes = 0;
+        let error = loop {
+            match stream.next().await {
+                Ok(Some(piece)) => bytes += piece.len(),
+                Ok(None) => panic!("the end came after {bytes} bytes, without an error"),
+                Err(error) => break error,
+            }
+        };
+        assert!(
+            matches!(error, Error::Server { code: 395, .. } | Error::Transport { .. }),
+            "{rows}: {error}"
+        );
+    }
+}

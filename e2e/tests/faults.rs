@@ -1,0 +1,393 @@
+//! Everything that breaks while it runs: nothing is lost, and what needs a human says so.
+
+use std::time::Duration;
+
+use nix::{sys::signal::Signal, unistd::Pid};
+
+use crate::{
+    on_both,
+    support::{Lab, Mirror, Pg, Proxy, Run, Server, Writer, eventually, until},
+};
+
+const TABLES: &str = "CREATE TABLE small (id int PRIMARY KEY, n int NOT NULL, v text);
+    CREATE TABLE large (id int PRIMARY KEY, n int NOT NULL, big text); ALTER TABLE large ALTER big SET STORAGE EXTERNAL;
+    INSERT INTO small SELECT i, 0, 'v' FROM generate_series(1, 30000) i;
+    INSERT INTO large SELECT i, 0, repeat(md5(i::text), 100) FROM generate_series(1, 6000) i;";
+
+/// What the application does without end: every kind of change, small and large transactions.
+fn application(n: u64) -> String {
+    let id = n * 37 % 30000;
+    let mut sql = format!(
+        "BEGIN; UPDATE small SET n = n + 1 WHERE id BETWEEN {id} AND {id} + 20; DELETE FROM small WHERE id = {id} + 1;
+         INSERT INTO small VALUES ({}, {n}, 'new'); UPDATE large SET n = n + 1 WHERE id = {id} % 6000; COMMIT;
+         UPDATE small SET id = {} WHERE id = {id} + 7;
+         INSERT INTO small VALUES ({id} + 1, -1, 'again') ON CONFLICT DO NOTHING;",
+        1_000_000 + n,
+        2_000_000 + n,
+    );
+    if n % 50 == 49 {
+        sql += &format!(
+            "INSERT INTO small SELECT 3000000 + {n} * 5000 + i, 0, 'many' FROM generate_series(1, 3000) i;"
+        );
+    }
+    sql
+}
+
+fn assert_equal(lab: &Lab, mirror: &Mirror) {
+    lab.assert_table("small", "id, n, v", "id");
+    lab.assert_same(
+        "SELECT id, n, md5(big) FROM large ORDER BY id",
+        "SELECT id, n, lower(hex(MD5(big))) FROM large FINAL WHERE _walferry_deleted = 0 ORDER BY id",
+    );
+    lab.verify(mirror);
+}
+
+/// Waits for the moment at which the process is to be killed.
+fn moment(lab: &Lab, run: &mut Run, number: u32) {
+    let copied = |run: &mut Run| run.table("small")["rowsCopied"].as_u64().unwrap_or(0);
+    let written =
+        |table: &str| lab.target_value(&format!("SELECT count() FROM {table}")).parse::<u64>().unwrap();
+    let confirmed = |run: &mut Run| lab.slot(run, "confirmed_flush_lsn");
+    match number {
+        // as soon as it lives
+        0 => {}
+        // while it provisions: the publication is there, perhaps no slot yet
+        1 => run
+            .eventually("the publication", || lab.source_value("SELECT count(*) FROM pg_publication") == "1"),
+        // the slot is there, perhaps no table yet
+        2 => run.eventually("the slot", || {
+            lab.source_value("SELECT count(*) FROM pg_replication_slots WHERE database = current_database()")
+                == "1"
+        }),
+        // the first copied rows are there, perhaps not recorded
+        3 => run.eventually("a copied row", || {
+            lab.clickhouse
+                .try_query(&lab.database, "SELECT count() FROM small")
+                .is_ok_and(|count| count.trim() != "0")
+        }),
+        4 => eventually("copied rows to be recorded", || copied(run) > 0),
+        5 => run.until_streaming(),
+        // between an insert and the checkpoint
+        6 | 7 => {
+            run.until_streaming();
+            let (rows, lsn) = (written("small"), confirmed(run));
+            eventually("an insert before its checkpoint", || {
+                written("small") > rows || confirmed(run) != lsn
+            });
+        }
+        // amid a large transaction
+        8 => {
+            run.until_streaming();
+            let rows = written("small");
+            lab.sql("INSERT INTO small SELECT 9000000 + i, 0, 'huge' FROM generate_series(1, 100000) i");
+            run.eventually("a part of the large transaction", || written("small") > rows + 20000);
+        }
+        // just after a checkpoint
+        _ => {
+            run.until_streaming();
+            let lsn = confirmed(run);
+            eventually("a checkpoint", || confirmed(run) != lsn);
+        }
+    }
+}
+
+fn killed_at_ten_moments(pg: Pg) {
+    let lab = Lab::new(pg);
+    lab.sql(TABLES);
+    let mirror = lab.mirror(&["small", "large"]);
+    let writer = Writer::start(lab.connect(), application);
+    for number in 0..10 {
+        let mut run = lab.run(&mirror);
+        moment(&lab, &mut run, number);
+        run.kill();
+    }
+    assert!(writer.finish() > 0);
+    lab.catch_up(&mirror);
+    assert_equal(&lab, &mirror);
+}
+
+fn source_restarts(pg: Pg) {
+    let lab = Lab::on(Server::postgres(pg, &[]).into(), Server::shared_clickhouse());
+    lab.sql(TABLES);
+    let mirror = lab.mirror(&["small", "large"]);
+    let mut run = lab.streaming(&mirror);
+    for n in 0..20 {
+        lab.sql(&application(n));
+    }
+    for graceful in [true, false] {
+        lab.restart_postgres(graceful, || {
+            run.until_status("a retry", |status| {
+                let ready =
+                    status["conditions"].as_array()?.iter().find(|condition| condition["type"] == "Ready")?;
+                (ready["status"] == "False").then_some(())
+            });
+        });
+        for n in 100..110 {
+            lab.sql(&application(n + 1000 * u64::from(graceful)));
+        }
+        run.until_streaming();
+        lab.settle(&mut run);
+    }
+    run.stop();
+    assert_equal(&lab, &mirror);
+}
+
+fn destination_dies(pg: Pg) {
+    let lab = Lab::on(Server::shared_postgres(pg), Server::clickhouse(&[]).into());
+    lab.sql(TABLES);
+    let mirror = lab.mirror(&["small", "large"]);
+    let writer = Writer::start(lab.connect(), application);
+    // While it copies, and while it streams.
+    let mut run = lab.run(&mirror);
+    eventually("a copied row", || {
+        lab.clickhouse
+            .try_query(&lab.database, "SELECT count() FROM small")
+            .is_ok_and(|count| count.trim() != "0")
+    });
+    lab.restart_clickhouse(|| {});
+    run.until_streaming();
+    lab.restart_clickhouse(|| {});
+    assert!(writer.finish() > 0);
+    lab.settle(&mut run);
+    run.stop();
+    assert_equal(&lab, &mirror);
+}
+
+fn network_cuts(pg: Pg) {
+    let lab = Lab::new(pg);
+    lab.sql(TABLES);
+    let (source, target) = (Proxy::to(lab.postgres_port), Proxy::to(lab.clickhouse.port));
+    let mut mirror = lab.mirror(&["small", "large"]);
+    mirror.postgres["spec"]["postgres"]["port"] = source.port.into();
+    mirror.clickhouse["spec"]["clickhouse"]["url"] = format!("http://127.0.0.1:{}", target.port).into();
+    let writer = Writer::start(lab.connect(), application);
+    let mut run = lab.run(&mirror);
+    let mut count = 0;
+    let target_rows =
+        || lab.clickhouse.try_query(&lab.database, "SELECT count() FROM small").unwrap_or_default();
+    for round in 0..12 {
+        let before = target_rows();
+        until("rows to arrive between two cuts", || (target_rows() != before).then_some(()));
+        if round % 3 == 0 { &target } else { &source }.cut();
+        count += 1;
+    }
+    assert_eq!(count, 12);
+    source.set_closed(true);
+    source.cut();
+    run.until_status("a retry", |status| {
+        let ready = status["conditions"].as_array()?.iter().find(|condition| condition["type"] == "Ready")?;
+        (ready["status"] == "False").then_some(())
+    });
+    source.set_closed(false);
+    writer.finish();
+    run.until_streaming();
+    lab.settle(&mut run);
+    run.stop();
+    assert_equal(&lab, &mirror);
+}
+
+/// A lost slot is never replaced silently: changes would be missing.
+fn slot_dropped(pg: Pg) {
+    let lab = Lab::new(pg);
+    lab.sql("CREATE TABLE t (id int PRIMARY KEY); INSERT INTO t VALUES (1)");
+    let mirror = lab.mirror(&["t"]);
+    let mut run = lab.streaming(&mirror);
+    let slot = run.status()["slotName"].as_str().unwrap().to_owned();
+    let drop = format!(
+        "SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots WHERE slot_name = '{slot}' AND active;
+         SELECT pg_drop_replication_slot('{slot}')"
+    );
+    eventually("the slot to be dropped", || lab.connect_admin().batch_execute(&drop).is_ok());
+    lab.sql("INSERT INTO t VALUES (2)");
+    let (_, message) = run.until_stalled();
+    assert!(message.contains(&slot), "{message}");
+    assert_eq!(
+        lab.source_value(&format!("SELECT count(*) FROM pg_replication_slots WHERE slot_name = '{slot}'")),
+        "0"
+    );
+    run.stop();
+    // The same after a restart.
+    let mut run = lab.run(&mirror);
+    let (_, message) = run.until_stalled();
+    assert!(message.contains(&slot), "{message}");
+    assert_eq!(lab.target("SELECT id FROM t FINAL"), "1\n");
+}
+
+fn slot_dropped_while_stopped(pg: Pg) {
+    let lab = Lab::new(pg);
+    lab.sql("CREATE TABLE t (id int PRIMARY KEY); INSERT INTO t VALUES (1)");
+    let mirror = lab.mirror(&["t"]);
+    lab.catch_up(&mirror);
+    lab.admin("SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE database = current_database()");
+    lab.sql("INSERT INTO t VALUES (2)");
+    let outcome = lab.command("run", &mirror, &["--until-caught-up", "--http", "127.0.0.1:0"]);
+    assert!(!matches!(outcome.code, Some(0 | 101) | None), "{outcome:?}");
+    outcome.says(&["slot"]);
+    assert_eq!(
+        lab.source_value("SELECT count(*) FROM pg_replication_slots WHERE database = current_database()"),
+        "0"
+    );
+}
+
+fn publication_dropped(pg: Pg) {
+    let lab = Lab::new(pg);
+    lab.sql("CREATE TABLE t (id int PRIMARY KEY); INSERT INTO t VALUES (1)");
+    let mut run = lab.streaming(&lab.mirror(&["t"]));
+    let publication = run.status()["publicationName"].as_str().unwrap().to_owned();
+    lab.sql(&format!("DROP PUBLICATION {publication}; INSERT INTO t VALUES (2)"));
+    let (_, message) = run.until_stalled();
+    assert!(message.contains(&publication), "{message}");
+}
+
+on_both!(
+    killed_at_ten_moments,
+    source_restarts,
+    destination_dies,
+    network_cuts,
+    slot_dropped,
+    slot_dropped_while_stopped,
+    publication_dropped,
+);
+
+/// The source removed log that we still needed.
+#[test]
+fn slot_invalidated() {
+    let server = Server::postgres(
+        Pg::V18,
+        &["-c", "max_slot_wal_keep_size=1MB", "-c", "max_wal_size=32MB", "-c", "min_wal_size=32MB"],
+    );
+    let lab = Lab::on(server.into(), Server::shared_clickhouse());
+    lab.sql("CREATE TABLE t (id int PRIMARY KEY); CREATE TABLE other (v text)");
+    let mirror = lab.mirror(&["t"]);
+    lab.catch_up(&mirror);
+    until("the slot to be lost", || {
+        lab.sql("INSERT INTO other SELECT repeat('x', 1000) FROM generate_series(1, 20000)");
+        lab.admin("SELECT pg_switch_wal()");
+        lab.admin("CHECKPOINT");
+        let status = lab
+            .source_value("SELECT wal_status FROM pg_replication_slots WHERE database = current_database()");
+        (status == "lost").then_some(())
+    });
+    // Nothing was running to stall: the start is refused.
+    let outcome = lab.command("run", &mirror, &["--http", "127.0.0.1:0"]).exits(1);
+    outcome.says(&["slot", "invalidated", "max_slot_wal_keep_size"]);
+}
+
+/// The same name and port, another cluster: what we hold is another history's.
+#[test]
+fn source_restored_from_elsewhere() {
+    let clickhouse = Server::shared_clickhouse();
+    let first = Lab::on(Server::postgres(Pg::V18, &[]).into(), clickhouse.clone());
+    first.sql("CREATE TABLE t (id int PRIMARY KEY); INSERT INTO t VALUES (1)");
+    let mirror = first.mirror(&["t"]);
+    first.catch_up(&mirror);
+    let second = Lab::on(Server::postgres(Pg::V18, &[]).into(), clickhouse);
+    second.sql("CREATE TABLE t (id int PRIMARY KEY); INSERT INTO t VALUES (2)");
+    let mut moved = mirror.clone();
+    moved.postgres["spec"]["postgres"]["port"] = second.postgres_port.into();
+    moved.postgres["spec"]["postgres"]["database"] = second.database.clone().into();
+    moved.secrets[0].1["username"] = second.database.clone().into();
+    let outcome = first.command("run", &moved, &["--until-caught-up", "--http", "127.0.0.1:0"]);
+    assert!(!matches!(outcome.code, Some(0 | 101) | None), "{outcome:?}");
+    outcome.says(&["system identifier"]);
+    assert_eq!(first.target("SELECT id FROM t FINAL"), "1\n");
+}
+
+/// A full disk passes by itself once there is room.
+#[test]
+fn destination_out_of_disk() {
+    let lab = Lab::on(Server::shared_postgres(Pg::V18), Server::clickhouse(&[]).into());
+    lab.sql("CREATE TABLE t (id int PRIMARY KEY)");
+    let mirror = lab.mirror(&["t"]);
+    let mut run = lab.streaming(&mirror);
+    let config = lab.clickhouse_server.folder.join("config.xml");
+    let plenty = std::fs::read_to_string(&config).unwrap();
+    let full = plenty.replace(
+        "</clickhouse>",
+        "<storage_configuration><disks><default><keep_free_space_bytes>900000000000000</keep_free_space_bytes></default></disks></storage_configuration></clickhouse>",
+    );
+    std::fs::write(&config, full).unwrap();
+    lab.restart_clickhouse(|| {});
+    lab.sql("INSERT INTO t VALUES (1)");
+    run.until_status("the fault to be told", |status| {
+        let ready = status["conditions"].as_array()?.iter().find(|condition| condition["type"] == "Ready")?;
+        (ready["status"] == "False" && ready["reason"] == "ProgressingWithRetry").then_some(())
+    });
+    assert_eq!(lab.target_value("SELECT count() FROM t"), "0");
+    std::fs::write(&config, plenty).unwrap();
+    lab.restart_clickhouse(|| {});
+    lab.settle(&mut run);
+    assert_eq!(lab.target("SELECT id FROM t FINAL"), "1\n");
+}
+
+/// Too many parts: slower, not failing.
+#[test]
+fn destination_has_too_many_parts() {
+    let lab = Lab::new(Pg::V18);
+    lab.sql("CREATE TABLE t (id int PRIMARY KEY)");
+    let mut mirror = lab.mirror(&["t"]);
+    mirror.table(0)["engine"] =
+        serde_json::json!({"settings": {"parts_to_throw_insert": "3", "parts_to_delay_insert": "2"}});
+    let mut run = lab.streaming(&mirror);
+    lab.target("SYSTEM STOP MERGES t");
+    for id in 0..6 {
+        lab.sql(&format!("INSERT INTO t VALUES ({id})"));
+        std::thread::sleep(Duration::from_millis(300));
+    }
+    assert_eq!(run.table("t")["state"], "Streaming");
+    lab.target("SYSTEM START MERGES t");
+    // So few parts may be left alone for long.
+    lab.target("OPTIMIZE TABLE t FINAL");
+    lab.settle(&mut run);
+    lab.assert_table("t", "id", "id");
+}
+
+/// SIGTERM while it copies, while it streams and while the destination hangs: exit 0 within 10 seconds.
+#[test]
+fn stops_in_time() {
+    let lab = Lab::on(Server::shared_postgres(Pg::V18), Server::clickhouse(&[]).into());
+    lab.sql(TABLES);
+    let mirror = lab.mirror(&["small", "large"]);
+    let mut run = lab.run(&mirror);
+    run.port();
+    run.stop();
+    let mut run = lab.run(&mirror);
+    eventually("the copy to begin", || run.table("small")["state"] != serde_json::Value::Null);
+    run.stop();
+    let run = lab.streaming(&mirror);
+    let server = Pid::from_raw(lab.clickhouse_server.pid());
+    nix::sys::signal::kill(server, Signal::SIGSTOP).unwrap();
+    lab.sql(&application(1));
+    run.stop();
+    nix::sys::signal::kill(server, Signal::SIGCONT).unwrap();
+    lab.catch_up(&mirror);
+    assert_equal(&lab, &mirror);
+}
+
+/// Two processes with the same file: the second waits, nothing is spoilt.
+#[test]
+fn two_processes_for_one_mirror() {
+    let lab = Lab::new(Pg::V18);
+    lab.sql(TABLES);
+    let mirror = lab.mirror(&["small", "large"]);
+    let mut first = lab.streaming(&mirror);
+    let mut second = lab.run(&mirror);
+    second.port();
+    for n in 0..20 {
+        lab.sql(&application(n));
+    }
+    let end = lab.lsn();
+    eventually("one of them to go on", || {
+        [&mut first, &mut second].into_iter().any(|run| {
+            run.alive()
+                && run.status()["lastLSN"]
+                    .as_str()
+                    .and_then(crate::support::parse_lsn)
+                    .is_some_and(|lsn| lsn >= end)
+        })
+    });
+    first.kill();
+    second.kill();
+    lab.catch_up(&mirror);
+    assert_equal(&lab, &mirror);
+}

@@ -1,0 +1,25 @@
+//! End-to-end tests: the real program between a real PostgreSQL and a real ClickHouse. Run them with `./e2e/test`.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::disallowed_methods,
+    clippy::print_stdout,
+    missing_docs,
+    unreachable_pub,
+    reason = "a test fails by panicking, and blocks"
+)]
+
+mod support;
+
+mod bad_input;
+mod commands;
+mod destination;
+mod faults;
+mod files;
+mod pgbench;
+mod schema;
+mod snapshot;
+mod stream;
+mod tls;
+mod types;

@@ -1,0 +1,44 @@
+//! The database that `pgbench` makes, with `pgbench` running against it meanwhile.
+
+use std::process::{Command, Stdio};
+
+use crate::{
+    on_both,
+    support::{Lab, Pg},
+};
+
+fn pgbench(lab: &Lab, arguments: &[&str]) -> Command {
+    let mut command = Command::new("pgbench");
+    command
+        .args(["-h", "127.0.0.1", "-p", &lab.postgres_port.to_string(), "-U", &lab.database])
+        .args(arguments)
+        .arg(&lab.database)
+        .env("PGPASSWORD", "role-test")
+        .stdout(Stdio::null())
+        .stderr(Stdio::null());
+    command
+}
+
+fn caught_up_while_pgbench_runs(pg: Pg) {
+    let lab = Lab::new(pg);
+    assert!(pgbench(&lab, &["-i", "-q", "-s", "2"]).status().expect("start pgbench").success());
+    // pgbench's history has no key; the others have.
+    lab.sql("ALTER TABLE pgbench_history ADD id bigserial PRIMARY KEY");
+    let mirror = lab.mirror(&["pgbench_accounts", "pgbench_branches", "pgbench_tellers", "pgbench_history"]);
+    let mut clients = pgbench(&lab, &["-n", "-c", "2", "-T", "8"]).spawn().unwrap();
+    // Copied and caught up once while the clients write, and once after they have ended.
+    lab.catch_up(&mirror);
+    assert!(clients.wait().unwrap().success());
+    lab.catch_up(&mirror);
+    for (table, columns, key) in [
+        ("pgbench_accounts", "aid, bid, abalance", "aid"),
+        ("pgbench_branches", "bid, bbalance", "bid"),
+        ("pgbench_tellers", "tid, bid, tbalance", "tid"),
+        ("pgbench_history", "id, tid, bid, aid, delta", "id"),
+    ] {
+        lab.assert_table(table, columns, key);
+    }
+    lab.verify(&mirror);
+}
+
+on_both!(caught_up_while_pgbench_runs);

@@ -1,0 +1,305 @@
+//! Copying what is there.
+
+use serde_json::json;
+
+use crate::{
+    on_both,
+    support::{Lab, Pg, Writer, eventually},
+};
+
+/// Tables of every shape: empty, one row, many blocks, other kinds of keys, odd names, partitions, another schema.
+fn tables_of_every_shape(pg: Pg) {
+    let lab = Lab::new(pg);
+    lab.sql(
+        r#"CREATE TABLE empty (id int PRIMARY KEY);
+        CREATE TABLE one (id text PRIMARY KEY, v text); INSERT INTO one VALUES ('it''s', 'x');
+        CREATE TABLE many (id bigint PRIMARY KEY, v text, n int);
+        INSERT INTO many SELECT i, repeat('v', 50), i % 7 FROM generate_series(1, 40000) i;
+        DELETE FROM many WHERE id % 10 = 0; UPDATE many SET n = n + 1 WHERE id % 13 = 0;
+        CREATE TABLE pairs (a text, b int, c uuid, v int, PRIMARY KEY (b, a, c));
+        INSERT INTO pairs SELECT 'a' || i % 10, i, md5(i::text)::uuid, i FROM generate_series(1, 500) i;
+        CREATE TABLE "Task Run" ("Id" int PRIMARY KEY, "it's ""odd"" `here`" text, "select" int);
+        INSERT INTO "Task Run" VALUES (1, 'x', 2);
+        CREATE TABLE parts (id int, region text, v text, PRIMARY KEY (id, region)) PARTITION BY LIST (region);
+        CREATE TABLE parts_eu PARTITION OF parts FOR VALUES IN ('eu');
+        CREATE TABLE parts_us (v text, region text NOT NULL, id int NOT NULL);
+        ALTER TABLE parts ATTACH PARTITION parts_us FOR VALUES IN ('us');
+        INSERT INTO parts SELECT i, CASE WHEN i % 2 = 0 THEN 'eu' ELSE 'us' END, 'v' || i FROM generate_series(1, 1000) i;
+        CREATE SCHEMA shop; CREATE TABLE shop.orders (id int PRIMARY KEY, total numeric(8,2));
+        INSERT INTO shop.orders VALUES (1, 9.99);"#,
+    );
+    let mut mirror = lab.mirror(&["empty", "one", "many", "pairs", "Task Run", "parts"]);
+    let tables = mirror.mirror["spec"]["tables"].as_array_mut().unwrap();
+    tables.push(json!({"schema": "shop", "name": "orders", "target": {"table": "shop_orders"}}));
+    let mut run = lab.streaming(&mirror);
+    let many = run.table("many");
+    assert_eq!((&many["state"], &many["rowsCopied"]), (&json!("Streaming"), &json!(36000)), "{many}");
+    lab.assert_table("empty", "id", "id");
+    lab.assert_table("one", "id, v", "id");
+    lab.assert_table("many", "id, v, n", "id");
+    lab.assert_table("pairs", "a, b, c, v", "b");
+    lab.assert_same(
+        r#"SELECT "Id", "it's ""odd"" `here`", "select" FROM "Task Run""#,
+        r"SELECT `Id`, `it's \u0022odd\u0022 \`here\``, `select` FROM `Task Run` FINAL"
+            .replace("\\u0022", "\"")
+            .as_str(),
+    );
+    lab.assert_table("parts", "id, region, v", "id");
+    lab.assert_same("SELECT id, total FROM shop.orders", "SELECT id, total FROM shop_orders FINAL");
+    lab.sql(
+        r#"UPDATE parts SET region = 'us' WHERE id = 2; UPDATE "Task Run" SET "select" = 3; INSERT INTO empty VALUES (1);
+        DELETE FROM parts WHERE id = 3; INSERT INTO shop.orders VALUES (2, 1); DELETE FROM one"#,
+    );
+    lab.settle(&mut run);
+    lab.assert_table("parts", "id, region, v", "id");
+    lab.assert_table("empty", "id", "id");
+    lab.assert_table("one", "id, v", "id");
+    assert_eq!(lab.target("SELECT `select` FROM `Task Run` FINAL"), "3\n");
+    run.stop();
+    lab.verify(&mirror);
+}
+
+/// Rows that move, appear and vanish while the copy runs.
+fn while_the_application_writes(pg: Pg) {
+    let lab = Lab::new(pg);
+    lab.sql(
+        "CREATE TABLE t (id int PRIMARY KEY, v text, n int NOT NULL DEFAULT 0);
+        INSERT INTO t SELECT i, repeat('x', 200), 0 FROM generate_series(1, 60000) i",
+    );
+    let writer = Writer::start(lab.connect(), |n| {
+        let low = (n * 7919) % 60000;
+        format!(
+            "UPDATE t SET n = n + 1, v = repeat('y', {}) WHERE id BETWEEN {low} AND {low} + 50;
+             DELETE FROM t WHERE id = {low}; INSERT INTO t VALUES ({}, 'new', {n}) ON CONFLICT DO NOTHING;
+             UPDATE t SET id = -id WHERE id = {low} + 3 AND NOT EXISTS (SELECT FROM t WHERE id = -({low} + 3))",
+            n % 400,
+            100_000 + n
+        )
+    });
+    let mirror = lab.mirror(&["t"]);
+    let mut run = lab.run(&mirror);
+    run.until_streaming();
+    assert!(writer.finish() > 0);
+    lab.settle(&mut run);
+    lab.assert_table("t", "id, v, n", "id");
+    run.stop();
+    lab.verify(&mirror);
+}
+
+on_both!(tables_of_every_shape, while_the_application_writes);
+
+/// A copy goes on after kill -9 where it was, and what was copied is not copied again.
+#[test]
+fn resumes_where_it_was_killed() {
+    let lab = Lab::new(Pg::V18);
+    // About 300 MB, so that the copy takes long enough to be killed.
+    lab.sql("CREATE TABLE t (id int PRIMARY KEY, v text); ALTER TABLE t ALTER v SET STORAGE PLAIN");
+    lab.sql("INSERT INTO t SELECT i, repeat(md5(i::text), 40) FROM generate_series(1, 200000) i");
+    let mut mirror = lab.mirror(&["t"]);
+    mirror.mirror["spec"]["snapshot"] = json!({"mode": "Initial", "parallelism": 1});
+    let mut run = lab.run(&mirror);
+    let copied = run.until_status("some rows to be copied, not all", |status| {
+        status["tables"][0]["rowsCopied"].as_u64().filter(|rows| *rows > 0)
+    });
+    run.kill();
+    assert!(copied < 200_000, "the copy was over at once");
+    let before = lab.target_value("SELECT count() FROM t");
+    let mut run = lab.streaming(&mirror);
+    assert_eq!(lab.target_value("SELECT count() FROM t FINAL"), "200000");
+    // What was durable before the kill was finished chunks, and at most the chunks in hand came twice.
+    let inserted: u64 = run.table("t")["rowsCopied"].as_u64().unwrap();
+    assert!(inserted <= 200_000, "{inserted} rows copied, {before} were there");
+    run.stop();
+    lab.verify(&mirror);
+}
+
+#[test]
+fn mode_never_streams_only() {
+    let lab = Lab::new(Pg::V18);
+    lab.sql("CREATE TABLE t (id int PRIMARY KEY, v text); INSERT INTO t VALUES (1, 'old'), (2, 'old')");
+    let mut mirror = lab.mirror(&["t"]);
+    mirror.mirror["spec"]["snapshot"] = json!({"mode": "Never"});
+    let mut run = lab.streaming(&mirror);
+    lab.sql("INSERT INTO t VALUES (3, 'new'); UPDATE t SET v = 'changed' WHERE id = 2");
+    lab.settle(&mut run);
+    assert_eq!(lab.target("SELECT id, v FROM t FINAL ORDER BY id"), "2\tchanged\n3\tnew\n");
+}
+
+#[test]
+fn mode_only_copies_and_ends() {
+    let lab = Lab::new(Pg::V18);
+    lab.sql("CREATE TABLE t (id int PRIMARY KEY); INSERT INTO t SELECT generate_series(1, 1000)");
+    let mut mirror = lab.mirror(&["t"]);
+    mirror.mirror["spec"]["snapshot"] = json!({"mode": "Only"});
+    let (code, _) = lab.run(&mirror).ended();
+    assert_eq!(code, Some(0));
+    lab.assert_table("t", "id", "id");
+}
+
+/// `where`, `exclude`, `rename`, `orderBy`, `partitionBy`, `settings` and `target` hold in copy and in stream.
+#[test]
+fn choices_of_columns_rows_and_engine() {
+    let lab = Lab::new(Pg::V18);
+    lab.sql(
+        r#"CREATE TABLE "TaskRun" (id int, org int NOT NULL, "createdAt" timestamptz NOT NULL, secret text, payload jsonb, gen int GENERATED ALWAYS AS (id * 2) STORED,
+            PRIMARY KEY (id, org));
+        INSERT INTO "TaskRun" SELECT i, i % 3, '2024-01-01'::timestamptz + i * interval '1 day', 'hush', '{}' FROM generate_series(1, 90) i"#,
+    );
+    let mut mirror = lab.mirror(&["TaskRun"]);
+    *mirror.table(0) = json!({"schema": "public", "name": "TaskRun", "target": {"table": "task_runs"}, "where": "org <> 0",
+        "columns": {"exclude": ["secret"], "rename": {"createdAt": "created_at"}, "types": {"payload": "JSON"}},
+        "engine": {"orderBy": ["org", "id"], "settings": {"index_granularity": "4096"}}});
+    let mut run = lab.streaming(&mirror);
+    lab.sql(
+        r#"INSERT INTO "TaskRun" VALUES (100, 0, now(), 'hush', '{}'), (101, 1, '2024-07-01 00:00:00Z', 'hush', '{"a": 1}');
+        UPDATE "TaskRun" SET org = 0 WHERE id = 1; UPDATE "TaskRun" SET org = 2 WHERE id = 3; UPDATE "TaskRun" SET secret = 'x' WHERE id = 4"#,
+    );
+    lab.settle(&mut run);
+    lab.assert_same(
+        r#"SELECT id, org, extract(epoch FROM "createdAt")::bigint FROM "TaskRun" WHERE org <> 0 ORDER BY id"#,
+        "SELECT id, org, toInt64(toUnixTimestamp64Second(created_at)) FROM task_runs FINAL WHERE _walferry_deleted = 0 ORDER BY id",
+    );
+    let columns = "SELECT name, type FROM system.columns WHERE database = currentDatabase() AND table = 'task_runs' ORDER BY position FORMAT TSVRaw";
+    let columns = lab.target(columns);
+    assert!(
+        !columns.contains("secret") && !columns.contains("gen\t") && columns.contains("created_at\t"),
+        "{columns}"
+    );
+    assert!(columns.contains("payload\tJSON") || columns.contains("payload\tNullable(JSON)"), "{columns}");
+    let made = lab.target("SHOW CREATE TABLE task_runs FORMAT TSVRaw");
+    for part in [
+        "ORDER BY (org, id)",
+        "index_granularity = 4096",
+        "ReplacingMergeTree(_walferry_version, _walferry_deleted)",
+    ] {
+        assert!(made.contains(part), "{part} not in {made}");
+    }
+    run.stop();
+    lab.verify(&mirror);
+}
+
+/// Partition key and time to live are ClickHouse expressions over the target's columns.
+#[test]
+fn partitions_and_time_to_live() {
+    let lab = Lab::new(Pg::V18);
+    lab.sql(
+        "CREATE TABLE t (id int, at timestamptz, PRIMARY KEY (id, at));
+        INSERT INTO t SELECT i, now() - i * interval '10 days' FROM generate_series(1, 20) i",
+    );
+    let mut mirror = lab.mirror(&["t"]);
+    mirror.table(0)["engine"] =
+        json!({"partitionBy": "toYYYYMM(at)", "ttl": "toDateTime(at) + INTERVAL 10 YEAR"});
+    lab.catch_up(&mirror);
+    let made = lab.target("SHOW CREATE TABLE t FORMAT TSVRaw");
+    assert!(made.contains("PARTITION BY toYYYYMM(at)") && made.contains("TTL "), "{made}");
+    assert_eq!(lab.target_value("SELECT count() FROM t FINAL"), "20");
+}
+
+/// VACUUM FULL moves unread rows into blocks already read; CLUSTER too.
+#[test]
+fn rewritten_while_it_is_copied() {
+    let lab = Lab::new(Pg::V18);
+    lab.sql(
+        "CREATE TABLE t (id int PRIMARY KEY, v text); ALTER TABLE t ALTER v SET STORAGE PLAIN;
+        INSERT INTO t SELECT i, repeat('x', 500) FROM generate_series(1, 60000) i; DELETE FROM t WHERE id % 3 = 0",
+    );
+    let mut mirror = lab.mirror(&["t"]);
+    mirror.mirror["spec"]["snapshot"] = json!({"parallelism": 1});
+    let mut run = lab.run(&mirror);
+    run.until_status("the copy to begin", |status| {
+        status["tables"][0]["rowsCopied"].as_u64().filter(|rows| *rows > 0)
+    });
+    lab.sql("VACUUM FULL t");
+    run.until_streaming();
+    lab.settle(&mut run);
+    lab.assert_table("t", "id, v", "id");
+    run.stop();
+    lab.verify(&mirror);
+}
+
+#[test]
+fn truncated_while_it_is_copied() {
+    let lab = Lab::new(Pg::V18);
+    lab.sql("CREATE TABLE t (id int PRIMARY KEY, v text); ALTER TABLE t ALTER v SET STORAGE PLAIN");
+    lab.sql("INSERT INTO t SELECT i, repeat('x', 500) FROM generate_series(1, 60000) i");
+    let mut mirror = lab.mirror(&["t"]);
+    mirror.mirror["spec"]["snapshot"] = json!({"parallelism": 2});
+    let mut run = lab.run(&mirror);
+    run.until_status("the copy to begin", |status| {
+        status["tables"][0]["rowsCopied"].as_u64().filter(|rows| *rows > 0)
+    });
+    lab.sql("BEGIN; TRUNCATE t; INSERT INTO t SELECT i, 'after' FROM generate_series(1, 100) i; COMMIT");
+    run.until_streaming();
+    lab.settle(&mut run);
+    lab.assert_table("t", "id, v", "id");
+    run.stop();
+    lab.verify(&mirror);
+}
+
+/// A column added with a constant default: old rows hold no value, PostgreSQL shows the default.
+#[test]
+fn missing_values_of_added_columns() {
+    let lab = Lab::new(Pg::V18);
+    lab.sql(
+        "CREATE TABLE t (id int PRIMARY KEY, gone int); INSERT INTO t VALUES (1, 1), (2, 2);
+        ALTER TABLE t ADD a text DEFAULT 'it''s', ADD b numeric(6,2) DEFAULT 1.5, ADD c int NOT NULL DEFAULT 7; ALTER TABLE t DROP gone;
+        INSERT INTO t VALUES (3, 'x', 0, 0)",
+    );
+    lab.catch_up(&lab.mirror(&["t"]));
+    lab.assert_same(
+        "SELECT id, a, trim_scale(b), c FROM t ORDER BY id",
+        "SELECT id, a, b, c FROM t FINAL ORDER BY id",
+    );
+}
+
+/// A table added to the file joins: it is copied while the others stream; one taken out leaves.
+#[test]
+fn tables_join_and_leave() {
+    let lab = Lab::new(Pg::V18);
+    lab.sql(
+        "CREATE TABLE a (id int PRIMARY KEY); CREATE TABLE b (id int PRIMARY KEY);
+        INSERT INTO a VALUES (1); INSERT INTO b VALUES (1)",
+    );
+    lab.catch_up(&lab.mirror(&["a"]));
+    lab.sql("INSERT INTO a VALUES (2); INSERT INTO b VALUES (2)");
+    let both = Mirrors { lab: &lab };
+    both.expect(&["a", "b"], "1\n2\n", "1\n2\n");
+    lab.sql("INSERT INTO a VALUES (3); INSERT INTO b VALUES (3)");
+    both.expect(&["b"], "1\n2\n", "1\n2\n3\n");
+}
+
+struct Mirrors<'a> {
+    lab: &'a Lab,
+}
+
+impl Mirrors<'_> {
+    fn expect(&self, tables: &[&str], a: &str, b: &str) {
+        self.lab.catch_up(&self.lab.mirror(tables));
+        assert_eq!(self.lab.target("SELECT id FROM a FINAL ORDER BY id"), a);
+        assert_eq!(self.lab.target("SELECT id FROM b FINAL ORDER BY id"), b);
+    }
+}
+
+/// A transaction that wrote to a table before the table joined a running slot, and commits later, is not lost.
+#[test]
+fn a_transaction_that_is_open_when_a_table_joins() {
+    let lab = Lab::new(Pg::V18);
+    lab.sql("CREATE TABLE a (id int PRIMARY KEY); CREATE TABLE b (id int PRIMARY KEY)");
+    lab.catch_up(&lab.mirror(&["a"]));
+    let mut open = lab.connect();
+    open.batch_execute("BEGIN; INSERT INTO b VALUES (1)").unwrap();
+    let mirror = lab.mirror(&["a", "b"]);
+    let mut run = lab.run(&mirror);
+    // It waits for that transaction, and says so.
+    run.until_status("the wait to be told", |status| {
+        let tables = status["tables"].as_array()?;
+        let b = tables.iter().find(|table| table["name"] == "b")?;
+        (!b["message"].as_str()?.is_empty()).then_some(())
+    });
+    lab.sql("INSERT INTO a VALUES (1)");
+    eventually("the other table to go on", || lab.target("SELECT id FROM a FINAL") == "1\n");
+    open.batch_execute("COMMIT").unwrap();
+    run.until_streaming();
+    lab.settle(&mut run);
+    assert_eq!(lab.target("SELECT id FROM b FINAL"), "1\n");
+}

@@ -1,0 +1,420 @@
+//! Following every change.
+
+use nix::sys::signal::Signal;
+use serde_json::json;
+
+use crate::{
+    on_both,
+    support::{Lab, Pg, Proxy, Server, eventually, until},
+};
+
+/// Inserts, updates, deletes, key changes, savepoints, roll-backs, several of them in one transaction.
+fn every_kind_of_change(pg: Pg) {
+    let lab = Lab::new(pg);
+    lab.sql("CREATE TABLE t (id int PRIMARY KEY, v text); INSERT INTO t SELECT i, 'old' FROM generate_series(1, 20) i");
+    let mirror = lab.mirror(&["t"]);
+    let mut run = lab.streaming(&mirror);
+    lab.sql("INSERT INTO t VALUES (100, 'a'), (101, NULL), (102, '')");
+    lab.sql("UPDATE t SET v = 'b' WHERE id = 100; DELETE FROM t WHERE id = 101");
+    lab.sql("BEGIN; INSERT INTO t VALUES (200, 'x'); UPDATE t SET v = 'y' WHERE id = 200; DELETE FROM t WHERE id = 200; INSERT INTO t VALUES (200, 'z'); COMMIT");
+    lab.sql("BEGIN; INSERT INTO t VALUES (300, 'never'); ROLLBACK");
+    lab.sql("BEGIN; INSERT INTO t VALUES (400, 'kept'); SAVEPOINT s; UPDATE t SET v = 'undone' WHERE id = 400; ROLLBACK TO s; COMMIT");
+    lab.sql("UPDATE t SET id = 500 WHERE id = 1; UPDATE t SET id = id + 1000 WHERE id BETWEEN 2 AND 5");
+    lab.sql("BEGIN; UPDATE t SET id = 600 WHERE id = 6; INSERT INTO t VALUES (6, 'again'); COMMIT");
+    lab.sql("BEGIN; UPDATE t SET id = 700 WHERE id = 7; UPDATE t SET id = 7 WHERE id = 700; COMMIT");
+    lab.sql("BEGIN; DELETE FROM t WHERE id = 8; INSERT INTO t VALUES (8, 'reborn'); COMMIT");
+    lab.settle(&mut run);
+    lab.assert_table("t", "id, v", "id");
+    let table = run.table("t");
+    for counter in ["inserted", "updated", "deleted"] {
+        assert!(table[counter].as_u64().unwrap() > 0, "{table}");
+    }
+    run.stop();
+    lab.verify(&mirror);
+}
+
+fn truncate(pg: Pg) {
+    let lab = Lab::new(pg);
+    lab.sql(
+        "CREATE TABLE a (id int PRIMARY KEY); CREATE TABLE b (id int PRIMARY KEY REFERENCES a);
+        INSERT INTO a SELECT generate_series(1, 100); INSERT INTO b SELECT generate_series(1, 100)",
+    );
+    let mirror = lab.mirror(&["a", "b"]);
+    let mut run = lab.streaming(&mirror);
+    lab.sql("BEGIN; INSERT INTO a VALUES (101); TRUNCATE a CASCADE; INSERT INTO a VALUES (1), (7); INSERT INTO b VALUES (7); COMMIT");
+    lab.settle(&mut run);
+    lab.assert_table("a", "id", "id");
+    lab.assert_table("b", "id", "id");
+    lab.sql("TRUNCATE b");
+    lab.settle(&mut run);
+    lab.assert_table("b", "id", "id");
+    run.stop();
+    lab.verify(&mirror);
+}
+
+/// REPLICA IDENTITY FULL and USING INDEX.
+fn other_identities(pg: Pg) {
+    let lab = Lab::new(pg);
+    lab.sql(
+        "CREATE TABLE f (id int PRIMARY KEY, v text, n int); ALTER TABLE f REPLICA IDENTITY FULL;
+        CREATE TABLE x (id int PRIMARY KEY, code text NOT NULL UNIQUE, v text); ALTER TABLE x REPLICA IDENTITY USING INDEX x_code_key;
+        CREATE TABLE u (code text NOT NULL UNIQUE, v text); ALTER TABLE u REPLICA IDENTITY USING INDEX u_code_key;
+        INSERT INTO f SELECT i, 'v', i FROM generate_series(1, 10) i;
+        INSERT INTO x SELECT i, 'c' || i, 'v' FROM generate_series(1, 10) i; INSERT INTO u SELECT 'c' || i, 'v' FROM generate_series(1, 10) i",
+    );
+    let mirror = lab.mirror(&["f", "x", "u"]);
+    let mut run = lab.streaming(&mirror);
+    for table in ["f", "x", "u"] {
+        let key = if table == "f" { "id" } else { "code" };
+        let change = if table == "f" { "id + 100" } else { "code || '-new'" };
+        let third = if table == "f" { "3" } else { "'c3'" };
+        lab.sql(&format!(
+            "UPDATE {table} SET v = 'w' WHERE {key} = {third}; UPDATE {table} SET {key} = {change} WHERE {key} > {third};
+             DELETE FROM {table} WHERE {key} = {third}"
+        ));
+    }
+    lab.settle(&mut run);
+    lab.assert_table("f", "id, v, n", "id");
+    lab.assert_table("x", "id, code, v", "id");
+    lab.assert_table("u", "code, v", "code");
+    run.stop();
+    lab.verify(&mirror);
+}
+
+/// A large value that an UPDATE does not touch is not in the stream.
+fn unchanged_toast(pg: Pg) {
+    for identity in ["DEFAULT", "FULL"] {
+        let lab = Lab::new(pg);
+        lab.sql(&format!(
+            "CREATE TABLE t (id int PRIMARY KEY, big text, j jsonb, n int); ALTER TABLE t ALTER big SET STORAGE EXTERNAL;
+            ALTER TABLE t REPLICA IDENTITY {identity};
+            INSERT INTO t SELECT i, repeat(md5(i::text), 400), jsonb_build_object('a', repeat(md5(i::text), 400)), 0 FROM generate_series(1, 40) i"
+        ));
+        let mirror = lab.mirror(&["t"]);
+        let mut run = lab.streaming(&mirror);
+        lab.sql("UPDATE t SET n = n + 1 WHERE id <= 10");
+        lab.sql("UPDATE t SET id = id + 1000 WHERE id BETWEEN 11 AND 20");
+        lab.sql("BEGIN; INSERT INTO t SELECT 50, repeat('abc', 5000), NULL, 1; UPDATE t SET n = 2 WHERE id = 50; COMMIT");
+        lab.sql("BEGIN; UPDATE t SET n = 5 WHERE id = 21; DELETE FROM t WHERE id = 21; COMMIT");
+        lab.sql("BEGIN; UPDATE t SET n = 6 WHERE id = 22; UPDATE t SET big = repeat('new', 5000) WHERE id = 22; UPDATE t SET n = 7 WHERE id = 22; COMMIT");
+        lab.sql("UPDATE t SET n = 8 WHERE id = 23; UPDATE t SET id = 2300 WHERE id = 23; UPDATE t SET n = 9 WHERE id = 2300");
+        lab.sql("UPDATE t SET big = NULL WHERE id = 24; UPDATE t SET n = 1 WHERE id = 24");
+        lab.settle(&mut run);
+        lab.assert_same(
+            "SELECT id, md5(big), length(j->>'a'), n FROM t ORDER BY id",
+            "SELECT id, lower(hex(MD5(big))), length(JSONExtractString(j, 'a')), n FROM t FINAL ORDER BY id"
+                .replace("length(JSON", "if(j IS NULL, NULL, length(JSON")
+                .replace("'a')), n", "'a'))), n")
+                .as_str(),
+        );
+        run.stop();
+        lab.verify(&mirror);
+    }
+}
+
+/// Memory stays bounded whatever the transaction's size.
+fn a_large_transaction(pg: Pg) {
+    let lab = Lab::new(pg);
+    lab.sql("CREATE TABLE t (id int PRIMARY KEY, v text); CREATE TABLE u (id int PRIMARY KEY)");
+    let mirror = lab.mirror(&["t", "u"]);
+    let mut run = lab.streaming(&mirror);
+    lab.sql(
+        "BEGIN; INSERT INTO t SELECT i, repeat(md5(i::text), 6) FROM generate_series(1, 300000) i; INSERT INTO u SELECT generate_series(1, 1000);
+        UPDATE t SET v = 'u' WHERE id % 100 = 0; DELETE FROM t WHERE id % 100 = 1; COMMIT",
+    );
+    lab.settle(&mut run);
+    assert_eq!(lab.target("SELECT count(), countIf(v = 'u') FROM t FINAL"), "297000\t3000\n");
+    assert_eq!(lab.target("SELECT count() FROM u FINAL"), "1000\n");
+    let peak = run.peak_memory_mib();
+    assert!(peak <= 128, "{peak} MiB");
+    run.stop();
+    lab.verify(&mirror);
+}
+
+on_both!(every_kind_of_change, truncate, other_identities, unchanged_toast, a_large_transaction);
+
+/// A transaction on many tables, interleaved with others, arrives whole.
+#[test]
+fn interleaved_transactions() {
+    let lab = Lab::new(Pg::V18);
+    lab.sql("CREATE TABLE a (id int PRIMARY KEY, v int); CREATE TABLE b (id int PRIMARY KEY, v int)");
+    let mirror = lab.mirror(&["a", "b"]);
+    let mut run = lab.streaming(&mirror);
+    let (mut first, mut second) = (lab.connect(), lab.connect());
+    first.batch_execute("BEGIN; INSERT INTO a SELECT i, 1 FROM generate_series(1, 100) i").unwrap();
+    second.batch_execute("BEGIN; INSERT INTO b SELECT i, 2 FROM generate_series(1, 100) i").unwrap();
+    first.batch_execute("INSERT INTO b VALUES (101, 1)").unwrap();
+    second.batch_execute("INSERT INTO a VALUES (101, 2); COMMIT").unwrap();
+    first.batch_execute("UPDATE a SET v = 3 WHERE id = 101; COMMIT").unwrap();
+    lab.settle(&mut run);
+    lab.assert_table("a", "id, v", "id");
+    lab.assert_table("b", "id, v", "id");
+}
+
+/// The case of design note 3.2: a row deleted by one transaction and inserted again by another one whose insert began before
+/// the delete was committed.
+#[test]
+fn an_insert_that_waited_for_a_delete() {
+    let lab = Lab::new(Pg::V18);
+    lab.sql("CREATE TABLE t (id int PRIMARY KEY, code int UNIQUE, v text)");
+    lab.sql("INSERT INTO t VALUES (1, 1, 'first')");
+    let mut run = lab.streaming(&lab.mirror(&["t"]));
+    let mut deleting = lab.connect();
+    deleting.batch_execute("BEGIN; DELETE FROM t WHERE id = 1").unwrap();
+    let mut inserting = lab.connect();
+    let waiting =
+        std::thread::spawn(move || inserting.batch_execute("INSERT INTO t VALUES (1, 1, 'second')"));
+    eventually("the insert to wait", || {
+        lab.source_value("SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'") == "1"
+    });
+    deleting.batch_execute("COMMIT").unwrap();
+    waiting.join().unwrap().unwrap();
+    lab.settle(&mut run);
+    assert_eq!(lab.target("SELECT id, code, v FROM t FINAL"), "1\t1\tsecond\n");
+}
+
+/// A deleted row stays as a tombstone for who wants it; FINAL does not show it.
+#[test]
+fn tombstones() {
+    let lab = Lab::new(Pg::V18);
+    lab.sql("CREATE TABLE t (id int PRIMARY KEY, v text NOT NULL)");
+    let mut run = lab.streaming(&lab.mirror(&["t"]));
+    lab.sql("INSERT INTO t VALUES (1, 'x'), (2, 'y')");
+    lab.sql("DELETE FROM t WHERE id = 1");
+    lab.settle(&mut run);
+    assert_eq!(lab.target("SELECT id, v FROM t FINAL"), "2\ty\n");
+    assert_eq!(lab.target("SELECT DISTINCT id FROM t WHERE _walferry_deleted = 1"), "1\n");
+    let versions = lab.target_value("SELECT min(_walferry_version) > 0 FROM t");
+    assert_eq!(versions, "1");
+}
+
+/// With no change for our tables the slot still moves, so that it does not hold the log of others.
+#[test]
+fn an_idle_slot_moves() {
+    let lab = Lab::new(Pg::V18);
+    lab.sql("CREATE TABLE t (id int PRIMARY KEY); CREATE TABLE unpublished (id int PRIMARY KEY, v text)");
+    let mut run = lab.streaming(&lab.mirror(&["t"]));
+    lab.sql("INSERT INTO unpublished SELECT i, repeat('x', 100) FROM generate_series(1, 20000) i");
+    let written = lab.lsn();
+    lab.settle(&mut run);
+    let (high, low) = (written >> 32, written & 0xFFFF_FFFF);
+    eventually("the slot to move", || {
+        lab.slot(&mut run, &format!("confirmed_flush_lsn >= '{high:X}/{low:X}'")) == "t"
+    });
+}
+
+/// `pg_stat_replication` tells which Mirror a connection belongs to.
+#[test]
+fn application_name_tells_the_mirror() {
+    let lab = Lab::new(Pg::V18);
+    lab.sql("CREATE TABLE t (id int PRIMARY KEY)");
+    let mirror = lab.mirror(&["t"]);
+    let mut run = lab.streaming(&mirror);
+    let name = mirror.mirror["metadata"]["name"].as_str().unwrap().to_owned();
+    let pid = lab.slot(&mut run, "active_pid");
+    let shown = lab.source_value(&format!("SELECT application_name FROM pg_stat_activity WHERE pid = {pid}"));
+    assert!(shown.starts_with("walferry") && shown.contains(&name), "{shown}");
+}
+
+/// Batches wait at most for what the Mirror says.
+#[test]
+fn small_batches() {
+    let lab = Lab::new(Pg::V18);
+    lab.sql("CREATE TABLE t (id int PRIMARY KEY, v text)");
+    let mut mirror = lab.mirror(&["t"]);
+    mirror.mirror["spec"]["batch"] = json!({"maxBytes": "1Mi", "maxDelayMilliseconds": 50});
+    let mut run = lab.streaming(&mirror);
+    lab.sql("INSERT INTO t SELECT i, repeat(md5(i::text), 10) FROM generate_series(1, 20000) i");
+    lab.settle(&mut run);
+    lab.assert_table("t", "id, v", "id");
+}
+
+/// One table's failure leaves the others alone, is told, and holds no log.
+#[test]
+fn a_failed_table_stops_alone() {
+    let lab = Lab::new(Pg::V18);
+    lab.sql("CREATE TABLE good (id int PRIMARY KEY); CREATE TABLE bad (id int PRIMARY KEY)");
+    let mirror = lab.mirror(&["good", "bad"]);
+    let mut run = lab.streaming(&mirror);
+    lab.target("DROP TABLE bad SYNC");
+    lab.sql("INSERT INTO bad VALUES (1); INSERT INTO good VALUES (1)");
+    let message = run.until_failed("bad");
+    assert!(message.contains("bad"), "{message}");
+    lab.sql("INSERT INTO bad VALUES (2); INSERT INTO good VALUES (2)");
+    lab.settle(&mut run);
+    lab.assert_table("good", "id", "id");
+    let ready = run.condition("Ready").unwrap();
+    assert_eq!((ready.0.as_str(), ready.1.as_str()), ("True", "StreamingWithFailedTables"), "{ready:?}");
+    run.stop();
+}
+
+/// While the destination is slow the source still hears from us, and does not cut us off.
+#[test]
+fn feedback_goes_on_while_the_destination_is_slow() {
+    let postgres = Server::postgres(Pg::V18, &["-c", "wal_sender_timeout=2s"]);
+    let clickhouse = Server::clickhouse(&[]);
+    let lab = Lab::on(postgres.into(), clickhouse.into());
+    lab.sql("CREATE TABLE t (id int PRIMARY KEY, v text)");
+    let mut run = lab.streaming(&lab.mirror(&["t"]));
+    let walsender = lab.slot(&mut run, "active_pid");
+    let frozen = nix::unistd::Pid::from_raw(lab.clickhouse_server.pid());
+    nix::sys::signal::kill(frozen, Signal::SIGSTOP).unwrap();
+    lab.sql("INSERT INTO t SELECT i, repeat('x', 200) FROM generate_series(1, 50000) i");
+    let heard = || lab.silence(&walsender);
+    // Three times the sender's time-out.
+    let started = std::time::Instant::now();
+    eventually("six seconds to pass with the same connection", || {
+        assert!(heard() < 2.0, "no feedback for {} s", heard());
+        started.elapsed().as_secs() >= 6
+    });
+    nix::sys::signal::kill(frozen, Signal::SIGCONT).unwrap();
+    lab.settle(&mut run);
+    lab.assert_table("t", "id, v", "id");
+    assert_eq!(lab.slot(&mut run, "active_pid"), walsender);
+}
+
+/// After a cut that the server has not noticed, our own walsender still has the slot; it is taken over.
+#[test]
+fn takes_over_its_own_stale_walsender() {
+    let lab = Lab::new(Pg::V18);
+    lab.sql("CREATE TABLE t (id int PRIMARY KEY)");
+    let proxy = Proxy::to(lab.postgres_port);
+    let mut mirror = lab.mirror(&["t"]);
+    mirror.postgres["spec"]["postgres"]["port"] = json!(proxy.port);
+    let mut run = lab.streaming(&mirror);
+    let before = lab.slot(&mut run, "active_pid");
+    proxy.cut_unnoticed();
+    lab.sql("INSERT INTO t VALUES (1)");
+    let after = until("another walsender", || {
+        Some(lab.slot(&mut run, "active_pid")).filter(|pid| *pid != before && pid != "\\N")
+    });
+    assert_ne!(before, after);
+    lab.settle(&mut run);
+    assert_eq!(lab.target("SELECT id FROM t FINAL"), "1\n");
+}
+
+/// Another program's connection on our slot is left alone.
+#[test]
+fn leaves_another_walsender_alone() {
+    let lab = Lab::new(Pg::V18);
+    lab.sql("CREATE TABLE t (id int PRIMARY KEY)");
+    let mirror = lab.mirror(&["t"]);
+    let mut run = lab.streaming(&mirror);
+    let slot = run.status()["slotName"].as_str().unwrap().to_owned();
+    run.stop();
+    let mut other = std::process::Command::new("pg_recvlogical")
+        .args([
+            "-h",
+            "127.0.0.1",
+            "-p",
+            &lab.postgres_port.to_string(),
+            "-U",
+            &lab.database,
+            "-d",
+            &lab.database,
+        ])
+        .args(["-S", &slot, "--start", "-f", "/dev/null", "-o", "proto_version=1", "-o"])
+        .arg(format!("publication_names={slot}"))
+        .env("PGPASSWORD", "role-test")
+        .spawn()
+        .unwrap();
+    let active = || {
+        lab.source_value(&format!("SELECT active_pid FROM pg_replication_slots WHERE slot_name = '{slot}'"))
+    };
+    let theirs = until("the other program to have the slot", || Some(active()).filter(|pid| pid != "\\N"));
+    let mut run = lab.run(&mirror);
+    run.until_status("a retry", |status| {
+        let ready = status["conditions"].as_array()?.iter().find(|condition| condition["type"] == "Ready")?;
+        (ready["status"] != "True" && ready["message"].as_str()?.contains(&slot)).then_some(())
+    });
+    assert_eq!(active(), theirs);
+    other.kill().unwrap();
+    other.wait().unwrap();
+    run.until_streaming();
+}
+
+/// `/healthz`, `/readyz`, `/metrics` and `/status`.
+#[test]
+fn http_interface() {
+    let lab = Lab::new(Pg::V18);
+    lab.sql("CREATE TABLE t (id int PRIMARY KEY); INSERT INTO t VALUES (1)");
+    let mut run = lab.streaming(&lab.mirror(&["t"]));
+    assert_eq!(run.http("/healthz").unwrap().0, 200);
+    eventually("readiness", || run.http("/readyz").unwrap().0 == 200);
+    let (code, metrics) = run.http("/metrics").unwrap();
+    assert!(code == 200 && metrics.contains("walferry_"), "{metrics}");
+    assert_eq!(run.http("/nothing").unwrap().0, 404);
+    let status = run.status();
+    for field in [
+        "namespace",
+        "name",
+        "conditions",
+        "slotName",
+        "publicationName",
+        "lastLSN",
+        "lag",
+        "retainedWalBytes",
+        "tables",
+    ] {
+        assert!(status.get(field).is_some(), "{field} is not in {status:#}");
+    }
+    assert!(status["lag"]["bytes"].is_u64() && status["lag"]["seconds"].is_number(), "{status:#}");
+    for field in [
+        "schema",
+        "name",
+        "target",
+        "state",
+        "rowsCopied",
+        "rowsEstimated",
+        "inserted",
+        "updated",
+        "deleted",
+        "message",
+    ] {
+        assert!(status["tables"][0].get(field).is_some(), "{field} is not in {status:#}");
+    }
+    let kinds: Vec<&str> =
+        status["conditions"].as_array().unwrap().iter().map(|c| c["type"].as_str().unwrap()).collect();
+    for kind in ["Ready", "SourceReady", "DestinationReady", "Snapshotted", "Streaming", "CaughtUp"] {
+        assert!(kinds.contains(&kind), "{kind} is not in {kinds:?}");
+    }
+    assert!(!kinds.contains(&"Stalled") && !kinds.contains(&"Reconciling"), "{kinds:?}");
+}
+
+/// The lag grows while the destination is away, and is nil again afterwards.
+#[test]
+fn lag_is_told() {
+    let clickhouse = Server::clickhouse(&[]);
+    let lab = Lab::on(Server::shared_postgres(Pg::V18), clickhouse.into());
+    lab.sql("CREATE TABLE t (id int PRIMARY KEY)");
+    let mut run = lab.streaming(&lab.mirror(&["t"]));
+    let server = nix::unistd::Pid::from_raw(lab.clickhouse_server.pid());
+    nix::sys::signal::kill(server, Signal::SIGSTOP).unwrap();
+    lab.sql("INSERT INTO t SELECT generate_series(1, 1000)");
+    run.until_status("a lag", |status| {
+        (status["lag"]["bytes"].as_u64()? > 0 && status["lag"]["seconds"].as_f64()? > 0.5).then_some(())
+    });
+    nix::sys::signal::kill(server, Signal::SIGCONT).unwrap();
+    lab.settle(&mut run);
+    run.until_status("no lag", |status| (status["lag"]["seconds"].as_f64()? < 0.5).then_some(()));
+}
+
+/// Many small tables at once.
+#[test]
+fn many_tables() {
+    let lab = Lab::new(Pg::V18);
+    let names: Vec<String> = (0..60).map(|n| format!("t{n}")).collect();
+    for name in &names {
+        lab.sql(&format!("CREATE TABLE {name} (id int PRIMARY KEY); INSERT INTO {name} VALUES (1)"));
+    }
+    let mirror = lab.mirror(&names.iter().map(String::as_str).collect::<Vec<_>>());
+    let mut run = lab.streaming(&mirror);
+    let insert: Vec<String> = names.iter().map(|name| format!("INSERT INTO {name} VALUES (2)")).collect();
+    lab.sql(&insert.join(";"));
+    lab.settle(&mut run);
+    for name in &names {
+        assert_eq!(lab.target_value(&format!("SELECT count() FROM {name} FINAL")), "2");
+    }
+    run.stop();
+    lab.verify(&mirror);
+}

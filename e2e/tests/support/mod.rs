@@ -1,0 +1,35 @@
+//! What every test needs: servers, a pair of fresh databases, the program, and a way to compare both sides.
+
+mod clickhouse;
+mod http;
+mod lab;
+mod proxy;
+mod servers;
+mod wait;
+mod walferry;
+mod writer;
+
+pub use clickhouse::ClickHouse;
+pub use http::get;
+pub use lab::{Lab, Mirror};
+pub use proxy::{Proxy, TlsProxy};
+pub use servers::Server;
+pub use wait::{DEADLINE, eventually, until};
+pub use walferry::{Outcome, Run, parse_lsn, walferry, walferry_with_input};
+pub use writer::Writer;
+
+/// The oldest and the newest PostgreSQL that are tested.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Pg {
+    V14,
+    V18,
+}
+
+/// Makes a test of `fn name(pg: Pg)` for each PostgreSQL.
+#[macro_export]
+macro_rules! on_both {
+    ($($name:ident),* $(,)?) => {
+        mod on_14 { $(#[test] fn $name() { super::$name($crate::support::Pg::V14) })* }
+        mod on_18 { $(#[test] fn $name() { super::$name($crate::support::Pg::V18) })* }
+    };
+}

@@ -1,0 +1,120 @@
+//! A network between the program and a server, to be cut, frozen or wrapped in TLS.
+
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
+use std::{
+    io::{Read, Write},
+    net::{Shutdown, TcpListener, TcpStream},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering::SeqCst},
+    },
+    thread,
+};
+
+/// Forwards connections to a port of this machine until it is told otherwise.
+#[derive(Debug)]
+pub struct Proxy {
+    pub port: u16,
+    state: Arc<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    closed: AtomicBool,
+    client_sides: Mutex<Vec<TcpStream>>,
+    server_sides: Mutex<Vec<TcpStream>>,
+}
+
+impl Proxy {
+    /// Forwards to `target`.
+    pub fn to(target: u16) -> Proxy {
+        let listener = TcpListener::bind(("127.0.0.1", 0)).unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let state = Arc::new(State::default());
+        let shared = state.clone();
+        thread::spawn(move || {
+            for client in listener.incoming().map_while(Result::ok) {
+                if shared.closed.load(SeqCst) {
+                    continue;
+                }
+                let Ok(server) = TcpStream::connect(("127.0.0.1", target)) else { continue };
+                shared.client_sides.lock().unwrap().push(client.try_clone().unwrap());
+                shared.server_sides.lock().unwrap().push(server.try_clone().unwrap());
+                forward(client.try_clone().unwrap(), server.try_clone().unwrap());
+                forward(server, client);
+            }
+        });
+        Proxy { port, state }
+    }
+
+    /// Cuts every connection on the client's side only: the server does not notice, as when a cable is pulled.
+    pub fn cut_unnoticed(&self) {
+        for side in self.state.client_sides.lock().unwrap().drain(..) {
+            let _ = side.shutdown(Shutdown::Both);
+        }
+    }
+
+    /// Cuts every connection on both sides.
+    pub fn cut(&self) {
+        self.cut_unnoticed();
+        for side in self.state.server_sides.lock().unwrap().drain(..) {
+            let _ = side.shutdown(Shutdown::Both);
+        }
+    }
+
+    /// Refuses new connections from now on, or takes them again.
+    pub fn set_closed(&self, closed: bool) {
+        self.state.closed.store(closed, SeqCst);
+    }
+}
+
+/// Copies bytes one way. The end of the input does not close the output, so that one side can be cut alone.
+fn forward(mut from: TcpStream, mut to: TcpStream) {
+    thread::spawn(move || {
+        let mut buffer = vec![0; 64 * 1024];
+        while let Ok(read @ 1..) = from.read(&mut buffer) {
+            if to.write_all(&buffer[..read]).is_err() {
+                break;
+            }
+        }
+    });
+}
+
+/// Takes TLS and forwards what is inside to a port of this machine.
+#[derive(Debug)]
+pub struct TlsProxy {
+    pub port: u16,
+    _runtime: tokio::runtime::Runtime,
+}
+
+impl TlsProxy {
+    /// Shows this certificate (PEM, with its key) and forwards to `target`.
+    pub fn to(target: u16, certificate: &str, key: &str) -> TlsProxy {
+        let certificates =
+            CertificateDer::pem_slice_iter(certificate.as_bytes()).map(Result::unwrap).collect();
+        let key = PrivateKeyDer::from_pem_slice(key.as_bytes()).unwrap();
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let config = rustls::ServerConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_no_client_auth()
+            .with_single_cert(certificates, key)
+            .unwrap();
+        let acceptor = tokio_rustls::TlsAcceptor::from(Arc::new(config));
+        let runtime =
+            tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+        let listener = runtime.block_on(tokio::net::TcpListener::bind(("127.0.0.1", 0))).unwrap();
+        let port = listener.local_addr().unwrap().port();
+        runtime.spawn(async move {
+            while let Ok((client, _)) = listener.accept().await {
+                let acceptor = acceptor.clone();
+                tokio::spawn(async move {
+                    let mut server = tokio::net::TcpStream::connect(("127.0.0.1", target)).await?;
+                    let mut client = acceptor.accept(client).await?;
+                    tokio::io::copy_bidirectional(&mut client, &mut server).await
+                });
+            }
+        });
+        TlsProxy { port, _runtime: runtime }
+    }
+}

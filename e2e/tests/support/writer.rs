@@ -1,0 +1,45 @@
+//! An application that goes on writing while the program works.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::SeqCst},
+    },
+    thread::{self, JoinHandle},
+};
+
+/// Runs one statement after another on a connection of its own until stopped.
+#[derive(Debug)]
+pub struct Writer {
+    stop: Arc<AtomicBool>,
+    thread: Option<JoinHandle<u64>>,
+}
+
+impl Writer {
+    /// Runs `statement(n)` for n = 0, 1, … on `client`.
+    pub fn start(mut client: postgres::Client, statement: impl Fn(u64) -> String + Send + 'static) -> Writer {
+        let stop = Arc::new(AtomicBool::new(false));
+        let stopped = stop.clone();
+        let thread = thread::spawn(move || {
+            let mut done = 0;
+            while !stopped.load(SeqCst) {
+                client.batch_execute(&statement(done)).expect("the application's own write must succeed");
+                done += 1;
+            }
+            done
+        });
+        Writer { stop, thread: Some(thread) }
+    }
+
+    /// Stops after the statement in hand and tells how many were run.
+    pub fn finish(mut self) -> u64 {
+        self.stop.store(true, SeqCst);
+        self.thread.take().unwrap().join().expect("the writer failed")
+    }
+}
+
+impl Drop for Writer {
+    fn drop(&mut self) {
+        self.stop.store(true, SeqCst);
+    }
+}

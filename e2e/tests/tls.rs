@@ -1,0 +1,219 @@
+//! Encrypted connections to both databases, and the ways to log in to PostgreSQL.
+
+use std::path::Path;
+
+use rcgen::{
+    BasicConstraints, CertificateParams, CertifiedIssuer, DnType, ExtendedKeyUsagePurpose, IsCa, KeyPair,
+    date_time_ymd,
+};
+use serde_json::json;
+
+use crate::{
+    on_both,
+    support::{Lab, Mirror, Pg, Server, TlsProxy},
+};
+
+/// An authority that signs certificates.
+struct Authority(CertifiedIssuer<'static, KeyPair>);
+
+/// A certificate and its key, PEM.
+struct Identity {
+    certificate: String,
+    key: String,
+}
+
+impl Authority {
+    fn new(name: &str) -> Authority {
+        let mut params = CertificateParams::new(vec![]).unwrap();
+        params.distinguished_name.push(DnType::CommonName, name);
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        Authority(CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap())
+    }
+
+    fn pem(&self) -> String {
+        self.0.pem()
+    }
+
+    fn sign(
+        &self,
+        common_name: &str,
+        names: &[&str],
+        usage: ExtendedKeyUsagePurpose,
+        last_year: i32,
+    ) -> Identity {
+        let names: Vec<String> = names.iter().map(ToString::to_string).collect();
+        let mut params = CertificateParams::new(names).unwrap();
+        params.distinguished_name.push(DnType::CommonName, common_name);
+        params.extended_key_usages.push(usage);
+        params.not_before = date_time_ymd(2001, 1, 1);
+        params.not_after = date_time_ymd(last_year, 1, 1);
+        let key = KeyPair::generate().unwrap();
+        Identity { certificate: params.signed_by(&key, &self.0).unwrap().pem(), key: key.serialize_pem() }
+    }
+
+    fn server(&self, names: &[&str]) -> Identity {
+        self.sign("server", names, ExtendedKeyUsagePurpose::ServerAuth, 2090)
+    }
+
+    fn client(&self, common_name: &str) -> Identity {
+        self.sign(common_name, &[], ExtendedKeyUsagePurpose::ClientAuth, 2090)
+    }
+}
+
+/// The files that `e2e/servers --tls` takes.
+fn write_files(folder: &Path, server: &Identity, clients: &Authority) {
+    std::fs::write(folder.join("server.crt"), &server.certificate).unwrap();
+    std::fs::write(folder.join("server.key"), &server.key).unwrap();
+    std::fs::write(folder.join("ca.crt"), clients.pem()).unwrap();
+}
+
+/// A PostgreSQL that offers TLS, and a table to mirror.
+fn encrypted(pg: Pg, server: &Identity, authority: &Authority) -> Lab {
+    let folder = tempfile::tempdir().unwrap();
+    write_files(folder.path(), server, authority);
+    let postgres = Server::postgres(pg, &["--tls", folder.path().to_str().unwrap()]);
+    let lab = Lab::on(postgres.into(), Server::shared_clickhouse());
+    lab.sql("CREATE TABLE t (id int PRIMARY KEY); INSERT INTO t VALUES (1)");
+    lab
+}
+
+/// A Mirror that connects with this mode and, unless empty, this authority.
+fn with_tls(lab: &Lab, mode: &str, authority: &str) -> Mirror {
+    let mut mirror = lab.mirror(&["t"]);
+    mirror.postgres["spec"]["postgres"]["tls"] = json!({"mode": mode});
+    if !authority.is_empty() {
+        mirror.postgres["spec"]["postgres"]["tls"]["caSecretRef"] =
+            json!({"name": "authority", "key": "ca.crt"});
+        mirror.secrets.push(("authority".into(), json!({"ca.crt": authority})));
+    }
+    mirror
+}
+
+/// Every mode, with a server whose certificate is for its address, for another name, or another authority's.
+fn modes(pg: Pg) {
+    let (right, wrong) = (Authority::new("right"), Authority::new("wrong"));
+    let lab = encrypted(pg, &right.server(&["127.0.0.1"]), &right);
+    let check = |mode: &str, authority: &str| lab.command("check", &with_tls(&lab, mode, authority), &[]);
+    for mode in ["Disable", "Require"] {
+        check(mode, "").exits(0);
+    }
+    for mode in ["VerifyCa", "VerifyFull"] {
+        check(mode, &right.pem()).exits(0);
+        check(mode, &wrong.pem()).exits(1).says(&["certificate", "caSecretRef"]);
+        check(mode, "").exits(1).says(&["certificate"]);
+        check(mode, "not a certificate").exits(1).says(&["caSecretRef"]);
+    }
+    // All the way, also for the replication and the copy connection.
+    let mirror = with_tls(&lab, "VerifyFull", &right.pem());
+    let mut run = lab.streaming(&mirror);
+    let pid = lab.slot(&mut run, "active_pid");
+    assert_eq!(lab.source_value(&format!("SELECT ssl FROM pg_stat_ssl WHERE pid = {pid}")), "t");
+    let plain = "SELECT count(*) FROM pg_stat_ssl JOIN pg_stat_activity USING (pid) WHERE NOT ssl AND application_name LIKE 'walferry%'";
+    assert_eq!(lab.source_value(plain), "0");
+    lab.sql("INSERT INTO t VALUES (2)");
+    lab.settle(&mut run);
+    lab.assert_table("t", "id", "id");
+    run.stop();
+    lab.verify(&mirror);
+}
+
+fn other_host_name(pg: Pg) {
+    let authority = Authority::new("authority");
+    let lab = encrypted(pg, &authority.server(&["db.example"]), &authority);
+    lab.command("check", &with_tls(&lab, "VerifyCa", &authority.pem()), &[]).exits(0);
+    lab.command("check", &with_tls(&lab, "VerifyFull", &authority.pem()), &[])
+        .exits(1)
+        .says(&["name", "127.0.0.1"]);
+}
+
+fn expired(pg: Pg) {
+    let authority = Authority::new("authority");
+    let old = authority.sign("server", &["127.0.0.1"], ExtendedKeyUsagePurpose::ServerAuth, 2002);
+    let lab = encrypted(pg, &old, &authority);
+    lab.command("check", &with_tls(&lab, "VerifyFull", &authority.pem()), &[]).exits(1).says(&["expired"]);
+    lab.command("check", &with_tls(&lab, "VerifyCa", &authority.pem()), &[]).exits(1).says(&["expired"]);
+    lab.command("check", &with_tls(&lab, "Require", ""), &[]).exits(0);
+}
+
+fn client_certificate(pg: Pg) {
+    let authority = Authority::new("authority");
+    let lab = encrypted(pg, &authority.server(&["127.0.0.1"]), &authority);
+    lab.admin(&format!("CREATE ROLE certified LOGIN REPLICATION IN ROLE {}", lab.database));
+    let with_identity = |identity: &Identity| {
+        let mut mirror = with_tls(&lab, "VerifyFull", &authority.pem());
+        mirror.postgres["spec"]["postgres"]["tls"]["clientCertificateSecretRef"] =
+            json!({"name": "identity"});
+        mirror
+            .secrets
+            .push(("identity".into(), json!({"tls.crt": identity.certificate, "tls.key": identity.key})));
+        mirror.secrets[0].1 = json!({"username": "certified", "password": "unused"});
+        mirror
+    };
+    let mirror = with_identity(&authority.client("certified"));
+    lab.catch_up(&mirror);
+    assert_eq!(lab.target("SELECT id FROM t FINAL"), "1\n");
+    lab.command("check", &with_identity(&authority.client("someone")), &[]).exits(1).says(&["certified"]);
+    let mut without = with_tls(&lab, "VerifyFull", &authority.pem());
+    without.secrets[0].1 = json!({"username": "certified", "password": "unused"});
+    lab.command("check", &without, &[]).exits(1).says(&["certificate"]);
+}
+
+/// A server without TLS is told from one that can't be reached.
+fn server_without_tls(pg: Pg) {
+    let lab = Lab::new(pg);
+    lab.sql("CREATE TABLE t (id int PRIMARY KEY)");
+    lab.command("check", &with_tls(&lab, "Require", ""), &[]).exits(1).says(&["TLS"]);
+    // The default mode is the strict one.
+    let mut mirror = lab.mirror(&["t"]);
+    mirror.postgres["spec"]["postgres"].as_object_mut().unwrap().remove("tls");
+    lab.command("check", &mirror, &[]).exits(1).says(&["TLS"]);
+}
+
+fn md5_password(pg: Pg) {
+    let lab = Lab::new(pg);
+    lab.sql("CREATE TABLE t (id int PRIMARY KEY); INSERT INTO t VALUES (1)");
+    lab.admin("DROP ROLE IF EXISTS md5_user");
+    lab.admin(&format!(
+        "SET password_encryption = md5; CREATE ROLE md5_user LOGIN REPLICATION PASSWORD 'md5-test' IN ROLE {}",
+        lab.database
+    ));
+    let mut mirror = lab.mirror(&["t"]);
+    mirror.secrets[0].1 = json!({"username": "md5_user", "password": "md5-test"});
+    lab.catch_up(&mirror);
+    assert_eq!(lab.target("SELECT id FROM t FINAL"), "1\n");
+    mirror.secrets[0].1["password"] = json!("wrong");
+    lab.command("check", &mirror, &[]).exits(1).says(&["password"]);
+}
+
+on_both!(modes, other_host_name, expired, client_certificate, server_without_tls, md5_password);
+
+#[test]
+fn clickhouse_over_https() {
+    let (right, wrong) = (Authority::new("right"), Authority::new("wrong"));
+    let lab = Lab::new(Pg::V18);
+    lab.sql("CREATE TABLE t (id int PRIMARY KEY); INSERT INTO t VALUES (1)");
+    let identity = right.server(&["localhost"]);
+    let proxy = TlsProxy::to(lab.clickhouse.port, &identity.certificate, &identity.key);
+    let with = |host: &str, mode: &str, authority: &str| {
+        let mut mirror = lab.mirror(&["t"]);
+        let peer = &mut mirror.clickhouse["spec"]["clickhouse"];
+        peer["url"] = json!(format!("https://{host}:{}", proxy.port));
+        peer["tls"] = json!({"mode": mode});
+        if !authority.is_empty() {
+            peer["tls"]["caSecretRef"] = json!({"name": "authority", "key": "ca.crt"});
+            mirror.secrets.push(("authority".into(), json!({"ca.crt": authority})));
+        }
+        mirror
+    };
+    lab.command("check", &with("localhost", "Require", ""), &[]).exits(0);
+    lab.command("check", &with("127.0.0.1", "VerifyCa", &right.pem()), &[]).exits(0);
+    lab.command("check", &with("127.0.0.1", "VerifyFull", &right.pem()), &[]).exits(1).says(&["name"]);
+    lab.command("check", &with("localhost", "VerifyFull", &wrong.pem()), &[]).exits(1).says(&["certificate"]);
+    let mirror = with("localhost", "VerifyFull", &right.pem());
+    let mut run = lab.streaming(&mirror);
+    lab.sql("INSERT INTO t VALUES (2)");
+    lab.settle(&mut run);
+    run.stop();
+    lab.assert_table("t", "id", "id");
+    lab.verify(&mirror);
+}
