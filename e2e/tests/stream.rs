@@ -251,7 +251,7 @@ fn a_failed_table_stops_alone() {
 /// While the destination is slow the source still hears from us, and does not cut us off.
 #[test]
 fn feedback_goes_on_while_the_destination_is_slow() {
-    let postgres = Server::postgres(Pg::V18, &["-c", "wal_sender_timeout=2s"]);
+    let postgres = Server::postgres(Pg::V18, &["-c", "wal_sender_timeout=4s"]);
     let clickhouse = Server::clickhouse(&[]);
     let lab = Lab::on(postgres.into(), clickhouse.into());
     lab.sql("CREATE TABLE t (id int PRIMARY KEY, v text)");
@@ -261,11 +261,11 @@ fn feedback_goes_on_while_the_destination_is_slow() {
     nix::sys::signal::kill(frozen, Signal::SIGSTOP).unwrap();
     lab.sql("INSERT INTO t SELECT i, repeat('x', 200) FROM generate_series(1, 50000) i");
     let heard = || lab.silence(&walsender);
-    // Three times the sender's time-out.
+    // More than twice the sender's time-out.
     let started = std::time::Instant::now();
-    eventually("six seconds to pass with the same connection", || {
-        assert!(heard() < 2.0, "no feedback for {} s", heard());
-        started.elapsed().as_secs() >= 6
+    eventually("nine seconds to pass with the same connection", || {
+        assert!(heard() < 4.0, "no feedback for {} s", heard());
+        started.elapsed().as_secs() >= 9
     });
     nix::sys::signal::kill(frozen, Signal::SIGCONT).unwrap();
     lab.settle(&mut run);
