@@ -130,7 +130,7 @@ async fn pump<D: Destination>(
         let backlog = pace.backlog();
         let next = applier.flush_due(backlog);
         if backlog {
-            tokio::time::sleep_until(pace.next_read().into()).await;
+            reader.nap_until(pace.next_read()).await;
         }
         tokio::select! {
             biased;

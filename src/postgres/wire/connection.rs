@@ -141,7 +141,7 @@ impl Connection {
         self.start(&replication::start_statement(slot, start, publication, binary)).await?;
         let frame = self.next_frame().await?;
         match frame.tag {
-            b'W' => Ok(replication::split(self)),
+            b'W' => replication::split(self),
             b'E' => Err(ErrorFields::parse(self.buffer.slice(frame.body)).into_error()),
             tag => Err(unexpected(tag, "the answer to START_REPLICATION")),
         }

@@ -7,6 +7,7 @@ mod buffer;
 mod connection;
 mod copy_out;
 mod fields;
+mod halves;
 mod replication;
 mod startup;
 pub(super) mod transport;

@@ -1,18 +1,17 @@
 //! The stream of a logical replication slot
 //! (<https://www.postgresql.org/docs/current/protocol-replication.html>).
 
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use bytes::{BufMut, BytesMut};
 use postgres_protocol::message::frontend;
-use tokio::io::{ReadHalf, WriteHalf};
 
 use super::{
     Connection,
     buffer::{Frame, ReceiveBuffer},
     connection::{flush, unexpected},
     fields::{ErrorFields, log_notice},
-    transport::Transport,
+    halves::{self, Receiving, Sending},
 };
 use crate::{
     model::Lsn,
@@ -55,18 +54,18 @@ pub(super) fn start_statement(slot: &str, start: Lsn, publication: &str, binary:
     )
 }
 
-pub(super) fn split(connection: Connection) -> (ReplicationReader, ReplicationWriter) {
-    let (read, write) = tokio::io::split(connection.transport);
-    (
-        ReplicationReader { stream: read, buffer: connection.buffer },
-        ReplicationWriter { stream: write, out: connection.out },
-    )
+pub(super) fn split(connection: Connection) -> Result<(ReplicationReader, ReplicationWriter), Error> {
+    let (receiving, sending) = halves::split(connection.transport)?;
+    Ok((
+        ReplicationReader { stream: receiving, buffer: connection.buffer },
+        ReplicationWriter { stream: sending, out: connection.out },
+    ))
 }
 
 /// The receiving half.
 #[derive(Debug)]
 pub struct ReplicationReader {
-    stream: ReadHalf<Transport>,
+    stream: Receiving,
     buffer: ReceiveBuffer,
 }
 
@@ -110,6 +109,12 @@ impl ReplicationReader {
         self.buffer.fill(&mut self.stream).await
     }
 
+    /// Lets the socket fill until `moment`, without being woken for what arrives (over TLS the wake-ups remain).
+    pub async fn nap_until(&mut self, moment: Instant) {
+        self.stream.leave_alone();
+        tokio::time::sleep_until(moment.into()).await;
+    }
+
     /// Bytes received that [`ReplicationReader::try_next`] has not given out.
     pub fn buffered(&self) -> usize {
         self.buffer.buffered()
@@ -143,7 +148,7 @@ fn parse(body: &[u8]) -> Result<ReplicationMessage<'_>, Error> {
 /// The sending half.
 #[derive(Debug)]
 pub struct ReplicationWriter {
-    stream: WriteHalf<Transport>,
+    stream: Sending,
     out: BytesMut,
 }
 
