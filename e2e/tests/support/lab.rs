@@ -264,10 +264,10 @@ impl Lab {
         self.command("verify", mirror, &[]).exits(0);
     }
 
-    /// Seconds since this walsender last heard from its client.
+    /// Seconds since this walsender last heard from its client, or since it began when it has not yet.
     pub fn silence(&self, walsender: &str) -> f64 {
         let query = format!(
-            "SELECT extract(epoch FROM clock_timestamp() - reply_time) FROM pg_stat_replication WHERE pid = {walsender}"
+            "SELECT extract(epoch FROM clock_timestamp() - coalesce(reply_time, backend_start)) FROM pg_stat_replication WHERE pid = {walsender}"
         );
         self.source_value(&query).parse().expect("the walsender is gone")
     }
