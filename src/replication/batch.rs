@@ -242,8 +242,8 @@ impl<D: Destination> Inserter<D> {
         let wanted: Vec<Tuple<'_>> =
             group.iter().filter(|row| row.incomplete).map(|row| waiting.tuple(row)).collect();
         let spec = table.record().spec;
-        let found =
-            retry(&self.abort, &self.notice, || self.rereader.read(&spec, &building.schema, &wanted)).await?;
+        // Not retried here: a source that shuts down waits for what we hold, so its stream must end and begin again.
+        let found = self.rereader.read(&spec, &building.schema, &wanted).await?;
         table.progress.reread.fetch_add(wanted.len() as u64, Ordering::Relaxed);
         let mut found = found.into_iter();
         let (mut data, mut cells) = (Vec::new(), Vec::new());
