@@ -12,16 +12,22 @@
 //! | [`postgres`] | sessions, catalog, slot, publication, wire protocol, decoders | `model`, `tls` |
 //! | [`replication`] | the engine and its destination contract | `model`, `postgres` |
 //! | [`clickhouse`] | client, DDL, types, column encoders, state, the destination | `model`, `tls`, the destination contract |
+//! | [`resolve`] | references and Secrets into one configuration | `api`, `model` |
+//! | [`check`] | what must hold before replication starts | `model`, `postgres`, `clickhouse`, `replication` |
+//! | [`cleanup`] | removes slot, publication and state | `model`, `postgres`, `clickhouse`, the destination contract |
 //! | [`http`], [`telemetry`] | `/status` and `/metrics`; logs | `api`, `model`, `status` |
 //! | [`cli`] | one file a command | everything |
 
 pub mod api;
+pub mod check;
+pub mod cleanup;
 pub mod cli;
 pub mod clickhouse;
 pub mod http;
 pub mod model;
 pub mod postgres;
 pub mod replication;
+pub mod resolve;
 pub mod status;
 pub mod telemetry;
 pub mod tls;

@@ -10,8 +10,9 @@ use indicatif::HumanCount;
 use tokio::{net::TcpListener, task::JoinSet};
 use tokio_util::sync::CancellationToken;
 
-use super::{check, progress::ProgressDisplay};
+use super::progress::ProgressDisplay;
 use crate::{
+    check,
     clickhouse::Database,
     http,
     model::{MirrorPhase, MirrorReport, Progress, ReplicatorConfig, TableReport, TableState},

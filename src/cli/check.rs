@@ -1,0 +1,36 @@
+//! `walferry check`: is everything as replication needs it, and if not, what to run.
+
+use std::{io::Write, process::ExitCode};
+
+use crate::check;
+
+/// Tells what is missing at the source and at the destination, with the statements that fix it.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Exit codes: 0 nothing fails, 1 something fails, 2 the files are wrong.\n\n\
+                        Example:\n  walferry check -f peers.yaml -f mirror.yaml")]
+pub struct Args {
+    #[command(flatten)]
+    files: super::Files,
+}
+
+/// Checks every Mirror of the files and prints a table for each. Answers 1 when anything fails, 2 when the files are wrong.
+pub async fn execute(args: Args) -> ExitCode {
+    let configs = match args.files.load() {
+        Ok(configs) => configs,
+        Err(error) => return super::refuse(&error),
+    };
+    // Without a terminal there is no width: nothing is wrapped, so that tools can read it.
+    let width = console::Term::stdout().size_checked().map(|(_, columns)| columns);
+    let mut failed = false;
+    for config in &configs {
+        let report = check::preflight(config).await;
+        failed |= report.failed();
+        let mirror = &config.mirror;
+        let text = format!("Mirror {}/{}\n\n{}\n", mirror.namespace, mirror.name, report.render(width));
+        if let Err(error) = std::io::stdout().write_all(text.as_bytes()) {
+            eprintln!("cannot write the result: {error}");
+            return ExitCode::FAILURE;
+        }
+    }
+    if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS }
+}
