@@ -16,6 +16,7 @@
 //! | [`check`] | what must hold before replication starts | `model`, `postgres`, `clickhouse`, `replication` |
 //! | [`cleanup`] | removes slot, publication and state | `model`, `postgres`, `clickhouse`, the destination contract |
 //! | [`http`], [`telemetry`] | `/status` and `/metrics`; logs | `api`, `model`, `status` |
+//! | [`operator`] | the Kubernetes controllers | `api`, `model`, `status`, `resolve`, `check`, `cleanup`, `postgres`, `clickhouse`, `http`, `telemetry` |
 //! | [`cli`] | one file a command | everything |
 
 pub mod api;
@@ -25,6 +26,7 @@ pub mod cli;
 pub mod clickhouse;
 pub mod http;
 pub mod model;
+pub mod operator;
 pub mod postgres;
 pub mod replication;
 pub mod resolve;

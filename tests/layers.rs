@@ -8,8 +8,8 @@ use std::{
 
 /// Crates that know a server or Kubernetes, and the layers that may name them.
 const CRATES: &[(&str, &[&str])] = &[
-    ("kube", &["api", "cli"]),
-    ("k8s_openapi", &["api", "cli"]),
+    ("kube", &["api", "operator", "cli"]),
+    ("k8s_openapi", &["api", "status", "operator", "cli"]),
     ("tokio_postgres", &["postgres", "cli"]),
     ("postgres_protocol", &["postgres"]),
     ("clickhouse", &["clickhouse"]),
