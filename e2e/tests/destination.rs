@@ -9,8 +9,8 @@ use super::support::Server;
 use walferry::{
     clickhouse::{Client, Database, Error},
     model::{
-        Cell, CellKind, ClickHouseEndpoint, Column, IdentityKind, Lsn, OutOfRange, Password, SourceType,
-        TableId, TableSchema, TlsSettings, Tuple,
+        Cell, CellKind, ClickHouseEndpoint, Column, Lsn, OutOfRange, Password, SourceType, TableId,
+        TableSchema, TlsSettings, Tuple,
     },
     replication::{Destination, DestinationError, ErrorKind, Insert, Op, StateRow, TableBatch},
 };
@@ -39,37 +39,17 @@ async fn database() -> Database {
 }
 
 fn column(name: &str, source_type: SourceType, nullable: bool) -> Column {
-    Column {
-        name: name.to_owned(),
-        target_name: name.to_owned(),
-        attnum: 1,
-        type_oid: 0,
-        type_modifier: -1,
-        type_name: "test".to_owned(),
-        source_type,
-        nullable,
-        type_override: None,
-        missing_value: None,
-        dropped: false,
-        former_names: Vec::new(),
-    }
+    Column { nullable, ..Column::new(name, source_type) }
 }
 
 /// A table `(id bigint, v text)` with a name of its own, not there yet.
 async fn fresh(database: &Database, name: &str) -> TableSchema {
     let table = TableSchema {
-        id: TableId::new("public", name),
-        oid: 1,
         target: format!("it's {name}"),
-        columns: vec![column("id", SourceType::Int8, false), column("v", SourceType::Text, true)],
-        key: vec![0],
-        identity: IdentityKind::Default,
-        order_by: vec![0],
-        partition_by: None,
-        ttl: None,
-        settings: Vec::new(),
-        row_filter: None,
-        partitioned: false,
+        ..TableSchema::new(
+            TableId::new("public", name),
+            vec![column("id", SourceType::Int8, false), column("v", SourceType::Text, true)],
+        )
     };
     drop_table(database, &table).await;
     table

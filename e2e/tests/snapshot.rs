@@ -198,37 +198,28 @@ fn partitions_and_time_to_live() {
 /// VACUUM FULL moves unread rows into blocks already read; CLUSTER too.
 #[test]
 fn rewritten_while_it_is_copied() {
-    let lab = Lab::new(Pg::V18);
-    lab.sql(
-        "CREATE TABLE t (id int PRIMARY KEY, v text); ALTER TABLE t ALTER v SET STORAGE PLAIN;
-        INSERT INTO t SELECT i, repeat('x', 500) FROM generate_series(1, 60000) i; DELETE FROM t WHERE id % 3 = 0",
-    );
-    let mut mirror = lab.mirror(&["t"]);
-    mirror.mirror["spec"]["snapshot"] = json!({"parallelism": 1});
-    let mut run = lab.run(&mirror);
-    run.until_status("the copy to begin", |status| {
-        status["tables"][0]["rowsCopied"].as_u64().filter(|rows| *rows > 0)
-    });
-    lab.sql("VACUUM FULL t");
-    run.until_streaming();
-    lab.settle(&mut run);
-    lab.assert_table("t", "id, v", "id");
-    run.stop();
-    lab.verify(&mirror);
+    while_it_is_copied(1, "DELETE FROM t WHERE id % 3 = 0", "VACUUM FULL t");
 }
 
 #[test]
 fn truncated_while_it_is_copied() {
+    let refill = "INSERT INTO t SELECT i, 'after' FROM generate_series(1, 100) i";
+    while_it_is_copied(2, "", &format!("BEGIN; TRUNCATE t; {refill}; COMMIT"));
+}
+
+/// Both sides are equal after `meanwhile` was run in the middle of the copy of a table of 60,000 wide rows.
+fn while_it_is_copied(parallelism: i32, prepare: &str, meanwhile: &str) {
     let lab = Lab::new(Pg::V18);
     lab.sql("CREATE TABLE t (id int PRIMARY KEY, v text); ALTER TABLE t ALTER v SET STORAGE PLAIN");
     lab.sql("INSERT INTO t SELECT i, repeat('x', 500) FROM generate_series(1, 60000) i");
+    lab.sql(prepare);
     let mut mirror = lab.mirror(&["t"]);
-    mirror.mirror["spec"]["snapshot"] = json!({"parallelism": 2});
+    mirror.mirror["spec"]["snapshot"] = json!({"parallelism": parallelism});
     let mut run = lab.run(&mirror);
     run.until_status("the copy to begin", |status| {
         status["tables"][0]["rowsCopied"].as_u64().filter(|rows| *rows > 0)
     });
-    lab.sql("BEGIN; TRUNCATE t; INSERT INTO t SELECT i, 'after' FROM generate_series(1, 100) i; COMMIT");
+    lab.sql(meanwhile);
     run.until_streaming();
     lab.settle(&mut run);
     lab.assert_table("t", "id, v", "id");

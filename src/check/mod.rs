@@ -48,18 +48,10 @@ mod tests {
 
     fn column(name: &str, attnum: i16, source_type: SourceType) -> Column {
         Column {
-            name: name.to_owned(),
-            target_name: name.to_owned(),
             attnum,
-            type_oid: 0,
-            type_modifier: -1,
             type_name: "a type".to_owned(),
-            source_type,
             nullable: attnum > 1,
-            type_override: None,
-            missing_value: None,
-            dropped: false,
-            former_names: Vec::new(),
+            ..Column::new(name, source_type)
         }
     }
 
@@ -68,18 +60,11 @@ mod tests {
         let id = TableId::new("public", "users");
         TableFacts {
             schema: TableSchema {
-                id: id.clone(),
                 oid: 16_400,
-                target: "users".to_owned(),
-                columns: vec![column("id", 1, SourceType::Int8), column("email", 2, SourceType::Text)],
-                key: vec![0],
-                identity: IdentityKind::Default,
-                order_by: vec![0],
-                partition_by: None,
-                ttl: None,
-                settings: Vec::new(),
-                row_filter: None,
-                partitioned: false,
+                ..TableSchema::new(
+                    id.clone(),
+                    vec![column("id", 1, SourceType::Int8), column("email", 2, SourceType::Text)],
+                )
             },
             relation: RelationFacts {
                 id,

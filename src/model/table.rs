@@ -131,6 +131,28 @@ pub struct Column {
     pub former_names: Vec<String>,
 }
 
+impl Column {
+    /// A nullable column of which nothing else is known or asked: same name on both sides, first attribute, type oid 0.
+    /// Callers that know more override it by struct update.
+    pub fn new(name: impl Into<String>, source_type: SourceType) -> Self {
+        let name = name.into();
+        Column {
+            target_name: name.clone(),
+            name,
+            attnum: 1,
+            type_oid: 0,
+            type_modifier: -1,
+            type_name: format!("{source_type:?}").to_lowercase(),
+            source_type,
+            nullable: true,
+            type_override: None,
+            missing_value: None,
+            dropped: false,
+            former_names: Vec::new(),
+        }
+    }
+}
+
 /// A table to mirror: its columns in source order and how it is laid out at the destination.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TableSchema {
@@ -161,6 +183,25 @@ pub struct TableSchema {
 }
 
 impl TableSchema {
+    /// An ordinary table whose key is its first column, laid out by that key in a target of the same name, oid 1. Callers that
+    /// know more override it by struct update.
+    pub fn new(id: TableId, columns: Vec<Column>) -> Self {
+        TableSchema {
+            target: id.name.clone(),
+            id,
+            oid: 1,
+            columns,
+            key: vec![0],
+            identity: IdentityKind::Default,
+            order_by: vec![0],
+            partition_by: None,
+            ttl: None,
+            settings: Vec::new(),
+            row_filter: None,
+            partitioned: false,
+        }
+    }
+
     /// The index into `columns` of the column with this source name.
     pub fn column_index(&self, name: &str) -> Option<usize> {
         self.columns.iter().position(|column| column.name == name)

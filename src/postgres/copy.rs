@@ -107,43 +107,23 @@ fn tuple(items: impl Iterator<Item = String>) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{IdentityKind, SourceType};
+    use crate::model::SourceType;
 
     fn column(name: &str, type_name: &str, source_type: SourceType) -> Column {
-        Column {
-            name: name.into(),
-            target_name: name.into(),
-            attnum: 1,
-            type_oid: 0,
-            type_modifier: -1,
-            type_name: type_name.into(),
-            source_type,
-            nullable: true,
-            type_override: None,
-            missing_value: None,
-            dropped: false,
-            former_names: Vec::new(),
-        }
+        Column { type_name: type_name.into(), ..Column::new(name, source_type) }
     }
 
     fn table() -> TableSchema {
         TableSchema {
-            id: TableId::new("public", "Task"),
-            oid: 1,
             target: "task".into(),
-            columns: vec![
-                column("id", "bigint", SourceType::Int8),
-                column("Région", "character varying(8)", SourceType::Text),
-                column("addr", "inet", SourceType::Other),
-            ],
-            key: vec![0],
-            identity: IdentityKind::Default,
-            order_by: vec![0],
-            partition_by: None,
-            ttl: None,
-            settings: vec![],
-            row_filter: None,
-            partitioned: false,
+            ..TableSchema::new(
+                TableId::new("public", "Task"),
+                vec![
+                    column("id", "bigint", SourceType::Int8),
+                    column("Région", "character varying(8)", SourceType::Text),
+                    column("addr", "inet", SourceType::Other),
+                ],
+            )
         }
     }
 

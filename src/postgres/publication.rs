@@ -275,22 +275,13 @@ async fn execute(session: &Session, statement: &str) -> Result<(), Error> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::IdentityKind;
 
     fn table(name: &str, filter: Option<&str>) -> TableSchema {
         TableSchema {
-            id: TableId::new("public", name),
-            oid: 1,
-            target: name.to_owned(),
-            columns: Vec::new(),
             key: Vec::new(),
-            identity: IdentityKind::Default,
             order_by: Vec::new(),
-            partition_by: None,
-            ttl: None,
-            settings: Vec::new(),
             row_filter: filter.map(str::to_owned),
-            partitioned: false,
+            ..TableSchema::new(TableId::new("public", name), Vec::new())
         }
     }
 

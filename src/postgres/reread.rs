@@ -140,43 +140,23 @@ impl<'a> FromSql<'a> for RawValue<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{Column, IdentityKind, SourceType, TableId};
+    use crate::model::{Column, SourceType, TableId};
 
     fn column(name: &str, type_name: &str, source_type: SourceType) -> Column {
-        Column {
-            name: name.into(),
-            target_name: name.into(),
-            attnum: 1,
-            type_oid: 20,
-            type_modifier: -1,
-            type_name: type_name.into(),
-            source_type,
-            nullable: true,
-            type_override: None,
-            missing_value: None,
-            dropped: false,
-            former_names: Vec::new(),
-        }
+        Column { type_oid: 20, type_name: type_name.into(), ..Column::new(name, source_type) }
     }
 
     fn schema() -> TableSchema {
         TableSchema {
-            id: TableId::new("public", "t"),
-            oid: 1,
-            target: "t".into(),
-            columns: vec![
-                column("id", "bigint", SourceType::Int8),
-                column("k\"2", "text", SourceType::Text),
-                column("addr", "inet", SourceType::Other),
-            ],
             key: vec![1, 0],
-            identity: IdentityKind::Default,
-            order_by: vec![0],
-            partition_by: None,
-            ttl: None,
-            settings: vec![],
-            row_filter: None,
-            partitioned: false,
+            ..TableSchema::new(
+                TableId::new("public", "t"),
+                vec![
+                    column("id", "bigint", SourceType::Int8),
+                    column("k\"2", "text", SourceType::Text),
+                    column("addr", "inet", SourceType::Other),
+                ],
+            )
         }
     }
 

@@ -127,41 +127,23 @@ pub(super) enum Which {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{Column, IdentityKind, SourceType, TableId};
+    use crate::model::{Column, SourceType, TableId};
 
     fn column(name: &str, missing_value: Option<&str>) -> Column {
         Column {
-            name: name.into(),
-            target_name: name.into(),
-            attnum: 1,
             type_oid: 25,
-            type_modifier: -1,
             type_name: "text".into(),
-            source_type: SourceType::Text,
-            nullable: true,
-            type_override: None,
             missing_value: missing_value.map(Into::into),
-            dropped: false,
-            former_names: Vec::new(),
+            ..Column::new(name, SourceType::Text)
         }
     }
 
     /// Columns id, a, b; the key is id.
     fn relation(places: Vec<Option<usize>>, missing_value: Option<&str>) -> KnownRelation {
-        let schema = TableSchema {
-            id: TableId::new("public", "t"),
-            oid: 1,
-            target: "t".into(),
-            columns: vec![column("id", None), column("a", None), column("b", missing_value)],
-            key: vec![0],
-            identity: IdentityKind::Default,
-            order_by: vec![0],
-            partition_by: None,
-            ttl: None,
-            settings: vec![],
-            row_filter: None,
-            partitioned: false,
-        };
+        let schema = TableSchema::new(
+            TableId::new("public", "t"),
+            vec![column("id", None), column("a", None), column("b", missing_value)],
+        );
         let identical = places.iter().enumerate().all(|(index, place)| *place == Some(index));
         KnownRelation::new(0, Arc::new(schema), Projection { places, identical })
     }

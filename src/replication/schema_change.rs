@@ -197,36 +197,15 @@ mod tests {
 
     fn column(name: &str, attnum: i16, type_oid: u32) -> Column {
         Column {
-            name: name.into(),
-            target_name: name.into(),
             attnum,
             type_oid,
-            type_modifier: -1,
             type_name: format!("type{type_oid}"),
-            source_type: SourceType::Text,
-            nullable: true,
-            type_override: None,
-            missing_value: None,
-            dropped: false,
-            former_names: Vec::new(),
+            ..Column::new(name, SourceType::Text)
         }
     }
 
     fn schema(columns: Vec<Column>) -> TableSchema {
-        TableSchema {
-            id: TableId::new("public", "t"),
-            oid: 1,
-            target: "t".into(),
-            columns,
-            key: vec![0],
-            identity: IdentityKind::Default,
-            order_by: vec![0],
-            partition_by: None,
-            ttl: None,
-            settings: vec![],
-            row_filter: None,
-            partitioned: false,
-        }
+        TableSchema::new(TableId::new("public", "t"), columns)
     }
 
     fn relation(columns: &[(&str, u32)]) -> Relation {

@@ -204,7 +204,6 @@ impl MirrorState {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::IdentityKind;
 
     fn record(plan: u64, chunks: usize) -> TableRecord {
         let chunk = Chunk { storage: TableId::new("public", "t"), file_node: 1, from: 0, to: None };
@@ -224,18 +223,9 @@ mod tests {
         TableRecord {
             spec,
             schema: TableSchema {
-                id: TableId::new("public", "t"),
-                oid: 1,
-                target: "t".into(),
-                columns: vec![],
                 key: vec![],
-                identity: IdentityKind::Default,
                 order_by: vec![],
-                partition_by: None,
-                ttl: None,
-                settings: vec![],
-                row_filter: None,
-                partitioned: false,
+                ..TableSchema::new(TableId::new("public", "t"), vec![])
             },
             phase: TablePhase::Snapshotting,
             reason: String::new(),

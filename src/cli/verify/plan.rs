@@ -263,22 +263,14 @@ fn shortened(text: &str) -> String {
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
-    use crate::model::{IdentityKind, TableId};
+    use crate::model::TableId;
 
     pub(crate) fn column(name: &str, type_name: &str, source_type: SourceType) -> Column {
         Column {
-            name: name.to_owned(),
             target_name: name.to_lowercase(),
-            attnum: 1,
-            type_oid: 0,
-            type_modifier: -1,
             type_name: type_name.to_owned(),
-            source_type,
             nullable: false,
-            type_override: None,
-            missing_value: None,
-            dropped: false,
-            former_names: Vec::new(),
+            ..Column::new(name, source_type)
         }
     }
 
@@ -286,18 +278,10 @@ pub(super) mod tests {
         let (columns, types) = columns.into_iter().unzip();
         TablePlan {
             schema: TableSchema {
-                id: TableId::new("public", "T"),
-                oid: 1,
                 target: "t".to_owned(),
-                columns,
                 key: key.to_vec(),
-                identity: IdentityKind::Default,
                 order_by: key.to_vec(),
-                partition_by: None,
-                ttl: None,
-                settings: Vec::new(),
-                row_filter: None,
-                partitioned: false,
+                ..TableSchema::new(TableId::new("public", "T"), columns)
             },
             types,
             database: "app".to_owned(),

@@ -244,18 +244,9 @@ mod tests {
             for (target, address) in targets.iter().flat_map(|target| [(target, false), (target, true)]) {
                 let target = parse(target).unwrap();
                 let column = Column {
-                    name: "c".to_owned(),
-                    target_name: "c".to_owned(),
-                    attnum: 1,
-                    type_oid: 0,
-                    type_modifier: -1,
                     type_name: if address { "inet" } else { "t" }.to_owned(),
-                    source_type: source.clone(),
                     nullable: false,
-                    type_override: None,
-                    missing_value: None,
-                    dropped: false,
-                    former_names: Vec::new(),
+                    ..Column::new("c", source.clone())
                 };
                 assert_eq!(
                     codec(&source, &target, address).is_some(),

@@ -5,7 +5,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::{
     clickhouse::types::{Features, display, parse, target_type},
-    model::{Cell, CellKind, Column as SourceColumn, IdentityKind, SourceType, TableId},
+    model::{Cell, CellKind, Column as SourceColumn, SourceType, TableId},
 };
 
 struct Table {
@@ -17,18 +17,8 @@ impl Table {
     /// A key column `id bigint`, then one of the given type.
     fn with(source_type: SourceType, nullable: bool, type_override: Option<&str>) -> Table {
         let column = |name: &str, source_type, nullable| SourceColumn {
-            name: name.to_owned(),
-            target_name: name.to_owned(),
-            attnum: 1,
-            type_oid: 0,
-            type_modifier: -1,
-            type_name: "t".to_owned(),
-            source_type,
             nullable,
-            type_override: None,
-            missing_value: None,
-            dropped: false,
-            former_names: Vec::new(),
+            ..SourceColumn::new(name, source_type)
         };
         let mut value = column("v", source_type, nullable);
         value.type_override = type_override.map(str::to_owned);
@@ -47,20 +37,7 @@ impl Table {
         let types: Vec<ChType> = (self.columns.iter().enumerate())
             .map(|(index, column)| target_type(column, features, index == 0).unwrap())
             .collect();
-        let schema = TableSchema {
-            id: TableId::new("public", "t"),
-            oid: 1,
-            target: "t".to_owned(),
-            columns: self.columns.clone(),
-            key: vec![0],
-            identity: IdentityKind::Default,
-            order_by: vec![0],
-            partition_by: None,
-            ttl: None,
-            settings: Vec::new(),
-            row_filter: None,
-            partitioned: false,
-        };
+        let schema = TableSchema::new(TableId::new("public", "t"), self.columns.clone());
         BlockBuilder::new(&schema, &types, self.out_of_range).unwrap()
     }
 }

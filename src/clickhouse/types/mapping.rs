@@ -265,18 +265,10 @@ mod tests {
 
     fn column(source_type: SourceType, type_name: &str, type_override: Option<&str>) -> Column {
         Column {
-            name: "c".to_owned(),
-            target_name: "c".to_owned(),
-            attnum: 1,
-            type_oid: 0,
-            type_modifier: -1,
             type_name: type_name.to_owned(),
-            source_type,
             nullable: false,
             type_override: type_override.map(str::to_owned),
-            missing_value: None,
-            dropped: false,
-            former_names: Vec::new(),
+            ..Column::new("c", source_type)
         }
     }
 
