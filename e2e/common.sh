@@ -27,7 +27,7 @@ unpack_debian() { # FOLDER PACKAGE...
   command -v apt-get >/dev/null || fail "missing $*, and there is no apt-get to download it with"
   apt_update
   (
-    cd "$folder"
+    cd "$folder" || exit
     as_root apt-get download -qq -o APT::Sandbox::User=root "$@" >&2
     local package
     for package in ./*.deb; do dpkg-deb --extract "$package" .; done
