@@ -10,6 +10,7 @@ that it doesn't name, so that a misspelt one is found.
 import json
 import pathlib
 import sys
+from collections.abc import Iterator
 
 REFERENCE = "#/definitions/"
 # Written as numbers too, which the published schemas don't say.
@@ -17,21 +18,21 @@ NUMBER_OR_STRING = {"oneOf": [{"type": "string"}, {"type": "number"}]}
 QUANTITY = "io.k8s.apimachinery.pkg.api.resource.Quantity"
 
 
-def strict(schema):
+def strict(schema: dict) -> dict:
     """Return the schema without room for fields that it doesn't name."""
-    if isinstance(schema, list):
-        return [strict(item) for item in schema]
-    if not isinstance(schema, dict):
-        return schema
     if schema.get("format") == "int-or-string":
         return NUMBER_OR_STRING
-    result = {key: strict(value) for key, value in schema.items() if not key.startswith("x-")}
-    if isinstance(schema.get("properties"), dict):
+    result = {key: value for key, value in schema.items() if not key.startswith("x-")}
+    for key in ("items", "additionalProperties"):
+        if isinstance(result.get(key), dict):
+            result[key] = strict(result[key])
+    if "properties" in result:
+        result["properties"] = {name: strict(value) for name, value in result["properties"].items()}
         result.setdefault("additionalProperties", False)
     return result
 
 
-def references(schema):
+def references(schema: object) -> Iterator[str]:
     """Yield the names of the definitions that the schema refers to."""
     if isinstance(schema, dict):
         if isinstance(schema.get("$ref"), str):
