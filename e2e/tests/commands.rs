@@ -10,7 +10,7 @@ use crate::{
 #[test]
 fn help_has_an_example_for_each_command() {
     let overview = walferry(&["--help"]).exits(0);
-    for command in ["run", "check", "verify", "teardown", "crds"] {
+    for command in ["run", "check", "verify", "teardown", "crds", "replicate"] {
         assert!(overview.text().contains(command), "{command}");
         walferry(&[command, "--help"]).exits(0).says(&["example", &format!("walferry {command}")]);
     }

@@ -18,6 +18,7 @@ mod destination;
 mod faults;
 mod files;
 mod pgbench;
+mod replicate;
 mod schema;
 mod snapshot;
 mod stream;

@@ -3,7 +3,9 @@
 pub mod check;
 pub mod crds;
 pub mod load;
+mod mirrors;
 pub mod progress;
+pub mod replicate;
 pub mod run;
 pub mod teardown;
 pub mod verify;
@@ -51,6 +53,7 @@ enum Command {
     Verify(verify::Args),
     Teardown(teardown::Args),
     Crds(crds::Args),
+    Replicate(replicate::Args),
 }
 
 impl Cli {
@@ -67,6 +70,7 @@ impl Cli {
             Command::Verify(args) => verify::execute(args).await,
             Command::Teardown(args) => teardown::execute(args).await,
             Command::Crds(args) => crds::execute(args).await,
+            Command::Replicate(args) => replicate::execute(args).await,
         }
     }
 }

@@ -3,21 +3,12 @@
 use std::{
     net::{AddrParseError, SocketAddr},
     process::ExitCode,
-    sync::Arc,
 };
 
-use indicatif::HumanCount;
-use tokio::{net::TcpListener, task::JoinSet};
 use tokio_util::sync::CancellationToken;
 
-use super::progress::ProgressDisplay;
-use crate::{
-    check,
-    clickhouse::Database,
-    http,
-    model::{MirrorPhase, MirrorReport, Progress, ReplicatorConfig, TableReport, TableState},
-    replication,
-};
+use super::mirrors::{self, Until};
+use crate::check;
 
 /// Copies the tables of each Mirror, then streams every change until told to stop
 #[derive(Debug, clap::Args)]
@@ -48,8 +39,8 @@ pub async fn execute(args: Args) -> ExitCode {
         Err(error) => return super::refuse(&error),
     };
     let stop = CancellationToken::new();
-    if let Err(error) = stop_on_signal(&stop) {
-        super::complain(&format!("signals can't be handled: {error}"));
+    if let Err(message) = mirrors::stop_on_signal(&stop) {
+        super::complain(&message);
         return ExitCode::FAILURE;
     }
     for config in &configs {
@@ -70,17 +61,15 @@ pub async fn execute(args: Args) -> ExitCode {
             return ExitCode::FAILURE;
         }
     }
-    let listener = match TcpListener::bind(args.http).await {
+    let listener = match mirrors::listen(args.http).await {
         Ok(listener) => listener,
-        Err(error) => {
-            super::complain(&format!(
-                "can't listen on {}: {error}. Choose another address with --http",
-                args.http
-            ));
+        Err(message) => {
+            super::complain(&message);
             return ExitCode::FAILURE;
         }
     };
-    match mirror(configs, listener, stop, args.until_caught_up).await {
+    let until = if args.until_caught_up { Until::CaughtUp } else { Until::Done };
+    match mirrors::run(configs, listener, stop, until).await {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
         Err(error) => {
@@ -88,99 +77,4 @@ pub async fn execute(args: Args) -> ExitCode {
             ExitCode::FAILURE
         }
     }
-}
-
-/// Runs every Mirror; says whether each ended in order and, when asked to catch up, with all tables.
-async fn mirror(
-    configs: Vec<ReplicatorConfig>,
-    listener: TcpListener,
-    stop: CancellationToken,
-    until_caught_up: bool,
-) -> Result<bool, Box<dyn std::error::Error + Send + Sync>> {
-    let suspended = configs.iter().any(|config| config.suspend);
-    let mut mirrors = Vec::new();
-    let mut workers = JoinSet::new();
-    for config in configs {
-        let progress = Arc::new(Progress::new(&config.mirror));
-        mirrors.push(Arc::clone(&progress));
-        let destination = Database::new(&config.destination, config.out_of_range)?;
-        workers.spawn(replication::run(
-            Arc::new(config),
-            destination,
-            progress,
-            stop.clone(),
-            until_caught_up,
-        ));
-    }
-    let address = listener.local_addr()?;
-    tracing::info!(%address, "serving http");
-    let server = tokio::spawn(http::serve(listener, mirrors.clone(), stop.clone()));
-    let display = ProgressDisplay::spawn(mirrors.clone(), stop.clone());
-
-    let mut in_order = true;
-    while let Some(ended) = workers.join_next().await {
-        if let Err(error) = ended? {
-            tracing::error!(%error, "mirror ended");
-            in_order = false;
-        }
-    }
-    // A suspended Mirror has not finished: its status is served until told to stop.
-    if suspended && !until_caught_up {
-        stop.cancelled().await;
-    }
-    stop.cancel();
-    display.await?;
-    server.await??;
-    if until_caught_up {
-        in_order &= report_failed_tables(&mirrors);
-        if in_order {
-            mirrors.iter().for_each(|progress| super::say(&caught_up(&progress.report())));
-        }
-    }
-    Ok(in_order)
-}
-
-fn caught_up(report: &MirrorReport) -> String {
-    let name = format!("mirror {}/{}", report.namespace, report.name);
-    if report.phase != MirrorPhase::Finished {
-        return format!("{name}: {:?}", report.phase);
-    }
-    let sum = |rows: fn(&TableReport) -> u64| HumanCount(report.tables.iter().map(rows).sum());
-    format!(
-        "{name}: caught up; {} table{}, {} rows copied, {} inserted, {} updated, {} deleted",
-        report.tables.len(),
-        if report.tables.len() == 1 { "" } else { "s" },
-        sum(|table| table.rows_copied),
-        sum(|table| table.inserted),
-        sum(|table| table.updated),
-        sum(|table| table.deleted),
-    )
-}
-
-fn report_failed_tables(mirrors: &[Arc<Progress>]) -> bool {
-    let mut none = true;
-    for report in mirrors.iter().map(|progress| progress.report()) {
-        for table in report.tables.iter().filter(|table| table.state == TableState::Failed) {
-            super::complain(&format!("table {}.{} failed: {}", table.schema, table.name, table.message));
-            none = false;
-        }
-    }
-    none
-}
-
-/// From when it returns, SIGTERM and SIGINT cancel `stop` instead of ending the process.
-fn stop_on_signal(stop: &CancellationToken) -> std::io::Result<()> {
-    use tokio::signal::unix::{SignalKind, signal};
-    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
-    let stop = stop.clone();
-    tokio::spawn(async move {
-        let signal = tokio::select! {
-            _ = terminate.recv() => "SIGTERM",
-            _ = interrupt.recv() => "SIGINT",
-            () = stop.cancelled() => return,
-        };
-        tracing::info!(signal, "stopping");
-        stop.cancel();
-    });
-    Ok(())
 }

@@ -115,11 +115,24 @@ pub struct Run {
 impl Run {
     /// Starts `walferry run -f FILE` with a free status port.
     pub fn start(file: &Path, options: &[&str]) -> Run {
+        Run::command(&[&["run", "-f", file.to_str().unwrap()], options].concat())
+    }
+
+    /// Starts `walferry replicate` with a free status port.
+    pub fn replicate(config: &Path, secrets: &Path) -> Run {
+        Run::command(&[
+            "replicate",
+            "--config",
+            config.to_str().unwrap(),
+            "--secrets",
+            secrets.to_str().unwrap(),
+        ])
+    }
+
+    fn command(arguments: &[&str]) -> Run {
         let mut child = program()
-            .args(["run", "-f"])
-            .arg(file)
+            .args(arguments)
             .args(["--http", "127.0.0.1:0", "--log-format", "text"])
-            .args(options)
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())

@@ -1,14 +1,18 @@
 //! Reads ReplicationPeer, Mirror and Secret documents from files and resolves each Mirror into a [`ReplicatorConfig`].
 //!
 //! Everything that is wrong is told at once, each with its file, document, field and what is allowed, and without any value, since
-//! values may be secrets. `${VAR}` is not expanded: secrets come from Secret documents.
+//! values may be secrets. `${VAR}` is not expanded: secrets come from Secret documents, or from a folder that they are mounted in.
 
 mod documents;
+mod mounted;
 mod resolve;
 mod schema;
 mod secrets;
 
-use std::{collections::BTreeMap, path::PathBuf};
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+};
 
 use serde::de::DeserializeOwned;
 use serde_json::Value;
@@ -18,6 +22,7 @@ use crate::{
     model::ReplicatorConfig,
 };
 use documents::{Document, Place};
+use mounted::MountedSecrets;
 use secrets::SecretDocument;
 
 /// The files can't be used.
@@ -49,15 +54,26 @@ pub fn load(files: &[PathBuf]) -> Result<Vec<ReplicatorConfig>, LoadError> {
     for file in files {
         documents.extend(documents::read(file, &mut problems)?);
     }
-    from_documents(documents, problems)
+    from_documents(documents, problems, None)
+}
+
+/// Reads one file, whose Secrets are files below the folder `secrets`: `SECRET/KEY`.
+///
+/// # Errors
+/// As [`load`].
+pub fn load_mounted(file: &Path, secrets: &Path) -> Result<Vec<ReplicatorConfig>, LoadError> {
+    let mut problems = Vec::new();
+    let documents = documents::read(file, &mut problems)?;
+    from_documents(documents, problems, Some(MountedSecrets::new(secrets)))
 }
 
 fn from_documents(
     documents: Vec<Document>,
     mut problems: Vec<String>,
+    mounted: Option<MountedSecrets>,
 ) -> Result<Vec<ReplicatorConfig>, LoadError> {
     let schemas = schema::by_kind().map_err(LoadError::Schema)?;
-    let mut resources = Resources::default();
+    let mut resources = Resources { mounted, ..Resources::default() };
     for Document { place, value } in documents {
         let mut found = Vec::new();
         match identify(&value) {
@@ -142,6 +158,8 @@ struct Resources {
     peers: Found<ReplicationPeer>,
     secrets: Found<SecretDocument>,
     mirrors: Found<Mirror>,
+    /// Where Secrets are when they are not documents.
+    mounted: Option<MountedSecrets>,
     /// Mirrors in the order of the files.
     order: Vec<Key>,
 }
@@ -168,6 +186,7 @@ impl Resources {
             "Mirror" => {
                 let mirror = valid.then(|| typed::<Mirror>(value, problems)).flatten();
                 problems.extend(mirror.iter().flat_map(|mirror| api::mirror_problems(&mirror.spec)));
+                problems.extend(mirror.iter().filter_map(|mirror| resolve::uid(mirror).err()));
                 if !self.mirrors.contains_key(&key) {
                     self.order.push(key.clone());
                 }
@@ -176,6 +195,7 @@ impl Resources {
                     .map(|(place, _)| place)
             }
             _ => {
+                problems.extend(self.mounted.as_ref().map(MountedSecrets::no_document));
                 let secret = valid.then(|| SecretDocument::new(&value, problems));
                 self.secrets
                     .insert(key, (place.clone(), secret.filter(|_| problems.is_empty())))

@@ -20,8 +20,13 @@ impl Resources {
         let mut endpoints = BTreeMap::new();
         for (key, (place, peer)) in &self.peers {
             let mut found = Vec::new();
-            let secrets = SecretsOfFiles { secrets: &self.secrets, key };
-            let endpoint = peer.as_ref().and_then(|peer| resolve::endpoint(peer, &secrets, &mut found));
+            let endpoint = peer.as_ref().and_then(|peer| match &self.mounted {
+                Some(mounted) => resolve::endpoint(peer, mounted, &mut found),
+                None => {
+                    let secrets = SecretsOfFiles { secrets: &self.secrets, key };
+                    resolve::endpoint(peer, &secrets, &mut found)
+                }
+            });
             problems.extend(found.into_iter().map(|problem| format!("{place}: {problem}")));
             endpoints.insert(key.clone(), endpoint);
         }
@@ -35,7 +40,12 @@ impl Resources {
                     let peer = self.peers.get(&key.sibling(&mirror.spec.destination_ref.name));
                     let peer = peer.and_then(|(_, peer)| peer.as_ref());
                     writers.claim(place, mirror, peer).into_iter().for_each(wrong);
-                    configs.extend(resolve::replicator_config(identity(key), mirror, source, destination));
+                    configs.extend(resolve::replicator_config(
+                        identity(key, mirror),
+                        mirror,
+                        source,
+                        destination,
+                    ));
                 }
                 Ok(None) => {}
                 Err(found) => found.into_iter().for_each(&mut wrong),
@@ -113,19 +123,38 @@ impl Writers {
     }
 }
 
-/// Without an API server nobody hands out UIDs: the first 32 hexadecimal digits of SHA-256 of `namespace/name`, so that the
-/// same file finds the same slot again.
-fn identity(key: &Key) -> MirrorIdentity {
+/// The UID that an API server gave to a Mirror, without its dashes; `None` when it has none.
+///
+/// # Errors
+/// When what is there isn't a UID.
+pub(super) fn uid(mirror: &Mirror) -> Result<Option<String>, Problem> {
+    let Some(given) = &mirror.metadata.uid else { return Ok(None) };
+    let uid: String = given.chars().filter(|c| *c != '-').map(|c| c.to_ascii_lowercase()).collect();
+    if uid.len() == 32 && uid.bytes().all(|c| c.is_ascii_hexdigit()) {
+        return Ok(Some(uid));
+    }
+    Err(Problem::new(
+        "metadata.uid",
+        "must have 32 hexadecimal digits; leave it out unless a cluster gave it",
+    ))
+}
+
+/// Without an API server nobody hands out UIDs: then it is the first 32 hexadecimal digits of SHA-256 of `namespace/name`, so
+/// that the same file finds the same slot again.
+fn identity(key: &Key, mirror: &Mirror) -> MirrorIdentity {
     struct Hex<'a>(&'a [u8]);
     impl fmt::Display for Hex<'_> {
         fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
             self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
         }
     }
-    let digest = Sha256::digest(format!("{}/{}", key.namespace, key.name));
+    let of_name = || {
+        let digest = Sha256::digest(format!("{}/{}", key.namespace, key.name));
+        Hex(&digest[..16]).to_string()
+    };
     MirrorIdentity {
         namespace: key.namespace.clone(),
         name: key.name.clone(),
-        uid: Hex(&digest[..16]).to_string(),
+        uid: uid(mirror).ok().flatten().unwrap_or_else(of_name),
     }
 }

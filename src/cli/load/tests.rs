@@ -56,7 +56,7 @@ fn parse(files: &[(&str, &str)]) -> Result<Vec<ReplicatorConfig>, LoadError> {
         .iter()
         .flat_map(|(file, text)| documents::parse(Path::new(file), text, &mut problems))
         .collect();
-    from_documents(documents, problems)
+    from_documents(documents, problems, None)
 }
 
 fn mirror(text: &str) -> Result<Vec<ReplicatorConfig>, LoadError> {
@@ -297,4 +297,44 @@ fn all_problems_are_told_at_once() {
     let found =
         wrong_mirror("tables:\n  - {schema: public, name: users}", "tabels: 1\n  tables: []\n  suspend: 3");
     assert_eq!(found.lines().count(), 3, "{found}");
+}
+
+#[test]
+fn a_cluster_s_uid_is_the_identity() {
+    let with_uid =
+        |uid: &str| mirror(&MIRROR.replace("{name: demo}", &format!("{{name: demo, uid: {uid}}}")));
+    let configs = with_uid("4B0F7f7e-1c2d-4e5f-8a9b-0c1d2e3f4a5b").unwrap();
+    assert_eq!(configs[0].mirror.uid, "4b0f7f7e1c2d4e5f8a9b0c1d2e3f4a5b");
+    assert_eq!(configs[0].mirror.slot_name(), "walferry_4b0f7f7e1c2d4e5f8a9b0c1d2e3f4a5b");
+    for uid in ["'1'", "4b0f7f7e-1c2d-4e5f-8a9b-0c1d2e3f4a5g", "''"] {
+        let error = with_uid(uid).unwrap_err().to_string();
+        assert!(error.contains("metadata.uid: must have 32 hexadecimal digits"), "{error}");
+    }
+}
+
+#[test]
+fn mounted_secrets_take_the_place_of_documents() {
+    let folder = tempfile::tempdir().unwrap();
+    let put = |secret: &str, key: &str, value: &str| {
+        std::fs::create_dir_all(folder.path().join(secret)).unwrap();
+        std::fs::write(folder.path().join(secret).join(key), value).unwrap();
+    };
+    let peers = PEERS.split("---\napiVersion: v1\n").next().unwrap();
+    let file = folder.path().join("mirror.yaml");
+    std::fs::write(&file, format!("{peers}---{MIRROR}")).unwrap();
+    put("app-db", "username", "walferry");
+    put("app-db", "password", "hush\n");
+    put("ch", "username", "writer");
+    let error = load_mounted(&file, folder.path()).unwrap_err().to_string();
+    assert!(error.contains(&format!("no folder {}/ca for Secret ca", folder.path().display())), "{error}");
+    assert!(error.contains("key password of Secret ch"), "{error}");
+    put("ca", "ca.crt", "PEM\n");
+    put("ch", "password", "secret");
+    let configs = load_mounted(&file, folder.path()).unwrap();
+    assert_eq!(configs[0].source.password.expose(), "hush\n");
+    assert_eq!(configs[0].destination.username, "writer");
+
+    std::fs::write(&file, format!("{PEERS}---{MIRROR}")).unwrap();
+    let error = load_mounted(&file, folder.path()).unwrap_err().to_string();
+    assert!(error.contains("document 3 (Secret app-db): kind: Secrets are read from"), "{error}");
 }

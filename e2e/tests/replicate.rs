@@ -1,0 +1,119 @@
+//! `walferry replicate`, as a replicator's pod runs it: one file, and Secrets in a folder.
+
+use std::path::{Path, PathBuf};
+
+use serde_json::json;
+
+use crate::{
+    on_both,
+    support::{Lab, Mirror, Pg, Run, walferry},
+};
+
+const UID: &str = "4b0f7f7e-1c2d-4e5f-8a9b-0c1d2e3f4a5b";
+
+/// What a pod finds mounted.
+struct Mounted {
+    folder: tempfile::TempDir,
+}
+
+impl Mounted {
+    /// Secrets behind the links that kubelet makes of a projected volume.
+    fn new(mirror: &Mirror) -> Mounted {
+        let folder = tempfile::tempdir().unwrap();
+        let mut alone = mirror.clone();
+        alone.secrets.clear();
+        std::fs::write(folder.path().join("mirror.yaml"), alone.to_yaml()).unwrap();
+        let secrets = folder.path().join("secrets");
+        for (secret, data) in &mirror.secrets {
+            let values = secrets.join("..2026_11_21").join(secret);
+            std::fs::create_dir_all(&values).unwrap();
+            for (key, value) in data.as_object().unwrap() {
+                std::fs::write(values.join(key), value.as_str().unwrap()).unwrap();
+            }
+            std::os::unix::fs::symlink(Path::new("..data").join(secret), secrets.join(secret)).unwrap();
+        }
+        std::os::unix::fs::symlink("..2026_11_21", secrets.join("..data")).unwrap();
+        Mounted { folder }
+    }
+
+    fn config(&self) -> PathBuf {
+        self.folder.path().join("mirror.yaml")
+    }
+
+    fn secrets(&self) -> PathBuf {
+        self.folder.path().join("secrets")
+    }
+
+    fn run(&self) -> Run {
+        Run::replicate(&self.config(), &self.secrets())
+    }
+}
+
+fn rows_flow(pg: Pg) {
+    let lab = Lab::new(pg);
+    lab.sql("CREATE TABLE t (id int PRIMARY KEY, v text); INSERT INTO t SELECT i, 'v' FROM generate_series(1, 1000) i");
+    let mut mirror = lab.mirror(&["t"]);
+    // A server's slots are many tests', so each has a UID of its own.
+    let uid = UID.replace("4b0f7f7e", &format!("{:08x}", lab.lsn() & 0xffff_ffff));
+    mirror.mirror["metadata"]["uid"] = json!(uid);
+    let mounted = Mounted::new(&mirror);
+    let mut run = mounted.run();
+    run.until_streaming();
+    lab.sql("INSERT INTO t VALUES (2000, 'new')");
+    lab.settle(&mut run);
+    lab.assert_table("t", "id, v", "id");
+    assert_eq!(run.status()["slotName"], format!("walferry_{}", uid.replace('-', "")));
+    run.stop();
+    // It starts where it stopped; `run` with the same UID is the same Mirror.
+    lab.sql("DELETE FROM t WHERE id < 10");
+    lab.catch_up(&mirror);
+    lab.assert_table("t", "id, v", "id");
+    lab.command("teardown", &mirror, &[]).exits(0).says(&[&uid.replace('-', ""), "dropped"]);
+}
+
+on_both!(rows_flow);
+
+/// Without a preflight, what needs a human shows in the status, and the process goes on.
+#[test]
+fn a_fault_of_the_source_stalls() {
+    let lab = Lab::new(Pg::V18);
+    lab.sql("CREATE TABLE t (id int PRIMARY KEY)");
+    let mut mirror = lab.mirror(&["t"]);
+    mirror.secrets[0].1["password"] = json!("wrong");
+    let mounted = Mounted::new(&mirror);
+    let mut run = mounted.run();
+    let (reason, _) = run.until_stalled();
+    assert_eq!(reason, "SourceAuthenticationFailed");
+    run.stop();
+}
+
+/// A copy that is done is not a reason to end: Kubernetes would start it again.
+#[test]
+fn a_finished_copy_is_still_shown() {
+    let lab = Lab::new(Pg::V18);
+    lab.sql("CREATE TABLE t (id int PRIMARY KEY); INSERT INTO t VALUES (1)");
+    let mut mirror = lab.mirror(&["t"]);
+    mirror.mirror["spec"]["snapshot"] = json!({"mode": "Only"});
+    let mounted = Mounted::new(&mirror);
+    let mut run = mounted.run();
+    run.until_status("the copy to finish", |status| (status["phase"] == "Finished").then_some(()));
+    assert_eq!(lab.target("SELECT id FROM t FINAL"), "1\n");
+    run.stop();
+}
+
+#[test]
+fn wrong_files_are_refused() {
+    let lab = Lab::new(Pg::V18);
+    let mirror = lab.mirror(&["t"]);
+    let mounted = Mounted::new(&mirror);
+    let (config, secrets) = (mounted.config(), mounted.secrets());
+    let replicate = || {
+        let arguments = ["--config", config.to_str().unwrap(), "--secrets", secrets.to_str().unwrap()];
+        walferry(&[&["replicate"][..], &arguments, &["--http", "127.0.0.1:0"]].concat())
+    };
+    std::fs::remove_file(secrets.join("source-login/password")).unwrap();
+    std::fs::remove_file(secrets.join("target-login")).unwrap();
+    replicate().exits(2).says(&["key password of Secret source-login", "no folder", "secrets/target-login"]);
+    std::fs::write(&config, mirror.to_yaml()).unwrap();
+    replicate().exits(2).says(&["Secret source-login", "Secrets are read from", "take this document out"]);
+}

@@ -1,0 +1,140 @@
+//! Running Mirrors, with their HTTP endpoint and their lines on the terminal: what `run` and `replicate` share.
+
+use std::{net::SocketAddr, sync::Arc};
+
+use indicatif::HumanCount;
+use tokio::{net::TcpListener, task::JoinSet};
+use tokio_util::sync::CancellationToken;
+
+use super::progress::ProgressDisplay;
+use crate::{
+    clickhouse::Database,
+    http,
+    model::{MirrorPhase, MirrorReport, Progress, ReplicatorConfig, TableReport, TableState},
+    replication,
+};
+
+/// What ends it, besides a signal.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Until {
+    /// Everything that was committed at the source when the copy ended has arrived.
+    CaughtUp,
+    /// No Mirror has anything left to do. A suspended one always has.
+    Done,
+    /// Nothing: a Mirror that has ended goes on showing its status.
+    Stopped,
+}
+
+/// Opens the address that status and metrics are served on.
+///
+/// # Errors
+/// A sentence that says what to do.
+pub(super) async fn listen(address: SocketAddr) -> Result<TcpListener, String> {
+    let listener = TcpListener::bind(address).await;
+    listener
+        .map_err(|error| format!("can't listen on {address}: {error}. Choose another address with --http"))
+}
+
+/// Runs every Mirror; says whether each ended in order and, when asked to catch up, with all tables.
+///
+/// # Errors
+/// When the settings of a destination or the HTTP endpoint can't be used.
+pub(super) async fn run(
+    configs: Vec<ReplicatorConfig>,
+    listener: TcpListener,
+    stop: CancellationToken,
+    until: Until,
+) -> Result<bool, Box<dyn std::error::Error + Send + Sync>> {
+    let suspended = configs.iter().any(|config| config.suspend);
+    let until_caught_up = until == Until::CaughtUp;
+    let mut mirrors = Vec::new();
+    let mut workers = JoinSet::new();
+    for config in configs {
+        let progress = Arc::new(Progress::new(&config.mirror));
+        mirrors.push(Arc::clone(&progress));
+        let destination = Database::new(&config.destination, config.out_of_range)?;
+        workers.spawn(replication::run(
+            Arc::new(config),
+            destination,
+            progress,
+            stop.clone(),
+            until_caught_up,
+        ));
+    }
+    let address = listener.local_addr()?;
+    tracing::info!(%address, "serving http");
+    let server = tokio::spawn(http::serve(listener, mirrors.clone(), stop.clone()));
+    let display = ProgressDisplay::spawn(mirrors.clone(), stop.clone());
+
+    let mut in_order = true;
+    while let Some(ended) = workers.join_next().await {
+        if let Err(error) = ended? {
+            tracing::error!(%error, "mirror ended");
+            in_order = false;
+        }
+    }
+    // A suspended Mirror has not finished: its status is served until told to stop.
+    if until == Until::Stopped || until == Until::Done && suspended {
+        stop.cancelled().await;
+    }
+    stop.cancel();
+    display.await?;
+    server.await??;
+    if until_caught_up {
+        in_order &= report_failed_tables(&mirrors);
+        if in_order {
+            mirrors.iter().for_each(|progress| super::say(&caught_up(&progress.report())));
+        }
+    }
+    Ok(in_order)
+}
+
+fn caught_up(report: &MirrorReport) -> String {
+    let name = format!("mirror {}/{}", report.namespace, report.name);
+    if report.phase != MirrorPhase::Finished {
+        return format!("{name}: {:?}", report.phase);
+    }
+    let sum = |rows: fn(&TableReport) -> u64| HumanCount(report.tables.iter().map(rows).sum());
+    format!(
+        "{name}: caught up; {} table{}, {} rows copied, {} inserted, {} updated, {} deleted",
+        report.tables.len(),
+        if report.tables.len() == 1 { "" } else { "s" },
+        sum(|table| table.rows_copied),
+        sum(|table| table.inserted),
+        sum(|table| table.updated),
+        sum(|table| table.deleted),
+    )
+}
+
+fn report_failed_tables(mirrors: &[Arc<Progress>]) -> bool {
+    let mut none = true;
+    for report in mirrors.iter().map(|progress| progress.report()) {
+        for table in report.tables.iter().filter(|table| table.state == TableState::Failed) {
+            super::complain(&format!("table {}.{} failed: {}", table.schema, table.name, table.message));
+            none = false;
+        }
+    }
+    none
+}
+
+/// From when it returns, SIGTERM and SIGINT cancel `stop` instead of ending the process.
+///
+/// # Errors
+/// A sentence that says why signals can't be handled.
+pub(super) fn stop_on_signal(stop: &CancellationToken) -> Result<(), String> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let handled = |kind| signal(kind).map_err(|error| format!("signals can't be handled: {error}"));
+    let (mut terminate, mut interrupt) =
+        (handled(SignalKind::terminate())?, handled(SignalKind::interrupt())?);
+    let stop = stop.clone();
+    tokio::spawn(async move {
+        let signal = tokio::select! {
+            _ = terminate.recv() => "SIGTERM",
+            _ = interrupt.recv() => "SIGINT",
+            () = stop.cancelled() => return,
+        };
+        tracing::info!(signal, "stopping");
+        stop.cancel();
+    });
+    Ok(())
+}
