@@ -131,7 +131,25 @@ fn a_large_transaction(pg: Pg) {
     lab.verify(&mirror);
 }
 
-on_both!(every_kind_of_change, truncate, other_identities, unchanged_toast, a_large_transaction);
+/// `/status` tells what the source holds back for us, and whether it may give that up.
+fn the_slot_s_wal_is_told(pg: Pg) {
+    let lab = Lab::new(pg);
+    lab.sql("CREATE TABLE t (id int PRIMARY KEY)");
+    let mut run = lab.streaming(&lab.mirror(&["t"]));
+    run.until_status("the slot's WAL", |status| {
+        (status["slotWalStatus"] == "reserved" && status["retainedWalBytes"].is_u64()).then_some(())
+    });
+    run.stop();
+}
+
+on_both!(
+    the_slot_s_wal_is_told,
+    every_kind_of_change,
+    truncate,
+    other_identities,
+    unchanged_toast,
+    a_large_transaction
+);
 
 /// A transaction on many tables, interleaved with others, arrives whole.
 #[test]

@@ -151,6 +151,13 @@ pub struct SnapshotSettings {
     pub parallelism: usize,
 }
 
+/// The annotation of a Mirror that has every table copied anew when it is given another value.
+pub const RESYNC_ANNOTATION: &str = "walferry.dev/resync";
+
+/// How to ask for that, as the end of a sentence.
+pub const RESYNC_ADVICE: &str = "have every table copied anew: kubectl annotate mirror NAME walferry.dev/resync=\"$(date +%s)\" \
+                                 --overwrite, or in a file give metadata.annotations that key with a new value";
+
 /// `spec.batch`
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BatchSettings {

@@ -119,6 +119,7 @@ struct Overall {
     failure: Option<MirrorFailure>,
     tables: BTreeMap<TableId, Arc<TableProgress>>,
     retained_wal_bytes: Option<u64>,
+    slot_wal_status: Option<String>,
     lag_seconds: Option<f64>,
 }
 
@@ -192,6 +193,11 @@ impl Progress {
         self.overall().retained_wal_bytes = Some(bytes);
     }
 
+    /// Records what the source says of the WAL that the slot needs.
+    pub fn set_slot_wal_status(&self, status: Option<String>) {
+        self.overall().slot_wal_status = status;
+    }
+
     /// Records how long ago the oldest transaction that is not yet durable was committed; 0 when none is.
     pub fn set_lag_seconds(&self, seconds: f64) {
         self.overall().lag_seconds = Some(seconds);
@@ -215,6 +221,7 @@ impl Progress {
                 seconds: overall.lag_seconds.unwrap_or(0.0),
             },
             retained_wal_bytes: overall.retained_wal_bytes,
+            slot_wal_status: overall.slot_wal_status.clone(),
             tables: overall.tables.iter().map(|(id, table)| table_report(id, table)).collect(),
         }
     }
@@ -306,6 +313,10 @@ pub struct MirrorReport {
     pub lag: LagReport,
     /// WAL bytes that the slot holds back at the source, where known.
     pub retained_wal_bytes: Option<u64>,
+    /// `pg_replication_slots.wal_status` of the slot, where known: `reserved` or `extended`; `unreserved` when the source may
+    /// give up its WAL at the next checkpoint; `lost`.
+    #[serde(default)]
+    pub slot_wal_status: Option<String>,
     /// Every table, by name.
     pub tables: Vec<TableReport>,
 }

@@ -6,6 +6,7 @@
 pub mod catalog;
 pub mod copy;
 mod error;
+pub mod overview;
 pub mod pgoutput;
 pub mod publication;
 pub mod quote;

@@ -42,11 +42,16 @@ pub struct SlotInfo {
     pub current_lsn: Lsn,
 }
 
+/// What [`slot_info`] reads, of `pg_replication_slots s` and [`CURRENT_LSN`] as `current.lsn`.
+pub(super) const COLUMNS: &str = "s.slot_name::text, s.plugin::text, s.database::text, s.active_pid, s.restart_lsn, \
+                                  s.confirmed_flush_lsn, s.wal_status, s.safe_wal_size, current.lsn";
+
+/// How many those are.
+pub(super) const COLUMN_COUNT: usize = 9;
+
 fn read_statement() -> String {
     format!(
-        "SELECT s.slot_name::text, s.plugin::text, s.database::text, s.active_pid, s.restart_lsn, s.confirmed_flush_lsn, \
-         s.wal_status, s.safe_wal_size, current.lsn \
-         FROM pg_replication_slots s, (SELECT {CURRENT_LSN} AS lsn) current WHERE s.slot_name::text = $1::text"
+        "SELECT {COLUMNS} FROM pg_replication_slots s, (SELECT {CURRENT_LSN} AS lsn) current WHERE s.slot_name::text = $1::text"
     )
 }
 
@@ -59,7 +64,8 @@ pub async fn read(session: &Session, name: &str) -> Result<Option<SlotInfo>, Err
     row.as_ref().map(slot_info).transpose()
 }
 
-fn slot_info(row: &Row) -> Result<SlotInfo, Error> {
+/// The slot of a row that begins with [`COLUMNS`].
+pub(super) fn slot_info(row: &Row) -> Result<SlotInfo, Error> {
     let lsn = |index: usize| -> Result<Option<Lsn>, Error> {
         Ok(row.try_get::<_, Option<PgLsn>>(index)?.map(|lsn| Lsn(lsn.into())))
     };

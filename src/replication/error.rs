@@ -2,7 +2,7 @@
 
 use super::{DestinationError, ErrorKind, ValueError};
 use crate::{
-    model::{Lsn, MirrorFailure, TableId},
+    model::{Lsn, MirrorFailure, RESYNC_ADVICE, TableId},
     postgres,
 };
 
@@ -126,6 +126,30 @@ pub enum Error {
 }
 
 impl Error {
+    /// A mirrored table is no more.
+    pub(super) fn dropped(table: &TableId) -> Self {
+        let message = format!(
+            "it was dropped at the source; its target stays. Take it out of the mirror's tables, or make it again and {RESYNC_ADVICE}"
+        );
+        Error::Table { table: table.clone(), reason: "SourceTableDropped", message }
+    }
+
+    /// A mirrored table has another name.
+    pub(super) fn renamed(table: &TableId, name: &TableId) -> Self {
+        let message = format!(
+            "it is called {name} at the source now; its target stays. Name it so in the mirror's tables, or give it back its name and {RESYNC_ADVICE}"
+        );
+        Error::Table { table: table.clone(), reason: "SourceTableDropped", message }
+    }
+
+    /// Somebody took a mirrored table out of the publication.
+    pub(super) fn unpublished(table: &TableId, publication: &str) -> Self {
+        let message = format!(
+            "publication {publication} no longer has it, so changes are missing at the destination. To have it published again, {RESYNC_ADVICE}"
+        );
+        Error::Table { table: table.clone(), reason: "SourceNotPublished", message }
+    }
+
     /// A table's own fault from a value that can't be stored.
     pub(super) fn value(table: &TableId, error: &ValueError) -> Self {
         let reason = match error {

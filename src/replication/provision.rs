@@ -10,7 +10,8 @@ use crate::{
     model::{Lsn, MirrorIdentity, ReplicatorConfig, SnapshotMode, TableId, TableSchema, TableSpec},
     postgres::{
         catalog,
-        publication::{self, Publication},
+        overview::Standing,
+        publication,
         session::Session,
         slot::{self, SlotInfo},
         wire::SystemIdentity,
@@ -137,14 +138,15 @@ async fn publish(
     let comment = publication_comment(&config.mirror);
     let Some(found) = publication::read(session, &name).await? else {
         if state.source.is_some() {
-            return Err(lost(&name, "no longer exists at the source"));
+            return check_publication(&name, None);
         }
         let schemas: Vec<TableSchema> = new.iter().map(|(_, schema)| schema.clone()).collect();
         publication::create(session, &name, &schemas, &comment).await?;
         tracing::info!(publication = name, tables = schemas.len(), "created the publication");
         return Ok(());
     };
-    check_publication(&name, &found, state, config)?;
+    let sends_all = found.insert && found.update && found.delete && found.truncate;
+    check_publication(&name, Some(Standing { owned_by_us: found.owned_by_us, sends_all }))?;
     let published: BTreeSet<&TableId> = found.tables.iter().map(|table| &table.id).collect();
     let add: Vec<&TableSchema> =
         new.iter().map(|(_, schema)| schema).filter(|schema| !published.contains(&schema.id)).collect();
@@ -162,31 +164,17 @@ async fn publish(
     Ok(())
 }
 
-/// Whether the publication still sends everything that the Mirror's tables need.
-pub(super) fn check_publication(
-    name: &str,
-    found: &Publication,
-    state: &MirrorState,
-    config: &ReplicatorConfig,
-) -> Result<(), Error> {
-    if !found.owned_by_us {
-        return Err(lost(name, "was not made by walferry for this mirror; drop or rename it first"));
-    }
-    if !(found.insert && found.update && found.delete && found.truncate) {
-        return Err(lost(name, "no longer publishes inserts, updates, deletes and truncates"));
-    }
-    for record in state.tables.values() {
-        let id = &record.schema.id;
-        let asked = config.tables.iter().any(|table| table.id == *id);
-        if asked && record.phase != TablePhase::Failed && !found.tables.iter().any(|table| table.id == *id) {
-            return Err(lost(name, &format!("no longer has table {id}")));
+/// Whether a publication that this Mirror runs on is still there and sends every kind of change.
+pub(super) fn check_publication(name: &str, found: Option<Standing>) -> Result<(), Error> {
+    let problem = match found {
+        None => "no longer exists at the source",
+        Some(found) if !found.owned_by_us => {
+            "was not made by walferry for this mirror; drop or rename it first"
         }
-    }
-    Ok(())
-}
-
-fn lost(publication: &str, problem: &str) -> Error {
-    Error::PublicationChanged { publication: publication.to_owned(), problem: problem.to_owned() }
+        Some(found) if !found.sends_all => "no longer publishes inserts, updates, deletes and truncates",
+        Some(_) => return Ok(()),
+    };
+    Err(Error::PublicationChanged { publication: name.to_owned(), problem: problem.to_owned() })
 }
 
 /// The slot's position, and whether it was there before.
@@ -196,7 +184,8 @@ async fn ensure_slot(
     state: &MirrorState,
 ) -> Result<(Lsn, bool), Error> {
     let name = config.mirror.slot_name();
-    if let Some(found) = read_slot(session, config, state.source.as_ref()).await? {
+    let found = slot::read(session, &name).await?;
+    if let Some(found) = check_slot(config, state.source.as_ref(), found)? {
         return Ok((found.confirmed_flush_lsn.unwrap_or_default(), true));
     }
     let lsn = slot::create(session, &name).await?;
@@ -204,17 +193,17 @@ async fn ensure_slot(
     Ok((lsn, false))
 }
 
-/// The Mirror's slot, checked; `None` only when the Mirror has never had one.
+/// The Mirror's slot as it was found, checked; `None` only when the Mirror has never had one.
 ///
 /// # Errors
-/// [`Error::SlotMissing`], [`Error::SlotInvalidated`], [`Error::SlotForeign`], [`Error::SlotNotReady`], and what the server answers.
-pub(super) async fn read_slot(
-    session: &Session,
+/// [`Error::SlotMissing`], [`Error::SlotInvalidated`], [`Error::SlotForeign`], [`Error::SlotNotReady`].
+pub(super) fn check_slot(
     config: &ReplicatorConfig,
     source: Option<&SourceRecord>,
+    found: Option<SlotInfo>,
 ) -> Result<Option<SlotInfo>, Error> {
     let name = config.mirror.slot_name();
-    let Some(found) = slot::read(session, &name).await? else {
+    let Some(found) = found else {
         return match source {
             Some(source) => Err(Error::SlotMissing { slot: name, since: source.start_lsn }),
             None => Ok(None),

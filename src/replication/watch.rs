@@ -6,73 +6,139 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    Error,
-    provision::{check_publication, read_slot},
-    state::MirrorState,
+    Destination, Error,
+    backoff::{Notice, retry},
+    provision::{check_publication, check_slot},
+    state::SourceRecord,
+    table::Table,
 };
 use crate::{
-    model::{Progress, ReplicatorConfig},
-    postgres::{publication, session::Session},
+    model::{Progress, ReplicatorConfig, TableId},
+    postgres::{
+        overview::{self, Membership},
+        session::Session,
+        slot::SlotInfo,
+    },
 };
 
-/// Time between two looks. Each is two small queries.
+/// Time between two looks. Each is one query.
 const EVERY: Duration = Duration::from_secs(10);
 
-/// Watches until `end`, or until something is found that stops the Mirror, which goes to `fatal`.
-///
-/// A dropped publication must be seen here: since PostgreSQL 18 the walsender only warns and leaves the changes out.
-pub(super) async fn run(
-    config: Arc<ReplicatorConfig>,
-    state: MirrorState,
-    progress: Arc<Progress>,
-    fatal: mpsc::Sender<Error>,
-    end: CancellationToken,
-) {
-    let mut session: Option<Session> = None;
-    loop {
-        match look(&config, &state, &progress, &mut session).await {
-            Ok(()) => {}
-            // The stream meets the same fault and retries it.
-            Err(Error::Source(error)) => {
-                tracing::debug!(%error, "could not look at the source's catalog");
-                session = None;
+/// What is looked at, and who is told.
+pub(super) struct Watch<D: Destination> {
+    pub(super) config: Arc<ReplicatorConfig>,
+    pub(super) source: Option<SourceRecord>,
+    pub(super) progress: Arc<Progress>,
+    pub(super) tables: Vec<Arc<Table<D>>>,
+    pub(super) notice: Notice,
+}
+
+impl<D: Destination> Watch<D> {
+    /// Watches until `end`, or until something is found that stops the Mirror, which goes to `fatal`.
+    ///
+    /// A dropped publication must be seen here: since PostgreSQL 18 the walsender only warns and leaves the changes out.
+    pub(super) async fn run(self, fatal: mpsc::Sender<Error>, end: CancellationToken) {
+        let mut session: Option<Session> = None;
+        loop {
+            tokio::select! {
+                () = end.cancelled() => return,
+                () = tokio::time::sleep(EVERY) => {}
             }
-            Err(error) => {
-                if fatal.send(error).await.is_err() {
-                    tracing::debug!("the stream had ended already");
+            match self.look_again(&mut session, &end).await {
+                Ok(_) => {}
+                // The stream meets the same fault and retries it.
+                Err(Error::Source(error)) => {
+                    tracing::debug!(%error, "could not look at the source's catalog");
+                    session = None;
                 }
-                return;
+                Err(Error::Stopped) => return,
+                Err(error) => {
+                    if fatal.send(error).await.is_err() {
+                        tracing::debug!("the stream had ended already");
+                    }
+                    return;
+                }
             }
         }
-        tokio::select! {
-            () = end.cancelled() => return,
-            () = tokio::time::sleep(EVERY) => {}
+    }
+
+    async fn look_again(
+        &self,
+        session: &mut Option<Session>,
+        end: &CancellationToken,
+    ) -> Result<Option<SlotInfo>, Error> {
+        let session = match session {
+            Some(session) => session,
+            None => {
+                let name = self.config.mirror.application_name();
+                session.insert(Session::connect(&self.config.source, &name).await?)
+            }
+        };
+        self.look(session, end).await
+    }
+
+    /// Looks once. A table whose changes don't come any more stops alone. Gives the slot.
+    ///
+    /// # Errors
+    /// What stops the whole Mirror: slot or publication are gone or unusable; and what the servers answer.
+    pub(super) async fn look(
+        &self,
+        session: &Session,
+        end: &CancellationToken,
+    ) -> Result<Option<SlotInfo>, Error> {
+        let (slot, publication) = (self.config.mirror.slot_name(), self.config.mirror.publication_name());
+        let tables: Vec<_> = self.tables.iter().filter(|table| !table.failed()).collect();
+        let oids: Vec<u32> = tables.iter().map(|table| table.schema().oid).collect();
+        let seen = overview::read(session, &slot, &publication, &oids).await?;
+        self.progress.set_slot_wal_status(seen.slot.as_ref().and_then(|slot| slot.wal_status.clone()));
+        let slot = check_slot(&self.config, self.source.as_ref(), seen.slot)?;
+        if let Some(slot) = &slot {
+            self.progress.set_source_lsn(slot.current_lsn);
+            if let Some(bytes) = slot.retained_bytes {
+                self.progress.set_retained_wal_bytes(bytes);
+            }
         }
+        check_publication(&publication, seen.publication)?;
+        for (table, membership) in tables.into_iter().zip(&seen.tables) {
+            if let Some(error) = cut_off(&table.id, membership, &publication) {
+                retry(end, &self.notice, || table.fail(&error)).await?;
+            }
+        }
+        Ok(slot)
     }
 }
 
-async fn look(
-    config: &ReplicatorConfig,
-    state: &MirrorState,
-    progress: &Progress,
-    session: &mut Option<Session>,
-) -> Result<(), Error> {
-    let session = match session {
-        Some(session) => session,
-        None => session.insert(Session::connect(&config.source, &config.mirror.application_name()).await?),
-    };
-    if let Some(slot) = read_slot(session, config, state.source.as_ref()).await? {
-        progress.set_source_lsn(slot.current_lsn);
-        if let Some(bytes) = slot.retained_bytes {
-            progress.set_retained_wal_bytes(bytes);
-        }
+/// Why a table's changes don't come any more, if that is so.
+fn cut_off(table: &TableId, found: &Membership, publication: &str) -> Option<Error> {
+    match &found.id {
+        None => Some(Error::dropped(table)),
+        Some(name) if name != table => Some(Error::renamed(table, name)),
+        Some(_) if !found.published => Some(Error::unpublished(table, publication)),
+        Some(_) => None,
     }
-    let name = config.mirror.publication_name();
-    match publication::read(session, &name).await? {
-        Some(found) => check_publication(&name, &found, state, config),
-        None => Err(Error::PublicationChanged {
-            publication: name,
-            problem: "no longer exists at the source".to_owned(),
-        }),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::replication::{Policy, policy};
+
+    #[test]
+    fn a_table_without_changes_stops_alone_and_says_why() {
+        let table = TableId::new("public", "t");
+        let found = |name: Option<&str>, published| Membership {
+            id: name.map(|name| TableId::new("public", name)),
+            published,
+        };
+        assert!(cut_off(&table, &found(Some("t"), true), "p").is_none());
+        for (found, reason, words) in [
+            (found(None, false), "SourceTableDropped", "was dropped at the source"),
+            (found(Some("u"), true), "SourceTableDropped", "is called public.u at the source now"),
+            (found(Some("t"), false), "SourceNotPublished", "publication p no longer has it"),
+        ] {
+            let error = cut_off(&table, &found, "p").unwrap();
+            assert_eq!(policy(&error), (Policy::FailTable, reason));
+            assert!(error.to_string().contains(words), "{error}");
+        }
     }
 }

@@ -29,7 +29,7 @@ use super::{
     state::{MirrorState, StateStore},
     stream,
     table::Table,
-    watch,
+    watch::Watch,
 };
 use crate::{
     model::{Lsn, MirrorPhase, Progress, ReplicatorConfig, SnapshotMode, TableSpec},
@@ -109,6 +109,7 @@ struct Started<D: Destination> {
     /// Whether tables without a plan must wait for their writers.
     joining: bool,
     tables: Vec<(Arc<Table<D>>, TableSpec)>,
+    watch: Watch<D>,
     reader: ReplicationReader,
     writer: ReplicationWriter,
     /// Where the slot stands.
@@ -169,12 +170,13 @@ impl<D: Destination> Worker<D> {
             started = self.start() => started?,
             () = self.stop.cancelled() => return Err(Error::Stopped),
         };
-        let Some(Started { session, state, joining, tables, reader, writer, confirmed }) = started else {
+        let Some(Started { session, state, joining, tables, watch, reader, writer, confirmed }) = started
+        else {
             return Ok(());
         };
         let (fatal, mut fatal_errors) = mpsc::channel(16);
         self.streamed.store(true, Ordering::Release);
-        let notice = self.notice(&tables);
+        let notice = Arc::clone(&watch.notice);
         notice(None);
         let mut copying = self.copying.lock().await;
         // A copy outlives connections; one that has ended may have ended by a fault.
@@ -183,13 +185,7 @@ impl<D: Destination> Worker<D> {
         }
         let copied = report_copy(&mut copying, Arc::clone(&notice), fatal.clone());
         let (end, abort) = (self.stop.child_token(), self.abort.child_token());
-        let watcher = tokio::spawn(watch::run(
-            Arc::clone(&self.config),
-            state.clone(),
-            Arc::clone(&self.progress),
-            fatal.clone(),
-            end.clone(),
-        ));
+        let watcher = tokio::spawn(watch.run(fatal.clone(), end.clone()));
         let finisher = ends.then(|| tokio::spawn(self.until_caught_up(&tables, fatal.clone(), end.clone())));
         let inserter = self.inserter(fatal, notice, abort.clone());
         let applier = Applier::new(tables, Arc::new(inserter), Checkpoint::new(confirmed), self.config.batch);
@@ -235,7 +231,8 @@ impl<D: Destination> Worker<D> {
         let tables = self.take_up(&state);
         let slot_name = self.config.mirror.slot_name();
         slot::release_own_walsender(&session, &slot_name, &application_name).await?;
-        let found = provision::read_slot(&session, &self.config, state.source.as_ref()).await?;
+        let watch = self.watch(&state, &tables);
+        let found = watch.look(&session, &self.stop).await?;
         let confirmed = found.and_then(|slot| slot.confirmed_flush_lsn).unwrap_or_default();
         let binary = tables.iter().all(|(table, _)| table.schema().has_binary_decoder());
         let (reader, writer) = wire
@@ -243,7 +240,17 @@ impl<D: Destination> Worker<D> {
             .await?;
         tracing::info!(slot = slot_name, start = %confirmed, binary, "streaming");
         self.progress.set_durable_lsn(confirmed);
-        Ok(Some(Started { session, state, joining, tables, reader, writer, confirmed }))
+        Ok(Some(Started { session, state, joining, tables, watch, reader, writer, confirmed }))
+    }
+
+    fn watch(&self, state: &MirrorState, tables: &[(Arc<Table<D>>, TableSpec)]) -> Watch<D> {
+        Watch {
+            config: Arc::clone(&self.config),
+            source: state.source.clone(),
+            progress: Arc::clone(&self.progress),
+            tables: tables.iter().map(|(table, _)| Arc::clone(table)).collect(),
+            notice: self.notice(tables),
+        }
     }
 
     /// Tables by their records; those known from an earlier connection stay.

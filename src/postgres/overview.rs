@@ -1,0 +1,116 @@
+//! A Mirror's slot, publication and tables in one look: one statement, sent without preparing it, so one round trip.
+
+use tokio_postgres::{Row, types::Type};
+
+use super::{
+    Error,
+    catalog::CURRENT_LSN,
+    publication::COMMENT_PREFIX,
+    session::Session,
+    slot::{self, SlotInfo},
+};
+use crate::model::TableId;
+
+/// What there is of a Mirror at its source.
+#[derive(Clone, Debug)]
+pub struct Overview {
+    /// The slot; `None` when there is none of that name.
+    pub slot: Option<SlotInfo>,
+    /// The publication; `None` when there is none of that name.
+    pub publication: Option<Standing>,
+    /// The tables that were asked for, in that order.
+    pub tables: Vec<Membership>,
+}
+
+/// Whether a publication is one to rely on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Standing {
+    /// Whether walferry made it.
+    pub owned_by_us: bool,
+    /// Whether it sends inserts, updates, deletes and truncates.
+    pub sends_all: bool,
+}
+
+/// A table and whether its changes are sent.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Membership {
+    /// Its present name; `None` when it was dropped.
+    pub id: Option<TableId>,
+    /// Whether the publication names it.
+    pub published: bool,
+}
+
+fn statement() -> String {
+    format!(
+        "SELECT {}, p.oid IS NOT NULL, obj_description(p.oid, 'pg_publication'), \
+         p.pubinsert AND p.pubupdate AND p.pubdelete AND p.pubtruncate, \
+         t.position IS NOT NULL, n.nspname::text, c.relname::text, r.oid IS NOT NULL \
+         FROM (SELECT {CURRENT_LSN} AS lsn) current \
+         LEFT JOIN pg_replication_slots s ON s.slot_name::text = $1 \
+         LEFT JOIN pg_publication p ON p.pubname::text = $2 \
+         LEFT JOIN unnest($3) WITH ORDINALITY AS t (oid, position) ON true \
+         LEFT JOIN pg_class c ON c.oid = t.oid LEFT JOIN pg_namespace n ON n.oid = c.relnamespace \
+         LEFT JOIN pg_publication_rel r ON r.prpubid = p.oid AND r.prrelid = c.oid \
+         ORDER BY t.position",
+        slot::COLUMNS
+    )
+}
+
+/// Reads slot, publication and the tables with these oids.
+///
+/// # Errors
+/// [`Error`] of the query.
+pub async fn read(
+    session: &Session,
+    slot_name: &str,
+    publication_name: &str,
+    table_oids: &[u32],
+) -> Result<Overview, Error> {
+    let parameters: [(&(dyn tokio_postgres::types::ToSql + Sync), Type); 3] =
+        [(&slot_name, Type::TEXT), (&publication_name, Type::TEXT), (&table_oids, Type::OID_ARRAY)];
+    let rows = session.client.query_typed(&statement(), &parameters).await?;
+    let Some(first) = rows.first() else {
+        return Ok(Overview { slot: None, publication: None, tables: Vec::new() });
+    };
+    let has_slot = first.try_get::<_, Option<String>>(0)?.is_some();
+    Ok(Overview {
+        slot: has_slot.then(|| slot::slot_info(first)).transpose()?,
+        publication: standing(first)?,
+        tables: rows.iter().filter_map(|row| membership(row).transpose()).collect::<Result<_, _>>()?,
+    })
+}
+
+fn standing(row: &Row) -> Result<Option<Standing>, Error> {
+    let at = slot::COLUMN_COUNT;
+    if !row.try_get::<_, bool>(at)? {
+        return Ok(None);
+    }
+    let comment: Option<String> = row.try_get(at + 1)?;
+    let owned_by_us = comment.is_some_and(|comment| comment.starts_with(COMMENT_PREFIX));
+    Ok(Some(Standing { owned_by_us, sends_all: row.try_get(at + 2)? }))
+}
+
+/// `None` for the only row there is when no table was asked for.
+fn membership(row: &Row) -> Result<Option<Membership>, Error> {
+    let at = slot::COLUMN_COUNT + 3;
+    if !row.try_get::<_, bool>(at)? {
+        return Ok(None);
+    }
+    let schema: Option<String> = row.try_get(at + 1)?;
+    let name: Option<String> = row.try_get(at + 2)?;
+    let id = schema.zip(name).map(|(schema, name)| TableId::new(schema, name));
+    Ok(Some(Membership { id, published: row.try_get(at + 3)? }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_slot_s_columns_come_first() {
+        assert_eq!(slot::COLUMNS.split(", ").count(), slot::COLUMN_COUNT);
+        let statement = statement();
+        assert!(statement.starts_with("SELECT s.slot_name::text, "), "{statement}");
+        assert!(!statement.contains("  "), "{statement}");
+    }
+}
