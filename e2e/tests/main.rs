@@ -17,6 +17,7 @@ mod commands;
 mod destination;
 mod faults;
 mod files;
+mod gone;
 mod pgbench;
 mod replicate;
 mod schema;

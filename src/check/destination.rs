@@ -9,7 +9,7 @@ use crate::{
         types::{ChType, Features, Fidelity, fidelity, target_type},
     },
     model::{ClickHouseEndpoint, TableSchema, TlsMode},
-    replication::DestinationError,
+    replication::{self, DestinationError},
 };
 
 pub(super) const SUBJECT: &str = "destination";
@@ -54,6 +54,11 @@ impl MissingRights {
 pub(super) fn failed(name: &str, error: Error) -> Check {
     let DestinationError { reason, message, .. } = DestinationError::from(error);
     Check::failure(SUBJECT, name, reason, message)
+}
+
+/// The Mirror's own records can't be read.
+pub(super) fn state_unusable(error: &replication::Error) -> Check {
+    Check::failure(SUBJECT, "state", reason::DESTINATION_STATE_UNUSABLE, error.to_string())
 }
 
 /// All checks of the server and the user.

@@ -1,11 +1,10 @@
 //! Asks both servers for the facts that the checks decide from.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 
 use super::{
     destination::{self, ENGINE, MissingRights, PRIVILEGES, TargetFacts},
     publication::{self, Wanted},
-    reason,
     report::{Check, CheckReport, Outcome},
     source, table,
 };
@@ -13,7 +12,7 @@ use crate::{
     clickhouse::{
         Client, Database, Error as ClickHouseError, ServerVersion, quote, state::STATE_TABLE, types::Features,
     },
-    model::{ClickHouseEndpoint, ReplicatorConfig, TableId, TableSchema},
+    model::{ClickHouseEndpoint, ReplicatorConfig, TableSchema},
     postgres::{
         self,
         catalog::{self, TableFacts},
@@ -21,17 +20,25 @@ use crate::{
         session::Session,
         slot,
     },
-    replication::{self, DestinationError, StateStore},
+    replication::{self, DestinationError, MirrorState, StateStore},
 };
 
 /// Checks everything that a Mirror needs. A server that isn't reached is a failure, and what depends on it is skipped.
 pub async fn preflight(config: &ReplicatorConfig) -> CheckReport {
-    let (mut checks, tables) = source_checks(config).await;
     let (server, reached) = destination_server(config).await;
+    let (state, unusable) = match &reached {
+        Some((database, _)) => match state(config, database).await {
+            Ok(state) => (state, None),
+            Err(error) => (MirrorState::default(), Some(destination::state_unusable(&error))),
+        },
+        None => (MirrorState::default(), None),
+    };
+    let (mut checks, tables) = source_checks(config, &state).await;
     checks.extend(server);
+    checks.extend(unusable);
     let schemas: Vec<_> = tables.iter().map(|facts| &facts.schema).collect();
     checks.extend(match reached {
-        Some((database, version)) => targets(config, &database, &schemas, version.features()).await,
+        Some((database, version)) => targets(config, &database, &schemas, version.features(), &state).await,
         // Without the server, types are taken for those of the newest release.
         None => schemas
             .iter()
@@ -46,12 +53,12 @@ pub async fn preflight(config: &ReplicatorConfig) -> CheckReport {
     CheckReport { checks }
 }
 
-async fn source_checks(config: &ReplicatorConfig) -> (Vec<Check>, Vec<TableFacts>) {
+async fn source_checks(config: &ReplicatorConfig, state: &MirrorState) -> (Vec<Check>, Vec<TableFacts>) {
     let session = match Session::connect(&config.source, &config.mirror.application_name()).await {
         Ok(session) => session,
         Err(error) => return (vec![source::connection_failed(&config.source, &error)], Vec::new()),
     };
-    match source_facts(config, &session).await {
+    match source_facts(config, &session, state).await {
         Ok(found) => found,
         Err(error) => (vec![source::query_failed(source::SUBJECT, "catalog", &error)], Vec::new()),
     }
@@ -60,6 +67,7 @@ async fn source_checks(config: &ReplicatorConfig) -> (Vec<Check>, Vec<TableFacts
 async fn source_facts(
     config: &ReplicatorConfig,
     session: &Session,
+    state: &MirrorState,
 ) -> Result<(Vec<Check>, Vec<TableFacts>), postgres::Error> {
     let server = catalog::server_facts(session).await?;
     let slot = slot::read(session, &config.mirror.slot_name()).await?;
@@ -74,12 +82,14 @@ async fn source_facts(
                 Some(check) => checks.push(check),
                 None => tables.push(facts),
             },
-            Err(error) => checks.push(table::not_described(&spec.id, &error)),
+            Err(error) => {
+                checks.push(table::not_described(&spec.id, &error, state.tables.contains_key(&spec.id)));
+            }
         }
     }
     let probes = probe_filters(session, &tables).await;
     let found = pg_publication::read(session, &config.mirror.publication_name()).await?;
-    let wanted = Wanted { config, server: &server, tables: &tables, probes: &probes };
+    let wanted = Wanted { config, server: &server, tables: &tables, probes: &probes, state };
     checks.extend(publication::publication(&wanted, found.as_ref()));
     for facts in &tables {
         let id = &facts.schema.id;
@@ -169,43 +179,30 @@ async fn targets(
     database: &Database,
     schemas: &[&TableSchema],
     features: Features,
+    state: &MirrorState,
 ) -> Vec<Check> {
     let mut checks = Vec::new();
-    let tracked = match tracked_tables(config, database).await {
-        Ok(tracked) => tracked,
-        Err(error) => {
-            let detail = error.to_string();
-            return vec![Check::failure(
-                destination::SUBJECT,
-                "state",
-                reason::DESTINATION_STATE_UNUSABLE,
-                detail,
-            )];
-        }
-    };
     for schema in schemas {
         let (types, check) = destination::column_types(schema, features);
         checks.push(check);
         let Some(types) = types else { continue };
-        checks.push(match target_facts(database, &schema.target, tracked.contains(&schema.id)).await {
-            Ok(facts) => destination::target(&config.destination, schema, &types, &facts),
-            Err(error) => destination::failed("target table", error),
-        });
+        checks.push(
+            match target_facts(database, &schema.target, state.tables.contains_key(&schema.id)).await {
+                Ok(facts) => destination::target(&config.destination, schema, &types, &facts),
+                Err(error) => destination::failed("target table", error),
+            },
+        );
     }
     checks
 }
 
-/// The tables that the Mirror's state has. Without a state table, it has none.
-async fn tracked_tables(
-    config: &ReplicatorConfig,
-    database: &Database,
-) -> Result<HashSet<TableId>, replication::Error> {
+/// The Mirror's durable state. Without a state table, it has none.
+async fn state(config: &ReplicatorConfig, database: &Database) -> Result<MirrorState, replication::Error> {
     let state_table = database.target_table(STATE_TABLE).await.map_err(DestinationError::from)?;
     if state_table.is_none() {
-        return Ok(HashSet::new());
+        return Ok(MirrorState::default());
     }
-    let state = StateStore::new(database.clone(), &config.mirror.uid).load().await?;
-    Ok(state.tables.into_keys().collect())
+    StateStore::new(database.clone(), &config.mirror.uid).load().await
 }
 
 async fn target_facts(

@@ -4,13 +4,14 @@ use std::collections::HashMap;
 
 use super::{reason, report::Check, source::SUBJECT};
 use crate::{
-    model::{MirrorIdentity, ReplicatorConfig, TableId, TableSchema},
+    model::{MirrorIdentity, RESYNC_ADVICE, ReplicatorConfig, TableId, TableSchema},
     postgres::{
         Error,
         catalog::{ServerFacts, TableFacts},
         publication::{self, COMMENT_PREFIX, Publication, PublishedTable},
         quote::ident,
     },
+    replication::MirrorState,
 };
 
 const NAME: &str = "publication";
@@ -25,6 +26,8 @@ pub(super) struct Wanted<'a> {
     /// Those of the Mirror's tables that could be described.
     pub(super) tables: &'a [TableFacts],
     pub(super) probes: &'a Probes,
+    /// What the Mirror has done so far.
+    pub(super) state: &'a MirrorState,
 }
 
 /// Checks the publication that the Mirror will use.
@@ -114,6 +117,7 @@ fn existing(wanted: &Wanted<'_>, found: &Publication) -> Vec<Check> {
             ),
         ));
     }
+    checks.extend(taken_out(wanted, found));
     checks.extend(members(wanted, found));
     checks.extend(wanted.tables.iter().filter_map(|table| {
         let published = found.tables.iter().find(|published| published.id == table.schema.id)?;
@@ -125,11 +129,25 @@ fn existing(wanted: &Wanted<'_>, found: &Publication) -> Vec<Check> {
     checks
 }
 
+/// Tables that were published for this Mirror and are no longer: putting them back would not bring the changes that are missing.
+fn taken_out(wanted: &Wanted<'_>, found: &Publication) -> Vec<Check> {
+    let known = wanted.tables.iter().filter(|table| wanted.state.tables.contains_key(&table.schema.id));
+    let gone = known.filter(|table| !found.tables.iter().any(|published| published.id == table.schema.id));
+    let warn = |table: &TableFacts| {
+        let detail = "no longer in the publication: this table fails alone, the others go on";
+        Check::warning(table.schema.id.to_string(), NAME, reason::SOURCE_PUBLICATION_UNUSABLE, detail)
+            .fix(format!("to have it published again, {RESYNC_ADVICE}"))
+    };
+    gone.map(warn).collect()
+}
+
 /// Tables that have to join or leave: walferry does it where it may.
-fn members(Wanted { config, server, tables, .. }: &Wanted<'_>, found: &Publication) -> Option<Check> {
+fn members(wanted: &Wanted<'_>, found: &Publication) -> Option<Check> {
+    let Wanted { config, server, tables, state, .. } = wanted;
     let name = config.mirror.publication_name();
     let joining: Vec<_> = tables
         .iter()
+        .filter(|table| !state.tables.contains_key(&table.schema.id))
         .filter(|table| !found.tables.iter().any(|published| published.id == table.schema.id))
         .collect();
     let leaving: Vec<_> = found
@@ -234,7 +252,8 @@ mod tests {
 
     fn check(server: &ServerFacts, facts: TableFacts, probes: &Probes, found: Option<&Publication>) -> Check {
         let config = config();
-        let wanted = Wanted { config: &config, server, tables: &[facts], probes };
+        let state = MirrorState::default();
+        let wanted = Wanted { config: &config, server, tables: &[facts], probes, state: &state };
         let mut checks = publication(&wanted, found);
         assert_eq!(checks.len(), 1, "{checks:?}");
         checks.remove(0)

@@ -2,7 +2,7 @@
 
 use super::{reason, report::Check};
 use crate::{
-    model::{IdentityKind, TableId},
+    model::{IdentityKind, RESYNC_ADVICE, TableId},
     postgres::{
         Error,
         catalog::{KeyCandidate, RelationFacts, ServerFacts, TableFacts},
@@ -16,8 +16,13 @@ pub(super) const ROW_FILTERS: u32 = 150_000;
 /// Since PostgreSQL 18, an UPDATE fails when the replica identity has a generated column that isn't published.
 const GENERATED_IN_IDENTITY: u32 = 180_000;
 
-/// A table whose description failed.
-pub(super) fn not_described(table: &TableId, error: &Error) -> Check {
+/// A table whose description failed. One that the Mirror has copied already does not keep the others from going on.
+pub(super) fn not_described(table: &TableId, error: &Error, tracked: bool) -> Check {
+    if tracked && matches!(error, Error::TableMissing { .. }) {
+        let detail = "it was dropped at the source: this table fails alone, the others go on";
+        return Check::warning(table.to_string(), "table", reason::SOURCE_TABLE_MISSING, detail)
+            .fix(format!("take {table} out of the Mirror's tables, or make it again and {RESYNC_ADVICE}"));
+    }
     let reason = match error {
         Error::TableMissing { .. } => reason::SOURCE_TABLE_MISSING,
         Error::UnknownColumn { .. } => reason::SOURCE_UNKNOWN_COLUMN,
@@ -478,8 +483,10 @@ mod tests {
     fn descriptions_that_fail_have_their_reason() {
         let id = TableId::new("public", "users");
         let missing = Error::TableMissing { table: id.clone(), hint: String::new() };
-        assert_eq!(not_described(&id, &missing).reason, reason::SOURCE_TABLE_MISSING);
+        assert_eq!(not_described(&id, &missing, false).reason, reason::SOURCE_TABLE_MISSING);
+        let copied = not_described(&id, &missing, true);
+        assert_eq!((copied.outcome, copied.reason), (Outcome::Warning, reason::SOURCE_TABLE_MISSING));
         let invalid = Error::Schema { table: id.clone(), message: "x".to_owned() };
-        assert_eq!(not_described(&id, &invalid).reason, reason::SOURCE_TABLE_SPEC_INVALID);
+        assert_eq!(not_described(&id, &invalid, true).reason, reason::SOURCE_TABLE_SPEC_INVALID);
     }
 }

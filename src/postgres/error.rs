@@ -197,6 +197,12 @@ impl Error {
         }
     }
 
+    /// Whether it says that a table, or its schema, is not there.
+    pub fn tells_missing_table(&self) -> bool {
+        // undefined_table, invalid_schema_name
+        matches!(self, Error::TableMissing { .. }) || matches!(self.sqlstate(), Some("42P01" | "3F000"))
+    }
+
     /// Whether trying again later, unchanged, may succeed: the network, a restart, a lack of resources, a lost race.
     ///
     /// Codes are those of <https://www.postgresql.org/docs/current/errcodes-appendix.html>.
@@ -261,6 +267,7 @@ mod tests {
             assert!(!server(code).is_transient(), "{code}");
         }
         assert!(Error::Closed.is_transient());
+        assert!(server("42P01").tells_missing_table() && !server("42703").tells_missing_table());
     }
 
     #[test]

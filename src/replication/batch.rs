@@ -243,7 +243,8 @@ impl<D: Destination> Inserter<D> {
             group.iter().filter(|row| row.incomplete).map(|row| waiting.tuple(row)).collect();
         let spec = table.record().spec;
         // Not retried here: a source that shuts down waits for what we hold, so its stream must end and begin again.
-        let found = self.rereader.read(&spec, &building.schema, &wanted).await?;
+        let found = self.rereader.read(&spec, &building.schema, &wanted).await;
+        let found = found.map_err(|error| Error::of_table(&table.id, error))?;
         table.progress.reread.fetch_add(wanted.len() as u64, Ordering::Relaxed);
         let mut found = found.into_iter();
         let (mut data, mut cells) = (Vec::new(), Vec::new());

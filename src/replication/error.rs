@@ -134,6 +134,14 @@ impl Error {
         Error::Table { table: table.clone(), reason: "SourceTableDropped", message }
     }
 
+    /// An error that a query on a table met, as the table's own fault where it says that the table is gone.
+    pub(super) fn of_table(table: &TableId, error: Error) -> Self {
+        match error {
+            Error::Source(source) if source.tells_missing_table() => Error::dropped(table),
+            other => other,
+        }
+    }
+
     /// A mirrored table has another name.
     pub(super) fn renamed(table: &TableId, name: &TableId) -> Self {
         let message = format!(

@@ -160,8 +160,10 @@ pub(super) async fn describe(
     known: &TableSchema,
 ) -> Result<TableSchema, Error> {
     match catalog::describe(session, spec).await {
+        Ok(facts) if facts.schema.oid != known.oid => Err(Error::dropped(&known.id)),
         Ok(facts) => Ok(facts.schema),
         Err(error) if error.is_transient() => Err(error.into()),
+        Err(error) if error.tells_missing_table() => Err(Error::dropped(&known.id)),
         Err(error) => Err(changed(known, &error.to_string())),
     }
 }

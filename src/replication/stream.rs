@@ -227,7 +227,8 @@ async fn announce<D: Destination>(
     applier: &mut Applier<D>,
     relation: Relation,
 ) -> Result<(), Error> {
-    let Some(index) = applier.slots.iter().position(|slot| slot.table.id == relation.table) else {
+    // Another table may have, or have had, the name of ours.
+    let Some(index) = applier.slots.iter().position(|slot| slot.schema.oid == relation.oid) else {
         applier.know(relation.oid, None);
         return Ok(());
     };

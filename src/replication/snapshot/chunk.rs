@@ -77,6 +77,11 @@ impl<D: Destination> Copier<D> {
             Ok(_) => *self.kept() = Some(kept),
             Err(error) => {
                 table.progress.rows_copied.fetch_sub(sent, Ordering::Relaxed);
+                // A partition went, not the table.
+                let partition = chunk.storage != table.id;
+                if partition && matches!(error, Error::Source(source) if source.tells_missing_table()) {
+                    return Ok(Copied::Moved);
+                }
                 if matches!(error, Error::Source(source) if schema_change::outdated(source)) {
                     rename_columns(around, table).await?;
                 }

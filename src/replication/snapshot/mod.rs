@@ -190,7 +190,7 @@ impl<D: Destination> Snapshot<D> {
 
     /// A fault of one table stops that table; any other is the caller's.
     async fn settle(&self, table: &Table<D>, outcome: Result<(), Error>) -> Result<(), Error> {
-        match outcome {
+        match outcome.map_err(|error| Error::of_table(&table.id, error)) {
             Err(error) if policy(&error).0 == Policy::FailTable => {
                 retry(&self.around.stop, &self.around.notice, || table.fail(&error)).await
             }

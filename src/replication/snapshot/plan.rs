@@ -28,6 +28,9 @@ pub(super) async fn chunks(
     parallelism: usize,
 ) -> Result<(Vec<Chunk>, u64), Error> {
     let storages = catalog::storage(session, &schema.id).await?;
+    if storages.is_empty() && !schema.partitioned {
+        return Err(Error::dropped(&schema.id));
+    }
     #[expect(
         clippy::cast_possible_truncation,
         clippy::cast_sign_loss,

@@ -1,0 +1,134 @@
+//! Tables that go, or leave the publication, while they are mirrored: they fail alone, the others stream.
+
+use crate::{
+    on_both,
+    support::{Lab, Mirror, Pg, Run},
+};
+
+const TABLES: &str =
+    "CREATE TABLE stays (id int PRIMARY KEY); CREATE TABLE goes (id int PRIMARY KEY, v text);
+    INSERT INTO stays VALUES (1); INSERT INTO goes VALUES (1, 'a')";
+
+/// The one table has failed for this reason, and the other one goes on.
+#[track_caller]
+fn fails_alone(lab: &Lab, run: &mut Run, reason: &str, words: &[&str]) {
+    let message = run.until_failed("goes");
+    for word in words {
+        assert!(message.contains(word), "{message}");
+    }
+    assert_eq!(run.table("goes")["reason"], reason);
+    lab.sql("INSERT INTO stays SELECT max(id) + 1 FROM stays");
+    lab.settle(run);
+    lab.assert_table("stays", "id", "id");
+    assert_eq!(run.condition("Ready").unwrap().1, "StreamingWithFailedTables");
+}
+
+fn mirrored(pg: Pg) -> (Lab, Mirror) {
+    let lab = Lab::new(pg);
+    lab.sql(TABLES);
+    let mirror = lab.mirror(&["stays", "goes"]);
+    (lab, mirror)
+}
+
+fn dropped_while_running(pg: Pg) {
+    let (lab, mirror) = mirrored(pg);
+    let mut run = lab.streaming(&mirror);
+    lab.sql("INSERT INTO goes VALUES (2, 'b'); DROP TABLE goes");
+    fails_alone(&lab, &mut run, "SourceTableDropped", &["dropped at the source", "walferry.dev/resync"]);
+    run.stop();
+    // It stays failed, and keeps nobody else from starting.
+    let mut run = lab.run(&mirror);
+    fails_alone(&lab, &mut run, "SourceTableDropped", &["dropped at the source"]);
+    run.stop();
+}
+
+fn dropped_while_down(pg: Pg) {
+    let (lab, mirror) = mirrored(pg);
+    lab.catch_up(&mirror);
+    // One of the same name is another table.
+    lab.sql("DROP TABLE goes; INSERT INTO stays VALUES (2)");
+    lab.command("check", &mirror, &[]).exits(0).says(&["warning", "public.goes", "dropped at the source"]);
+    let mut run = lab.run(&mirror);
+    fails_alone(&lab, &mut run, "SourceTableDropped", &["dropped at the source"]);
+    run.stop();
+}
+
+fn made_again_while_down(pg: Pg) {
+    let (lab, mirror) = mirrored(pg);
+    lab.catch_up(&mirror);
+    lab.sql("DROP TABLE goes; CREATE TABLE goes (id int PRIMARY KEY, v text); INSERT INTO goes VALUES (7, 'other')");
+    let mut run = lab.run(&mirror);
+    fails_alone(&lab, &mut run, "SourceTableDropped", &["dropped at the source"]);
+    run.stop();
+    assert_eq!(lab.target("SELECT id, v FROM goes FINAL"), "1\ta\n", "its rows are another table's");
+}
+
+fn taken_out_of_the_publication(pg: Pg) {
+    let (lab, mirror) = mirrored(pg);
+    let mut run = lab.streaming(&mirror);
+    let publication = run.status()["publicationName"].as_str().unwrap().to_owned();
+    lab.sql(&format!("ALTER PUBLICATION {publication} DROP TABLE goes"));
+    fails_alone(&lab, &mut run, "SourceNotPublished", &[&publication, "walferry.dev/resync"]);
+    run.stop();
+    lab.command("check", &mirror, &[]).exits(0).says(&[
+        "warning",
+        "public.goes",
+        "no longer in the publication",
+    ]);
+    // Not even this brings back what was missed.
+    lab.sql(&format!("ALTER PUBLICATION {publication} ADD TABLE goes"));
+    let mut run = lab.run(&mirror);
+    fails_alone(&lab, &mut run, "SourceNotPublished", &[&publication]);
+    run.stop();
+}
+
+fn renamed_while_running(pg: Pg) {
+    let (lab, mirror) = mirrored(pg);
+    let mut run = lab.streaming(&mirror);
+    lab.sql("ALTER TABLE goes RENAME TO went; INSERT INTO went VALUES (2, 'b')");
+    fails_alone(&lab, &mut run, "SourceTableDropped", &["public.went"]);
+    run.stop();
+}
+
+on_both!(
+    dropped_while_running,
+    dropped_while_down,
+    made_again_while_down,
+    taken_out_of_the_publication,
+    renamed_while_running,
+);
+
+/// A table whose large values are to be read again when it is gone.
+#[test]
+fn dropped_while_values_are_missing() {
+    let (lab, mirror) = mirrored(Pg::V18);
+    lab.sql(
+        "ALTER TABLE goes ALTER v SET STORAGE EXTERNAL, ADD n int;
+        INSERT INTO goes SELECT i, repeat(md5(i::text), 100), 0 FROM generate_series(2, 500) i",
+    );
+    lab.catch_up(&mirror);
+    lab.sql("UPDATE goes SET n = 1 WHERE id < 100; DROP TABLE goes");
+    let mut run = lab.run(&mirror);
+    fails_alone(&lab, &mut run, "SourceTableDropped", &["dropped at the source"]);
+    run.stop();
+}
+
+/// A table that goes while its copy waits for the transaction that drops it.
+#[test]
+fn dropped_before_it_is_copied() {
+    let (lab, both) = mirrored(Pg::V18);
+    let mut first = both.clone();
+    first.mirror["spec"]["tables"].as_array_mut().unwrap().pop();
+    lab.catch_up(&first);
+    let mut writer = lab.connect();
+    writer.batch_execute("BEGIN; INSERT INTO goes VALUES (9, 'x')").unwrap();
+    let mut run = lab.run(&both);
+    run.until_status("the copy to wait for the writer", |status| {
+        let tables = status["tables"].as_array()?;
+        let table = tables.iter().find(|table| table["name"] == "goes")?;
+        (table["reason"] == "WaitingForTransactions").then_some(())
+    });
+    writer.batch_execute("DROP TABLE goes; COMMIT").unwrap();
+    fails_alone(&lab, &mut run, "SourceTableDropped", &["dropped at the source"]);
+    run.stop();
+}
