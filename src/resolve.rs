@@ -11,8 +11,8 @@ use crate::{
     },
     model::{
         BatchSettings, ClickHouseEndpoint, ClientIdentity, DeletionPolicy, MirrorIdentity, OutOfRange,
-        Password, PostgresEndpoint, ReplicatorConfig, SnapshotMode, SnapshotSettings, TableId, TableSpec,
-        TlsMode, TlsSettings,
+        Password, PostgresEndpoint, RESYNC_ANNOTATION, ReplicatorConfig, SnapshotMode, SnapshotSettings,
+        TableId, TableSpec, TlsMode, TlsSettings,
     },
 };
 
@@ -276,6 +276,12 @@ pub fn replicator_config(
             api::DeletionPolicy::Delete => DeletionPolicy::Delete,
             api::DeletionPolicy::Retain => DeletionPolicy::Retain,
         },
+        resync: mirror
+            .metadata
+            .annotations
+            .as_ref()
+            .and_then(|annotations| annotations.get(RESYNC_ANNOTATION))
+            .cloned(),
     })
 }
 

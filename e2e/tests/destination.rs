@@ -306,6 +306,41 @@ async fn tables_are_made_as_asked_or_refused() {
     assert_eq!(kind(database.truncate(&table).await), (ErrorKind::Table, "DestinationTableMissing"));
 }
 
+/// What a resync needs: rows are copied over older ones, and those that were not are deleted.
+#[tokio::test]
+async fn older_rows_are_deleted() {
+    let database = database().await;
+    let table = fresh(&database, "older").await;
+    database.ensure_table(&table).await.unwrap();
+    assert_eq!(database.newest_version(&table, &table.target).await.unwrap(), Lsn::ZERO);
+    let insert = async |rows: &[(&str, &str, u64, Op)]| {
+        let mut batch = database.batch(&table).unwrap();
+        for (id, v, version, op) in rows {
+            push(&mut batch, &[Some(id), Some(v)], *version, *op);
+        }
+        database.insert(&table, &batch, &table.target).await.unwrap();
+    };
+    insert(&[("1", "old", 10, Op::Upsert), ("2", "old", 20, Op::Upsert), ("3", "old", 0, Op::Upsert)]).await;
+    insert(&[("4", "gone", 20, Op::Delete), ("5", "gone", 20, Op::Delete)]).await;
+    assert_eq!(database.newest_version(&table, &table.target).await.unwrap(), Lsn(20));
+    // Copied; and streamed meanwhile.
+    insert(&[("1", "copied", 99, Op::Upsert), ("5", "copied", 99, Op::Upsert)]).await;
+    insert(&[("6", "new", 120, Op::Upsert), ("1", "newer", 130, Op::Upsert)]).await;
+    for _ in 0..2 {
+        database.delete_older(&table, Lsn(99), "rest").await.unwrap();
+        let rows = format!(
+            "SELECT groupArray((id, v)) FROM (SELECT id, v FROM {} FINAL ORDER BY id)",
+            target(&database, &table)
+        );
+        assert_eq!(ask(&database, &rows).await, "[(1,'newer'),(5,'copied'),(6,'new')]");
+    }
+    // Its deletion is older than a change that comes later.
+    insert(&[("2", "again", 100, Op::Upsert)]).await;
+    let count = format!("SELECT count() FROM {} FINAL", target(&database, &table));
+    assert_eq!(ask(&database, &count).await, "4");
+    drop_table(&database, &table).await;
+}
+
 fn gone_row(database: &Database, table: &TableSchema) -> <Database as Destination>::Batch {
     let mut batch = database.batch(table).unwrap();
     push(&mut batch, &[Some("5"), None, None], 2, Op::Delete);

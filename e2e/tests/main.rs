@@ -20,6 +20,7 @@ mod files;
 mod gone;
 mod pgbench;
 mod replicate;
+mod resync;
 mod schema;
 mod snapshot;
 mod stream;

@@ -8,7 +8,7 @@ use crate::{
         target::{TargetTable, compare},
         types::{ChType, Features, Fidelity, fidelity, target_type},
     },
-    model::{ClickHouseEndpoint, TableSchema, TlsMode},
+    model::{ClickHouseEndpoint, RESYNC_ADVICE, TableSchema, TlsMode},
     replication::{self, DestinationError},
 };
 
@@ -224,8 +224,10 @@ pub(super) struct TargetFacts {
     pub(super) found: Option<TargetTable>,
     /// Whether it has rows.
     pub(super) has_rows: bool,
-    /// Whether the Mirror's state has the table.
+    /// Whether the Mirror's state has the table, with this target.
     pub(super) tracked: bool,
+    /// Whether a resync is going to fill it.
+    pub(super) resync: bool,
 }
 
 /// Whether the target table can be made, or the one that is there is ours or will do.
@@ -246,13 +248,20 @@ pub(super) fn target(
         return failure(reason::DESTINATION_ENGINE_INVALID, problem.to_string());
     }
     match (&facts.found, facts.tracked) {
+        (None, true) if facts.resync => Check::ok(subject, NAME, format!("{name} will be made")),
+        (Some(found), true) if facts.resync => match compare(found, &endpoint.database, schema, types) {
+            Err(problem) => {
+                failure(reason::DESTINATION_TABLE_CONFLICT, format!("{name}: {problem}")).fix(drop())
+            }
+            Ok(_) => Check::ok(subject, NAME, format!("{name} is this Mirror's and is copied anew")),
+        },
         (None, true) => Check::warning(
             subject.as_str(),
             NAME,
             reason::DESTINATION_TABLE_MISSING,
             format!("{name} was dropped: this table will fail alone, the others go on"),
         )
-        .fix("take the table out of the Mirror, run, and put it back: then it is copied anew"),
+        .fix(RESYNC_ADVICE),
         (None, false) => Check::ok(subject, NAME, format!("{name} will be made")),
         // What differs since is a matter of schema changes, which the stream applies.
         (Some(_), true) => Check::ok(subject, NAME, format!("{name} is this Mirror's")),
@@ -317,9 +326,22 @@ mod tests {
     }
 
     fn target_check(found: Option<TargetTable>, has_rows: bool, tracked: bool) -> Check {
+        check_target(TargetFacts { found, has_rows, tracked, resync: false })
+    }
+
+    fn check_target(facts: TargetFacts) -> Check {
         let schema = table_facts().schema;
         let (types, _) = column_types(&schema, Features::of(26, 7));
-        target(&endpoint(), &schema, &types.unwrap(), &TargetFacts { found, has_rows, tracked })
+        target(&endpoint(), &schema, &types.unwrap(), &facts)
+    }
+
+    #[test]
+    fn a_resync_needs_a_target_that_fits_or_none() {
+        let check = |found| check_target(TargetFacts { found, has_rows: true, tracked: true, resync: true });
+        assert_eq!(check(None).detail, "analytics.users will be made");
+        assert_eq!(check(Some(fitting())).detail, "analytics.users is this Mirror's and is copied anew");
+        let other = TargetTable { sorting_key: "email".to_owned(), ..fitting() };
+        assert_eq!(check(Some(other)).reason, reason::DESTINATION_TABLE_CONFLICT);
     }
 
     #[test]
@@ -392,7 +414,7 @@ mod tests {
     fn an_engine_that_can_not_work_is_refused() {
         let mut schema = table_facts().schema;
         schema.partition_by = Some("email".to_owned());
-        let facts = TargetFacts { found: None, has_rows: false, tracked: false };
+        let facts = TargetFacts { found: None, has_rows: false, tracked: false, resync: false };
         let check = target(&endpoint(), &schema, &[], &facts);
         assert_eq!(check.reason, reason::DESTINATION_ENGINE_INVALID);
     }

@@ -71,25 +71,34 @@ async fn source_facts(
 ) -> Result<(Vec<Check>, Vec<TableFacts>), postgres::Error> {
     let server = catalog::server_facts(session).await?;
     let slot = slot::read(session, &config.mirror.slot_name()).await?;
-    let mut checks = source::server(&config.source, &server, slot.as_ref());
+    let resync = replication::resync_due(config.resync.as_deref(), state).is_some();
+    // With a resync, every table joins anew.
+    let anew = MirrorState::default();
+    let joined = if resync { &anew } else { state };
+    let mut checks = source::server(&config.source, &server, slot.as_ref(), resync);
     if !source::is_usable(&checks) {
         return Ok((checks, Vec::new()));
     }
     let mut tables = Vec::new();
     for spec in &config.tables {
+        if joined.tables.get(&spec.id).is_some_and(|record| record.spec != *spec) {
+            checks.push(table::asked_for_otherwise(&spec.id));
+        }
         match catalog::describe(session, spec).await {
             Ok(facts) => match table::unsupported(&facts) {
                 Some(check) => checks.push(check),
                 None => tables.push(facts),
             },
             Err(error) => {
-                checks.push(table::not_described(&spec.id, &error, state.tables.contains_key(&spec.id)));
+                checks.push(table::not_described(&spec.id, &error, joined.tables.contains_key(&spec.id)));
             }
         }
     }
     let probes = probe_filters(session, &tables).await;
     let found = pg_publication::read(session, &config.mirror.publication_name()).await?;
-    let wanted = Wanted { config, server: &server, tables: &tables, probes: &probes, state };
+    // A resync makes it anew, where the role may.
+    let found = found.filter(|found| !(resync && found.owned_by_us && found.may_alter));
+    let wanted = Wanted { config, server: &server, tables: &tables, probes: &probes, joined };
     checks.extend(publication::publication(&wanted, found.as_ref()));
     for facts in &tables {
         let id = &facts.schema.id;
@@ -186,12 +195,10 @@ async fn targets(
         let (types, check) = destination::column_types(schema, features);
         checks.push(check);
         let Some(types) = types else { continue };
-        checks.push(
-            match target_facts(database, &schema.target, state.tables.contains_key(&schema.id)).await {
-                Ok(facts) => destination::target(&config.destination, schema, &types, &facts),
-                Err(error) => destination::failed("target table", error),
-            },
-        );
+        checks.push(match target_facts(config, database, schema, state).await {
+            Ok(facts) => destination::target(&config.destination, schema, &types, &facts),
+            Err(error) => destination::failed("target table", error),
+        });
     }
     checks
 }
@@ -206,10 +213,16 @@ async fn state(config: &ReplicatorConfig, database: &Database) -> Result<MirrorS
 }
 
 async fn target_facts(
+    config: &ReplicatorConfig,
     database: &Database,
-    target: &str,
-    tracked: bool,
+    schema: &TableSchema,
+    state: &MirrorState,
 ) -> Result<TargetFacts, ClickHouseError> {
+    let target = &schema.target;
+    let record = state.tables.get(&schema.id);
+    // A resync that is under way has let go of the records.
+    let tracked = state.resync.is_some() || record.is_some_and(|record| record.schema.target == *target);
+    let resync = replication::resync_due(config.resync.as_deref(), state).is_some() || state.resync.is_some();
     let found = database.target_table(target).await?;
     let has_rows = if found.is_some() && !tracked {
         let sql = format!("SELECT 1 FROM {} LIMIT 1", quote::table(database.name(), target));
@@ -217,5 +230,5 @@ async fn target_facts(
     } else {
         false
     };
-    Ok(TargetFacts { found, has_rows, tracked })
+    Ok(TargetFacts { found, has_rows, tracked, resync })
 }

@@ -133,6 +133,7 @@ mod tests {
             out_of_range: OutOfRange::Nearest,
             suspend: false,
             deletion_policy: DeletionPolicy::Delete,
+            resync: None,
         }
     }
 }

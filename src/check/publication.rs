@@ -26,8 +26,8 @@ pub(super) struct Wanted<'a> {
     /// Those of the Mirror's tables that could be described.
     pub(super) tables: &'a [TableFacts],
     pub(super) probes: &'a Probes,
-    /// What the Mirror has done so far.
-    pub(super) state: &'a MirrorState,
+    /// The tables that the Mirror has already.
+    pub(super) joined: &'a MirrorState,
 }
 
 /// Checks the publication that the Mirror will use.
@@ -131,7 +131,7 @@ fn existing(wanted: &Wanted<'_>, found: &Publication) -> Vec<Check> {
 
 /// Tables that were published for this Mirror and are no longer: putting them back would not bring the changes that are missing.
 fn taken_out(wanted: &Wanted<'_>, found: &Publication) -> Vec<Check> {
-    let known = wanted.tables.iter().filter(|table| wanted.state.tables.contains_key(&table.schema.id));
+    let known = wanted.tables.iter().filter(|table| wanted.joined.tables.contains_key(&table.schema.id));
     let gone = known.filter(|table| !found.tables.iter().any(|published| published.id == table.schema.id));
     let warn = |table: &TableFacts| {
         let detail = "no longer in the publication: this table fails alone, the others go on";
@@ -143,11 +143,11 @@ fn taken_out(wanted: &Wanted<'_>, found: &Publication) -> Vec<Check> {
 
 /// Tables that have to join or leave: walferry does it where it may.
 fn members(wanted: &Wanted<'_>, found: &Publication) -> Option<Check> {
-    let Wanted { config, server, tables, state, .. } = wanted;
+    let Wanted { config, server, tables, joined, .. } = wanted;
     let name = config.mirror.publication_name();
     let joining: Vec<_> = tables
         .iter()
-        .filter(|table| !state.tables.contains_key(&table.schema.id))
+        .filter(|table| !joined.tables.contains_key(&table.schema.id))
         .filter(|table| !found.tables.iter().any(|published| published.id == table.schema.id))
         .collect();
     let leaving: Vec<_> = found
@@ -253,7 +253,7 @@ mod tests {
     fn check(server: &ServerFacts, facts: TableFacts, probes: &Probes, found: Option<&Publication>) -> Check {
         let config = config();
         let state = MirrorState::default();
-        let wanted = Wanted { config: &config, server, tables: &[facts], probes, state: &state };
+        let wanted = Wanted { config: &config, server, tables: &[facts], probes, joined: &state };
         let mut checks = publication(&wanted, found);
         assert_eq!(checks.len(), 1, "{checks:?}");
         checks.remove(0)

@@ -36,6 +36,8 @@ pub const SOURCE_TABLE_UNSUPPORTED: &str = "SourceTableUnsupported";
 pub const SOURCE_UNKNOWN_COLUMN: &str = "SourceUnknownColumn";
 /// What the Mirror asks of a table's columns can't work.
 pub const SOURCE_TABLE_SPEC_INVALID: &str = "SourceTableSpecInvalid";
+/// A table is asked for in another way than when it was copied.
+pub const SPEC_CHANGED: &str = "SpecChanged";
 /// Updates and deletes can't name their row.
 pub const SOURCE_REPLICA_IDENTITY_MISSING: &str = "SourceReplicaIdentityMissing";
 /// The row filter can't be used.

@@ -5,7 +5,7 @@ use super::{
     report::{Check, Outcome},
 };
 use crate::{
-    model::{PostgresEndpoint, TlsMode},
+    model::{PostgresEndpoint, RESYNC_ADVICE, TlsMode},
     postgres::{
         Error,
         catalog::ServerFacts,
@@ -76,18 +76,20 @@ pub(super) fn query_failed(subject: &str, name: &str, error: &Error) -> Check {
     Check::failure(subject, name, reason::SOURCE_ERROR, error.to_string())
 }
 
-/// All checks of the server and the role. `slot` is the Mirror's own slot, if it has one already.
+/// All checks of the server and the role. `slot` is the Mirror's own slot, if it has one already; with `resync` it is going to
+/// be replaced.
 pub(super) fn server(
     endpoint: &PostgresEndpoint,
     facts: &ServerFacts,
     slot: Option<&SlotInfo>,
+    resync: bool,
 ) -> Vec<Check> {
     vec![
         connection(endpoint, facts),
         version(facts),
         wal_level(facts),
         role(facts),
-        replication_slot(facts, slot),
+        replication_slot(facts, slot, resync),
         walsender(facts, slot),
         retained_wal(facts),
     ]
@@ -174,7 +176,7 @@ fn role(facts: &ServerFacts) -> Check {
     .fix(format!("ALTER ROLE {role} REPLICATION;\n-- on Amazon RDS: GRANT rds_replication TO {role};"))
 }
 
-fn replication_slot(facts: &ServerFacts, slot: Option<&SlotInfo>) -> Check {
+fn replication_slot(facts: &ServerFacts, slot: Option<&SlotInfo>, resync: bool) -> Check {
     const NAME: &str = "replication slot";
     let unusable = |slot: &SlotInfo, why: &str, fix: String| {
         let detail = format!("{} {why}", slot.name);
@@ -182,13 +184,17 @@ fn replication_slot(facts: &ServerFacts, slot: Option<&SlotInfo>) -> Check {
     };
     let drop = |slot: &SlotInfo| format!("SELECT pg_drop_replication_slot({});", literal(&slot.name));
     match slot {
-        Some(slot) if slot.plugin.as_deref() != Some("pgoutput") || slot.database.as_ref() != Some(&facts.database) => {
+        Some(slot)
+            if slot.plugin.as_deref() != Some("pgoutput")
+                || slot.database.as_ref() != Some(&facts.database) =>
+        {
             unusable(slot, "exists, but not for pgoutput in this database", drop(slot))
         }
+        Some(slot) if resync => Check::ok(SUBJECT, NAME, format!("{} will be made anew", slot.name)),
         Some(slot) if slot.wal_status.as_deref() == Some("lost") => unusable(
             slot,
             "was invalidated: the server has removed WAL that this Mirror still needed, so changes are missing at the destination",
-            "walferry teardown -f …, drop the target tables and run again; raise max_slot_wal_keep_size before".to_owned(),
+            format!("raise max_slot_wal_keep_size, then {RESYNC_ADVICE}"),
         ),
         Some(slot) => Check::ok(SUBJECT, NAME, format!("{} exists", slot.name)),
         None if facts.used_slots < facts.max_slots => {
@@ -279,7 +285,7 @@ mod tests {
     fn with(change: impl FnOnce(&mut ServerFacts), slot: Option<&SlotInfo>) -> Vec<Check> {
         let mut facts = facts();
         change(&mut facts);
-        server(&endpoint(TlsMode::VerifyFull), &facts, slot)
+        server(&endpoint(TlsMode::VerifyFull), &facts, slot, false)
     }
 
     #[test]
@@ -328,6 +334,8 @@ mod tests {
         let lost = SlotInfo { wal_status: Some("lost".to_owned()), ..slot() };
         let foreign = SlotInfo { plugin: Some("test_decoding".to_owned()), ..slot() };
         let elsewhere = SlotInfo { database: Some("other".to_owned()), ..slot() };
+        let replaced = server(&endpoint(TlsMode::VerifyFull), &facts(), Some(&lost), true);
+        assert_eq!(outcome(&replaced, "replication slot").0, Outcome::Ok);
         for slot in [lost, foreign, elsewhere] {
             let checks = with(|_| {}, Some(&slot));
             assert_eq!(

@@ -32,6 +32,14 @@ pub(super) fn not_described(table: &TableId, error: &Error, tracked: bool) -> Ch
     Check::failure(table.to_string(), "table", reason, error.to_string())
 }
 
+/// A table whose rows at the destination were made from another entry of the Mirror.
+pub(super) fn asked_for_otherwise(table: &TableId) -> Check {
+    let detail =
+        "asked for in another way than when it was copied (target, columns, where or engine changed)";
+    Check::failure(table.to_string(), "table", reason::SPEC_CHANGED, detail)
+        .fix(format!("undo the change, or {RESYNC_ADVICE}"))
+}
+
 /// All checks of a table. `probe` is what PostgreSQL makes of its row filter, `published` the table in the Mirror's
 /// publication, if it is there already.
 pub(super) fn table(

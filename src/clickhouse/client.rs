@@ -26,6 +26,8 @@ const STATEMENT_TIMEOUT: Duration = Duration::from_secs(60);
 /// Longest time without progress in a stream or an insert, and for an insert's end: a server that delays inserts
 /// because of many parts, or that waits for a replaced insert to stop, answers within it.
 pub(super) const STREAM_TIMEOUT: Duration = Duration::from_secs(300);
+/// For a statement that goes through a whole table; a server that is gone shows sooner, by [`TCP_USER_TIMEOUT`].
+const WHOLE_TABLE_TIMEOUT: Duration = Duration::from_secs(6 * 3600);
 /// Shorter than any usual `keep_alive_timeout` of the server (3 s in old releases), so that no connection is picked
 /// that the server is about to close.
 const POOL_IDLE_TIMEOUT: Duration = Duration::from_secs(2);
@@ -119,6 +121,15 @@ impl Client {
     pub async fn execute(&self, sql: &str, settings: &[(&str, &str)]) -> Result<(), Error> {
         let query = self.query(sql, settings).with_setting("wait_end_of_query", "1");
         self.within(STATEMENT_TIMEOUT, query.execute()).await
+    }
+
+    /// As [`Client::execute`], for a statement that goes through a whole table: with a time-out of hours.
+    ///
+    /// # Errors
+    /// As [`Client::execute`].
+    pub async fn execute_long(&self, sql: &str, settings: &[(&str, &str)]) -> Result<(), Error> {
+        let query = self.query(sql, settings).with_setting("wait_end_of_query", "1");
+        self.within(WHOLE_TABLE_TIMEOUT, query.execute()).await
     }
 
     /// Runs a query with a small result and gives its body, in the format that `sql` names, with a time-out of a

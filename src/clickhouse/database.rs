@@ -19,7 +19,7 @@ use super::{
     types::{ChType, Features, target_type},
 };
 use crate::{
-    model::{ClickHouseEndpoint, OutOfRange, TableSchema},
+    model::{ClickHouseEndpoint, Lsn, OutOfRange, TableSchema},
     replication::{Destination, DestinationError, StateRow},
 };
 
@@ -160,6 +160,15 @@ impl Database {
         }
     }
 
+    async fn max_version(&self, table: &TableSchema, fence: &str) -> Result<Lsn, Error> {
+        let sql = ddl::newest_version(&self.shared.database, &table.target);
+        let fence = insert::fence(fence);
+        let settings: Vec<(&str, &str)> = fence.iter().map(|(name, value)| (*name, value.as_str())).collect();
+        let answer = self.shared.client.query_text(&sql, &settings).await?;
+        let version = answer.trim().parse();
+        version.map(Lsn).map_err(|_| Error::Protocol("a row's version is not a number".to_owned()))
+    }
+
     async fn read_state(&self, mirror: &str) -> Result<Vec<StateRow>, Error> {
         let answer =
             self.shared.client.query_text(&state::select(&self.shared.database, mirror), &[]).await?;
@@ -259,6 +268,26 @@ impl Destination for Database {
 
     async fn open_insert(&self, table: &TableSchema, fence: &str) -> Result<BlockInsert, DestinationError> {
         Ok(self.begin_insert(table, fence))
+    }
+
+    async fn newest_version(&self, table: &TableSchema, fence: &str) -> Result<Lsn, DestinationError> {
+        let doing = format!("look for the newest row of {}", self.qualified(table));
+        self.max_version(table, fence).await.map_err(|error| error.while_doing(&doing))
+    }
+
+    async fn delete_older(
+        &self,
+        table: &TableSchema,
+        version: Lsn,
+        fence: &str,
+    ) -> Result<(), DestinationError> {
+        let settings = insert::settings(Some(fence));
+        let settings: Vec<(&str, &str)> =
+            settings.iter().map(|(name, value)| (*name, value.as_str())).collect();
+        let sql = ddl::delete_older(&self.shared.database, table, version.0);
+        let doing = format!("delete rows that the copy did not bring from {}", self.qualified(table));
+        let done = self.shared.client.execute_long(&sql, &settings).await;
+        done.map_err(|error| error.while_doing(&doing))
     }
 
     async fn truncate(&self, table: &TableSchema) -> Result<(), DestinationError> {

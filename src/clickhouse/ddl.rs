@@ -67,6 +67,22 @@ pub fn truncate(database: &str, table: &str) -> String {
     format!("TRUNCATE TABLE {}", qualified(database, table))
 }
 
+/// The highest version of a table's rows, as text.
+pub fn newest_version(database: &str, table: &str) -> String {
+    format!("SELECT toString(max({})) FROM {}", ident(VERSION_COLUMN), qualified(database, table))
+}
+
+/// `INSERT INTO … SELECT` of a tombstone for each row that is older than `version`.
+pub fn delete_older(database: &str, table: &TableSchema, version: u64) -> String {
+    let key = key_names(table).map(ident).collect::<Vec<_>>().join(", ");
+    let (version_column, deleted) = (ident(VERSION_COLUMN), ident(DELETED_COLUMN));
+    let name = qualified(database, &table.target);
+    format!(
+        "INSERT INTO {name} ({key}, {version_column}, {deleted}) SELECT {key}, toUInt64({version}), toUInt8(1) FROM {name} \
+         FINAL WHERE {version_column} < {version} AND {deleted} = 0"
+    )
+}
+
 /// `INSERT INTO … FORMAT Native` for the blocks of [`super::native::BlockBuilder`].
 pub fn insert(database: &str, table: &TableSchema) -> String {
     let own = [VERSION_COLUMN, DELETED_COLUMN];
@@ -262,6 +278,15 @@ mod tests {
              EXISTS `b` Nullable(String)"
         );
         assert_eq!(truncate("app", "users"), "TRUNCATE TABLE `app`.`users`");
+        assert_eq!(
+            newest_version("app", "users"),
+            "SELECT toString(max(`_walferry_version`)) FROM `app`.`users`"
+        );
+        assert_eq!(
+            delete_older("app", &events(), 77),
+            "INSERT INTO `app`.`events` (`created_at`, `id`, `_walferry_version`, `_walferry_deleted`) SELECT `created_at`, \
+             `id`, toUInt64(77), toUInt8(1) FROM `app`.`events` FINAL WHERE `_walferry_version` < 77 AND `_walferry_deleted` = 0"
+        );
         assert_eq!(
             insert("app", &events()),
             "INSERT INTO `app`.`events` (`id`, `created_at`, `it\\`s`, `_walferry_version`, `_walferry_deleted`) FORMAT Native"

@@ -40,13 +40,18 @@ pub(super) fn settings(fence: Option<&str>) -> Vec<(&'static str, String)> {
     // From 26.2 on insert_deduplicate no longer switches deduplication off (deduplicate_insert does, which older
     // releases don't know); with a token of its own no insert is a duplicate, in every release.
     settings.push(("insert_deduplication_token", unique_token()));
-    if let Some(fence) = fence {
-        settings.push(("query_id", query_id(fence)));
-        settings.push(("replace_running_query", "1".to_owned()));
-        // Less than our own time-out, so that ClickHouse tells what it waits for.
-        settings.push(("replace_running_query_max_wait_ms", "120000".to_owned()));
-    }
+    settings.extend(fence.into_iter().flat_map(self::fence));
     settings
+}
+
+/// The settings of a statement that ends what is left of an earlier one with the same fence.
+pub(super) fn fence(fence: &str) -> [(&'static str, String); 3] {
+    [
+        ("query_id", query_id(fence)),
+        ("replace_running_query", "1".to_owned()),
+        // Less than our own time-out, so that ClickHouse tells what it waits for.
+        ("replace_running_query_max_wait_ms", "120000".to_owned()),
+    ]
 }
 
 fn unique_token() -> String {

@@ -66,7 +66,7 @@ fn classify(error: &Error) -> Policy {
     }
 }
 
-const TABLE_MISSING: &str = "it was dropped or renamed there; make it anew by copying the table again";
+const TABLE_MISSING: &str = "it was dropped or renamed there";
 
 fn disk_full() -> Policy {
     policy(ErrorKind::Transient, "DestinationDiskFull", "free disk space at the ClickHouse server")

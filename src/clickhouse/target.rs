@@ -149,7 +149,7 @@ fn compare_key(found: &TargetTable, table: &TableSchema) -> Result<(), TableProb
     }
     Err(TableProblem::Conflict(format!(
         "it is sorted by ({}) but ({shown}) is needed, and ClickHouse can't change that; set engine.orderBy, or rename \
-         the table there and have it copied anew",
+         the table there",
         found.sorting_key
     )))
 }

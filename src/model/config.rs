@@ -94,6 +94,11 @@ impl MirrorIdentity {
         format!("walferry_{}", self.uid)
     }
 
+    /// What the fences of the Mirror's inserts begin with (see the destination's contract).
+    pub fn fence(&self) -> String {
+        format!("walferry-{}", self.uid)
+    }
+
     /// The replicator's `application_name`, which names the Mirror in `pg_stat_activity` and tells our own
     /// walsender from another's. PostgreSQL cuts it at 63 bytes, so the part that tells Mirrors apart comes first.
     pub fn application_name(&self) -> String {
@@ -210,4 +215,6 @@ pub struct ReplicatorConfig {
     pub suspend: bool,
     /// What teardown removes.
     pub deletion_policy: DeletionPolicy,
+    /// The value of the annotation [`RESYNC_ANNOTATION`]: another one than before has every table copied anew.
+    pub resync: Option<String>,
 }

@@ -39,6 +39,11 @@ struct WaitingRow {
     incomplete: bool,
 }
 
+/// The fence of a table's streamed inserts, `prefix` being the Mirror's.
+pub(super) fn stream_fence(prefix: &str, table: &TableSchema) -> String {
+    format!("{prefix}-{}", table.target)
+}
+
 /// Most rows completed by one query to the source.
 const GROUP_ROWS: usize = 256;
 
@@ -221,7 +226,7 @@ impl<D: Destination> Inserter<D> {
         if building.batch.rows() == 0 || table.failed() {
             return Ok(());
         }
-        let fence = format!("{}-{}", self.fence, building.schema.target);
+        let fence = stream_fence(&self.fence, &building.schema);
         let started = Instant::now();
         retry(&self.abort, &self.notice, || async {
             Ok(self.destination.insert(&building.schema, &building.batch, &fence).await?)

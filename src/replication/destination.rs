@@ -1,6 +1,7 @@
 //! The contract between the engine and a destination.
 //!
-//! **Versions.** Every row carries the commit LSN of its transaction ([`Lsn::ZERO`] for copied rows). The destination
+//! **Versions.** Every row carries the commit LSN of its transaction; copied rows one that is lower than that of any change
+//! that is streamed to their table, and higher than any that the table had before the copy. The destination
 //! shows, for each key, the row with the highest version; among equal versions the one inserted last. A row pushed
 //! with [`Op::Delete`] hides its key from then on (until a higher version, or an equal one inserted later, shows it again).
 //!
@@ -142,6 +143,23 @@ pub trait Destination: Clone + Send + Sync + 'static {
         table: &TableSchema,
         fence: &str,
     ) -> impl Future<Output = Result<Self::Insert, DestinationError>> + Send;
+
+    /// The highest version of any row in the target table, deleted ones too; [`Lsn::ZERO`] when there is none. Nothing of an
+    /// earlier insert with this fence becomes visible any more once it has been answered.
+    fn newest_version(
+        &self,
+        table: &TableSchema,
+        fence: &str,
+    ) -> impl Future<Output = Result<Lsn, DestinationError>> + Send;
+
+    /// Deletes every row whose version is lower than `version`, with `version` as that of the deletion. Durable when it
+    /// answers. Inserts of higher versions may run meanwhile. Idempotent.
+    fn delete_older(
+        &self,
+        table: &TableSchema,
+        version: Lsn,
+        fence: &str,
+    ) -> impl Future<Output = Result<(), DestinationError>> + Send;
 
     /// Empties the target table.
     fn truncate(&self, table: &TableSchema) -> impl Future<Output = Result<(), DestinationError>> + Send;

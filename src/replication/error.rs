@@ -25,7 +25,7 @@ pub enum Error {
     },
     /// The slot is gone although this Mirror has made one.
     #[error(
-        "replication slot {slot} no longer exists at the source: changes since {since} can't be had any more. Run `walferry teardown`, drop the target tables and run again to copy everything anew"
+        "replication slot {slot} no longer exists at the source: changes since {since} can't be had any more. To go on, {RESYNC_ADVICE}"
     )]
     SlotMissing {
         /// The slot's name.
@@ -35,7 +35,7 @@ pub enum Error {
     },
     /// The server has removed WAL that the slot needed.
     #[error(
-        "replication slot {slot} was invalidated by the source (wal_status {wal_status}): it can't be read any more. Raise max_slot_wal_keep_size, then run `walferry teardown`, drop the target tables and run again to copy everything anew"
+        "replication slot {slot} was invalidated by the source (wal_status {wal_status}): it can't be read any more. Raise max_slot_wal_keep_size, then {RESYNC_ADVICE}"
     )]
     SlotInvalidated {
         /// The slot's name.
@@ -53,6 +53,12 @@ pub enum Error {
         /// Its plugin and database.
         found: String,
     },
+    /// Another process of the same Mirror is at work.
+    #[error("replication slot {slot} is read by another process: end that before a resync")]
+    SlotInUse {
+        /// The slot's name.
+        slot: String,
+    },
     /// The slot is still being made.
     #[error(
         "replication slot {slot} is not ready: PostgreSQL waits for transactions that ran when it was asked for"
@@ -63,12 +69,12 @@ pub enum Error {
     },
     /// A Mirror with `snapshot.mode: Only` is over, and something else is asked of it now.
     #[error(
-        "this mirror has copied its tables (snapshot.mode: Only) and dropped its slot: it can't go on with another mode or other tables. Undo the change, or run `walferry teardown`, drop the target tables and run again"
+        "this mirror has copied its tables (snapshot.mode: Only) and dropped its slot: it can't go on with another mode or other tables. Undo the change, or {RESYNC_ADVICE}"
     )]
     CopyFinished,
     /// The publication is gone or changed although this Mirror runs on it.
     #[error(
-        "publication {publication} {problem}: changes made meanwhile were not sent. Run `walferry teardown`, drop the target tables and run again to copy everything anew"
+        "publication {publication} {problem}: changes made meanwhile were not sent. To go on, {RESYNC_ADVICE}"
     )]
     PublicationChanged {
         /// The publication's name.
@@ -78,7 +84,7 @@ pub enum Error {
     },
     /// Another database cluster answers at the source's address.
     #[error(
-        "the source has system identifier {found}, but this mirror was started against {expected}: it was restored or replaced. Point the peer back, or run `walferry teardown`, drop the target tables and run again"
+        "the source has system identifier {found}, but this mirror was started against {expected}: it was restored or replaced. Point the peer back, or {RESYNC_ADVICE}"
     )]
     SourceReplaced {
         /// The identifier in the state.
@@ -88,7 +94,7 @@ pub enum Error {
     },
     /// The source has been promoted since the last run.
     #[error(
-        "the source is on timeline {found}, this mirror was on {expected}: a standby was promoted, and transactions that were replicated may not exist there. Run `walferry teardown`, drop the target tables and run again"
+        "the source is on timeline {found}, this mirror was on {expected}: a standby was promoted, and transactions that were replicated may not exist there. To go on, {RESYNC_ADVICE}"
     )]
     TimelineChanged {
         /// The timeline in the state.
@@ -98,7 +104,7 @@ pub enum Error {
     },
     /// The Mirror asks for a table in another way than when it joined.
     #[error(
-        "table {table} is asked for in another way than when it was copied (target, columns, where or engine changed). Undo the change, or take the table out of the mirror, run, drop its target, put it back and run"
+        "table {table} is asked for in another way than when it was copied (target, columns, where or engine changed). Undo the change, or {RESYNC_ADVICE}"
     )]
     SpecChanged {
         /// The table.
@@ -203,6 +209,7 @@ pub fn policy(error: &Error) -> (Policy, &'static str) {
         Error::SlotMissing { .. } => (Policy::Stall, "SourceSlotLost"),
         Error::SlotInvalidated { .. } => (Policy::Stall, "SourceSlotInvalidated"),
         Error::SlotForeign { .. } => (Policy::Stall, "SourceSlotUnusable"),
+        Error::SlotInUse { .. } => (Policy::Retry, "SourceSlotInUse"),
         Error::SlotNotReady { .. } => (Policy::Retry, "SourceSlotNotReady"),
         Error::CopyFinished => (Policy::Stall, "CopyFinished"),
         Error::PublicationChanged { .. } => (Policy::Stall, "SourcePublicationChanged"),
@@ -231,7 +238,28 @@ fn source_reason(error: &postgres::Error) -> &'static str {
     }
 }
 
-/// The failure that a status shows for an error.
+/// The failure that a status shows for an error. A table that has failed stays so until it is copied anew.
 pub fn failure(error: &Error) -> MirrorFailure {
-    MirrorFailure { reason: policy(error).1.to_owned(), message: error.to_string() }
+    let (what, reason) = policy(error);
+    let mut message = error.to_string();
+    if what == Policy::FailTable && !message.contains(RESYNC_ADVICE) {
+        message.push_str(&format!(". Once that is mended, {RESYNC_ADVICE}"));
+    }
+    MirrorFailure { reason: reason.to_owned(), message }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_failed_table_s_message_says_once_how_to_go_on() {
+        let table = TableId::new("public", "t");
+        let refused = Error::Table { table: table.clone(), reason: "DecodeFailed", message: "odd".into() };
+        for error in [refused, Error::dropped(&table), Error::unpublished(&table, "p")] {
+            let message = failure(&error).message;
+            assert_eq!(message.matches("walferry.dev/resync").count(), 1, "{message}");
+        }
+        assert!(!failure(&Error::Protocol("x")).message.contains("resync"));
+    }
 }

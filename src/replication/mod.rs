@@ -10,6 +10,7 @@ mod destination;
 mod error;
 mod provision;
 mod reread;
+mod resync;
 mod row;
 mod schema_change;
 mod snapshot;
@@ -24,5 +25,6 @@ pub use destination::{
 };
 pub use error::{Error, Policy, failure, policy};
 pub use provision::publication_comment;
-pub use state::{MirrorState, SourceRecord, StateStore};
+pub use resync::resync_due;
+pub use state::{MirrorState, ResyncRecord, SourceRecord, StateStore};
 pub use worker::run;

@@ -3,7 +3,9 @@
 use std::collections::BTreeSet;
 
 use super::{
-    Destination, Error, Policy, policy,
+    Destination, Error, Policy,
+    batch::stream_fence,
+    failure, policy, resync,
     state::{MirrorState, SourceRecord, StateStore, TablePhase, TableRecord},
 };
 use crate::{
@@ -44,6 +46,7 @@ pub(super) async fn provision<D: Destination>(
 ) -> Result<Provisioned, Error> {
     destination.prepare().await?;
     let mut state = store.load().await?;
+    resync::release_if_due(config, session, &mut state, store).await?;
     check_identity(state.source.as_ref(), identity)?;
     if state.source.as_ref().is_some_and(|source| source.finished) {
         check_finished(config, &state)?;
@@ -58,6 +61,11 @@ pub(super) async fn provision<D: Destination>(
             timeline: identity.timeline,
             start_lsn: found,
             finished: false,
+            resync: state
+                .resync
+                .as_ref()
+                .map(|resync| resync.value.clone())
+                .or_else(|| config.resync.clone()),
         };
         store.save_source(&record).await?;
         state.source = Some(record);
@@ -75,11 +83,7 @@ pub(super) async fn provision<D: Destination>(
             store.save_table(record).await?;
         }
     }
-    for (spec, schema) in schemas {
-        let record = join(config.snapshot.mode, destination, spec, schema).await?;
-        store.save_table(&record).await?;
-        state.tables.insert(record.schema.id.clone(), record);
-    }
+    join_all(config, destination, store, &mut state, schemas).await?;
     Ok(Provisioned { state, joining })
 }
 
@@ -212,30 +216,47 @@ pub(super) fn check_slot(
     if found.wal_status.as_deref() == Some("lost") {
         return Err(Error::SlotInvalidated { slot: name, wal_status: "lost".to_owned() });
     }
-    let ours = found.plugin.as_deref() == Some("pgoutput")
-        && found.database.as_deref() == Some(config.source.database.as_str());
-    if !ours {
-        let found = format!(
-            "plugin {}, database {}",
-            found.plugin.as_deref().unwrap_or("none"),
-            found.database.as_deref().unwrap_or("none")
-        );
-        return Err(Error::SlotForeign { slot: name, found });
-    }
+    resync::require_own(config, &found)?;
     if found.confirmed_flush_lsn.is_none() {
         return Err(Error::SlotNotReady { slot: name });
     }
     Ok(Some(found))
 }
 
-/// Makes a new table's target. A target that can't be used fails that table alone.
+/// Makes the targets and records of new tables, which ends a resync's part of it.
+async fn join_all<D: Destination>(
+    config: &ReplicatorConfig,
+    destination: &D,
+    store: &StateStore<D>,
+    state: &mut MirrorState,
+    tables: Vec<(TableSpec, TableSchema)>,
+) -> Result<(), Error> {
+    let slot_start = state.source.as_ref().map(|source| source.start_lsn);
+    let over_rows_from = slot_start.filter(|_| state.resync.is_some());
+    for (spec, schema) in tables {
+        let record = join(config, destination, spec, schema, over_rows_from).await?;
+        store.save_table(&record).await?;
+        state.tables.insert(record.schema.id.clone(), record);
+    }
+    if state.resync.take().is_some() {
+        store.end_resync().await?;
+    }
+    Ok(())
+}
+
+/// Makes a new table's target. A target that can't be used fails that table alone. In a resync, it is copied over the rows
+/// that it has, with a slot that begins at `over_rows_from`.
 async fn join<D: Destination>(
-    mode: SnapshotMode,
+    config: &ReplicatorConfig,
     destination: &D,
     spec: TableSpec,
     schema: TableSchema,
+    over_rows_from: Option<Lsn>,
 ) -> Result<TableRecord, Error> {
-    let phase = if mode == SnapshotMode::Never { TablePhase::Streaming } else { TablePhase::Snapshotting };
+    let phase = match config.snapshot.mode {
+        SnapshotMode::Never => TablePhase::Streaming,
+        SnapshotMode::Initial | SnapshotMode::Only => TablePhase::Snapshotting,
+    };
     let mut record = TableRecord {
         spec,
         schema,
@@ -245,9 +266,21 @@ async fn join<D: Destination>(
         plan: 0,
         chunks: Vec::new(),
         rows_estimated: 0,
+        copy_version: Lsn::ZERO,
     };
-    if let Err(error) = destination.ensure_table(&record.schema).await {
-        set_aside(&mut record, error.into())?;
+    let made = async {
+        destination.ensure_table(&record.schema).await?;
+        match over_rows_from {
+            Some(start) if phase == TablePhase::Snapshotting => {
+                let fence = stream_fence(&config.mirror.fence(), &record.schema);
+                resync::copy_version(destination, &record.schema, start, &fence).await
+            }
+            _ => Ok(Lsn::ZERO),
+        }
+    };
+    match made.await {
+        Ok(version) => record.copy_version = version,
+        Err(error) => set_aside(&mut record, error)?,
     }
     Ok(record)
 }
@@ -261,6 +294,6 @@ fn set_aside(record: &mut TableRecord, error: Error) -> Result<(), Error> {
     tracing::error!(table = %record.schema.id, reason, %error, "table can't be mirrored; the others go on");
     record.phase = TablePhase::Failed;
     record.reason = reason.to_owned();
-    record.message = error.to_string();
+    record.message = failure(&error).message;
     Ok(())
 }

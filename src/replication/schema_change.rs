@@ -2,7 +2,7 @@
 
 use super::Error;
 use crate::{
-    model::{Column, TableSchema, TableSpec},
+    model::{Column, RESYNC_ADVICE, TableSchema, TableSpec},
     postgres::{self, catalog, pgoutput::Relation, session::Session},
 };
 
@@ -175,10 +175,8 @@ pub(super) fn outdated(error: &postgres::Error) -> bool {
 
 /// The fault of a table whose change at the source can't be followed.
 pub(super) fn changed(schema: &TableSchema, detail: &str) -> Error {
-    let message = format!(
-        "{detail}. Drop target table {} and copy the table anew: take it out of the mirror, run, put it back, run",
-        schema.target
-    );
+    let message =
+        format!("{detail}. Change target table {} alike, or drop it; then {RESYNC_ADVICE}", schema.target);
     Error::Table { table: schema.id.clone(), reason: "SourceSchemaChanged", message }
 }
 

@@ -21,6 +21,19 @@ pub struct SourceRecord {
     /// Set when `snapshot.mode: Only` has copied everything and released the slot.
     #[serde(default)]
     pub finished: bool,
+    /// The resync that this slot was made for, or the value that was there from the start.
+    #[serde(default)]
+    pub resync: Option<String>,
+}
+
+/// A resync under way: from the intent until every table has its new record.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ResyncRecord {
+    /// The annotation's value that asked for it.
+    pub value: String,
+    /// Whether the old slot and the old records are gone: from then on it goes as for a new Mirror.
+    pub released: bool,
 }
 
 /// How far a table is, durably.
@@ -71,6 +84,10 @@ pub struct TableRecord {
     /// Rows that the source's statistics expected when the plan was made.
     #[serde(default)]
     pub rows_estimated: u64,
+    /// The version of copied rows. Zero for a target that began empty; else that of a resync, and what is older when the copy
+    /// is done is deleted.
+    #[serde(default)]
+    pub copy_version: Lsn,
 }
 
 /// A Mirror's whole durable state.
@@ -82,6 +99,8 @@ pub struct MirrorState {
     pub tables: BTreeMap<TableId, TableRecord>,
     /// Finished chunks of each table's present plan, with the rows they held.
     pub chunks_done: BTreeMap<TableId, BTreeMap<usize, u64>>,
+    /// A resync that has not got to the copy yet.
+    pub resync: Option<ResyncRecord>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -93,6 +112,7 @@ struct ChunkRecord {
 }
 
 const SOURCE_ITEM: &str = "source";
+const RESYNC_ITEM: &str = "resync";
 const TABLE_PREFIX: &str = "table/";
 const CHUNK_PREFIX: &str = "chunk/";
 
@@ -142,13 +162,36 @@ impl<D: Destination> StateStore<D> {
         self.save(rows).await
     }
 
+    /// Records that a resync is to be done: whatever happens from now on, it is gone through with.
+    pub async fn begin_resync(&self, value: &str) -> Result<ResyncRecord, Error> {
+        let record = ResyncRecord { value: value.to_owned(), released: false };
+        self.save(vec![row(RESYNC_ITEM.to_owned(), &record)?]).await?;
+        Ok(record)
+    }
+
+    /// Forgets source, tables and chunks at once, all but the resync.
+    pub async fn release_for_resync(
+        &self,
+        state: &MirrorState,
+        record: &ResyncRecord,
+    ) -> Result<ResyncRecord, Error> {
+        let record = ResyncRecord { value: record.value.clone(), released: true };
+        let mut rows = vec![row(RESYNC_ITEM.to_owned(), &record)?, removed(SOURCE_ITEM.to_owned())];
+        for table in state.tables.values() {
+            rows.extend(forgotten(table));
+        }
+        self.save(rows).await?;
+        Ok(record)
+    }
+
+    /// Records that every table of a resync has its record.
+    pub async fn end_resync(&self) -> Result<(), Error> {
+        self.save(vec![removed(RESYNC_ITEM.to_owned())]).await
+    }
+
     /// Forgets a table that the Mirror no longer has.
     pub async fn forget_table(&self, record: &TableRecord) -> Result<(), Error> {
-        let table = &record.schema.id;
-        let mut rows: Vec<_> =
-            (0..record.chunks.len()).map(|index| removed(chunk_item(table, index))).collect();
-        rows.push(removed(format!("{TABLE_PREFIX}{table}")));
-        self.save(rows).await
+        self.save(forgotten(record)).await
     }
 
     async fn save(&self, rows: Vec<StateRow>) -> Result<(), Error> {
@@ -164,6 +207,13 @@ fn row(item: String, value: &impl Serialize) -> Result<StateRow, Error> {
     Ok(StateRow { item, value })
 }
 
+/// A table's record and those of its chunks, removed.
+fn forgotten(record: &TableRecord) -> Vec<StateRow> {
+    let table = &record.schema.id;
+    let chunks = (0..record.chunks.len()).map(|index| chunk_item(table, index));
+    chunks.chain([format!("{TABLE_PREFIX}{table}")]).map(removed).collect()
+}
+
 fn removed(item: String) -> StateRow {
     StateRow { item, value: String::new() }
 }
@@ -175,6 +225,8 @@ fn parse(rows: &[StateRow]) -> Result<MirrorState, Error> {
         let failed = |source| Error::State { item: row.item.clone(), source };
         if row.item == SOURCE_ITEM {
             state.source = Some(serde_json::from_str(&row.value).map_err(failed)?);
+        } else if row.item == RESYNC_ITEM {
+            state.resync = Some(serde_json::from_str(&row.value).map_err(failed)?);
         } else if row.item.starts_with(TABLE_PREFIX) {
             let record: TableRecord = serde_json::from_str(&row.value).map_err(failed)?;
             state.tables.insert(record.schema.id.clone(), record);
@@ -233,14 +285,21 @@ mod tests {
             plan,
             chunks: vec![chunk; chunks],
             rows_estimated: 0,
+            copy_version: Lsn::ZERO,
         }
     }
 
     #[test]
     fn reads_back_what_was_written() {
         let table = record(2, 3);
-        let source =
-            SourceRecord { system_identifier: "7".into(), timeline: 1, start_lsn: Lsn(5), finished: false };
+        let source = SourceRecord {
+            system_identifier: "7".into(),
+            timeline: 1,
+            start_lsn: Lsn(5),
+            finished: false,
+            resync: None,
+        };
+        let resync = ResyncRecord { value: "1".into(), released: true };
         let chunk = |plan, index| {
             let record = ChunkRecord { table: table.schema.id.clone(), plan, index, rows: 9 };
             row(chunk_item(&table.schema.id, index), &record).unwrap()
@@ -250,15 +309,27 @@ mod tests {
             chunk(1, 0),
             row("table/public.t".into(), &table).unwrap(),
             row(SOURCE_ITEM.into(), &source).unwrap(),
+            row(RESYNC_ITEM.into(), &resync).unwrap(),
         ];
         let state = parse(&rows).unwrap();
-        assert_eq!(state.source, Some(source));
+        assert_eq!((&state.source, &state.resync), (&Some(source), &Some(resync)));
         assert_eq!(
             state.chunks_left(&table),
             BTreeSet::from([0, 2]),
             "a chunk of an older plan does not count"
         );
         assert_eq!(state.tables[&table.schema.id], table);
+    }
+
+    #[test]
+    fn records_of_before_are_read() {
+        let source = r#"{"systemIdentifier":"7","timeline":1,"startLsn":"0/5"}"#;
+        let rows = [StateRow { item: SOURCE_ITEM.into(), value: source.into() }];
+        assert_eq!(parse(&rows).unwrap().source.unwrap().resync, None);
+        let mut old = serde_json::to_value(record(1, 0)).unwrap();
+        old.as_object_mut().unwrap().remove("copy_version").unwrap();
+        let rows = [StateRow { item: "table/public.t".into(), value: old.to_string() }];
+        assert_eq!(parse(&rows).unwrap().tables.values().next().unwrap().copy_version, Lsn::ZERO);
     }
 
     #[test]

@@ -251,12 +251,8 @@ async fn announce<D: Destination>(
             }
         }
         Fit::Retyped(column) => {
-            let message = format!(
-                "column {column} has another type at the source now. Drop target table {} and copy the table anew: take it out of the mirror, run, put it back, run",
-                schema.target
-            );
-            let error =
-                Error::Table { table: relation.table.clone(), reason: "SourceSchemaChanged", message };
+            let detail = format!("column {column} has another type at the source now");
+            let error = schema_change::changed(&schema, &detail);
             fail(surroundings, applier, index, &error).await?;
             Projection { places: Vec::new(), identical: false }
         }

@@ -25,7 +25,7 @@ use super::{
     failure, policy,
     provision::{self, Provisioned},
     reread::Rereader,
-    snapshot,
+    resync, snapshot,
     state::{MirrorState, StateStore},
     stream,
     table::Table,
@@ -34,7 +34,7 @@ use super::{
 use crate::{
     model::{Lsn, MirrorPhase, Progress, ReplicatorConfig, SnapshotMode, TableSpec},
     postgres::{
-        catalog, publication,
+        catalog,
         session::Session,
         slot,
         wire::{Connection, Purpose, ReplicationReader, ReplicationWriter},
@@ -80,6 +80,9 @@ pub async fn run<D: Destination>(
         };
         if worker.streamed.swap(false, Ordering::AcqRel) {
             backoff = Backoff::default();
+        }
+        if let Error::SlotInvalidated { wal_status, .. } = &error {
+            worker.progress.set_slot_wal_status(Some(wal_status.clone()));
         }
         let (what, reason) = policy(&error);
         let passes = matches!(what, Policy::Retry | Policy::SlowDown);
@@ -283,10 +286,6 @@ impl<D: Destination> Worker<D> {
         })
     }
 
-    fn fence(&self) -> String {
-        format!("walferry-{}", self.config.mirror.uid)
-    }
-
     fn inserter(&self, fatal: mpsc::Sender<Error>, notice: Notice, abort: CancellationToken) -> Inserter<D> {
         Inserter {
             destination: self.destination.clone(),
@@ -298,7 +297,7 @@ impl<D: Destination> Worker<D> {
             total_bytes: Arc::new(AtomicUsize::new(0)),
             ended: Arc::new(Notify::new()),
             fatal,
-            fence: self.fence(),
+            fence: self.config.mirror.fence(),
             notice,
         }
     }
@@ -317,7 +316,7 @@ impl<D: Destination> Worker<D> {
             destination: self.destination.clone(),
             store: self.store.clone(),
             parallelism: self.config.snapshot.parallelism,
-            fence: self.fence(),
+            fence: self.config.mirror.fence(),
             stop: self.stop.clone(),
             notice: Arc::clone(notice),
         };
@@ -368,18 +367,9 @@ impl<D: Destination> Worker<D> {
         self.release(session).await
     }
 
-    /// Drops slot and publication. Idempotent: a run that was killed before it is made up for by the next.
+    /// Lets go of slot and publication.
     async fn release(&self, session: &Session) -> Result<(), Error> {
-        let (slot_name, publication_name) =
-            (self.config.mirror.slot_name(), self.config.mirror.publication_name());
-        slot::release_own_walsender(session, &slot_name, &self.config.mirror.application_name()).await?;
-        let slot_dropped = slot::drop(session, &slot_name).await?;
-        let ours =
-            publication::read(session, &publication_name).await?.is_some_and(|found| found.owned_by_us);
-        if ours {
-            publication::drop(session, &publication_name).await?;
-        }
-        if slot_dropped || ours {
+        if resync::release(&self.config, session).await? {
             tracing::info!(mirror = self.config.mirror.name, "copy finished; slot and publication dropped");
         }
         Ok(())

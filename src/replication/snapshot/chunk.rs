@@ -10,7 +10,10 @@ use crate::{
         session::Session,
         wire::{Connection, Purpose},
     },
-    replication::{Insert, Op, TableBatch, schema_change, state::Chunk},
+    replication::{
+        Insert, Op, TableBatch, schema_change,
+        state::{Chunk, TableRecord},
+    },
 };
 
 /// Encoded bytes gathered before they are handed to the running insert.
@@ -32,6 +35,8 @@ struct Kept<D: Destination> {
     connection: Connection,
     schema: TableSchema,
     batch: D::Batch,
+    /// The version of the rows.
+    version: Lsn,
 }
 
 /// One worker's way to copy chunks.
@@ -56,17 +61,17 @@ impl<D: Destination> Copier<D> {
         table: &Table<D>,
         chunk: &Chunk,
     ) -> Result<Copied, Error> {
-        let schema = table.schema();
+        let TableRecord { schema, copy_version: version, .. } = table.record();
         let kept = self.kept().take();
         let mut kept = match kept {
-            Some(kept) if kept.schema == schema => kept,
-            Some(kept) => {
-                Kept { batch: around.destination.batch(&schema)?, schema, connection: kept.connection }
+            Some(kept) if kept.schema == schema => Kept { version, ..kept },
+            Some(Kept { connection, .. }) => {
+                Kept { connection, batch: around.destination.batch(&schema)?, schema, version }
             }
             None => {
                 let connection =
                     Connection::connect(&around.source, &around.application_name, Purpose::Copy).await?;
-                Kept { connection, batch: around.destination.batch(&schema)?, schema }
+                Kept { connection, batch: around.destination.batch(&schema)?, schema, version }
             }
         };
         kept.batch.clear();
@@ -131,7 +136,7 @@ async fn copy_rows<D: Destination>(
     fence: &str,
     sent: &mut u64,
 ) -> Result<(), Error> {
-    let Kept { connection, schema, batch } = kept;
+    let Kept { connection, schema, batch, version } = kept;
     let condition = copy::block_range(chunk.from, chunk.to);
     let statement = copy::copy_statement(schema, &chunk.storage, Some(&condition));
     let kinds = copy::cell_kinds(schema);
@@ -141,7 +146,7 @@ async fn copy_rows<D: Destination>(
     while let Some(row) = rows.next().await? {
         pgoutput::decode_copy_row(row, &kinds, &mut cells).map_err(crate::postgres::Error::from)?;
         batch
-            .push(Tuple { data: row, cells: &cells }, Lsn::ZERO, Op::Upsert)
+            .push(Tuple { data: row, cells: &cells }, *version, Op::Upsert)
             .map_err(|error| Error::value(&table.id, &error))?;
         if batch.rows() % MEASURE_ROWS == 0 && batch.bytes() >= SEND_BYTES {
             send(destination, table, schema, batch, &mut insert, fence, sent).await?;

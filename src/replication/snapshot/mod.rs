@@ -1,7 +1,7 @@
 //! Copies the rows that are there, in chunks of blocks, several at a time, while the stream runs.
 //!
-//! Copied rows have version 0, so any streamed change beats them and a chunk may be read at any time after the slot
-//! was made, and again after a crash.
+//! Copied rows have a version below that of any streamed change (0, or in a resync the position before the slot's start), so a
+//! chunk may be read at any time after the slot was made, and again after a crash.
 
 mod chunk;
 mod plan;
@@ -27,7 +27,7 @@ use super::{
     table::Table,
 };
 use crate::{
-    model::{PostgresEndpoint, TableId, TableState},
+    model::{Lsn, PostgresEndpoint, TableId, TableState},
     postgres::session::Session,
 };
 
@@ -162,7 +162,7 @@ impl<D: Destination> Snapshot<D> {
 
     async fn enqueue(&self, table: &Arc<Table<D>>, plan: u64, left: &[usize]) -> Result<(), Error> {
         if left.is_empty() {
-            return retry(&self.around.stop, &self.around.notice, || table.finish_snapshot()).await;
+            return self.finish(table).await;
         }
         table.progress.set_state(TableState::Snapshotting, "", "");
         table.progress.rows_estimated.store(table.record().rows_estimated, Ordering::Relaxed);
@@ -222,10 +222,23 @@ impl<D: Destination> Snapshot<D> {
         })
         .await?;
         if self.chunk_done(&table.id, job.plan) {
-            retry(&self.around.stop, &self.around.notice, || table.finish_snapshot()).await?;
+            self.finish(table).await?;
             tracing::info!(table = %table.id, rows = table.progress.rows_copied.load(Ordering::Relaxed), "table copied");
         }
         Ok(())
+    }
+
+    /// Every row of the table is copied. What was there before and was not copied over is no more at the source.
+    async fn finish(&self, table: &Table<D>) -> Result<(), Error> {
+        let (schema, version) = (table.schema(), table.record().copy_version);
+        retry(&self.around.stop, &self.around.notice, || async {
+            if version > Lsn::ZERO {
+                let fence = format!("{}-{}-rest", self.around.fence, schema.target);
+                self.around.destination.delete_older(&schema, version, &fence).await?;
+            }
+            table.finish_snapshot().await
+        })
+        .await
     }
 
     /// Whether that was the plan's last chunk.

@@ -1,0 +1,318 @@
+//! Resync: a Mirror that can't go on comes back with both sides equal, and readers never see an empty table.
+
+use nix::sys::signal::Signal;
+use serde_json::json;
+
+use crate::{
+    on_both,
+    support::{Lab, Mirror, Pg, Run, Server, Writer, eventually, until},
+};
+
+const TABLES: &str = "CREATE TABLE a (id int PRIMARY KEY, n int NOT NULL, v text); CREATE TABLE b (id int PRIMARY KEY, big text);
+    ALTER TABLE b ALTER big SET STORAGE EXTERNAL;
+    INSERT INTO a SELECT i, 0, 'v' FROM generate_series(1, 20000) i;
+    INSERT INTO b SELECT i, repeat(md5(i::text), 100) FROM generate_series(1, 500) i;";
+
+/// Changes that the mirror is not going to hear of.
+const UNHEARD: &str =
+    "DELETE FROM a WHERE id % 3 = 0; UPDATE a SET n = 7 WHERE id % 5 = 0; DELETE FROM b WHERE id < 100;
+    INSERT INTO a VALUES (100001, 1, 'unheard'); UPDATE a SET id = id + 200000 WHERE id % 7 = 0";
+
+fn asks(mirror: &Mirror, value: &str) -> Mirror {
+    let mut mirror = mirror.clone();
+    mirror.mirror["metadata"]["annotations"] = json!({"walferry.dev/resync": value});
+    mirror
+}
+
+fn drop_slot(lab: &Lab) {
+    let drop = "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE database = current_database()";
+    eventually("the slot to be dropped", || lab.connect_admin().batch_execute(drop).is_ok());
+}
+
+#[track_caller]
+fn assert_equal(lab: &Lab, mirror: &Mirror) {
+    lab.assert_table("a", "id, n, v", "id");
+    lab.assert_same(
+        "SELECT id, md5(big) FROM b ORDER BY id",
+        "SELECT id, lower(hex(MD5(big))) FROM b FINAL WHERE _walferry_deleted = 0 ORDER BY id",
+    );
+    lab.verify(mirror);
+}
+
+fn slot_dropped_by_hand(pg: Pg) {
+    let lab = Lab::new(pg);
+    lab.sql(TABLES);
+    let mirror = lab.mirror(&["a", "b"]);
+    lab.catch_up(&mirror);
+    lab.sql("UPDATE a SET n = 1 WHERE id % 2 = 0");
+    lab.catch_up(&mirror);
+    drop_slot(&lab);
+    lab.sql(UNHEARD);
+    let outcome = lab.command("run", &mirror, &["--until-caught-up", "--http", "127.0.0.1:0"]).exits(1);
+    outcome.says(&["slot", "no longer exists", "kubectl annotate mirror", "walferry.dev/resync"]);
+    // The application goes on writing, and a reader looks all the time.
+    let mirror = asks(&mirror, "1");
+    let writer = Writer::start(lab.connect(), |n| {
+        let id = n * 37 % 20000;
+        format!(
+            "UPDATE a SET n = n + 1 WHERE id BETWEEN {id} AND {id} + 5; DELETE FROM a WHERE id = {id} + 9; UPDATE b SET id = id WHERE id = {id} % 500"
+        )
+    });
+    let mut run = lab.run(&mirror);
+    run.eventually("the copy", || {
+        let rows: u64 = lab.target_value("SELECT count() FROM a FINAL").parse().unwrap();
+        assert!(rows > 10000, "a reader saw {rows} rows");
+        lab.target_value("SELECT count() FROM _walferry_state FINAL WHERE item = 'resync' AND value != ''")
+            == "0"
+            && lab.source_value(
+                "SELECT count(*) FROM pg_replication_slots WHERE database = current_database() AND active",
+            ) == "1"
+    });
+    run.until_streaming();
+    assert!(writer.finish() > 0);
+    lab.settle(&mut run);
+    run.stop();
+    assert_equal(&lab, &mirror);
+    // The same value asks for nothing more: the slot stays.
+    let slot = "SELECT catalog_xmin, slot_name FROM pg_replication_slots WHERE database = current_database()";
+    assert!(!lab.source_value(slot).is_empty());
+    let copied = lab.catch_up(&mirror);
+    assert!(!copied.text().contains("resync: every table"), "{}", copied.text());
+    copied.says(&["0 rows copied"]);
+    lab.catch_up(&asks(&mirror, "2")).says(&["resync: every table is copied anew"]);
+    assert_equal(&lab, &mirror);
+}
+
+fn publication_dropped(pg: Pg) {
+    let lab = Lab::new(pg);
+    lab.sql(TABLES);
+    let mirror = lab.mirror(&["a", "b"]);
+    let mut run = lab.streaming(&mirror);
+    let publication = run.status()["publicationName"].as_str().unwrap().to_owned();
+    lab.sql(&format!("DROP PUBLICATION {publication}; {UNHEARD}"));
+    let (_, message) = run.until_stalled();
+    assert!(message.contains("walferry.dev/resync"), "{message}");
+    run.stop();
+    let mirror = asks(&mirror, "now");
+    lab.catch_up(&mirror);
+    assert_equal(&lab, &mirror);
+}
+
+/// Killed between any two steps: what was begun is gone through with, also when nobody asks for it any more.
+fn killed_at_three_points(pg: Pg) {
+    let lab = Lab::new(pg);
+    lab.sql(TABLES);
+    let asked_not = lab.mirror(&["a", "b"]);
+    let publication = {
+        let mut run = lab.streaming(&asked_not);
+        let name = run.status()["publicationName"].as_str().unwrap().to_owned();
+        run.stop();
+        name
+    };
+    lab.sql(UNHEARD);
+    let mirror = asks(&asked_not, "1");
+    // The slot is gone, and the publication can't be dropped yet.
+    let comment = lab.source_value(&format!(
+        "SELECT obj_description(oid, 'pg_publication') FROM pg_publication WHERE pubname = '{publication}'"
+    ));
+    let mut holder = lab.connect();
+    holder.batch_execute(&format!("BEGIN; COMMENT ON PUBLICATION {publication} IS '{comment}'")).unwrap();
+    let mut run = lab.run(&mirror);
+    run.eventually("the wait for the publication", || {
+        let waiting = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock' AND query LIKE 'DROP PUBLICATION%'";
+        lab.source_value(waiting) == "1"
+    });
+    run.kill();
+    assert_eq!(slots(&lab), "0");
+    lab.sql("DELETE FROM a WHERE id BETWEEN 1000 AND 2000");
+    holder.batch_execute("ROLLBACK").unwrap();
+    // Records and publication are gone, and the slot waits for a transaction.
+    holder.batch_execute("BEGIN; INSERT INTO b VALUES (1000, 'late')").unwrap();
+    let mut run = lab.run(&asked_not);
+    run.eventually("the wait for the transaction", || slots(&lab) == "1");
+    assert_eq!(state(&lab, "source"), "");
+    run.kill();
+    lab.sql("DELETE FROM a WHERE id BETWEEN 2000 AND 3000");
+    holder.batch_execute("COMMIT").unwrap();
+    // Some rows are copied.
+    let mut run = lab.run(&mirror);
+    run.eventually("copied rows", || copied_over(&lab) > 0);
+    run.kill();
+    lab.sql("DELETE FROM a WHERE id BETWEEN 3000 AND 4000");
+    lab.catch_up(&mirror);
+    assert_equal(&lab, &mirror);
+    assert_eq!(state(&lab, "resync"), "");
+}
+
+fn slots(lab: &Lab) -> String {
+    lab.source_value("SELECT count(*) FROM pg_replication_slots WHERE database = current_database()")
+}
+
+fn state(lab: &Lab, item: &str) -> String {
+    lab.target_value(&format!("SELECT value FROM _walferry_state FINAL WHERE item = '{item}'"))
+}
+
+/// Rows that a resync brought so far: they have one version, and it is not that of a transaction.
+fn copied_over(lab: &Lab) -> u64 {
+    let versions = "SELECT count() FROM a WHERE _walferry_version > 0 AND _walferry_deleted = 0 AND _walferry_version = \
+                    (SELECT max(_walferry_version) FROM a)";
+    lab.target_value(versions).parse().unwrap()
+}
+
+/// Each table that has failed, whatever the reason, is back; nothing else is asked of the user.
+fn failed_tables_are_repaired(pg: Pg) {
+    let lab = Lab::new(pg);
+    lab.sql(TABLES);
+    lab.sql("CREATE TABLE c (id int PRIMARY KEY); CREATE TABLE d (id int PRIMARY KEY); INSERT INTO c VALUES (1); INSERT INTO d VALUES (1)");
+    let mirror = lab.mirror(&["a", "b", "c", "d"]);
+    let mut run = lab.streaming(&mirror);
+    // The target goes; the table goes and comes back as another one; it is taken out of the publication.
+    lab.target("DROP TABLE a SYNC");
+    let publication = run.status()["publicationName"].as_str().unwrap().to_owned();
+    lab.sql(&format!(
+        "{UNHEARD}; DROP TABLE c; CREATE TABLE c (id int PRIMARY KEY, v text); INSERT INTO c VALUES (2, 'x'); ALTER PUBLICATION {publication} DROP TABLE d; INSERT INTO d VALUES (3)"
+    ));
+    for table in ["a", "c", "d"] {
+        let message = run.until_failed(table);
+        assert!(message.contains("walferry.dev/resync"), "{message}");
+    }
+    run.stop();
+    let mirror = asks(&mirror, "1");
+    lab.command("check", &mirror, &[]).exits(0);
+    lab.catch_up(&mirror);
+    assert_equal(&lab, &mirror);
+    lab.assert_table("c", "id, v", "id");
+    lab.assert_table("d", "id", "id");
+}
+
+on_both!(slot_dropped_by_hand, publication_dropped, killed_at_three_points, failed_tables_are_repaired);
+
+/// The source gives up its WAL while the mirror hangs: Stalled, and a resync brings it back.
+#[test]
+fn slot_invalidated() {
+    let small = ["max_slot_wal_keep_size=1MB", "max_wal_size=32MB", "min_wal_size=32MB"];
+    let options: Vec<&str> = small.iter().flat_map(|option| ["-c", option]).collect();
+    let lab = Lab::on(Server::postgres(Pg::V18, &options).into(), Server::shared_clickhouse());
+    lab.sql(TABLES);
+    lab.sql("CREATE TABLE other (v text)");
+    let mirror = lab.mirror(&["a", "b"]);
+    let mut run = lab.streaming(&mirror);
+    run.signal(Signal::SIGSTOP);
+    lab.sql(UNHEARD);
+    until("the slot to be lost", || {
+        lab.sql("INSERT INTO other SELECT repeat('x', 1000) FROM generate_series(1, 20000)");
+        lab.admin("SELECT pg_switch_wal()");
+        lab.admin("CHECKPOINT");
+        let status = lab
+            .source_value("SELECT wal_status FROM pg_replication_slots WHERE database = current_database()");
+        (status == "lost").then_some(())
+    });
+    run.signal(Signal::SIGCONT);
+    let (reason, message) = run.until_stalled();
+    assert_eq!(reason, "SourceSlotInvalidated");
+    assert!(message.contains("walferry.dev/resync"), "{message}");
+    assert_eq!(run.status()["slotWalStatus"], "lost");
+    run.stop();
+    lab.command("run", &mirror, &["--http", "127.0.0.1:0"])
+        .exits(1)
+        .says(&["invalidated", "walferry.dev/resync"]);
+    let mirror = asks(&mirror, "1");
+    lab.catch_up(&mirror);
+    assert_equal(&lab, &mirror);
+}
+
+/// What stands at the destination is of another history, whose positions are higher than any of the new source: it is emptied.
+#[test]
+fn source_replaced() {
+    let clickhouse = Server::shared_clickhouse();
+    let first = Lab::on(Server::postgres(Pg::V18, &[]).into(), clickhouse.clone());
+    first.sql(TABLES);
+    let mirror = first.mirror(&["a", "b"]);
+    first.catch_up(&mirror);
+    for _ in 0..8 {
+        first.sql("UPDATE a SET n = n + 1 WHERE id < 100");
+        first.admin("SELECT pg_switch_wal()");
+    }
+    first.catch_up(&mirror);
+    let second = Lab::on(Server::postgres(Pg::V18, &[]).into(), clickhouse);
+    second.sql(TABLES);
+    second.sql(UNHEARD);
+    assert!(second.lsn() < first.lsn(), "the new source is behind");
+    let mut moved = mirror.clone();
+    moved.postgres["spec"]["postgres"]["port"] = second.postgres_port.into();
+    moved.postgres["spec"]["postgres"]["database"] = second.database.clone().into();
+    moved.secrets[0].1["username"] = second.database.clone().into();
+    let outcome = first.command("run", &moved, &["--until-caught-up", "--http", "127.0.0.1:0"]).exits(1);
+    outcome.says(&["system identifier", "walferry.dev/resync"]);
+    let moved = asks(&moved, "1");
+    first.catch_up(&moved).says(&["another history"]);
+    first.verify(&moved);
+    assert_eq!(
+        first.target_value("SELECT count() FROM a FINAL"),
+        second.source_value("SELECT count(*) FROM a")
+    );
+}
+
+/// Another `where`, other columns: what was asked for before goes, what is asked for now is there.
+#[test]
+fn spec_changed() {
+    let lab = Lab::new(Pg::V18);
+    lab.sql("CREATE TABLE t (id int PRIMARY KEY, v text, w text); INSERT INTO t SELECT i, 'v', 'w' FROM generate_series(1, 100) i");
+    let mut mirror = lab.mirror(&["t"]);
+    lab.catch_up(&mirror);
+    mirror.table(0)["where"] = json!("id > 50");
+    mirror.table(0)["columns"] = json!({"exclude": ["w"]});
+    let outcome = lab.command("run", &mirror, &["--until-caught-up", "--http", "127.0.0.1:0"]).exits(1);
+    outcome.says(&["asked for in another way", "walferry.dev/resync"]);
+    let mirror = asks(&mirror, "1");
+    lab.catch_up(&mirror);
+    lab.assert_same(
+        "SELECT id, v, NULL FROM t WHERE id > 50 ORDER BY id",
+        "SELECT id, v, w FROM t FINAL ORDER BY id",
+    );
+    lab.verify(&mirror);
+    // A type that the target doesn't have is told before anything is touched.
+    let mut other = asks(&mirror, "2");
+    other.table(0)["columns"] = json!({"types": {"v": "LowCardinality(String)"}});
+    lab.command("run", &other, &["--until-caught-up", "--http", "127.0.0.1:0"])
+        .exits(1)
+        .says(&["public.t", "MODIFY COLUMN"]);
+    lab.catch_up(&mirror);
+}
+
+/// A value that is there from the start asks for nothing; a finished copy is made again for another one.
+#[test]
+fn a_finished_copy() {
+    let lab = Lab::new(Pg::V18);
+    lab.sql(TABLES);
+    let mut mirror = asks(&lab.mirror(&["a", "b"]), "1");
+    mirror.mirror["spec"]["snapshot"] = json!({"mode": "Only"});
+    let first = lab.catch_up(&mirror);
+    assert!(!first.text().contains("resync: every table"), "{}", first.text());
+    lab.sql(UNHEARD);
+    lab.catch_up(&asks(&mirror, "2")).says(&["resync: every table"]);
+    assert_equal(&lab, &asks(&mirror, "2"));
+    assert_eq!(slots(&lab), "0");
+}
+
+/// A process that is at work is not pushed aside.
+#[test]
+fn another_process_is_at_work() {
+    let lab = Lab::new(Pg::V18);
+    lab.sql(TABLES);
+    // Others are not told when a walsender last heard from its reader.
+    lab.admin(&format!("GRANT pg_read_all_stats TO {}", lab.database));
+    let mirror = lab.mirror(&["a", "b"]);
+    let mut first = lab.streaming(&mirror);
+    let mut second: Run = lab.run(&asks(&mirror, "1"));
+    second
+        .until_status("the wait", |status| (status["failure"]["reason"] == "SourceSlotInUse").then_some(()));
+    assert_eq!(state(&lab, "resync"), "");
+    lab.sql("INSERT INTO a VALUES (100000, 1, 'x')");
+    lab.settle(&mut first);
+    first.stop();
+    second.until_streaming();
+    lab.settle(&mut second);
+    second.stop();
+    assert_equal(&lab, &asks(&mirror, "1"));
+}

@@ -1,0 +1,164 @@
+//! Resync: a new slot, and every table copied again into the target that it has.
+//!
+//! The copy's rows have the version just below the new slot's start: higher than all that was written before, lower than
+//! anything that will be streamed. So they replace what is there row by row, and readers never see an empty table. What is
+//! older still when a table is copied was not there any more, and is deleted.
+//!
+//! Every step can be repeated, and the intent is on record before the first: a process that is killed anywhere in between
+//! is made up for by the next one, whatever the Mirror asks for by then.
+
+use super::{
+    Destination, Error,
+    state::{MirrorState, StateStore},
+};
+use crate::{
+    model::{Lsn, ReplicatorConfig, TableSchema},
+    postgres::{
+        catalog, publication,
+        session::Session,
+        slot::{self, SlotInfo},
+    },
+};
+
+/// The value of a resync whose old slot and records must go before anything else is done, if there is one: it was asked for,
+/// or begun. `asked` is the value of the Mirror's annotation.
+pub fn resync_due<'a>(asked: Option<&'a str>, state: &'a MirrorState) -> Option<&'a str> {
+    let started = state.source.is_some() || state.resync.is_some();
+    let last = match (&state.resync, &state.source) {
+        (Some(resync), _) => Some(resync.value.as_str()),
+        (None, source) => source.as_ref().and_then(|source| source.resync.as_deref()),
+    };
+    if let Some(asked) = asked.filter(|asked| started && Some(*asked) != last) {
+        return Some(asked);
+    }
+    state.resync.as_ref().filter(|resync| !resync.released).map(|resync| resync.value.as_str())
+}
+
+/// Lets go of what the Mirror has at the source and of its records, if a resync is due.
+///
+/// # Errors
+/// A table that is missing, or a slot that is another's or in use, before anything is touched; what the servers answer.
+pub(super) async fn release_if_due<D: Destination>(
+    config: &ReplicatorConfig,
+    session: &Session,
+    state: &mut MirrorState,
+    store: &StateStore<D>,
+) -> Result<(), Error> {
+    let Some(value) = resync_due(config.resync.as_deref(), state) else { return Ok(()) };
+    for spec in &config.tables {
+        catalog::describe(session, spec).await?;
+    }
+    let slot_name = config.mirror.slot_name();
+    if let Some(found) = slot::read(session, &slot_name).await? {
+        require_own(config, &found)?;
+    }
+    if !slot::release_own_walsender(session, &slot_name, &config.mirror.application_name()).await? {
+        return Err(Error::SlotInUse { slot: slot_name });
+    }
+    tracing::info!(mirror = config.mirror.name, value, "resync: every table is copied anew");
+    let record = store.begin_resync(value).await?;
+    release(config, session).await?;
+    let record = store.release_for_resync(state, &record).await?;
+    *state = MirrorState { resync: Some(record), ..MirrorState::default() };
+    Ok(())
+}
+
+/// Drops slot and publication where they are this Mirror's, and says whether there was anything to drop. Idempotent: a run
+/// that was killed before it is made up for by the next.
+pub(super) async fn release(config: &ReplicatorConfig, session: &Session) -> Result<bool, Error> {
+    let (slot_name, publication_name) = (config.mirror.slot_name(), config.mirror.publication_name());
+    slot::release_own_walsender(session, &slot_name, &config.mirror.application_name()).await?;
+    let slot_dropped = slot::drop(session, &slot_name).await?;
+    let publication = publication::read(session, &publication_name).await?;
+    let publication_dropped = match publication {
+        Some(found) if found.owned_by_us && found.may_alter => {
+            match publication::drop(session, &publication_name).await {
+                // On a standby it is the primary's.
+                Err(error) if error.sqlstate() == Some("25006") => false,
+                other => other?,
+            }
+        }
+        // Somebody else made it for us, and it will do again.
+        _ => false,
+    };
+    Ok(slot_dropped || publication_dropped)
+}
+
+/// Refuses a slot that has the name of ours and is none of ours.
+///
+/// # Errors
+/// [`Error::SlotForeign`]
+pub(super) fn require_own(config: &ReplicatorConfig, found: &SlotInfo) -> Result<(), Error> {
+    let ours = found.plugin.as_deref() == Some("pgoutput")
+        && found.database.as_deref() == Some(config.source.database.as_str());
+    if ours {
+        return Ok(());
+    }
+    let (plugin, database) = (found.plugin.as_deref(), found.database.as_deref());
+    let what = format!("plugin {}, database {}", plugin.unwrap_or("none"), database.unwrap_or("none"));
+    Err(Error::SlotForeign { slot: found.name.clone(), found: what })
+}
+
+/// The version for rows that are copied over those of before, with a slot that began at `start`.
+///
+/// A transaction may begin to commit at the slot's very start, so it is the position before. A target that has rows as new as
+/// that got them from another history (the source was replaced, or went back), whose positions mean nothing here: it is
+/// emptied. `fence` is that of the table's streamed inserts: one that a killed process has left behind must not arrive later.
+pub(super) async fn copy_version<D: Destination>(
+    destination: &D,
+    table: &TableSchema,
+    start: Lsn,
+    fence: &str,
+) -> Result<Lsn, Error> {
+    let version = Lsn(start.0.saturating_sub(1));
+    let newest = destination.newest_version(table, fence).await?;
+    if newest >= version {
+        tracing::warn!(table = %table.id, %newest, %start, "target has rows of another history; emptying it");
+        destination.truncate(table).await?;
+    }
+    Ok(version)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::replication::{SourceRecord, state::ResyncRecord};
+
+    fn source(resync: Option<&str>) -> Option<SourceRecord> {
+        Some(SourceRecord {
+            system_identifier: "7".into(),
+            timeline: 1,
+            start_lsn: Lsn(5),
+            finished: false,
+            resync: resync.map(str::to_owned),
+        })
+    }
+
+    fn under_way(value: &str, released: bool) -> Option<ResyncRecord> {
+        Some(ResyncRecord { value: value.into(), released })
+    }
+
+    #[test]
+    fn is_due_when_asked_anew_or_begun() {
+        let due = |asked: Option<&str>, source: Option<SourceRecord>, resync: Option<ResyncRecord>| {
+            let state = MirrorState { source, resync, ..MirrorState::default() };
+            resync_due(asked, &state).map(str::to_owned)
+        };
+        let some = |value: &str| Some(value.to_owned());
+        assert_eq!(due(Some("1"), None, None), None, "a new Mirror only records it");
+        assert_eq!(due(None, source(None), None), None);
+        assert_eq!(due(Some("1"), source(None), None), some("1"));
+        assert_eq!(due(Some("1"), source(Some("1")), None), None);
+        assert_eq!(due(None, source(Some("1")), None), None, "taking the annotation away asks for nothing");
+        assert_eq!(due(Some("2"), source(Some("1")), None), some("2"));
+        // Begun: gone through with, also when the annotation is taken back.
+        for asked in [None, Some("2")] {
+            assert_eq!(due(asked, source(Some("1")), under_way("2", false)), some("2"));
+            assert_eq!(due(asked, None, under_way("2", true)), None);
+            assert_eq!(due(asked, source(Some("2")), under_way("2", true)), None);
+        }
+        // Taken back to the last one's value after the slot may be gone, or another one asked for: from the start.
+        assert_eq!(due(Some("1"), source(Some("1")), under_way("2", false)), some("1"));
+        assert_eq!(due(Some("3"), None, under_way("2", true)), some("3"));
+    }
+}
