@@ -3,11 +3,8 @@
 use std::{
     collections::BTreeMap,
     convert::Infallible,
-    sync::{
-        Arc, Mutex, PoisonError,
-        atomic::{AtomicBool, AtomicUsize, Ordering},
-    },
-    time::Duration,
+    sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::AtomicUsize},
+    time::{Duration, Instant},
 };
 
 use tokio::{
@@ -44,6 +41,9 @@ use crate::{
 /// How long a stalled Mirror waits before it looks again whether a human has acted.
 const STALLED_PAUSE: Duration = Duration::from_secs(30);
 
+/// A stream that has lived so long was no failed try, even when nothing was sent.
+const SETTLED: Duration = Duration::from_secs(30);
+
 /// How long inserts in flight may take after the order to stop.
 const STOP_WITHIN: Duration = Duration::from_secs(8);
 
@@ -78,7 +78,11 @@ pub async fn run<D: Destination>(
             Err(Error::Stopped) => return Ok(()),
             Err(error) => error,
         };
-        if worker.streamed.swap(false, Ordering::AcqRel) {
+        if worker
+            .began()
+            .take()
+            .is_some_and(|began| began.got_on(Instant::now(), worker.progress.durable_lsn()))
+        {
             backoff = Backoff::default();
         }
         if let Error::SlotInvalidated { wal_status, .. } = &error {
@@ -102,6 +106,20 @@ pub async fn run<D: Destination>(
             () = worker.stop.cancelled() => return Ok(()),
             () = tokio::time::sleep(pause) => {}
         }
+    }
+}
+
+/// A stream's beginning, by which to tell later whether it got anywhere: what always ends in the same fault must not be tried
+/// again at once each time.
+#[derive(Clone, Copy)]
+struct Began {
+    at: Instant,
+    durable: Lsn,
+}
+
+impl Began {
+    fn got_on(self, now: Instant, durable: Lsn) -> bool {
+        durable > self.durable || now.duration_since(self.at) >= SETTLED
     }
 }
 
@@ -130,8 +148,8 @@ struct Worker<D: Destination> {
     /// Tables, once provisioned; they outlive connections.
     tables: Mutex<BTreeMap<crate::model::TableId, Arc<Table<D>>>>,
     copying: tokio::sync::Mutex<Option<JoinHandle<Result<(), Error>>>>,
-    /// Whether a stream has run since the last fault.
-    streamed: AtomicBool,
+    /// The stream that has run since the last fault.
+    began: Mutex<Option<Began>>,
 }
 
 impl<D: Destination> Worker<D> {
@@ -162,8 +180,12 @@ impl<D: Destination> Worker<D> {
             abort,
             tables: Mutex::default(),
             copying: tokio::sync::Mutex::default(),
-            streamed: AtomicBool::new(false),
+            began: Mutex::default(),
         }
+    }
+
+    fn began(&self) -> MutexGuard<'_, Option<Began>> {
+        self.began.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// One connection's life, from provisioning to its end.
@@ -178,7 +200,7 @@ impl<D: Destination> Worker<D> {
             return Ok(());
         };
         let (fatal, mut fatal_errors) = mpsc::channel(16);
-        self.streamed.store(true, Ordering::Release);
+        *self.began() = Some(Began { at: Instant::now(), durable: self.progress.durable_lsn() });
         let notice = Arc::clone(&watch.notice);
         notice(None);
         let mut copying = self.copying.lock().await;
@@ -396,4 +418,18 @@ async fn report_copy(
         }
     }
     std::future::pending().await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_stream_got_on_when_it_moved_or_lived() {
+        let at = Instant::now();
+        let began = Began { at, durable: Lsn(5) };
+        assert!(!began.got_on(at + Duration::from_secs(29), Lsn(5)));
+        assert!(began.got_on(at, Lsn(6)));
+        assert!(began.got_on(at + SETTLED, Lsn(5)));
+    }
 }
