@@ -295,6 +295,33 @@ fn a_finished_copy() {
     assert_eq!(slots(&lab), "0");
 }
 
+/// Where somebody else made the publication, because the role owns no table, it is used again.
+#[test]
+fn a_publication_that_is_not_ours_to_drop() {
+    let lab = Lab::new(Pg::V18);
+    let role = &lab.database;
+    lab.admin(&format!(
+        "CREATE TABLE t (id int PRIMARY KEY, v text); INSERT INTO t SELECT i, 'v' FROM generate_series(1, 1000) i; GRANT SELECT ON t TO {role}"
+    ));
+    let mirror = lab.mirror(&["t"]);
+    let advice = lab.command("check", &mirror, &[]).exits(1).text();
+    let statements = advice.lines().map(str::trim);
+    let statements: Vec<_> = statements
+        .filter(|line| line.starts_with("CREATE PUBLICATION") || line.starts_with("COMMENT ON"))
+        .collect();
+    assert_eq!(statements.len(), 2, "{advice}");
+    lab.admin(&statements.join("\n"));
+    lab.catch_up(&mirror);
+    let publication = lab.source_value("SELECT oid FROM pg_publication");
+    drop_slot(&lab);
+    lab.admin("DELETE FROM t WHERE id % 2 = 0; UPDATE t SET v = 'w' WHERE id % 3 = 0");
+    let mirror = asks(&mirror, "1");
+    lab.catch_up(&mirror);
+    lab.verify(&mirror);
+    lab.assert_table("t", "id, v", "id");
+    assert_eq!(lab.source_value("SELECT oid FROM pg_publication"), publication);
+}
+
 /// A process that is at work is not pushed aside.
 #[test]
 fn another_process_is_at_work() {
