@@ -60,7 +60,9 @@ fn is_ready(phase: MirrorPhase) -> bool {
         | MirrorPhase::Streaming
         | MirrorPhase::Suspended
         | MirrorPhase::Finished => true,
-        MirrorPhase::Provisioning | MirrorPhase::Retrying | MirrorPhase::Stalled => false,
+        MirrorPhase::Provisioning | MirrorPhase::Retrying | MirrorPhase::Stalled | MirrorPhase::Deleting => {
+            false
+        }
     }
 }
 

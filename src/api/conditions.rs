@@ -52,6 +52,38 @@ pub mod reason {
     pub const BEHIND: &str = "Behind";
     /// It waits for a human; `Stalled` says why.
     pub const STALLED: &str = "Stalled";
+    /// The Mirror is being deleted: its pod ends, then slot, publication and state go.
+    pub const DELETING: &str = "Deleting";
+    /// Slot, publication or state could not be removed while the Mirror is being deleted; tried again.
+    pub const CLEANUP_FAILED: &str = "CleanupFailed";
+
+    /// The resource asks for something that can't be, such as a source that is a peer of kind clickhouse.
+    pub const INVALID_SPEC: &str = "InvalidSpec";
+    /// The Mirror names a ReplicationPeer that isn't there.
+    pub const PEER_MISSING: &str = "PeerMissing";
+    /// A Secret isn't there.
+    pub const SECRET_MISSING: &str = "SecretMissing";
+    /// A Secret has no such key, or its value can't be used.
+    pub const SECRET_KEY_MISSING: &str = "SecretKeyMissing";
+    /// An older Mirror writes this target table already.
+    pub const TARGET_TABLE_TAKEN: &str = "TargetTableTaken";
+
+    /// The replicator's pod is on its way.
+    pub const REPLICATOR_STARTING: &str = "ReplicatorStarting";
+    /// The replicator's image can't be pulled.
+    pub const REPLICATOR_IMAGE_UNAVAILABLE: &str = "ReplicatorImageUnavailable";
+    /// The replicator's container can't be made from its settings.
+    pub const REPLICATOR_MISCONFIGURED: &str = "ReplicatorMisconfigured";
+    /// The replicator was killed at its memory limit.
+    pub const REPLICATOR_OUT_OF_MEMORY: &str = "ReplicatorOutOfMemory";
+    /// The replicator ends again and again.
+    pub const REPLICATOR_CRASHING: &str = "ReplicatorCrashing";
+    /// No node takes the replicator's pod.
+    pub const REPLICATOR_UNSCHEDULABLE: &str = "ReplicatorUnschedulable";
+    /// The cluster refuses to make the replicator's pod.
+    pub const REPLICATOR_FORBIDDEN: &str = "ReplicatorForbidden";
+    /// The replicator runs and its `/status` doesn't answer.
+    pub const REPLICATOR_UNREACHABLE: &str = "ReplicatorUnreachable";
 
     /// What the reasons of faults of the source begin with.
     pub const SOURCE_PREFIX: &str = "Source";

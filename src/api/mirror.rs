@@ -7,7 +7,7 @@ use kube::{CustomResource, KubeSchema};
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Serialize};
 
-use super::{PeerRef, rules::message};
+use super::{PeerRef, ReplicatorSpec, rules::message};
 
 /// What is mirrored, from where to where, and how.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, CustomResource, KubeSchema)]
@@ -73,6 +73,9 @@ pub struct MirrorSpec {
     /// Target tables are never dropped.
     #[serde(default)]
     pub deletion_policy: DeletionPolicy,
+    /// How the pod that does the work runs. Only for the operator: `walferry run` has no pod and takes no notice of it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub replicator: Option<ReplicatorSpec>,
 }
 
 /// One table to mirror.

@@ -15,6 +15,8 @@ mod byte_size;
 pub mod conditions;
 mod mirror;
 mod peer;
+mod quantity;
+mod replicator;
 mod rules;
 
 pub use byte_size::{MAX_BATCH_BYTES, MIN_BATCH_BYTES, batch_bytes};
@@ -27,6 +29,8 @@ pub use peer::{
     ClickHousePeer, PostgresPeer, ReplicationPeer, ReplicationPeerSpec, ReplicationPeerStatus, TlsMode,
     TlsSpec,
 };
+pub use quantity::{Amount, amount};
+pub use replicator::{LogLevel, ReplicatorResources, ReplicatorSpec};
 pub use rules::{Problem, mirror_problems, peer_problems};
 
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::{
@@ -44,6 +48,9 @@ pub const API_VERSION: &str = "walferry.dev/v1alpha1";
 /// What every name that walferry makes for itself at the destination begins with: the state table and the columns that
 /// carry version and deletion.
 pub const RESERVED_PREFIX: &str = "_walferry";
+
+/// What the keys of walferry's own labels and annotations begin with.
+pub const RESERVED_KEYS: [&str; 2] = ["app.kubernetes.io/", "walferry.dev/"];
 
 /// The CustomResourceDefinitions, in the order in which to apply them.
 pub fn custom_resource_definitions() -> [CustomResourceDefinition; 2] {

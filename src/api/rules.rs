@@ -1,11 +1,14 @@
 //! What a single object must keep besides its schema: the CEL rules of the CRDs over again in Rust, for files that never meet an API
 //! server, and a few that CEL can't say. The messages are shared; a test holds the two lists together.
 
-use std::{collections::HashSet, fmt};
+use std::{
+    collections::{BTreeMap, HashSet},
+    fmt,
+};
 
 use super::{
-    ColumnsSpec, MirrorSpec, MirrorTable, PeerRef, RESERVED_PREFIX, ReplicationPeerSpec, TlsMode, TlsSpec,
-    batch_bytes,
+    ColumnsSpec, MirrorSpec, MirrorTable, PeerRef, RESERVED_KEYS, RESERVED_PREFIX, ReplicationPeerSpec,
+    ReplicatorResources, ReplicatorSpec, TlsMode, TlsSpec, amount, batch_bytes,
 };
 
 /// The messages of the CEL rules.
@@ -28,6 +31,13 @@ pub(super) mod message {
     pub(crate) const EMPTY_TYPE: &str = "types must not be empty";
     pub(crate) const SETTING_NAME: &str = "setting names are lower-case letters, digits and _";
     pub(crate) const BATCH_BYTES: &str = "must be a size from 1Mi to 1Gi, such as 32Mi or 33554432";
+    pub(crate) const RESERVED_LABEL: &str =
+        "labels that begin with app.kubernetes.io/ or walferry.dev/ are walferry's own";
+    pub(crate) const RESERVED_ANNOTATION: &str =
+        "annotations that begin with app.kubernetes.io/ or walferry.dev/ are walferry's own";
+    pub(crate) const QUANTITY: &str = "must be amounts that are not negative, such as 500m or 256Mi";
+    pub(crate) const REQUEST_OVER_LIMIT: &str =
+        "a request must not be greater than the limit of the same name";
 }
 
 /// The most bytes of an identifier at the source (`NAMEDATALEN - 1`).
@@ -112,6 +122,9 @@ pub fn mirror_problems(spec: &MirrorSpec) -> Vec<Problem> {
     {
         no_nul(name, &format!("spec.{field}.name"), &mut problems);
     }
+    if let Some(replicator) = &spec.replicator {
+        replicator_problems(replicator, "spec.replicator", &mut problems);
+    }
     for (index, table) in spec.tables.iter().enumerate() {
         table_problems(table, &format!("spec.tables[{index}]"), &mut problems);
     }
@@ -191,6 +204,29 @@ fn column_problems(columns: &ColumnsSpec, path: &str, problems: &mut Vec<Problem
     }
 }
 
+fn replicator_problems(replicator: &ReplicatorSpec, path: &str, problems: &mut Vec<Problem>) {
+    let reserved = |keys: &BTreeMap<String, String>| {
+        keys.keys().any(|key| RESERVED_KEYS.iter().any(|prefix| key.starts_with(prefix)))
+    };
+    if reserved(&replicator.pod_labels) {
+        problems.push(Problem::new(format!("{path}.podLabels"), message::RESERVED_LABEL));
+    }
+    if reserved(&replicator.pod_annotations) {
+        problems.push(Problem::new(format!("{path}.podAnnotations"), message::RESERVED_ANNOTATION));
+    }
+    let Some(ReplicatorResources { requests, limits }) = &replicator.resources else { return };
+    let path = format!("{path}.resources");
+    for (field, quantities) in [("requests", requests), ("limits", limits)] {
+        if quantities.values().any(|quantity| amount(quantity).is_none()) {
+            problems.push(Problem::new(format!("{path}.{field}"), message::QUANTITY));
+        }
+    }
+    let both = |(name, request)| Some((amount(request)?, amount(limits.get(name)?)?));
+    if requests.iter().filter_map(both).any(|(request, limit)| request > limit) {
+        problems.push(Problem::new(path, message::REQUEST_OVER_LIMIT));
+    }
+}
+
 fn is_setting_name(name: &str) -> bool {
     name.starts_with(|c: char| c.is_ascii_lowercase())
         && name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_')
@@ -227,6 +263,11 @@ mod tests {
             json!({"sourceRef": {"name": "a"}, "destinationRef": {"name": "b"}, "tables": [table]})
         };
         let columns = |columns: Value| Some(table(json!({"columns": columns})));
+        let replicator = |replicator: Value| {
+            let mut mirror = table(json!({}));
+            mirror["replicator"] = replicator;
+            Some(mirror)
+        };
         let mut batch = table(json!({}));
         batch["batch"] = json!({"maxBytes": "64MB"});
         vec![
@@ -248,6 +289,16 @@ mod tests {
             (message::EMPTY_TYPE, columns(json!({"types": {"a": ""}}))),
             (message::SETTING_NAME, Some(table(json!({"engine": {"settings": {"A b": "1"}}})))),
             (message::BATCH_BYTES, Some(batch)),
+            (message::RESERVED_LABEL, replicator(json!({"podLabels": {"walferry.dev/mirror": "x"}}))),
+            (
+                message::RESERVED_ANNOTATION,
+                replicator(json!({"podAnnotations": {"app.kubernetes.io/name": "x"}})),
+            ),
+            (message::QUANTITY, replicator(json!({"resources": {"limits": {"memory": "256MB"}}}))),
+            (
+                message::REQUEST_OVER_LIMIT,
+                replicator(json!({"resources": {"requests": {"cpu": 1}, "limits": {"cpu": "500m"}}})),
+            ),
         ]
     }
 

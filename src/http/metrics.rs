@@ -71,9 +71,8 @@ impl MirrorMetrics {
     }
 
     fn add(&self, report: &MirrorReport) {
-        use MirrorPhase::{Finished, Provisioning, Retrying, Snapshotting, Stalled, Streaming, Suspended};
         let labels = [report.namespace.as_str(), report.name.as_str()];
-        for phase in [Provisioning, Snapshotting, Streaming, Retrying, Stalled, Suspended, Finished] {
+        for phase in MirrorPhase::ALL {
             let labels = [labels[0], labels[1], &format!("{phase:?}")];
             self.phase.with_label_values(&labels).set(i64::from(phase == report.phase));
         }

@@ -44,6 +44,22 @@ pub enum MirrorPhase {
     Suspended,
     /// Everything asked for is done (`snapshot.mode: Only`), or the process was told to stop.
     Finished,
+    /// The Mirror is being deleted; a failure says what its clean-up waits for.
+    Deleting,
+}
+
+impl MirrorPhase {
+    /// All of them, in the order in which a Mirror may go through them.
+    pub const ALL: [MirrorPhase; 8] = [
+        MirrorPhase::Provisioning,
+        MirrorPhase::Snapshotting,
+        MirrorPhase::Streaming,
+        MirrorPhase::Retrying,
+        MirrorPhase::Stalled,
+        MirrorPhase::Suspended,
+        MirrorPhase::Finished,
+        MirrorPhase::Deleting,
+    ];
 }
 
 /// Why a Mirror or a table does not move: a documented CamelCase reason and a sentence with the fix.

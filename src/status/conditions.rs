@@ -43,6 +43,7 @@ enum Overall {
     Retrying(MirrorFailure),
     Stalled(MirrorFailure),
     Suspended { message: String },
+    Deleting { reason: &'static str, message: String },
     Finished,
 }
 
@@ -72,6 +73,16 @@ impl Overall {
             MirrorPhase::Provisioning => Overall::Progressing {
                 reason: reason::PROVISIONING,
                 message: "connecting, checking, making publication, slot and target tables".to_owned(),
+            },
+            MirrorPhase::Deleting => match &report.failure {
+                Some(failure) => {
+                    Overall::Deleting { reason: reason::CLEANUP_FAILED, message: failure.message.clone() }
+                }
+                None => Overall::Deleting {
+                    reason: reason::DELETING,
+                    message: "waiting for the replicator to end, then removing slot, publication and state"
+                        .to_owned(),
+                },
             },
             MirrorPhase::Retrying => Overall::Retrying(failure()),
             MirrorPhase::Stalled => Overall::Stalled(failure()),
@@ -112,6 +123,7 @@ impl Overall {
             }
             Overall::Stalled(failure) => condition(types::READY, False, &failure.reason, &failure.message),
             Overall::Suspended { message } => condition(types::READY, True, reason::SUSPENDED, message),
+            Overall::Deleting { reason, message } => condition(types::READY, False, reason, message),
             Overall::Finished => {
                 condition(types::READY, True, reason::FINISHED, "all that was asked for is done")
             }
@@ -120,7 +132,9 @@ impl Overall {
 
     fn reconciling_or_stalled(&self) -> Option<Condition> {
         let (type_, reason, message) = match self {
-            Overall::Progressing { reason, message } => (types::RECONCILING, *reason, message),
+            Overall::Progressing { reason, message } | Overall::Deleting { reason, message } => {
+                (types::RECONCILING, *reason, message)
+            }
             Overall::Retrying(failure) => (types::RECONCILING, failure.reason.as_str(), &failure.message),
             Overall::Stalled(failure) => (types::STALLED, failure.reason.as_str(), &failure.message),
             _ => return None,
@@ -138,7 +152,10 @@ impl Overall {
             Overall::Retrying(failure) | Overall::Stalled(failure) if failure.reason.starts_with(prefix) => {
                 condition(type_, False, &failure.reason, &failure.message)
             }
-            Overall::Retrying(_) | Overall::Suspended { .. } | Overall::Finished => {
+            Overall::Retrying(_)
+            | Overall::Suspended { .. }
+            | Overall::Deleting { .. }
+            | Overall::Finished => {
                 condition(type_, Unknown, reason::UNKNOWN, &format!("{name} is not in use at the moment"))
             }
             Overall::Stalled(failure) if failure.reason != reason::ALL_TABLES_FAILED => {
@@ -154,7 +171,9 @@ impl Overall {
             Overall::Streaming { .. }
             | Overall::StreamingWithFailedTables { .. }
             | Overall::Progressing { reason: reason::SNAPSHOTTING, .. } => None,
-            Overall::Progressing { reason, message } => Some((reason, message)),
+            Overall::Progressing { reason, message } | Overall::Deleting { reason, message } => {
+                Some((reason, message))
+            }
             Overall::Retrying(failure) => Some((reason::PROGRESSING_WITH_RETRY, &failure.message)),
             Overall::Stalled(failure) => Some((reason::STALLED, &failure.message)),
             Overall::Suspended { message } => Some((reason::SUSPENDED, message)),

@@ -1,8 +1,12 @@
 //! What is told of a Mirror: conditions and the `/status` document, both made from a [`MirrorReport`] alone.
 
 mod conditions;
+mod kubernetes;
+mod peer;
 
 pub use conditions::{Condition, ConditionStatus, conditions};
+pub use kubernetes::{mirror_status, write_now};
+pub use peer::{PeerOutcome, PeerReport, peer_status};
 
 use serde::{Deserialize, Serialize};
 

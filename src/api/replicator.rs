@@ -1,0 +1,128 @@
+//! `spec.replicator`: how the pod of a Mirror runs.
+
+use std::collections::BTreeMap;
+
+use k8s_openapi::{
+    api::core::v1::{Affinity, Toleration},
+    apimachinery::pkg::util::intstr::IntOrString,
+};
+use kube::KubeSchema;
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use super::{SecretRef, rules::message};
+
+/// How the pod of a Mirror runs.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct ReplicatorSpec {
+    /// What the container may use. What is left out keeps walferry's default: requests of 50m CPU and 64Mi memory, a limit of 256Mi
+    /// memory and none on CPU.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub resources: Option<ReplicatorResources>,
+    /// Labels that a node must have for the pod to run there, such as `kubernetes.io/arch: amd64`.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[schemars(extend("maxProperties" = 50))]
+    #[x_kube(merge_strategy = MapMerge::Atomic)]
+    pub node_selector: BTreeMap<String, String>,
+    /// Taints of nodes that the pod puts up with.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 50))]
+    #[x_kube(merge_strategy = ListMerge::Atomic)]
+    pub tolerations: Vec<Toleration>,
+    /// Which nodes and neighbours the pod prefers, needs or avoids: as `spec.affinity` of a pod.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "affinity_schema")]
+    pub affinity: Option<Affinity>,
+    /// Name of a PriorityClass: who is evicted last when a node is full.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 253))]
+    pub priority_class_name: Option<String>,
+    /// Secrets, in the namespace of the Mirror, to pull walferry's image with; they come on top of the operator's own.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 20))]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
+    pub image_pull_secrets: Vec<SecretRef>,
+    /// More labels for the pod. Those of app.kubernetes.io/ and walferry.dev/ are walferry's own.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[schemars(extend("maxProperties" = 50))]
+    #[x_kube(validation = Rule::new(
+        "self.all(key, !key.startsWith('app.kubernetes.io/') && !key.startsWith('walferry.dev/'))"
+    ).message(message::RESERVED_LABEL))]
+    pub pod_labels: BTreeMap<String, String>,
+    /// More annotations for the pod. Those of app.kubernetes.io/ and walferry.dev/ are walferry's own.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[schemars(extend("maxProperties" = 50))]
+    #[x_kube(validation = Rule::new(
+        "self.all(key, !key.startsWith('app.kubernetes.io/') && !key.startsWith('walferry.dev/'))"
+    ).message(message::RESERVED_ANNOTATION))]
+    pub pod_annotations: BTreeMap<String, String>,
+    /// The least important lines that the pod logs.
+    #[serde(default)]
+    pub log_level: LogLevel,
+}
+
+/// What a container may use.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, KubeSchema)]
+#[x_kube(
+    validation = Rule::new(
+        "!has(self.requests) || !has(self.limits) || self.requests.all(name, !(name in self.limits) || !isQuantity(string(self.requests[name])) || !isQuantity(string(self.limits[name])) || quantity(string(self.requests[name])).compareTo(quantity(string(self.limits[name]))) <= 0)"
+    ).message(message::REQUEST_OVER_LIMIT),
+)]
+#[serde(rename_all = "camelCase")]
+pub struct ReplicatorResources {
+    /// What a node must have free for the pod: `{cpu: 100m, memory: 128Mi}`.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[schemars(schema_with = "quantities_schema")]
+    #[x_kube(validation = Rule::new(
+        "self.all(name, isQuantity(string(self[name])) && quantity(string(self[name])).sign() >= 0)"
+    ).message(message::QUANTITY))]
+    pub requests: BTreeMap<String, IntOrString>,
+    /// What the container may never exceed; past its memory limit it is killed. More than batch.maxBytes is needed.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[schemars(schema_with = "quantities_schema")]
+    #[x_kube(validation = Rule::new(
+        "self.all(name, isQuantity(string(self[name])) && quantity(string(self[name])).sign() >= 0)"
+    ).message(message::QUANTITY))]
+    pub limits: BTreeMap<String, IntOrString>,
+}
+
+/// The least important lines that are logged.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[allow(
+    missing_docs,
+    reason = "documented at the field: documented variants make a schema that is not structural"
+)]
+pub enum LogLevel {
+    Error,
+    Warn,
+    #[default]
+    Info,
+    Debug,
+    Trace,
+}
+
+/// Quantities by the name of a resource, as Kubernetes' own definitions have them.
+fn quantities_schema(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({
+        "type": "object",
+        "maxProperties": 10,
+        "additionalProperties": {"x-kubernetes-int-or-string": true},
+    })
+}
+
+/// Kubernetes' own schema, with its lists marked as they are there: replaced as a whole.
+fn affinity_schema(generator: &mut SchemaGenerator) -> Schema {
+    fn mark(schema: &mut Value) {
+        if let Value::Object(fields) = schema {
+            if fields.get("type").is_some_and(|kind| kind == "array") {
+                fields.insert("x-kubernetes-list-type".to_owned(), "atomic".into());
+            }
+            fields.values_mut().for_each(mark);
+        }
+    }
+    let mut schema = generator.subschema_for::<Affinity>();
+    schema.as_object_mut().into_iter().flat_map(|fields| fields.values_mut()).for_each(mark);
+    schema
+}
