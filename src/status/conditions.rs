@@ -21,6 +21,17 @@ pub enum ConditionStatus {
     Unknown,
 }
 
+impl ConditionStatus {
+    /// The word for it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            ConditionStatus::True => "True",
+            ConditionStatus::False => "False",
+            ConditionStatus::Unknown => "Unknown",
+        }
+    }
+}
+
 /// One aspect of a Mirror's state, in the words of Kubernetes.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Condition {
@@ -37,13 +48,14 @@ pub struct Condition {
 
 /// What the report comes to.
 enum Overall {
-    Progressing { reason: &'static str, message: String },
+    Provisioning { reason: String, message: String },
+    Snapshotting { message: String },
     Streaming { message: String },
     StreamingWithFailedTables { message: String },
     Retrying(MirrorFailure),
     Stalled(MirrorFailure),
     Suspended { message: String },
-    Deleting { reason: &'static str, message: String },
+    Deleting { reason: &'static str, message: String, cause: Option<String> },
     Finished,
 }
 
@@ -62,7 +74,6 @@ pub fn conditions(report: &MirrorReport) -> Vec<Condition> {
 
 impl Overall {
     fn of(report: &MirrorReport) -> Overall {
-        let failed = in_state(report, TableState::Failed).count();
         let failure = || {
             report.failure.clone().unwrap_or_else(|| MirrorFailure {
                 reason: reason::UNKNOWN.to_owned(),
@@ -70,48 +81,42 @@ impl Overall {
             })
         };
         match report.phase {
-            MirrorPhase::Provisioning => Overall::Progressing {
-                reason: reason::PROVISIONING,
-                message: "connecting, checking, making publication, slot and target tables".to_owned(),
-            },
-            MirrorPhase::Deleting => match &report.failure {
-                Some(failure) => {
-                    Overall::Deleting { reason: reason::CLEANUP_FAILED, message: failure.message.clone() }
-                }
-                None => Overall::Deleting {
-                    reason: reason::DELETING,
-                    message: "waiting for the replicator to end, then removing slot, publication and state"
-                        .to_owned(),
-                },
-            },
+            MirrorPhase::Provisioning => provisioning(report.failure.as_ref()),
             MirrorPhase::Retrying => Overall::Retrying(failure()),
             MirrorPhase::Stalled => Overall::Stalled(failure()),
             MirrorPhase::Suspended => Overall::Suspended { message: suspended(report) },
             MirrorPhase::Finished => Overall::Finished,
-            MirrorPhase::Snapshotting | MirrorPhase::Streaming
-                if failed > 0 && failed == report.tables.len() =>
-            {
-                Overall::Stalled(MirrorFailure {
-                    reason: reason::ALL_TABLES_FAILED.to_owned(),
-                    message: failed_tables(report),
-                })
-            }
-            MirrorPhase::Snapshotting => {
-                Overall::Progressing { reason: reason::SNAPSHOTTING, message: copying(report) }
-            }
-            MirrorPhase::Streaming if failed > 0 => {
-                Overall::StreamingWithFailedTables { message: failed_tables(report) }
-            }
-            MirrorPhase::Streaming => {
-                Overall::Streaming { message: format!("changes of {} tables flow", report.tables.len()) }
-            }
+            MirrorPhase::Deleting => deleting(report.failure.as_ref()),
+            MirrorPhase::Snapshotting | MirrorPhase::Streaming => Overall::at_work(report),
         }
+    }
+
+    fn at_work(report: &MirrorReport) -> Overall {
+        let failed = in_state(report, TableState::Failed).count();
+        let streams = in_state(report, TableState::Streaming).next().is_some();
+        if failed > 0 && failed == report.tables.len() {
+            return Overall::Stalled(MirrorFailure {
+                reason: reason::ALL_TABLES_FAILED.to_owned(),
+                message: failed_tables(report),
+            });
+        }
+        if report.phase == MirrorPhase::Snapshotting || (failed > 0 && !streams) {
+            return Overall::Snapshotting { message: copying(report) };
+        }
+        if failed > 0 {
+            return Overall::StreamingWithFailedTables { message: failed_tables(report) };
+        }
+        let message = match report.tables.as_slice() {
+            [table] => format!("changes of {}.{} flow", table.schema, table.name),
+            tables => format!("changes of {} tables flow", tables.len()),
+        };
+        Overall::Streaming { message }
     }
 
     fn ready(&self) -> Condition {
         use ConditionStatus::{False, True, Unknown};
         match self {
-            Overall::Progressing { message, .. } => {
+            Overall::Provisioning { message, .. } | Overall::Snapshotting { message } => {
                 condition(types::READY, Unknown, reason::PROGRESSING, message)
             }
             Overall::Streaming { message } => condition(types::READY, True, reason::STREAMING, message),
@@ -123,7 +128,7 @@ impl Overall {
             }
             Overall::Stalled(failure) => condition(types::READY, False, &failure.reason, &failure.message),
             Overall::Suspended { message } => condition(types::READY, True, reason::SUSPENDED, message),
-            Overall::Deleting { reason, message } => condition(types::READY, False, reason, message),
+            Overall::Deleting { reason, message, .. } => condition(types::READY, False, reason, message),
             Overall::Finished => {
                 condition(types::READY, True, reason::FINISHED, "all that was asked for is done")
             }
@@ -132,12 +137,15 @@ impl Overall {
 
     fn reconciling_or_stalled(&self) -> Option<Condition> {
         let (type_, reason, message) = match self {
-            Overall::Progressing { reason, message } | Overall::Deleting { reason, message } => {
-                (types::RECONCILING, *reason, message)
-            }
+            Overall::Provisioning { reason, message } => (types::RECONCILING, reason.as_str(), message),
+            Overall::Snapshotting { message } => (types::RECONCILING, reason::SNAPSHOTTING, message),
+            Overall::Deleting { reason, message, .. } => (types::RECONCILING, *reason, message),
             Overall::Retrying(failure) => (types::RECONCILING, failure.reason.as_str(), &failure.message),
             Overall::Stalled(failure) => (types::STALLED, failure.reason.as_str(), &failure.message),
-            _ => return None,
+            Overall::Streaming { .. }
+            | Overall::StreamingWithFailedTables { .. }
+            | Overall::Suspended { .. }
+            | Overall::Finished => return None,
         };
         Some(condition(type_, ConditionStatus::True, reason, message))
     }
@@ -146,37 +154,44 @@ impl Overall {
     fn side(&self, type_: &str, prefix: &str, name: &str) -> Condition {
         use ConditionStatus::{False, True, Unknown};
         match self {
-            Overall::Progressing { reason: reason::PROVISIONING, .. } => {
+            Overall::Provisioning { .. } => {
                 condition(type_, Unknown, reason::PROVISIONING, &format!("{name} is being checked"))
             }
             Overall::Retrying(failure) | Overall::Stalled(failure) if failure.reason.starts_with(prefix) => {
                 condition(type_, False, &failure.reason, &failure.message)
             }
+            Overall::Deleting { cause: Some(cause), message, .. } if cause.starts_with(prefix) => {
+                condition(type_, False, cause, message)
+            }
+            Overall::Stalled(failure) if failure.reason == reason::ALL_TABLES_FAILED => {
+                condition(type_, True, reason::CONNECTED, &format!("{name} is in use"))
+            }
             Overall::Retrying(_)
+            | Overall::Stalled(_)
             | Overall::Suspended { .. }
             | Overall::Deleting { .. }
             | Overall::Finished => {
                 condition(type_, Unknown, reason::UNKNOWN, &format!("{name} is not in use at the moment"))
             }
-            Overall::Stalled(failure) if failure.reason != reason::ALL_TABLES_FAILED => {
-                condition(type_, Unknown, reason::UNKNOWN, &format!("{name} is not in use at the moment"))
+            Overall::Snapshotting { .. }
+            | Overall::Streaming { .. }
+            | Overall::StreamingWithFailedTables { .. } => {
+                condition(type_, True, reason::CONNECTED, &format!("{name} is in use"))
             }
-            _ => condition(type_, True, reason::CONNECTED, &format!("{name} is in use")),
         }
     }
 
     /// Why changes don't flow, or `None` when they do.
     fn standstill(&self) -> Option<(&str, &str)> {
         match self {
-            Overall::Streaming { .. }
-            | Overall::StreamingWithFailedTables { .. }
-            | Overall::Progressing { reason: reason::SNAPSHOTTING, .. } => None,
-            Overall::Progressing { reason, message } | Overall::Deleting { reason, message } => {
-                Some((reason, message))
-            }
+            Overall::Snapshotting { .. }
+            | Overall::Streaming { .. }
+            | Overall::StreamingWithFailedTables { .. } => None,
+            Overall::Provisioning { message, .. } => Some((reason::PROVISIONING, message)),
             Overall::Retrying(failure) => Some((reason::PROGRESSING_WITH_RETRY, &failure.message)),
             Overall::Stalled(failure) => Some((reason::STALLED, &failure.message)),
             Overall::Suspended { message } => Some((reason::SUSPENDED, message)),
+            Overall::Deleting { message, .. } => Some((reason::DELETING, message)),
             Overall::Finished => Some((reason::FINISHED, "all that was asked for is done")),
         }
     }
@@ -201,6 +216,27 @@ impl Overall {
         let message =
             format!("{bytes} of WAL and {seconds:.1} s behind; everything up to {lsn} is at the destination");
         condition(types::CAUGHT_UP, ConditionStatus::False, reason::BEHIND, &message)
+    }
+}
+
+/// A failure says what is being waited for.
+fn provisioning(failure: Option<&MirrorFailure>) -> Overall {
+    let (reason, message) = match failure {
+        Some(failure) => (failure.reason.as_str(), failure.message.as_str()),
+        None => (reason::PROVISIONING, "connecting, checking, making publication, slot and target tables"),
+    };
+    Overall::Provisioning { reason: reason.to_owned(), message: message.to_owned() }
+}
+
+fn deleting(failure: Option<&MirrorFailure>) -> Overall {
+    let message = "waiting for the replicator to end; then its slot, publication and state are removed";
+    match failure {
+        Some(MirrorFailure { reason, message }) => Overall::Deleting {
+            reason: reason::CLEANUP_FAILED,
+            message: message.clone(),
+            cause: Some(reason.clone()),
+        },
+        None => Overall::Deleting { reason: reason::DELETING, message: message.to_owned(), cause: None },
     }
 }
 
@@ -234,16 +270,30 @@ fn snapshotted(report: &MirrorReport) -> Condition {
     }
 }
 
-fn in_state(report: &MirrorReport, state: TableState) -> impl Iterator<Item = &TableReport> {
+pub(super) fn in_state(report: &MirrorReport, state: TableState) -> impl Iterator<Item = &TableReport> {
     report.tables.iter().filter(move |table| table.state == state)
+}
+
+/// Rows that the copy has made durable, of all tables.
+pub(super) fn rows_copied(report: &MirrorReport) -> u64 {
+    report.tables.iter().fold(0, |sum, table| sum.saturating_add(table.rows_copied))
+}
+
+/// Rows that the copy is expected to come to, of all tables; never fewer than are copied.
+pub(super) fn rows_estimated(report: &MirrorReport) -> u64 {
+    let rows = |table: &TableReport| table.rows_estimated.max(table.rows_copied);
+    report.tables.iter().fold(0, |sum, table| sum.saturating_add(rows(table)))
 }
 
 fn copying(report: &MirrorReport) -> String {
     let copied = in_state(report, TableState::Streaming).count();
-    let rows: u64 = report.tables.iter().map(|table| table.rows_copied).sum();
-    let estimated: u64 = report.tables.iter().map(|table| table.rows_estimated.max(table.rows_copied)).sum();
+    let (rows, estimated) = (rows_copied(report), rows_estimated(report));
     let mut message =
         format!("{copied} of {} tables copied, {rows} of about {estimated} rows", report.tables.len());
+    let mut waiting = in_state(report, TableState::Pending).filter(|table| !table.message.is_empty());
+    if let Some(table) = waiting.next() {
+        message = format!("{message}; {}.{}: {}", table.schema, table.name, table.message);
+    }
     if in_state(report, TableState::Failed).next().is_some() {
         message = format!("{message}; {}", failed_tables(report));
     }
@@ -270,7 +320,11 @@ fn suspended(report: &MirrorReport) -> String {
                 size(bytes)
             )
         }
-        None => format!("suspended; slot {slot} holds back WAL at the source, whose disk may fill up"),
+        None => {
+            format!(
+                "suspended; while slot {slot} exists it holds back WAL at the source, whose disk may fill up"
+            )
+        }
     }
 }
 
@@ -283,7 +337,7 @@ fn size(bytes: u64) -> String {
     }
 }
 
-fn condition(type_: &str, status: ConditionStatus, reason: &str, message: &str) -> Condition {
+pub(super) fn condition(type_: &str, status: ConditionStatus, reason: &str, message: &str) -> Condition {
     Condition { type_: type_.to_owned(), status, reason: reason.to_owned(), message: message.to_owned() }
 }
 
@@ -434,9 +488,70 @@ mod tests {
     }
 
     #[test]
+    fn provisioning_says_what_it_waits_for() {
+        let report =
+            report(MirrorPhase::Provisioning, Some(("ReplicatorStarting", "the image is being pulled")), &[]);
+        assert_eq!(
+            summary(&report)[..4],
+            [
+                "Ready=Unknown Progressing",
+                "Reconciling=True ReplicatorStarting",
+                "SourceReady=Unknown Provisioning",
+                "DestinationReady=Unknown Provisioning",
+            ]
+        );
+        assert_eq!(conditions(&report)[0].message, "the image is being pulled");
+    }
+
+    #[test]
+    fn a_copy_that_waits_says_for_whom() {
+        let mut report = report(MirrorPhase::Snapshotting, None, &[("a", TableState::Pending)]);
+        report.tables[0].message = "waits for transaction 7 of app".to_owned();
+        assert_eq!(
+            conditions(&report)[0].message,
+            "0 of 1 tables copied, 0 of about 0 rows; public.a: waits for transaction 7 of app"
+        );
+    }
+
+    #[test]
+    fn ready_needs_a_table_that_streams() {
+        let tables = [("a", TableState::Failed), ("b", TableState::Pending)];
+        let report = report(MirrorPhase::Streaming, None, &tables);
+        assert_eq!(summary(&report)[..2], ["Ready=Unknown Progressing", "Reconciling=True Snapshotting"]);
+    }
+
+    #[test]
+    fn deleting() {
+        let tables = [("a", TableState::Streaming)];
+        assert_eq!(
+            summary(&report(MirrorPhase::Deleting, None, &tables)),
+            [
+                "Ready=False Deleting",
+                "Reconciling=True Deleting",
+                "SourceReady=Unknown Unknown",
+                "DestinationReady=Unknown Unknown",
+                "Snapshotted=True Copied",
+                "Streaming=False Deleting",
+                "CaughtUp=Unknown Deleting",
+            ]
+        );
+        let failed = report(MirrorPhase::Deleting, Some(("SourceUnreachable", "db:5432 is down")), &tables);
+        let lines = summary(&failed);
+        assert_eq!(
+            lines[..4],
+            [
+                "Ready=False CleanupFailed",
+                "Reconciling=True CleanupFailed",
+                "SourceReady=False SourceUnreachable",
+                "DestinationReady=Unknown Unknown",
+            ]
+        );
+        assert_eq!(conditions(&failed)[0].message, "db:5432 is down");
+    }
+
+    #[test]
     fn never_both_reconciling_and_stalled_and_always_ready_once() {
-        use MirrorPhase::*;
-        for phase in [Provisioning, Snapshotting, Streaming, Retrying, Stalled, Suspended, Finished] {
+        for phase in MirrorPhase::ALL {
             for state in
                 [TableState::Pending, TableState::Snapshotting, TableState::Streaming, TableState::Failed]
             {

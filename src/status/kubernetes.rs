@@ -4,38 +4,170 @@ use std::time::Duration;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition as ApiCondition, Time};
 
-use super::Condition;
-use crate::{api::MirrorStatus, model::MirrorReport};
+use super::{
+    Condition,
+    conditions::{conditions, in_state, rows_copied, rows_estimated},
+};
+use crate::{
+    api::{
+        FailedTable, LagStatus, MirrorStatus, SnapshotStatus, TableCounts,
+        conditions::{self as types, reason},
+    },
+    model::{Lsn, MirrorReport, TableReport, TableState},
+};
+
+/// Failed tables that a status lists.
+const FAILED_TABLES: usize = 10;
+/// Characters of the message of a failed table.
+const TABLE_MESSAGE: usize = 1_024;
+/// Characters of the message of a condition; the API would take 32,768, and nobody reads them.
+const CONDITION_MESSAGE: usize = 4_096;
+/// Characters of a reason that the API takes.
+const REASON: usize = 1_024;
+/// How often figures alone are written.
+const FIGURES: Duration = Duration::from_secs(5);
 
 /// The status of a Mirror.
 ///
-/// `generation` is the `metadata.generation` that the report is about, `previous` the status that the API server has. What the report
-/// doesn't know is kept from there as far as it still holds: names, and, where a report was made without asking the replicator (it
-/// has no tables), `lastLSN`, the tables, the copy's figures and the condition `Snapshotted`. A condition's time is
-/// `now` when its status differs from the previous one's.
+/// `generation` is the `metadata.generation` that the report is about, `previous` the status that the API server has. What the
+/// report doesn't know is kept from there as far as it still holds: names and, where a report was made without asking the
+/// replicator (it has no tables), `lastLSN`, the tables, the copy's figures and the condition `Snapshotted`. A
+/// condition's time is `now` when its status differs from the previous one's.
 pub fn mirror_status(
     report: &MirrorReport,
     generation: Option<i64>,
     previous: Option<&MirrorStatus>,
     now: &Time,
 ) -> MirrorStatus {
-    let _ = (report, generation, now);
-    previous.cloned().unwrap_or_default()
+    let nothing = MirrorStatus::default();
+    let previous = previous.unwrap_or(&nothing);
+    let mut conditions = api_conditions(conditions(report), generation, &previous.conditions, now);
+    let asked = !report.tables.is_empty();
+    if !asked {
+        keep(types::SNAPSHOTTED, &mut conditions, &previous.conditions);
+    }
+    let name = |name: &str, previous: &Option<String>| match name {
+        "" => previous.clone(),
+        name => Some(name.to_owned()),
+    };
+    let known = report.last_lsn != Lsn(0);
+    MirrorStatus {
+        observed_generation: generation,
+        conditions,
+        slot_name: name(&report.slot_name, &previous.slot_name),
+        publication_name: name(&report.publication_name, &previous.publication_name),
+        last_lsn: if known { Some(report.last_lsn.to_string()) } else { previous.last_lsn.clone() },
+        // A lag that nobody measures any more is worse than none.
+        lag: known.then(|| LagStatus {
+            bytes: saturating(report.lag.bytes),
+            seconds: (report.lag.seconds as i64).max(0),
+        }),
+        retained_wal_bytes: report.retained_wal_bytes.map(saturating),
+        tables: if asked { Some(table_counts(report)) } else { previous.tables.clone() },
+        failed_tables: if asked { failed_tables(report) } else { previous.failed_tables.clone() },
+        snapshot: match asked {
+            true => Some(SnapshotStatus {
+                rows_copied: saturating(rows_copied(report)),
+                rows_estimated: saturating(rows_estimated(report)),
+            }),
+            false => previous.snapshot.clone(),
+        },
+    }
 }
 
-/// Whether `next` is to be written now over `previous`, which was written `since_last_write` ago: at once when what people and tools act on
-/// differs, at most every five seconds when only figures do, and never when nothing does.
+/// Whether `next` is to be written now over `previous`, which was written `since_last_write` ago: at once when what people and tools
+/// act on differs, at most every five seconds when only figures do, and never when nothing does.
 pub fn write_now(previous: Option<&MirrorStatus>, next: &MirrorStatus, since_last_write: Duration) -> bool {
-    previous != Some(next) && since_last_write >= Duration::from_secs(5)
+    match previous {
+        None => true,
+        Some(previous) if previous == next => false,
+        Some(previous) => matters(previous) != matters(next) || since_last_write >= FIGURES,
+    }
 }
 
-/// Conditions as the API has them.
+/// What is worth a write of its own. `CaughtUp` is not: it comes and goes with every transaction.
+fn matters(status: &MirrorStatus) -> impl PartialEq + use<'_> {
+    let lasting = status.conditions.iter().filter(|condition| condition.type_ != types::CAUGHT_UP);
+    let conditions: Vec<_> = lasting.map(|c| (&c.type_, &c.status, &c.reason)).collect();
+    let failed: Vec<_> =
+        status.failed_tables.iter().map(|table| (&table.schema, &table.name, &table.reason)).collect();
+    let names = (&status.slot_name, &status.publication_name);
+    (status.observed_generation, names, conditions, &status.tables, failed)
+}
+
+/// Conditions as the API has them: words that it would refuse are replaced, sentences that nobody would read to the end are cut.
 pub(super) fn api_conditions(
     conditions: Vec<Condition>,
     generation: Option<i64>,
     previous: &[ApiCondition],
     now: &Time,
 ) -> Vec<ApiCondition> {
-    let _ = (conditions, generation, now);
-    previous.to_vec()
+    let convert = |condition: Condition| {
+        let Condition { type_, status, reason, message } = condition;
+        let status = status.as_str().to_owned();
+        let earlier = previous.iter().find(|earlier| earlier.type_ == type_ && earlier.status == status);
+        ApiCondition {
+            last_transition_time: earlier.map_or(now, |earlier| &earlier.last_transition_time).clone(),
+            message: cut(&message, CONDITION_MESSAGE),
+            observed_generation: generation,
+            reason: if is_reason(&reason) { reason } else { reason::UNKNOWN.to_owned() },
+            status,
+            type_,
+        }
+    };
+    conditions.into_iter().map(convert).collect()
 }
+
+/// Puts back what the previous conditions say of one type; the generation stays the present one.
+fn keep(type_: &str, conditions: &mut [ApiCondition], previous: &[ApiCondition]) {
+    let Some(previous) = previous.iter().find(|previous| previous.type_ == type_) else { return };
+    for condition in conditions.iter_mut().filter(|condition| condition.type_ == type_) {
+        let observed_generation = condition.observed_generation;
+        *condition = ApiCondition { observed_generation, ..previous.clone() };
+    }
+}
+
+fn table_counts(report: &MirrorReport) -> TableCounts {
+    let count = |tables: usize| i32::try_from(tables).unwrap_or(i32::MAX);
+    let in_state = |state| in_state(report, state).count();
+    TableCounts {
+        total: count(report.tables.len()),
+        snapshotting: count(in_state(TableState::Pending) + in_state(TableState::Snapshotting)),
+        streaming: count(in_state(TableState::Streaming)),
+        failed: count(in_state(TableState::Failed)),
+    }
+}
+
+fn failed_tables(report: &MirrorReport) -> Vec<FailedTable> {
+    let failed = |table: &TableReport| FailedTable {
+        schema: table.schema.clone(),
+        name: table.name.clone(),
+        reason: table.reason.clone(),
+        message: cut(&table.message, TABLE_MESSAGE),
+    };
+    in_state(report, TableState::Failed).take(FAILED_TABLES).map(failed).collect()
+}
+
+fn saturating(value: u64) -> i64 {
+    i64::try_from(value).unwrap_or(i64::MAX)
+}
+
+/// At most `most` characters, the last of them `…` when some are left out.
+fn cut(text: &str, most: usize) -> String {
+    match text.char_indices().nth(most) {
+        None => text.to_owned(),
+        Some(_) => text.chars().take(most - 1).chain(['…']).collect(),
+    }
+}
+
+/// What the API takes as a reason: `^[A-Za-z]([A-Za-z0-9_,:]*[A-Za-z0-9_])?$`.
+fn is_reason(text: &str) -> bool {
+    let word = |c: u8| c.is_ascii_alphanumeric() || c == b'_';
+    (1..=REASON).contains(&text.len())
+        && text.bytes().all(|c| word(c) || c == b',' || c == b':')
+        && text.bytes().next().is_some_and(|c| c.is_ascii_alphabetic())
+        && text.bytes().last().is_some_and(word)
+}
+
+#[cfg(test)]
+mod tests;

@@ -2,8 +2,14 @@
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
-use super::kubernetes::api_conditions;
-use crate::{api::ReplicationPeerStatus, model::MirrorFailure};
+use super::{Condition, ConditionStatus, conditions::condition, kubernetes::api_conditions};
+use crate::{
+    api::{
+        ReplicationPeerStatus,
+        conditions::{self as types, reason},
+    },
+    model::MirrorFailure,
+};
 
 /// What came of looking at a peer.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -31,24 +37,55 @@ pub enum PeerOutcome {
 pub struct PeerReport {
     /// What came of looking at it.
     pub outcome: PeerOutcome,
-    /// The server's version in its own words; `None` when it wasn't asked, which keeps the one that is known.
+    /// The server's version in its own words; `None` when it didn't say, which keeps the one that is known.
     pub server_version: Option<String>,
-    /// PostgreSQL's system identifier; `None` when it wasn't asked, which keeps the one that is known.
+    /// PostgreSQL's system identifier; `None` when it didn't say, which keeps the one that is known.
     pub system_identifier: Option<String>,
 }
 
-/// The status of a ReplicationPeer; the arguments are those of [`super::mirror_status`].
+/// The status of a ReplicationPeer; the arguments are as those of [`super::mirror_status`].
 pub fn peer_status(
     report: &PeerReport,
     generation: Option<i64>,
     previous: Option<&ReplicationPeerStatus>,
     now: &Time,
 ) -> ReplicationPeerStatus {
-    let _ = report;
-    let conditions = previous.map_or(&[][..], |previous| &previous.conditions);
+    let nothing = ReplicationPeerStatus::default();
+    let previous = previous.unwrap_or(&nothing);
     ReplicationPeerStatus {
         observed_generation: generation,
-        conditions: api_conditions(Vec::new(), generation, conditions, now),
-        ..ReplicationPeerStatus::default()
+        server_version: report.server_version.clone().or_else(|| previous.server_version.clone()),
+        system_identifier: report.system_identifier.clone().or_else(|| previous.system_identifier.clone()),
+        conditions: api_conditions(conditions(&report.outcome), generation, &previous.conditions, now),
     }
+}
+
+/// `Ready`, and with it `Reconciling` or `Stalled` while it is true.
+fn conditions(outcome: &PeerOutcome) -> Vec<Condition> {
+    use ConditionStatus::{False, True, Unknown};
+    let (ready, other) = match outcome {
+        PeerOutcome::Progressing => {
+            let message = "connecting to the database and looking at what replication needs";
+            (
+                condition(types::READY, Unknown, reason::PROGRESSING, message),
+                Some(condition(types::RECONCILING, True, reason::PROGRESSING, message)),
+            )
+        }
+        PeerOutcome::Connected { message } => {
+            (condition(types::READY, True, reason::CONNECTED, message), None)
+        }
+        PeerOutcome::Retrying(MirrorFailure { reason, message }) => (
+            condition(types::READY, False, reason::PROGRESSING_WITH_RETRY, message),
+            Some(condition(types::RECONCILING, True, reason, message)),
+        ),
+        PeerOutcome::Stalled(MirrorFailure { reason, message }) => (
+            condition(types::READY, False, reason, message),
+            Some(condition(types::STALLED, True, reason, message)),
+        ),
+        PeerOutcome::Deleting { message } => (
+            condition(types::READY, False, reason::DELETING, message),
+            Some(condition(types::RECONCILING, True, reason::DELETING, message)),
+        ),
+    };
+    [Some(ready), other].into_iter().flatten().collect()
 }

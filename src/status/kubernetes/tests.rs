@@ -1,0 +1,431 @@
+use k8s_openapi::jiff::Timestamp;
+use proptest::prelude::*;
+
+use super::*;
+use crate::{
+    model::{LagReport, MirrorFailure, MirrorPhase},
+    status::{PeerOutcome, PeerReport, peer_status},
+};
+
+fn at(second: i64) -> Time {
+    Time(Timestamp::from_second(second).unwrap())
+}
+
+fn table(name: &str, state: TableState, reason: &str, message: &str) -> TableReport {
+    TableReport {
+        schema: "public".into(),
+        name: name.into(),
+        target: name.into(),
+        state,
+        rows_copied: 10,
+        rows_estimated: 100,
+        inserted: 0,
+        updated: 0,
+        deleted: 0,
+        truncated: 0,
+        reread: 0,
+        out_of_range: Default::default(),
+        reason: reason.into(),
+        message: message.into(),
+    }
+}
+
+fn report(phase: MirrorPhase, failure: Option<(&str, &str)>, tables: Vec<TableReport>) -> MirrorReport {
+    MirrorReport {
+        namespace: "default".into(),
+        name: "demo".into(),
+        phase,
+        failure: failure
+            .map(|(reason, message)| MirrorFailure { reason: reason.into(), message: message.into() }),
+        slot_name: "walferry_0a".into(),
+        publication_name: "walferry_0a".into(),
+        last_lsn: Lsn(0),
+        lag: LagReport::default(),
+        retained_wal_bytes: None,
+        slot_wal_status: None,
+        tables,
+    }
+}
+
+fn streaming() -> MirrorReport {
+    MirrorReport {
+        last_lsn: Lsn(0x1_0000_0010),
+        lag: LagReport { bytes: 64, seconds: 2.9 },
+        retained_wal_bytes: Some(4096),
+        slot_wal_status: None,
+        ..report(MirrorPhase::Streaming, None, vec![table("users", TableState::Streaming, "", "")])
+    }
+}
+
+fn named<'a>(status: &'a MirrorStatus, type_: &str) -> &'a ApiCondition {
+    status.conditions.iter().find(|condition| condition.type_ == type_).unwrap()
+}
+
+#[test]
+fn a_running_mirror() {
+    let status = mirror_status(&streaming(), Some(3), None, &at(100));
+    let expected = serde_json::json!({
+        "observedGeneration": 3,
+        "slotName": "walferry_0a",
+        "publicationName": "walferry_0a",
+        "lastLSN": "1/10",
+        "lag": {"bytes": 64, "seconds": 2},
+        "retainedWalBytes": 4096,
+        "tables": {"total": 1, "snapshotting": 0, "streaming": 1, "failed": 0},
+        "snapshot": {"rowsCopied": 10, "rowsEstimated": 100},
+    });
+    let mut value = serde_json::to_value(&status).unwrap();
+    let conditions = value.as_object_mut().unwrap().remove("conditions").unwrap();
+    assert_eq!(value, expected);
+    assert_eq!(
+        conditions[0],
+        serde_json::json!({
+            "type": "Ready", "status": "True", "reason": "Streaming", "message": "changes of public.users flow",
+            "observedGeneration": 3, "lastTransitionTime": "1970-01-01T00:01:40Z",
+        })
+    );
+}
+
+#[test]
+fn the_first_patch_names_what_will_be_made() {
+    let status = mirror_status(&report(MirrorPhase::Provisioning, None, vec![]), Some(1), None, &at(100));
+    assert_eq!(
+        (status.slot_name.as_deref(), status.publication_name.as_deref()),
+        (Some("walferry_0a"), Some("walferry_0a"))
+    );
+    assert_eq!((status.last_lsn.as_ref(), status.lag.as_ref(), status.tables.as_ref()), (None, None, None));
+    assert_eq!(kstatus(&status, Some(1), false), Kstatus::InProgress);
+}
+
+#[test]
+fn times_change_with_the_status_alone() {
+    let first = mirror_status(&streaming(), Some(1), None, &at(100));
+    let mut later = streaming();
+    later.tables.push(table("orders", TableState::Failed, "DestinationTableMissing", "run this"));
+    later.lag.bytes = 0;
+    let later = mirror_status(&later, Some(2), Some(&first), &at(200));
+    let ready = named(&later, "Ready");
+    assert_eq!(ready.reason, "StreamingWithFailedTables");
+    assert_eq!((&ready.last_transition_time, ready.observed_generation), (&at(100), Some(2)));
+    assert_eq!(named(&later, "CaughtUp").last_transition_time, at(200));
+    assert_eq!(mirror_status(&streaming(), Some(1), Some(&first), &at(300)), first);
+}
+
+#[test]
+fn keeps_what_a_report_without_tables_cannot_know() {
+    let first = mirror_status(&streaming(), Some(1), None, &at(100));
+    let stalled = MirrorReport {
+        slot_name: String::new(),
+        publication_name: String::new(),
+        ..report(MirrorPhase::Stalled, Some(("SecretMissing", "no Secret db")), vec![])
+    };
+    let status = mirror_status(&stalled, Some(2), Some(&first), &at(200));
+    assert_eq!(status.slot_name, first.slot_name);
+    assert_eq!(status.last_lsn, first.last_lsn);
+    assert_eq!((&status.tables, &status.snapshot), (&first.tables, &first.snapshot));
+    assert_eq!((status.lag.as_ref(), status.retained_wal_bytes), (None, None));
+    let snapshotted = named(&status, "Snapshotted");
+    assert_eq!((snapshotted.status.as_str(), snapshotted.observed_generation), ("True", Some(2)));
+    assert_eq!(snapshotted.last_transition_time, at(100));
+    assert_eq!(named(&status, "Streaming").last_transition_time, at(200));
+    // A first report has nothing to keep.
+    let status = mirror_status(&stalled, Some(1), None, &at(200));
+    assert_eq!(named(&status, "Snapshotted").reason, "Provisioning");
+    assert_eq!((status.slot_name, status.tables), (None, None));
+}
+
+#[test]
+fn lists_at_most_ten_failed_tables_and_cuts_long_words() {
+    let failed = |index| table(&format!("t{index}"), TableState::Failed, "DecodeFailed", &"é".repeat(2_000));
+    let status = mirror_status(
+        &report(MirrorPhase::Streaming, None, (0..12).map(failed).collect()),
+        Some(1),
+        None,
+        &at(0),
+    );
+    assert_eq!(status.failed_tables.len(), 10);
+    assert_eq!(status.tables.as_ref().unwrap().failed, 12);
+    assert_eq!(status.failed_tables[0].message, format!("{}…", "é".repeat(1_023)));
+    assert_eq!(named(&status, "Ready").message.chars().count(), 4_096);
+}
+
+#[test]
+fn figures_beyond_the_apis_numbers_saturate() {
+    let mut report = streaming();
+    report.lag = LagReport { bytes: u64::MAX, seconds: f64::INFINITY };
+    report.retained_wal_bytes = Some(u64::MAX);
+    report.tables[0].rows_copied = u64::MAX;
+    let status = mirror_status(&report, None, None, &at(0));
+    assert_eq!(status.lag, Some(LagStatus { bytes: i64::MAX, seconds: i64::MAX }));
+    assert_eq!(status.retained_wal_bytes, Some(i64::MAX));
+    assert_eq!(status.snapshot.unwrap().rows_estimated, i64::MAX);
+    report.lag.seconds = f64::NAN;
+    assert_eq!(mirror_status(&report, None, None, &at(0)).lag.unwrap().seconds, 0);
+}
+
+#[test]
+fn writes_what_matters_at_once_and_figures_now_and_then() {
+    let (soon, late) = (Duration::from_secs(1), Duration::from_secs(5));
+    let of = |report: &MirrorReport, previous: Option<&MirrorStatus>| {
+        mirror_status(report, Some(1), previous, &at(9))
+    };
+    let first = of(&streaming(), None);
+    assert!(write_now(None, &first, Duration::ZERO));
+    assert!(!write_now(Some(&first), &first, Duration::MAX));
+
+    let figures: [fn(&mut MirrorReport); 4] = [
+        |report| report.lag.bytes = 0,
+        |report| report.last_lsn = Lsn(0x1_0000_0020),
+        |report| report.retained_wal_bytes = None,
+        |report| report.tables[0].rows_copied = 11,
+    ];
+    for change in figures {
+        let mut report = streaming();
+        change(&mut report);
+        let next = of(&report, Some(&first));
+        assert!(!write_now(Some(&first), &next, soon) && write_now(Some(&first), &next, late));
+    }
+
+    let at_once: [fn(&mut MirrorReport); 5] = [
+        |report| report.slot_name = "walferry_0b".into(),
+        |report| report.phase = MirrorPhase::Suspended,
+        |report| report.tables[0].state = TableState::Pending,
+        |report| report.tables.push(table("orders", TableState::Streaming, "", "")),
+        |report| report.tables.push(table("orders", TableState::Failed, "DecodeFailed", "")),
+    ];
+    for change in at_once {
+        let mut report = streaming();
+        change(&mut report);
+        assert!(write_now(Some(&first), &of(&report, Some(&first)), Duration::ZERO));
+    }
+    let generation = MirrorStatus { observed_generation: Some(2), ..first.clone() };
+    assert!(write_now(Some(&first), &generation, Duration::ZERO));
+    let mut other_table = first.clone();
+    other_table.failed_tables.push(FailedTable::default());
+    assert!(write_now(Some(&first), &other_table, Duration::ZERO));
+}
+
+#[test]
+fn peers() {
+    let failure = |reason: &str| MirrorFailure { reason: reason.into(), message: "why".into() };
+    let of = |outcome: PeerOutcome, previous: Option<&crate::api::ReplicationPeerStatus>| {
+        let report = PeerReport { outcome, server_version: None, system_identifier: None };
+        peer_status(&report, Some(4), previous, &at(200))
+    };
+    let connected = PeerReport {
+        outcome: PeerOutcome::Connected { message: "PostgreSQL 18.4 at db:5432, TLS".into() },
+        server_version: Some("18.4".into()),
+        system_identifier: Some("7".into()),
+    };
+    let first = peer_status(&connected, Some(4), None, &at(100));
+    let words = |status: &crate::api::ReplicationPeerStatus| -> Vec<String> {
+        status.conditions.iter().map(|c| format!("{}={} {}", c.type_, c.status, c.reason)).collect()
+    };
+    assert_eq!(words(&first), ["Ready=True Connected"]);
+    assert_eq!(first.conditions[0].observed_generation, Some(4));
+    let retrying = of(PeerOutcome::Retrying(failure("SourceUnreachable")), Some(&first));
+    assert_eq!(words(&retrying), ["Ready=False ProgressingWithRetry", "Reconciling=True SourceUnreachable"]);
+    assert_eq!(
+        (retrying.server_version.as_deref(), retrying.system_identifier.as_deref()),
+        (Some("18.4"), Some("7"))
+    );
+    let stalled = of(PeerOutcome::Stalled(failure("SecretMissing")), None);
+    assert_eq!(words(&stalled), ["Ready=False SecretMissing", "Stalled=True SecretMissing"]);
+    assert_eq!(
+        words(&of(PeerOutcome::Progressing, None)),
+        ["Ready=Unknown Progressing", "Reconciling=True Progressing"]
+    );
+    let deleting = of(PeerOutcome::Deleting { message: "used by Mirror demo".into() }, None);
+    assert_eq!(words(&deleting), ["Ready=False Deleting", "Reconciling=True Deleting"]);
+}
+
+/// What kstatus makes of a resource: the library by which Flux and `kubectl`-like tools tell whether an object is done.
+#[derive(Debug, PartialEq, Eq)]
+enum Kstatus {
+    Terminating,
+    InProgress,
+    Failed,
+    Current,
+}
+
+/// Its rules for resources that it doesn't know: deletion, then the generation, then `Reconciling` and `Stalled` in the order in which
+/// they stand, then `Ready`.
+fn kstatus(status: &MirrorStatus, generation: Option<i64>, deleted: bool) -> Kstatus {
+    if deleted {
+        return Kstatus::Terminating;
+    }
+    if generation.is_some()
+        && status.observed_generation.is_some()
+        && status.observed_generation != generation
+    {
+        return Kstatus::InProgress;
+    }
+    for condition in status.conditions.iter().filter(|condition| condition.status == "True") {
+        match condition.type_.as_str() {
+            "Reconciling" => return Kstatus::InProgress,
+            "Stalled" => return Kstatus::Failed,
+            _ => {}
+        }
+    }
+    match status.conditions.iter().find(|condition| condition.type_ == "Ready") {
+        Some(ready) if ready.status != "True" => Kstatus::InProgress,
+        _ => Kstatus::Current,
+    }
+}
+
+/// What the checks that Flux runs over its own controllers' conditions ask for, and what the API asks of any condition.
+fn contract(
+    conditions: &[ApiCondition],
+    observed: Option<i64>,
+    generation: i64,
+) -> Result<(), TestCaseError> {
+    let find = |type_: &str| conditions.iter().find(|condition| condition.type_ == type_);
+    let (reconciling, stalled) = (find("Reconciling"), find("Stalled"));
+    let ready = find("Ready").ok_or_else(|| TestCaseError::fail("no Ready"))?;
+    prop_assert!(!(reconciling.is_some() && stalled.is_some()), "both");
+    for abnormal in [reconciling, stalled].into_iter().flatten() {
+        prop_assert_eq!(&abnormal.status, "True", "present though not true");
+        prop_assert_ne!(&ready.status, "True", "ready and {}", abnormal.type_);
+        prop_assert_eq!(&abnormal.message, &ready.message);
+    }
+    if let Some(stalled) = stalled {
+        prop_assert_eq!((&ready.status[..], &ready.reason), ("False", &stalled.reason));
+    }
+    prop_assert!(
+        ready.status == "True" || reconciling.is_some() || stalled.is_some(),
+        "not ready without a reason"
+    );
+    prop_assert!(observed.is_some_and(|observed| (1..=generation).contains(&observed)));
+    let mut types: Vec<&str> = conditions.iter().map(|condition| condition.type_.as_str()).collect();
+    types.sort_unstable();
+    types.dedup();
+    prop_assert_eq!(types.len(), conditions.len(), "a type twice");
+    for condition in conditions {
+        prop_assert_eq!(condition.observed_generation, observed);
+        prop_assert!(["True", "False", "Unknown"].contains(&condition.status.as_str()));
+        let reason = &condition.reason;
+        let word = |c: char| c.is_ascii_alphanumeric() || c == '_';
+        prop_assert!(
+            reason.starts_with(|c: char| c.is_ascii_alphabetic())
+                && reason.ends_with(word)
+                && reason.chars().all(|c| word(c) || c == ',' || c == ':')
+                && reason.len() <= 1_024,
+            "reason {reason:?}"
+        );
+        prop_assert!(condition.message.chars().count() <= 32_768);
+    }
+    Ok(())
+}
+
+fn phases() -> impl Strategy<Value = MirrorPhase> {
+    proptest::sample::select(MirrorPhase::ALL.to_vec())
+}
+
+fn failures() -> impl Strategy<Value = MirrorFailure> {
+    let reasons = prop_oneof![
+        3 => proptest::sample::select(vec!["SourceUnreachable", "DestinationReadOnly", "ReplicatorCrashing", "AllTablesFailed"])
+            .prop_map(str::to_owned),
+        1 => ".{0,8}",
+        1 => "[A-Za-z0-9_,:]{0,3}",
+        1 => Just("A".repeat(1_025)),
+    ];
+    let messages = prop_oneof![4 => ".{0,40}", 1 => Just("é".repeat(40_000))];
+    (reasons, messages).prop_map(|(reason, message)| MirrorFailure { reason, message })
+}
+
+fn tables() -> impl Strategy<Value = Vec<TableReport>> {
+    let states = proptest::sample::select(vec![
+        TableState::Pending,
+        TableState::Snapshotting,
+        TableState::Streaming,
+        TableState::Failed,
+    ]);
+    let table = (states, failures(), any::<u64>(), any::<u64>());
+    proptest::collection::vec(table, 0..14).prop_map(|tables| {
+        let tables = tables.into_iter().enumerate();
+        tables
+            .map(|(index, (state, failure, rows_copied, rows_estimated))| TableReport {
+                rows_copied,
+                rows_estimated,
+                ..table_of(index, state, &failure)
+            })
+            .collect()
+    })
+}
+
+fn table_of(index: usize, state: TableState, failure: &MirrorFailure) -> TableReport {
+    table(&format!("t{index}"), state, &failure.reason, &failure.message)
+}
+
+prop_compose! {
+    fn reports()(
+        phase in phases(),
+        failure in proptest::option::of(failures()),
+        tables in tables(),
+        last_lsn in any::<u64>(),
+        bytes in any::<u64>(),
+        seconds in any::<f64>(),
+        retained_wal_bytes in proptest::option::of(any::<u64>()),
+    ) -> MirrorReport {
+        MirrorReport {
+            failure,
+            last_lsn: Lsn(last_lsn),
+            lag: LagReport { bytes, seconds },
+            retained_wal_bytes,
+            ..report(phase, None, tables)
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(512))]
+
+    #[test]
+    fn every_mirror_is_read_right(history in proptest::collection::vec(reports(), 1..4), generation in 1..9_i64) {
+        let mut previous: Option<MirrorStatus> = None;
+        for (second, report) in (0..).zip(&history) {
+            let status = mirror_status(report, Some(generation), previous.as_ref(), &at(second));
+            contract(&status.conditions, status.observed_generation, generation)?;
+            prop_assert!(status.failed_tables.len() <= 10);
+            let works = report.phase == MirrorPhase::Snapshotting || report.phase == MirrorPhase::Streaming;
+            let failed = in_state(report, TableState::Failed).count();
+            let streams = in_state(report, TableState::Streaming).next().is_some();
+            let expected = match report.phase {
+                _ if works && failed > 0 && failed == report.tables.len() => Kstatus::Failed,
+                MirrorPhase::Streaming if failed == 0 || streams => Kstatus::Current,
+                MirrorPhase::Suspended | MirrorPhase::Finished => Kstatus::Current,
+                MirrorPhase::Stalled => Kstatus::Failed,
+                _ => Kstatus::InProgress,
+            };
+            prop_assert_eq!(kstatus(&status, Some(generation), false), expected, "{:?}", report.phase);
+            prop_assert_eq!(kstatus(&status, Some(generation + 1), false), Kstatus::InProgress);
+            prop_assert_eq!(kstatus(&status, Some(generation), true), Kstatus::Terminating);
+            prop_assert_eq!(&mirror_status(report, Some(generation), Some(&status), &at(99)), &status, "not stable");
+            let text = serde_json::to_string(&status).unwrap();
+            prop_assert_eq!(&serde_json::from_str::<MirrorStatus>(&text).unwrap(), &status);
+            previous = Some(status);
+        }
+    }
+
+    #[test]
+    fn every_peer_is_read_right(failure in failures(), kind in 0..5, generation in 1..9_i64) {
+        let message = failure.message.clone();
+        let outcome = match kind {
+            0 => PeerOutcome::Progressing,
+            1 => PeerOutcome::Connected { message },
+            2 => PeerOutcome::Retrying(failure),
+            3 => PeerOutcome::Stalled(failure),
+            _ => PeerOutcome::Deleting { message },
+        };
+        let report = PeerReport { outcome, server_version: None, system_identifier: None };
+        let status = peer_status(&report, Some(generation), None, &at(1));
+        contract(&status.conditions, status.observed_generation, generation)?;
+        let conditions = MirrorStatus { conditions: status.conditions, ..MirrorStatus::default() };
+        let expected = match report.outcome {
+            PeerOutcome::Connected { .. } => Kstatus::Current,
+            PeerOutcome::Stalled(_) => Kstatus::Failed,
+            _ => Kstatus::InProgress,
+        };
+        prop_assert_eq!(kstatus(&conditions, None, false), expected);
+    }
+}
