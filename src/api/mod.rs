@@ -52,6 +52,12 @@ pub const RESERVED_PREFIX: &str = "_walferry";
 /// What the keys of walferry's own labels and annotations begin with.
 pub const RESERVED_KEYS: [&str; 2] = ["app.kubernetes.io/", "walferry.dev/"];
 
+/// The annotation that asks a Mirror to copy everything anew: any value that it didn't have before does.
+pub const RESYNC: &str = "walferry.dev/resync";
+
+/// The annotation that lets go of a Mirror that is being deleted and can't clean up: `"true"`.
+pub const ABANDON: &str = "walferry.dev/abandon";
+
 /// The CustomResourceDefinitions, in the order in which to apply them.
 pub fn custom_resource_definitions() -> [CustomResourceDefinition; 2] {
     let mut definitions = [ReplicationPeer::crd(), Mirror::crd()];

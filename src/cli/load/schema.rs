@@ -200,7 +200,8 @@ fn kind_of(value: &Value) -> &'static str {
 mod tests {
     use super::*;
 
-    /// The keywords that `check` understands; the schema must not promise anything else.
+    /// The keywords that `check` understands, and those that ask nothing of a single object: descriptions, defaults, and how the API server
+    /// merges maps. The schema must not promise anything else.
     const KEYWORDS: &[&str] = &[
         "additionalProperties",
         "default",
@@ -222,6 +223,7 @@ mod tests {
         "x-kubernetes-int-or-string",
         "x-kubernetes-list-map-keys",
         "x-kubernetes-list-type",
+        "x-kubernetes-map-type",
         "x-kubernetes-validations",
     ];
 

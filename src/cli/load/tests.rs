@@ -100,6 +100,30 @@ fn resolves_references_secrets_and_defaults() {
     assert!(!config.suspend);
 }
 
+/// The text that the operator renders for a replicator is one of these files, without the Secrets.
+#[test]
+fn takes_what_the_operator_renders() {
+    let rendered = include_str!("../../operator/mirror/build/config.yaml");
+    let secrets = "
+apiVersion: v1
+kind: Secret
+metadata: {name: logins, namespace: shop}
+stringData: {username: walferry, password: hush-hush, tls.crt: PEM, tls.key: PEM}
+---
+apiVersion: v1
+kind: Secret
+metadata: {name: ca, namespace: shop}
+stringData: {ca.crt: PEM}
+";
+    let configs = parse(&[("mirror.yaml", rendered), ("secrets.yaml", secrets)]).unwrap();
+    let [config] = configs.as_slice() else { panic!("{configs:?}") };
+    assert_eq!((config.mirror.namespace.as_str(), config.mirror.name.as_str()), ("shop", "demo"));
+    assert_eq!((config.source.host.as_str(), config.source.tls.mode), ("db.example", TlsMode::VerifyFull));
+    assert_eq!(config.destination.url, "http://ch.example:8123");
+    assert_eq!(config.tables[1].row_filter.as_deref(), Some("\"projectId\" IS NOT NULL"));
+    assert_eq!(config.batch.max_bytes, 32 << 20);
+}
+
 #[test]
 fn table_settings_arrive() {
     let text = MIRROR.replace(
@@ -180,6 +204,26 @@ fn wrong_types_ranges_and_enums() {
             "  tables",
             "  batch: {maxBytes: 64MB}\n  tables",
             "spec.batch.maxBytes: must be a size from 1Mi to 1Gi, such as 32Mi or 33554432",
+        ),
+        (
+            "  tables",
+            "  replicator: {podLabels: {walferry.dev/x: y}}\n  tables",
+            "spec.replicator.podLabels: labels that begin with app.kubernetes.io/ or walferry.dev/ are walferry's own",
+        ),
+        (
+            "  tables",
+            "  replicator: {resources: {limits: {memory: 1.5}}}\n  tables",
+            "spec.replicator.resources.limits.memory: expected a whole number or a string, found a number",
+        ),
+        (
+            "  tables",
+            "  replicator: {resources: {limits: {memory: 256MB}}}\n  tables",
+            "spec.replicator.resources.limits: must be amounts that are not negative, such as 500m or 256Mi",
+        ),
+        (
+            "  tables",
+            "  replicator: {affinity: {podAffinities: {}}}\n  tables",
+            "spec.replicator.affinity.podAffinities: unknown field, expected one of nodeAffinity, podAffinity, podAntiAffinity",
         ),
         ("  tables", "  suspend: 'yes'\n  tables", "spec.suspend: expected true or false, found a string"),
         (
