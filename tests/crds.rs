@@ -8,8 +8,14 @@ fn committed_definitions_are_up_to_date() {
         std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/crds/walferry.dev.yaml")).unwrap();
     assert!(
         committed == walferry::cli::crds::yaml().unwrap(),
-        "crds/walferry.dev.yaml is stale; run: cargo run -- crds > crds/walferry.dev.yaml"
+        "crds/walferry.dev.yaml is stale; run ./e2e/generate"
     );
+}
+
+#[test]
+fn committed_reference_is_fresh() {
+    let committed = include_str!("../docs/api.md");
+    assert!(committed == walferry::cli::crds::markdown(), "docs/api.md is stale; run ./e2e/generate");
 }
 
 /// What the API server refuses or what `kubectl explain` would leave unexplained.

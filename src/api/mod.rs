@@ -16,6 +16,7 @@ pub mod conditions;
 mod mirror;
 mod peer;
 mod quantity;
+pub mod reference;
 mod replicator;
 mod rules;
 

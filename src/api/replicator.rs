@@ -67,7 +67,7 @@ pub struct ReplicatorSpec {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, KubeSchema)]
 #[x_kube(
     validation = Rule::new(
-        "!has(self.requests) || !has(self.limits) || self.requests.all(name, !(name in self.limits) || !isQuantity(string(self.requests[name])) || !isQuantity(string(self.limits[name])) || quantity(string(self.requests[name])).compareTo(quantity(string(self.limits[name]))) <= 0)"
+        "!has(self.requests) || !has(self.limits) || self.requests.all(name, !(name in self.limits) || quantity(string(self.requests[name])).compareTo(quantity(string(self.limits[name]))) <= 0)"
     ).message(message::REQUEST_OVER_LIMIT),
 )]
 #[serde(rename_all = "camelCase")]
@@ -76,14 +76,14 @@ pub struct ReplicatorResources {
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     #[schemars(schema_with = "quantities_schema")]
     #[x_kube(validation = Rule::new(
-        "self.all(name, isQuantity(string(self[name])) && quantity(string(self[name])).sign() >= 0)"
+        "self.all(name, isQuantity(string(self[name])) && !string(self[name]).startsWith('-'))"
     ).message(message::QUANTITY))]
     pub requests: BTreeMap<String, IntOrString>,
     /// What the container may never exceed; past its memory limit it is killed. More than batch.maxBytes is needed.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     #[schemars(schema_with = "quantities_schema")]
     #[x_kube(validation = Rule::new(
-        "self.all(name, isQuantity(string(self[name])) && quantity(string(self[name])).sign() >= 0)"
+        "self.all(name, isQuantity(string(self[name])) && !string(self[name]).startsWith('-'))"
     ).message(message::QUANTITY))]
     pub limits: BTreeMap<String, IntOrString>,
 }
@@ -107,17 +107,23 @@ pub enum LogLevel {
 fn quantities_schema(_: &mut SchemaGenerator) -> Schema {
     json_schema!({
         "type": "object",
-        "maxProperties": 10,
+        "maxProperties": 5,
         "additionalProperties": {"x-kubernetes-int-or-string": true},
     })
 }
 
-/// Kubernetes' own schema, with its lists marked as they are there: replaced as a whole.
+/// Kubernetes' own schema, with its lists and selectors marked as they are there: replaced as a whole.
 fn affinity_schema(generator: &mut SchemaGenerator) -> Schema {
     fn mark(schema: &mut Value) {
         if let Value::Object(fields) = schema {
             if fields.get("type").is_some_and(|kind| kind == "array") {
                 fields.insert("x-kubernetes-list-type".to_owned(), "atomic".into());
+            }
+            let is_selector = |properties: &Value| {
+                properties.get("matchExpressions").or(properties.get("nodeSelectorTerms")).is_some()
+            };
+            if fields.get("properties").is_some_and(is_selector) {
+                fields.insert("x-kubernetes-map-type".to_owned(), "atomic".into());
             }
             fields.values_mut().for_each(mark);
         }

@@ -1,19 +1,38 @@
-//! `walferry crds`: the CustomResourceDefinitions as YAML.
+//! `walferry crds`: the CustomResourceDefinitions as YAML, or as a reference for people.
+
+mod markdown;
 
 use std::{io::Write, process::ExitCode};
 
 use crate::api;
 
+pub use markdown::markdown;
+
 /// Prints the CustomResourceDefinitions of ReplicationPeer and Mirror.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example:\n  walferry crds | kubectl apply --server-side -f -")]
-pub struct Args {}
+pub struct Args {
+    /// yaml for the API server, markdown for people
+    #[arg(long, value_enum, default_value_t = Format::Yaml, value_name = "FORMAT", hide_possible_values = true)]
+    pub format: Format,
+}
+
+/// How the definitions are printed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Format {
+    /// The definitions themselves.
+    Yaml,
+    /// A reference of their fields, conditions and reasons.
+    Markdown,
+}
 
 /// Prints the definitions to standard output. Answers 0, or 1 when standard output can't be written.
-pub async fn execute(_: Args) -> ExitCode {
-    let written =
-        yaml().map_err(std::io::Error::other).and_then(|text| std::io::stdout().write_all(text.as_bytes()));
-    match written {
+pub async fn execute(args: Args) -> ExitCode {
+    let text = match args.format {
+        Format::Yaml => yaml().map_err(std::io::Error::other),
+        Format::Markdown => Ok(markdown()),
+    };
+    match text.and_then(|text| std::io::stdout().write_all(text.as_bytes())) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             tracing::error!(%error, "cannot print the custom resource definitions");
