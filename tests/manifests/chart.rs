@@ -129,7 +129,7 @@ fn definitions_are_upgraded_and_outlive_the_release() {
     }
 }
 
-/// The same rights, but only where they are needed: whoever administers these namespaces can install it.
+/// The same rights, but only where they are needed, and no object that belongs to the whole cluster.
 #[test]
 fn an_install_for_some_namespaces_takes_nothing_of_the_cluster() {
     let (whole, objects) = (made(&[]), made(&[NAMESPACED, "crds.install=false"]));
