@@ -61,12 +61,13 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | 
 {{- define "walferry.rules" -}}
 - apiGroups: [walferry.dev]
   resources: [mirrors, replicationpeers]
-  verbs: [get, list, watch, patch, update]
+  verbs: [get, list, watch, patch]
 - apiGroups: [walferry.dev]
   resources: [mirrors/status, replicationpeers/status]
-  verbs: [patch, update]
+  verbs: [patch]
+# To own what it makes, where OwnerReferencesPermissionEnforcement is on.
 - apiGroups: [walferry.dev]
-  resources: [mirrors/finalizers, replicationpeers/finalizers]
+  resources: [mirrors/finalizers]
   verbs: [update]
 # The logins that peers refer to; read, never written.
 - apiGroups: [""]
@@ -75,14 +76,14 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | 
 # A replicator's configuration and Deployment.
 - apiGroups: [""]
   resources: [configmaps]
-  verbs: [get, list, watch, create, patch, delete]
+  verbs: [list, watch, create, patch]
 - apiGroups: [apps]
   resources: [deployments]
   verbs: [get, list, watch, create, patch, delete]
 # Why a replicator doesn't run.
 - apiGroups: [""]
   resources: [pods]
-  verbs: [get, list, watch]
+  verbs: [list, watch]
 - apiGroups: [events.k8s.io]
   resources: [events]
   verbs: [create, patch]
