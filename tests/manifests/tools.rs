@@ -10,7 +10,7 @@ use std::{
 use serde::de::Deserialize;
 use serde_json::Value;
 
-/// An older Kubernetes that the chart promises to work with could be named as well: this one only has to be in its range.
+/// What helm takes the cluster to be.
 const KUBERNETES: &str = "1.34.4";
 
 /// A path in the repository.
