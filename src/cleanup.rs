@@ -35,6 +35,19 @@ pub enum Error {
     },
 }
 
+impl Error {
+    /// The reason that a condition shows; it begins with the side that the fault lies on.
+    pub fn reason(&self) -> &'static str {
+        match self {
+            Error::Source(postgres::Error::Authentication { .. }) => "SourceAuthenticationFailed",
+            Error::Source(source) if source.is_transient() => "SourceUnreachable",
+            Error::Source(_) => "SourceError",
+            Error::Destination(destination) => destination.reason,
+            Error::SlotInUse { .. } => "SourceSlotInUse",
+        }
+    }
+}
+
 impl From<ClickHouseError> for Error {
     fn from(error: ClickHouseError) -> Self {
         Error::Destination(error.into())
@@ -93,4 +106,18 @@ async fn wait_until_released(session: &Session, slot_name: &str) -> Result<(), E
 
 fn outcome(what: &str, name: &str, was_there: bool) -> String {
     if was_there { format!("{what} {name} dropped") } else { format!("{what} {name} was not there") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reasons_tell_the_side() {
+        assert_eq!(Error::Source(postgres::Error::Closed).reason(), "SourceUnreachable");
+        let in_use = Error::SlotInUse { slot: "walferry_0a".to_owned(), pid: 7 };
+        assert_eq!(in_use.reason(), "SourceSlotInUse");
+        let refused = ClickHouseError::Settings("no".to_owned());
+        assert!(Error::from(refused).reason().starts_with("Destination"));
+    }
 }

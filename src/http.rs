@@ -1,4 +1,4 @@
-//! The HTTP endpoint: `/healthz`, `/readyz`, `/metrics` and `/status`.
+//! The HTTP endpoints: a replicator's `/healthz`, `/readyz`, `/metrics` and `/status`, and the operator's, which has no `/status`.
 //!
 //! It shows figures and names, never rows or secrets, and takes no commands.
 
@@ -41,6 +41,23 @@ pub async fn serve(
     axum::serve(listener, app).with_graceful_shutdown(stop.cancelled_owned()).await
 }
 
+/// Answers `/healthz` and `/readyz` with 200, and `/metrics` with what `render` gives, until `stop`, then until requests under way are
+/// answered. A process that waits to lead is ready too: so a new one can take over before the old one ends.
+///
+/// # Errors
+/// When the listener fails.
+pub async fn serve_metrics(
+    listener: TcpListener,
+    render: impl Fn() -> Result<String, prometheus::Error> + Clone + Send + Sync + 'static,
+    stop: CancellationToken,
+) -> io::Result<()> {
+    let app = Router::new()
+        .route("/healthz", get(async || "alive\n"))
+        .route("/readyz", get(async || "ready\n"))
+        .route("/metrics", get(async move || metrics_response(render())));
+    axum::serve(listener, app).with_graceful_shutdown(stop.cancelled_owned()).await
+}
+
 fn reports(mirrors: &Mirrors) -> Vec<MirrorReport> {
     mirrors.iter().map(|mirror| mirror.report()).collect()
 }
@@ -67,7 +84,11 @@ fn is_ready(phase: MirrorPhase) -> bool {
 }
 
 async fn show_metrics(State(mirrors): State<Mirrors>) -> Response {
-    match metrics::render(&reports(&mirrors)) {
+    metrics_response(metrics::render(&reports(&mirrors)))
+}
+
+fn metrics_response(rendered: Result<String, prometheus::Error>) -> Response {
+    match rendered {
         Ok(text) => ([(header::CONTENT_TYPE, prometheus::TEXT_FORMAT)], text).into_response(),
         Err(error) => {
             tracing::error!(%error, "cannot make metrics");

@@ -11,8 +11,8 @@ use crate::{
     },
     model::{
         BatchSettings, ClickHouseEndpoint, ClientIdentity, DeletionPolicy, MirrorIdentity, OutOfRange,
-        Password, PostgresEndpoint, RESYNC_ANNOTATION, ReplicatorConfig, SnapshotMode, SnapshotSettings,
-        TableId, TableSpec, TlsMode, TlsSettings,
+        Password, PostgresEndpoint, ReplicatorConfig, SnapshotMode, SnapshotSettings, TableId, TableSpec,
+        TlsMode, TlsSettings,
     },
 };
 
@@ -280,7 +280,7 @@ pub fn replicator_config(
             .metadata
             .annotations
             .as_ref()
-            .and_then(|annotations| annotations.get(RESYNC_ANNOTATION))
+            .and_then(|annotations| annotations.get(api::RESYNC))
             .cloned(),
     })
 }

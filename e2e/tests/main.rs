@@ -10,6 +10,7 @@
     reason = "a test fails by panicking, and blocks"
 )]
 
+#[path = "../support/mod.rs"]
 mod support;
 
 mod bad_input;

@@ -9,7 +9,7 @@ use crate::{
         types::{ChType, Features, Fidelity, fidelity, target_type},
     },
     model::{ClickHouseEndpoint, RESYNC_ADVICE, TableSchema, TlsMode},
-    replication::{self, DestinationError},
+    replication::{self, DestinationError, ErrorKind},
 };
 
 pub(super) const SUBJECT: &str = "destination";
@@ -52,8 +52,9 @@ impl MissingRights {
 
 /// A statement, or the connection itself, failed.
 pub(super) fn failed(name: &str, error: Error) -> Check {
-    let DestinationError { reason, message, .. } = DestinationError::from(error);
-    Check::failure(SUBJECT, name, reason, message)
+    let DestinationError { kind, reason, message, .. } = DestinationError::from(error);
+    let transient = matches!(kind, ErrorKind::Transient | ErrorKind::Overloaded);
+    Check::failure(SUBJECT, name, reason, message).transient(transient)
 }
 
 /// The Mirror's own records can't be read.

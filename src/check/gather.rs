@@ -12,20 +12,21 @@ use crate::{
     clickhouse::{
         Client, Database, Error as ClickHouseError, ServerVersion, quote, state::STATE_TABLE, types::Features,
     },
-    model::{ClickHouseEndpoint, ReplicatorConfig, TableSchema},
+    model::{ClickHouseEndpoint, OutOfRange, PostgresEndpoint, ReplicatorConfig, TableSchema},
     postgres::{
         self,
         catalog::{self, TableFacts},
         publication as pg_publication,
         session::Session,
         slot,
+        wire::{Connection, Purpose},
     },
     replication::{self, DestinationError, MirrorState, StateStore},
 };
 
 /// Checks everything that a Mirror needs. A server that isn't reached is a failure, and what depends on it is skipped.
 pub async fn preflight(config: &ReplicatorConfig) -> CheckReport {
-    let (server, reached) = destination_server(config).await;
+    let (server, reached) = reach_destination(&config.destination, config.out_of_range).await;
     let (state, unusable) = match &reached {
         Some((database, _)) => match state(config, database).await {
             Ok(state) => (state, None),
@@ -51,6 +52,68 @@ pub async fn preflight(config: &ReplicatorConfig) -> CheckReport {
     let ranks: HashMap<_, _> = subjects.zip(0_usize..).collect();
     checks.sort_by_key(|check| ranks.get(&check.subject).copied());
     CheckReport { checks }
+}
+
+/// A source as [`source_server`] found it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SourceServer {
+    /// The server's version in its own words.
+    pub version: String,
+    /// The cluster's unique number; `None` when no replication connection was free.
+    pub system_identifier: Option<String>,
+}
+
+/// Checks a PostgreSQL server by itself, for no Mirror in particular: login, version, settings, the role's rights, and that a replication
+/// connection can be had. The second is `None` when it can't be used.
+pub async fn source_server(
+    endpoint: &PostgresEndpoint,
+    application_name: &str,
+) -> (Vec<Check>, Option<SourceServer>) {
+    let facts = async {
+        let session = Session::connect(endpoint, application_name)
+            .await
+            .map_err(|error| source::connection_failed(endpoint, &error))?;
+        catalog::server_facts(&session)
+            .await
+            .map_err(|error| source::query_failed(source::SUBJECT, "catalog", &error))
+    };
+    let facts = match facts.await {
+        Ok(facts) => facts,
+        Err(check) => return (vec![check], None),
+    };
+    let mut checks = source::peer(endpoint, &facts);
+    if checks.iter().any(|check| check.outcome == Outcome::Failure) {
+        return (checks, None);
+    }
+    match system_identifier(endpoint, application_name).await {
+        Ok(system_identifier) => (checks, Some(SourceServer { version: facts.version, system_identifier })),
+        Err(error) => {
+            checks.push(source::connection_failed(endpoint, &error));
+            (checks, None)
+        }
+    }
+}
+
+/// The system identifier over a replication connection; `None` when all of them are taken, which those in use may well be by Mirrors.
+async fn system_identifier(
+    endpoint: &PostgresEndpoint,
+    application_name: &str,
+) -> Result<Option<String>, postgres::Error> {
+    const TOO_MANY_CONNECTIONS: &str = "53300";
+    let identity = async {
+        Connection::connect(endpoint, application_name, Purpose::Replication).await?.identify_system().await
+    };
+    match identity.await {
+        Ok(identity) => Ok(Some(identity.system_identifier)),
+        Err(error) if error.sqlstate() == Some(TOO_MANY_CONNECTIONS) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// Checks a ClickHouse server by itself, for no Mirror in particular, and gives its version when it can be used.
+pub async fn destination_server(endpoint: &ClickHouseEndpoint) -> (Vec<Check>, Option<ServerVersion>) {
+    let (checks, reached) = reach_destination(endpoint, OutOfRange::default()).await;
+    (checks, reached.map(|(_, version)| version))
 }
 
 async fn source_checks(config: &ReplicatorConfig, state: &MirrorState) -> (Vec<Check>, Vec<TableFacts>) {
@@ -120,10 +183,12 @@ async fn probe_filters(session: &Session, tables: &[TableFacts]) -> publication:
     probes
 }
 
-async fn destination_server(config: &ReplicatorConfig) -> (Vec<Check>, Option<(Database, ServerVersion)>) {
-    let endpoint = &config.destination;
+async fn reach_destination(
+    endpoint: &ClickHouseEndpoint,
+    out_of_range: OutOfRange,
+) -> (Vec<Check>, Option<(Database, ServerVersion)>) {
     let version = async {
-        let database = Database::new(endpoint, config.out_of_range)?;
+        let database = Database::new(endpoint, out_of_range)?;
         // Not Database::version, which refuses an old release before anything can be told of it.
         let version = database.client().server_version().await?;
         Ok((database, version))

@@ -10,7 +10,7 @@ mod report;
 mod source;
 mod table;
 
-pub use gather::preflight;
+pub use gather::{SourceServer, destination_server, preflight, source_server};
 pub use report::{Check, CheckReport, Outcome};
 
 #[cfg(test)]

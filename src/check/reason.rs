@@ -20,7 +20,9 @@ pub const SOURCE_WAL_LEVEL: &str = "SourceWalLevelNotLogical";
 pub const SOURCE_NO_FREE_SLOT: &str = "SourceNoFreeReplicationSlot";
 /// No walsender is free.
 pub const SOURCE_NO_FREE_WALSENDER: &str = "SourceNoFreeWalSender";
-/// The Mirror's slot can't be used any more, or isn't ours.
+/// The server has removed WAL that the Mirror's slot still needed.
+pub const SOURCE_SLOT_INVALIDATED: &str = "SourceSlotInvalidated";
+/// The Mirror's slot isn't ours, or not one that can be used.
 pub const SOURCE_SLOT_UNUSABLE: &str = "SourceSlotUnusable";
 /// WAL that a slot keeps has no limit.
 pub const SOURCE_WAL_UNLIMITED: &str = "SourceWalRetentionUnlimited";

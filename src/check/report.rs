@@ -40,6 +40,8 @@ pub struct Check {
     pub fix: Option<String>,
     /// A CamelCase reason for a condition; [`super::reason::OK`] when there is nothing to say.
     pub reason: &'static str,
+    /// Whether a failure may pass by itself: the network, a restart, a lack of resources.
+    pub transient: bool,
 }
 
 impl Check {
@@ -51,6 +53,7 @@ impl Check {
             detail: detail.into(),
             fix: None,
             reason: super::reason::OK,
+            transient: false,
         }
     }
 
@@ -74,6 +77,10 @@ impl Check {
 
     pub(super) fn fix(self, fix: impl Into<String>) -> Check {
         Check { fix: Some(fix.into()), ..self }
+    }
+
+    pub(super) fn transient(self, transient: bool) -> Check {
+        Check { transient, ..self }
     }
 }
 

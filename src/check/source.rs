@@ -50,7 +50,8 @@ pub(super) fn connection_failed(endpoint: &PostgresEndpoint, error: &Error) -> C
             Some("check postgres.host and postgres.port of the ReplicationPeer, listen_addresses of the server and what is between".to_owned()),
         ),
     };
-    let check = Check::failure(SUBJECT, "connection", reason, error.to_string());
+    let check =
+        Check::failure(SUBJECT, "connection", reason, error.to_string()).transient(error.is_transient());
     match fix {
         Some(fix) => check.fix(fix),
         None => check,
@@ -73,7 +74,7 @@ fn authentication_fix(endpoint: &PostgresEndpoint, message: &str) -> String {
 
 /// A query of the checks failed.
 pub(super) fn query_failed(subject: &str, name: &str, error: &Error) -> Check {
-    Check::failure(subject, name, reason::SOURCE_ERROR, error.to_string())
+    Check::failure(subject, name, reason::SOURCE_ERROR, error.to_string()).transient(error.is_transient())
 }
 
 /// All checks of the server and the role. `slot` is the Mirror's own slot, if it has one already; with `resync` it is going to
@@ -84,15 +85,14 @@ pub(super) fn server(
     slot: Option<&SlotInfo>,
     resync: bool,
 ) -> Vec<Check> {
-    vec![
-        connection(endpoint, facts),
-        version(facts),
-        wal_level(facts),
-        role(facts),
-        replication_slot(facts, slot, resync),
-        walsender(facts, slot),
-        retained_wal(facts),
-    ]
+    let mut checks = peer(endpoint, facts);
+    checks.extend([replication_slot(facts, slot, resync), walsender(facts, slot), retained_wal(facts)]);
+    checks
+}
+
+/// The checks that don't depend on a Mirror: how it is reached, what it is, and what the role may do.
+pub(super) fn peer(endpoint: &PostgresEndpoint, facts: &ServerFacts) -> Vec<Check> {
+    vec![connection(endpoint, facts), version(facts), wal_level(facts), role(facts)]
 }
 
 fn connection(endpoint: &PostgresEndpoint, facts: &ServerFacts) -> Check {
@@ -191,11 +191,14 @@ fn replication_slot(facts: &ServerFacts, slot: Option<&SlotInfo>, resync: bool) 
             unusable(slot, "exists, but not for pgoutput in this database", drop(slot))
         }
         Some(slot) if resync => Check::ok(SUBJECT, NAME, format!("{} will be made anew", slot.name)),
-        Some(slot) if slot.wal_status.as_deref() == Some("lost") => unusable(
-            slot,
-            "was invalidated: the server has removed WAL that this Mirror still needed, so changes are missing at the destination",
-            format!("raise max_slot_wal_keep_size, then {RESYNC_ADVICE}"),
-        ),
+        Some(slot) if slot.wal_status.as_deref() == Some("lost") => Check {
+            reason: reason::SOURCE_SLOT_INVALIDATED,
+            ..unusable(
+                slot,
+                "was invalidated: the server has removed WAL that this Mirror still needed, so changes are missing at the destination",
+                format!("raise max_slot_wal_keep_size, then {RESYNC_ADVICE}"),
+            )
+        },
         Some(slot) => Check::ok(SUBJECT, NAME, format!("{} exists", slot.name)),
         None if facts.used_slots < facts.max_slots => {
             Check::ok(SUBJECT, NAME, format!("{} of {} in use", facts.used_slots, facts.max_slots))
@@ -336,12 +339,13 @@ mod tests {
         let elsewhere = SlotInfo { database: Some("other".to_owned()), ..slot() };
         let replaced = server(&endpoint(TlsMode::VerifyFull), &facts(), Some(&lost), true);
         assert_eq!(outcome(&replaced, "replication slot").0, Outcome::Ok);
-        for slot in [lost, foreign, elsewhere] {
+        for (slot, reason) in [
+            (lost, reason::SOURCE_SLOT_INVALIDATED),
+            (foreign, reason::SOURCE_SLOT_UNUSABLE),
+            (elsewhere, reason::SOURCE_SLOT_UNUSABLE),
+        ] {
             let checks = with(|_| {}, Some(&slot));
-            assert_eq!(
-                outcome(&checks, "replication slot"),
-                (Outcome::Failure, reason::SOURCE_SLOT_UNUSABLE)
-            );
+            assert_eq!(outcome(&checks, "replication slot"), (Outcome::Failure, reason));
         }
     }
 

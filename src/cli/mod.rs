@@ -4,6 +4,7 @@ pub mod check;
 pub mod crds;
 pub mod load;
 mod mirrors;
+pub mod operator;
 pub mod progress;
 pub mod replicate;
 pub mod run;
@@ -54,6 +55,7 @@ enum Command {
     Teardown(teardown::Args),
     Crds(crds::Args),
     Replicate(replicate::Args),
+    Operator(operator::Args),
 }
 
 impl Cli {
@@ -71,6 +73,7 @@ impl Cli {
             Command::Teardown(args) => teardown::execute(args).await,
             Command::Crds(args) => crds::execute(args).await,
             Command::Replicate(args) => replicate::execute(args).await,
+            Command::Operator(args) => operator::execute(args).await,
         }
     }
 }

@@ -156,10 +156,7 @@ pub struct SnapshotSettings {
     pub parallelism: usize,
 }
 
-/// The annotation of a Mirror that has every table copied anew when it is given another value.
-pub const RESYNC_ANNOTATION: &str = "walferry.dev/resync";
-
-/// How to ask for that, as the end of a sentence.
+/// How to ask for a resync, as the end of a sentence.
 pub const RESYNC_ADVICE: &str = "have every table copied anew: kubectl annotate mirror NAME walferry.dev/resync=\"$(date +%s)\" \
                                  --overwrite, or in a file give metadata.annotations that key with a new value";
 
@@ -215,6 +212,6 @@ pub struct ReplicatorConfig {
     pub suspend: bool,
     /// What teardown removes.
     pub deletion_policy: DeletionPolicy,
-    /// The value of the annotation [`RESYNC_ANNOTATION`]: another one than before has every table copied anew.
+    /// The value of the annotation `walferry.dev/resync`: another one than before has every table copied anew.
     pub resync: Option<String>,
 }

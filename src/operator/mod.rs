@@ -1,5 +1,152 @@
 //! The Kubernetes operator: a controller for ReplicationPeers and one for Mirrors, led by one process at a time.
 //!
 //! It never moves a row: it checks, starts one replicator pod for each Mirror, tells how that fares, and cleans up.
+//!
+//! # Rights
+//! In each watched namespace:
+//!
+//! | group | resource | verbs | why |
+//! |---|---|---|---|
+//! | walferry.dev | mirrors, replicationpeers | get, list, watch, patch | finalizers are patched |
+//! | walferry.dev | mirrors/status, replicationpeers/status | patch | server-side apply |
+//! | walferry.dev | mirrors/finalizers | update | owned objects block their owner's deletion |
+//! | core | secrets | get, list, watch | metadata is watched; what peers name is read |
+//! | core | configmaps | list, watch, create, patch | a replicator's configuration |
+//! | core | pods | list, watch | how a replicator fares |
+//! | apps | deployments | list, watch, create, patch, delete | a replicator |
+//! | events.k8s.io | events | create, patch | what happened |
+//!
+//! In its own namespace, for leader election: coordination.k8s.io leases get, create, update.
 
-pub mod mirror;
+mod backoff;
+mod context;
+mod controller;
+mod election;
+mod events;
+mod finalizer;
+mod labels;
+mod login;
+mod metrics;
+mod mirror;
+mod obstacle;
+mod peer;
+mod scope;
+mod secrets;
+mod watch;
+
+pub use election::LeaseSettings;
+pub use metrics::Metrics;
+pub use mirror::ReplicatorSettings;
+
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
+
+use futures::{channel::mpsc, future::join_all};
+use kube::Client;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use context::{Context, Memory};
+use election::Candidate;
+use events::Events;
+use scope::{Queues, Scope};
+use secrets::SecretCache;
+
+/// How long reconciles that are running get to end, when the process is told to stop.
+const DRAIN_WITHIN: Duration = Duration::from_secs(5);
+
+/// What an operator is told.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// The namespaces to watch; all of them when there are none.
+    pub namespaces: BTreeSet<String>,
+    /// What all replicators have in common.
+    pub replicators: ReplicatorSettings,
+    /// Names this process in events and as the Lease's holder.
+    pub identity: String,
+    /// The Lease to hold while working; `None` to work at once, where no second operator runs.
+    pub lease: Option<LeaseSettings>,
+}
+
+/// Works until `stop`: waits for the Lease, runs the controllers while it is held, and waits again when it is lost. Then reconciles that are running end,
+/// and the Lease is let go.
+pub async fn run(client: Client, settings: Settings, metrics: Arc<Metrics>, stop: CancellationToken) {
+    let memory = Arc::new(Memory::default());
+    let Some(lease) = settings.lease.clone() else {
+        work(&client, &settings, &metrics, &memory, stop).await;
+        return;
+    };
+    let mut candidate = Candidate::new(client.clone(), lease);
+    tracing::info!(identity = settings.identity, "waiting for the lease");
+    loop {
+        let since = tokio::select! {
+            since = candidate.win() => since,
+            () = stop.cancelled() => return,
+        };
+        tracing::info!(identity = settings.identity, "leading");
+        tokio::select! {
+            () = work(&client, &settings, &metrics, &memory, stop.clone()) => {
+                candidate.release().await;
+                return;
+            }
+            // Dropping the work ends it at once, before anybody else may begin; whatever it was at can be done again.
+            () = candidate.hold(since) => {
+                metrics.set_leader(false);
+                tracing::warn!("not leading any more");
+            }
+        }
+    }
+}
+
+/// Runs the controllers until `stop`.
+async fn work(
+    client: &Client,
+    settings: &Settings,
+    metrics: &Arc<Metrics>,
+    memory: &Arc<Memory>,
+    stop: CancellationToken,
+) {
+    metrics.set_leader(true);
+    let secrets = Arc::new(SecretCache::default());
+    let mut watches = JoinSet::new();
+    let mut scopes = Vec::new();
+    let mut queues = Vec::new();
+    let namespaces: Vec<Option<&str>> = match settings.namespaces.is_empty() {
+        true => vec![None],
+        false => settings.namespaces.iter().map(|namespace| Some(namespace.as_str())).collect(),
+    };
+    for namespace in namespaces {
+        let (peers, peer_queue) = mpsc::unbounded();
+        let (mirrors, mirror_queue) = mpsc::unbounded();
+        let queue = Queues { peers, mirrors, memory: Arc::clone(memory), metrics: Arc::clone(metrics) };
+        scopes.push(Scope::watch(client, namespace, &queue, &secrets, &mut watches));
+        queues.push((peer_queue, mirror_queue));
+    }
+    let context = Arc::new(Context {
+        client: client.clone(),
+        replicators: settings.replicators.clone(),
+        events: Events::new(client.clone(), &settings.identity),
+        metrics: Arc::clone(metrics),
+        secrets,
+        scopes,
+        memory: Arc::clone(memory),
+        status_client: mirror::StatusClient::new(),
+    });
+    let controllers = context.scopes.iter().zip(queues).map(|(scope, (peer_queue, mirror_queue))| {
+        let peers = (scope.peers.clone(), peer_queue);
+        let mirrors = (scope.mirrors.clone(), mirror_queue);
+        let peers = controller::run("peer", peers, Arc::clone(&context), peer::reconcile, stop.clone());
+        let mirrors =
+            controller::run("mirror", mirrors, Arc::clone(&context), mirror::reconcile, stop.clone());
+        async { tokio::join!(peers, mirrors) }
+    });
+    let all = join_all(controllers);
+    let drained = async {
+        stop.cancelled().await;
+        tokio::time::sleep(DRAIN_WITHIN).await;
+    };
+    tokio::select! {
+        _ = all => tracing::info!("controllers have ended"),
+        () = drained => tracing::warn!("reconciles that have not ended in time are left; they are done again"),
+    }
+    metrics.set_leader(false);
+}

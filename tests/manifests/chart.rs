@@ -2,6 +2,7 @@
 
 use std::{collections::BTreeSet, fs, path::Path};
 
+use clap::Parser;
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinitionSpec;
 use serde_json::{Value, json};
 
@@ -67,6 +68,17 @@ fn versions_are_those_of_the_program() {
     assert_eq!(chart["appVersion"], env!("CARGO_PKG_VERSION"));
     let manager = &documents(&read("config/manager/kustomization.yaml"))[0];
     assert_eq!(manager["images"][0]["newTag"], env!("CARGO_PKG_VERSION"));
+}
+
+/// The program takes the arguments that the chart gives it, in every mode.
+#[test]
+fn the_program_understands_its_arguments() {
+    for mode in MODES {
+        let objects = made(mode);
+        let (_, arguments) = pod(&objects);
+        let parsed = walferry::cli::Cli::try_parse_from(["walferry"].iter().chain(&arguments));
+        assert!(parsed.is_ok(), "{mode:?} {arguments:?}: {parsed:?}");
+    }
 }
 
 #[test]

@@ -36,7 +36,7 @@ use crate::{
 /// The annotation of the pod template that holds the hash of [`config_hash`].
 pub(super) const CONFIG_HASH: &str = "walferry.dev/config-hash";
 /// The label that holds the Mirror's UID; pods are found by it.
-pub(super) const MIRROR_UID: &str = "walferry.dev/mirror-uid";
+pub(in crate::operator) const MIRROR_UID: &str = "walferry.dev/mirror-uid";
 /// The name of the container, whose state tells how the replicator fares.
 pub(super) const CONTAINER: &str = "replicator";
 /// The port of the replicator's HTTP server.

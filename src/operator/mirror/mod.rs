@@ -1,8 +1,189 @@
-//! The controller of Mirrors.
+//! The controller of Mirrors: a short driver over named steps, each in its own file.
+//!
+//! fetch → validate → preflight → build → apply → replicator → publish. Whatever step a look at a Mirror ends in, it comes to one
+//! [`MirrorReport`], from which status and events are made.
 
-#[allow(dead_code, reason = "the driver calls these")]
+mod apply;
 mod build;
-#[allow(dead_code, reason = "the driver calls these")]
+mod fetch;
+mod finalize;
 mod observe;
+mod preflight;
+mod publish;
+mod replicator;
+mod suspended;
+mod validate;
 
+pub(super) use build::MIRROR_UID;
 pub use build::ReplicatorSettings;
+pub(super) use replicator::StatusClient;
+
+use std::{sync::Arc, time::Duration};
+
+use kube::{Resource, ResourceExt, runtime::controller::Action};
+
+use super::{
+    context::{Context, Written},
+    controller::Error,
+    events::Notice,
+    login,
+    obstacle::Obstacle,
+    scope::Guarded,
+};
+use crate::{
+    api::{Mirror, MirrorStatus, RESYNC},
+    model::{MirrorIdentity, MirrorPhase, MirrorReport},
+};
+use apply::{Applied, Present, Wanted, apply};
+use finalize::{Endpoints, finalize};
+use publish::publish;
+use replicator::{hindered, unasked};
+use validate::Plan;
+
+/// How often a Mirror is looked at that is on its way.
+const MOVING: Duration = Duration::from_secs(1);
+/// How often one is looked at that streams, for its figures.
+const STREAMING: Duration = Duration::from_secs(5);
+/// How often one is looked at that waits for a human, or for nothing.
+const RESTING: Duration = Duration::from_secs(60);
+
+/// What is remembered of a Mirror.
+#[derive(Debug, Default)]
+pub(super) struct Memory {
+    written: Option<Written<MirrorStatus>>,
+    applied: Option<Applied>,
+    endpoints: Option<Endpoints>,
+    /// The slot of a suspended Mirror.
+    seen: Option<suspended::Seen>,
+    /// Whether the slot was told to be at risk.
+    at_risk: bool,
+    /// The value of the annotation that asks for a resync, as last applied.
+    resync: Option<Option<String>>,
+}
+
+/// Looks at a Mirror.
+///
+/// # Errors
+/// What the API server says; everything else is told in the status.
+pub(super) async fn reconcile(mirror: Arc<Guarded<Mirror>>, context: Arc<Context>) -> Result<Action, Error> {
+    let identity = MirrorIdentity {
+        namespace: mirror.namespace().unwrap_or_default(),
+        name: mirror.name_any(),
+        uid: mirror.uid().unwrap_or_default().replace('-', ""),
+    };
+    if mirror.meta().deletion_timestamp.is_some() {
+        return finalize(&context, &mirror, &identity).await;
+    }
+    let readable = match &mirror.0 {
+        Ok(readable) => readable,
+        Err(invalid) => {
+            let report = hindered(&identity, login::unreadable(&invalid.error));
+            publish(&context, &mirror, &report).await?;
+            return Ok(Action::await_change());
+        }
+    };
+    if readable.status.as_ref().is_none_or(|status| status.conditions.is_empty()) {
+        publish(&context, &mirror, &unasked(&identity, MirrorPhase::Provisioning, None)).await?;
+    }
+    let (report, ours) = match drive(&context, readable, &identity).await {
+        Ok(report) => (report, false),
+        Err(Error::Obstacle(obstacle)) => (standing(&context, readable, &identity, obstacle).await?, true),
+        Err(error) => return Err(error),
+    };
+    publish(&context, &mirror, &report).await?;
+    Ok(Action::requeue(pause(&context, &mirror.uid().unwrap_or_default(), report.phase, ours)))
+}
+
+/// All steps up to the report.
+async fn drive(context: &Context, mirror: &Mirror, identity: &MirrorIdentity) -> Result<MirrorReport, Error> {
+    let uid = mirror.uid().unwrap_or_default();
+    let fetched = fetch::fetch(context, mirror).await?;
+    let plan = validate::validate(mirror, &fetched)?;
+    let wanted = Wanted::render(context, mirror, &plan)?;
+    let present = Present::read(context, mirror);
+    let applied = context.memory.mirrors.of(&uid, |memory| memory.applied.clone());
+    if wanted.starts_anew(&present, applied.as_ref()) {
+        preflight::preflight(&plan.config).await?;
+    }
+    remember(context, mirror, &plan).await;
+    let deployment = apply(context, mirror, &wanted, &present).await?;
+    let (report, at_risk) = if mirror.spec.suspend {
+        suspended::report(context, identity, &uid, &plan.config.source).await
+    } else {
+        context.memory.mirrors.of(&uid, |memory| memory.seen = None);
+        let report = replicator::report(context, identity, &uid, Some(&deployment)).await;
+        let at_risk = report.slot_wal_status.as_deref() == Some("unreserved");
+        (report, at_risk)
+    };
+    let told = context.memory.mirrors.of(&uid, |memory| std::mem::replace(&mut memory.at_risk, at_risk));
+    if at_risk && !told {
+        let notice = Notice::warning("SlotAtRisk", slot_at_risk(&report));
+        context.events.publish(&mirror.object_ref(&()), &notice).await;
+    }
+    Ok(report)
+}
+
+fn slot_at_risk(report: &MirrorReport) -> String {
+    format!(
+        "slot {} holds back nearly all the WAL that the source may keep, and will be invalidated: raise max_slot_wal_keep_size, and see why the Mirror \
+         doesn't keep up, or resume it",
+        report.slot_name
+    )
+}
+
+/// Keeps what a later clean-up may not find any more, and tells of a resync that begins.
+async fn remember(context: &Context, mirror: &Mirror, plan: &Plan<'_>) {
+    let endpoints =
+        Endpoints { source: plan.config.source.clone(), destination: plan.config.destination.clone() };
+    let asked = mirror.annotations().get(RESYNC).cloned();
+    let before = context.memory.mirrors.of(&mirror.uid().unwrap_or_default(), |memory| {
+        memory.endpoints = Some(endpoints);
+        memory.resync.replace(asked.clone())
+    });
+    if let (Some(before), Some(asked)) = (before, &asked)
+        && before.as_ref() != Some(asked)
+    {
+        let notice =
+            Notice::normal("ResyncRequested", format!("everything is copied anew, as {RESYNC}={asked} asks"));
+        context.events.publish(&mirror.object_ref(&()), &notice).await;
+    }
+}
+
+/// The report about a Mirror that something keeps from going on as it is. A replicator with earlier settings is left to run, and its figures are told.
+async fn standing(
+    context: &Context,
+    mirror: &Mirror,
+    identity: &MirrorIdentity,
+    obstacle: Obstacle,
+) -> Result<MirrorReport, kube::Error> {
+    let told = hindered(identity, obstacle);
+    let Some(deployment) = Present::read(context, mirror).deployment else { return Ok(told) };
+    if mirror.spec.suspend {
+        apply::scale_down(context, &deployment).await?;
+        return Ok(told);
+    }
+    let uid = mirror.uid().unwrap_or_default();
+    let running = replicator::report(context, identity, &uid, Some(&deployment)).await;
+    if running.tables.is_empty() {
+        return Ok(told);
+    }
+    let mut failure = told.failure;
+    if let Some(failure) = &mut failure {
+        failure.message = format!("{}. The replicator goes on with its earlier settings", failure.message);
+    }
+    Ok(MirrorReport { phase: told.phase, failure, ..running })
+}
+
+/// When to look again. `ours` says that the operator itself met an obstacle, and didn't just hear of one.
+fn pause(context: &Context, uid: &str, phase: MirrorPhase, ours: bool) -> Duration {
+    if ours && phase == MirrorPhase::Retrying {
+        return context.memory.backoff.next(uid);
+    }
+    context.memory.backoff.reset(uid);
+    match phase {
+        MirrorPhase::Provisioning | MirrorPhase::Snapshotting => MOVING,
+        MirrorPhase::Streaming | MirrorPhase::Retrying => STREAMING,
+        MirrorPhase::Suspended => suspended::EVERY,
+        MirrorPhase::Stalled | MirrorPhase::Finished | MirrorPhase::Deleting => RESTING,
+    }
+}

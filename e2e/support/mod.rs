@@ -2,6 +2,7 @@
 
 mod clickhouse;
 mod http;
+mod keeper;
 mod lab;
 mod proxy;
 mod servers;
@@ -11,6 +12,7 @@ mod writer;
 
 pub use clickhouse::ClickHouse;
 pub use http::get;
+pub use keeper::Keeper;
 pub use lab::{Lab, Mirror};
 pub use proxy::{Proxy, TlsProxy};
 pub use servers::Server;

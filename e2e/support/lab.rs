@@ -29,17 +29,22 @@ impl Mirror {
         &mut self.mirror["spec"]["tables"][index]
     }
 
-    /// All documents in one file.
-    pub fn to_yaml(&self) -> String {
+    /// All documents.
+    pub fn documents(&self) -> Vec<Value> {
         let secrets = self.secrets.iter().map(|(name, data)| {
             json!({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": name}, "stringData": data})
         });
         [self.postgres.clone(), self.clickhouse.clone(), self.mirror.clone()]
             .into_iter()
             .chain(secrets)
-            .map(|document| serde_yaml::to_string(&document).unwrap())
-            .collect::<Vec<_>>()
-            .join("---\n")
+            .collect()
+    }
+
+    /// All documents in one file.
+    pub fn to_yaml(&self) -> String {
+        let documents = self.documents();
+        let texts = documents.iter().map(|document| serde_yaml::to_string(document).unwrap());
+        texts.collect::<Vec<_>>().join("---\n")
     }
 }
 

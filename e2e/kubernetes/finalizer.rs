@@ -1,0 +1,214 @@
+//! What becomes of a Mirror that is deleted: nothing of it stays at the source, and the target tables stay.
+
+use std::{
+    io::ErrorKind,
+    net::TcpListener,
+    time::{Duration, Instant},
+};
+
+use k8s_openapi::api::apps::v1::Deployment;
+use serde_json::json;
+use walferry::api::{self, ReplicationPeer, conditions};
+
+use crate::{
+    harness::{Lab, another, cluster, condition},
+    support::{eventually, until},
+};
+
+/// How many records of this Mirror there are at the destination.
+fn records(lab: &Lab, uid: &str) -> String {
+    lab.target_value(&format!(
+        "SELECT count() FROM _walferry_state FINAL WHERE mirror = '{uid}' AND value != ''"
+    ))
+}
+
+/// The UID as slot, publication and state have it.
+fn uid_of(name_at_source: &str) -> &str {
+    name_at_source.strip_prefix("walferry_").unwrap()
+}
+
+/// In all ways that a Mirror can go while its servers answer: its pod was killed just now, it is to be retained, it has no pod, and its
+/// peers were deleted before it.
+#[test]
+fn leaves_target_tables_and_nothing_else() {
+    let lab = Lab::new();
+    for table in ["a", "b", "c"] {
+        lab.sql(&format!(
+            "CREATE TABLE {table} (id int PRIMARY KEY); INSERT INTO {table} SELECT generate_series(1, 100)"
+        ));
+    }
+    let streams = another(&lab.mirror(&["a"]), "streams", &["a"]);
+    let mut retained = another(&streams, "retained", &["b"]);
+    retained.mirror["spec"]["deletionPolicy"] = "Retain".into();
+    let suspended = another(&streams, "suspended", &["c"]);
+    lab.apply(&streams);
+    lab.apply_mirror(&retained);
+    lab.apply_mirror(&suspended);
+    let names = ["streams", "retained", "suspended"].map(|name| {
+        lab.until_ready(name);
+        lab.settle(name);
+        lab.name_at_source(name)
+    });
+    let [streams_at_source, retained_at_source, suspended_at_source] = &names;
+    let pod = lab.until_replicator("suspended", &[]);
+    lab.patch_mirror("suspended", &json!({"spec": {"suspend": true}}));
+    lab.until_pod_gone(&pod);
+
+    // Peers stay as long as they are in use, and say by which.
+    for peer in ["source", "target"] {
+        lab.begin_delete::<ReplicationPeer>(peer);
+        lab.space.until(peer, "the Mirrors that use it", |peer: Option<&ReplicationPeer>| {
+            let ready = condition(&peer?.status.as_ref()?.conditions, conditions::READY)?;
+            let named = ["streams", "retained", "suspended"].iter().all(|name| ready.message.contains(name));
+            (ready.reason == "Deleting" && named).then_some(())
+        });
+    }
+    lab.sql("INSERT INTO a SELECT generate_series(101, 200)");
+    lab.settle("streams");
+
+    lab.kill_pod(&lab.until_replicator("streams", &[]));
+    lab.delete::<api::Mirror>("streams");
+    let note = lab.until_event("streams", "CleanedUp");
+    for done in
+        [format!("slot {streams_at_source} dropped"), format!("publication {streams_at_source} dropped")]
+    {
+        assert!(note.contains(&done), "{note}");
+    }
+    assert!(!lab.left_at_source().contains(streams_at_source), "{}", lab.left_at_source());
+    assert_eq!(records(&lab, uid_of(streams_at_source)), "0");
+    lab.assert_table("a", "id", "id");
+
+    lab.delete::<api::Mirror>("retained");
+    let note = lab.until_event("retained", "Retained");
+    assert!(note.contains(retained_at_source), "{note}");
+    assert_eq!(lab.left_at_source().matches(retained_at_source).count(), 2, "{}", lab.left_at_source());
+    assert_ne!(records(&lab, uid_of(retained_at_source)), "0");
+    lab.sql(&format!("SELECT pg_drop_replication_slot('{retained_at_source}')"));
+    lab.sql(&format!("DROP PUBLICATION {retained_at_source}"));
+
+    lab.delete::<api::Mirror>("suspended");
+    assert!(!lab.left_at_source().contains(suspended_at_source), "{}", lab.left_at_source());
+    assert_eq!(records(&lab, uid_of(suspended_at_source)), "0");
+    lab.assert_table("c", "id", "id");
+
+    for peer in ["source", "target"] {
+        lab.space.until::<ReplicationPeer, ()>(peer, "gone", |peer| peer.is_none().then_some(()));
+    }
+}
+
+/// The replicator gets so little processor time that it is still copying when it has to end.
+#[test]
+fn while_rows_are_copied() {
+    let lab = Lab::new();
+    lab.sql(
+        "CREATE TABLE t (id int PRIMARY KEY, v text); ALTER TABLE t ALTER v SET STORAGE PLAIN;
+        INSERT INTO t SELECT i, repeat(md5(i::text), 40) FROM generate_series(1, 200000) i",
+    );
+    let mut mirror = lab.mirror(&["t"]);
+    mirror.mirror["spec"]["snapshot"] = json!({"parallelism": 1});
+    mirror.mirror["spec"]["replicator"] = json!({"resources": {"limits": {"cpu": "30m"}}});
+    let name = lab.apply(&mirror);
+    lab.until(&name, "some rows to be copied", |mirror| {
+        let snapshot = mirror.status.as_ref()?.snapshot.as_ref()?;
+        (snapshot.rows_copied > 0).then_some(())
+    });
+    let at_source = lab.name_at_source(&name);
+    lab.begin_delete::<api::Mirror>(&name);
+    lab.until_gone(&name);
+    assert_eq!(lab.left_at_source(), "");
+    assert_eq!(records(&lab, uid_of(&at_source)), "0");
+    let copied: u32 = lab.target_value("SELECT count() FROM t FINAL").parse().unwrap();
+    assert!((1..200_000).contains(&copied), "{copied} rows were copied");
+}
+
+/// It is tried again with pauses that grow, and done when the source is back; unless it is told to let go.
+#[test]
+fn while_the_source_is_down() {
+    let mut lab = Lab::with_own_postgres(&[]);
+    lab.sql("CREATE TABLE a (id int PRIMARY KEY); CREATE TABLE b (id int PRIMARY KEY)");
+    let waits = another(&lab.mirror(&["a"]), "waits", &["a"]);
+    lab.apply(&waits);
+    lab.apply_mirror(&another(&waits, "abandoned", &["b"]));
+    let [waits_at_source, abandoned_at_source] = ["waits", "abandoned"].map(|name| {
+        lab.until_ready(name);
+        lab.name_at_source(name)
+    });
+    lab.restart_postgres(false, || {
+        let address = cluster().address();
+        let port = (address, lab.postgres_port);
+        for name in ["waits", "abandoned"] {
+            lab.begin_delete::<api::Mirror>(name);
+            // a second time is no other thing
+            lab.begin_delete::<api::Mirror>(name);
+        }
+        for name in ["waits", "abandoned"] {
+            let words = ["source", "kubectl annotate mirror", name, "walferry.dev/abandon=true"];
+            lab.until_told(name, "CleanupFailed", &words);
+            lab.until(name, "the side that the fault lies on", |mirror| {
+                let source = condition(&mirror.status.as_ref()?.conditions, conditions::SOURCE_READY)?;
+                (source.status == "False" && source.reason == "SourceUnreachable").then_some(())
+            });
+        }
+        lab.annotate("abandoned", "walferry.dev/abandon", "true");
+        lab.until_gone("abandoned");
+        let note = lab.until_event("abandoned", "Abandoned");
+        let drop = format!("SELECT pg_drop_replication_slot('{abandoned_at_source}')");
+        assert!(note.contains(&drop) && note.contains("stay"), "{note}");
+        assert_tries_less_and_less(port);
+    });
+    lab.until_gone("waits");
+    let note = lab.until_event("waits", "CleanedUp");
+    assert!(note.contains(&format!("slot {waits_at_source} dropped")), "{note}");
+    assert_eq!(lab.left_at_source(), format!("{abandoned_at_source}\n{abandoned_at_source}\n"));
+    lab.leaves_nothing = false;
+}
+
+/// Stands in for a server that ends every connection at once, and sees how often one comes.
+fn assert_tries_less_and_less(port: (std::net::IpAddr, u16)) {
+    let listener = TcpListener::bind(port).unwrap();
+    listener.set_nonblocking(true).unwrap();
+    let times: [Instant; 3] = [(); 3].map(|()| {
+        until("a try to clean up", || match listener.accept() {
+            Ok(_) => Some(Instant::now()),
+            Err(error) if error.kind() == ErrorKind::WouldBlock => None,
+            Err(error) => panic!("{error}"),
+        })
+    });
+    let pauses = [times[1] - times[0], times[2] - times[1]];
+    assert!(pauses.iter().all(|pause| *pause > Duration::from_millis(500)), "{pauses:?}");
+}
+
+/// At each step that a new Mirror takes; and then the namespace goes with all that is in it.
+#[test]
+fn right_after_creation_and_with_the_namespace() {
+    let lab = Lab::new();
+    let steps = ["created", "kept", "deployed", "begun", "streams", "new"];
+    for step in steps {
+        lab.sql(&format!("CREATE TABLE {step} (id int PRIMARY KEY)"));
+    }
+    let [created, kept, deployed, begun, streams, new] =
+        steps.map(|step| another(&lab.mirror(&["created"]), step, &[step]));
+    lab.apply(&created);
+    lab.begin_delete::<api::Mirror>("created");
+    lab.apply_mirror(&kept);
+    lab.until("kept", "its finalizer", |mirror| mirror.metadata.finalizers.as_ref().map(drop));
+    lab.begin_delete::<api::Mirror>("kept");
+    lab.apply_mirror(&deployed);
+    let deployment = "walferry-deployed";
+    lab.space.until(deployment, "made", |deployment: Option<&Deployment>| deployment.map(drop));
+    lab.begin_delete::<api::Mirror>("deployed");
+    lab.apply_mirror(&begun);
+    let at_source = lab.name_at_source("begun");
+    eventually("its publication", || lab.left_at_source().contains(&at_source));
+    lab.begin_delete::<api::Mirror>("begun");
+    for name in ["created", "kept", "deployed", "begun"] {
+        lab.until_gone(name);
+    }
+    assert_eq!(lab.left_at_source(), "");
+
+    lab.apply_mirror(&streams);
+    lab.until_ready("streams");
+    lab.apply_mirror(&new);
+    lab.delete_namespace();
+    assert_eq!(lab.left_at_source(), "");
+}

@@ -1,0 +1,152 @@
+//! The cluster that the tests of this process share.
+
+use std::{
+    env,
+    ffi::OsString,
+    fmt,
+    io::Write,
+    net::{IpAddr, UdpSocket},
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+    sync::{Mutex, OnceLock, PoisonError},
+};
+
+use k8s_openapi::api::core::v1::Node;
+use kube::{
+    Api, Client, Config,
+    config::{KubeConfigOptions, Kubeconfig},
+};
+use tokio::runtime::Runtime;
+
+use crate::support::{Keeper, Outcome};
+
+/// A running cluster and the way in.
+pub struct Cluster {
+    pub client: Client,
+    runtime: Runtime,
+    kubeconfig: PathBuf,
+    /// Where kubectl and helm are; on PATH when `None`.
+    tools: Option<PathBuf>,
+    /// Holds a cluster of our own.
+    keeper: Option<Mutex<Keeper>>,
+}
+
+impl fmt::Debug for Cluster {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Cluster").field("kubeconfig", &self.kubeconfig).finish_non_exhaustive()
+    }
+}
+
+/// The cluster, started with the first use.
+pub fn cluster() -> &'static Cluster {
+    static CLUSTER: OnceLock<Cluster> = OnceLock::new();
+    CLUSTER.get_or_init(|| match env::var_os("E2E_KUBECONFIG") {
+        Some(kubeconfig) => Cluster::connect(kubeconfig.into(), None, None),
+        None => Cluster::start(),
+    })
+}
+
+impl Cluster {
+    /// A cluster of our own.
+    fn start() -> Cluster {
+        let mut keeper = Keeper::start("cluster", &[]);
+        let answer = keeper.answer();
+        let Some(folder) = answer.strip_prefix("ready ") else {
+            panic!("the cluster did not start (answer '{answer}'); why not is above")
+        };
+        let kubeconfig = Path::new(folder).join("admin.kubeconfig");
+        Cluster::connect(kubeconfig, Some(tools_folder()), Some(Mutex::new(keeper)))
+    }
+
+    fn connect(kubeconfig: PathBuf, tools: Option<PathBuf>, keeper: Option<Mutex<Keeper>>) -> Cluster {
+        let runtime =
+            tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+        let parsed = Kubeconfig::read_from(&kubeconfig)
+            .unwrap_or_else(|error| panic!("{}: {error}", kubeconfig.display()));
+        let client = runtime.block_on(async {
+            let config = Config::from_custom_kubeconfig(parsed, &KubeConfigOptions::default()).await.unwrap();
+            Client::try_from(config).unwrap()
+        });
+        Cluster { client, runtime, kubeconfig, tools, keeper }
+    }
+
+    /// Runs a future to its end. Not for use within another.
+    pub fn block_on<F: Future>(&self, future: F) -> F::Output {
+        self.runtime.block_on(future)
+    }
+
+    /// The address at which pods reach servers of this machine: the one that this machine has towards the nodes.
+    pub fn address(&self) -> IpAddr {
+        let nodes = self.block_on(Api::<Node>::all(self.client.clone()).list(&Default::default())).unwrap();
+        let addresses = nodes.items.iter().flat_map(|node| node.status.iter().flat_map(|s| &s.addresses));
+        let node = addresses.flatten().find(|address| address.type_ == "InternalIP").expect("a node");
+        let node: IpAddr = node.address.parse().unwrap();
+        let any = if node.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
+        let socket = UdpSocket::bind(any).unwrap();
+        // nothing is sent: the kernel only chooses the route
+        socket.connect((node, 1)).unwrap();
+        socket.local_addr().unwrap().ip()
+    }
+
+    /// The minor version of the apiserver: 34 is Kubernetes 1.34.
+    pub fn minor_version(&self) -> u32 {
+        let version = self.block_on(self.client.apiserver_version()).unwrap();
+        version.minor.trim_end_matches(|c: char| !c.is_ascii_digit()).parse().unwrap()
+    }
+
+    /// Stops, kills or starts a program of the cluster: "apiserver kill". Only a cluster of our own can do this.
+    #[track_caller]
+    pub fn order(&self, order: &str) {
+        let keeper = self.keeper.as_ref().expect("a cluster of E2E_KUBECONFIG can't be disturbed like that");
+        let answer = keeper.lock().unwrap_or_else(PoisonError::into_inner).order(order);
+        assert!(["started", "stopped"].contains(&&*answer), "{order}: {answer}");
+    }
+
+    /// Runs kubectl with this standard input.
+    #[track_caller]
+    pub fn kubectl(&self, arguments: &[&str], input: &str) -> Outcome {
+        self.run("kubectl", arguments, input)
+    }
+
+    /// Runs helm.
+    #[track_caller]
+    pub fn helm(&self, arguments: &[&str]) -> Outcome {
+        self.run("helm", arguments, "")
+    }
+
+    /// Gives a cluster of our own the images of an OCI archive.
+    pub fn load(&self, archive: &str) {
+        let folder = self.kubeconfig.parent().unwrap();
+        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("e2e/cluster");
+        let status = Command::new(script).arg("load").arg(folder).arg(archive).status().unwrap();
+        assert!(status.success(), "e2e/cluster load failed; why is above");
+    }
+
+    fn run(&self, tool: &str, arguments: &[&str], input: &str) -> Outcome {
+        let program: OsString = self.tools.as_ref().map_or(tool.into(), |folder| folder.join(tool).into());
+        let mut child = Command::new(&program)
+            .args(arguments)
+            .env("KUBECONFIG", &self.kubeconfig)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap_or_else(|error| panic!("{}: {error}", program.display()));
+        // It may end without having read all.
+        let _ = child.stdin.take().unwrap().write_all(input.as_bytes());
+        let output = child.wait_with_output().unwrap();
+        Outcome {
+            code: output.status.code(),
+            stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
+            stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
+        }
+    }
+}
+
+/// The folder of `e2e/cluster tools`.
+fn tools_folder() -> PathBuf {
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("e2e/cluster");
+    let output = Command::new(script).arg("tools").stderr(Stdio::inherit()).output().unwrap();
+    assert!(output.status.success(), "e2e/cluster tools failed; why is above");
+    String::from_utf8(output.stdout).unwrap().trim_end().into()
+}

@@ -1,0 +1,265 @@
+//! ReplicationPeers: what a look at a database says, and when it is looked at again.
+
+use k8s_openapi::api::core::v1::Secret;
+use kube::api::{Patch, PatchParams};
+use rcgen::{
+    BasicConstraints, CertificateParams, CertifiedIssuer, DnType, ExtendedKeyUsagePurpose, IsCa, KeyPair,
+    date_time_ymd,
+};
+use serde_json::{Value, json};
+use walferry::api::{ReplicationPeer, ReplicationPeerStatus, conditions};
+
+use crate::{
+    harness::{Lab, Space, clickhouse, cluster, condition, own_postgres},
+    support,
+};
+
+/// Watches a peer until `look` gives something.
+#[track_caller]
+fn until<T>(
+    lab: &Lab,
+    name: &str,
+    awaited: &str,
+    mut look: impl FnMut(&ReplicationPeerStatus) -> Option<T>,
+) -> T {
+    lab.space.until(name, awaited, |peer: Option<&ReplicationPeer>| {
+        let status = peer?.status.as_ref()?;
+        (status.observed_generation == peer?.metadata.generation).then(|| look(status))?
+    })
+}
+
+#[track_caller]
+fn until_ready(lab: &Lab, name: &str) -> ReplicationPeerStatus {
+    until(lab, name, "Ready", |status| {
+        let ready = condition(&status.conditions, conditions::READY)?;
+        (ready.status == "True").then(|| status.clone())
+    })
+}
+
+/// Waits until a peer is not Ready for this reason, told by a condition of this type, and gives the message.
+#[track_caller]
+fn until_failing(lab: &Lab, name: &str, kind: &str, reason: &str) -> String {
+    let status = until(lab, name, &format!("{kind} with {reason}"), |status| {
+        let found = condition(&status.conditions, kind)?;
+        (found.status == "True" && found.reason == reason).then(|| status.clone())
+    });
+    let other = if kind == conditions::STALLED { conditions::RECONCILING } else { conditions::STALLED };
+    assert_eq!(condition(&status.conditions, other), None);
+    let ready = condition(&status.conditions, conditions::READY).unwrap();
+    assert_eq!(ready.status, "False", "{status:?}");
+    ready.message.clone()
+}
+
+#[track_caller]
+fn assert_says(message: &str, words: &[&str]) {
+    for word in words {
+        assert!(message.to_lowercase().contains(&word.to_lowercase()), "'{word}' is not said in: {message}");
+    }
+}
+
+/// Sets keys of a Secret, or removes them by null, as `kubectl edit` does.
+fn edit_secret(space: &Space, name: &str, data: &Value) {
+    let patch = Patch::Merge(json!({"stringData": data}));
+    let removed: serde_json::Map<_, _> = data
+        .as_object()
+        .unwrap()
+        .iter()
+        .filter(|(_, value)| value.is_null())
+        .map(|(k, v)| (k.clone(), v.clone()))
+        .collect();
+    let api = space.api::<Secret>();
+    if removed.is_empty() {
+        cluster().block_on(api.patch(name, &PatchParams::default(), &patch)).unwrap();
+    } else {
+        let patch = Patch::Merge(json!({"data": removed}));
+        cluster().block_on(api.patch(name, &PatchParams::default(), &patch)).unwrap();
+    }
+}
+
+/// This document under another name.
+fn named(document: &Value, name: &str) -> Value {
+    let mut document = document.clone();
+    document["metadata"]["name"] = name.into();
+    document
+}
+
+#[test]
+fn a_peer_says_what_it_is_and_follows_its_secret() {
+    let lab = Lab::new();
+    let mirror = lab.mirror(&["t"]);
+    // the first look finds no Secret
+    lab.space.apply(&mirror.postgres);
+    let message = until_failing(&lab, "source", conditions::STALLED, "SecretMissing");
+    assert_says(
+        &message,
+        &["spec.postgres.credentialsSecretRef.name", "source-login", &lab.space.name, "create it"],
+    );
+    for document in mirror.documents() {
+        if document["kind"] != "Mirror" {
+            lab.space.apply(&document);
+        }
+    }
+
+    let source = until_ready(&lab, "source");
+    assert_eq!(
+        source.system_identifier,
+        Some(lab.source_value("SELECT system_identifier FROM pg_control_system()"))
+    );
+    let version = source.server_version.unwrap();
+    assert!(lab.source_value("SHOW server_version").starts_with(&version), "{version}");
+    let target = until_ready(&lab, "target");
+    assert_eq!(target.server_version, Some(lab.target_value("SELECT version()")));
+    assert_eq!(target.system_identifier, None);
+    lab.space
+        .kubectl(&["wait", "--for=condition=Ready", "--timeout=10s", "replicationpeers", "--all"])
+        .exits(0);
+    lab.space.kubectl(&["get", "replicationpeers"]).exits(0).says(&["READY", "True", &version]);
+
+    for (secret, peer, reason, user, right) in [
+        ("source-login", "source", "SourceAuthenticationFailed", lab.database.as_str(), "role-test"),
+        ("target-login", "target", "DestinationAuthenticationFailed", "limited", "limited-test"),
+    ] {
+        // a new Secret is a new look, at once
+        edit_secret(&lab.space, secret, &json!({"password": "not-the-password"}));
+        let message = until_failing(&lab, peer, conditions::STALLED, reason);
+        assert_says(&message, &[user, "credentialsSecretRef"]);
+        // what is known of the server stays
+        until(&lab, peer, "the version", |status| status.server_version.clone());
+        edit_secret(&lab.space, secret, &json!({"password": null}));
+        let message = until_failing(&lab, peer, conditions::STALLED, "SecretKeyMissing");
+        assert_says(&message, &[secret, "no key password", "it has: username"]);
+        edit_secret(&lab.space, secret, &json!({"password": right}));
+        until_ready(&lab, peer);
+    }
+    lab.space.kubectl(&["describe", "replicationpeers"]).exits(0).says(&[
+        "SecretMissing",
+        "SecretKeyMissing",
+        "SourceAuthenticationFailed",
+        "Connected",
+    ]);
+    lab.assert_secret(&["not-the-password"]);
+
+    // without Mirrors a peer goes at once
+    for peer in ["source", "target"] {
+        lab.delete::<ReplicationPeer>(peer);
+    }
+}
+
+/// Each wrong setting has its reason, and a message with the field to correct.
+#[test]
+fn wrong_settings_are_told_and_correcting_them_is_seen() {
+    let address = cluster().address().to_string();
+    let (right, wrong) = (Authority::new("right"), Authority::new("wrong"));
+    let folder = tempfile::tempdir().unwrap();
+    right.write_files(folder.path(), &address);
+    let postgres = own_postgres(&["--tls", folder.path().to_str().unwrap(), "-c", "wal_level=replica"]);
+    let lab = Lab::with(Space::new(), support::Lab::on(postgres, clickhouse()));
+    let mirror = lab.mirror(&["t"]);
+    for (name, data) in mirror.secrets.iter().cloned().chain([
+        ("right".to_owned(), json!({"ca.crt": right.pem()})),
+        ("wrong".to_owned(), json!({"ca.crt": wrong.pem(), "other": "-"})),
+        ("reader-login".to_owned(), json!({"username": "reader", "password": "reader-test"})),
+        ("frozen-login".to_owned(), json!({"username": "frozen", "password": "frozen-test"})),
+    ]) {
+        let secret =
+            json!({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": name}, "stringData": data});
+        lab.space.apply(&secret);
+    }
+    let apply = |document: &Value, name: &str, changes: &[(&str, Value)]| {
+        let mut document = named(document, name);
+        for (pointer, value) in changes {
+            let (parent, field) = pointer.rsplit_once('/').unwrap();
+            document.pointer_mut(&format!("/spec{parent}")).unwrap()[field] = value.clone();
+        }
+        lab.space.apply(&document);
+    };
+    let tls =
+        |name: &str, key: &str| json!({"mode": "VerifyFull", "caSecretRef": {"name": name, "key": key}});
+    let source = |name: &str, field: &str, value: Value| {
+        apply(&mirror.postgres, name, &[(&format!("/postgres/{field}"), value)]);
+    };
+    let target = |name: &str, field: &str, value: Value| {
+        apply(&mirror.clickhouse, name, &[(&format!("/clickhouse/{field}"), value)]);
+    };
+    apply(&mirror.postgres, "level", &[]);
+    source("host", "host", "db.invalid".into());
+    source("port", "port", 1.into());
+    source("database", "database", "app_nowhere".into());
+    source("tls", "tls", tls("right", "ca.crt"));
+    source("other-ca", "tls", tls("wrong", "ca.crt"));
+    source("no-ca", "tls", tls("right", "ca.pem"));
+    source("broken-ca", "tls", tls("wrong", "other"));
+    apply(&mirror.clickhouse, "target", &[]);
+    target("target-port", "url", format!("http://{address}:1").into());
+    target("target-database", "database", "app_nowhere".into());
+    target("reader", "credentialsSecretRef", json!({"name": "reader-login"}));
+    target("frozen", "credentialsSecretRef", json!({"name": "frozen-login"}));
+
+    let (stalled, reconciling) = (conditions::STALLED, conditions::RECONCILING);
+    for (name, kind, reason, words) in [
+        (
+            "level",
+            stalled,
+            "SourceWalLevelNotLogical",
+            &["replica", "ALTER SYSTEM SET wal_level", "restart"][..],
+        ),
+        ("host", reconciling, "SourceUnreachable", &["db.invalid", "postgres.host"]),
+        ("port", reconciling, "SourceUnreachable", &[&format!("{address}:1"), "postgres.port"]),
+        ("database", stalled, "SourceError", &["app_nowhere", "postgres.database"]),
+        ("tls", stalled, "SourceWalLevelNotLogical", &["wal_level"]),
+        ("other-ca", stalled, "SourceTlsFailed", &["certificate", "caSecretRef"]),
+        (
+            "no-ca",
+            stalled,
+            "SecretKeyMissing",
+            &["spec.postgres.tls.caSecretRef", "ca.pem", "it has: ca.crt"],
+        ),
+        ("broken-ca", stalled, "SourceTlsFailed", &["caSecretRef"]),
+        ("target-port", reconciling, "DestinationUnreachable", &[&format!("{address}:1")]),
+        ("target-database", stalled, "DestinationDatabaseMissing", &["app_nowhere", "CREATE DATABASE"]),
+        ("reader", stalled, "DestinationAccessDenied", &["reader", "GRANT"]),
+        ("frozen", stalled, "DestinationReadOnly", &["frozen", "readonly"]),
+    ] {
+        let message = until_failing(&lab, name, kind, reason);
+        println!("{name}: {reason}: {message}");
+        assert_says(&message, words);
+    }
+    until_ready(&lab, "target");
+    lab.assert_secret(&["reader-test", "frozen-test"]);
+
+    // a new spec is a new look, at once
+    apply(&mirror.clickhouse, "target-port", &[]);
+    target("target-database", "database", lab.database.as_str().into());
+    for name in ["target-port", "target-database"] {
+        until_ready(&lab, name);
+    }
+    lab.space.kubectl(&["delete", "replicationpeers", "--all"]).exits(0);
+}
+
+/// An authority that signs certificates.
+struct Authority(CertifiedIssuer<'static, KeyPair>);
+
+impl Authority {
+    fn new(name: &str) -> Authority {
+        let mut params = CertificateParams::new(vec![]).unwrap();
+        params.distinguished_name.push(DnType::CommonName, name);
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        Authority(CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap())
+    }
+
+    fn pem(&self) -> String {
+        self.0.pem()
+    }
+
+    /// The files that `e2e/servers --tls` takes, for a server at this address.
+    fn write_files(&self, folder: &std::path::Path, address: &str) {
+        let mut params = CertificateParams::new(vec![address.to_owned()]).unwrap();
+        params.extended_key_usages.push(ExtendedKeyUsagePurpose::ServerAuth);
+        params.not_before = date_time_ymd(2001, 1, 1);
+        params.not_after = date_time_ymd(2090, 1, 1);
+        let key = KeyPair::generate().unwrap();
+        std::fs::write(folder.join("server.crt"), params.signed_by(&key, &self.0).unwrap().pem()).unwrap();
+        std::fs::write(folder.join("server.key"), key.serialize_pem()).unwrap();
+        std::fs::write(folder.join("ca.crt"), self.pem()).unwrap();
+    }
+}

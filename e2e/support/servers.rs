@@ -1,0 +1,93 @@
+//! Servers kept by `e2e/servers hold`.
+
+use std::{
+    path::PathBuf,
+    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
+};
+
+use super::{ClickHouse, Keeper, Pg};
+
+/// A running server of our own.
+#[derive(Debug)]
+pub struct Server {
+    keeper: Mutex<Keeper>,
+    pub port: u16,
+    /// Where its files are.
+    pub folder: PathBuf,
+}
+
+impl Server {
+    /// Starts `e2e/servers hold` with these arguments.
+    pub fn start(arguments: &[&str]) -> Server {
+        let mut keeper = Keeper::start("servers", arguments);
+        let (port, folder) = ready(&keeper.answer());
+        Server { keeper: Mutex::new(keeper), port, folder }
+    }
+
+    /// A PostgreSQL of our own. Durability against a power cut is not what these tests are about.
+    pub fn postgres(pg: Pg, options: &[&str]) -> Server {
+        let major = match pg {
+            Pg::V14 => "14",
+            Pg::V18 => "18",
+        };
+        Server::start(&[&["postgres", major, "-c", "fsync=off"], options].concat())
+    }
+
+    /// A ClickHouse of our own.
+    pub fn clickhouse(options: &[&str]) -> Server {
+        Server::start(&[&["clickhouse"], options].concat())
+    }
+
+    /// The PostgreSQL that this process's tests share.
+    pub fn shared_postgres(pg: Pg) -> Arc<Server> {
+        static V14: OnceLock<Arc<Server>> = OnceLock::new();
+        static V18: OnceLock<Arc<Server>> = OnceLock::new();
+        let shared = match pg {
+            Pg::V14 => &V14,
+            Pg::V18 => &V18,
+        };
+        shared.get_or_init(|| Arc::new(Server::postgres(pg, &[]))).clone()
+    }
+
+    /// The ClickHouse that this process's tests share.
+    pub fn shared_clickhouse() -> Arc<Server> {
+        static SHARED: OnceLock<Arc<Server>> = OnceLock::new();
+        SHARED.get_or_init(|| Arc::new(Server::clickhouse(&[]))).clone()
+    }
+
+    /// Its HTTP interface.
+    pub fn as_clickhouse(&self) -> ClickHouse {
+        ClickHouse { port: self.port }
+    }
+
+    /// Stops the server in an orderly way.
+    pub fn stop(&self) {
+        assert_eq!(self.keeper().order("stop"), "stopped");
+    }
+
+    /// Kills the server.
+    pub fn kill(&self) {
+        assert_eq!(self.keeper().order("kill"), "stopped");
+    }
+
+    /// Starts it again, on the same port and files.
+    pub fn start_again(&self) {
+        assert_eq!(ready(&self.keeper().order("start")).0, self.port);
+    }
+
+    /// The server's process.
+    pub fn pid(&self) -> i32 {
+        std::fs::read_to_string(self.folder.join("pid")).unwrap().trim().parse().unwrap()
+    }
+
+    fn keeper(&self) -> MutexGuard<'_, Keeper> {
+        self.keeper.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Port and folder of a server that is ready.
+fn ready(answer: &str) -> (u16, PathBuf) {
+    let words: Vec<&str> = answer.split(' ').collect();
+    let ["ready", port, folder] = words[..] else { panic!("the server did not start (answer '{answer}')") };
+    (port.parse().unwrap(), folder.into())
+}

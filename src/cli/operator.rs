@@ -1,0 +1,170 @@
+//! `walferry operator`: the Kubernetes controllers.
+
+use std::{
+    hash::{BuildHasher, Hasher, RandomState},
+    net::SocketAddr,
+    process::ExitCode,
+    sync::Arc,
+    time::Duration,
+};
+
+use kube::{Client, Config};
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+
+use super::mirrors::stop_on_signal;
+use crate::{
+    http,
+    operator::{self, LeaseSettings, Metrics, ReplicatorSettings, Settings},
+};
+
+/// Longest time to connect to the API server.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Runs Mirrors in a Kubernetes cluster: one replicator pod for each, its status, and its clean-up
+#[derive(Debug, clap::Args)]
+#[command(
+    after_help = "It finds its cluster by $KUBECONFIG, ~/.kube/config or the pod's service account.\n\n\
+                  Example:\n  walferry operator --image ghcr.io/walferry/walferry:0.1.0 --namespace team-a --namespace team-b"
+)]
+pub struct Args {
+    /// A namespace to watch; all of them when left out
+    #[arg(
+        long = "namespace",
+        value_name = "NAMESPACE",
+        env = "WALFERRY_NAMESPACES",
+        value_delimiter = ',',
+        value_parser = clap::builder::NonEmptyStringValueParser::new()
+    )]
+    namespaces: Vec<String>,
+    /// The image of the replicators, with tag or digest: that of this release
+    #[arg(long, value_name = "IMAGE", env = "WALFERRY_IMAGE", value_parser = clap::builder::NonEmptyStringValueParser::new())]
+    image: String,
+    /// When nodes pull it [default: Kubernetes' own choice]
+    #[arg(
+        long,
+        value_name = "POLICY",
+        env = "WALFERRY_IMAGE_PULL_POLICY",
+        value_parser = ["Always", "IfNotPresent", "Never"]
+    )]
+    image_pull_policy: Option<String>,
+    /// A Secret to pull it with, which each Mirror's namespace must have
+    #[arg(
+        long = "image-pull-secret",
+        value_name = "SECRET",
+        env = "WALFERRY_IMAGE_PULL_SECRETS",
+        value_delimiter = ',',
+        value_parser = clap::builder::NonEmptyStringValueParser::new()
+    )]
+    image_pull_secrets: Vec<String>,
+    /// Where to serve /healthz, /readyz and /metrics; port 0 is a free one, which is logged
+    #[arg(long, value_name = "ADDR", env = "WALFERRY_HTTP", default_value = "0.0.0.0:9465")]
+    http: SocketAddr,
+    /// Whether to hold a Lease while working, so that of several operators one works
+    #[arg(
+        long,
+        value_name = "BOOL",
+        env = "WALFERRY_LEADER_ELECTION",
+        default_value_t = true,
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "true",
+        action = clap::ArgAction::Set
+    )]
+    leader_election: bool,
+    /// The Lease's name
+    #[arg(long, value_name = "NAME", env = "WALFERRY_LEASE_NAME", default_value = "walferry-operator")]
+    lease_name: String,
+    /// The Lease's namespace [default: $POD_NAMESPACE, else that of the kubeconfig]
+    #[arg(long, value_name = "NAMESPACE", env = "WALFERRY_LEASE_NAMESPACE")]
+    lease_namespace: Option<String>,
+    /// What this process calls itself in the Lease and in events [default: $POD_NAME, else made up]
+    #[arg(long, value_name = "NAME", env = "POD_NAME")]
+    identity: Option<String>,
+}
+
+/// Why the operator can't start.
+#[derive(Debug, thiserror::Error)]
+enum Error {
+    #[error("{0}")]
+    Signals(String),
+    #[error("no cluster is configured: {0}. Set KUBECONFIG, or run in a pod with a service account")]
+    Config(#[from] kube::config::InferConfigError),
+    #[error("cannot use the cluster's configuration: {0}")]
+    Client(#[from] kube::Error),
+    #[error("can't listen on {address}: {source}. Choose another address with --http")]
+    Listen { address: SocketAddr, source: std::io::Error },
+    #[error("cannot make metrics: {0}")]
+    Metrics(#[from] prometheus::Error),
+    #[error("the http server ended: {0}")]
+    Http(std::io::Error),
+}
+
+/// Runs until SIGTERM or SIGINT, ends what it is at, and lets its Lease go.
+///
+/// Exit code 0 when it ended in order, 1 when it can't start or its HTTP server failed.
+pub async fn execute(args: Args) -> ExitCode {
+    match operate(args).await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            super::complain(&error.to_string());
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn operate(args: Args) -> Result<(), Error> {
+    let stop = CancellationToken::new();
+    stop_on_signal(&stop).map_err(Error::Signals)?;
+    let mut config = Config::infer().await?;
+    config.connect_timeout = Some(CONNECT_TIMEOUT);
+    let settings = settings(&args, &config);
+    let client = Client::try_from(config)?;
+    let listener =
+        TcpListener::bind(args.http).await.map_err(|source| Error::Listen { address: args.http, source })?;
+    if let Ok(address) = listener.local_addr() {
+        tracing::info!(%address, "serving http");
+    }
+    let metrics = Arc::new(Metrics::new()?);
+    let shown = Arc::clone(&metrics);
+    // The server outlives the controllers: a pod that drains is still alive.
+    let served = CancellationToken::new();
+    let mut server = tokio::spawn(http::serve_metrics(listener, move || shown.render(), served.clone()));
+    tokio::select! {
+        () = operator::run(client, settings, metrics, stop) => {
+            served.cancel();
+            // What is still being answered ends with the process.
+            Ok(())
+        }
+        ended = &mut server => match ended {
+            Ok(result) => result.map_err(Error::Http),
+            Err(error) => Err(Error::Http(std::io::Error::other(error))),
+        },
+    }
+}
+
+fn settings(args: &Args, config: &Config) -> Settings {
+    // Two processes of the same name would both take themselves for the Lease's holder.
+    let made_up = || format!("walferry-{:016x}", RandomState::new().build_hasher().finish());
+    let identity = args.identity.clone().unwrap_or_else(made_up);
+    let namespace = args
+        .lease_namespace
+        .clone()
+        .or_else(|| std::env::var("POD_NAMESPACE").ok())
+        .unwrap_or_else(|| config.default_namespace.clone());
+    let lease = args.leader_election.then(|| LeaseSettings {
+        namespace,
+        name: args.lease_name.clone(),
+        identity: identity.clone(),
+    });
+    Settings {
+        namespaces: args.namespaces.iter().cloned().collect(),
+        replicators: ReplicatorSettings {
+            image: args.image.clone(),
+            image_pull_policy: args.image_pull_policy.clone(),
+            image_pull_secrets: args.image_pull_secrets.clone(),
+        },
+        identity,
+        lease,
+    }
+}

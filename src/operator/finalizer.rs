@@ -1,0 +1,62 @@
+//! Finalizers: what keeps an object until its clean-up is done.
+
+use kube::{
+    Api, ResourceExt,
+    api::{Patch, PatchParams},
+};
+use serde_json::json;
+
+use super::{labels, watch::Watched};
+
+/// Whether the object has the finalizer.
+pub(super) fn is_set(object: &impl ResourceExt, finalizer: &str) -> bool {
+    object.finalizers().iter().any(|found| found == finalizer)
+}
+
+/// Adds the finalizer, whatever others the object has by now. An object that is gone, or was replaced by another of its name, is an error
+/// and left alone.
+///
+/// # Errors
+/// What the API server says.
+pub(super) async fn add<K: Watched>(
+    api: &Api<K>,
+    object: &impl ResourceExt,
+    finalizer: &str,
+) -> Result<(), kube::Error> {
+    if is_set(object, finalizer) {
+        return Ok(());
+    }
+    let patch = Patch::Apply(json!({
+        "apiVersion": K::api_version(&()),
+        "kind": K::kind(&()),
+        "metadata": {"uid": object.uid(), "finalizers": [finalizer]},
+    }));
+    let apply = PatchParams::apply(labels::FIELD_MANAGER).force();
+    api.patch_metadata(&object.name_any(), &apply, &patch).await.map(drop)
+}
+
+/// Removes the finalizer. That the object is gone is fine.
+///
+/// # Errors
+/// What the API server says, among it a conflict when the object has changed meanwhile.
+pub(super) async fn remove<K: Watched>(
+    api: &Api<K>,
+    object: &impl ResourceExt,
+    finalizer: &str,
+) -> Result<(), kube::Error> {
+    if !is_set(object, finalizer) {
+        return Ok(());
+    }
+    let left: Vec<&str> =
+        object.finalizers().iter().map(String::as_str).filter(|found| *found != finalizer).collect();
+    // The resource version makes a list that was changed by others a conflict.
+    let metadata =
+        json!({"uid": object.uid(), "resourceVersion": object.resource_version(), "finalizers": left});
+    let patch = Patch::Merge(json!({"metadata": metadata}));
+    // Only metadata comes back, which an object that can't be read has too.
+    match api.patch_metadata(&object.name_any(), &PatchParams::default(), &patch).await {
+        Ok(_) => Ok(()),
+        Err(kube::Error::Api(status)) if status.code == 404 => Ok(()),
+        Err(error) => Err(error),
+    }
+}

@@ -1,0 +1,290 @@
+//! What happens when a Mirror is deleted: the replicator ends, then slot, publication and state go, then the Mirror.
+//!
+//! Every step can be done again, so it doesn't matter where an earlier try ended.
+
+use std::time::Duration;
+
+use k8s_openapi::api::{apps::v1::Deployment, core::v1::Pod};
+use kube::{
+    Api, Resource, ResourceExt,
+    api::{DeleteParams, DynamicObject, ListParams},
+    core::ApiResource,
+    runtime::controller::Action,
+};
+use serde::Deserialize;
+use tokio::time::timeout;
+
+use super::{build::MIRROR_UID, publish::publish, replicator::unasked};
+use crate::{
+    api::{ABANDON, DeletionPolicy, Mirror, PeerRef, conditions::reason},
+    cleanup::{self, SourceObjects},
+    model::{ClickHouseEndpoint, MirrorFailure, MirrorIdentity, MirrorPhase, PostgresEndpoint},
+    operator::{
+        context::Context,
+        controller::Error,
+        events::Notice,
+        finalizer, labels, login,
+        obstacle::Obstacle,
+        scope::{Guarded, valid},
+    },
+    resolve::Endpoint,
+};
+
+/// How often to look whether the replicator has ended; its pod's end is told by a watch too.
+const LOOK_EVERY: Duration = Duration::from_secs(2);
+/// Longest time of one try to clean up.
+const CLEANED_WITHIN: Duration = Duration::from_secs(60);
+
+/// What clean-up needs to know of a Mirror: as little as can be, so that one which can't be read otherwise is cleaned up too.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+struct Leaving {
+    spec: LeavingSpec,
+    #[serde(default)]
+    status: LeavingStatus,
+}
+
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct LeavingSpec {
+    source_ref: PeerRef,
+    destination_ref: PeerRef,
+    #[serde(default)]
+    deletion_policy: DeletionPolicy,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct LeavingStatus {
+    slot_name: Option<String>,
+    publication_name: Option<String>,
+}
+
+/// The databases that a Mirror was last run with.
+#[derive(Clone, Debug)]
+pub(super) struct Endpoints {
+    pub(super) source: PostgresEndpoint,
+    pub(super) destination: ClickHouseEndpoint,
+}
+
+/// Takes the next step of a Mirror's end.
+///
+/// # Errors
+/// What the API server says.
+pub(super) async fn finalize(
+    context: &Context,
+    mirror: &Guarded<Mirror>,
+    identity: &MirrorIdentity,
+) -> Result<Action, Error> {
+    if !finalizer::is_set(mirror, labels::CLEANUP) {
+        return Ok(Action::await_change());
+    }
+    if mirror.annotations().get(ABANDON).is_some_and(|value| value == "true") {
+        return abandon(context, mirror, identity).await;
+    }
+    if !has_ended(context, mirror).await? {
+        let report = unasked(identity, MirrorPhase::Deleting, None);
+        publish(context, mirror, &report).await.or_else(gone)?;
+        return Ok(Action::requeue(LOOK_EVERY));
+    }
+    match clean_up(context, mirror, identity).await {
+        Ok(notice) => let_go(context, mirror, identity, &notice).await,
+        Err(Error::Obstacle(obstacle)) => {
+            let MirrorFailure { reason, message } = obstacle.failure;
+            let MirrorIdentity { namespace, name, .. } = identity;
+            let message = format!(
+                "{reason}: {message}. It is tried again; to let go without cleaning up: kubectl annotate mirror {name} --namespace {namespace} {ABANDON}=true"
+            );
+            let failure = MirrorFailure { reason, message };
+            let report = unasked(identity, MirrorPhase::Deleting, Some(failure));
+            publish(context, mirror, &report).await.or_else(gone)?;
+            Ok(Action::requeue(context.memory.backoff.next(&mirror.uid().unwrap_or_default())))
+        }
+        Err(error) => Err(error),
+    }
+}
+
+/// A status that can't be written because its object is gone is nobody's loss.
+fn gone(error: kube::Error) -> Result<(), kube::Error> {
+    match error {
+        kube::Error::Api(status) if status.code == 404 => Ok(()),
+        error => Err(error),
+    }
+}
+
+/// Deletes the Deployment, and says whether it and its pods are gone. Foreground: while pods are left, so is the Deployment, and it makes no new ones.
+async fn has_ended(context: &Context, mirror: &Guarded<Mirror>) -> Result<bool, kube::Error> {
+    let namespace = mirror.namespace().unwrap_or_default();
+    let ours = ListParams::default().labels(&format!("{MIRROR_UID}={}", mirror.uid().unwrap_or_default()));
+    let deployments: Api<Deployment> = Api::namespaced(context.client.clone(), &namespace);
+    let found = deployments.list_metadata(&ours).await?.items;
+    for deployment in found.iter().filter(|found| found.metadata.deletion_timestamp.is_none()) {
+        match deployments.delete(&deployment.name_any(), &DeleteParams::foreground()).await {
+            Ok(_) => {}
+            Err(kube::Error::Api(status)) if status.code == 404 => {}
+            Err(error) => return Err(error),
+        }
+    }
+    let pods: Api<Pod> = Api::namespaced(context.client.clone(), &namespace);
+    Ok(found.is_empty() && pods.list_metadata(&ours).await?.items.is_empty())
+}
+
+/// Removes what the Mirror's policy says.
+async fn clean_up(
+    context: &Context,
+    mirror: &Guarded<Mirror>,
+    identity: &MirrorIdentity,
+) -> Result<Notice, Error> {
+    let leaving = read(context, mirror).await?;
+    let slot = leaving.status.slot_name.unwrap_or_else(|| identity.slot_name());
+    let publication = leaving.status.publication_name.unwrap_or_else(|| identity.publication_name());
+    if leaving.spec.deletion_policy == DeletionPolicy::Retain {
+        let note = format!("deletionPolicy is Retain: {} stay", what(&slot, &publication));
+        return Ok(Notice::normal("Retained", note));
+    }
+    let endpoints = endpoints(context, mirror, &leaving.spec).await?;
+    let objects = SourceObjects {
+        application_name: &identity.application_name(),
+        slot: &slot,
+        publication: &publication,
+    };
+    let cleaned = async {
+        let mut done = cleanup::source(&endpoints.source, objects).await?;
+        cleanup::state(&endpoints.destination, &identity.uid).await?;
+        done.push("state removed, target tables stay".to_owned());
+        Ok::<_, cleanup::Error>(done)
+    };
+    let done = match timeout(CLEANED_WITHIN, cleaned).await {
+        Ok(done) => done.map_err(|error| Obstacle::passing(error.reason(), error.to_string()))?,
+        Err(_) => {
+            let message = format!("a server did not answer within {} s", CLEANED_WITHIN.as_secs());
+            return Err(Obstacle::passing(reason::CLEANUP_FAILED, message).into());
+        }
+    };
+    Ok(Notice::normal("CleanedUp", done.join(", ")))
+}
+
+fn what(slot: &str, publication: &str) -> String {
+    format!("slot {slot} and publication {publication} at the source, and the state at the destination,")
+}
+
+/// What is needed of the Mirror, also of one that isn't what its type says.
+async fn read(context: &Context, mirror: &Guarded<Mirror>) -> Result<Leaving, Error> {
+    if let Some(mirror) = valid(mirror) {
+        let status = mirror.status.clone().unwrap_or_default();
+        return Ok(Leaving {
+            spec: LeavingSpec {
+                source_ref: mirror.spec.source_ref.clone(),
+                destination_ref: mirror.spec.destination_ref.clone(),
+                deletion_policy: mirror.spec.deletion_policy,
+            },
+            status: LeavingStatus { slot_name: status.slot_name, publication_name: status.publication_name },
+        });
+    }
+    let namespace = mirror.namespace().unwrap_or_default();
+    let kind = ApiResource::erase::<Mirror>(&());
+    let api: Api<DynamicObject> = Api::namespaced_with(context.client.clone(), &namespace, &kind);
+    let object = api.get(&mirror.name_any()).await?;
+    serde_json::from_value(object.data).map_err(|error| login::unreadable(&error.to_string()).into())
+}
+
+/// Both databases: as the resources say now or, where those are gone already, as they were said last.
+async fn endpoints(
+    context: &Context,
+    mirror: &Guarded<Mirror>,
+    spec: &LeavingSpec,
+) -> Result<Endpoints, Error> {
+    let namespace = mirror.namespace().unwrap_or_default();
+    let now = async {
+        let source = endpoint(context, &namespace, &spec.source_ref.name).await?;
+        let destination = endpoint(context, &namespace, &spec.destination_ref.name).await?;
+        match (source, destination) {
+            (Endpoint::Postgres(source), Endpoint::ClickHouse(destination)) => {
+                Ok(Endpoints { source, destination })
+            }
+            _ => {
+                Err(Obstacle::lasting(reason::INVALID_SPEC, "the peers are not of the kinds they must be")
+                    .into())
+            }
+        }
+    };
+    let remembered =
+        context.memory.mirrors.of(&mirror.uid().unwrap_or_default(), |memory| memory.endpoints.clone());
+    match (now.await, remembered) {
+        (Err(Error::Obstacle(obstacle)), Some(remembered)) => {
+            tracing::info!(
+                namespace,
+                mirror = mirror.name_any(),
+                reason = obstacle.failure.reason,
+                "cleaning up with the last known settings of the peers"
+            );
+            Ok(remembered)
+        }
+        (now, _) => now,
+    }
+}
+
+async fn endpoint(context: &Context, namespace: &str, name: &str) -> Result<Endpoint, Error> {
+    let missing = || {
+        let message = format!("there is no ReplicationPeer {name} in namespace {namespace} any more");
+        Obstacle::lasting(reason::PEER_MISSING, message)
+    };
+    let peer = context.peer(namespace, name).await?.ok_or_else(missing)?;
+    match &peer.0 {
+        Ok(peer) => Ok(login::read(context, peer).await?.endpoint?),
+        Err(invalid) => Err(login::unreadable(&invalid.error).into()),
+    }
+}
+
+/// Lets go of a Mirror that can't be cleaned up, as its user has said.
+async fn abandon(
+    context: &Context,
+    mirror: &Guarded<Mirror>,
+    identity: &MirrorIdentity,
+) -> Result<Action, Error> {
+    has_ended(context, mirror).await?;
+    let status = valid(mirror).and_then(|mirror| mirror.status.clone()).unwrap_or_default();
+    let slot = status.slot_name.unwrap_or_else(|| identity.slot_name());
+    let publication = status.publication_name.unwrap_or_else(|| identity.publication_name());
+    let note = format!(
+        "let go as asked: {} stay if they are there; a slot keeps WAL until it is dropped: SELECT pg_drop_replication_slot('{slot}'); DROP PUBLICATION {publication};",
+        what(&slot, &publication)
+    );
+    let_go(context, mirror, identity, &Notice::warning("Abandoned", note)).await
+}
+
+async fn let_go(
+    context: &Context,
+    mirror: &Guarded<Mirror>,
+    identity: &MirrorIdentity,
+    notice: &Notice,
+) -> Result<Action, Error> {
+    let MirrorIdentity { namespace, name, .. } = identity;
+    tracing::info!(namespace, mirror = name, reason = notice.reason, note = notice.note, "mirror ended");
+    context.events.publish(&mirror.object_ref(&()), notice).await;
+    let api: Api<Mirror> = Api::namespaced(context.client.clone(), namespace);
+    finalizer::remove(&api, mirror, labels::CLEANUP).await?;
+    Ok(Action::await_change())
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn reads_what_it_needs_of_a_mirror_that_is_otherwise_broken() {
+        let broken = json!({
+            "spec": {
+                "sourceRef": {"name": "app"}, "destinationRef": {"name": "analytics"}, "deletionPolicy": "Retain",
+                "tables": "none", "batch": 7,
+            },
+            "status": {"slotName": "walferry_0a", "conditions": 5},
+        });
+        let leaving: Leaving = serde_json::from_value(broken).unwrap();
+        assert_eq!(leaving.spec.source_ref.name, "app");
+        assert_eq!(leaving.spec.deletion_policy, DeletionPolicy::Retain);
+        assert_eq!(leaving.status.slot_name.as_deref(), Some("walferry_0a"));
+        assert!(serde_json::from_value::<Leaving>(json!({"spec": {"sourceRef": {"name": "app"}}})).is_err());
+    }
+}

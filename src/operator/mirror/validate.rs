@@ -1,0 +1,279 @@
+//! The second step, pure: whether a Mirror can be run as it is.
+
+use std::collections::HashMap;
+
+use kube::ResourceExt;
+
+use super::fetch::{Fetched, Peer, Seniority, seniority};
+use crate::{
+    api::{self, Mirror, Problem, ReplicationPeer, conditions::reason},
+    model::{MirrorIdentity, ReplicatorConfig},
+    operator::{login::Entries, obstacle::Obstacle, scope::peers_of},
+    resolve::{self, Endpoint, Target},
+};
+
+/// A Mirror that can be run.
+#[derive(Debug)]
+pub(super) struct Plan<'a> {
+    /// The peer of `spec.sourceRef`.
+    pub(super) source: &'a ReplicationPeer,
+    /// The peer of `spec.destinationRef`.
+    pub(super) destination: &'a ReplicationPeer,
+    /// What the Secrets of both hold.
+    pub(super) entries: Entries,
+    /// What the replicator will be told.
+    pub(super) config: ReplicatorConfig,
+}
+
+/// Who a Mirror is. Its UID without dashes names slot and publication.
+pub(super) fn identity(mirror: &Mirror) -> MirrorIdentity {
+    MirrorIdentity {
+        namespace: mirror.namespace().unwrap_or_default(),
+        name: mirror.name_any(),
+        uid: mirror.uid().unwrap_or_default().replace('-', ""),
+    }
+}
+
+/// Looks at a Mirror and what it refers to.
+///
+/// # Errors
+/// What is wrong, all of one kind: peers that are missing, then what is wrong with a spec, then Secrets, then target tables of others.
+pub(super) fn validate<'a>(mirror: &Mirror, fetched: &'a Fetched) -> Result<Plan<'a>, Obstacle> {
+    missing_peers(mirror, fetched)?;
+    let mut problems = api::mirror_problems(&mirror.spec);
+    problems.extend(fetched.peers.iter().filter_map(|(name, peer)| match peer {
+        Peer::Valid { .. } => None,
+        Peer::Unreadable(error) => Some(Problem::new(format!("ReplicationPeer {name}"), error)),
+    }));
+    problems.extend(wrong_kinds(mirror, fetched));
+    if !problems.is_empty() {
+        return Err(Obstacle::problems(reason::INVALID_SPEC, &problems));
+    }
+    let (source, from) = valid_peer(fetched, &mirror.spec.source_ref.name)?;
+    let (destination, to) = valid_peer(fetched, &mirror.spec.destination_ref.name)?;
+    if let Some(clickhouse) = &destination.spec.clickhouse {
+        taken_targets(&resolve::targets(mirror, clickhouse), &seniority(mirror), fetched)?;
+    }
+    let config = match (&from.0, &to.0) {
+        (Endpoint::Postgres(source), Endpoint::ClickHouse(destination)) => {
+            resolve::replicator_config(identity(mirror), mirror, source, destination)
+        }
+        _ => None,
+    };
+    let config = config
+        .ok_or_else(|| Obstacle::lasting(reason::INVALID_SPEC, "spec: a number is out of its range"))?;
+    let entries = from.1.iter().chain(to.1).map(|(key, value)| (key.clone(), value.clone())).collect();
+    Ok(Plan { source, destination, entries, config })
+}
+
+fn missing_peers(mirror: &Mirror, fetched: &Fetched) -> Result<(), Obstacle> {
+    let namespace = mirror.namespace().unwrap_or_default();
+    let fields = ["spec.sourceRef.name", "spec.destinationRef.name"].into_iter().zip(peers_of(mirror));
+    let missing = fields.filter(|(_, name)| !fetched.peers.contains_key(*name));
+    let problem = |(field, name): (&str, &str)| {
+        Problem::new(field, format!("there is no ReplicationPeer {name} in namespace {namespace}; create it"))
+    };
+    let problems: Vec<Problem> = missing.map(problem).collect();
+    if problems.is_empty() { Ok(()) } else { Err(Obstacle::problems(reason::PEER_MISSING, &problems)) }
+}
+
+fn wrong_kinds(mirror: &Mirror, fetched: &Fetched) -> Vec<Problem> {
+    let known = |name: &str| match fetched.peers.get(name) {
+        Some(Peer::Valid { login, .. }) => Ok(login.endpoint.as_ref().ok()),
+        // What is wrong with it is told elsewhere.
+        Some(Peer::Unreadable(_)) | None => Ok(None),
+    };
+    resolve::ends(mirror, known).err().unwrap_or_default()
+}
+
+/// A peer whose Secrets are there.
+fn valid_peer<'a>(
+    fetched: &'a Fetched,
+    name: &str,
+) -> Result<(&'a ReplicationPeer, (&'a Endpoint, &'a Entries)), Obstacle> {
+    let missing = || Obstacle::lasting(reason::PEER_MISSING, format!("ReplicationPeer {name} is missing"));
+    let Some(Peer::Valid { peer, login }) = fetched.peers.get(name) else { return Err(missing()) };
+    match &login.endpoint {
+        Ok(endpoint) => Ok((peer, (endpoint, &login.entries))),
+        Err(obstacle) => {
+            let message = format!("ReplicationPeer {name}: {}", obstacle.failure.message);
+            Err(Obstacle::lasting(&obstacle.failure.reason, message))
+        }
+    }
+}
+
+/// No table of a destination is written twice: by two tables of the Mirror, or by an older Mirror.
+fn taken_targets(targets: &[Target], age: &Seniority, fetched: &Fetched) -> Result<(), Obstacle> {
+    let mut writers: HashMap<&Target, String> = HashMap::new();
+    for other in fetched.others.iter().filter(|other| other.seniority < *age) {
+        for target in &other.targets {
+            writers.insert(target, format!("Mirror {}/{}", other.namespace, other.name));
+        }
+    }
+    let mut problems = Vec::new();
+    for (index, target) in targets.iter().enumerate() {
+        let path = format!("spec.tables[{index}]");
+        let Target { database, table, .. } = target;
+        if let Some(writer) = writers.insert(target, format!("{path} of this Mirror")) {
+            let message = format!(
+                "target table {table} in database {database} is already written by {writer}; give one of them another target.table"
+            );
+            problems.push(Problem::new(path, message));
+        }
+    }
+    if problems.is_empty() { Ok(()) } else { Err(Obstacle::problems(reason::TARGET_TABLE_TAKEN, &problems)) }
+}
+
+#[cfg(test)]
+mod tests {
+    use k8s_openapi::{apimachinery::pkg::apis::meta::v1::Time, jiff::Timestamp};
+    use serde_json::json;
+
+    use super::{super::fetch::Other, *};
+    use crate::{
+        model::{ClickHouseEndpoint, Password, PostgresEndpoint, TlsSettings},
+        operator::login::Login,
+    };
+
+    fn mirror(tables: serde_json::Value) -> Mirror {
+        let mut mirror: Mirror = serde_json::from_value(json!({
+            "apiVersion": "walferry.dev/v1alpha1", "kind": "Mirror",
+            "metadata": {"name": "demo", "namespace": "team", "uid": "02c8c86b-636c-a99e-5079-0fccaf6d8050"},
+            "spec": {"sourceRef": {"name": "app"}, "destinationRef": {"name": "analytics"}, "tables": tables},
+        }))
+        .unwrap();
+        mirror.metadata.creation_timestamp = Some(Time(Timestamp::from_second(100).unwrap()));
+        mirror
+    }
+
+    fn users() -> Mirror {
+        mirror(json!([{"schema": "public", "name": "users"}]))
+    }
+
+    fn peer(name: &str, spec: serde_json::Value, endpoint: Endpoint) -> (String, Peer) {
+        let resource = json!({
+            "apiVersion": "walferry.dev/v1alpha1", "kind": "ReplicationPeer", "metadata": {"name": name}, "spec": spec,
+        });
+        let entries = [((name.to_owned(), "password".to_owned()), Password::new("x"))].into();
+        let login = Login { endpoint: Ok(endpoint), entries };
+        (name.to_owned(), Peer::Valid { peer: Box::new(serde_json::from_value(resource).unwrap()), login })
+    }
+
+    fn fetched() -> Fetched {
+        let (username, password, tls) = ("w".to_owned(), Password::new("x"), TlsSettings::default());
+        let source = PostgresEndpoint {
+            host: "db".to_owned(),
+            port: 5432,
+            database: "app".to_owned(),
+            username: username.clone(),
+            password: password.clone(),
+            tls: tls.clone(),
+        };
+        let destination = ClickHouseEndpoint {
+            url: "http://ch:8123".to_owned(),
+            database: "analytics".to_owned(),
+            username,
+            password,
+            tls,
+        };
+        let login = json!({"name": "login"});
+        let postgres = json!({"postgres": {"host": "db", "database": "app", "credentialsSecretRef": login}});
+        let clickhouse = json!({"clickhouse": {"url": "http://ch:8123", "database": "analytics", "credentialsSecretRef": login}});
+        let peers = [
+            peer("app", postgres, Endpoint::Postgres(source)),
+            peer("analytics", clickhouse, Endpoint::ClickHouse(destination)),
+        ];
+        Fetched { peers: peers.into(), others: Vec::new() }
+    }
+
+    /// Reason and message of what is wrong.
+    fn wrong(mirror: &Mirror, fetched: &Fetched) -> (String, String) {
+        let failure = validate(mirror, fetched).unwrap_err().failure;
+        (failure.reason, failure.message)
+    }
+
+    #[test]
+    fn a_sound_mirror_becomes_a_plan() {
+        let fetched = fetched();
+        let plan = validate(&users(), &fetched).unwrap();
+        assert_eq!(plan.config.mirror.slot_name(), "walferry_02c8c86b636ca99e50790fccaf6d8050");
+        assert_eq!(plan.entries.len(), 2);
+        assert!(plan.source.spec.postgres.is_some() && plan.destination.spec.clickhouse.is_some());
+    }
+
+    #[test]
+    fn missing_peers_are_named() {
+        let mut fetched = fetched();
+        fetched.peers.remove("app");
+        let (reason, message) = wrong(&users(), &fetched);
+        assert_eq!(reason, "PeerMissing");
+        assert_eq!(
+            message,
+            "spec.sourceRef.name: there is no ReplicationPeer app in namespace team; create it"
+        );
+    }
+
+    #[test]
+    fn peers_of_the_wrong_kind_and_unreadable_ones() {
+        let mut mirror = users();
+        mirror.spec.source_ref.name = "analytics".to_owned();
+        let (reason, message) = wrong(&mirror, &fetched());
+        assert_eq!(reason, "InvalidSpec");
+        assert!(
+            message
+                .starts_with("spec.sourceRef.name: ReplicationPeer analytics is a clickhouse peer, expected")
+        );
+        let mut fetched = fetched();
+        fetched.peers.insert("app".to_owned(), Peer::Unreadable("missing field `host`".to_owned()));
+        assert_eq!(
+            wrong(&users(), &fetched),
+            ("InvalidSpec".to_owned(), "ReplicationPeer app: missing field `host`".to_owned())
+        );
+    }
+
+    #[test]
+    fn what_is_wrong_with_a_login_keeps_its_reason() {
+        let mut fetched = fetched();
+        let Some(Peer::Valid { login, .. }) = fetched.peers.get_mut("app") else { panic!() };
+        login.endpoint = Err(Obstacle::lasting("SecretMissing", "spec.postgres…: there is no Secret login"));
+        let (reason, message) = wrong(&users(), &fetched);
+        assert_eq!(reason, "SecretMissing");
+        assert_eq!(message, "ReplicationPeer app: spec.postgres…: there is no Secret login");
+    }
+
+    #[test]
+    fn a_target_table_belongs_to_the_older_mirror() {
+        let target = Target {
+            server: "ch:8123".to_owned(),
+            database: "analytics".to_owned(),
+            table: "users".to_owned(),
+        };
+        let other = |second, uid: &str| Other {
+            namespace: "other".to_owned(),
+            name: "first".to_owned(),
+            seniority: (Some(Timestamp::from_second(second).unwrap()), Some(uid.to_owned())),
+            targets: vec![target.clone()],
+        };
+        let with = |other| Fetched { others: vec![other], ..fetched() };
+        for older in [other(99, "f"), other(100, "01")] {
+            let (reason, message) = wrong(&users(), &with(older));
+            assert_eq!(reason, "TargetTableTaken");
+            assert!(
+                message
+                    .contains("table users in database analytics is already written by Mirror other/first;")
+            );
+        }
+        assert!(validate(&users(), &with(other(101, "0"))).is_ok());
+        assert!(validate(&users(), &with(other(100, "f"))).is_ok());
+    }
+
+    #[test]
+    fn one_mirror_does_not_write_a_table_twice() {
+        let twice = json!([{"schema": "public", "name": "users"}, {"schema": "audit", "name": "x", "target": {"table": "users"}}]);
+        let (reason, message) = wrong(&mirror(twice), &fetched());
+        assert_eq!(reason, "TargetTableTaken");
+        assert!(
+            message.starts_with("spec.tables[1]: ") && message.contains("by spec.tables[0] of this Mirror")
+        );
+    }
+}

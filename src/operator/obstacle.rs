@@ -1,0 +1,132 @@
+//! What keeps a resource from being as it should: told in its status, and tried again by itself or not.
+
+use crate::{
+    api::{Problem, conditions::reason},
+    check::{Check, Outcome},
+    model::MirrorFailure,
+};
+
+/// Most checks that a message tells in full.
+const TOLD: usize = 4;
+
+/// Why something can't go on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Obstacle {
+    /// The reason and the sentence for the conditions.
+    pub(super) failure: MirrorFailure,
+    /// Whether it may pass by itself.
+    pub(super) passing: bool,
+}
+
+impl Obstacle {
+    /// One that stays until a human acts.
+    pub(super) fn lasting(reason: &str, message: impl Into<String>) -> Obstacle {
+        let failure = MirrorFailure { reason: reason.to_owned(), message: message.into() };
+        Obstacle { failure, passing: false }
+    }
+
+    /// One that may pass by itself.
+    pub(super) fn passing(reason: &str, message: impl Into<String>) -> Obstacle {
+        Obstacle { passing: true, ..Obstacle::lasting(reason, message) }
+    }
+
+    /// What is wrong with fields, all of it.
+    pub(super) fn problems(reason: &str, problems: &[Problem]) -> Obstacle {
+        let problems: Vec<String> = problems.iter().map(ToString::to_string).collect();
+        Obstacle::lasting(reason, problems.join("; "))
+    }
+
+    /// What checks found wrong; `None` when nothing failed. It passes by itself only when all that failed may.
+    pub(super) fn checks(checks: &[Check]) -> Option<Obstacle> {
+        let failed: Vec<&Check> = checks.iter().filter(|check| check.outcome == Outcome::Failure).collect();
+        let first = failed.first()?;
+        let mut told: Vec<String> = failed.iter().take(TOLD).map(|check| told(check)).collect();
+        if failed.len() > TOLD {
+            told.push(format!("{} more checks failed", failed.len() - TOLD));
+        }
+        let failure = MirrorFailure { reason: first.reason.to_owned(), message: told.join(" | ") };
+        Some(Obstacle { failure, passing: failed.iter().all(|check| check.transient) })
+    }
+
+    /// What the API server says to something that was asked of it on a user's behalf; `None` when that is not the user's matter.
+    pub(super) fn refused(what: &str, error: &kube::Error) -> Option<Obstacle> {
+        let kube::Error::Api(status) = error else { return None };
+        let reason = match status.code {
+            403 => reason::REPLICATOR_FORBIDDEN,
+            422 | 400 => reason::INVALID_SPEC,
+            _ => return None,
+        };
+        Some(Obstacle::lasting(reason, format!("the cluster refuses {what}: {}", status.message)))
+    }
+}
+
+/// A failed check on one line: `public.users, replica identity: … Fix: ALTER TABLE …;`
+fn told(check: &Check) -> String {
+    let Check { subject, name, detail, fix, .. } = check;
+    match fix {
+        Some(fix) => format!("{subject}, {name}: {detail}. Fix: {}", one_line(fix)),
+        None => format!("{subject}, {name}: {detail}"),
+    }
+}
+
+/// Statements on one line, their comments in parentheses, so that what is copied from it still runs.
+fn one_line(fix: &str) -> String {
+    let line = |line: &str| match line.trim().split_once("-- ") {
+        None => line.trim().to_owned(),
+        Some(("", comment)) => format!("({comment})"),
+        Some((statement, comment)) => format!("{} ({comment})", statement.trim_end()),
+    };
+    fix.lines().map(line).collect::<Vec<_>>().join(" ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(name: &str, outcome: Outcome, transient: bool) -> Check {
+        Check {
+            subject: "source".to_owned(),
+            name: name.to_owned(),
+            outcome,
+            detail: "is replica, must be logical".to_owned(),
+            fix: Some("ALTER SYSTEM SET x = 'y';\n-- then restart PostgreSQL".to_owned()),
+            reason: "SourceWalLevelNotLogical",
+            transient,
+        }
+    }
+
+    #[test]
+    fn failed_checks_tell_what_to_run() {
+        assert_eq!(Obstacle::checks(&[check("wal_level", Outcome::Warning, false)]), None);
+        let found = Obstacle::checks(&[check("wal_level", Outcome::Failure, false)]).unwrap();
+        assert_eq!(found.failure.reason, "SourceWalLevelNotLogical");
+        assert_eq!(
+            found.failure.message,
+            "source, wal_level: is replica, must be logical. Fix: ALTER SYSTEM SET x = 'y'; (then restart PostgreSQL)"
+        );
+    }
+
+    #[test]
+    fn passes_by_itself_only_when_all_of_it_does() {
+        let passing = |second| {
+            let checks = [check("a", Outcome::Failure, true), check("b", Outcome::Failure, second)];
+            Obstacle::checks(&checks).unwrap().passing
+        };
+        assert!(passing(true) && !passing(false));
+    }
+
+    #[test]
+    fn many_failures_are_counted() {
+        let checks: Vec<Check> = (0..9).map(|_| check("a", Outcome::Failure, false)).collect();
+        assert!(Obstacle::checks(&checks).unwrap().failure.message.ends_with(" | 5 more checks failed"));
+    }
+
+    #[test]
+    fn comments_do_not_swallow_what_follows() {
+        let fix = "SELECT 1; -- drop what nobody needs\nALTER SYSTEM SET a = 2; -- or this, then restart";
+        assert_eq!(
+            one_line(fix),
+            "SELECT 1; (drop what nobody needs) ALTER SYSTEM SET a = 2; (or this, then restart)"
+        );
+    }
+}

@@ -1,0 +1,111 @@
+//! Looks at a peer's database.
+
+use std::time::Duration;
+
+use tokio::time::timeout;
+
+use crate::{
+    check::{self, Check},
+    operator::obstacle::Obstacle,
+    resolve::Endpoint,
+    status::{PeerOutcome, PeerReport},
+};
+
+/// What the operator calls itself where it looks at a source for no Mirror in particular.
+const APPLICATION_NAME: &str = "walferry operator";
+/// Longest time of a look: a server that takes longer counts as not answering.
+const ANSWER_WITHIN: Duration = Duration::from_secs(40);
+
+/// Connects, and tells version, settings and rights.
+pub(super) async fn probe(endpoint: &Endpoint) -> PeerReport {
+    let look = async {
+        match endpoint {
+            Endpoint::Postgres(endpoint) => {
+                let (checks, server) = check::source_server(endpoint, APPLICATION_NAME).await;
+                let identifier = server.as_ref().and_then(|server| server.system_identifier.clone());
+                (checks, server.map(|server| server.version), identifier)
+            }
+            Endpoint::ClickHouse(endpoint) => {
+                let (checks, version) = check::destination_server(endpoint).await;
+                (checks, version.map(|version| version.text), None)
+            }
+        }
+    };
+    match timeout(ANSWER_WITHIN, look).await {
+        Ok((checks, server_version, system_identifier)) => {
+            PeerReport { outcome: outcome(&checks), server_version, system_identifier }
+        }
+        Err(_) => {
+            let reason = match endpoint {
+                Endpoint::Postgres(_) => check::reason::SOURCE_UNREACHABLE,
+                Endpoint::ClickHouse(_) => DESTINATION_UNREACHABLE,
+            };
+            let seconds = ANSWER_WITHIN.as_secs();
+            told(Obstacle::passing(reason, format!("the server did not answer within {seconds} s")))
+        }
+    }
+}
+
+/// The reason that the destination itself gives in this case.
+const DESTINATION_UNREACHABLE: &str = "DestinationUnreachable";
+
+/// A peer that was not asked, or not to the end.
+pub(super) fn told(obstacle: Obstacle) -> PeerReport {
+    let outcome = if obstacle.passing {
+        PeerOutcome::Retrying(obstacle.failure)
+    } else {
+        PeerOutcome::Stalled(obstacle.failure)
+    };
+    PeerReport { outcome, server_version: None, system_identifier: None }
+}
+
+fn outcome(checks: &[Check]) -> PeerOutcome {
+    match Obstacle::checks(checks) {
+        Some(obstacle) => told(obstacle).outcome,
+        None => {
+            let detail = |name: &str| {
+                let check = checks.iter().find(|check| check.name == name);
+                check.map_or("", |check| check.detail.as_str())
+            };
+            PeerOutcome::Connected { message: format!("{}: {}", detail("version"), detail("connection")) }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::check::Outcome;
+
+    fn check(name: &str, outcome: Outcome, transient: bool, detail: &str) -> Check {
+        Check {
+            subject: "source".to_owned(),
+            name: name.to_owned(),
+            outcome,
+            detail: detail.to_owned(),
+            fix: None,
+            reason: "SourceUnreachable",
+            transient,
+        }
+    }
+
+    #[test]
+    fn a_peer_is_what_its_checks_say() {
+        let connection =
+            check("connection", Outcome::Warning, false, "app as walferry at db:5432, plain text");
+        let version = check("version", Outcome::Ok, false, "PostgreSQL 18.4");
+        assert_eq!(
+            outcome(&[connection, version]),
+            PeerOutcome::Connected {
+                message: "PostgreSQL 18.4: app as walferry at db:5432, plain text".to_owned()
+            }
+        );
+        let failed = |transient| outcome(&[check("connection", Outcome::Failure, transient, "refused")]);
+        assert!(
+            matches!(failed(true), PeerOutcome::Retrying(failure) if failure.reason == "SourceUnreachable")
+        );
+        assert!(
+            matches!(failed(false), PeerOutcome::Stalled(failure) if failure.message.ends_with("refused"))
+        );
+    }
+}

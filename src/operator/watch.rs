@@ -1,0 +1,186 @@
+//! Watches: what the API server tells of one kind, kept in a store, with what to look at again.
+
+use std::{collections::HashMap, fmt::Debug, pin::pin, sync::Arc};
+
+use futures::StreamExt;
+use kube::{
+    Api, Resource, ResourceExt,
+    runtime::{
+        WatchStreamExt,
+        reflector::{
+            ObjectRef,
+            store::{Store, Writer},
+        },
+        watcher::{self, Event, watcher},
+    },
+};
+use serde::de::DeserializeOwned;
+
+/// What a watch can be made of.
+pub(super) trait Watched:
+    Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug + Send + Sync + 'static
+{
+}
+
+impl<K> Watched for K where
+    K: Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug + Send + Sync + 'static
+{
+}
+
+/// One object's change: `old` is what the store had, `new` what it has now; at least one of them is there.
+#[derive(Debug)]
+pub(super) struct Change<'a, K> {
+    pub(super) old: Option<&'a K>,
+    pub(super) new: Option<&'a K>,
+}
+
+impl<K> Change<'_, K> {
+    /// The object, as it is or as it last was.
+    pub(super) fn object(&self) -> Option<&K> {
+        self.new.or(self.old)
+    }
+
+    /// Whether `facet` of the object differs, the object came, or it went.
+    pub(super) fn in_facet<F: PartialEq>(&self, facet: impl Fn(&K) -> F) -> bool {
+        match (self.old, self.new) {
+            (Some(old), Some(new)) => facet(old) != facet(new),
+            _ => true,
+        }
+    }
+}
+
+/// Drops what nobody reads, so that a store stays small.
+pub(super) fn slim<K: Resource>(object: &mut K) {
+    object.meta_mut().managed_fields = None;
+    if let Some(annotations) = &mut object.meta_mut().annotations {
+        annotations.remove("kubectl.kubernetes.io/last-applied-configuration");
+    }
+}
+
+/// Keeps the store of `writer` in step with the API server for ever, and calls `on_change` after each change, when the store has it. A watch that fails or
+/// expires is begun anew, with pauses that grow; what changed meanwhile is told then.
+pub(super) async fn follow<K: Watched>(
+    api: Api<K>,
+    config: watcher::Config,
+    mut writer: Writer<K>,
+    on_change: impl Fn(Change<'_, K>),
+) {
+    let store = writer.as_reader();
+    let mut events = pin!(watcher(api, config).default_backoff());
+    while let Some(event) = events.next().await {
+        let event = match event {
+            Ok(event) => event.modify(slim),
+            Err(error) => {
+                tracing::warn!(%error, kind = %K::kind(&()), "watch interrupted");
+                continue;
+            }
+        };
+        match &event {
+            Event::Apply(new) => {
+                let old = store.get(&ObjectRef::from_obj(new));
+                writer.apply_watcher_event(&event);
+                on_change(Change { old: old.as_deref(), new: Some(new) });
+            }
+            Event::Delete(last) => {
+                let old = store.get(&ObjectRef::from_obj(last));
+                writer.apply_watcher_event(&event);
+                on_change(Change { old: old.as_deref().or(Some(last)), new: None });
+            }
+            Event::InitDone => {
+                let old = store.state();
+                writer.apply_watcher_event(&event);
+                relisted(&old, &store, &on_change);
+            }
+            Event::Init | Event::InitApply(_) => writer.apply_watcher_event(&event),
+        }
+    }
+}
+
+/// Tells what differs between the store and what it had before a list.
+fn relisted<K: Watched>(old: &[Arc<K>], store: &Store<K>, on_change: &impl Fn(Change<'_, K>)) {
+    let mut old: HashMap<ObjectRef<K>, &K> =
+        old.iter().map(|object| (ObjectRef::from_obj(&**object), &**object)).collect();
+    for new in store.state() {
+        on_change(Change { old: old.remove(&ObjectRef::from_obj(&*new)), new: Some(&new) });
+    }
+    for gone in old.into_values() {
+        on_change(Change { old: Some(gone), new: None });
+    }
+}
+
+/// Calls `on_event` with each object that comes, changes or goes, and with `None` before a list of all of them. Nothing is kept.
+pub(super) async fn observe<K: Watched>(
+    api: Api<K>,
+    config: watcher::Config,
+    on_event: impl Fn(Option<(&str, &str)>),
+) {
+    let mut events = pin!(watcher(api, config).default_backoff());
+    while let Some(event) = events.next().await {
+        match event {
+            Ok(Event::Init) => on_event(None),
+            Ok(Event::InitDone) => {}
+            Ok(Event::Apply(object) | Event::InitApply(object) | Event::Delete(object)) => {
+                let (namespace, name) = (object.namespace().unwrap_or_default(), object.name_any());
+                on_event(Some((&namespace, &name)));
+            }
+            Err(error) => tracing::warn!(%error, kind = %K::kind(&()), "watch interrupted"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::RefCell;
+
+    use k8s_openapi::{api::core::v1::ConfigMap, apimachinery::pkg::apis::meta::v1::ObjectMeta};
+    use kube::runtime::reflector;
+
+    use super::*;
+
+    fn object(name: &str, value: &str) -> ConfigMap {
+        ConfigMap {
+            metadata: ObjectMeta {
+                name: Some(name.to_owned()),
+                namespace: Some("default".to_owned()),
+                ..ObjectMeta::default()
+            },
+            data: Some([("value".to_owned(), value.to_owned())].into()),
+            ..ConfigMap::default()
+        }
+    }
+
+    #[test]
+    fn a_list_tells_what_came_changed_and_went() {
+        let (store, mut writer) = reflector::store();
+        writer.apply_watcher_event(&Event::Init);
+        for name in ["same", "changed", "new"] {
+            writer.apply_watcher_event(&Event::InitApply(object(name, "2")));
+        }
+        writer.apply_watcher_event(&Event::InitDone);
+        let old = [object("same", "2"), object("changed", "1"), object("gone", "1")].map(Arc::new);
+        let told = RefCell::new(Vec::new());
+        relisted(&old, &store, &|change: Change<'_, ConfigMap>| {
+            let name = change.object().unwrap().name_any();
+            told.borrow_mut().push((
+                name,
+                change.new.is_some(),
+                change.in_facet(|object| object.data.clone()),
+            ));
+        });
+        let mut told = told.into_inner();
+        told.sort();
+        let expected =
+            [("changed", true, true), ("gone", false, true), ("new", true, true), ("same", true, false)];
+        assert_eq!(told, expected.map(|(name, there, differs)| (name.to_owned(), there, differs)));
+    }
+
+    #[test]
+    fn stores_hold_no_managed_fields() {
+        let mut found = object("a", "1");
+        found.metadata.managed_fields = Some(Vec::new());
+        found.metadata.annotations =
+            Some([("kubectl.kubernetes.io/last-applied-configuration".to_owned(), "{}".to_owned())].into());
+        slim(&mut found);
+        assert!(found.metadata.managed_fields.is_none() && found.annotations().is_empty());
+    }
+}
