@@ -181,17 +181,19 @@ impl Overall {
         }
     }
 
-    /// Why changes don't flow, or `None` when they do.
+    /// Why changes don't flow, or `None` when they do. `Ready` has the details, which nobody wants to read again.
     fn standstill(&self) -> Option<(&str, &str)> {
         match self {
             Overall::Snapshotting { .. }
             | Overall::Streaming { .. }
             | Overall::StreamingWithFailedTables { .. } => None,
-            Overall::Provisioning { message, .. } => Some((reason::PROVISIONING, message)),
-            Overall::Retrying(failure) => Some((reason::PROGRESSING_WITH_RETRY, &failure.message)),
-            Overall::Stalled(failure) => Some((reason::STALLED, &failure.message)),
-            Overall::Suspended { message } => Some((reason::SUSPENDED, message)),
-            Overall::Deleting { message, .. } => Some((reason::DELETING, message)),
+            Overall::Provisioning { .. } => Some((reason::PROVISIONING, "not yet")),
+            Overall::Retrying(_) => {
+                Some((reason::PROGRESSING_WITH_RETRY, "not at the moment, see Reconciling"))
+            }
+            Overall::Stalled(_) => Some((reason::STALLED, "not until somebody acts, see Stalled")),
+            Overall::Suspended { .. } => Some((reason::SUSPENDED, "not while spec.suspend is true")),
+            Overall::Deleting { .. } => Some((reason::DELETING, "not any more")),
             Overall::Finished => Some((reason::FINISHED, "all that was asked for is done")),
         }
     }
@@ -208,13 +210,22 @@ impl Overall {
             return condition(types::CAUGHT_UP, ConditionStatus::Unknown, reason, message);
         }
         let lsn = report.last_lsn;
+        if let Overall::Snapshotting { .. } = self {
+            let message = "the rows that were there are not all copied";
+            return condition(types::CAUGHT_UP, ConditionStatus::False, reason::SNAPSHOTTING, message);
+        }
+        let but = match self {
+            Overall::StreamingWithFailedTables { .. } => ", but for the failed tables",
+            _ => "",
+        };
         if report.lag.bytes == 0 {
-            let message = format!("everything up to {lsn} is at the destination");
+            let message = format!("everything up to {lsn} is at the destination{but}");
             return condition(types::CAUGHT_UP, ConditionStatus::True, reason::NO_LAG, &message);
         }
         let (bytes, seconds) = (size(report.lag.bytes), report.lag.seconds);
-        let message =
-            format!("{bytes} of WAL and {seconds:.1} s behind; everything up to {lsn} is at the destination");
+        let message = format!(
+            "{bytes} of WAL and {seconds:.1} s behind; everything up to {lsn} is at the destination{but}"
+        );
         condition(types::CAUGHT_UP, ConditionStatus::False, reason::BEHIND, &message)
     }
 }
@@ -400,7 +411,7 @@ mod tests {
                 "DestinationReady=True Connected",
                 "Snapshotted=False Snapshotting",
                 "Streaming=True Streaming",
-                "CaughtUp=True NoLag",
+                "CaughtUp=False Snapshotting",
             ]
         );
         assert_eq!(conditions(&report)[0].message, "1 of 3 tables copied, 0 of about 0 rows");
@@ -435,6 +446,10 @@ mod tests {
         assert_eq!(
             conditions(&some)[0].message,
             "1 of 2 tables have failed: public.b (DestinationTableMissing: run this)"
+        );
+        assert_eq!(
+            conditions(&some)[5].message,
+            "everything up to 0/0 is at the destination, but for the failed tables"
         );
         let all = report(MirrorPhase::Streaming, None, &[("b", TableState::Failed)]);
         assert_eq!(
@@ -473,6 +488,8 @@ mod tests {
         assert_eq!(lines[1], "Stalled=True SourceSlotLost");
         assert_eq!(lines[2], "SourceReady=False SourceSlotLost");
         assert_eq!(lines[3], "DestinationReady=Unknown Unknown");
+        let told = conditions(&stalled).iter().filter(|condition| condition.message == "resync").count();
+        assert_eq!(told, 3, "Streaming and CaughtUp don't repeat what to run");
     }
 
     #[test]

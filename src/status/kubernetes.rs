@@ -13,7 +13,7 @@ use crate::{
         FailedTable, LagStatus, MirrorStatus, SnapshotStatus, TableCounts,
         conditions::{self as types, reason},
     },
-    model::{Lsn, MirrorReport, TableReport, TableState},
+    model::{Lsn, MirrorPhase, MirrorReport, TableReport, TableState},
 };
 
 /// Failed tables that a status lists.
@@ -30,9 +30,8 @@ const FIGURES: Duration = Duration::from_secs(5);
 /// The status of a Mirror.
 ///
 /// `generation` is the `metadata.generation` that the report is about, `previous` the status that the API server has. What the
-/// report doesn't know is kept from there as far as it still holds: names and, where a report was made without asking the
-/// replicator (it has no tables), `lastLSN`, the tables, the copy's figures and the condition `Snapshotted`. A
-/// condition's time is `now` when its status differs from the previous one's.
+/// report doesn't know is kept from there as far as it still holds: names and, where it doesn't know the tables' state, `lastLSN`,
+/// the tables, the copy's figures and the condition `Snapshotted`. A condition's time is `now` when its status differs from the previous one's.
 pub fn mirror_status(
     report: &MirrorReport,
     generation: Option<i64>,
@@ -42,7 +41,7 @@ pub fn mirror_status(
     let nothing = MirrorStatus::default();
     let previous = previous.unwrap_or(&nothing);
     let mut conditions = api_conditions(conditions(report), generation, &previous.conditions, now);
-    let asked = !report.tables.is_empty();
+    let asked = knows_tables(report);
     if !asked {
         keep(types::SNAPSHOTTED, &mut conditions, &previous.conditions);
     }
@@ -125,6 +124,13 @@ fn keep(type_: &str, conditions: &mut [ApiCondition], previous: &[ApiCondition])
         let observed_generation = condition.observed_generation;
         *condition = ApiCondition { observed_generation, ..previous.clone() };
     }
+}
+
+/// Whether the report tells in which state the tables are. One that was made without asking the replicator has none, and one of a
+/// replicator that has just started, or can't connect, has them all as if they were new.
+fn knows_tables(report: &MirrorReport) -> bool {
+    let at_work = matches!(report.phase, MirrorPhase::Snapshotting | MirrorPhase::Streaming);
+    report.tables.iter().any(|table| at_work || table.state != TableState::Pending)
 }
 
 fn table_counts(report: &MirrorReport) -> TableCounts {

@@ -169,7 +169,8 @@ async fn standing(
     }
     let mut failure = told.failure;
     if let Some(failure) = &mut failure {
-        failure.message = format!("{}. The replicator goes on with its earlier settings", failure.message);
+        failure.message =
+            format!("{} (until then the replicator goes on with its earlier settings)", failure.message);
     }
     Ok(MirrorReport { phase: told.phase, failure, ..running })
 }

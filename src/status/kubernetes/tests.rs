@@ -135,6 +135,20 @@ fn keeps_what_a_report_without_tables_cannot_know() {
 }
 
 #[test]
+fn keeps_what_a_replicator_that_has_just_started_does_not_know() {
+    let first = mirror_status(&streaming(), Some(1), None, &at(100));
+    let pending = || vec![table("users", TableState::Pending, "", "")];
+    for phase in [MirrorPhase::Provisioning, MirrorPhase::Stalled] {
+        let status = mirror_status(&report(phase, None, pending()), Some(1), Some(&first), &at(200));
+        assert_eq!((&status.tables, &status.snapshot), (&first.tables, &first.snapshot));
+        assert_eq!(named(&status, "Snapshotted").status, "True");
+    }
+    let copying = report(MirrorPhase::Snapshotting, None, pending());
+    let status = mirror_status(&copying, Some(1), Some(&first), &at(200));
+    assert_eq!(status.tables.map(|tables| tables.snapshotting), Some(1));
+}
+
+#[test]
 fn lists_at_most_ten_failed_tables_and_cuts_long_words() {
     let failed = |index| table(&format!("t{index}"), TableState::Failed, "DecodeFailed", &"é".repeat(2_000));
     let status = mirror_status(
