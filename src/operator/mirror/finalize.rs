@@ -75,7 +75,8 @@ pub(super) async fn finalize(
     mirror: &Guarded<Mirror>,
     identity: &MirrorIdentity,
 ) -> Result<Action, Error> {
-    if !finalizer::is_set(mirror, labels::CLEANUP) {
+    let uid = mirror.uid().unwrap_or_default();
+    if !finalizer::is_set(mirror, labels::CLEANUP) || context.memory.mirrors.of(&uid, |memory| memory.ended) {
         return Ok(Action::await_change());
     }
     if mirror.annotations().get(ABANDON).is_some_and(|value| value == "true") {
@@ -97,7 +98,7 @@ pub(super) async fn finalize(
             let failure = MirrorFailure { reason, message };
             let report = unasked(identity, MirrorPhase::Deleting, Some(failure));
             publish(context, mirror, &report).await.or_else(gone)?;
-            Ok(Action::requeue(context.memory.backoff.next(&mirror.uid().unwrap_or_default())))
+            Ok(Action::requeue(context.memory.backoff.next(&uid)))
         }
         Err(error) => Err(error),
     }
@@ -262,7 +263,12 @@ async fn let_go(
     tracing::info!(namespace, mirror = name, reason = notice.reason, note = notice.note, "mirror ended");
     context.events.publish(&mirror.object_ref(&()), notice).await;
     let api: Api<Mirror> = Api::namespaced(context.client.clone(), namespace);
-    finalizer::remove(&api, mirror, labels::CLEANUP).await?;
+    let ended = |is: bool| {
+        context.memory.mirrors.of(&mirror.uid().unwrap_or_default(), |memory| memory.ended = is);
+    };
+    // before the watch shows the end, with which the memory goes
+    ended(true);
+    finalizer::remove(&api, mirror, labels::CLEANUP).await.inspect_err(|_| ended(false))?;
     Ok(Action::await_change())
 }
 

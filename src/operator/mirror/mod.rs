@@ -57,6 +57,8 @@ pub(super) struct Memory {
     seen: Option<suspended::Seen>,
     /// Whether the slot was told to be at risk.
     at_risk: bool,
+    /// Whether it was let go: the watch shows that only a little later.
+    ended: bool,
     /// The value of the annotation that asks for a resync, as last applied.
     resync: Option<Option<String>>,
 }
