@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use walferry::api::{self, conditions, reference};
 
 use crate::{
-    harness::{Lab, Space, cluster, condition},
+    harness::{Lab, Space, assert_says, cluster, condition},
     support::{eventually, until},
 };
 
@@ -42,20 +42,12 @@ fn until_failing(lab: &Lab, name: &str, kind: &str, reason: &str) -> String {
     condition(&found.conditions, kind).unwrap().message.clone()
 }
 
-#[track_caller]
-fn assert_says(message: &str, words: &[&str]) {
-    for word in words {
-        assert!(message.to_lowercase().contains(&word.to_lowercase()), "'{word}' is not said in: {message}");
-    }
-}
-
 /// Peers that can't be used, by name: a change of the good ones.
 fn bad_peers(lab: &Lab) {
     let good = lab.mirror(&["t"]);
-    let login = |name: &str, data: Value| json!({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": name}, "stringData": data});
-    lab.space.apply(&login("wrong-login", json!({"username": lab.database, "password": "not-the-password"})));
-    lab.space.apply(&login("reader-login", json!({"username": "reader", "password": "reader-test"})));
-    lab.space.apply(&login("half-login", json!({"username": lab.database})));
+    lab.space.apply_secret("wrong-login", &json!({"username": lab.database, "password": "not-the-password"}));
+    lab.space.apply_secret("reader-login", &json!({"username": "reader", "password": "reader-test"}));
+    lab.space.apply_secret("half-login", &json!({"username": lab.database}));
     for (name, document, side, field, value) in [
         ("wrong-host", &good.postgres, "postgres", "host", json!("db.invalid")),
         ("wrong-port", &good.postgres, "postgres", "port", json!(1)),
@@ -216,9 +208,7 @@ fn what_is_wrong_is_told_without_a_loop_and_passes_when_it_is_corrected() {
     // what was missing appears, what was wrong is corrected: nobody needs to touch the Mirrors
     let login = json!({"username": lab.database, "password": "role-test"});
     for name in ["late-login", "half-login", "wrong-login"] {
-        lab.space.apply(
-            &json!({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": name}, "stringData": login}),
-        );
+        lab.space.apply_secret(name, &login);
     }
     let mut nobody = lab.mirror(&["t"]).postgres;
     nobody["metadata"]["name"] = "nobody".into();

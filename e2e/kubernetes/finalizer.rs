@@ -108,9 +108,10 @@ fn while_rows_are_copied() {
     mirror.mirror["spec"]["snapshot"] = json!({"parallelism": 1});
     mirror.mirror["spec"]["replicator"] = json!({"resources": {"limits": {"cpu": "30m"}}});
     let name = lab.apply(&mirror);
-    lab.until(&name, "some rows to be copied", |mirror| {
-        let snapshot = mirror.status.as_ref()?.snapshot.as_ref()?;
-        (snapshot.rows_copied > 0).then_some(())
+    eventually("some rows to be copied", || {
+        // there is no table yet
+        let copied = lab.clickhouse.try_query(&lab.database, "SELECT count() FROM t");
+        copied.is_ok_and(|rows| rows != "0\n")
     });
     let at_source = lab.name_at_source(&name);
     lab.begin_delete::<api::Mirror>(&name);

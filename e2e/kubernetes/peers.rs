@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use walferry::api::{ReplicationPeer, ReplicationPeerStatus, conditions};
 
 use crate::{
-    harness::{Lab, Space, clickhouse, cluster, condition, own_postgres},
+    harness::{Lab, Space, assert_says, clickhouse, cluster, condition, own_postgres},
     support,
 };
 
@@ -50,30 +50,10 @@ fn until_failing(lab: &Lab, name: &str, kind: &str, reason: &str) -> String {
     ready.message.clone()
 }
 
-#[track_caller]
-fn assert_says(message: &str, words: &[&str]) {
-    for word in words {
-        assert!(message.to_lowercase().contains(&word.to_lowercase()), "'{word}' is not said in: {message}");
-    }
-}
-
-/// Sets keys of a Secret, or removes them by null, as `kubectl edit` does.
-fn edit_secret(space: &Space, name: &str, data: &Value) {
-    let patch = Patch::Merge(json!({"stringData": data}));
-    let removed: serde_json::Map<_, _> = data
-        .as_object()
-        .unwrap()
-        .iter()
-        .filter(|(_, value)| value.is_null())
-        .map(|(k, v)| (k.clone(), v.clone()))
-        .collect();
+/// Merges this into a Secret, as `kubectl edit` does.
+fn edit_secret(space: &Space, name: &str, change: &Value) {
     let api = space.api::<Secret>();
-    if removed.is_empty() {
-        cluster().block_on(api.patch(name, &PatchParams::default(), &patch)).unwrap();
-    } else {
-        let patch = Patch::Merge(json!({"data": removed}));
-        cluster().block_on(api.patch(name, &PatchParams::default(), &patch)).unwrap();
-    }
+    cluster().block_on(api.patch(name, &PatchParams::default(), &Patch::Merge(change))).unwrap();
 }
 
 /// This document under another name.
@@ -120,15 +100,15 @@ fn a_peer_says_what_it_is_and_follows_its_secret() {
         ("target-login", "target", "DestinationAuthenticationFailed", "limited", "limited-test"),
     ] {
         // a new Secret is a new look, at once
-        edit_secret(&lab.space, secret, &json!({"password": "not-the-password"}));
+        edit_secret(&lab.space, secret, &json!({"stringData": {"password": "not-the-password"}}));
         let message = until_failing(&lab, peer, conditions::STALLED, reason);
         assert_says(&message, &[user, "credentialsSecretRef"]);
         // what is known of the server stays
         until(&lab, peer, "the version", |status| status.server_version.clone());
-        edit_secret(&lab.space, secret, &json!({"password": null}));
+        edit_secret(&lab.space, secret, &json!({"data": {"password": null}}));
         let message = until_failing(&lab, peer, conditions::STALLED, "SecretKeyMissing");
         assert_says(&message, &[secret, "no key password", "it has: username"]);
-        edit_secret(&lab.space, secret, &json!({"password": right}));
+        edit_secret(&lab.space, secret, &json!({"stringData": {"password": right}}));
         until_ready(&lab, peer);
     }
     lab.space.kubectl(&["describe", "replicationpeers"]).exits(0).says(&[
@@ -161,9 +141,7 @@ fn wrong_settings_are_told_and_correcting_them_is_seen() {
         ("reader-login".to_owned(), json!({"username": "reader", "password": "reader-test"})),
         ("frozen-login".to_owned(), json!({"username": "frozen", "password": "frozen-test"})),
     ]) {
-        let secret =
-            json!({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": name}, "stringData": data});
-        lab.space.apply(&secret);
+        lab.space.apply_secret(&name, &data);
     }
     let apply = |document: &Value, name: &str, changes: &[(&str, Value)]| {
         let mut document = named(document, name);

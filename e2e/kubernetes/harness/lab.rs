@@ -174,6 +174,15 @@ impl Lab {
     }
 }
 
+/// Fails unless each of `words` is in the message, whatever their case.
+#[track_caller]
+pub fn assert_says(message: &str, words: &[&str]) {
+    let lower = message.to_lowercase();
+    for word in words {
+        assert!(lower.contains(&word.to_lowercase()), "'{word}' is not said in: {message}");
+    }
+}
+
 /// The condition of this type.
 pub fn condition<'a>(conditions: &'a [Condition], kind: &str) -> Option<&'a Condition> {
     conditions.iter().find(|condition| condition.type_ == kind)

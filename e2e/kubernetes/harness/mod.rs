@@ -9,7 +9,7 @@ mod space;
 mod watch;
 
 pub use cluster::{Cluster, cluster};
-pub use lab::{Lab, clickhouse, condition, own_postgres};
+pub use lab::{Lab, assert_says, clickhouse, condition, own_postgres};
 pub use life::another;
 pub use operator::{Operator, image, install_definitions, operator};
 pub use space::Space;

@@ -87,7 +87,15 @@ impl Space {
         self.try_apply(document).unwrap_or_else(|status| panic!("{document:#}: {}", status.message))
     }
 
-    /// The same, when the apiserver may refuse.
+    /// Applies a Secret with these keys.
+    #[track_caller]
+    pub fn apply_secret(&self, name: &str, data: &Value) {
+        let kind =
+            json!({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": name}, "stringData": data});
+        self.apply(&kind);
+    }
+
+    /// The same as [`Space::apply`], when the apiserver may refuse.
     pub fn try_apply(&self, document: &Value) -> Result<Value, Box<Status>> {
         let name = document["metadata"]["name"].as_str().expect("a name");
         let parameters = PatchParams::apply("e2e");
