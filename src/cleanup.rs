@@ -72,6 +72,7 @@ pub struct SourceObjects<'a> {
 pub async fn source(endpoint: &PostgresEndpoint, objects: SourceObjects<'_>) -> Result<Vec<String>, Error> {
     let SourceObjects { application_name, slot, publication } = objects;
     let session = Session::connect(endpoint, application_name).await?;
+    slot::end_creation(&session, application_name).await?;
     slot::release_own_walsender(&session, slot, application_name).await?;
     wait_until_released(&session, slot).await?;
     let slot_dropped = slot::drop(&session, slot).await?;

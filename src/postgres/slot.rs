@@ -97,6 +97,26 @@ pub async fn create(session: &Session, name: &str) -> Result<Lsn, Error> {
     Ok(Lsn(lsn.into()))
 }
 
+/// Ends sessions of `application_name` that are still making a slot for a client that is gone: the server goes on making it, for
+/// as long as some transaction runs, and the slot would appear after everything was cleaned up. Waits until they have ended.
+///
+/// # Errors
+/// [`Error`] of the queries.
+pub async fn end_creation(session: &Session, application_name: &str) -> Result<(), Error> {
+    let sql = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = $1::text \
+               AND pid <> pg_backend_pid() AND state = 'active' \
+               AND query LIKE '%pg_create_logical_replication_slot%'";
+    let started = Instant::now();
+    while !session.client.query(sql, &[&application_name]).await?.is_empty() {
+        if started.elapsed() >= RELEASE_TIMEOUT {
+            tracing::warn!(application_name, "a session goes on making a slot");
+            return Ok(());
+        }
+        sleep(Duration::from_millis(50)).await;
+    }
+    Ok(())
+}
+
 /// Drops a slot; `false` when it was not there.
 ///
 /// # Errors
