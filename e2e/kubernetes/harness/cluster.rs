@@ -75,6 +75,14 @@ impl Cluster {
         self.runtime.block_on(future)
     }
 
+    /// The answer to a request that may be sent twice. A kept connection may be closed by the apiserver just when it is used again.
+    pub fn ask<T>(&self, request: impl AsyncFn() -> kube::Result<T>) -> kube::Result<T> {
+        match self.block_on(request()) {
+            Err(kube::Error::Service(_) | kube::Error::HyperError(_)) => self.block_on(request()),
+            answer => answer,
+        }
+    }
+
     /// The address at which pods reach servers of this machine: the one that this machine has towards the nodes.
     pub fn address(&self) -> IpAddr {
         let nodes = self.block_on(Api::<Node>::all(self.client.clone()).list(&Default::default())).unwrap();

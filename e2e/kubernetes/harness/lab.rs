@@ -86,8 +86,11 @@ impl Lab {
     /// Applies all documents of a Mirror and gives its name.
     #[track_caller]
     pub fn apply(&self, mirror: &Mirror) -> String {
-        for document in mirror.documents() {
-            self.space.apply(&document);
+        let (secrets, others): (Vec<_>, Vec<_>) =
+            mirror.documents().into_iter().partition(|document| document["kind"] == "Secret");
+        // Secrets first: then nothing is missing when the others are looked at
+        for document in secrets.iter().chain(&others) {
+            self.space.apply(document);
         }
         mirror.mirror["metadata"]["name"].as_str().unwrap().to_owned()
     }
@@ -144,7 +147,7 @@ impl Lab {
     pub fn replicators(&self, name: &str) -> Vec<Pod> {
         let selector = format!("walferry.dev/mirror={name},app.kubernetes.io/component=replicator");
         let pods = self.space.api::<Pod>();
-        cluster().block_on(pods.list(&ListParams::default().labels(&selector))).unwrap().items
+        cluster().ask(async || pods.list(&ListParams::default().labels(&selector)).await).unwrap().items
     }
 
     /// Deletes an object and waits until it is gone.
@@ -154,7 +157,8 @@ impl Lab {
         K: Resource<Scope = k8s_openapi::NamespaceResourceScope, DynamicType = ()>,
         K: Clone + std::fmt::Debug + serde::Serialize + serde::de::DeserializeOwned + Send + 'static,
     {
-        cluster().block_on(self.space.api::<K>().delete(name, &DeleteParams::default())).unwrap();
+        let api = self.space.api::<K>();
+        cluster().ask(async || api.delete(name, &DeleteParams::default()).await).unwrap();
         self.space.until::<K, ()>(name, "deleted", |object| object.is_none().then_some(()));
     }
 

@@ -69,7 +69,8 @@ impl Lab {
         K: Resource<Scope = NamespaceResourceScope, DynamicType = ()> + Clone,
         K: std::fmt::Debug + serde::de::DeserializeOwned,
     {
-        cluster().block_on(self.space.api::<K>().delete(name, &DeleteParams::default())).unwrap();
+        let api = self.space.api::<K>();
+        cluster().ask(async || api.delete(name, &DeleteParams::default()).await).unwrap();
     }
 
     /// Waits until a Mirror is gone.

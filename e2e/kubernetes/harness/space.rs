@@ -99,7 +99,8 @@ impl Space {
     pub fn try_apply(&self, document: &Value) -> Result<Value, Box<Status>> {
         let name = document["metadata"]["name"].as_str().expect("a name");
         let parameters = PatchParams::apply("e2e");
-        answer(self.cluster.block_on(self.api_of(document).patch(name, &parameters, &Patch::Apply(document))))
+        let api = self.api_of(document);
+        answer(self.cluster.ask(async || api.patch(name, &parameters, &Patch::Apply(document)).await))
     }
 
     /// What the apiserver would make of a new object, without making it.
@@ -180,7 +181,7 @@ impl Drop for Space {
         }
         // what is in it goes without anybody waiting for it
         let api = Api::<Namespace>::all(self.cluster.client.clone());
-        match self.cluster.block_on(api.delete(&self.name, &DeleteParams::default())) {
+        match self.cluster.ask(async || api.delete(&self.name, &DeleteParams::default()).await) {
             // the test has deleted it
             Err(kube::Error::Api(status)) if status.code == 404 || status.code == 409 => {}
             result => drop(result.unwrap()),
