@@ -187,13 +187,11 @@ impl Overall {
             Overall::Snapshotting { .. }
             | Overall::Streaming { .. }
             | Overall::StreamingWithFailedTables { .. } => None,
-            Overall::Provisioning { .. } => Some((reason::PROVISIONING, "not yet")),
-            Overall::Retrying(_) => {
-                Some((reason::PROGRESSING_WITH_RETRY, "not at the moment, see Reconciling"))
-            }
-            Overall::Stalled(_) => Some((reason::STALLED, "not until somebody acts, see Stalled")),
-            Overall::Suspended { .. } => Some((reason::SUSPENDED, "not while spec.suspend is true")),
-            Overall::Deleting { .. } => Some((reason::DELETING, "not any more")),
+            Overall::Provisioning { .. } => Some((reason::PROVISIONING, "see Reconciling")),
+            Overall::Retrying(_) => Some((reason::PROGRESSING_WITH_RETRY, "see Reconciling")),
+            Overall::Stalled(_) => Some((reason::STALLED, "see Stalled")),
+            Overall::Suspended { .. } => Some((reason::SUSPENDED, "spec.suspend is true")),
+            Overall::Deleting { .. } => Some((reason::DELETING, "the Mirror is being deleted")),
             Overall::Finished => Some((reason::FINISHED, "all that was asked for is done")),
         }
     }
@@ -298,9 +296,11 @@ pub(super) fn rows_estimated(report: &MirrorReport) -> u64 {
 
 fn copying(report: &MirrorReport) -> String {
     let copied = in_state(report, TableState::Streaming).count();
+    let mut message = format!("{copied} of {} tables copied", report.tables.len());
     let (rows, estimated) = (rows_copied(report), rows_estimated(report));
-    let mut message =
-        format!("{copied} of {} tables copied, {rows} of about {estimated} rows", report.tables.len());
+    if estimated > 0 {
+        message = format!("{message}, {rows} of about {estimated} rows");
+    }
     let mut waiting = in_state(report, TableState::Pending).filter(|table| !table.message.is_empty());
     if let Some(table) = waiting.next() {
         message = format!("{message}; {}.{}: {}", table.schema, table.name, table.message);
@@ -414,7 +414,7 @@ mod tests {
                 "CaughtUp=False Snapshotting",
             ]
         );
-        assert_eq!(conditions(&report)[0].message, "1 of 3 tables copied, 0 of about 0 rows");
+        assert_eq!(conditions(&report)[0].message, "1 of 3 tables copied");
     }
 
     #[test]
@@ -526,7 +526,7 @@ mod tests {
         report.tables[0].message = "waits for transaction 7 of app".to_owned();
         assert_eq!(
             conditions(&report)[0].message,
-            "0 of 1 tables copied, 0 of about 0 rows; public.a: waits for transaction 7 of app"
+            "0 of 1 tables copied; public.a: waits for transaction 7 of app"
         );
     }
 

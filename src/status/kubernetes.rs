@@ -64,13 +64,7 @@ pub fn mirror_status(
         retained_wal_bytes: report.retained_wal_bytes.map(saturating),
         tables: if asked { Some(table_counts(report)) } else { previous.tables.clone() },
         failed_tables: if asked { failed_tables(report) } else { previous.failed_tables.clone() },
-        snapshot: match asked {
-            true => Some(SnapshotStatus {
-                rows_copied: saturating(rows_copied(report)),
-                rows_estimated: saturating(rows_estimated(report)),
-            }),
-            false => previous.snapshot.clone(),
-        },
+        snapshot: if asked { Some(snapshot(report, previous)) } else { previous.snapshot.clone() },
     }
 }
 
@@ -131,6 +125,16 @@ fn keep(type_: &str, conditions: &mut [ApiCondition], previous: &[ApiCondition])
 fn knows_tables(report: &MirrorReport) -> bool {
     let at_work = matches!(report.phase, MirrorPhase::Snapshotting | MirrorPhase::Streaming);
     report.tables.iter().any(|table| at_work || table.state != TableState::Pending)
+}
+
+/// The copy's figures. A replicator counts from its own start, so that one with nothing left to copy has none, and the last ones stay.
+fn snapshot(report: &MirrorReport, previous: &MirrorStatus) -> SnapshotStatus {
+    let (copied, estimated) = (saturating(rows_copied(report)), saturating(rows_estimated(report)));
+    let now = SnapshotStatus { rows_copied: copied, rows_estimated: estimated };
+    match &previous.snapshot {
+        Some(previous) if estimated == 0 => previous.clone(),
+        _ => now,
+    }
 }
 
 fn table_counts(report: &MirrorReport) -> TableCounts {

@@ -143,6 +143,14 @@ fn keeps_what_a_replicator_that_has_just_started_does_not_know() {
         assert_eq!((&status.tables, &status.snapshot), (&first.tables, &first.snapshot));
         assert_eq!(named(&status, "Snapshotted").status, "True");
     }
+    let idle = vec![TableReport {
+        rows_copied: 0,
+        rows_estimated: 0,
+        ..table("users", TableState::Streaming, "", "")
+    }];
+    let restarted =
+        mirror_status(&report(MirrorPhase::Streaming, None, idle), Some(1), Some(&first), &at(200));
+    assert_eq!(restarted.snapshot, first.snapshot);
     let copying = report(MirrorPhase::Snapshotting, None, pending());
     let status = mirror_status(&copying, Some(1), Some(&first), &at(200));
     assert_eq!(status.tables.map(|tables| tables.snapshotting), Some(1));
