@@ -170,7 +170,9 @@ async fn standing(
         return Ok(told);
     }
     let mut failure = told.failure;
-    if let Some(failure) = &mut failure {
+    if let Some(failure) = &mut failure
+        && running.phase != MirrorPhase::Stalled
+    {
         failure.message =
             format!("{} (until then the replicator goes on with its earlier settings)", failure.message);
     }
