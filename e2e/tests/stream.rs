@@ -309,6 +309,7 @@ fn takes_over_its_own_stale_walsender() {
     assert_ne!(before, after);
     lab.settle(&mut run);
     assert_eq!(lab.target("SELECT id FROM t FINAL"), "1\n");
+    assert_eq!(run.status()["slotTakeovers"], 1);
 }
 
 /// Another program's connection on our slot is left alone.

@@ -136,6 +136,7 @@ struct Overall {
     tables: BTreeMap<TableId, Arc<TableProgress>>,
     retained_wal_bytes: Option<u64>,
     slot_wal_status: Option<String>,
+    slot_takeovers: u64,
     lag_seconds: Option<f64>,
 }
 
@@ -214,6 +215,11 @@ impl Progress {
         self.overall().slot_wal_status = status;
     }
 
+    /// Records that the slot was taken from a walsender that an earlier run had left behind.
+    pub fn add_takeover(&self) {
+        self.overall().slot_takeovers += 1;
+    }
+
     /// Records how long ago the oldest transaction that is not yet durable was committed; 0 when none is.
     pub fn set_lag_seconds(&self, seconds: f64) {
         self.overall().lag_seconds = Some(seconds);
@@ -238,6 +244,7 @@ impl Progress {
             },
             retained_wal_bytes: overall.retained_wal_bytes,
             slot_wal_status: overall.slot_wal_status.clone(),
+            slot_takeovers: overall.slot_takeovers,
             tables: overall.tables.iter().map(|(id, table)| table_report(id, table)).collect(),
         }
     }
@@ -333,6 +340,9 @@ pub struct MirrorReport {
     /// give up its WAL at the next checkpoint; `lost`.
     #[serde(default)]
     pub slot_wal_status: Option<String>,
+    /// How often the slot was taken from a walsender that an earlier run had left behind, since the process began.
+    #[serde(default)]
+    pub slot_takeovers: u64,
     /// Every table, by name.
     pub tables: Vec<TableReport>,
 }

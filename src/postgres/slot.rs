@@ -131,12 +131,22 @@ pub async fn drop(session: &Session, name: &str) -> Result<bool, Error> {
     }
 }
 
+/// Who reads from a slot after [`release_own_walsender`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Release {
+    /// Nobody, and nothing had to be done for it but wait.
+    Free,
+    /// Nobody: the walsender that an earlier run had left behind was ended.
+    TakenOver,
+    /// Another application, another process for the same Mirror, or our own that didn't go.
+    Held,
+}
+
 /// Waits until nobody reads from the slot, and ends the walsender that an earlier run of the same Mirror left behind
 /// (after a cut, the server may notice only much later).
 ///
 /// Ours is told from others by its application name, and as left behind by its silence: a living reader reports at
-/// least once a second. `true` when nobody reads from the slot any more; `false` when somebody does: another
-/// application, another process for the same Mirror, or our own that didn't go.
+/// least once a second.
 ///
 /// # Errors
 /// [`Error`] of the queries: 42501 when the walsender runs as another role.
@@ -144,14 +154,14 @@ pub async fn release_own_walsender(
     session: &Session,
     slot_name: &str,
     application_name: &str,
-) -> Result<bool, Error> {
+) -> Result<Release, Error> {
     let started = Instant::now();
     let mut first: Option<Reader> = None;
     let mut ended = false;
     while let Some(reader) = read_reader(session, slot_name, application_name).await? {
         let known = first.get_or_insert_with(|| reader.clone());
         if !reader.ours || reader != *known || started.elapsed() >= RELEASE_TIMEOUT {
-            return Ok(false);
+            return Ok(Release::Held);
         }
         if !ended && started.elapsed() >= SILENCE {
             session.client.execute("SELECT pg_terminate_backend($1)", &[&reader.pid]).await?;
@@ -160,7 +170,7 @@ pub async fn release_own_walsender(
         }
         sleep(Duration::from_millis(50)).await;
     }
-    Ok(true)
+    Ok(if ended { Release::TakenOver } else { Release::Free })
 }
 
 /// Who reads from a slot, and when it last reported.

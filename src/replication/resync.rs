@@ -16,7 +16,7 @@ use crate::{
     postgres::{
         catalog, publication,
         session::Session,
-        slot::{self, SlotInfo},
+        slot::{self, Release, SlotInfo},
     },
 };
 
@@ -52,7 +52,8 @@ pub(super) async fn release_if_due<D: Destination>(
     if let Some(found) = slot::read(session, &slot_name).await? {
         require_own(config, &found)?;
     }
-    if !slot::release_own_walsender(session, &slot_name, &config.mirror.application_name()).await? {
+    let application_name = config.mirror.application_name();
+    if slot::release_own_walsender(session, &slot_name, &application_name).await? == Release::Held {
         return Err(Error::SlotInUse { slot: slot_name });
     }
     tracing::info!(mirror = config.mirror.name, value, "resync: every table is copied anew");

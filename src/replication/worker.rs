@@ -33,7 +33,7 @@ use crate::{
     postgres::{
         catalog,
         session::Session,
-        slot,
+        slot::{self, Release},
         wire::{Connection, Purpose, ReplicationReader, ReplicationWriter},
     },
 };
@@ -255,7 +255,9 @@ impl<D: Destination> Worker<D> {
         }
         let tables = self.take_up(&state);
         let slot_name = self.config.mirror.slot_name();
-        slot::release_own_walsender(&session, &slot_name, &application_name).await?;
+        if slot::release_own_walsender(&session, &slot_name, &application_name).await? == Release::TakenOver {
+            self.progress.add_takeover();
+        }
         let watch = self.watch(&state, &tables);
         let found = watch.look(&session, &self.stop).await?;
         let confirmed = found.and_then(|slot| slot.confirmed_flush_lsn).unwrap_or_default();

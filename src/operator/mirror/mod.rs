@@ -57,6 +57,8 @@ pub(super) struct Memory {
     seen: Option<suspended::Seen>,
     /// Whether the slot was told to be at risk.
     at_risk: bool,
+    /// How often the replicator had taken the slot over when it was last looked at.
+    takeovers: u64,
     /// Whether it was let go: the watch shows that only a little later.
     ended: bool,
     /// The value of the annotation that asks for a resync, as last applied.
@@ -117,20 +119,35 @@ async fn drive(context: &Context, mirror: &Mirror, identity: &MirrorIdentity) ->
         let at_risk = report.slot_wal_status.as_deref() == Some("unreserved");
         (report, at_risk)
     };
-    let told = context.memory.mirrors.of(&uid, |memory| std::mem::replace(&mut memory.at_risk, at_risk));
-    if at_risk && !told {
-        let notice = Notice::warning("SlotAtRisk", slot_at_risk(&report));
-        context.events.publish(&mirror.object_ref(&()), &notice).await;
-    }
+    tell_of_slot(context, mirror, &report, at_risk).await;
     Ok(report)
 }
 
-fn slot_at_risk(report: &MirrorReport) -> String {
-    format!(
-        "slot {} holds back nearly all the WAL that the source may keep, and will be invalidated: raise max_slot_wal_keep_size, and see why the Mirror \
-         doesn't keep up, or resume it",
-        report.slot_name
-    )
+/// Tells what is new about the slot and is no condition: that it is at risk, that it was taken over.
+async fn tell_of_slot(context: &Context, mirror: &Mirror, report: &MirrorReport, at_risk: bool) {
+    let takeovers = report.slot_takeovers;
+    let (risk_told, takeovers_told) =
+        context.memory.mirrors.of(&mirror.uid().unwrap_or_default(), |memory| {
+            let Memory { at_risk: risk, takeovers: count, .. } = memory;
+            (std::mem::replace(risk, at_risk), std::mem::replace(count, takeovers))
+        });
+    let slot = &report.slot_name;
+    let mut notices = Vec::new();
+    if at_risk && !risk_told {
+        let note = format!(
+            "slot {slot} holds back nearly all the WAL that the source may keep, and will be invalidated: raise max_slot_wal_keep_size, and \
+             see why the Mirror doesn't keep up, or resume it"
+        );
+        notices.push(Notice::warning("SlotAtRisk", note));
+    }
+    if takeovers > takeovers_told {
+        let note =
+            format!("slot {slot} was still held by an earlier connection of this Mirror, which was ended");
+        notices.push(Notice::normal("TakenOver", note));
+    }
+    for notice in notices {
+        context.events.publish(&mirror.object_ref(&()), &notice).await;
+    }
 }
 
 /// Keeps what a later clean-up may not find any more, and tells of a resync that begins.

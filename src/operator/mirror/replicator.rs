@@ -95,6 +95,7 @@ pub(super) fn unasked(
         lag: Default::default(),
         retained_wal_bytes: None,
         slot_wal_status: None,
+        slot_takeovers: 0,
         tables: Vec::new(),
     }
 }

@@ -43,6 +43,7 @@ fn report(phase: MirrorPhase, failure: Option<(&str, &str)>, tables: Vec<TableRe
         lag: LagReport::default(),
         retained_wal_bytes: None,
         slot_wal_status: None,
+        slot_takeovers: 0,
         tables,
     }
 }
@@ -53,6 +54,7 @@ fn streaming() -> MirrorReport {
         lag: LagReport { bytes: 64, seconds: 2.9 },
         retained_wal_bytes: Some(4096),
         slot_wal_status: None,
+        slot_takeovers: 0,
         ..report(MirrorPhase::Streaming, None, vec![table("users", TableState::Streaming, "", "")])
     }
 }
