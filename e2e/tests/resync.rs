@@ -280,7 +280,7 @@ fn spec_changed() {
     lab.catch_up(&mirror);
 }
 
-/// A value that is there from the start asks for nothing; a finished copy is made again for another one.
+/// A value that is there from the start is no second copy; a finished copy is made again for another one.
 #[test]
 fn a_finished_copy() {
     let lab = Lab::new(Pg::V18);

@@ -8,7 +8,7 @@ use crate::{
         target::{TargetTable, compare},
         types::{ChType, Features, Fidelity, fidelity, target_type},
     },
-    model::{ClickHouseEndpoint, RESYNC_ADVICE, TableSchema, TlsMode},
+    model::{ClickHouseEndpoint, RESYNC_ADVICE, RESYNC_COMMAND, TableSchema, TlsMode},
     replication::{self, DestinationError, ErrorKind},
 };
 
@@ -227,8 +227,8 @@ pub(super) struct TargetFacts {
     pub(super) has_rows: bool,
     /// Whether the Mirror's state has the table, with this target.
     pub(super) tracked: bool,
-    /// Whether a resync is going to fill it.
-    pub(super) resync: bool,
+    /// Whether the rows that it has are going to be replaced.
+    pub(super) copied_over: bool,
 }
 
 /// Whether the target table can be made, or the one that is there is ours or will do.
@@ -249,12 +249,12 @@ pub(super) fn target(
         return failure(reason::DESTINATION_ENGINE_INVALID, problem.to_string());
     }
     match (&facts.found, facts.tracked) {
-        (None, true) if facts.resync => Check::ok(subject, NAME, format!("{name} will be made")),
-        (Some(found), true) if facts.resync => match compare(found, &endpoint.database, schema, types) {
+        (None, _) if facts.copied_over => Check::ok(subject, NAME, format!("{name} will be made")),
+        (Some(found), _) if facts.copied_over => match compare(found, &endpoint.database, schema, types) {
             Err(problem) => {
                 failure(reason::DESTINATION_TABLE_CONFLICT, format!("{name}: {problem}")).fix(drop())
             }
-            Ok(_) => Check::ok(subject, NAME, format!("{name} is this Mirror's and is copied anew")),
+            Ok(_) => Check::ok(subject, NAME, format!("{name} is there, and the copy replaces its rows")),
         },
         (None, true) => Check::warning(
             subject.as_str(),
@@ -274,7 +274,7 @@ pub(super) fn target(
                 let detail = format!("{name} exists and has rows that this Mirror does not know of");
                 let target = table(&endpoint.database, &schema.target);
                 failure(reason::DESTINATION_TABLE_CONFLICT, detail).fix(format!(
-                    "TRUNCATE TABLE {target}; -- to have it filled anew, or choose another target.table"
+                    "TRUNCATE TABLE {target}; -- if nobody needs them\nor replace them by the source's rows: {RESYNC_COMMAND}\nor choose another target.table"
                 ))
             }
             Ok(_) => Check::ok(subject, NAME, format!("{name} exists, is empty and fits")),
@@ -327,7 +327,7 @@ mod tests {
     }
 
     fn target_check(found: Option<TargetTable>, has_rows: bool, tracked: bool) -> Check {
-        check_target(TargetFacts { found, has_rows, tracked, resync: false })
+        check_target(TargetFacts { found, has_rows, tracked, copied_over: false })
     }
 
     fn check_target(facts: TargetFacts) -> Check {
@@ -338,11 +338,17 @@ mod tests {
 
     #[test]
     fn a_resync_needs_a_target_that_fits_or_none() {
-        let check = |found| check_target(TargetFacts { found, has_rows: true, tracked: true, resync: true });
-        assert_eq!(check(None).detail, "analytics.users will be made");
-        assert_eq!(check(Some(fitting())).detail, "analytics.users is this Mirror's and is copied anew");
-        let other = TargetTable { sorting_key: "email".to_owned(), ..fitting() };
-        assert_eq!(check(Some(other)).reason, reason::DESTINATION_TABLE_CONFLICT);
+        for tracked in [true, false] {
+            let check =
+                |found| check_target(TargetFacts { found, has_rows: true, tracked, copied_over: true });
+            assert_eq!(check(None).detail, "analytics.users will be made");
+            assert_eq!(
+                check(Some(fitting())).detail,
+                "analytics.users is there, and the copy replaces its rows"
+            );
+            let other = TargetTable { sorting_key: "email".to_owned(), ..fitting() };
+            assert_eq!(check(Some(other)).reason, reason::DESTINATION_TABLE_CONFLICT);
+        }
     }
 
     #[test]
@@ -396,7 +402,11 @@ mod tests {
         assert_eq!(target_check(Some(fitting()), false, false).outcome, Outcome::Ok);
         let other = TargetTable { engine: "MergeTree".to_owned(), ..fitting() };
         for (found, has_rows, fix) in [
-            (fitting(), true, "TRUNCATE TABLE `analytics`.`users`; -- to have it filled anew, or"),
+            (
+                fitting(),
+                true,
+                "TRUNCATE TABLE `analytics`.`users`; -- if nobody needs them\nor replace them by the source's rows: kubectl annotate",
+            ),
             (other, false, "DROP TABLE `analytics`.`users`; -- or"),
         ] {
             let check = target_check(Some(found), has_rows, false);
@@ -415,7 +425,7 @@ mod tests {
     fn an_engine_that_can_not_work_is_refused() {
         let mut schema = table_facts().schema;
         schema.partition_by = Some("email".to_owned());
-        let facts = TargetFacts { found: None, has_rows: false, tracked: false, resync: false };
+        let facts = TargetFacts { found: None, has_rows: false, tracked: false, copied_over: false };
         let check = target(&endpoint(), &schema, &[], &facts);
         assert_eq!(check.reason, reason::DESTINATION_ENGINE_INVALID);
     }

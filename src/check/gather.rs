@@ -51,6 +51,9 @@ pub async fn preflight(config: &ReplicatorConfig) -> CheckReport {
     let subjects = [source::SUBJECT, destination::SUBJECT].map(str::to_owned).into_iter().chain(tables);
     let ranks: HashMap<_, _> = subjects.zip(0_usize..).collect();
     checks.sort_by_key(|check| ranks.get(&check.subject).copied());
+    for fix in checks.iter_mut().filter_map(|check| check.fix.as_mut()) {
+        *fix = config.mirror.named(fix);
+    }
     CheckReport { checks }
 }
 
@@ -285,15 +288,14 @@ async fn target_facts(
 ) -> Result<TargetFacts, ClickHouseError> {
     let target = &schema.target;
     let record = state.tables.get(&schema.id);
-    // A resync that is under way has let go of the records.
-    let tracked = state.resync.is_some() || record.is_some_and(|record| record.schema.target == *target);
-    let resync = replication::resync_due(config.resync.as_deref(), state).is_some() || state.resync.is_some();
+    let tracked = record.is_some_and(|record| record.schema.target == *target);
+    let copied_over = replication::copies_over_rows(config.resync.as_deref(), state);
     let found = database.target_table(target).await?;
-    let has_rows = if found.is_some() && !tracked {
+    let has_rows = if found.is_some() && !tracked && !copied_over {
         let sql = format!("SELECT 1 FROM {} LIMIT 1", quote::table(database.name(), target));
         !database.client().query_text(&sql, &[]).await?.is_empty()
     } else {
         false
     };
-    Ok(TargetFacts { found, has_rows, tracked, resync })
+    Ok(TargetFacts { found, has_rows, tracked, copied_over })
 }

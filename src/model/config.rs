@@ -94,6 +94,12 @@ impl MirrorIdentity {
         format!("walferry_{}", self.uid)
     }
 
+    /// The text with this Mirror's name in [`RESYNC_COMMAND`], so that the command can be run as it stands.
+    pub fn named(&self, text: &str) -> String {
+        let named = RESYNC_COMMAND.replace("NAME", &format!("{} --namespace {}", self.name, self.namespace));
+        text.replace(RESYNC_COMMAND, &named)
+    }
+
     /// What the fences of the Mirror's inserts begin with (see the destination's contract).
     pub fn fence(&self) -> String {
         format!("walferry-{}", self.uid)
@@ -156,9 +162,21 @@ pub struct SnapshotSettings {
     pub parallelism: usize,
 }
 
-/// How to ask for a resync, as the end of a sentence.
-pub const RESYNC_ADVICE: &str = "have every table copied anew: kubectl annotate mirror NAME walferry.dev/resync=\"$(date +%s)\" \
-                                 --overwrite, or in a file give metadata.annotations that key with a new value";
+macro_rules! resync_command {
+    () => {
+        r#"kubectl annotate mirror NAME walferry.dev/resync="$(date +%s)" --overwrite"#
+    };
+}
+
+/// How to ask for a resync, as the end of a sentence; see [`MirrorIdentity::named`].
+pub const RESYNC_ADVICE: &str = concat!(
+    "have every table copied anew: ",
+    resync_command!(),
+    ", or in a file give metadata.annotations that key with a new value"
+);
+
+/// The command that asks for a resync; see [`MirrorIdentity::named`].
+pub const RESYNC_COMMAND: &str = resync_command!();
 
 /// `spec.batch`
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -214,4 +232,19 @@ pub struct ReplicatorConfig {
     pub deletion_policy: DeletionPolicy,
     /// The value of the annotation `walferry.dev/resync`: another one than before has every table copied anew.
     pub resync: Option<String>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn commands_name_their_mirror() {
+        let mirror = MirrorIdentity { namespace: "team".into(), name: "shop".into(), uid: "0a".into() };
+        assert_eq!(
+            mirror.named(&format!("a NAME is wrong: {RESYNC_ADVICE}")),
+            "a NAME is wrong: have every table copied anew: kubectl annotate mirror shop --namespace team \
+             walferry.dev/resync=\"$(date +%s)\" --overwrite, or in a file give metadata.annotations that key with a new value"
+        );
+    }
 }

@@ -11,8 +11,8 @@ mod tuple;
 
 pub use config::{
     BatchSettings, ClickHouseEndpoint, ClientIdentity, DeletionPolicy, MirrorIdentity, OutOfRange,
-    PostgresEndpoint, RESYNC_ADVICE, ReplicatorConfig, SnapshotMode, SnapshotSettings, TableSpec, TlsMode,
-    TlsSettings,
+    PostgresEndpoint, RESYNC_ADVICE, RESYNC_COMMAND, ReplicatorConfig, SnapshotMode, SnapshotSettings,
+    TableSpec, TlsMode, TlsSettings,
 };
 pub use lsn::{Lsn, ParseLsnError};
 pub use progress::{

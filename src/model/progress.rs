@@ -10,7 +10,7 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use super::{Lsn, TableId};
+use super::{Lsn, MirrorIdentity, TableId};
 
 /// What is happening to one table.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -143,10 +143,7 @@ struct Overall {
 /// How far one Mirror is. Shared by reference between the engine's tasks and its readers.
 #[derive(Debug)]
 pub struct Progress {
-    namespace: String,
-    name: String,
-    slot_name: String,
-    publication_name: String,
+    mirror: MirrorIdentity,
     /// Everything committed up to here is durable at the destination.
     durable_lsn: AtomicU64,
     /// The end of the source's log as last heard of.
@@ -156,12 +153,9 @@ pub struct Progress {
 
 impl Progress {
     /// The state of a Mirror that has not started.
-    pub fn new(mirror: &super::MirrorIdentity) -> Self {
+    pub fn new(mirror: &MirrorIdentity) -> Self {
         Progress {
-            namespace: mirror.namespace.clone(),
-            name: mirror.name.clone(),
-            slot_name: mirror.slot_name(),
-            publication_name: mirror.publication_name(),
+            mirror: mirror.clone(),
             durable_lsn: AtomicU64::new(0),
             source_lsn: AtomicU64::new(0),
             overall: Mutex::default(),
@@ -227,16 +221,19 @@ impl Progress {
 
     /// A consistent copy of the figures.
     pub fn report(&self) -> MirrorReport {
-        let overall = self.overall();
+        let (mirror, overall) = (&self.mirror, self.overall());
         let durable = self.durable_lsn();
         let source = Lsn(self.source_lsn.load(Relaxed));
         MirrorReport {
-            namespace: self.namespace.clone(),
-            name: self.name.clone(),
+            namespace: mirror.namespace.clone(),
+            name: mirror.name.clone(),
             phase: overall.phase,
-            failure: overall.failure.clone(),
-            slot_name: self.slot_name.clone(),
-            publication_name: self.publication_name.clone(),
+            failure: overall.failure.as_ref().map(|failure| MirrorFailure {
+                reason: failure.reason.clone(),
+                message: mirror.named(&failure.message),
+            }),
+            slot_name: mirror.slot_name(),
+            publication_name: mirror.publication_name(),
             last_lsn: durable,
             lag: LagReport {
                 bytes: source.bytes_since(durable),
@@ -245,12 +242,12 @@ impl Progress {
             retained_wal_bytes: overall.retained_wal_bytes,
             slot_wal_status: overall.slot_wal_status.clone(),
             slot_takeovers: overall.slot_takeovers,
-            tables: overall.tables.iter().map(|(id, table)| table_report(id, table)).collect(),
+            tables: overall.tables.iter().map(|(id, table)| table_report(mirror, id, table)).collect(),
         }
     }
 }
 
-fn table_report(id: &TableId, table: &TableProgress) -> TableReport {
+fn table_report(mirror: &MirrorIdentity, id: &TableId, table: &TableProgress) -> TableReport {
     let status = table.status();
     TableReport {
         schema: id.schema.clone(),
@@ -266,7 +263,7 @@ fn table_report(id: &TableId, table: &TableProgress) -> TableReport {
         reread: table.reread.load(Relaxed),
         out_of_range: status.out_of_range.clone(),
         reason: status.reason.clone(),
-        message: status.message.clone(),
+        message: mirror.named(&status.message),
     }
 }
 

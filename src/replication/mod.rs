@@ -25,6 +25,6 @@ pub use destination::{
 };
 pub use error::{Error, Policy, failure, policy};
 pub use provision::publication_comment;
-pub use resync::resync_due;
+pub use resync::{copies_over_rows, resync_due};
 pub use state::{MirrorState, ResyncRecord, SourceRecord, StateStore};
 pub use worker::run;

@@ -61,11 +61,7 @@ pub(super) async fn provision<D: Destination>(
             timeline: identity.timeline,
             start_lsn: found,
             finished: false,
-            resync: state
-                .resync
-                .as_ref()
-                .map(|resync| resync.value.clone())
-                .or_else(|| config.resync.clone()),
+            resync: state.resync.as_ref().map(|resync| resync.value.clone()),
         };
         store.save_source(&record).await?;
         state.source = Some(record);

@@ -9,7 +9,7 @@
 
 use super::{
     Destination, Error,
-    state::{MirrorState, StateStore},
+    state::{MirrorState, ResyncRecord, StateStore},
 };
 use crate::{
     model::{Lsn, ReplicatorConfig, TableSchema},
@@ -34,7 +34,15 @@ pub fn resync_due<'a>(asked: Option<&'a str>, state: &'a MirrorState) -> Option<
     state.resync.as_ref().filter(|resync| !resync.released).map(|resync| resync.value.as_str())
 }
 
-/// Lets go of what the Mirror has at the source and of its records, if a resync is due.
+/// Whether tables that join are copied over the rows that their targets have: in a resync, and in a Mirror that was asked for
+/// one from its beginning. `asked` is the value of the Mirror's annotation.
+pub fn copies_over_rows(asked: Option<&str>, state: &MirrorState) -> bool {
+    let new = state.source.is_none() && asked.is_some();
+    new || state.resync.is_some() || resync_due(asked, state).is_some()
+}
+
+/// Lets go of what the Mirror has at the source and of its records, if a resync is due. A new Mirror has nothing to let go of:
+/// one that asks for a resync begins with it.
 ///
 /// # Errors
 /// A table that is missing, or a slot that is another's or in use, before anything is touched; what the servers answer.
@@ -44,7 +52,13 @@ pub(super) async fn release_if_due<D: Destination>(
     state: &mut MirrorState,
     store: &StateStore<D>,
 ) -> Result<(), Error> {
-    let Some(value) = resync_due(config.resync.as_deref(), state) else { return Ok(()) };
+    let Some(value) = resync_due(config.resync.as_deref(), state) else {
+        if let (None, None, Some(value)) = (&state.source, &state.resync, &config.resync) {
+            let asked = ResyncRecord { value: value.clone(), released: false };
+            state.resync = Some(store.release_for_resync(state, &asked).await?);
+        }
+        return Ok(());
+    };
     for spec in &config.tables {
         catalog::describe(session, spec).await?;
     }
@@ -123,7 +137,7 @@ pub(super) async fn copy_version<D: Destination>(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::replication::{SourceRecord, state::ResyncRecord};
+    use crate::replication::SourceRecord;
 
     fn source(resync: Option<&str>) -> Option<SourceRecord> {
         Some(SourceRecord {
@@ -146,7 +160,7 @@ mod tests {
             resync_due(asked, &state).map(str::to_owned)
         };
         let some = |value: &str| Some(value.to_owned());
-        assert_eq!(due(Some("1"), None, None), None, "a new Mirror only records it");
+        assert_eq!(due(Some("1"), None, None), None, "a new Mirror has nothing to let go of");
         assert_eq!(due(None, source(None), None), None);
         assert_eq!(due(Some("1"), source(None), None), some("1"));
         assert_eq!(due(Some("1"), source(Some("1")), None), None);
@@ -158,6 +172,18 @@ mod tests {
             assert_eq!(due(asked, None, under_way("2", true)), None);
             assert_eq!(due(asked, source(Some("2")), under_way("2", true)), None);
         }
+        let over = |asked: Option<&str>, source: Option<SourceRecord>, resync: Option<ResyncRecord>| {
+            copies_over_rows(asked, &MirrorState { source, resync, ..MirrorState::default() })
+        };
+        assert!(
+            !over(None, None, None)
+                && !over(None, source(None), None)
+                && !over(Some("1"), source(Some("1")), None)
+        );
+        assert!(over(Some("1"), None, None) && over(Some("1"), source(None), None));
+        assert!(
+            over(None, None, under_way("2", true)) && over(None, source(Some("2")), under_way("2", true))
+        );
         // Taken back to the last one's value after the slot may be gone, or another one asked for: from the start.
         assert_eq!(due(Some("1"), source(Some("1")), under_way("2", false)), some("1"));
         assert_eq!(due(Some("3"), None, under_way("2", true)), some("3"));

@@ -40,7 +40,7 @@ pub(super) async fn report(
 ) -> (MirrorReport, bool) {
     let slot = look(context, mirror, mirror_uid, source).await;
     let mut report = match &slot {
-        Some(slot) if is_lost(slot) => hindered(mirror, invalidated(slot)),
+        Some(slot) if is_lost(slot) => hindered(mirror, invalidated(mirror, slot)),
         _ => unasked(mirror, MirrorPhase::Suspended, None),
     };
     report.retained_wal_bytes = slot.as_ref().and_then(|slot| slot.retained_bytes);
@@ -86,13 +86,13 @@ fn is_at_risk(slot: &SlotInfo) -> bool {
         || slot.safe_wal_size.is_some_and(|safe| safe < retained / 4)
 }
 
-fn invalidated(slot: &SlotInfo) -> Obstacle {
+fn invalidated(mirror: &MirrorIdentity, slot: &SlotInfo) -> Obstacle {
     let message = format!(
         "slot {} was invalidated while the Mirror was suspended: the source has removed WAL that it still needed. Raise \
          max_slot_wal_keep_size, resume, and {RESYNC_ADVICE}",
         slot.name
     );
-    Obstacle::lasting(check::reason::SOURCE_SLOT_INVALIDATED, message)
+    Obstacle::lasting(check::reason::SOURCE_SLOT_INVALIDATED, mirror.named(&message))
 }
 
 #[cfg(test)]
