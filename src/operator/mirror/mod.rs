@@ -20,6 +20,7 @@ pub(super) use replicator::StatusClient;
 
 use std::{sync::Arc, time::Duration};
 
+use k8s_openapi::jiff::{SignedDuration, Timestamp};
 use kube::{Resource, ResourceExt, runtime::controller::Action};
 
 use super::{
@@ -31,7 +32,7 @@ use super::{
     scope::Guarded,
 };
 use crate::{
-    api::{Mirror, MirrorStatus, RESYNC},
+    api::{Mirror, MirrorStatus, RESYNC, conditions::reason},
     model::{MirrorIdentity, MirrorPhase, MirrorReport},
 };
 use apply::{Applied, Present, Wanted, apply};
@@ -46,6 +47,9 @@ const MOVING: Duration = Duration::from_secs(1);
 const STREAMING: Duration = Duration::from_secs(5);
 /// How often one is looked at that waits for a human, or for nothing.
 const RESTING: Duration = Duration::from_secs(60);
+
+/// Within this time after a Mirror, its peers are applied too if they are in the same file.
+const APPLIED_TOGETHER: SignedDuration = SignedDuration::from_secs(10);
 
 /// What is remembered of a Mirror.
 #[derive(Debug, Default)]
@@ -91,11 +95,21 @@ pub(super) async fn reconcile(mirror: Arc<Guarded<Mirror>>, context: Arc<Context
     }
     let (report, ours) = match drive(&context, readable, &identity).await {
         Ok(report) => (report, false),
+        Err(Error::Obstacle(obstacle)) if may_still_come(readable, &obstacle) => {
+            (unasked(&identity, MirrorPhase::Provisioning, Some(obstacle.failure)), true)
+        }
         Err(Error::Obstacle(obstacle)) => (standing(&context, readable, &identity, obstacle).await?, true),
         Err(error) => return Err(error),
     };
     publish(&context, &mirror, &report).await?;
-    Ok(Action::requeue(pause(&context, &mirror.uid().unwrap_or_default(), report.phase, ours)))
+    Ok(Action::requeue(pause(&context, &mirror.uid().unwrap_or_default(), &report, ours)))
+}
+
+/// Whether what a Mirror lacks may just be applied after it: `kubectl apply` of one file or folder has an order of its own.
+fn may_still_come(mirror: &Mirror, obstacle: &Obstacle) -> bool {
+    let created = mirror.meta().creation_timestamp.as_ref();
+    let age = created.map(|created| Timestamp::now().duration_since(created.0));
+    obstacle.failure.reason == reason::PEER_MISSING && age.is_some_and(|age| age < APPLIED_TOGETHER)
 }
 
 /// All steps up to the report.
@@ -197,12 +211,14 @@ async fn standing(
 }
 
 /// When to look again. `ours` says that the operator itself met an obstacle, and didn't just hear of one.
-fn pause(context: &Context, uid: &str, phase: MirrorPhase, ours: bool) -> Duration {
-    if ours && phase == MirrorPhase::Retrying {
+fn pause(context: &Context, uid: &str, report: &MirrorReport, ours: bool) -> Duration {
+    if ours && report.phase == MirrorPhase::Retrying {
         return context.memory.backoff.next(uid);
     }
     context.memory.backoff.reset(uid);
-    match phase {
+    match report.phase {
+        // A replicator is at work nevertheless, and its figures move.
+        MirrorPhase::Stalled if !report.tables.is_empty() => STREAMING,
         MirrorPhase::Provisioning | MirrorPhase::Snapshotting => MOVING,
         MirrorPhase::Streaming | MirrorPhase::Retrying => STREAMING,
         MirrorPhase::Suspended => suspended::EVERY,
