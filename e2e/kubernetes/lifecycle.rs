@@ -7,7 +7,7 @@ use serde_json::json;
 use walferry::api::{self, conditions};
 
 use crate::{
-    harness::{Lab, another, cluster, condition, secrecy},
+    harness::{Lab, another, assert_says, cluster, condition, secrecy},
     support::{Writer, eventually},
 };
 
@@ -190,9 +190,8 @@ fn the_pod_ends() {
 /// The source has removed WAL that the Mirror still needed.
 #[test]
 fn the_slot_is_invalidated() {
-    let small = ["max_slot_wal_keep_size=1MB", "max_wal_size=32MB", "min_wal_size=32MB"];
-    let options: Vec<&str> = small.iter().flat_map(|option| ["-c", option]).collect();
-    let lab = Lab::with_own_postgres(&options);
+    // checkpoints come only when they are asked for
+    let lab = Lab::with_own_postgres(&["-c", "max_slot_wal_keep_size=48MB", "-c", "max_wal_size=4GB"]);
     lab.sql(
         "CREATE TABLE t (id int PRIMARY KEY, n int); INSERT INTO t SELECT i, 0 FROM generate_series(1, 1000) i; CREATE TABLE other (v text)",
     );
@@ -203,9 +202,18 @@ fn the_slot_is_invalidated() {
     lab.sql(
         "DELETE FROM t WHERE id % 3 = 0; UPDATE t SET n = 1 WHERE id % 5 = 0; INSERT INTO t VALUES (5000, 5)",
     );
-    eventually("the slot to be lost", || {
+    let fill = || {
         lab.sql("INSERT INTO other SELECT repeat('x', 1000) FROM generate_series(1, 20000)");
         lab.admin("SELECT pg_switch_wal()");
+    };
+    let at_risk = "SELECT safe_wal_size < 0 FROM pg_replication_slots WHERE database = current_database()";
+    eventually("the slot to be at risk", || {
+        fill();
+        lab.source_value(at_risk) == "t"
+    });
+    assert_says(&lab.until_event(&name, "SlotAtRisk"), &["will be invalidated", "max_slot_wal_keep_size"]);
+    eventually("the slot to be lost", || {
+        fill();
         lab.admin("CHECKPOINT");
         let lost = "SELECT wal_status FROM pg_replication_slots WHERE database = current_database()";
         lab.source_value(lost) == "lost"
@@ -243,9 +251,8 @@ fn two_want_one_target() {
 
     lab.delete::<api::Mirror>("older");
     let message = lab.until_stalled("younger", "DestinationTableConflict");
-    assert!(message.contains("TRUNCATE TABLE"), "{message}");
-    lab.target("TRUNCATE TABLE t");
-    lab.annotate("younger", "example.com/look", "again");
+    assert_says(&message, &["TRUNCATE TABLE", "annotate mirror younger", "walferry.dev/resync"]);
+    lab.annotate("younger", "walferry.dev/resync", "1");
     lab.until_ready("younger");
     lab.settle("younger");
     lab.assert_table("t", "id", "id");

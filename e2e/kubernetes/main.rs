@@ -24,6 +24,7 @@ mod support;
 mod bad_input;
 mod crds;
 mod finalizer;
+mod install;
 mod lifecycle;
 mod mirror;
 mod peers;
