@@ -21,7 +21,11 @@ pub enum Fidelity {
 /// [`TypeError`] when the override is not a type or not one for this column.
 pub fn target_type(column: &Column, features: Features, key: bool) -> Result<ChType, TypeError> {
     let chosen = match &column.type_override {
-        None => default_type(&effective_source(column), features),
+        None => match default_type(&effective_source(column), features) {
+            // ClickHouse sorts by no array whose elements may be NULL.
+            chosen if key && has_nullable_elements(&chosen) => ChType::String,
+            chosen => chosen,
+        },
         Some(text) => parse(text).map_err(|reason| TypeError::Override {
             column: column.name.clone(),
             reason: Box::new(reason),
@@ -31,10 +35,14 @@ pub fn target_type(column: &Column, features: Features, key: bool) -> Result<ChT
     if !key {
         return Ok(if column.nullable { chosen.into_nullable() } else { chosen });
     }
-    if chosen.is_nullable() {
+    if chosen.is_nullable() || has_nullable_elements(&chosen) {
         return Err(TypeError::NullableKey { column: column.name.clone(), target: chosen.to_string() });
     }
     Ok(chosen)
+}
+
+fn has_nullable_elements(column_type: &ChType) -> bool {
+    matches!(column_type, ChType::Array(element) if element.is_nullable())
 }
 
 /// What a column loses when it is stored as `target`.
@@ -328,6 +336,11 @@ mod tests {
         assert_eq!(target_type(&label, NEW, false).unwrap().to_string(), "LowCardinality(Nullable(String))");
         let array = nullable(SourceType::Array(Box::new(SourceType::Text)), None);
         assert_eq!(target_type(&array, NEW, false).unwrap().to_string(), "Array(Nullable(String))");
+        assert_eq!(target_type(&array, NEW, true), Ok(ChType::String));
+        let elements = |text| column(SourceType::Array(Box::new(SourceType::Int4)), "integer[]", Some(text));
+        assert!(target_type(&elements("Array(Int32)"), NEW, true).is_ok());
+        let refused = target_type(&elements("Array(Nullable(Int32))"), NEW, true);
+        assert!(matches!(refused, Err(TypeError::NullableKey { .. })));
         let wrapped = nullable(SourceType::Int4, Some("Nullable(Int64)"));
         assert_eq!(target_type(&wrapped, NEW, false).unwrap().to_string(), "Nullable(Int64)");
         assert!(matches!(target_type(&wrapped, NEW, true), Err(TypeError::NullableKey { .. })));
