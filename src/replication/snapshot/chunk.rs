@@ -19,8 +19,8 @@ use crate::{
 /// Encoded bytes gathered before they are handed to the running insert.
 const SEND_BYTES: usize = 1 << 20;
 
-/// Rows between two looks at a batch's size.
-const MEASURE_ROWS: usize = 128;
+/// Bytes read between two looks at a batch's size.
+const MEASURE_EVERY: usize = 64 << 10;
 
 /// How a chunk ended.
 pub(super) enum Copied {
@@ -143,12 +143,18 @@ async fn copy_rows<D: Destination>(
     let mut cells: Vec<Cell> = Vec::with_capacity(kinds.len());
     let mut insert: Option<D::Insert> = None;
     let mut rows = connection.copy_out(&statement).await?;
+    let mut unmeasured = 0;
     while let Some(row) = rows.next().await? {
         pgoutput::decode_copy_row(row, &kinds, &mut cells).map_err(crate::postgres::Error::from)?;
         batch
             .push(Tuple { data: row, cells: &cells }, *version, Op::Upsert)
             .map_err(|error| Error::value(&table.id, &error))?;
-        if batch.rows() % MEASURE_ROWS == 0 && batch.bytes() >= SEND_BYTES {
+        unmeasured += row.len();
+        if unmeasured < MEASURE_EVERY {
+            continue;
+        }
+        unmeasured = 0;
+        if batch.bytes() >= SEND_BYTES {
             send(destination, table, schema, batch, &mut insert, fence, sent).await?;
         }
     }
