@@ -26,4 +26,5 @@ mod schema;
 mod snapshot;
 mod stream;
 mod tls;
+mod toast;
 mod types;

@@ -487,6 +487,11 @@ const ENGINE: &[Reason] = &[
         "A value doesn't fit its column and `outOfRange` is Fail.",
         "Choose Nearest or Null, or another type in `columns.types`.",
     ),
+    reason(
+        "SourceQueryRefused",
+        "The source refuses to read some of a table's rows again; the message is the server's.",
+        "Do what the message says, then resync.",
+    ),
     reason("DecodeFailed", "A value from the source can't be read.", "Report it with the column's type."),
     reason(
         "InternalError",

@@ -203,6 +203,13 @@ impl Error {
         matches!(self, Error::TableMissing { .. }) || matches!(self.sqlstate(), Some("42P01" | "3F000"))
     }
 
+    /// Whether the server refuses a query for what it asks (other than for a missing right, which may be granted), or can't
+    /// read what is asked for: it will do so again.
+    pub fn refuses_query(&self) -> bool {
+        let refused = |state: &str| state.starts_with("42") && state != "42501";
+        self.sqlstate().is_some_and(|state| refused(state) || state.starts_with("XX"))
+    }
+
     /// Whether trying again later, unchanged, may succeed: the network, a restart, a lack of resources, a lost race.
     ///
     /// Codes are those of <https://www.postgresql.org/docs/current/errcodes-appendix.html>.

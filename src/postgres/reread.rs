@@ -1,6 +1,9 @@
 //! Reads rows by key, whatever the key's types, in the form the stream uses.
 
+use std::pin::pin;
+
 use bytes::{BufMut, BytesMut};
+use futures::TryStreamExt;
 use tokio_postgres::types::{FromSql, IsNull, ToSql, Type, to_sql_checked};
 
 use super::{Error, copy, quote, session::Session};
@@ -9,62 +12,77 @@ use crate::model::{Cell, CellKind, TableSchema, Tuple};
 /// A row's values in the schema's column order: the bytes, and a cell for each column.
 pub type OwnedRow = (Vec<u8>, Vec<Cell>);
 
-const TEXT_OID: u32 = 25;
-
-/// The query: one array parameter for each key column, in key order; the first result column is the ordinal of the
-/// key from 1, the others the schema's columns.
+/// The query: the key of the first row as parameters 1, 2, … in key order, then that of the second, and so on; the first
+/// result column is the row's ordinal from 0, the others the schema's columns, NULL unless `wanted`.
 ///
-/// `text_keys[i]` says that the i-th key's values arrive in text form.
-pub(crate) fn statement(schema: &TableSchema, text_keys: &[bool]) -> String {
+/// `text_keys[i]` says that the i-th key column's values arrive in text form. Not arrays and `unnest`, which would take a
+/// key that is an array apart.
+pub(crate) fn statement(schema: &TableSchema, wanted: &[bool], text_keys: &[bool], rows: usize) -> String {
     let keys: Vec<_> = schema.key.iter().filter_map(|index| schema.columns.get(*index)).collect();
-    let columns: Vec<String> = schema.columns.iter().map(copy::projection).collect();
-    let (mut arrays, mut names, mut conditions) = (Vec::new(), Vec::new(), Vec::new());
+    let columns: Vec<String> = schema
+        .columns
+        .iter()
+        .zip(wanted)
+        .map(|(column, wanted)| if *wanted { copy::projection(column) } else { "NULL".to_owned() })
+        .collect();
+    let (mut names, mut conditions) = (Vec::new(), Vec::new());
     for (place, key) in keys.iter().enumerate() {
-        let number = place + 1;
-        let text = text_keys.get(place).copied().unwrap_or(false);
-        let element = if text { "text" } else { key.type_name.as_str() };
-        arrays.push(format!("${number}::{element}[]"));
-        names.push(format!("k{number}"));
-        let cast = if text { format!("::{}", key.type_name) } else { String::new() };
-        conditions.push(format!("r.{} = w.k{number}{cast}", quote::ident(&key.name)));
+        names.push(format!("k{place}"));
+        conditions.push(format!("r.{} = w.k{place}", quote::ident(&key.name)));
     }
+    let values: Vec<String> = (0..rows)
+        .map(|row| {
+            let key = keys.iter().enumerate().map(|(place, key)| {
+                let cast = if text_keys.get(place).copied().unwrap_or(false) { "::text" } else { "" };
+                format!("${}{cast}::{}", row * keys.len() + place + 1, key.type_name)
+            });
+            format!("({row}, {})", key.collect::<Vec<_>>().join(", "))
+        })
+        .collect();
     format!(
-        "SELECT w.ordinal, t.* FROM unnest({arrays}) WITH ORDINALITY AS w ({names}, ordinal) CROSS JOIN LATERAL (SELECT {columns} FROM {table} AS r WHERE {conditions}) AS t",
-        columns = columns.join(", "),
-        arrays = arrays.join(", "),
+        "SELECT w.ordinal, t.* FROM (VALUES {values}) AS w (ordinal, {names}) CROSS JOIN LATERAL (SELECT {columns} FROM {table} AS r WHERE {conditions}) AS t ORDER BY w.ordinal",
+        values = values.join(", "),
         names = names.join(", "),
+        columns = columns.join(", "),
         table = quote::table(&schema.id),
         conditions = conditions.join(" AND "),
     )
 }
 
-/// Reads the present rows with the keys of `tuples`.
+/// Reads the present rows with the keys of `tuples`, as far as `budget` bytes go.
 ///
-/// Gives one entry for each tuple, in order: `None` where no row has that key any more.
+/// Gives one entry for each tuple, in order, `None` where no row has that key any more: for all of them, and the session; or
+/// for at least one, and no session, because the rest of the answer is still on its way.
 ///
 /// # Errors
 /// [`Error::Server`] when the table or a column is gone, and what [`Session`] gives for a cut connection.
 pub async fn read(
-    session: &Session,
+    session: Session,
     schema: &TableSchema,
     tuples: &[Tuple<'_>],
-) -> Result<Vec<Option<OwnedRow>>, Error> {
+    budget: usize,
+) -> Result<(Vec<Option<OwnedRow>>, Option<Session>), Error> {
     let kind = |index: usize| tuples.first().and_then(|tuple| tuple.cells.get(index)).map(|cell| cell.kind);
     let text_keys: Vec<bool> = schema.key.iter().map(|index| kind(*index) == Some(CellKind::Text)).collect();
-    let parameters: Vec<RawArray> = schema
-        .key
-        .iter()
-        .zip(&text_keys)
-        .map(|(index, text)| key_array(schema, *index, *text, tuples))
-        .collect();
-    let parameters: Vec<&(dyn ToSql + Sync)> = parameters.iter().map(|p| p as &(dyn ToSql + Sync)).collect();
-    let rows = session.client.query(&statement(schema, &text_keys), &parameters).await?;
+    let unchanged = |index: usize| {
+        let cells = tuples.iter().filter_map(|tuple| tuple.cells.get(index));
+        cells.into_iter().any(|cell| cell.kind == CellKind::Unchanged)
+    };
+    let wanted: Vec<bool> = (0..schema.columns.len()).map(unchanged).collect();
+    let mut keys = Vec::with_capacity(tuples.len() * schema.key.len());
+    for tuple in tuples {
+        keys.extend(schema.key.iter().map(|index| RawKey(tuple.bytes(*index))));
+    }
+    let statement = statement(schema, &wanted, &text_keys, tuples.len());
+    let statement = session.client.prepare(&statement).await?;
+    let rows = session.client.query_raw(&statement, keys).await?;
+    let mut rows = pin!(rows);
 
     let kinds = copy::cell_kinds(schema);
     let mut found: Vec<Option<OwnedRow>> = Vec::new();
-    found.resize_with(tuples.len(), || None);
-    for row in &rows {
-        let ordinal: i64 = row.try_get(0)?;
+    let mut bytes = 0;
+    while let Some(row) = rows.try_next().await? {
+        let ordinal: i32 = row.try_get(0)?;
         let (mut data, mut cells) = (Vec::new(), Vec::new());
         for (index, kind) in kinds.iter().enumerate() {
             let value: Option<RawValue<'_>> = row.try_get(index + 1)?;
@@ -74,45 +92,59 @@ pub async fn read(
             data.extend_from_slice(bytes);
             cells.push(Cell { kind: if value.is_some() { *kind } else { CellKind::Null }, start, len });
         }
-        let place = usize::try_from(ordinal - 1).ok().and_then(|place| found.get_mut(place));
+        bytes += data.len();
+        let place = usize::try_from(ordinal).ok().filter(|place| *place < tuples.len());
+        // A key that stands for two rows (it was dropped and made again meanwhile) has the last one's values.
         if let Some(place) = place {
-            *place = Some((data, cells));
+            found.resize_with(found.len().max(place + 1), || None);
+            if let Some(slot) = found.get_mut(place) {
+                *slot = Some((data, cells));
+            }
+        }
+        if bytes >= budget && found.len() < tuples.len() {
+            return Ok((found, None));
         }
     }
-    Ok(found)
+    found.resize_with(tuples.len(), || None);
+    Ok((found, Some(session)))
 }
 
-fn key_array(schema: &TableSchema, index: usize, text: bool, tuples: &[Tuple<'_>]) -> RawArray {
-    let declared = schema.columns.get(index).map_or(TEXT_OID, |column| column.type_oid);
-    RawArray {
-        element: if text { TEXT_OID } else { declared },
-        values: tuples.iter().map(|tuple| tuple.bytes(index).to_vec()).collect(),
-    }
+/// Whether a query that begins now sees all of these transactions, which have committed.
+///
+/// The stream has a commit as soon as it is in the log; while it waits for a synchronous standby nobody else sees it.
+///
+/// # Errors
+/// What [`Session`] gives for a cut connection.
+pub async fn sees(session: &Session, transactions: &[u32]) -> Result<bool, Error> {
+    let row = session.client.query_one("SELECT pg_current_snapshot()::text", &[]).await?;
+    let snapshot: String = row.try_get(0)?;
+    let malformed = || Error::Protocol(format!("pg_current_snapshot() answered {snapshot}"));
+    in_snapshot(&snapshot, transactions).ok_or_else(malformed)
 }
 
-/// Values already in PostgreSQL's send form, as a one-dimensional array parameter.
+/// `xmin:xmax:xip,…`, of 64 bits each; transactions in the stream have the lower 32. Answers `None` for another text.
+fn in_snapshot(snapshot: &str, transactions: &[u32]) -> Option<bool> {
+    let low = |text: &str| text.parse::<u64>().ok().map(|xid| (xid & u64::from(u32::MAX)) as u32);
+    let mut parts = snapshot.splitn(3, ':').skip(1);
+    let next = low(parts.next()?)?;
+    let running = parts.next()?.split(',').filter(|xid| !xid.is_empty()).map(low);
+    let running = running.collect::<Option<Vec<u32>>>()?;
+    // Numbers go round: the half below is the past.
+    let ended = |xid: &u32| next.wrapping_sub(*xid).wrapping_sub(1) < 1 << 31 && !running.contains(xid);
+    Some(transactions.iter().all(ended))
+}
+
+/// A value already in PostgreSQL's send form, or text.
 #[derive(Debug)]
-struct RawArray {
-    element: u32,
-    values: Vec<Vec<u8>>,
-}
+struct RawKey<'a>(&'a [u8]);
 
-impl ToSql for RawArray {
-    /// The layout of `array_send`: dimensions, has-null flag, element type, then length and lower bound, then the elements.
+impl ToSql for RawKey<'_> {
     fn to_sql(
         &self,
         _: &Type,
         out: &mut BytesMut,
     ) -> Result<IsNull, Box<dyn std::error::Error + Sync + Send>> {
-        out.put_i32(1);
-        out.put_i32(0);
-        out.put_u32(self.element);
-        out.put_i32(i32::try_from(self.values.len())?);
-        out.put_i32(1);
-        for value in &self.values {
-            out.put_i32(i32::try_from(value.len())?);
-            out.put_slice(value);
-        }
+        out.put_slice(self.0);
         Ok(IsNull::No)
     }
 
@@ -161,35 +193,32 @@ mod tests {
     }
 
     #[test]
-    fn asks_by_arrays_of_the_keys_in_key_order() {
+    fn asks_for_what_is_wanted_by_keys_in_key_order() {
         assert_eq!(
-            statement(&schema(), &[false, false]),
-            r#"SELECT w.ordinal, t.* FROM unnest($1::text[], $2::bigint[]) WITH ORDINALITY AS w (k1, k2, ordinal) CROSS JOIN LATERAL (SELECT "id", "k""2", CASE WHEN "addr" IS DISTINCT FROM NULL THEN format('%s', "addr") END FROM "public"."t" AS r WHERE r."k""2" = w.k1 AND r."id" = w.k2) AS t"#
+            statement(&schema(), &[false, true, true], &[false, false], 2),
+            r#"SELECT w.ordinal, t.* FROM (VALUES (0, $1::text, $2::bigint), (1, $3::text, $4::bigint)) AS w (ordinal, k0, k1) CROSS JOIN LATERAL (SELECT NULL, "k""2", CASE WHEN "addr" IS DISTINCT FROM NULL THEN format('%s', "addr") END FROM "public"."t" AS r WHERE r."k""2" = w.k0 AND r."id" = w.k1) AS t ORDER BY w.ordinal"#
         );
     }
 
     #[test]
     fn keys_in_text_form_are_cast() {
-        let statement = statement(&schema(), &[true, true]);
-        assert!(statement.contains("unnest($1::text[], $2::text[])"), "{statement}");
-        assert!(statement.contains(r#"r."id" = w.k2::bigint"#), "{statement}");
+        let statement = statement(&schema(), &[true; 3], &[true, true], 1);
+        assert!(statement.contains("(VALUES (0, $1::text::text, $2::text::bigint))"), "{statement}");
     }
 
     #[test]
-    fn a_key_array_is_in_send_form() {
-        let array = RawArray { element: 20, values: vec![vec![1, 2], vec![3]] };
-        let mut out = BytesMut::new();
-        array.to_sql(&Type::ANY, &mut out).unwrap();
-        let expected = [
-            [0u8, 0, 0, 1].as_slice(),
-            &[0; 4],
-            &[0, 0, 0, 20],
-            &[0, 0, 0, 2],
-            &[0, 0, 0, 1],
-            &[0, 0, 0, 2, 1, 2],
-            &[0, 0, 0, 1, 3],
-        ]
-        .concat();
-        assert_eq!(out, expected);
+    fn a_snapshot_sees_what_has_ended() {
+        assert_eq!(in_snapshot("10:12:", &[9, 10, 11]), Some(true));
+        assert_eq!(in_snapshot("10:12:10", &[9, 11]), Some(true));
+        assert_eq!(in_snapshot("10:12:10", &[9, 10]), Some(false));
+        assert_eq!(in_snapshot("10:12:10,11", &[11]), Some(false));
+        assert_eq!(in_snapshot("10:12:", &[12]), Some(false));
+        // 2^32 + 3, just after the numbers went round.
+        assert_eq!(in_snapshot("4294967290:4294967299:4294967295", &[4_294_967_290, 1]), Some(true));
+        assert_eq!(in_snapshot("4294967290:4294967299:4294967295", &[4_294_967_295]), Some(false));
+        assert_eq!(in_snapshot("4294967290:4294967299:4294967295", &[3]), Some(false));
+        for text in ["", "10", "10:", "a:b:c", "10:12:x"] {
+            assert_eq!(in_snapshot(text, &[1]), None, "{text}");
+        }
     }
 }

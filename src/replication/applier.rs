@@ -31,6 +31,7 @@ pub(super) struct Slot<D: Destination> {
 /// The transaction being received.
 #[derive(Clone, Copy)]
 struct Transaction {
+    xid: u32,
     version: Lsn,
     committed_at: PgMicros,
 }
@@ -128,8 +129,8 @@ impl<D: Destination> Applier<D> {
             Message::Insert { relation } => self.row(data, relation, Change::Insert),
             Message::Update { relation, old } => self.row(data, relation, Change::Update(old)),
             Message::Delete { relation, .. } => self.row(data, relation, Change::Delete),
-            Message::Begin { final_lsn, commit_time, .. } => {
-                self.transaction = Some(Transaction { version: final_lsn, committed_at: commit_time });
+            Message::Begin { final_lsn, commit_time, xid } => {
+                self.transaction = Some(Transaction { xid, version: final_lsn, committed_at: commit_time });
                 Ok(Step::Done)
             }
             Message::Commit { end_lsn, .. } => {
@@ -146,7 +147,7 @@ impl<D: Destination> Applier<D> {
     /// Appends the rows that a change makes to its table's batch.
     #[inline]
     fn row(&mut self, data: &[u8], relation: u32, change: Change) -> Result<Step, Error> {
-        let Transaction { version, committed_at } =
+        let Transaction { xid, version, committed_at } =
             self.transaction.ok_or(Error::Protocol("a row outside a transaction"))?;
         let known =
             self.relations.get(&relation).ok_or(Error::Protocol("a row of a relation never announced"))?;
@@ -186,6 +187,9 @@ impl<D: Destination> Applier<D> {
                     .and_then(|()| building.push(known.tuple(data, Which::New, scratch), version, Op::Upsert))
             }
         };
+        if !building.waiting.is_empty() {
+            building.waiting.written_by(xid);
+        }
         Ok(match pushed {
             Ok(()) => Step::Done,
             Err(error) => Step::Fail(known.slot, Error::value(&slot.table.id, &error)),

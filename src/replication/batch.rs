@@ -58,9 +58,18 @@ pub(super) struct Waiting {
     data: Vec<u8>,
     cells: Vec<Cell>,
     rows: Vec<WaitingRow>,
+    /// The transactions that wrote them.
+    transactions: Vec<u32>,
 }
 
 impl Waiting {
+    /// Notes which transaction the last row is of.
+    pub(super) fn written_by(&mut self, transaction: u32) {
+        if self.transactions.last() != Some(&transaction) {
+            self.transactions.push(transaction);
+        }
+    }
+
     pub(super) fn is_empty(&self) -> bool {
         self.rows.is_empty()
     }
@@ -84,10 +93,6 @@ impl Waiting {
             op,
             incomplete: op == Op::Upsert && tuple.has_unchanged(),
         });
-    }
-
-    fn groups(&self) -> std::slice::Chunks<'_, WaitingRow> {
-        self.rows.chunks(GROUP_ROWS)
     }
 
     fn tuple(&self, row: &WaitingRow) -> Tuple<'_> {
@@ -211,8 +216,19 @@ impl<D: Destination> Inserter<D> {
 
     async fn complete_and_insert(&self, table: &Table<D>, building: &mut Building<D>) -> Result<(), Error> {
         let waiting = std::mem::take(&mut building.waiting);
-        for group in waiting.groups() {
-            self.complete(table, building, &waiting, group).await?;
+        if !waiting.is_empty() {
+            let seen = self.rereader.wait_until_seen(&table.id, &waiting.transactions);
+            tokio::select! {
+                seen = seen => seen?,
+                () = self.abort.cancelled() => return Err(Error::Stopped),
+            }
+        }
+        let (mut left, mut group) = (waiting.rows.as_slice(), GROUP_ROWS);
+        while !left.is_empty() {
+            let done = self.complete(table, building, &waiting, &left[..group.min(left.len())]).await?;
+            // Large rows are asked for a few at a time.
+            group = if done < group.min(left.len()) { done } else { (group * 2).min(GROUP_ROWS) };
+            left = &left[done..];
             if building.batch.bytes() >= GROUP_BYTES {
                 self.insert(table, building).await?;
                 count_out_of_range(table, building);
@@ -236,40 +252,42 @@ impl<D: Destination> Inserter<D> {
         Ok(())
     }
 
-    /// Re-reads unchanged TOAST values of a group of waiting rows and appends the group in its order.
+    /// Re-reads unchanged TOAST values of a group of waiting rows and appends the group's rows in their order; gives how many,
+    /// at least one.
     async fn complete(
         &self,
         table: &Table<D>,
         building: &mut Building<D>,
         waiting: &Waiting,
         group: &[WaitingRow],
-    ) -> Result<(), Error> {
+    ) -> Result<usize, Error> {
         let wanted: Vec<Tuple<'_>> =
             group.iter().filter(|row| row.incomplete).map(|row| waiting.tuple(row)).collect();
         let spec = table.record().spec;
         // Not retried here: a source that shuts down waits for what we hold, so its stream must end and begin again.
         let found = self.rereader.read(&spec, &building.schema, &wanted).await;
-        let found = found.map_err(|error| Error::of_table(&table.id, error))?;
-        table.progress.reread.fetch_add(wanted.len() as u64, Ordering::Relaxed);
+        let found = found.map_err(|error| Error::of_reread(&table.id, error))?;
+        table.progress.reread.fetch_add(found.len() as u64, Ordering::Relaxed);
         let mut found = found.into_iter();
         let (mut data, mut cells) = (Vec::new(), Vec::new());
-        for row in group {
+        for (done, row) in group.iter().enumerate() {
             let tuple = waiting.tuple(row);
             let pushed = if row.incomplete {
-                match found.next().flatten() {
-                    Some(fresh) => {
+                match found.next() {
+                    Some(Some(fresh)) => {
                         fresh.fill(tuple, &mut data, &mut cells);
                         building.batch.push(Tuple { data: &data, cells: &cells }, row.version, row.op)
                     }
                     // The row is gone or has another key by now; the change that did it follows in the stream.
-                    None => Ok(()),
+                    Some(None) => Ok(()),
+                    None => return Ok(done),
                 }
             } else {
                 building.batch.push(tuple, row.version, row.op)
             };
             pushed.map_err(|error| Error::value(&table.id, &error))?;
         }
-        Ok(())
+        Ok(group.len())
     }
 }
 

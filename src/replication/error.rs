@@ -148,6 +148,18 @@ impl Error {
         }
     }
 
+    /// An error of reading some of a table's rows again. What the source refuses for this query stays refused.
+    pub(super) fn of_reread(table: &TableId, error: Error) -> Self {
+        match Error::of_table(table, error) {
+            Error::Source(source) if source.refuses_query() => Error::Table {
+                table: table.clone(),
+                reason: "SourceQueryRefused",
+                message: format!("unchanged large values could not be read again: {source}"),
+            },
+            other => other,
+        }
+    }
+
     /// A mirrored table has another name.
     pub(super) fn renamed(table: &TableId, name: &TableId) -> Self {
         let message = format!(

@@ -1,26 +1,71 @@
 //! Reads rows again by key, for values that an UPDATE did not send because they lie unchanged in TOAST storage.
 
-use tokio::sync::Mutex;
+use std::{
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use tokio::sync::Semaphore;
 
 use super::{Error, schema_change};
 use crate::{
-    model::{Cell, CellKind, PostgresEndpoint, TableSchema, TableSpec, Tuple},
+    model::{Cell, CellKind, PostgresEndpoint, TableId, TableSchema, TableSpec, Tuple},
     postgres::{reread, session::Session},
 };
 
-/// One connection for re-reads, made at first use and again after a fault.
+/// Sessions at the same time: a table that is locked at the source must not keep the others waiting.
+const SESSIONS: usize = 4;
+
+/// Bytes of rows that are held at the same time, but for one row that is longer.
+const BUDGET: usize = 8 << 20;
+
+/// How often it is looked whether a transaction can be seen.
+const POLL: Duration = Duration::from_millis(20);
+
+/// Sessions for re-reads, made at first use and again after a fault.
 pub(super) struct Rereader {
     endpoint: PostgresEndpoint,
     application_name: String,
-    session: Mutex<Option<Session>>,
+    permits: Semaphore,
+    idle: Mutex<Vec<Session>>,
 }
 
 impl Rereader {
     pub(super) fn new(endpoint: PostgresEndpoint, application_name: String) -> Self {
-        Rereader { endpoint, application_name, session: Mutex::default() }
+        Rereader { endpoint, application_name, permits: Semaphore::new(SESSIONS), idle: Mutex::default() }
     }
 
-    /// The present rows with the keys of `tuples`, in their order; `None` where there is none any more.
+    fn idle(&self) -> MutexGuard<'_, Vec<Session>> {
+        self.idle.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    async fn session(&self) -> Result<Session, Error> {
+        let idle = self.idle().pop();
+        match idle {
+            Some(session) => Ok(session),
+            None => Ok(Session::connect(&self.endpoint, &self.application_name).await?),
+        }
+    }
+
+    /// Waits until the source shows what these transactions did.
+    pub(super) async fn wait_until_seen(&self, table: &TableId, transactions: &[u32]) -> Result<(), Error> {
+        let mut told = false;
+        loop {
+            let session = self.session().await?;
+            let seen = reread::sees(&session, transactions).await?;
+            self.idle().push(session);
+            if seen {
+                return Ok(());
+            }
+            if !std::mem::replace(&mut told, true) {
+                tracing::info!(%table, "waits for a commit that the source does not show yet");
+            }
+            tokio::time::sleep(POLL).await;
+        }
+    }
+
+    /// The present rows with the keys of `tuples`, in their order; `None` where there is none any more. Where they are large,
+    /// those of the first tuples alone, at least one.
     pub(super) async fn read(
         &self,
         spec: &TableSpec,
@@ -30,20 +75,17 @@ impl Rereader {
         if tuples.is_empty() {
             return Ok(Vec::new());
         }
-        let mut slot = self.session.lock().await;
-        let session = match slot.take() {
-            Some(session) => session,
-            None => Session::connect(&self.endpoint, &self.application_name).await?,
-        };
-        let rows = match reread::read(&session, schema, tuples).await {
+        let _permit = self.permits.acquire().await.map_err(|closed| Error::Task(closed.to_string()))?;
+        let (rows, session) = match reread::read(self.session().await?, schema, tuples, BUDGET).await {
             // The rows came before a column went or got another name; the stream has not said so yet.
             Err(error) if schema_change::outdated(&error) => {
+                let session = self.session().await?;
                 let now = schema_change::catch_up(&session, spec, schema).await?;
-                reread::read(&session, &now, tuples).await?
+                reread::read(session, &now, tuples, BUDGET).await?
             }
             other => other?,
         };
-        *slot = Some(session);
+        self.idle().extend(session);
         Ok(rows.into_iter().map(|row| row.map(|(data, cells)| FreshRow { data, cells })).collect())
     }
 }
