@@ -13,6 +13,7 @@ pub mod quote;
 pub mod reread;
 pub mod session;
 pub mod slot;
+pub mod visibility;
 pub mod wire;
 
 pub use error::{DecodeError, Error};

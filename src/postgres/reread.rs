@@ -109,31 +109,6 @@ pub async fn read(
     Ok((found, Some(session)))
 }
 
-/// Whether a query that begins now sees all of these transactions, which have committed.
-///
-/// The stream has a commit as soon as it is in the log; while it waits for a synchronous standby nobody else sees it.
-///
-/// # Errors
-/// What [`Session`] gives for a cut connection.
-pub async fn sees(session: &Session, transactions: &[u32]) -> Result<bool, Error> {
-    let row = session.client.query_one("SELECT pg_current_snapshot()::text", &[]).await?;
-    let snapshot: String = row.try_get(0)?;
-    let malformed = || Error::Protocol(format!("pg_current_snapshot() answered {snapshot}"));
-    in_snapshot(&snapshot, transactions).ok_or_else(malformed)
-}
-
-/// `xmin:xmax:xip,…`, of 64 bits each; transactions in the stream have the lower 32. Answers `None` for another text.
-fn in_snapshot(snapshot: &str, transactions: &[u32]) -> Option<bool> {
-    let low = |text: &str| text.parse::<u64>().ok().map(|xid| (xid & u64::from(u32::MAX)) as u32);
-    let mut parts = snapshot.splitn(3, ':').skip(1);
-    let next = low(parts.next()?)?;
-    let running = parts.next()?.split(',').filter(|xid| !xid.is_empty()).map(low);
-    let running = running.collect::<Option<Vec<u32>>>()?;
-    // Numbers go round: the half below is the past.
-    let ended = |xid: &u32| next.wrapping_sub(*xid).wrapping_sub(1) < 1 << 31 && !running.contains(xid);
-    Some(transactions.iter().all(ended))
-}
-
 /// A value already in PostgreSQL's send form, or text.
 #[derive(Debug)]
 struct RawKey<'a>(&'a [u8]);
@@ -204,21 +179,5 @@ mod tests {
     fn keys_in_text_form_are_cast() {
         let statement = statement(&schema(), &[true; 3], &[true, true], 1);
         assert!(statement.contains("(VALUES (0, $1::text::text, $2::text::bigint))"), "{statement}");
-    }
-
-    #[test]
-    fn a_snapshot_sees_what_has_ended() {
-        assert_eq!(in_snapshot("10:12:", &[9, 10, 11]), Some(true));
-        assert_eq!(in_snapshot("10:12:10", &[9, 11]), Some(true));
-        assert_eq!(in_snapshot("10:12:10", &[9, 10]), Some(false));
-        assert_eq!(in_snapshot("10:12:10,11", &[11]), Some(false));
-        assert_eq!(in_snapshot("10:12:", &[12]), Some(false));
-        // 2^32 + 3, just after the numbers went round.
-        assert_eq!(in_snapshot("4294967290:4294967299:4294967295", &[4_294_967_290, 1]), Some(true));
-        assert_eq!(in_snapshot("4294967290:4294967299:4294967295", &[4_294_967_295]), Some(false));
-        assert_eq!(in_snapshot("4294967290:4294967299:4294967295", &[3]), Some(false));
-        for text in ["", "10", "10:", "a:b:c", "10:12:x"] {
-            assert_eq!(in_snapshot(text, &[1]), None, "{text}");
-        }
     }
 }

@@ -1,6 +1,6 @@
 //! Brings source and destination to where streaming can start: publication, slot, target tables, state.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, time::Duration};
 
 use super::{
     Destination, Error, Policy,
@@ -16,9 +16,13 @@ use crate::{
         publication,
         session::Session,
         slot::{self, SlotInfo},
+        visibility,
         wire::SystemIdentity,
     },
 };
+
+/// How often the transactions that ran when the slot was made are looked at.
+const POLL: Duration = Duration::from_millis(20);
 
 /// Where a Mirror stands once everything it needs exists.
 pub(super) struct Provisioned {
@@ -190,7 +194,24 @@ async fn ensure_slot(
     }
     let lsn = slot::create(session, &name).await?;
     tracing::info!(slot = name, %lsn, "created the replication slot");
+    wait_for_commits(session).await?;
     Ok((lsn, false))
+}
+
+/// Waits for the transactions that run when a slot has just been made: one whose commit is in the log before the slot's start
+/// is not in the stream, and not in the copy either as long as nobody sees it.
+async fn wait_for_commits(session: &Session) -> Result<(), Error> {
+    let mut awaited = visibility::running(session).await?;
+    let mut told = false;
+    while !awaited.is_empty() {
+        let running = visibility::running(session).await?;
+        awaited.retain(|transaction| running.contains(transaction));
+        if !awaited.is_empty() && !std::mem::replace(&mut told, true) {
+            tracing::info!(transactions = ?awaited, "waits for transactions that ran when the slot was made");
+        }
+        tokio::time::sleep(POLL).await;
+    }
+    Ok(())
 }
 
 /// The Mirror's slot as it was found, checked; `None` only when the Mirror has never had one.

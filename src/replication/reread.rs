@@ -10,7 +10,7 @@ use tokio::sync::Semaphore;
 use super::{Error, schema_change};
 use crate::{
     model::{Cell, CellKind, PostgresEndpoint, TableId, TableSchema, TableSpec, Tuple},
-    postgres::{reread, session::Session},
+    postgres::{reread, session::Session, visibility},
 };
 
 /// Sessions at the same time: a table that is locked at the source must not keep the others waiting.
@@ -52,7 +52,7 @@ impl Rereader {
         let mut told = false;
         loop {
             let session = self.session().await?;
-            let seen = reread::sees(&session, transactions).await?;
+            let seen = visibility::sees(&session, transactions).await?;
             self.idle().push(session);
             if seen {
                 return Ok(());
