@@ -20,6 +20,16 @@ impl ClickHouse {
         }
     }
 
+    /// Runs `sql` as the role that the program has, with these further parameters of the request.
+    pub fn try_query_as_limited(&self, parameters: &str, sql: &str) -> Result<String, String> {
+        let headers = "X-ClickHouse-User: limited\r\nX-ClickHouse-Key: limited-test\r\n";
+        match http::post(self.port, &format!("/?{parameters}"), headers, sql) {
+            Ok((200, body)) => Ok(body),
+            Ok((_, body)) => Err(body),
+            Err(error) => Err(error.to_string()),
+        }
+    }
+
     /// Runs `sql`, which must succeed.
     #[track_caller]
     pub fn query(&self, database: &str, sql: &str) -> String {

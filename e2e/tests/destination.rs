@@ -119,7 +119,7 @@ async fn the_last_of_equal_versions_wins_and_tombstones_hide() {
     database.insert(&table, &batch, &table.target).await.unwrap();
     database.insert(&table, &later, &table.target).await.unwrap();
     assert_eq!(rows(&database, &table).await, "1,\"streamed\"\n3,\\N");
-    database.truncate(&table).await.unwrap();
+    database.truncate(&table, "truncate").await.unwrap();
     assert_eq!(rows(&database, &table).await, "");
     drop_table(&database, &table).await;
 }
@@ -161,7 +161,7 @@ async fn a_long_insert_makes_few_parts_and_a_dropped_one_is_not_finished() {
     // All blocks of the insert were squashed into one part.
     assert_eq!(ask(&database, &format!("SELECT uniqExact(_part) FROM {target}")).await, "1");
 
-    database.truncate(&table).await.unwrap();
+    database.truncate(&table, "truncate").await.unwrap();
     let mut dropped = database.open_insert(&table, &table.target).await.unwrap();
     push(&mut batch, &[Some("1"), Some("x")], 0, Op::Upsert);
     dropped.send(&mut batch).await.unwrap();
@@ -303,7 +303,10 @@ async fn tables_are_made_as_asked_or_refused() {
         (ErrorKind::Table, "DestinationTableMissing")
     );
     drop(batch);
-    assert_eq!(kind(database.truncate(&table).await), (ErrorKind::Table, "DestinationTableMissing"));
+    assert_eq!(
+        kind(database.truncate(&table, "truncate").await),
+        (ErrorKind::Table, "DestinationTableMissing")
+    );
 }
 
 /// What a resync needs: rows are copied over older ones, and those that were not are deleted.

@@ -290,10 +290,19 @@ impl Destination for Database {
         done.map_err(|error| error.while_doing(&doing))
     }
 
-    async fn truncate(&self, table: &TableSchema) -> Result<(), DestinationError> {
+    async fn truncate(&self, table: &TableSchema, fence: &str) -> Result<(), DestinationError> {
         let sql = ddl::truncate(&self.shared.database, &table.target);
         let doing = format!("truncate {}", self.qualified(table));
-        self.shared.client.execute(&sql, &[]).await.map_err(|error| error.while_doing(&doing))
+        let fence = insert::fence(fence);
+        let settings: Vec<(&str, &str)> = fence.iter().map(|(name, value)| (*name, value.as_str())).collect();
+        self.shared.client.execute(&sql, &settings).await.map_err(|error| error.while_doing(&doing))
+    }
+
+    async fn settle(&self, fence: &str) -> Result<(), DestinationError> {
+        let fence = insert::fence(fence);
+        let settings: Vec<(&str, &str)> = fence.iter().map(|(name, value)| (*name, value.as_str())).collect();
+        let answer = self.shared.client.query_text("SELECT 1 FORMAT TabSeparated", &settings).await;
+        answer.map(drop).map_err(|error| error.while_doing("end earlier inserts"))
     }
 
     async fn load_state(&self, mirror: &str) -> Result<Vec<StateRow>, DestinationError> {

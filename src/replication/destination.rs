@@ -161,8 +161,16 @@ pub trait Destination: Clone + Send + Sync + 'static {
         fence: &str,
     ) -> impl Future<Output = Result<(), DestinationError>> + Send;
 
-    /// Empties the target table.
-    fn truncate(&self, table: &TableSchema) -> impl Future<Output = Result<(), DestinationError>> + Send;
+    /// Empties the target table, fenced: neither an earlier insert nor an earlier emptying with this fence takes effect once a
+    /// later one has begun.
+    fn truncate(
+        &self,
+        table: &TableSchema,
+        fence: &str,
+    ) -> impl Future<Output = Result<(), DestinationError>> + Send;
+
+    /// Answers when nothing of an earlier insert with this fence becomes visible any more.
+    fn settle(&self, fence: &str) -> impl Future<Output = Result<(), DestinationError>> + Send;
 
     /// All state records of a Mirror that are not deleted, newest of each item.
     fn load_state(

@@ -5,7 +5,7 @@ use std::{collections::BTreeSet, time::Duration};
 use super::{
     Destination, Error, Policy,
     batch::stream_fence,
-    failure, policy, resync,
+    failure, policy, resync, snapshot,
     state::{MirrorState, SourceRecord, StateStore, TablePhase, TableRecord},
 };
 use crate::{
@@ -39,6 +39,8 @@ pub fn publication_comment(mirror: &MirrorIdentity) -> String {
 
 /// Makes what is missing and checks what is there. Idempotent; never makes a second slot for a started Mirror.
 ///
+/// `copying` says that a copy of this process goes on; if not, nothing of an earlier one becomes visible any more.
+///
 /// # Errors
 /// What the servers answer, and [`Error`]'s variants for a lost slot, a changed publication or another source.
 pub(super) async fn provision<D: Destination>(
@@ -47,9 +49,15 @@ pub(super) async fn provision<D: Destination>(
     identity: &SystemIdentity,
     destination: &D,
     store: &StateStore<D>,
+    copying: bool,
 ) -> Result<Provisioned, Error> {
     destination.prepare().await?;
     let mut state = store.load().await?;
+    let unfinished =
+        |record: &TableRecord| record.phase == TablePhase::Snapshotting || !record.chunks.is_empty();
+    if !copying && state.tables.values().any(unfinished) {
+        snapshot::settle(destination, &config.mirror.fence()).await?;
+    }
     resync::release_if_due(config, session, &mut state, store).await?;
     check_identity(state.source.as_ref(), identity)?;
     if state.source.as_ref().is_some_and(|source| source.finished) {

@@ -129,7 +129,7 @@ pub(super) async fn copy_version<D: Destination>(
     let newest = destination.newest_version(table, fence).await?;
     if newest >= version {
         tracing::warn!(table = %table.id, %newest, %start, "target has rows of another history; emptying it");
-        destination.truncate(table).await?;
+        destination.truncate(table, fence).await?;
     }
     Ok(version)
 }

@@ -15,6 +15,7 @@ use super::{
     Destination, Error, Policy,
     applier::{Applier, Step},
     backoff::retry,
+    batch::stream_fence,
     checkpoint::{Checkpoint, PgMicros},
     policy,
     row::KnownRelation,
@@ -318,8 +319,10 @@ async fn truncate<D: Destination>(
     let schema = table.schema();
     let destination = applier.inserter.destination.clone();
     let notice = Arc::clone(&applier.inserter.notice);
+    let fence = stream_fence(&applier.inserter.fence, &schema);
     let emptied =
-        retry(&surroundings.abort, &notice, || async { Ok(destination.truncate(&schema).await?) }).await;
+        retry(&surroundings.abort, &notice, || async { Ok(destination.truncate(&schema, &fence).await?) })
+            .await;
     match emptied {
         Err(error) if policy(&error).0 == Policy::FailTable => {
             return fail(surroundings, applier, index, &error).await;

@@ -2,7 +2,7 @@
 
 use std::sync::{Mutex, MutexGuard, PoisonError, atomic::Ordering};
 
-use super::{Destination, Error, Surroundings, Table};
+use super::{Destination, Error, Surroundings, Table, copy_fence};
 use crate::{
     model::{Cell, Lsn, TableSchema, Tuple},
     postgres::{
@@ -75,7 +75,7 @@ impl<D: Destination> Copier<D> {
             }
         };
         kept.batch.clear();
-        let fence = format!("{}-{}-copy{}", around.fence, kept.schema.target, self.worker);
+        let fence = copy_fence(&around.fence, self.worker);
         let mut sent = 0;
         let copied = copy_chunk(&mut kept, &around.destination, table, chunk, &fence, &mut sent).await;
         match &copied {

@@ -12,6 +12,7 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::Ordering},
 };
 
+use futures::future::try_join_all;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
@@ -43,6 +44,21 @@ pub(super) struct Surroundings<D: Destination> {
     pub(super) fence: String,
     pub(super) stop: CancellationToken,
     pub(super) notice: Notice,
+}
+
+/// Most chunks copied at the same time, by the rules of `snapshot.parallelism`.
+const MOST_WORKERS: usize = 32;
+
+/// The fence of a worker's inserts, into whatever table, `prefix` being the Mirror's. The dot tells it from a table's.
+fn copy_fence(prefix: &str, worker: usize) -> String {
+    format!("{prefix}.copy{worker}")
+}
+
+/// Ends what an earlier process's copy has left: an insert of its that came after a TRUNCATE would bring rows back.
+pub(super) async fn settle<D: Destination>(destination: &D, fence: &str) -> Result<(), Error> {
+    let workers: Vec<String> = (0..MOST_WORKERS).map(|worker| copy_fence(fence, worker)).collect();
+    try_join_all(workers.iter().map(|fence| destination.settle(fence))).await?;
+    Ok(())
 }
 
 struct Job<D: Destination> {
@@ -78,7 +94,7 @@ pub(super) async fn run<D: Destination>(
 ) -> Result<(), Error> {
     let snapshot = Arc::new(Snapshot { around, queue: Queue::new(1), plans: Mutex::default() });
     let mut tasks = JoinSet::new();
-    for worker in 0..snapshot.around.parallelism.max(1) {
+    for worker in 0..snapshot.around.parallelism.clamp(1, MOST_WORKERS) {
         let snapshot = Arc::clone(&snapshot);
         tasks.spawn(async move { snapshot.work(worker).await });
     }
@@ -233,7 +249,7 @@ impl<D: Destination> Snapshot<D> {
         let (schema, version) = (table.schema(), table.record().copy_version);
         retry(&self.around.stop, &self.around.notice, || async {
             if version > Lsn::ZERO {
-                let fence = format!("{}-{}-rest", self.around.fence, schema.target);
+                let fence = format!("{}.rest-{}", self.around.fence, schema.target);
                 self.around.destination.delete_older(&schema, version, &fence).await?;
             }
             table.finish_snapshot().await
