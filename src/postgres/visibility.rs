@@ -5,7 +5,7 @@
 
 use super::{Error, session::Session};
 
-/// The transactions that have written and have not ended, in any database: their numbers' lower 32 bits.
+/// The transactions that have written in this database, or are prepared, and have not ended: their numbers' lower 32 bits.
 ///
 /// Each holds a lock on its own number until others see what it did. A snapshot would not tell those that began last.
 ///
@@ -13,7 +13,9 @@ use super::{Error, session::Session};
 /// What [`Session`] gives for a cut connection.
 pub async fn running(session: &Session) -> Result<Vec<u32>, Error> {
     const HOLDERS: &str = "\
-        SELECT transactionid::text::bigint FROM pg_locks WHERE locktype = 'transactionid' AND mode = 'ExclusiveLock' AND granted";
+        SELECT l.transactionid::text::bigint FROM pg_locks l LEFT JOIN pg_stat_activity a ON a.pid = l.pid \
+        WHERE l.locktype = 'transactionid' AND l.mode = 'ExclusiveLock' AND l.granted \
+          AND (a.datname IS NULL OR a.datname = current_database())";
     let rows = session.client.query(HOLDERS, &[]).await?;
     rows.iter().map(|row| Ok(row.try_get::<_, i64>(0)? as u32)).collect()
 }
