@@ -124,7 +124,7 @@ mod tests {
     /// An API server, as far as one patch goes, that says conflict so often.
     fn client(conflicts: u32, patches: &Arc<Mutex<Vec<Value>>>) -> Client {
         let (left, patches) = (Arc::new(AtomicU32::new(conflicts)), Arc::clone(patches));
-        let service = tower::service_fn(move |request: axum::http::Request<Body>| {
+        let service = tower::service_fn(move |request: hyper::Request<Body>| {
             let (left, patches) = (Arc::clone(&left), Arc::clone(&patches));
             async move {
                 let body = request.into_body().collect().await?.to_bytes();
@@ -141,9 +141,8 @@ mod tests {
                         json!({"apiVersion": "meta.k8s.io/v1", "kind": "PartialObjectMetadata", "metadata": {"name": "app"}}),
                     )
                 };
-                let answer = axum::http::Response::builder()
-                    .status(code)
-                    .body(Body::from(answer.to_string().into_bytes()));
+                let answer =
+                    hyper::Response::builder().status(code).body(Body::from(answer.to_string().into_bytes()));
                 Ok::<_, Box<dyn std::error::Error + Send + Sync>>(answer?)
             }
         });
