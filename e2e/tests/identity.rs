@@ -491,7 +491,9 @@ fn a_commit_that_waits_while_the_slot_is_made() {
         lab.source_value("SELECT count(*) FROM pg_replication_slots WHERE confirmed_flush_lsn IS NOT NULL")
             == "1"
     });
-    eventually("the copy to wait", || run.log().contains("waits for transactions that ran when the slot was made"));
+    eventually("the copy to wait", || {
+        run.log().contains("waits for transactions that ran when the slot was made")
+    });
     lab.admin("ALTER SYSTEM RESET synchronous_standby_names");
     lab.admin("SELECT pg_reload_conf()");
     committing.join().unwrap().unwrap();

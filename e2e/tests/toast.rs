@@ -89,7 +89,9 @@ fn a_commit_that_waits_for_a_standby() {
     });
     // The rows of the other table show that the transaction was received.
     eventually("the transaction to arrive", || lab.target_value("SELECT count() FROM other FINAL") == "1");
-    eventually("the rows to wait", || run.log().contains("waits for a commit that the source does not show yet"));
+    eventually("the rows to wait", || {
+        run.log().contains("waits for a commit that the source does not show yet")
+    });
     let received = lab.target("SELECT id, n FROM t FINAL WHERE _walferry_deleted = 0 ORDER BY id");
     lab.admin("ALTER SYSTEM RESET synchronous_standby_names");
     lab.admin("SELECT pg_reload_conf()");
