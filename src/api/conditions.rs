@@ -57,6 +57,9 @@ pub mod reason {
     /// Slot, publication or state could not be removed while the Mirror is being deleted; tried again.
     pub const CLEANUP_FAILED: &str = "CleanupFailed";
 
+    /// The source is in use, but may soon give up the slot.
+    pub const SLOT_AT_RISK: &str = "SlotAtRisk";
+
     /// The resource asks for something that can't be, such as a source that is a peer of kind clickhouse.
     pub const INVALID_SPEC: &str = "InvalidSpec";
     /// The Mirror names a ReplicationPeer that isn't there.

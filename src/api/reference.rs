@@ -120,6 +120,11 @@ const STATES: &[Reason] = &[
 
 const RESOURCES: &[Reason] = &[
     reason(
+        "SlotAtRisk",
+        "The source is in use, but may soon remove WAL that the Mirror still needs.",
+        "Raise `max_slot_wal_keep_size`; see why the Mirror doesn't keep up, or resume it.",
+    ),
+    reason(
         "InvalidSpec",
         "The resource asks for something that can't be.",
         "Correct the field that the message names.",

@@ -277,6 +277,8 @@ mod tests {
             safe_wal_size: None,
             retained_bytes: Some(0),
             current_lsn: Lsn(1),
+            catalog_xmin_age: None,
+            inactive_since: None,
         }
     }
 

@@ -31,6 +31,9 @@ struct MirrorMetrics {
     lag_bytes: IntGaugeVec,
     lag_seconds: GaugeVec,
     retained_wal_bytes: IntGaugeVec,
+    safe_wal_bytes: IntGaugeVec,
+    catalog_xmin_age: IntGaugeVec,
+    wal_status: IntGaugeVec,
     durable_lsn: IntGaugeVec,
 }
 
@@ -61,6 +64,24 @@ impl MirrorMetrics {
                 "Bytes of WAL that the slot holds back at the source.",
                 MIRROR,
             )?,
+            safe_wal_bytes: gauge(
+                registry,
+                "walferry_slot_safe_wal_bytes",
+                "Bytes of WAL that can be written before the source may give the slot up; missing without max_slot_wal_keep_size.",
+                MIRROR,
+            )?,
+            catalog_xmin_age: gauge(
+                registry,
+                "walferry_slot_catalog_xmin_age",
+                "How many transactions ago the oldest began whose catalog rows the slot keeps from vacuum.",
+                MIRROR,
+            )?,
+            wal_status: gauge(
+                registry,
+                "walferry_slot_wal_status",
+                "1 for the slot's wal_status at the source, 0 for the others.",
+                &["namespace", "mirror", "status"],
+            )?,
             durable_lsn: gauge(
                 registry,
                 "walferry_durable_lsn",
@@ -78,8 +99,21 @@ impl MirrorMetrics {
         }
         self.lag_bytes.with_label_values(&labels).set(signed(report.lag.bytes));
         self.lag_seconds.with_label_values(&labels).set(report.lag.seconds);
-        if let Some(bytes) = report.retained_wal_bytes {
+        let slot = &report.slot;
+        if let Some(bytes) = slot.retained_wal_bytes {
             self.retained_wal_bytes.with_label_values(&labels).set(signed(bytes));
+        }
+        if let Some(bytes) = slot.safe_wal_bytes {
+            self.safe_wal_bytes.with_label_values(&labels).set(bytes);
+        }
+        if let Some(age) = slot.catalog_xmin_age {
+            self.catalog_xmin_age.with_label_values(&labels).set(age.into());
+        }
+        if let Some(status) = &slot.wal_status {
+            for known in ["reserved", "extended", "unreserved", "lost"] {
+                let labels = [labels[0], labels[1], known];
+                self.wal_status.with_label_values(&labels).set(i64::from(known == status));
+            }
         }
         self.durable_lsn.with_label_values(&labels).set(signed(report.last_lsn.0));
     }
@@ -200,7 +234,7 @@ mod tests {
     use std::sync::atomic::Ordering::Relaxed;
 
     use super::*;
-    use crate::model::{Lsn, MirrorIdentity, Progress, TableId};
+    use crate::model::{Lsn, MirrorIdentity, Progress, SlotReport, TableId};
 
     #[test]
     fn figures_become_series() {
@@ -211,7 +245,13 @@ mod tests {
         });
         progress.set_durable_lsn(Lsn(100));
         progress.set_source_lsn(Lsn(160));
-        progress.set_retained_wal_bytes(4096);
+        progress.set_slot(SlotReport {
+            wal_status: Some("extended".into()),
+            retained_wal_bytes: Some(4096),
+            safe_wal_bytes: Some(-1),
+            catalog_xmin_age: Some(7),
+            ..SlotReport::default()
+        });
         let table = progress.table(&TableId::new("public", "a\"b"));
         table.set_state(TableState::Snapshotting, "", "");
         table.inserted.store(7, Relaxed);
@@ -221,6 +261,10 @@ mod tests {
         for line in [
             r#"walferry_lag_bytes{mirror="demo",namespace="default"} 60"#,
             r#"walferry_retained_wal_bytes{mirror="demo",namespace="default"} 4096"#,
+            r#"walferry_slot_safe_wal_bytes{mirror="demo",namespace="default"} -1"#,
+            r#"walferry_slot_catalog_xmin_age{mirror="demo",namespace="default"} 7"#,
+            r#"walferry_slot_wal_status{mirror="demo",namespace="default",status="extended"} 1"#,
+            r#"walferry_slot_wal_status{mirror="demo",namespace="default",status="lost"} 0"#,
             r#"walferry_durable_lsn{mirror="demo",namespace="default"} 100"#,
             r#"walferry_phase{mirror="demo",namespace="default",phase="Provisioning"} 1"#,
             r#"walferry_table_state{mirror="demo",namespace="default",schema="public",state="Snapshotting",table="a\"b"} 1"#,

@@ -16,7 +16,8 @@ pub use config::{
 };
 pub use lsn::{Lsn, ParseLsnError};
 pub use progress::{
-    LagReport, MirrorFailure, MirrorPhase, MirrorReport, Progress, TableProgress, TableReport, TableState,
+    LagReport, MirrorFailure, MirrorPhase, MirrorReport, Progress, SlotReport, TableProgress, TableReport,
+    TableState,
 };
 pub use redacted::Password;
 pub use table::{Column, IdentityKind, SourceType, TableId, TableSchema};

@@ -134,9 +134,7 @@ struct Overall {
     phase: MirrorPhase,
     failure: Option<MirrorFailure>,
     tables: BTreeMap<TableId, Arc<TableProgress>>,
-    retained_wal_bytes: Option<u64>,
-    slot_wal_status: Option<String>,
-    slot_takeovers: u64,
+    slot: SlotReport,
     lag_seconds: Option<f64>,
 }
 
@@ -199,19 +197,20 @@ impl Progress {
         self.source_lsn.fetch_max(lsn.0, Relaxed);
     }
 
-    /// Records the WAL bytes that the slot holds back at the source.
-    pub fn set_retained_wal_bytes(&self, bytes: u64) {
-        self.overall().retained_wal_bytes = Some(bytes);
+    /// Records what the source says of the slot.
+    pub fn set_slot(&self, slot: SlotReport) {
+        let mut overall = self.overall();
+        overall.slot = SlotReport { takeovers: overall.slot.takeovers, ..slot };
     }
 
-    /// Records what the source says of the WAL that the slot needs.
-    pub fn set_slot_wal_status(&self, status: Option<String>) {
-        self.overall().slot_wal_status = status;
+    /// What the source last said of the slot.
+    pub fn slot(&self) -> SlotReport {
+        self.overall().slot.clone()
     }
 
     /// Records that the slot was taken from a walsender that an earlier run had left behind.
     pub fn add_takeover(&self) {
-        self.overall().slot_takeovers += 1;
+        self.overall().slot.takeovers += 1;
     }
 
     /// Records how long ago the oldest transaction that is not yet durable was committed; 0 when none is.
@@ -239,9 +238,7 @@ impl Progress {
                 bytes: source.bytes_since(durable),
                 seconds: overall.lag_seconds.unwrap_or(0.0),
             },
-            retained_wal_bytes: overall.retained_wal_bytes,
-            slot_wal_status: overall.slot_wal_status.clone(),
-            slot_takeovers: overall.slot_takeovers,
+            slot: overall.slot.clone(),
             tables: overall.tables.iter().map(|(id, table)| table_report(mirror, id, table)).collect(),
         }
     }
@@ -274,6 +271,36 @@ pub struct LagReport {
     pub bytes: u64,
     /// Seconds since the oldest transaction that is not yet durable was committed.
     pub seconds: f64,
+}
+
+/// A slot as the source last showed it; `None` is what it didn't say.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct SlotReport {
+    /// `pg_replication_slots.wal_status`: `reserved` or `extended`; `unreserved` when the source may give up WAL that the slot
+    /// needs at its next checkpoint; `lost`.
+    #[serde(rename = "slotWalStatus")]
+    pub wal_status: Option<String>,
+    /// Bytes of WAL that it holds back.
+    pub retained_wal_bytes: Option<u64>,
+    /// Bytes of WAL that can be written before the source may give it up; `None` without a limit.
+    pub safe_wal_bytes: Option<i64>,
+    /// How many transactions ago the oldest began whose catalog rows it keeps from vacuum.
+    pub catalog_xmin_age: Option<i32>,
+    /// Since when nobody reads from it; from PostgreSQL 17.
+    pub inactive_since: Option<String>,
+    /// How often it was taken from a walsender that an earlier run had left behind, since the process began.
+    #[serde(rename = "slotTakeovers")]
+    pub takeovers: u64,
+}
+
+impl SlotReport {
+    /// Whether the source may soon remove WAL that the slot still needs: more than four fifths of what it may keep are in use.
+    pub fn is_at_risk(&self) -> bool {
+        let retained = i64::try_from(self.retained_wal_bytes.unwrap_or_default()).unwrap_or(i64::MAX);
+        self.wal_status.as_deref() == Some("unreserved")
+            || self.safe_wal_bytes.is_some_and(|safe| safe < retained / 4)
+    }
 }
 
 /// One table's figures at one moment.
@@ -331,15 +358,9 @@ pub struct MirrorReport {
     pub last_lsn: Lsn,
     /// Distance to the source.
     pub lag: LagReport,
-    /// WAL bytes that the slot holds back at the source, where known.
-    pub retained_wal_bytes: Option<u64>,
-    /// `pg_replication_slots.wal_status` of the slot, where known: `reserved` or `extended`; `unreserved` when the source may
-    /// give up its WAL at the next checkpoint; `lost`.
-    #[serde(default)]
-    pub slot_wal_status: Option<String>,
-    /// How often the slot was taken from a walsender that an earlier run had left behind, since the process began.
-    #[serde(default)]
-    pub slot_takeovers: u64,
+    /// The slot at the source.
+    #[serde(flatten)]
+    pub slot: SlotReport,
     /// Every table, by name.
     pub tables: Vec<TableReport>,
 }

@@ -8,7 +8,7 @@ use tokio::time::{Instant, sleep};
 use tokio_postgres::{Row, types::PgLsn};
 
 use super::{Error, catalog::CURRENT_LSN, session::Session};
-use crate::model::Lsn;
+use crate::model::{Lsn, SlotReport};
 
 /// How long an ended walsender gets to let its slot go.
 const RELEASE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -40,14 +40,33 @@ pub struct SlotInfo {
     pub retained_bytes: Option<u64>,
     /// Up to where the source's WAL is durable.
     pub current_lsn: Lsn,
+    /// How many transactions ago the oldest began whose catalog rows it keeps from vacuum.
+    pub catalog_xmin_age: Option<i32>,
+    /// Since when nobody reads from it; from PostgreSQL 17.
+    pub inactive_since: Option<String>,
+}
+
+impl SlotInfo {
+    /// What a status tells of it.
+    pub fn report(&self) -> SlotReport {
+        SlotReport {
+            wal_status: self.wal_status.clone(),
+            retained_wal_bytes: self.retained_bytes,
+            safe_wal_bytes: self.safe_wal_size,
+            catalog_xmin_age: self.catalog_xmin_age,
+            inactive_since: self.inactive_since.clone(),
+            takeovers: 0,
+        }
+    }
 }
 
 /// What [`slot_info`] reads, of `pg_replication_slots s` and [`CURRENT_LSN`] as `current.lsn`.
 pub(super) const COLUMNS: &str = "s.slot_name::text, s.plugin::text, s.database::text, s.active_pid, s.restart_lsn, \
-                                  s.confirmed_flush_lsn, s.wal_status, s.safe_wal_size, current.lsn";
+                                  s.confirmed_flush_lsn, s.wal_status, s.safe_wal_size, current.lsn, age(s.catalog_xmin), \
+                                  to_jsonb(s) ->> 'inactive_since'";
 
 /// How many those are.
-pub(super) const COLUMN_COUNT: usize = 9;
+pub(super) const COLUMN_COUNT: usize = 11;
 
 fn read_statement() -> String {
     format!(
@@ -82,6 +101,8 @@ pub(super) fn slot_info(row: &Row) -> Result<SlotInfo, Error> {
         safe_wal_size: row.try_get(7)?,
         retained_bytes: restart_lsn.map(|restart| current_lsn.bytes_since(restart)),
         current_lsn,
+        catalog_xmin_age: row.try_get(9)?,
+        inactive_since: row.try_get(10)?,
     })
 }
 
@@ -206,7 +227,8 @@ mod tests {
         assert_eq!(
             read_statement(),
             "SELECT s.slot_name::text, s.plugin::text, s.database::text, s.active_pid, s.restart_lsn, \
-             s.confirmed_flush_lsn, s.wal_status, s.safe_wal_size, current.lsn FROM pg_replication_slots s, \
+             s.confirmed_flush_lsn, s.wal_status, s.safe_wal_size, current.lsn, age(s.catalog_xmin), \
+             to_jsonb(s) ->> 'inactive_since' FROM pg_replication_slots s, \
              (SELECT (CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn() ELSE pg_current_wal_flush_lsn() END) \
              AS lsn) current WHERE s.slot_name::text = $1::text"
         );

@@ -90,13 +90,12 @@ impl<D: Destination> Watch<D> {
         let tables: Vec<_> = self.tables.iter().filter(|table| !table.failed()).collect();
         let oids: Vec<u32> = tables.iter().map(|table| table.schema().oid).collect();
         let seen = overview::read(session, &slot, &publication, &oids).await?;
-        self.progress.set_slot_wal_status(seen.slot.as_ref().and_then(|slot| slot.wal_status.clone()));
+        if let Some(slot) = &seen.slot {
+            self.tell_of(slot);
+        }
         let slot = check_slot(&self.config, self.source.as_ref(), seen.slot)?;
         if let Some(slot) = &slot {
             self.progress.set_source_lsn(slot.current_lsn);
-            if let Some(bytes) = slot.retained_bytes {
-                self.progress.set_retained_wal_bytes(bytes);
-            }
         }
         check_publication(&publication, seen.publication)?;
         for (table, membership) in tables.into_iter().zip(&seen.tables) {
@@ -105,6 +104,22 @@ impl<D: Destination> Watch<D> {
             }
         }
         Ok(slot)
+    }
+}
+
+impl<D: Destination> Watch<D> {
+    /// Reports the slot, with a warning in the log when it begins to be at risk.
+    fn tell_of(&self, slot: &SlotInfo) {
+        let (before, now) = (self.progress.slot(), slot.report());
+        if now.is_at_risk() && !before.is_at_risk() {
+            tracing::warn!(
+                slot = slot.name,
+                retained_bytes = slot.retained_bytes,
+                safe_bytes = slot.safe_wal_size,
+                "the source may soon give up WAL that is still needed: raise max_slot_wal_keep_size"
+            );
+        }
+        self.progress.set_slot(now);
     }
 }
 

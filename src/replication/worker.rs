@@ -29,7 +29,7 @@ use super::{
     watch::Watch,
 };
 use crate::{
-    model::{Lsn, MirrorPhase, Progress, ReplicatorConfig, SnapshotMode, TableSpec},
+    model::{Lsn, MirrorPhase, Progress, ReplicatorConfig, SlotReport, SnapshotMode, TableSpec},
     postgres::{
         catalog,
         session::Session,
@@ -86,7 +86,8 @@ pub async fn run<D: Destination>(
             backoff = Backoff::default();
         }
         if let Error::SlotInvalidated { wal_status, .. } = &error {
-            worker.progress.set_slot_wal_status(Some(wal_status.clone()));
+            let slot = worker.progress.slot();
+            worker.progress.set_slot(SlotReport { wal_status: Some(wal_status.clone()), ..slot });
         }
         let (what, reason) = policy(&error);
         let passes = matches!(what, Policy::Retry | Policy::SlowDown);

@@ -64,12 +64,26 @@ pub fn conditions(report: &MirrorReport) -> Vec<Condition> {
     let overall = Overall::of(report);
     let mut conditions = vec![overall.ready()];
     conditions.extend(overall.reconciling_or_stalled());
-    conditions.push(overall.side(types::SOURCE_READY, reason::SOURCE_PREFIX, "the source"));
+    let source = overall.side(types::SOURCE_READY, reason::SOURCE_PREFIX, "the source");
+    conditions.push(if source.status == ConditionStatus::True && report.slot.is_at_risk() {
+        let message = slot_at_risk(&report.slot_name);
+        condition(types::SOURCE_READY, ConditionStatus::True, reason::SLOT_AT_RISK, &message)
+    } else {
+        source
+    });
     conditions.push(overall.side(types::DESTINATION_READY, reason::DESTINATION_PREFIX, "the destination"));
     conditions.push(snapshotted(report));
     conditions.push(overall.streaming());
     conditions.push(overall.caught_up(report));
     conditions
+}
+
+/// What to do about a slot that the source may soon give up. Without figures, which would change all the time.
+pub fn slot_at_risk(slot: &str) -> String {
+    format!(
+        "slot {slot} holds back nearly all the WAL that the source may keep, and will be invalidated: raise max_slot_wal_keep_size, and see why \
+         the Mirror doesn't keep up, or resume it"
+    )
 }
 
 impl Overall {
@@ -324,7 +338,7 @@ fn failed_tables(report: &MirrorReport) -> String {
 
 fn suspended(report: &MirrorReport) -> String {
     let slot = &report.slot_name;
-    match report.retained_wal_bytes {
+    match report.slot.retained_wal_bytes {
         Some(bytes) => {
             format!(
                 "suspended; slot {slot} holds back {} of WAL at the source, whose disk may fill up",
@@ -355,7 +369,7 @@ pub(super) fn condition(type_: &str, status: ConditionStatus, reason: &str, mess
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{Lsn, MirrorIdentity, Progress, TableId};
+    use crate::model::{Lsn, MirrorIdentity, Progress, SlotReport, TableId};
 
     fn report(
         phase: MirrorPhase,
@@ -493,9 +507,28 @@ mod tests {
     }
 
     #[test]
+    fn a_slot_at_risk_is_told_while_the_source_is_in_use() {
+        let with = |wal_status: &str, safe_wal_bytes, retained| {
+            let mut report = report(MirrorPhase::Streaming, None, &[("a", TableState::Streaming)]);
+            let wal_status = Some(wal_status.to_owned());
+            report.slot = SlotReport {
+                wal_status,
+                safe_wal_bytes,
+                retained_wal_bytes: Some(retained),
+                ..Default::default()
+            };
+            summary(&report)[1].clone()
+        };
+        assert_eq!(with("reserved", None, 1 << 40), "SourceReady=True Connected");
+        assert_eq!(with("extended", Some(500), 500), "SourceReady=True Connected");
+        assert_eq!(with("extended", Some(100), 900), "SourceReady=True SlotAtRisk");
+        assert_eq!(with("unreserved", Some(-10), 1000), "SourceReady=True SlotAtRisk");
+    }
+
+    #[test]
     fn suspended_warns_of_the_wal() {
         let mut report = report(MirrorPhase::Suspended, None, &[("a", TableState::Streaming)]);
-        report.retained_wal_bytes = Some(5 << 30);
+        report.slot.retained_wal_bytes = Some(5 << 30);
         assert_eq!(summary(&report)[0], "Ready=True Suspended");
         assert_eq!(summary(&report)[4], "Streaming=False Suspended");
         assert_eq!(

@@ -61,7 +61,7 @@ pub fn mirror_status(
             bytes: saturating(report.lag.bytes),
             seconds: (report.lag.seconds as i64).max(0),
         }),
-        retained_wal_bytes: report.retained_wal_bytes.map(saturating),
+        retained_wal_bytes: report.slot.retained_wal_bytes.map(saturating),
         tables: if asked { Some(table_counts(report)) } else { previous.tables.clone() },
         failed_tables: if asked { failed_tables(report) } else { previous.failed_tables.clone() },
         snapshot: if asked { Some(snapshot(report, previous)) } else { previous.snapshot.clone() },

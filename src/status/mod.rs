@@ -4,7 +4,7 @@ mod conditions;
 mod kubernetes;
 mod peer;
 
-pub use conditions::{Condition, ConditionStatus, conditions};
+pub use conditions::{Condition, ConditionStatus, conditions, slot_at_risk};
 pub use kubernetes::{mirror_status, write_now};
 pub use peer::{PeerOutcome, PeerReport, peer_status};
 
@@ -65,6 +65,8 @@ mod tests {
             ("lastLSN", json!("1/0")),
             ("lag", json!({"bytes": 16, "seconds": 0.0})),
             ("retainedWalBytes", json!(null)),
+            ("slotWalStatus", json!(null)),
+            ("slotTakeovers", json!(0)),
         ] {
             assert_eq!(mirror[field], expected, "{field}");
         }

@@ -34,6 +34,7 @@ use super::{
 use crate::{
     api::{Mirror, MirrorStatus, RESYNC, conditions::reason},
     model::{MirrorIdentity, MirrorPhase, MirrorReport},
+    status,
 };
 use apply::{Applied, Present, Wanted, apply};
 use finalize::{Endpoints, finalize};
@@ -125,21 +126,19 @@ async fn drive(context: &Context, mirror: &Mirror, identity: &MirrorIdentity) ->
     }
     remember(context, mirror, &plan).await;
     let deployment = apply(context, mirror, &wanted, &present).await?;
-    let (report, at_risk) = if mirror.spec.suspend {
+    let report = if mirror.spec.suspend {
         suspended::report(context, identity, &uid, &plan.config.source).await
     } else {
         context.memory.mirrors.of(&uid, |memory| memory.seen = None);
-        let report = replicator::report(context, identity, &uid, Some(&deployment)).await;
-        let at_risk = report.slot_wal_status.as_deref() == Some("unreserved");
-        (report, at_risk)
+        replicator::report(context, identity, &uid, Some(&deployment)).await
     };
-    tell_of_slot(context, mirror, &report, at_risk).await;
+    tell_of_slot(context, mirror, &report).await;
     Ok(report)
 }
 
 /// Tells what is new about the slot and is no condition: that it is at risk, that it was taken over.
-async fn tell_of_slot(context: &Context, mirror: &Mirror, report: &MirrorReport, at_risk: bool) {
-    let takeovers = report.slot_takeovers;
+async fn tell_of_slot(context: &Context, mirror: &Mirror, report: &MirrorReport) {
+    let (at_risk, takeovers) = (report.slot.is_at_risk(), report.slot.takeovers);
     let (risk_told, takeovers_told) =
         context.memory.mirrors.of(&mirror.uid().unwrap_or_default(), |memory| {
             let Memory { at_risk: risk, takeovers: count, .. } = memory;
@@ -148,11 +147,8 @@ async fn tell_of_slot(context: &Context, mirror: &Mirror, report: &MirrorReport,
     let slot = &report.slot_name;
     let mut notices = Vec::new();
     if at_risk && !risk_told {
-        let note = format!(
-            "slot {slot} holds back nearly all the WAL that the source may keep, and will be invalidated: raise max_slot_wal_keep_size, and \
-             see why the Mirror doesn't keep up, or resume it"
-        );
-        notices.push(Notice::warning("SlotAtRisk", note));
+        let note = status::slot_at_risk(slot);
+        notices.push(Notice::warning(reason::SLOT_AT_RISK, note));
     }
     if takeovers > takeovers_told {
         let note =

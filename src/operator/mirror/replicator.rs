@@ -93,9 +93,7 @@ pub(super) fn unasked(
         publication_name: mirror.publication_name(),
         last_lsn: Lsn::ZERO,
         lag: Default::default(),
-        retained_wal_bytes: None,
-        slot_wal_status: None,
-        slot_takeovers: 0,
+        slot: Default::default(),
         tables: Vec::new(),
     }
 }

@@ -31,21 +31,20 @@ pub(super) struct Seen {
     at: Instant,
 }
 
-/// The report about a suspended Mirror, and whether its slot is about to be lost.
+/// The report about a suspended Mirror.
 pub(super) async fn report(
     context: &Context,
     mirror: &MirrorIdentity,
     mirror_uid: &str,
     source: &PostgresEndpoint,
-) -> (MirrorReport, bool) {
+) -> MirrorReport {
     let slot = look(context, mirror, mirror_uid, source).await;
     let mut report = match &slot {
         Some(slot) if is_lost(slot) => hindered(mirror, invalidated(mirror, slot)),
         _ => unasked(mirror, MirrorPhase::Suspended, None),
     };
-    report.retained_wal_bytes = slot.as_ref().and_then(|slot| slot.retained_bytes);
-    report.slot_wal_status = slot.as_ref().and_then(|slot| slot.wal_status.clone());
-    (report, slot.is_some_and(|slot| is_at_risk(&slot)))
+    report.slot = slot.as_ref().map(SlotInfo::report).unwrap_or_default();
+    report
 }
 
 /// The slot, asked for not too often. A source that doesn't answer keeps nobody from being suspended.
@@ -79,13 +78,6 @@ fn is_lost(slot: &SlotInfo) -> bool {
     slot.wal_status.as_deref() == Some("lost")
 }
 
-/// Whether the source may soon remove WAL that the slot still needs: more than four fifths of what it may keep are in use.
-fn is_at_risk(slot: &SlotInfo) -> bool {
-    let retained = i64::try_from(slot.retained_bytes.unwrap_or_default()).unwrap_or(i64::MAX);
-    slot.wal_status.as_deref() == Some("unreserved")
-        || slot.safe_wal_size.is_some_and(|safe| safe < retained / 4)
-}
-
 fn invalidated(mirror: &MirrorIdentity, slot: &SlotInfo) -> Obstacle {
     let message = format!(
         "slot {} was invalidated while the Mirror was suspended: the source has removed WAL that it still needed. Raise \
@@ -93,34 +85,4 @@ fn invalidated(mirror: &MirrorIdentity, slot: &SlotInfo) -> Obstacle {
         slot.name
     );
     Obstacle::lasting(check::reason::SOURCE_SLOT_INVALIDATED, mirror.named(&message))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::model::Lsn;
-
-    fn slot(wal_status: &str, safe: Option<i64>, retained: u64) -> SlotInfo {
-        SlotInfo {
-            name: "walferry_0a".to_owned(),
-            plugin: None,
-            database: None,
-            active_pid: None,
-            restart_lsn: None,
-            confirmed_flush_lsn: None,
-            wal_status: Some(wal_status.to_owned()),
-            safe_wal_size: safe,
-            retained_bytes: Some(retained),
-            current_lsn: Lsn::ZERO,
-        }
-    }
-
-    #[test]
-    fn warns_before_the_slot_is_lost() {
-        assert!(!is_at_risk(&slot("reserved", None, 1 << 40)));
-        assert!(!is_at_risk(&slot("extended", Some(500), 500)));
-        assert!(is_at_risk(&slot("extended", Some(100), 900)));
-        assert!(is_at_risk(&slot("unreserved", Some(-10), 1000)));
-        assert!(is_lost(&slot("lost", None, 0)) && !is_lost(&slot("unreserved", None, 0)));
-    }
 }

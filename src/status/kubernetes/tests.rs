@@ -3,7 +3,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::{
-    model::{LagReport, MirrorFailure, MirrorPhase},
+    model::{LagReport, MirrorFailure, MirrorPhase, SlotReport},
     status::{PeerOutcome, PeerReport, peer_status},
 };
 
@@ -41,9 +41,7 @@ fn report(phase: MirrorPhase, failure: Option<(&str, &str)>, tables: Vec<TableRe
         publication_name: "walferry_0a".into(),
         last_lsn: Lsn(0),
         lag: LagReport::default(),
-        retained_wal_bytes: None,
-        slot_wal_status: None,
-        slot_takeovers: 0,
+        slot: SlotReport::default(),
         tables,
     }
 }
@@ -52,9 +50,7 @@ fn streaming() -> MirrorReport {
     MirrorReport {
         last_lsn: Lsn(0x1_0000_0010),
         lag: LagReport { bytes: 64, seconds: 2.9 },
-        retained_wal_bytes: Some(4096),
-        slot_wal_status: None,
-        slot_takeovers: 0,
+        slot: SlotReport { retained_wal_bytes: Some(4096), ..SlotReport::default() },
         ..report(MirrorPhase::Streaming, None, vec![table("users", TableState::Streaming, "", "")])
     }
 }
@@ -177,7 +173,7 @@ fn lists_at_most_ten_failed_tables_and_cuts_long_words() {
 fn figures_beyond_the_apis_numbers_saturate() {
     let mut report = streaming();
     report.lag = LagReport { bytes: u64::MAX, seconds: f64::INFINITY };
-    report.retained_wal_bytes = Some(u64::MAX);
+    report.slot.retained_wal_bytes = Some(u64::MAX);
     report.tables[0].rows_copied = u64::MAX;
     let status = mirror_status(&report, None, None, &at(0));
     assert_eq!(status.lag, Some(LagStatus { bytes: i64::MAX, seconds: i64::MAX }));
@@ -200,7 +196,7 @@ fn writes_what_matters_at_once_and_figures_now_and_then() {
     let figures: [fn(&mut MirrorReport); 4] = [
         |report| report.lag.bytes = 0,
         |report| report.last_lsn = Lsn(0x1_0000_0020),
-        |report| report.retained_wal_bytes = None,
+        |report| report.slot.retained_wal_bytes = None,
         |report| report.tables[0].rows_copied = 11,
     ];
     for change in figures {
@@ -395,7 +391,7 @@ prop_compose! {
             failure,
             last_lsn: Lsn(last_lsn),
             lag: LagReport { bytes, seconds },
-            retained_wal_bytes,
+            slot: SlotReport { retained_wal_bytes, ..SlotReport::default() },
             ..report(phase, None, tables)
         }
     }
