@@ -319,6 +319,8 @@ fn escape(value: &str) -> String {
         .replace('\n', "\\n")
         .replace('\r', "\\r")
         .replace('\'', "\\'")
+        .replace('\u{8}', "\\b")
+        .replace('\u{c}', "\\f")
 }
 
 fn first_difference(left: &str, right: &str) -> String {

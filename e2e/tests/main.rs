@@ -30,3 +30,4 @@ mod tls;
 mod toast;
 mod truncate;
 mod types;
+mod values;

@@ -16,15 +16,17 @@ pub(super) const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Settings that every connection pins, because a role or database may set others.
 ///
-/// The first five decide the text form of values (<https://www.postgresql.org/docs/current/runtime-config-client.html>).
+/// The first five decide the text form of values (<https://www.postgresql.org/docs/current/runtime-config-client.html>), the
+/// sixth that of types' names.
 /// `row_security=off` makes a read that a policy would cut short an error instead of a silent loss of rows. The
 /// time-outs would end a long copy or an idle session; `jit` costs more than a chunk's read gains from it.
-pub(super) const PINNED_SETTINGS: [(&str, &str); 10] = [
+pub(super) const PINNED_SETTINGS: [(&str, &str); 11] = [
     ("DateStyle", "ISO"),
     ("IntervalStyle", "postgres"),
     ("TimeZone", "UTC"),
     ("extra_float_digits", "3"),
     ("bytea_output", "hex"),
+    ("quote_all_identifiers", "off"),
     ("row_security", "off"),
     ("statement_timeout", "0"),
     ("idle_session_timeout", "0"),
