@@ -493,6 +493,11 @@ const ENGINE: &[Reason] = &[
         "Choose Nearest or Null, or another type in `columns.types`.",
     ),
     reason(
+        "SourceEncoding",
+        "A row has bytes that mean nothing in the source database's encoding, so it can't be sent as UTF-8.",
+        "Mend the row's text at the source, then resync.",
+    ),
+    reason(
         "SourceQueryRefused",
         "The source refuses to read some of a table's rows again; the message is the server's.",
         "Do what the message says, then resync.",

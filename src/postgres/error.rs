@@ -203,6 +203,12 @@ impl Error {
         matches!(self, Error::TableMissing { .. }) || matches!(self.sqlstate(), Some("42P01" | "3F000"))
     }
 
+    /// Whether it says that a value has bytes that mean nothing in the database's encoding.
+    pub fn tells_encoding(&self) -> bool {
+        // character_not_in_repertoire, untranslatable_character
+        matches!(self.sqlstate(), Some("22021" | "22P05"))
+    }
+
     /// Whether the server refuses a query for what it asks (other than for a missing right, which may be granted), or can't
     /// read what is asked for: it will do so again.
     pub fn refuses_query(&self) -> bool {

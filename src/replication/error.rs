@@ -123,6 +123,11 @@ pub enum Error {
     /// The source sent a message that breaks the protocol.
     #[error("unexpected replication message: {0}")]
     Protocol(&'static str),
+    /// PostgreSQL can't send a changed row.
+    #[error(
+        "a changed row has text that can't be sent as UTF-8: {0}. PostgreSQL does not say which row it is, and sends nothing after it. Mend the text at the source, then {RESYNC_ADVICE}"
+    )]
+    Encoding(postgres::Error),
     /// A task of ours ended without an answer.
     #[error("an internal task stopped: {0}")]
     Task(String),
@@ -140,10 +145,26 @@ impl Error {
         Error::Table { table: table.clone(), reason: "SourceTableDropped", message }
     }
 
-    /// An error that a query on a table met, as the table's own fault where it says that the table is gone.
+    /// An error that a query on a table met, as the table's own fault where it says that the table is gone or has text that can't
+    /// be sent.
     pub(super) fn of_table(table: &TableId, error: Error) -> Self {
         match error {
             Error::Source(source) if source.tells_missing_table() => Error::dropped(table),
+            Error::Source(source) if source.tells_encoding() => Error::Table {
+                table: table.clone(),
+                reason: "SourceEncoding",
+                message: format!(
+                    "a row has text that can't be sent as UTF-8: {source}. Mend it at the source"
+                ),
+            },
+            other => other,
+        }
+    }
+
+    /// An error that the stream met, as what it means there.
+    pub(super) fn of_stream(error: Error) -> Self {
+        match error {
+            Error::Source(source) if source.tells_encoding() => Error::Encoding(source),
             other => other,
         }
     }
@@ -230,6 +251,7 @@ pub fn policy(error: &Error) -> (Policy, &'static str) {
         Error::SpecChanged { .. } => (Policy::Stall, "SpecChanged"),
         Error::Table { reason, .. } => (Policy::FailTable, reason),
         Error::Protocol(_) => (Policy::Retry, "SourceProtocolError"),
+        Error::Encoding(_) => (Policy::Stall, "SourceEncoding"),
         Error::Task(_) => (Policy::Retry, "InternalError"),
         Error::Stopped => (Policy::Stop, "Stopped"),
     }

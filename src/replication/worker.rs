@@ -231,7 +231,7 @@ impl<D: Destination> Worker<D> {
         if let Some(finisher) = finisher {
             finisher.abort();
         }
-        outcome?;
+        outcome.map_err(Error::of_stream)?;
         if self.stop.is_cancelled() {
             return Err(Error::Stopped);
         }
