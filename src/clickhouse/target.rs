@@ -164,7 +164,7 @@ fn split_key(key: &str) -> Vec<String> {
         match character {
             '`' => {
                 while let Some(inner) = characters.next().filter(|inner| *inner != '`') {
-                    part.extend(if inner == '\\' { characters.next() } else { Some(inner) });
+                    part.extend(if inner == '\\' { characters.next().map(unescaped) } else { Some(inner) });
                 }
             }
             ',' if depth == 0 => parts.push(String::new()),
@@ -181,6 +181,21 @@ fn split_key(key: &str) -> Vec<String> {
     }
     parts.retain(|part| !part.is_empty());
     parts
+}
+
+/// What a letter stands for after a backslash.
+fn unescaped(letter: char) -> char {
+    match letter {
+        '0' => '\0',
+        'a' => '\u{7}',
+        'b' => '\u{8}',
+        't' => '\t',
+        'n' => '\n',
+        'v' => '\u{b}',
+        'f' => '\u{c}',
+        'r' => '\r',
+        other => other,
+    }
 }
 
 #[cfg(test)]
@@ -270,6 +285,7 @@ mod tests {
     fn splits_sorting_keys() {
         assert_eq!(split_key("id"), ["id"]);
         assert_eq!(split_key("`a'b`, u, `x\\`, y`"), ["a'b", "u", "x`, y"]);
+        assert_eq!(split_key(r"`a\tb`, `\n\0\\n`"), ["a\tb", "\n\0\\n"]);
         assert_eq!(split_key("cityHash64(a, b), c"), ["cityHash64(a, b)", "c"]);
         assert_eq!(split_key("id, `(x`"), ["id", "(x"]);
         assert!(split_key("").is_empty());
