@@ -156,13 +156,14 @@ impl Client {
 
     /// Begins an insert whose data follows, in the format that `sql` names.
     pub(super) fn insert(&self, sql: &str, settings: &[(&str, &str)]) -> InsertStream {
+        // The statement goes before the data: the names of 1,600 columns don't fit a URL.
         let insert = self
             .http
-            .insert_formatted_with(sql)
+            .insert_formatted_with("")
             .with_timeouts(Some(STREAM_TIMEOUT), Some(STREAM_TIMEOUT))
             .with_setting("wait_end_of_query", "1");
         let insert = settings.iter().fold(insert, |insert, (name, value)| insert.with_setting(*name, *value));
-        InsertStream { insert, client: self.clone(), failed: false }
+        InsertStream { insert, statement: Some(format!("{sql}\n")), client: self.clone(), failed: false }
     }
 
     /// The server's release.
@@ -222,6 +223,8 @@ impl QueryStream {
 /// it has not written.
 pub(super) struct InsertStream {
     insert: InsertFormatted,
+    /// What is to be inserted where, until the first piece is sent.
+    statement: Option<String>,
     client: Client,
     /// The driver forgets a failure once it has told it, and would call the insert's end a success.
     failed: bool,
@@ -234,7 +237,9 @@ impl InsertStream {
         if std::mem::replace(&mut self.failed, true) {
             return Err(already_failed());
         }
-        self.insert.send(piece).await.map_err(|error| self.client.error(error))?;
+        for piece in self.statement.take().map(Bytes::from).into_iter().chain([piece]) {
+            self.insert.send(piece).await.map_err(|error| self.client.error(error))?;
+        }
         self.failed = false;
         Ok(())
     }
