@@ -66,8 +66,18 @@ impl Lab {
         Lab::on(Server::shared_postgres(pg), Server::shared_clickhouse())
     }
 
+    /// Databases in the shared servers, the source's with this encoding.
+    pub fn encoded(encoding: &str) -> Lab {
+        let options = format!("TEMPLATE template0 ENCODING '{encoding}' LOCALE 'C'");
+        Lab::made(Server::shared_postgres(Pg::V18), Server::shared_clickhouse(), &options)
+    }
+
     /// Databases in these servers. The role owns the database and what is made in it, may log in and replicate, and no more.
     pub fn on(postgres_server: Arc<Server>, clickhouse_server: Arc<Server>) -> Lab {
+        Lab::made(postgres_server, clickhouse_server, "")
+    }
+
+    fn made(postgres_server: Arc<Server>, clickhouse_server: Arc<Server>, options: &str) -> Lab {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let database = format!("app_{}_{}", std::process::id(), COUNT.fetch_add(1, SeqCst));
         let lab = Lab {
@@ -81,7 +91,7 @@ impl Lab {
         let name = &lab.database;
         let mut admin = lab.connect_as("postgres", "postgres-test", "postgres");
         admin.batch_execute(&format!("CREATE ROLE {name} LOGIN REPLICATION PASSWORD 'role-test'")).unwrap();
-        admin.batch_execute(&format!("CREATE DATABASE {name} OWNER {name}")).unwrap();
+        admin.batch_execute(&format!("CREATE DATABASE {name} OWNER {name} {options}")).unwrap();
         lab.admin(&format!("GRANT ALL ON SCHEMA public TO {name}"));
         lab.clickhouse.query("default", &format!("CREATE DATABASE {name}"));
         lab

@@ -20,6 +20,7 @@ mod faults;
 mod files;
 mod gone;
 mod identity;
+mod names;
 mod pgbench;
 mod replicate;
 mod resync;

@@ -448,3 +448,120 @@ fn edges_in_text_form() {
     });
     edges(&lab, &TEXT.iter().chain(again).collect::<Vec<_>>()).stop();
 }
+
+/// Databases that are not UTF-8: text and names are converted, and those of SQL_ASCII are taken as UTF-8.
+#[test]
+fn other_encodings() {
+    for (encoding, text) in [
+        ("LATIN1", "(SELECT string_agg(chr(i), '') FROM generate_series(160, 255) i)"),
+        ("SQL_ASCII", "'Zoë 東京'"),
+    ] {
+        let lab = Lab::encoded(encoding);
+        let (table, column, label) =
+            if encoding == "LATIN1" { ("tablé", "Ö", "ü") } else { ("t", "c", "label") };
+        lab.admin(&format!(
+            "CREATE TYPE e AS ENUM ('{label}'); CREATE TABLE \"{table}\" (k text PRIMARY KEY, \"{column}\" text, e e, a text[], big text, n int);
+             ALTER TABLE \"{table}\" ALTER big SET STORAGE EXTERNAL; ALTER TABLE \"{table}\" OWNER TO {};
+             INSERT INTO \"{table}\" SELECT i || {text}, {text}, '{label}', ARRAY[{text}], repeat({text}, 300), 0 FROM generate_series(1, 5) i",
+            lab.database
+        ));
+        let mut run = lab.streaming(&lab.mirror(&[table]));
+        lab.admin(&format!(
+            "INSERT INTO \"{table}\" SELECT i || {text}, {text}, '{label}', ARRAY[{text}], {text}, 0 FROM generate_series(6, 8) i;
+             UPDATE \"{table}\" SET n = 1 WHERE k = 2 || {text}; UPDATE \"{table}\" SET k = 30 || {text} WHERE k = 3 || {text};
+             DELETE FROM \"{table}\" WHERE k = 4 || {text}"
+        ));
+        lab.settle(&mut run);
+        let hex = |value: &str| format!("encode(textsend({value}), 'hex')");
+        lab.assert_same(
+            &format!(
+                "SELECT {}, {}, e, {}, {}, n FROM \"{table}\" ORDER BY 1",
+                hex("k"), hex(&format!("\"{column}\"")), hex("a[1]"), hex("big")
+            ),
+            &format!(
+                "SELECT lower(hex(k)) AS h, lower(hex(`{column}`)), e, lower(hex(a[1])), lower(hex(big)), n FROM `{table}` FINAL
+                 WHERE _walferry_deleted = 0 ORDER BY h"
+            ),
+        );
+    }
+}
+
+/// A byte that means nothing in the database's encoding can't be sent: the copy's table stops alone and says so, and a stream
+/// that meets one says where to look.
+fn bytes_without_a_meaning(encoding: &str, odd: &str) {
+    let lab = Lab::encoded(encoding);
+    lab.admin(&format!(
+        "CREATE TABLE copied (id int PRIMARY KEY, v text); CREATE TABLE streamed (id int PRIMARY KEY, v text); CREATE TABLE good (id int PRIMARY KEY, v text);
+         ALTER TABLE copied OWNER TO {0}; ALTER TABLE streamed OWNER TO {0}; ALTER TABLE good OWNER TO {0};
+         INSERT INTO copied VALUES (1, {odd}); INSERT INTO good VALUES (1, '€')",
+        lab.database
+    ));
+    let mut run = lab.run(&lab.mirror(&["copied", "streamed", "good"]));
+    let message = run.until_failed("copied");
+    assert!(message.contains("copied") && message.contains("UTF8"), "{message}");
+    run.until_status("the others to stream", |status| {
+        let tables = status["tables"].as_array()?;
+        (tables.iter().filter(|table| table["state"] == "Streaming").count() == 2).then_some(())
+    });
+    lab.admin("INSERT INTO good VALUES (2, 'ß')");
+    lab.settle(&mut run);
+    lab.assert_table("good", "id, v", "id");
+    lab.admin(&format!("INSERT INTO streamed VALUES (1, {odd})"));
+    let (reason, message) = run.until_stalled();
+    assert_eq!(reason, "SourceEncoding");
+    assert!(message.contains("UTF8") && message.contains("resync"), "{message}");
+}
+
+#[test]
+fn bytes_without_a_meaning_in_an_encoding() {
+    // The server does not look at the bytes of such an encoding.
+    bytes_without_a_meaning("WIN1252", r"convert_from('\x4181', 'WIN1252')");
+}
+
+#[test]
+fn bytes_without_a_meaning_in_no_encoding() {
+    bytes_without_a_meaning("SQL_ASCII", r"convert_from('\x41fffe80c3', 'SQL_ASCII')");
+}
+
+/// As many columns as PostgreSQL has, with long names.
+#[test]
+fn sixteen_hundred_columns() {
+    let lab = Lab::new(Pg::V18);
+    let names: Vec<String> = (0..1599).map(|number| format!("\"{}{number}\"", "é".repeat(28))).collect();
+    let definitions: Vec<String> = names.iter().map(|name| format!("{name} int")).collect();
+    lab.sql(&format!("CREATE TABLE t (id int PRIMARY KEY, {})", definitions.join(", ")));
+    let insert = |id: u32| {
+        let values: Vec<String> = (0..1599)
+            .map(|number| if number % 7 == 0 { "NULL".into() } else { (number * id).to_string() })
+            .collect();
+        lab.sql(&format!("INSERT INTO t VALUES ({id}, {})", values.join(", ")));
+    };
+    insert(1);
+    insert(2);
+    let mirror = lab.mirror(&["t"]);
+    let mut run = lab.streaming(&mirror);
+    insert(3);
+    lab.sql(&format!("UPDATE t SET {} = -1 WHERE id = 2; DELETE FROM t WHERE id = 1", names[1598]));
+    lab.settle(&mut run);
+    lab.assert_same(
+        &format!("SELECT id, {} FROM t ORDER BY id", names.join(", ")),
+        &format!("SELECT id, {} FROM t FINAL WHERE _walferry_deleted = 0 ORDER BY id", names.join(", ")),
+    );
+    run.stop();
+    lab.verify(&mirror);
+}
+
+/// A value of 64 MiB, copied, streamed and left alone by an update.
+#[test]
+fn a_long_text() {
+    let lab = Lab::new(Pg::V18);
+    lab.sql("CREATE TABLE t (id int PRIMARY KEY, v text, n int); INSERT INTO t SELECT 1, repeat(md5('1'), 2 << 20), 0");
+    let mut run = lab.streaming(&lab.mirror(&["t"]));
+    lab.sql("INSERT INTO t SELECT 2, repeat(md5('2'), 2 << 20), 0; UPDATE t SET n = 1");
+    lab.settle(&mut run);
+    lab.assert_same(
+        "SELECT id, md5(v), n FROM t ORDER BY id",
+        "SELECT id, lower(hex(MD5(v))), n FROM t FINAL ORDER BY id",
+    );
+    println!("peak {} MiB", run.peak_memory_mib());
+}
