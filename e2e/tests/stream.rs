@@ -312,6 +312,31 @@ fn takes_over_its_own_stale_walsender() {
     assert_eq!(run.status()["slotTakeovers"], 1);
 }
 
+/// Where the server names standbys that logical slots wait for, ours is made to be kept over a failover to them.
+#[test]
+fn a_slot_for_failover() {
+    let lab = Lab::on(Server::postgres(Pg::V18, &[]).into(), Server::shared_clickhouse());
+    lab.sql("CREATE TABLE t (id int PRIMARY KEY); INSERT INTO t VALUES (1)");
+    let set = |standbys: &str| {
+        lab.connect_admin()
+            .batch_execute(&format!("ALTER SYSTEM SET synchronized_standby_slots = '{standbys}'"))
+            .unwrap();
+        lab.connect_admin().batch_execute("SELECT pg_reload_conf()").unwrap();
+        eventually("the setting", || lab.source_value("SHOW synchronized_standby_slots") == standbys);
+    };
+    set("standby");
+    let mirror = lab.mirror(&["t"]);
+    lab.command("check", &mirror, &[]).exits(0).says(&["kept over a failover"]);
+    let mut run = lab.run(&mirror);
+    let slot = "SELECT slot_name FROM pg_replication_slots WHERE failover";
+    run.eventually("a slot for failover", || lab.source_value(slot).starts_with("walferry_"));
+    set("");
+    run.until_streaming();
+    lab.sql("INSERT INTO t VALUES (2)");
+    lab.settle(&mut run);
+    lab.assert_table("t", "id", "id");
+}
+
 /// Another program's connection on our slot is left alone.
 #[test]
 fn leaves_another_walsender_alone() {

@@ -39,6 +39,7 @@ mod tests {
             max_walsenders: 10,
             used_walsenders: 3,
             max_slot_wal_keep_mib: 1024,
+            failover_slots: false,
             role: "mirror".to_owned(),
             database: "app".to_owned(),
             may_replicate: true,

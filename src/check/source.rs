@@ -201,7 +201,8 @@ fn replication_slot(facts: &ServerFacts, slot: Option<&SlotInfo>, resync: bool) 
         },
         Some(slot) => Check::ok(SUBJECT, NAME, format!("{} exists", slot.name)),
         None if facts.used_slots < facts.max_slots => {
-            Check::ok(SUBJECT, NAME, format!("{} of {} in use", facts.used_slots, facts.max_slots))
+            let kept = if facts.failover_slots { "; ours will be kept over a failover" } else { "" };
+            Check::ok(SUBJECT, NAME, format!("{} of {} in use{kept}", facts.used_slots, facts.max_slots))
         }
         None => Check::failure(
             SUBJECT,

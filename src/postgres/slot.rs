@@ -68,6 +68,10 @@ pub(super) const COLUMNS: &str = "s.slot_name::text, s.plugin::text, s.database:
 /// How many those are.
 pub(super) const COLUMN_COUNT: usize = 11;
 
+/// Whether a slot that is made now is one for failover: the server knows the setting and names standbys, and is none itself.
+pub(super) const KEPT_OVER_FAILOVER: &str =
+    "coalesce(current_setting('synchronized_standby_slots', true), '') <> '' AND NOT pg_is_in_recovery()";
+
 fn read_statement() -> String {
     format!(
         "SELECT {COLUMNS} FROM pg_replication_slots s, (SELECT {CURRENT_LSN} AS lsn) current WHERE s.slot_name::text = $1::text"
@@ -106,14 +110,20 @@ pub(super) fn slot_info(row: &Row) -> Result<SlotInfo, Error> {
     })
 }
 
-/// Makes a logical slot for pgoutput and gives the position that streaming begins at.
+/// Makes a logical slot for pgoutput and gives the position that streaming begins at. Where the server names standbys that
+/// logical slots wait for (`synchronized_standby_slots`, from PostgreSQL 17), it is one that is kept over a failover to them.
 ///
 /// Waits for every transaction that is running when it is called, so it may take long.
 ///
 /// # Errors
 /// [`Error`] of the statement: 42710 the slot exists, 53400 no slot is free, 42501 the role may not, 55000 `wal_level`.
 pub async fn create(session: &Session, name: &str) -> Result<Lsn, Error> {
-    let sql = "SELECT lsn FROM pg_create_logical_replication_slot($1, 'pgoutput')";
+    let failover: bool =
+        session.client.query_one(&format!("SELECT {KEPT_OVER_FAILOVER}"), &[]).await?.try_get(0)?;
+    let sql = match failover {
+        true => "SELECT lsn FROM pg_create_logical_replication_slot($1, 'pgoutput', failover => true)",
+        false => "SELECT lsn FROM pg_create_logical_replication_slot($1, 'pgoutput')",
+    };
     let lsn: PgLsn = session.client.query_one(sql, &[&name]).await?.try_get(0)?;
     Ok(Lsn(lsn.into()))
 }

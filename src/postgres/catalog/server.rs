@@ -4,7 +4,7 @@ use tokio_postgres::types::PgLsn;
 
 use crate::{
     model::Lsn,
-    postgres::{Error, session::Session},
+    postgres::{Error, session::Session, slot},
 };
 
 /// Settings and rights that replication depends on.
@@ -28,6 +28,8 @@ pub struct ServerFacts {
     pub used_walsenders: i64,
     /// `max_slot_wal_keep_size` in mebibytes; -1 for no limit.
     pub max_slot_wal_keep_mib: i64,
+    /// Whether a slot that is made is kept over a failover: see [`slot::create`].
+    pub failover_slots: bool,
     /// The role the session runs as.
     pub role: String,
     /// The database the session is in.
@@ -39,7 +41,9 @@ pub struct ServerFacts {
 }
 
 /// `pg_stat_get_wal_senders` shows only some columns to ordinary roles, but always every walsender.
-const SERVER: &str = "\
+fn statement() -> String {
+    format!(
+        "\
 SELECT current_setting('server_version'), pg_is_in_recovery(),
   current_setting('wal_level'),
   current_setting('max_replication_slots')::bigint, (SELECT count(*) FROM pg_replication_slots),
@@ -48,14 +52,17 @@ SELECT current_setting('server_version'), pg_is_in_recovery(),
   current_user::text, current_database()::text,
   (SELECT rolsuper OR rolreplication FROM pg_roles WHERE rolname = current_user)
     OR EXISTS (SELECT FROM pg_roles WHERE rolname = 'rds_replication' AND pg_has_role(oid, 'MEMBER')),
-  has_database_privilege(current_database(), 'CREATE')";
+  has_database_privilege(current_database(), 'CREATE'), {}",
+        slot::KEPT_OVER_FAILOVER
+    )
+}
 
 /// Reads [`ServerFacts`].
 ///
 /// # Errors
 /// [`Error`] of the query.
 pub async fn server_facts(session: &Session) -> Result<ServerFacts, Error> {
-    let row = session.client.query_one(SERVER, &[]).await?;
+    let row = session.client.query_one(&statement(), &[]).await?;
     Ok(ServerFacts {
         version_num: session.server_version_num(),
         version: row.try_get(0)?,
@@ -70,6 +77,7 @@ pub async fn server_facts(session: &Session) -> Result<ServerFacts, Error> {
         database: row.try_get(9)?,
         may_replicate: row.try_get(10)?,
         may_create: row.try_get(11)?,
+        failover_slots: row.try_get(12)?,
     })
 }
 
