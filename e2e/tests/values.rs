@@ -551,17 +551,31 @@ fn sixteen_hundred_columns() {
     lab.verify(&mirror);
 }
 
-/// A value of 64 MiB, copied, streamed and left alone by an update.
+/// A value of 64 MiB is copied, streamed, and left alone by an update; a row of 200 MB stops its table, which says which row.
 #[test]
-fn a_long_text() {
+fn long_rows() {
     let lab = Lab::new(Pg::V18);
-    lab.sql("CREATE TABLE t (id int PRIMARY KEY, v text, n int); INSERT INTO t SELECT 1, repeat(md5('1'), 2 << 20), 0");
-    let mut run = lab.streaming(&lab.mirror(&["t"]));
-    lab.sql("INSERT INTO t SELECT 2, repeat(md5('2'), 2 << 20), 0; UPDATE t SET n = 1");
+    for table in ["long", "copied", "streamed"] {
+        lab.sql(&format!("CREATE TABLE {table} (id int PRIMARY KEY, v text, n int)"));
+    }
+    let row = |id: u32, megabytes: u32| format!("SELECT {id}, repeat(md5('{id}'), {megabytes} << 15), 0");
+    lab.sql(&format!("INSERT INTO long {}; INSERT INTO copied {}", row(1, 64), row(1, 200)));
+    let mut run = lab.run(&lab.mirror(&["long", "copied", "streamed"]));
+    let message = run.until_failed("copied");
+    assert!(message.contains("200 MiB") && message.contains("SELECT \"id\" FROM"), "{message}");
+    run.until_status("the others to stream", |status| {
+        let tables = status["tables"].as_array()?;
+        (tables.iter().filter(|table| table["state"] == "Streaming").count() == 2).then_some(())
+    });
+    lab.sql(&format!("INSERT INTO streamed VALUES (6, 'x', 0); INSERT INTO streamed {}; INSERT INTO streamed VALUES (8, 'y', 0)", row(7, 200)));
+    let message = run.until_failed("streamed");
+    assert!(message.contains("200 MiB") && message.contains("the one with id = 7"), "{message}");
+    lab.sql(&format!("INSERT INTO long {}; UPDATE long SET n = 1", row(2, 64)));
     lab.settle(&mut run);
     lab.assert_same(
-        "SELECT id, md5(v), n FROM t ORDER BY id",
-        "SELECT id, lower(hex(MD5(v))), n FROM t FINAL ORDER BY id",
+        "SELECT id, md5(v), n FROM long ORDER BY id",
+        "SELECT id, lower(hex(MD5(v))), n FROM long FINAL ORDER BY id",
     );
-    println!("peak {} MiB", run.peak_memory_mib());
+    let peak = run.peak_memory_mib();
+    assert!(peak <= 512, "{peak} MiB");
 }

@@ -493,6 +493,11 @@ const ENGINE: &[Reason] = &[
         "Choose Nearest or Null, or another type in `columns.types`.",
     ),
     reason(
+        "RowTooLong",
+        "A row is longer than the 128 MiB that walferry holds at most.",
+        "Split what the row holds, or take the column out with `columns.exclude`; then resync.",
+    ),
+    reason(
         "SourceEncoding",
         "A row has bytes that mean nothing in the source database's encoding, so it can't be sent as UTF-8.",
         "Mend the row's text at the source, then resync.",

@@ -114,6 +114,16 @@ pub enum Error {
     /// The server sent something that the protocol doesn't allow here, or we were about to.
     #[error("protocol violation: {0}")]
     Protocol(String),
+    /// A row is longer than walferry holds.
+    #[error(
+        "a row has {} MiB, more than the {} MiB that walferry holds at most",
+        .bytes >> 20,
+        super::wire::LONGEST_ROW >> 20
+    )]
+    RowTooLong {
+        /// Its length in its wire form.
+        bytes: usize,
+    },
     /// A message or row could not be decoded.
     #[error("malformed data from the server: {0}")]
     Decode(#[from] DecodeError),

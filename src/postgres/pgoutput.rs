@@ -142,6 +142,20 @@ pub fn decode(data: &[u8], old: &mut Vec<Cell>, new: &mut Vec<Cell>) -> Result<M
     Ok(message)
 }
 
+/// The relation of a row message of which only the beginning is there, and in `cells` (cleared first) the values of its first
+/// row as far as they go. `None` for another message.
+pub fn decode_beginning(data: &[u8], cells: &mut Vec<Cell>) -> Option<u32> {
+    cells.clear();
+    let mut reader = Reader::new(data).ok()?;
+    if !matches!(reader.u8("message type").ok()?, b'I' | b'U' | b'D') {
+        return None;
+    }
+    let relation = reader.u32("relation oid").ok()?;
+    // The row ends where the beginning does.
+    let _ = reader.u8("tuple type").and_then(|_| reader.tuple(cells));
+    Some(relation)
+}
+
 /// The messages that are not rows.
 fn decode_other(letter: u8, reader: &mut Reader<'_>) -> Result<Message, DecodeError> {
     Ok(match letter {

@@ -196,6 +196,18 @@ impl<D: Destination> Applier<D> {
         })
     }
 
+    /// What to do about a message of `bytes` of which only this beginning is there.
+    pub(super) fn too_long(&mut self, beginning: &[u8], bytes: usize) -> Step {
+        let relation = pgoutput::decode_beginning(beginning, &mut self.scratch.new);
+        let known = relation.and_then(|oid| self.relations.get(&oid)).and_then(Option::as_ref);
+        let Some(known) = known else { return Step::Done };
+        let Some(slot) = self.slots.get(known.slot).filter(|slot| !slot.table.failed()) else {
+            return Step::Done;
+        };
+        let key = known.key_shown(beginning, &self.scratch.new);
+        Step::Fail(known.slot, Error::too_long(&slot.schema, bytes, key.as_deref()))
+    }
+
     /// Takes what is being built for a slot, to insert it or to set it aside.
     pub(super) fn take_building(&mut self, slot: usize) -> Option<Building<D>> {
         self.dirty.retain(|dirty| *dirty != slot);

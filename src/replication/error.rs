@@ -2,8 +2,8 @@
 
 use super::{DestinationError, ErrorKind, ValueError};
 use crate::{
-    model::{Lsn, MirrorFailure, RESYNC_ADVICE, TableId},
-    postgres,
+    model::{Lsn, MirrorFailure, RESYNC_ADVICE, TableId, TableSchema},
+    postgres::{self, quote},
 };
 
 /// What can go wrong while a Mirror runs.
@@ -161,6 +161,21 @@ impl Error {
         }
     }
 
+    /// A row of a table is longer than we hold; `key` says which one, where it may be said.
+    pub(super) fn too_long(schema: &TableSchema, bytes: usize, key: Option<&str>) -> Self {
+        let columns = schema.key.iter().filter_map(|index| schema.columns.get(*index));
+        let columns: Vec<String> = columns.map(|column| quote::ident(&column.name)).collect();
+        let which = key.map_or_else(String::new, |key| format!(", the one with {key}"));
+        let message = format!(
+            "{}{which}. Find such rows with SELECT {} FROM {} AS r WHERE octet_length(r::text) > {}, and split what they hold or take the column out with columns.exclude",
+            postgres::Error::RowTooLong { bytes },
+            columns.join(", "),
+            quote::table(&schema.id),
+            postgres::wire::LONGEST_ROW / 2,
+        );
+        Error::Table { table: schema.id.clone(), reason: "RowTooLong", message }
+    }
+
     /// An error that the stream met, as what it means there.
     pub(super) fn of_stream(error: Error) -> Self {
         match error {
@@ -267,6 +282,7 @@ fn source_reason(error: &postgres::Error) -> &'static str {
         E::UnknownColumn { .. } => "SourceUnknownColumn",
         E::Unsupported { .. } => "SourceVersionUnsupported",
         E::Schema { .. } => "SourceTableUnsupported",
+        E::RowTooLong { .. } => "RowTooLong",
         E::Decode(_) | E::Protocol(_) => "SourceProtocolError",
         E::Server { .. } | E::Driver(_) => "SourceError",
     }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::schema_change::Projection;
 use crate::{
-    model::{Cell, CellKind, TableSchema, Tuple},
+    model::{Cell, CellKind, SourceType, TableSchema, Tuple},
     postgres::pgoutput::OldTuple,
 };
 
@@ -105,6 +105,19 @@ impl KnownRelation {
         }
     }
 
+    /// The key of a row whose first values these are, to be shown to people: where its columns are integers or UUIDs, which tell
+    /// nothing but which row it is, and come before what is missing.
+    pub(super) fn key_shown(&self, data: &[u8], cells: &[Cell]) -> Option<String> {
+        let tuple = Tuple { data, cells };
+        let shown = self.schema.key.iter().map(|index| {
+            let column = self.schema.columns.get(*index)?;
+            let place = self.projection.places.get(*index).copied().flatten()?;
+            let value = shown(&column.source_type, cells.get(place)?.kind, tuple.bytes(place))?;
+            Some(format!("{} = {value}", column.name))
+        });
+        Some(shown.collect::<Option<Vec<_>>>()?.join(", "))
+    }
+
     /// Whether the destination's sorting key differs between the old tuple and the new one, so that the old row needs
     /// a tombstone.
     pub(super) fn moved(&self, data: &[u8], scratch: &Scratch) -> bool {
@@ -114,6 +127,22 @@ impl KnownRelation {
             let kind = |tuple: &Tuple<'_>| tuple.cells.get(place).map(|cell| cell.kind);
             kind(&old) != kind(&new) || old.bytes(place) != new.bytes(place)
         })
+    }
+}
+
+/// An integer or a UUID as text.
+fn shown(source_type: &SourceType, kind: CellKind, bytes: &[u8]) -> Option<String> {
+    use SourceType::{Int2, Int4, Int8, Uuid};
+    match (source_type, kind) {
+        (Int2 | Int4 | Int8 | Uuid, CellKind::Text) => std::str::from_utf8(bytes).ok().map(str::to_owned),
+        (Int2, CellKind::Binary) => Some(i16::from_be_bytes(bytes.try_into().ok()?).to_string()),
+        (Int4, CellKind::Binary) => Some(i32::from_be_bytes(bytes.try_into().ok()?).to_string()),
+        (Int8, CellKind::Binary) => Some(i64::from_be_bytes(bytes.try_into().ok()?).to_string()),
+        (Uuid, CellKind::Binary) => {
+            let hex = bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
+            Some(format!("'{hex}'"))
+        }
+        _ => None,
     }
 }
 
@@ -127,7 +156,7 @@ pub(super) enum Which {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{Column, SourceType, TableId};
+    use crate::model::{Column, TableId};
 
     fn column(name: &str, missing_value: Option<&str>) -> Column {
         Column {

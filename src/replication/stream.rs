@@ -117,6 +117,10 @@ async fn pump<D: Destination>(
                         }
                     }
                 }
+                ReplicationMessage::TooLong { data, bytes } => {
+                    let step = applier.too_long(data, bytes);
+                    handle(surroundings, applier, step).await?;
+                }
                 ReplicationMessage::Keepalive { wal_end, reply_requested } => {
                     surroundings.progress.set_source_lsn(wal_end);
                     if !applier.in_transaction() {

@@ -21,6 +21,12 @@ pub(super) const BASE: usize = 2 << 20;
 /// The longest frame: a value can have 1 GiB, and its message a little more.
 const LONGEST_FRAME: usize = (1 << 30) + (64 << 10);
 
+/// The longest row that is held, in its wire form: 128 MiB. Of a longer one only the beginning is, which says whose it is.
+pub const LONGEST_ROW: usize = 128 << 20;
+
+/// What is kept of a frame that is longer than a row may be.
+const BEGINNING: usize = 64 << 10;
+
 /// Tag and length.
 const HEADER: usize = 5;
 
@@ -31,6 +37,8 @@ pub(super) struct Frame {
     pub(super) tag: u8,
     /// Where its body is.
     pub(super) body: Range<usize>,
+    /// Bytes of the body that are left out at its end, because it is too long.
+    pub(super) left_out: usize,
 }
 
 /// Bytes received and not yet taken: `bytes[start..end]`.
@@ -41,13 +49,15 @@ pub(super) struct ReceiveBuffer {
     bytes: Vec<u8>,
     start: usize,
     end: usize,
+    /// Bytes to come that belong to a frame whose beginning was given out.
+    skip: usize,
     /// A fault met after bytes had been read; reported once these are used up.
     fault: Option<io::Error>,
 }
 
 impl ReceiveBuffer {
     pub(super) fn new() -> Self {
-        ReceiveBuffer { bytes: vec![0; BASE], start: 0, end: 0, fault: None }
+        ReceiveBuffer { bytes: vec![0; BASE], start: 0, end: 0, skip: 0, fault: None }
     }
 
     /// Bytes received and not yet taken.
@@ -65,18 +75,28 @@ impl ReceiveBuffer {
     /// Takes the next frame if all of it is here.
     #[inline]
     pub(super) fn next_frame(&mut self) -> Result<Option<Frame>, Error> {
+        if self.skip > 0 {
+            let skipped = self.skip.min(self.buffered());
+            self.start += skipped;
+            self.skip -= skipped;
+        }
         let Some(length) = self.frame_length()? else { return Ok(None) };
-        if self.buffered() < length {
+        let kept = kept_of(length);
+        if self.buffered() < kept {
             return Ok(None);
         }
-        let (tag, body) = (self.bytes[self.start], self.start + HEADER..self.start + length);
-        self.start += length;
-        Ok(Some(Frame { tag, body }))
+        let (tag, body) = (self.bytes[self.start], self.start + HEADER..self.start + kept);
+        self.start += kept;
+        self.skip = length - kept;
+        Ok(Some(Frame { tag, body, left_out: length - kept }))
     }
 
     /// The first frame's length with its header, once the header is here.
     #[inline]
     fn frame_length(&self) -> Result<Option<usize>, Error> {
+        if self.skip > 0 {
+            return Ok(None);
+        }
         let Some(&[tag, a, b, c, d]) = self.bytes[self.start..self.end].first_chunk::<HEADER>() else {
             return Ok(None);
         };
@@ -135,7 +155,7 @@ impl ReceiveBuffer {
 
     /// Moves what is left to the front, in a buffer of the size that the next frame needs.
     fn make_room(&mut self) -> Result<(), Error> {
-        let needed = self.frame_length()?.unwrap_or(HEADER);
+        let needed = self.frame_length()?.map_or(HEADER, kept_of);
         // Frames that nobody took don't make the buffer shrink below them.
         let size = needed.max(self.buffered()).max(BASE);
         let left = self.start..self.end;
@@ -157,9 +177,15 @@ impl ReceiveBuffer {
     }
 }
 
+/// How much of a frame of this length, header included, is kept.
+fn kept_of(length: usize) -> usize {
+    if length > LONGEST_ROW { BEGINNING } else { length }
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
+    use tokio::io::AsyncReadExt;
 
     use super::*;
 
@@ -174,7 +200,7 @@ mod tests {
         let mut frames = Vec::new();
         loop {
             match buffer.next_frame() {
-                Ok(Some(Frame { tag, body })) => frames.push((tag, buffer.slice(body).to_vec())),
+                Ok(Some(Frame { tag, body, .. })) => frames.push((tag, buffer.slice(body).to_vec())),
                 Ok(None) => match buffer.fill(&mut stream).await {
                     Ok(read) => assert_ne!(read, 0),
                     Err(error) => return (frames, error, buffer),
@@ -193,6 +219,27 @@ mod tests {
         assert!(found.into_iter().map(|(_, body)| body).eq(bodies));
         assert!(matches!(end, Error::Closed));
         assert_eq!(buffer.bytes.len(), BASE);
+    }
+
+    #[tokio::test]
+    async fn of_a_row_that_is_too_long_the_beginning_is_kept() {
+        let whole = LONGEST_ROW + 1;
+        let beginning = [b"d".as_slice(), &(whole as u32 + 4).to_be_bytes(), b"beginning"].concat();
+        let rest = tokio::io::repeat(7).take((whole - 9) as u64);
+        let mut stream = beginning.as_slice().chain(rest).chain(&b"d\0\0\0\x06ok"[..]);
+        let mut buffer = ReceiveBuffer::new();
+        let (mut found, mut most) = (Vec::new(), 0);
+        while found.len() < 2 {
+            match buffer.next_frame().unwrap() {
+                Some(Frame { body, left_out, .. }) => found.push((buffer.slice(body).to_vec(), left_out)),
+                None => _ = buffer.fill(&mut stream).await.unwrap(),
+            }
+            most = most.max(buffer.bytes.len());
+        }
+        assert!(found[0].0.starts_with(b"beginning"));
+        assert_eq!(found[0].0.len() + found[0].1, whole);
+        assert_eq!(found[1], (b"ok".to_vec(), 0));
+        assert_eq!(most, BASE);
     }
 
     #[tokio::test]
@@ -220,7 +267,7 @@ mod tests {
         let mut stream = scripted(vec![Ok(frame(b'E', b"why")), Err(io::ErrorKind::ConnectionReset.into())]);
         let mut buffer = ReceiveBuffer::new();
         assert_eq!(buffer.fill(&mut stream).await.unwrap(), 8);
-        assert_eq!(buffer.next_frame().unwrap(), Some(Frame { tag: b'E', body: 5..8 }));
+        assert_eq!(buffer.next_frame().unwrap(), Some(Frame { tag: b'E', body: 5..8, left_out: 0 }));
         assert!(matches!(buffer.fill(&mut stream).await, Err(Error::Io(_))));
     }
 

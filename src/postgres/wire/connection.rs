@@ -170,7 +170,7 @@ impl Connection {
                 None => {
                     self.buffer.fill(&mut self.transport).await?;
                 }
-                Some(Frame { tag: b'N', body }) => log_notice(self.buffer.slice(body)),
+                Some(Frame { tag: b'N', body, .. }) => log_notice(self.buffer.slice(body)),
                 Some(Frame { tag: b'S' | b'A', .. }) => {}
                 Some(frame) => return Ok(frame),
             }

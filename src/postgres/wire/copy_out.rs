@@ -35,10 +35,13 @@ impl<'a> CopyOut<'a> {
     /// [`Error::Server`] where the server gives up; the connection is then free again too, unless it was cut.
     pub async fn next(&mut self) -> Result<Option<&[u8]>, Error> {
         while !self.done {
-            let Some(Frame { tag, mut body }) = self.connection.buffer.next_frame()? else {
+            let Some(Frame { tag, mut body, left_out }) = self.connection.buffer.next_frame()? else {
                 self.connection.buffer.fill(&mut self.connection.transport).await?;
                 continue;
             };
+            if left_out > 0 {
+                return Err(Error::RowTooLong { bytes: body.len() + left_out });
+            }
             let bytes = self.connection.buffer.slice(body.clone());
             match tag {
                 b'd' => {

@@ -12,6 +12,7 @@ mod replication;
 mod startup;
 pub(super) mod transport;
 
+pub use buffer::LONGEST_ROW;
 pub use connection::{Connection, SystemIdentity};
 pub use copy_out::CopyOut;
 pub use replication::{ReplicationMessage, ReplicationReader, ReplicationWriter};

@@ -36,6 +36,13 @@ pub enum ReplicationMessage<'a> {
         /// The plugin's message, for [`crate::postgres::pgoutput::decode`].
         data: &'a [u8],
     },
+    /// A message of the output plugin that is longer than walferry holds, of which the rest is left out.
+    TooLong {
+        /// Its beginning, for [`crate::postgres::pgoutput::decode_beginning`].
+        data: &'a [u8],
+        /// The length of the whole.
+        bytes: usize,
+    },
     /// The server is alive.
     Keepalive {
         /// Everything of ours up to here was sent.
@@ -77,9 +84,15 @@ impl ReplicationReader {
     /// [`Error::Protocol`] and [`Error::Decode`] when it breaks the protocol.
     #[inline]
     pub fn try_next(&mut self) -> Result<Option<ReplicationMessage<'_>>, Error> {
-        while let Some(Frame { tag, body }) = self.buffer.next_frame()? {
+        while let Some(Frame { tag, body, left_out }) = self.buffer.next_frame()? {
             if tag == b'd' {
-                return Ok(Some(parse(self.buffer.slice(body))?));
+                let message = parse(self.buffer.slice(body))?;
+                return Ok(Some(match message {
+                    ReplicationMessage::XLogData { data, .. } if left_out > 0 => {
+                        ReplicationMessage::TooLong { data, bytes: data.len() + left_out }
+                    }
+                    whole => whole,
+                }));
             }
             self.take_other(tag, self.buffer.slice(body))?;
         }

@@ -183,6 +183,7 @@ async fn a_stream_ends_with_the_servers_reason() {
                         assert_eq!((wal_end, reply_requested), (Lsn(9), true));
                         seen.push(b"k".to_vec());
                     }
+                    Ok(Some(ReplicationMessage::TooLong { .. })) => panic!("nothing is long here"),
                     Ok(None) => match reader.fill().await {
                         Ok(read) => assert_ne!(read, 0),
                         Err(error) => return (seen, error, writer),

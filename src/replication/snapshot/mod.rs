@@ -29,7 +29,7 @@ use super::{
 };
 use crate::{
     model::{Lsn, PostgresEndpoint, TableId, TableState},
-    postgres::session::Session,
+    postgres::{self, session::Session},
 };
 
 /// What the copy of a Mirror needs.
@@ -206,7 +206,13 @@ impl<D: Destination> Snapshot<D> {
 
     /// A fault of one table stops that table; any other is the caller's.
     async fn settle(&self, table: &Table<D>, outcome: Result<(), Error>) -> Result<(), Error> {
-        match outcome.map_err(|error| Error::of_table(&table.id, error)) {
+        let of_table = |error| match error {
+            Error::Source(postgres::Error::RowTooLong { bytes }) => {
+                Error::too_long(&table.schema(), bytes, None)
+            }
+            other => Error::of_table(&table.id, other),
+        };
+        match outcome.map_err(of_table) {
             Err(error) if policy(&error).0 == Policy::FailTable => {
                 retry(&self.around.stop, &self.around.notice, || table.fail(&error)).await
             }
