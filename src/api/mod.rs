@@ -13,6 +13,7 @@
 
 mod byte_size;
 pub mod conditions;
+mod expression;
 mod mirror;
 mod peer;
 mod quantity;

@@ -9,6 +9,7 @@ use std::{
 use super::{
     ColumnsSpec, MirrorSpec, MirrorTable, PeerRef, RESERVED_KEYS, RESERVED_PREFIX, ReplicationPeerSpec,
     ReplicatorResources, ReplicatorSpec, TlsMode, TlsSpec, amount, batch_bytes,
+    expression::{Dialect, stays_inside},
 };
 
 /// The messages of the CEL rules.
@@ -142,6 +143,7 @@ fn table_problems(table: &MirrorTable, path: &str, problems: &mut Vec<Problem>) 
                 "must be a condition; leave it out to mirror every row",
             ));
         }
+        expression(filter, Dialect::Postgres, &format!("{path}.where"), problems);
     }
     if let Some(target) = &table.target {
         let path = format!("{path}.target.table");
@@ -164,7 +166,9 @@ fn table_problems(table: &MirrorTable, path: &str, problems: &mut Vec<Problem>) 
             no_nul(column, &path, problems);
         }
         for (field, text) in [("partitionBy", &engine.partition_by), ("ttl", &engine.ttl)] {
-            no_nul(text.as_deref().unwrap_or(""), &format!("{path}.{field}"), problems);
+            let (text, path) = (text.as_deref().unwrap_or(""), format!("{path}.{field}"));
+            no_nul(text, &path, problems);
+            expression(text, Dialect::ClickHouse, &path, problems);
         }
         if !engine.settings.keys().all(|name| is_setting_name(name)) {
             problems.push(Problem::new(format!("{path}.settings"), message::SETTING_NAME));
@@ -230,6 +234,13 @@ fn replicator_problems(replicator: &ReplicatorSpec, path: &str, problems: &mut V
 fn is_setting_name(name: &str) -> bool {
     name.starts_with(|c: char| c.is_ascii_lowercase())
         && name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_')
+}
+
+/// A text that stands in a statement as it is, between parentheses.
+fn expression(text: &str, dialect: Dialect, path: &str, problems: &mut Vec<Problem>) {
+    if let Err(message) = stays_inside(text, dialect) {
+        problems.push(Problem::new(path, message));
+    }
 }
 
 /// A name at the source: the schema counts characters, PostgreSQL counts bytes and cuts off what is too much.

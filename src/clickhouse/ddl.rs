@@ -31,12 +31,12 @@ pub fn create_table(database: &str, table: &TableSchema, types: &[ChType]) -> St
         "{version} UInt64, {deleted} UInt8) ENGINE = ReplacingMergeTree({version}, {deleted})"
     ));
     if let Some(expression) = &table.partition_by {
-        sql.push_str(&format!(" PARTITION BY {expression}"));
+        sql.push_str(&format!(" PARTITION BY ({expression})"));
     }
     let order: Vec<String> = key_names(table).map(ident).collect();
     sql.push_str(&format!(" ORDER BY ({})", order.join(", ")));
     if let Some(expression) = &table.ttl {
-        sql.push_str(&format!(" TTL {expression}"));
+        sql.push_str(&format!(" TTL ({expression})"));
         if !outside_key(expression, table).is_empty() {
             // A tombstone has no such value: it would be gone at once, and an older row of its key would show again.
             sql.push_str(&format!(" DELETE WHERE {deleted} = 0"));
@@ -255,13 +255,13 @@ mod tests {
             ("storage_policy".to_owned(), "ho't".to_owned()),
         ];
         assert!(create_table("app", &table, &types()).ends_with(
-            " PARTITION BY toYYYYMM(created_at) ORDER BY (`created_at`, `id`) TTL created_at + INTERVAL 90 DAY SETTINGS \
+            " PARTITION BY (toYYYYMM(created_at)) ORDER BY (`created_at`, `id`) TTL (created_at + INTERVAL 90 DAY) SETTINGS \
              index_granularity = 4096, storage_policy = 'ho\\'t'"
         ));
         table.order_by = vec![0];
         table.partition_by = None;
         assert!(create_table("app", &table, &types()).contains(
-            " ORDER BY (`id`) TTL created_at + INTERVAL 90 DAY DELETE WHERE `_walferry_deleted` = 0 SETTINGS"
+            " ORDER BY (`id`) TTL (created_at + INTERVAL 90 DAY) DELETE WHERE `_walferry_deleted` = 0 SETTINGS"
         ));
     }
 

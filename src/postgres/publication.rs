@@ -140,8 +140,7 @@ fn member(table: &TableSchema) -> String {
     let name = quote::table(&table.id);
     match &table.row_filter {
         // A comment at the filter's end must not swallow what follows.
-        Some(filter) if filter.contains("--") => format!("{name} WHERE ({filter}\n)"),
-        Some(filter) => format!("{name} WHERE ({filter})"),
+        Some(filter) => format!("{name} WHERE ({filter}\n)"),
         None => name,
     }
 }
@@ -309,7 +308,7 @@ mod tests {
             alter_statements("p", &[&new], &[TableId::new("public", "old")], &[&changed]),
             [
                 "ALTER PUBLICATION \"p\" DROP TABLE \"public\".\"old\", \"public\".\"changed\"",
-                "ALTER PUBLICATION \"p\" ADD TABLE \"public\".\"changed\" WHERE (id > 5), \"public\".\"new\"",
+                "ALTER PUBLICATION \"p\" ADD TABLE \"public\".\"changed\" WHERE (id > 5\n), \"public\".\"new\"",
             ]
         );
         assert_eq!(alter_statements("p", &[], &[], &[]), Vec::<String>::new());
