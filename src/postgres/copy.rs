@@ -83,7 +83,8 @@ fn filter(table: &TableSchema, condition: Option<&str>) -> String {
 }
 
 /// A column, or its text form where nobody decodes its binary form. `format` applies the type's output function, as
-/// the stream does; a cast to text differs for some types (`inet`, `char(n)`). It makes an empty string of NULL; and
+/// the stream does; a cast to text differs for some types (`inet`, `char(n)`). It is named with its schema: a function
+/// of that name that somebody made for a type of his own would run with our rights. It makes an empty string of NULL; and
 /// `IS NOT NULL` is false for a composite with a NULL field.
 pub(super) fn projection(column: &Column) -> String {
     if column.dropped {
@@ -93,7 +94,7 @@ pub(super) fn projection(column: &Column) -> String {
     if column.source_type.has_binary_decoder() {
         return name;
     }
-    format!("CASE WHEN {name} IS DISTINCT FROM NULL THEN format('%s', {name}) END")
+    format!("CASE WHEN {name} IS DISTINCT FROM NULL THEN pg_catalog.format('%s', {name}) END")
 }
 
 fn tuple(items: impl Iterator<Item = String>) -> String {
@@ -128,7 +129,7 @@ mod tests {
     }
 
     const COLUMNS: &str =
-        r#""id", "Région", CASE WHEN "addr" IS DISTINCT FROM NULL THEN format('%s', "addr") END"#;
+        r#""id", "Région", CASE WHEN "addr" IS DISTINCT FROM NULL THEN pg_catalog.format('%s', "addr") END"#;
 
     #[test]
     fn copies_a_table_or_a_part_of_it() {

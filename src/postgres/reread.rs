@@ -171,7 +171,7 @@ mod tests {
     fn asks_for_what_is_wanted_by_keys_in_key_order() {
         assert_eq!(
             statement(&schema(), &[false, true, true], &[false, false], 2),
-            r#"SELECT w.ordinal, t.* FROM (VALUES (0, $1::text, $2::bigint), (1, $3::text, $4::bigint)) AS w (ordinal, k0, k1) CROSS JOIN LATERAL (SELECT NULL, "k""2", CASE WHEN "addr" IS DISTINCT FROM NULL THEN format('%s', "addr") END FROM "public"."t" AS r WHERE r."k""2" = w.k0 AND r."id" = w.k1) AS t ORDER BY w.ordinal"#
+            r#"SELECT w.ordinal, t.* FROM (VALUES (0, $1::text, $2::bigint), (1, $3::text, $4::bigint)) AS w (ordinal, k0, k1) CROSS JOIN LATERAL (SELECT NULL, "k""2", CASE WHEN "addr" IS DISTINCT FROM NULL THEN pg_catalog.format('%s', "addr") END FROM "public"."t" AS r WHERE r."k""2" = w.k0 AND r."id" = w.k1) AS t ORDER BY w.ordinal"#
         );
     }
 

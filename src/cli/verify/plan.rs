@@ -230,7 +230,7 @@ fn source_order(column: &Column, target: &ChType) -> String {
         SourceType::Bytea => name,
         SourceType::Text if plain => format!("{name}::text COLLATE \"C\""),
         // The output function's text, which a cast isn't always: char(n) would lose its blanks.
-        _ => format!("format('%s', {name}) COLLATE \"C\""),
+        _ => format!("pg_catalog.format('%s', {name}) COLLATE \"C\""),
     }
 }
 
@@ -305,7 +305,7 @@ pub(super) mod tests {
         let plan = wide();
         assert!(
             plan.source_in_order().ends_with(
-                " FROM ONLY \"public\".\"T\" ORDER BY \"Id\", \"name\"::text COLLATE \"C\", format('%s', \"code\") COLLATE \
+                " FROM ONLY \"public\".\"T\" ORDER BY \"Id\", \"name\"::text COLLATE \"C\", pg_catalog.format('%s', \"code\") COLLATE \
                  \"C\", \"raw\", \"u\") TO STDOUT (FORMAT binary)"
             ),
             "{}",
