@@ -184,6 +184,8 @@ fn classify_code(code: i32, message: &str) -> Policy {
         | 450
         | 455
         | 471
+        | 478
+        | 479
         | 524
         | 549
         | 703
