@@ -11,8 +11,6 @@
 )]
 
 #[path = "../support/mod.rs"]
-mod support;
-
 mod bad_input;
 mod commands;
 mod destination;
@@ -20,6 +18,7 @@ mod faults;
 mod files;
 mod gone;
 mod identity;
+mod injection;
 mod names;
 mod pgbench;
 mod replicate;
@@ -27,8 +26,10 @@ mod resync;
 mod schema;
 mod snapshot;
 mod stream;
+mod support;
 mod tls;
 mod toast;
 mod truncate;
 mod types;
 mod values;
+
