@@ -68,6 +68,12 @@ pub enum Error {
         /// How long we waited.
         seconds: u64,
     },
+    /// The server took what we sent and then said nothing for too long.
+    #[error("PostgreSQL did not answer within {seconds} s; is the server overloaded, or stopped?")]
+    NoAnswer {
+        /// How long we waited.
+        seconds: u64,
+    },
     /// The TLS settings themselves are wrong.
     #[error(transparent)]
     TlsSettings(#[from] TlsError),
@@ -173,7 +179,7 @@ pub enum Error {
 }
 
 /// The driver keeps the system's words out of its own.
-fn with_cause(error: &tokio_postgres::Error) -> String {
+pub(super) fn with_cause(error: &tokio_postgres::Error) -> String {
     match std::error::Error::source(error) {
         Some(cause) => format!("{error}: {cause}"),
         None => error.to_string(),
@@ -231,7 +237,11 @@ impl Error {
     /// Codes are those of <https://www.postgresql.org/docs/current/errcodes-appendix.html>.
     pub fn is_transient(&self) -> bool {
         match self {
-            Error::Connect { .. } | Error::ConnectTimeout { .. } | Error::Io(_) | Error::Closed => true,
+            Error::Connect { .. }
+            | Error::ConnectTimeout { .. }
+            | Error::NoAnswer { .. }
+            | Error::Io(_)
+            | Error::Closed => true,
             // rustls reports a certificate or protocol fault as InvalidData; the rest is the network's.
             Error::Tls { source, .. } => source.kind() != io::ErrorKind::InvalidData,
             Error::Server { sqlstate, .. } => transient_sqlstate(sqlstate),

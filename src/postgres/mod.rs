@@ -6,6 +6,7 @@
 pub mod catalog;
 pub mod copy;
 mod error;
+mod guard;
 pub mod overview;
 pub mod pgoutput;
 pub mod publication;

@@ -1,12 +1,23 @@
 //! Ordinary SQL sessions.
 
-use std::{future::Future, time::Duration};
+use std::{
+    future::Future,
+    io,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
+    time::Duration,
+};
 
+use futures::stream::{StreamExt as _, poll_fn};
 use tokio::task::JoinHandle;
 use tokio_postgres::{Client, Config, NoTls, config::SslMode};
 
 use super::{
     Error,
+    error::with_cause,
+    guard::{CATALOG_ANSWER, Guarded, ROWS_ANSWER},
     wire::transport::{Purpose, Transport},
 };
 use crate::model::PostgresEndpoint;
@@ -34,6 +45,10 @@ pub(super) const PINNED_SETTINGS: [(&str, &str); 11] = [
     ("jit", "off"),
 ];
 
+/// The longest time for a statement of a session, waiting for locks included: then the server itself ends it, and
+/// leaves nothing behind that would go on waiting.
+const STATEMENT_TIMEOUT: &str = "300s";
+
 /// A session for SQL, with its connection driven by a task of its own.
 ///
 /// Dropping it closes the connection; a statement that is running at the server then goes on until it notices.
@@ -42,7 +57,9 @@ pub struct Session {
     /// Runs statements.
     pub client: Client,
     version: u32,
-    driver: JoinHandle<()>,
+    /// Whether the present statement may take any time.
+    patient: Arc<AtomicBool>,
+    driver: JoinHandle<Option<tokio_postgres::Error>>,
 }
 
 impl Session {
@@ -52,13 +69,31 @@ impl Session {
     /// # Errors
     /// [`Error`]: no connection within 10 s, TLS, log-in, or what the server says.
     pub async fn connect(endpoint: &PostgresEndpoint, application_name: &str) -> Result<Session, Error> {
-        within_connect_timeout(endpoint, Self::open(endpoint, application_name)).await
+        let opened = Self::open(endpoint, application_name, CATALOG_ANSWER);
+        within_connect_timeout(endpoint, opened).await
     }
 
-    async fn open(endpoint: &PostgresEndpoint, application_name: &str) -> Result<Session, Error> {
+    /// The same for rows of tables, which may be large.
+    ///
+    /// # Errors
+    /// As [`Session::connect`].
+    pub async fn connect_for_rows(
+        endpoint: &PostgresEndpoint,
+        application_name: &str,
+    ) -> Result<Session, Error> {
+        within_connect_timeout(endpoint, Self::open(endpoint, application_name, ROWS_ANSWER)).await
+    }
+
+    async fn open(
+        endpoint: &PostgresEndpoint,
+        application_name: &str,
+        longest_answer: usize,
+    ) -> Result<Session, Error> {
         let transport = Transport::connect(endpoint, Purpose::Copy).await?;
-        let options: Vec<_> =
-            PINNED_SETTINGS.iter().map(|(name, value)| format!("-c {name}={value}")).collect();
+        let patient = Arc::new(AtomicBool::new(false));
+        let transport = Guarded::new(transport, longest_answer, Arc::clone(&patient));
+        let settings = PINNED_SETTINGS.iter().chain(&[("statement_timeout", STATEMENT_TIMEOUT)]);
+        let options: Vec<_> = settings.map(|(name, value)| format!("-c {name}={value}")).collect();
         let mut config = Config::new();
         config
             .user(&endpoint.username)
@@ -68,18 +103,55 @@ impl Session {
             .options(options.join(" "))
             // The transport has negotiated TLS already.
             .ssl_mode(SslMode::Disable);
-        let (client, connection) =
+        let (client, mut connection) =
             config.connect_raw(transport, NoTls).await.map_err(|error| log_in_error(endpoint, error))?;
-        let driver = tokio::spawn(async move {
-            if let Err(error) = connection.await {
+        let mut driver = tokio::spawn(async move {
+            // The driver itself would log the server's notices, whatever they say.
+            let mut messages = std::pin::pin!(poll_fn(|context| connection.poll_message(context)));
+            let error = loop {
+                match messages.next().await? {
+                    Ok(_) => {}
+                    Err(error) => break error,
+                }
+            };
+            // Whose statement this ended hears only that the connection is closed.
+            if is_networks_fault(&error) {
                 tracing::debug!(%error, "session ended");
+            } else {
+                let error = with_cause(&error);
+                tracing::warn!(error, "session ended");
             }
+            Some(error)
         });
-        let mut session = Session { client, version: 0, driver };
-        let row = session.client.query_one("SELECT current_setting('server_version_num')::int4", &[]).await?;
-        let version: i32 = row.try_get(0)?;
-        session.version = version.unsigned_abs();
-        Ok(session)
+        let version = client.query_one("SELECT current_setting('server_version_num')::int4", &[]).await;
+        let version: i32 = match version.and_then(|row| row.try_get(0)) {
+            Ok(version) => version,
+            Err(closed) if closed.is_closed() => {
+                let reason = (&mut driver).await.ok().flatten();
+                return Err(reason.unwrap_or(closed).into());
+            }
+            Err(error) => return Err(error.into()),
+        };
+        Ok(Session { client, version: version.unsigned_abs(), patient, driver })
+    }
+
+    /// Runs a statement that may take any time, such as one that reads a whole table.
+    ///
+    /// # Errors
+    /// Those of the statement, and of the settings around it.
+    pub async fn patiently<T>(
+        &self,
+        statement: impl Future<Output = Result<T, tokio_postgres::Error>>,
+    ) -> Result<T, Error> {
+        self.client.batch_execute("SET statement_timeout = 0").await?;
+        self.patient.store(true, Relaxed);
+        let done = statement.await;
+        self.patient.store(false, Relaxed);
+        let limited =
+            self.client.batch_execute(&format!("SET statement_timeout = '{STATEMENT_TIMEOUT}'")).await;
+        let answer = done?;
+        limited?;
+        Ok(answer)
     }
 
     /// The server's version as `server_version_num` gives it: 180004 for 18.4.
@@ -92,6 +164,17 @@ impl Drop for Session {
     fn drop(&mut self) {
         self.driver.abort();
     }
+}
+
+/// Whether the server ended the session, or the network did; else the server broke the protocol, or did not answer.
+fn is_networks_fault(error: &tokio_postgres::Error) -> bool {
+    use io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset, UnexpectedEof};
+    let cause = std::error::Error::source(error).and_then(|cause| cause.downcast_ref::<io::Error>());
+    error.is_closed()
+        || error.as_db_error().is_some()
+        || cause.is_some_and(|cause| {
+            matches!(cause.kind(), BrokenPipe | ConnectionAborted | ConnectionReset | UnexpectedEof)
+        })
 }
 
 /// Gives `connecting` [`CONNECT_TIMEOUT`].

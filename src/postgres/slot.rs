@@ -124,7 +124,7 @@ pub async fn create(session: &Session, name: &str) -> Result<Lsn, Error> {
         true => "SELECT lsn FROM pg_create_logical_replication_slot($1, 'pgoutput', failover => true)",
         false => "SELECT lsn FROM pg_create_logical_replication_slot($1, 'pgoutput')",
     };
-    let lsn: PgLsn = session.client.query_one(sql, &[&name]).await?.try_get(0)?;
+    let lsn: PgLsn = session.patiently(session.client.query_one(sql, &[&name])).await?.try_get(0)?;
     Ok(Lsn(lsn.into()))
 }
 

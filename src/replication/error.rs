@@ -275,7 +275,9 @@ pub fn policy(error: &Error) -> (Policy, &'static str) {
 fn source_reason(error: &postgres::Error) -> &'static str {
     use postgres::Error as E;
     match error {
-        E::Connect { .. } | E::ConnectTimeout { .. } | E::Io(_) | E::Closed => "SourceUnreachable",
+        E::Connect { .. } | E::ConnectTimeout { .. } | E::NoAnswer { .. } | E::Io(_) | E::Closed => {
+            "SourceUnreachable"
+        }
         E::TlsSettings(_) | E::TlsRefused { .. } | E::Tls { .. } => "SourceTlsFailed",
         E::Authentication { .. } => "SourceAuthenticationFailed",
         E::TableMissing { .. } => "SourceTableMissing",

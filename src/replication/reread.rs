@@ -43,7 +43,7 @@ impl Rereader {
         let idle = self.idle().pop();
         match idle {
             Some(session) => Ok(session),
-            None => Ok(Session::connect(&self.endpoint, &self.application_name).await?),
+            None => Ok(Session::connect_for_rows(&self.endpoint, &self.application_name).await?),
         }
     }
 

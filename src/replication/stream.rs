@@ -46,6 +46,9 @@ const FEEDBACK_EVERY: Duration = Duration::from_millis(100);
 /// How often it hears anything at all, well within `wal_sender_timeout`.
 const FEEDBACK_AT_LEAST: Duration = Duration::from_secs(1);
 
+/// How often the source is asked for a sign of life: it sends none by itself while it has nothing to send.
+const ASK_EVERY: Duration = Duration::from_secs(10);
+
 /// What a stream needs besides its applier.
 pub(super) struct Surroundings {
     pub(super) source: PostgresEndpoint,
@@ -350,6 +353,7 @@ impl Feedback {
     async fn run(self, mut writer: ReplicationWriter) {
         let mut told = self.checkpoint.confirmed();
         let mut told_at = Instant::now();
+        let mut asked_at = Instant::now();
         loop {
             let (finished, asked) = tokio::select! {
                 () = self.done.cancelled() => (true, true),
@@ -360,12 +364,16 @@ impl Feedback {
             self.progress.set_durable_lsn(confirmed);
             self.progress.set_lag_seconds(self.checkpoint.oldest_commit().map_or(0.0, seconds_since));
             if asked || confirmed != told || told_at.elapsed() >= FEEDBACK_AT_LEAST {
-                if let Err(error) = writer.feedback(confirmed).await {
+                let asks = asked_at.elapsed() >= ASK_EVERY;
+                if let Err(error) = writer.feedback(confirmed, asks).await {
                     // The reader meets the same cut and reports it.
                     tracing::debug!(%error, "feedback could not be sent");
                     return;
                 }
                 (told, told_at) = (confirmed, Instant::now());
+                if asks {
+                    asked_at = told_at;
+                }
             }
             if finished {
                 writer.finish().await;

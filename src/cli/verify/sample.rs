@@ -98,8 +98,9 @@ async fn count(sides: &Sides<'_>, session: &Session) -> Result<(Option<u64>, Opt
     let started = Instant::now();
     let mut before = None;
     loop {
-        let row = session.client.query_one(&copy::count_statement(&sides.plan.schema), &[]).await;
-        let source: i64 = row.and_then(|row| row.try_get(0)).map_err(postgres::Error::from)?;
+        let statement = copy::count_statement(&sides.plan.schema);
+        let row = session.patiently(session.client.query_one(&statement, &[])).await?;
+        let source: i64 = row.try_get(0).map_err(postgres::Error::from)?;
         let target = sides.database.client().query_text(&sides.plan.target_count(), &[]).await?;
         let target: u64 = target
             .trim()

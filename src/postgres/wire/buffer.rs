@@ -27,6 +27,13 @@ pub const LONGEST_ROW: usize = 128 << 20;
 /// What is kept of a frame that is longer than a row may be.
 const BEGINNING: usize = 64 << 10;
 
+/// The longest frame of another kind than data: a server's error with its texts is far shorter, and whoever answers
+/// before the log-in must not make us take more.
+const LONGEST_OTHER: usize = 1 << 20;
+
+/// CopyData: rows of a COPY and messages of the stream.
+const DATA: u8 = b'd';
+
 /// Tag and length.
 const HEADER: usize = 5;
 
@@ -101,8 +108,9 @@ impl ReceiveBuffer {
             return Ok(None);
         };
         let announced = i32::from_be_bytes([a, b, c, d]);
+        let longest = if tag == DATA { LONGEST_FRAME } else { LONGEST_OTHER };
         match usize::try_from(announced) {
-            Ok(length) if (4..=LONGEST_FRAME).contains(&length) => Ok(Some(length + 1)),
+            Ok(length) if (4..=longest).contains(&length) => Ok(Some(length + 1)),
             _ => Err(Error::Protocol(format!("a message 0x{tag:02x} of impossible length {announced}"))),
         }
     }
@@ -250,6 +258,8 @@ mod tests {
             assert!(found.is_empty() && matches!(error, Error::Protocol(_)), "{length}: {error}");
             assert_eq!(buffer.bytes.len(), BASE);
         }
+        let (found, error, _) = frames(&frame(b'E', &vec![b'x'; LONGEST_OTHER])).await;
+        assert!(found.is_empty() && matches!(error, Error::Protocol(_)), "{error}");
     }
 
     #[tokio::test]

@@ -1,5 +1,7 @@
 //! A connection and its simple queries.
 
+use std::{future::Future, time::Duration};
+
 use bytes::BytesMut;
 use postgres_protocol::message::frontend;
 use tokio::io::{AsyncWrite, AsyncWriteExt};
@@ -16,6 +18,12 @@ use crate::{
     model::{Lsn, PostgresEndpoint},
     postgres::{Error, session::within_connect_timeout},
 };
+
+/// Longest time for the answer to a short statement, which may wait for a lock.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(300);
+
+/// Most bytes of an answer that is held in memory.
+const LONGEST_ANSWER: usize = 16 << 20;
 
 /// What IDENTIFY_SYSTEM answers (<https://www.postgresql.org/docs/current/protocol-replication.html>).
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -68,12 +76,22 @@ impl Connection {
     /// [`Error::Server`] keeps the SQLSTATE and leaves the connection usable.
     pub async fn query(&mut self, sql: &str) -> Result<Vec<Vec<Option<String>>>, Error> {
         self.start(sql).await?;
-        let mut rows = Vec::new();
+        within(ANSWER_TIMEOUT, self.rows()).await
+    }
+
+    async fn rows(&mut self) -> Result<Vec<Vec<Option<String>>>, Error> {
+        let (mut rows, mut bytes) = (Vec::new(), 0);
         loop {
             let frame = self.next_frame().await?;
             let body = self.buffer.slice(frame.body.clone());
             match frame.tag {
-                b'D' => rows.push(text_row(body)?),
+                b'D' => {
+                    bytes += frame.body.len();
+                    if bytes > LONGEST_ANSWER {
+                        return Err(Error::Protocol("an answer that does not end".into()));
+                    }
+                    rows.push(text_row(body)?);
+                }
                 b'T' | b'C' | b'I' => {}
                 b'E' => {
                     let error = ErrorFields::parse(body).into_error();
@@ -113,7 +131,7 @@ impl Connection {
     /// [`Error::Server`] keeps the SQLSTATE and leaves the connection usable.
     pub async fn copy_out(&mut self, sql: &str) -> Result<CopyOut<'_>, Error> {
         self.start(sql).await?;
-        let frame = self.next_frame().await?;
+        let frame = within(ANSWER_TIMEOUT, self.next_frame()).await?;
         let body = self.buffer.slice(frame.body.clone());
         match frame.tag {
             b'H' if body.first() == Some(&1) => Ok(CopyOut::new(self)),
@@ -139,7 +157,7 @@ impl Connection {
         binary: bool,
     ) -> Result<(ReplicationReader, ReplicationWriter), Error> {
         self.start(&replication::start_statement(slot, start, publication, binary)).await?;
-        let frame = self.next_frame().await?;
+        let frame = within(ANSWER_TIMEOUT, self.next_frame()).await?;
         match frame.tag {
             b'W' => replication::split(self),
             b'E' => Err(ErrorFields::parse(self.buffer.slice(frame.body)).into_error()),
@@ -191,6 +209,15 @@ impl Connection {
             }
         }
     }
+}
+
+/// Gives a server this long.
+pub(super) async fn within<T>(
+    limit: Duration,
+    answer: impl Future<Output = Result<T, Error>>,
+) -> Result<T, Error> {
+    let late = Error::NoAnswer { seconds: limit.as_secs() };
+    tokio::time::timeout(limit, answer).await.unwrap_or(Err(late))
 }
 
 /// Sends `out` and empties it. Cancel-safe: what was not sent stays in `out`.

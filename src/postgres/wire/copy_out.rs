@@ -1,15 +1,20 @@
 //! Rows of a binary COPY, borrowed from the receive buffer.
 
+use std::time::Duration;
+
 use super::{
     Connection,
     buffer::Frame,
-    connection::unexpected,
+    connection::{unexpected, within},
     fields::{ErrorFields, log_notice},
 };
 use crate::postgres::{DecodeError, Error};
 
 /// <https://www.postgresql.org/docs/current/sql-copy.html#SQL-COPY-FILE-FORMATS>
 const SIGNATURE: &[u8; 11] = b"PGCOPY\n\xff\r\n\0";
+
+/// Longest time without a byte: a filter may let the first row through after reading a large table, or it is sorted.
+const SILENCE: Duration = Duration::from_secs(6 * 3600);
 
 /// A field count of -1 ends the data.
 const TRAILER: [u8; 2] = [0xff, 0xff];
@@ -36,7 +41,7 @@ impl<'a> CopyOut<'a> {
     pub async fn next(&mut self) -> Result<Option<&[u8]>, Error> {
         while !self.done {
             let Some(Frame { tag, mut body, left_out }) = self.connection.buffer.next_frame()? else {
-                self.connection.buffer.fill(&mut self.connection.transport).await?;
+                within(SILENCE, self.connection.buffer.fill(&mut self.connection.transport)).await?;
                 continue;
             };
             if left_out > 0 {
@@ -74,7 +79,7 @@ impl<'a> CopyOut<'a> {
 }
 
 /// The length of the header that `data` begins with.
-fn header_length(data: &[u8]) -> Result<usize, Error> {
+pub(super) fn header_length(data: &[u8]) -> Result<usize, Error> {
     let truncated = DecodeError::Truncated { field: "COPY header", at: data.len() };
     let (signature, rest) = data.split_first_chunk::<11>().ok_or(truncated)?;
     if signature != SIGNATURE {

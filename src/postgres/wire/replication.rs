@@ -9,7 +9,7 @@ use postgres_protocol::message::frontend;
 use super::{
     Connection,
     buffer::{Frame, ReceiveBuffer},
-    connection::{flush, unexpected},
+    connection::{flush, unexpected, within},
     fields::{ErrorFields, log_notice},
     halves::{self, Receiving, Sending},
 };
@@ -20,6 +20,10 @@ use crate::{
 
 /// PostgreSQL's epoch, 2000-01-01, in seconds of Unix time.
 const EPOCH: Duration = Duration::from_secs(946_684_800);
+
+/// Longest time without a byte in a stream whose server is asked for signs of life: it may be busy with a large
+/// transaction of which nothing is sent, and old releases say nothing meanwhile.
+const SILENCE: Duration = Duration::from_secs(300);
 
 /// How long [`ReplicationWriter::finish`] tries.
 const FINISH_TIMEOUT: Duration = Duration::from_secs(2);
@@ -84,42 +88,17 @@ impl ReplicationReader {
     /// [`Error::Protocol`] and [`Error::Decode`] when it breaks the protocol.
     #[inline]
     pub fn try_next(&mut self) -> Result<Option<ReplicationMessage<'_>>, Error> {
-        while let Some(Frame { tag, body, left_out }) = self.buffer.next_frame()? {
-            if tag == b'd' {
-                let message = parse(self.buffer.slice(body))?;
-                return Ok(Some(match message {
-                    ReplicationMessage::XLogData { data, .. } if left_out > 0 => {
-                        ReplicationMessage::TooLong { data, bytes: data.len() + left_out }
-                    }
-                    whole => whole,
-                }));
-            }
-            self.take_other(tag, self.buffer.slice(body))?;
-        }
-        Ok(None)
-    }
-
-    /// What is not data.
-    #[cold]
-    fn take_other(&self, tag: u8, body: &[u8]) -> Result<(), Error> {
-        match tag {
-            b'N' => log_notice(body),
-            b'S' | b'A' => {}
-            b'E' => return Err(ErrorFields::parse(body).into_error()),
-            // CopyDone or CommandComplete: a server that shuts down has sent everything and leaves.
-            b'c' | b'C' | b'Z' => return Err(Error::Closed),
-            tag => return Err(unexpected(tag, "a replication stream")),
-        }
-        Ok(())
+        next_message(&mut self.buffer)
     }
 
     /// Waits for bytes and takes all that the socket holds, up to the buffer's 2 MiB; answers how many. To be called
     /// once [`ReplicationReader::try_next`] answered `None`. Cancel-safe.
     ///
     /// # Errors
-    /// [`Error::Closed`] at the end of the stream, [`Error::Io`] when the connection was cut.
+    /// [`Error::Closed`] at the end of the stream, [`Error::Io`] when the connection was cut, [`Error::NoAnswer`] when
+    /// nothing is heard for five minutes.
     pub async fn fill(&mut self) -> Result<usize, Error> {
-        self.buffer.fill(&mut self.stream).await
+        within(SILENCE, self.buffer.fill(&mut self.stream)).await
     }
 
     /// Lets the socket fill until `moment`, without being woken for what arrives (over TLS the wake-ups remain).
@@ -132,6 +111,37 @@ impl ReplicationReader {
     pub fn buffered(&self) -> usize {
         self.buffer.buffered()
     }
+}
+
+/// The next message of the stream that is in the buffer.
+#[inline]
+pub(super) fn next_message(buffer: &mut ReceiveBuffer) -> Result<Option<ReplicationMessage<'_>>, Error> {
+    while let Some(Frame { tag, body, left_out }) = buffer.next_frame()? {
+        if tag == b'd' {
+            return Ok(Some(match parse(buffer.slice(body))? {
+                ReplicationMessage::XLogData { data, .. } if left_out > 0 => {
+                    ReplicationMessage::TooLong { data, bytes: data.len() + left_out }
+                }
+                whole => whole,
+            }));
+        }
+        take_other(tag, buffer.slice(body))?;
+    }
+    Ok(None)
+}
+
+/// What is not data.
+#[cold]
+fn take_other(tag: u8, body: &[u8]) -> Result<(), Error> {
+    match tag {
+        b'N' => log_notice(body),
+        b'S' | b'A' => {}
+        b'E' => return Err(ErrorFields::parse(body).into_error()),
+        // CopyDone or CommandComplete: a server that shuts down has sent everything and leaves.
+        b'c' | b'C' | b'Z' => return Err(Error::Closed),
+        tag => return Err(unexpected(tag, "a replication stream")),
+    }
+    Ok(())
 }
 
 /// Reads the body of a CopyData message.
@@ -167,13 +177,15 @@ pub struct ReplicationWriter {
 
 impl ReplicationWriter {
     /// Tells the server that everything up to `flushed` is durable (a standby status update): the slot's
-    /// `confirmed_flush_lsn` moves there, and the log before it may go. Cancel-safe.
+    /// `confirmed_flush_lsn` moves there, and the log before it may go. It `asks` for a sign of life too: a keepalive
+    /// comes at once. Cancel-safe.
     ///
     /// # Errors
     /// [`Error::Io`] when the connection was cut.
-    pub async fn feedback(&mut self, flushed: Lsn) -> Result<(), Error> {
+    pub async fn feedback(&mut self, flushed: Lsn, asks: bool) -> Result<(), Error> {
         let now = SystemTime::now().duration_since(UNIX_EPOCH + EPOCH).unwrap_or_default();
-        put_feedback(&mut self.out, flushed, i64::try_from(now.as_micros()).unwrap_or(i64::MAX));
+        let now = i64::try_from(now.as_micros()).unwrap_or(i64::MAX);
+        put_feedback(&mut self.out, flushed, now, asks);
         flush(&mut self.stream, &mut self.out).await
     }
 
@@ -191,7 +203,7 @@ impl ReplicationWriter {
 }
 
 /// A standby status update in a CopyData frame.
-fn put_feedback(out: &mut BytesMut, flushed: Lsn, now_micros: i64) {
+fn put_feedback(out: &mut BytesMut, flushed: Lsn, now_micros: i64, asks: bool) {
     out.put_u8(b'd');
     out.put_i32(4 + 1 + 4 * 8 + 1);
     out.put_u8(b'r');
@@ -200,7 +212,7 @@ fn put_feedback(out: &mut BytesMut, flushed: Lsn, now_micros: i64) {
     out.put_u64(flushed.0);
     out.put_u64(flushed.0);
     out.put_i64(now_micros);
-    out.put_u8(0);
+    out.put_u8(asks.into());
 }
 
 #[cfg(test)]
@@ -242,10 +254,10 @@ mod tests {
     #[test]
     fn feedback_is_a_standby_status_update() {
         let mut out = BytesMut::new();
-        put_feedback(&mut out, Lsn(0x0102), 3);
+        put_feedback(&mut out, Lsn(0x0102), 3, true);
         let lsn = [0, 0, 0, 0, 0, 0, 1, 2];
         let expected =
-            [b"d\0\0\0\x26r".as_slice(), &lsn, &lsn, &lsn, &[0, 0, 0, 0, 0, 0, 0, 3], &[0]].concat();
+            [b"d\0\0\0\x26r".as_slice(), &lsn, &lsn, &lsn, &[0, 0, 0, 0, 0, 0, 0, 3], &[1]].concat();
         assert_eq!(out, expected);
     }
 

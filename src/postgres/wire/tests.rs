@@ -203,3 +203,43 @@ async fn a_stream_ends_with_the_servers_reason() {
     assert!(matches!(error, Error::Closed), "{error}");
     assert!(matches!(start(vec![]).await.1, Error::Closed));
 }
+
+#[tokio::test]
+async fn waits_for_no_answer_for_ever() {
+    let header = frame(b'd', b"PGCOPY\n\xff\r\n\0\0\0\0\0\0\0\0\0");
+    let silent = |answers: Vec<Vec<u8>>| async move {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let mut endpoint = server(Vec::new()).await.0;
+        endpoint.port = listener.local_addr().unwrap().port();
+        // It stays connected and says no more.
+        tokio::spawn(async move {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            stream.write_all(&after_log_in(&answers)).await.unwrap();
+            std::future::pending::<()>().await;
+        });
+        let connection = Connection::connect(&endpoint, "walferry test", Purpose::Copy).await.unwrap();
+        // From here on time passes at once when nothing else happens.
+        tokio::time::pause();
+        connection
+    };
+    let late = |error: &Error| matches!(error, Error::NoAnswer { .. }) && error.is_transient();
+    let error = silent(vec![frame(b'T', b"\0\0")]).await.query("SELECT 1").await.unwrap_err();
+    assert!(late(&error), "{error}");
+    tokio::time::resume();
+    let mut connection = silent(vec![frame(b'H', b"\x01\0\0"), header]).await;
+    let error = connection.copy_out("COPY").await.unwrap().next().await.unwrap_err();
+    assert!(late(&error), "{error}");
+    tokio::time::resume();
+    let connection = silent(vec![frame(b'W', b"\0\0\0")]).await;
+    let (mut reader, _writer) = connection.start_replication("s", Lsn::ZERO, "p", true).await.unwrap();
+    assert!(reader.try_next().unwrap().is_none());
+    let error = reader.fill().await.unwrap_err();
+    assert!(late(&error), "{error}");
+}
+
+#[tokio::test]
+async fn an_answer_without_end_is_cut_off() {
+    let row = frame(b'D', &[[0, 1, 0, 15, 0, 0].as_slice(), &vec![b'x'; 15 << 16]].concat());
+    let error = connect(after_log_in(&vec![row; 20])).await.unwrap().query("SELECT 1").await.unwrap_err();
+    assert!(error.to_string().contains("does not end"), "{error}");
+}

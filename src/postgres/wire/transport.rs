@@ -38,6 +38,10 @@ pub enum Purpose {
 /// each time, so a reader that lets the socket fill costs both sides less.
 const REPLICATION_SOCKET_BUFFER: usize = 4 << 20;
 
+/// How long unacknowledged bytes may be on their way before the connection counts as dead.
+#[cfg(target_os = "linux")]
+const TCP_USER_TIMEOUT: Duration = Duration::from_secs(60);
+
 /// A dead peer is noticed after about a minute of silence, whatever the system's defaults are.
 fn keepalive() -> TcpKeepalive {
     TcpKeepalive::new()
@@ -101,6 +105,9 @@ async fn dial_address(address: SocketAddr, purpose: Purpose) -> io::Result<TcpSt
     let stream = socket.connect(address).await?;
     stream.set_nodelay(true)?;
     SockRef::from(&stream).set_tcp_keepalive(&keepalive())?;
+    // Keepalives are not sent while something of ours is unacknowledged.
+    #[cfg(target_os = "linux")]
+    SockRef::from(&stream).set_tcp_user_timeout(Some(TCP_USER_TIMEOUT))?;
     Ok(stream)
 }
 
