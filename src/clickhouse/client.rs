@@ -14,7 +14,7 @@ use hyper_util::{
 };
 use url::Url;
 
-use super::{Error, types::Features};
+use super::{Error, bounded::BoundedConnector, types::Features};
 use crate::{
     model::{ClickHouseEndpoint, TlsMode},
     tls,
@@ -28,6 +28,8 @@ const STATEMENT_TIMEOUT: Duration = Duration::from_secs(60);
 pub(super) const STREAM_TIMEOUT: Duration = Duration::from_secs(300);
 /// For a statement that goes through a whole table; a server that is gone shows sooner, by [`TCP_USER_TIMEOUT`].
 const WHOLE_TABLE_TIMEOUT: Duration = Duration::from_secs(6 * 3600);
+/// The longest answer that is held in memory: the records of thousands of tables are far shorter.
+const LONGEST_ANSWER: usize = 64 << 20;
 /// Shorter than any usual `keep_alive_timeout` of the server (3 s in old releases), so that no connection is picked
 /// that the server is about to close.
 const POOL_IDLE_TIMEOUT: Duration = Duration::from_secs(2);
@@ -74,6 +76,8 @@ impl fmt::Display for ServerVersion {
 #[derive(Clone, Debug)]
 pub struct Client {
     http: clickhouse::Client,
+    /// The same for answers of any length, which are read piece by piece.
+    streaming: clickhouse::Client,
     url: String,
 }
 
@@ -85,33 +89,17 @@ impl Client {
     /// certificates that can't be used.
     pub fn new(endpoint: &ClickHouseEndpoint) -> Result<Client, Error> {
         let url = parse_url(endpoint)?;
-        let mut connector = HttpConnector::new();
-        connector.enforce_http(false);
-        connector.set_nodelay(true);
-        connector.set_connect_timeout(Some(CONNECT_TIMEOUT));
-        connector.set_keepalive(Some(Duration::from_secs(15)));
-        connector.set_keepalive_interval(Some(Duration::from_secs(5)));
-        connector.set_keepalive_retries(Some(3));
-        #[cfg(target_os = "linux")]
-        connector.set_tcp_user_timeout(Some(TCP_USER_TIMEOUT));
-
-        let mut builder = HyperClient::builder(TokioExecutor::new());
-        builder.pool_timer(TokioTimer::new()).pool_idle_timeout(POOL_IDLE_TIMEOUT);
-        let http = match url.scheme() {
-            "https" => {
-                let tls = tls::client_config(&endpoint.tls)?;
-                let https = HttpsConnectorBuilder::new().with_tls_config(tls).https_only().enable_http1();
-                clickhouse::Client::with_http_client(builder.build(https.wrap_connector(connector)))
-            }
-            _ => clickhouse::Client::with_http_client(builder.build(connector)),
-        };
+        let bounded = driver(endpoint, &url, Some(LONGEST_ANSWER))?;
+        let unbounded = driver(endpoint, &url, None)?;
         // Not the X-ClickHouse-User and -Key headers: those can't carry a password beyond ASCII.
         let credentials = format!("{}:{}", endpoint.username, endpoint.password.expose());
-        let http = http
-            .with_url(url.as_str())
-            .with_header("Authorization", format!("Basic {}", BASE64_STANDARD.encode(credentials)))
-            .with_product_info("walferry", env!("CARGO_PKG_VERSION"));
-        Ok(Client { http, url: url.origin().ascii_serialization() })
+        let authorization = format!("Basic {}", BASE64_STANDARD.encode(credentials));
+        let [http, streaming] = [bounded, unbounded].map(|http| {
+            http.with_url(url.as_str())
+                .with_header("Authorization", authorization.as_str())
+                .with_product_info("walferry", env!("CARGO_PKG_VERSION"))
+        });
+        Ok(Client { http, streaming, url: url.origin().ascii_serialization() })
     }
 
     /// Runs a statement that answers nothing, with a time-out of a minute.
@@ -150,7 +138,8 @@ impl Client {
     /// # Errors
     /// [`Error::Protocol`] where no request can be made of it; the server's own errors come with the first piece.
     pub fn query_stream(&self, sql: &str, settings: &[(&str, &str)]) -> Result<QueryStream, Error> {
-        let cursor = self.query(sql, settings).fetch_bytes("RowBinary").map_err(|error| self.error(error))?;
+        let query = with_settings(self.streaming.query_raw(sql), settings);
+        let cursor = query.fetch_bytes("RowBinary").map_err(|error| self.error(error))?;
         Ok(QueryStream { cursor, client: self.clone() })
     }
 
@@ -182,8 +171,7 @@ impl Client {
     }
 
     fn query(&self, sql: &str, settings: &[(&str, &str)]) -> clickhouse::query::Query {
-        let query = self.http.query_raw(sql);
-        settings.iter().fold(query, |query, (name, value)| query.with_setting(*name, *value))
+        with_settings(self.http.query_raw(sql), settings)
     }
 
     async fn within<T>(
@@ -252,6 +240,42 @@ impl InsertStream {
         let client = self.client;
         self.insert.end().await.map_err(|error| client.error(error))
     }
+}
+
+fn with_settings(query: clickhouse::query::Query, settings: &[(&str, &str)]) -> clickhouse::query::Query {
+    settings.iter().fold(query, |query, (name, value)| query.with_setting(*name, *value))
+}
+
+/// The HTTP driver with our connections, which take answers up to `longest` bytes.
+fn driver(
+    endpoint: &ClickHouseEndpoint,
+    url: &Url,
+    longest: Option<usize>,
+) -> Result<clickhouse::Client, Error> {
+    let mut connector = HttpConnector::new();
+    connector.enforce_http(false);
+    connector.set_nodelay(true);
+    connector.set_connect_timeout(Some(CONNECT_TIMEOUT));
+    connector.set_keepalive(Some(Duration::from_secs(15)));
+    connector.set_keepalive_interval(Some(Duration::from_secs(5)));
+    connector.set_keepalive_retries(Some(3));
+    #[cfg(target_os = "linux")]
+    connector.set_tcp_user_timeout(Some(TCP_USER_TIMEOUT));
+
+    let mut builder = HyperClient::builder(TokioExecutor::new());
+    builder.pool_timer(TokioTimer::new()).pool_idle_timeout(POOL_IDLE_TIMEOUT);
+    Ok(match url.scheme() {
+        "https" => {
+            let tls = tls::client_config(&endpoint.tls)?;
+            let https = HttpsConnectorBuilder::new().with_tls_config(tls).https_only().enable_http1();
+            let inner = https.wrap_connector(connector);
+            clickhouse::Client::with_http_client(builder.build(BoundedConnector { inner, longest }))
+        }
+        _ => {
+            let connector = BoundedConnector { inner: connector, longest };
+            clickhouse::Client::with_http_client(builder.build(connector))
+        }
+    })
 }
 
 fn already_failed() -> Error {

@@ -1,5 +1,6 @@
 //! ClickHouse: client, DDL, types, column encoders, state and the destination.
 
+mod bounded;
 mod client;
 mod database;
 pub mod ddl;
