@@ -2,6 +2,7 @@
 
 mod clickhouse;
 mod http;
+mod impostor;
 mod keeper;
 mod lab;
 mod proxy;
@@ -12,6 +13,7 @@ mod writer;
 
 pub use clickhouse::ClickHouse;
 pub use http::get;
+pub use impostor::{Attack, Impostor};
 pub use keeper::Keeper;
 pub use lab::{Lab, Mirror};
 pub use proxy::{Proxy, TlsProxy};

@@ -266,9 +266,14 @@ impl Run {
 
     /// The most memory it ever held, in MiB.
     pub fn peak_memory_mib(&self) -> u64 {
-        let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid())).unwrap();
-        let line = status.lines().find(|line| line.starts_with("VmHWM:")).expect("a memory high-water mark");
-        line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap() / 1024
+        self.peak_memory_while_alive().expect("a memory high-water mark")
+    }
+
+    /// The same; `None` once it has ended.
+    pub fn peak_memory_while_alive(&self) -> Option<u64> {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid())).ok()?;
+        let line = status.lines().find(|line| line.starts_with("VmHWM:"))?;
+        Some(line.split_whitespace().nth(1)?.parse::<u64>().unwrap() / 1024)
     }
 
     /// Sends SIGTERM: it must end with exit code 0 within 10 seconds.

@@ -17,6 +17,7 @@ mod destination;
 mod faults;
 mod files;
 mod gone;
+mod hostile;
 mod identity;
 mod injection;
 mod names;
