@@ -3,7 +3,7 @@
 use std::{error::Error as StdError, sync::Arc};
 
 use rustls::{
-    CertificateError, ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme,
+    AlertDescription, CertificateError, ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme,
     client::{
         danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
         verify_server_cert_signed_by_trust_anchor,
@@ -158,6 +158,11 @@ pub fn explain(error: &(dyn StdError + 'static)) -> String {
     let fix = causes(error).find_map(|cause| match cause.downcast_ref::<rustls::Error>()? {
         rustls::Error::InvalidCertificate(reason) => certificate_fix(reason),
         rustls::Error::InvalidMessage(_) => Some("the server may speak plain text at this port"),
+        rustls::Error::AlertReceived(
+            AlertDescription::CertificateRequired
+            | AlertDescription::UnknownCA
+            | AlertDescription::BadCertificate,
+        ) => Some("give a client certificate that the server accepts in tls.clientCertificateSecretRef"),
         _ => None,
     });
     let cause = causes(error).last().map(ToString::to_string).unwrap_or_default();

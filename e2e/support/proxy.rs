@@ -1,6 +1,9 @@
 //! A network between the program and a server, to be cut, frozen or wrapped in TLS.
 
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
+use rustls::{
+    pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject},
+    server::WebPkiClientVerifier,
+};
 use std::{
     io::{Read, Write},
     net::{Shutdown, TcpListener, TcpStream},
@@ -90,16 +93,32 @@ pub struct TlsProxy {
 impl TlsProxy {
     /// Shows this certificate (PEM, with its key) and forwards to `target`.
     pub fn to(target: u16, certificate: &str, key: &str) -> TlsProxy {
+        TlsProxy::start(target, certificate, key, None)
+    }
+
+    /// The same, for clients with a certificate of this authority (PEM) only.
+    pub fn for_clients_of(target: u16, certificate: &str, key: &str, authority: &str) -> TlsProxy {
+        TlsProxy::start(target, certificate, key, Some(authority))
+    }
+
+    fn start(target: u16, certificate: &str, key: &str, clients: Option<&str>) -> TlsProxy {
         let certificates =
             CertificateDer::pem_slice_iter(certificate.as_bytes()).map(Result::unwrap).collect();
         let key = PrivateKeyDer::from_pem_slice(key.as_bytes()).unwrap();
         let provider = Arc::new(rustls::crypto::ring::default_provider());
-        let config = rustls::ServerConfig::builder_with_provider(provider)
+        let builder = rustls::ServerConfig::builder_with_provider(provider.clone())
             .with_safe_default_protocol_versions()
-            .unwrap()
-            .with_no_client_auth()
-            .with_single_cert(certificates, key)
             .unwrap();
+        let builder = match clients {
+            None => builder.with_no_client_auth(),
+            Some(authority) => {
+                let mut roots = rustls::RootCertStore::empty();
+                roots.add(CertificateDer::from_pem_slice(authority.as_bytes()).unwrap()).unwrap();
+                let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider);
+                builder.with_client_cert_verifier(verifier.build().unwrap())
+            }
+        };
+        let config = builder.with_single_cert(certificates, key).unwrap();
         let acceptor = tokio_rustls::TlsAcceptor::from(Arc::new(config));
         let runtime =
             tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();

@@ -10,7 +10,7 @@ use serde_json::json;
 
 use crate::{
     on_both,
-    support::{Lab, Mirror, Pg, Server, TlsProxy},
+    support::{Attack, Impostor, Lab, Mirror, Pg, Server, TlsProxy},
 };
 
 /// An authority that signs certificates.
@@ -216,4 +216,78 @@ fn clickhouse_over_https() {
     run.stop();
     lab.assert_table("t", "id", "id");
     lab.verify(&mirror);
+}
+
+/// What an https endpoint can have wrong, each told with what to do.
+#[test]
+fn clickhouse_refusals_over_https() {
+    let authority = Authority::new("authority");
+    let lab = Lab::new(Pg::V18);
+    lab.sql("CREATE TABLE t (id int PRIMARY KEY); INSERT INTO t VALUES (1)");
+    let with = |port: u16, mode: &str, authority: Option<&str>| {
+        let mut mirror = lab.mirror(&["t"]);
+        let peer = &mut mirror.clickhouse["spec"]["clickhouse"];
+        peer["url"] = json!(format!("https://127.0.0.1:{port}"));
+        peer["tls"] = json!({"mode": mode});
+        if let Some(authority) = authority {
+            peer["tls"]["caSecretRef"] = json!({"name": "authority", "key": "ca.crt"});
+            mirror.secrets.push(("authority".into(), json!({"ca.crt": authority})));
+        }
+        mirror
+    };
+    let refused = |mirror: &Mirror, words: &[&str]| lab.command("check", mirror, &[]).exits(1).says(words);
+    let old = authority.sign("server", &["127.0.0.1"], ExtendedKeyUsagePurpose::ServerAuth, 2002);
+    let expired = TlsProxy::to(lab.clickhouse.port, &old.certificate, &old.key);
+    for mode in ["VerifyFull", "VerifyCa"] {
+        refused(&with(expired.port, mode, Some(&authority.pem())), &["expired", "renew"]);
+    }
+    lab.command("check", &with(expired.port, "Require", None), &[]).exits(0);
+    // A certificate for clients is none for servers.
+    let client = authority.sign("server", &["127.0.0.1"], ExtendedKeyUsagePurpose::ClientAuth, 2090);
+    let wrong_use = TlsProxy::to(lab.clickhouse.port, &client.certificate, &client.key);
+    refused(&with(wrong_use.port, "VerifyFull", Some(&authority.pem())), &["certificate"]);
+    // The system's authorities don't know ours.
+    let right = authority.server(&["127.0.0.1"]);
+    let proxy = TlsProxy::to(lab.clickhouse.port, &right.certificate, &right.key);
+    refused(&with(proxy.port, "VerifyFull", None), &["certificate"]);
+    // ClickHouse's own port speaks plain HTTP: nothing is sent in the clear to it.
+    refused(&with(lab.clickhouse.port, "VerifyFull", Some(&authority.pem())), &["plain text"]);
+    let guarded =
+        TlsProxy::for_clients_of(lab.clickhouse.port, &right.certificate, &right.key, &authority.pem());
+    let mut mirror = with(guarded.port, "VerifyFull", Some(&authority.pem()));
+    refused(&mirror, &["clientCertificateSecretRef"]);
+    let mut show = |identity: &Identity| {
+        mirror.clickhouse["spec"]["clickhouse"]["tls"]["clientCertificateSecretRef"] =
+            json!({"name": "identity"});
+        mirror.secrets.retain(|(name, _)| name != "identity");
+        let files = json!({"tls.crt": identity.certificate, "tls.key": identity.key});
+        mirror.secrets.push(("identity".into(), files));
+        mirror.clone()
+    };
+    refused(&show(&Authority::new("other").client("walferry")), &["clientCertificateSecretRef"]);
+    let mirror = show(&authority.client("walferry"));
+    lab.catch_up(&mirror);
+    lab.assert_table("t", "id", "id");
+}
+
+/// Whoever stands between and says that the server has no TLS, or speaks before the handshake, gets nothing.
+#[test]
+fn no_downgrade() {
+    let authority = Authority::new("authority");
+    let lab = encrypted(Pg::V18, &authority.server(&["127.0.0.1"]), &authority);
+    let error = [b"E\0\0\0\x1bSFATAL\0C28000\0Minjected\0\0".as_slice()].concat();
+    for (answer, words) in [
+        (b"N".to_vec(), ["does not offer TLS"]),
+        (error.clone(), ["TLS request"]),
+        ([b"S".as_slice(), &error].concat(), ["TLS"]),
+    ] {
+        let impostor = Impostor::of(lab.postgres_port, "", Attack::once(answer.clone()));
+        for mode in ["Require", "VerifyCa", "VerifyFull"] {
+            let ca = if mode == "Require" { String::new() } else { authority.pem() };
+            let mut mirror = with_tls(&lab, mode, &ca);
+            mirror.postgres["spec"]["postgres"]["port"] = json!(impostor.port);
+            let outcome = lab.command("check", &mirror, &[]).exits(1).says(&words);
+            assert!(!outcome.text().contains("injected"), "{outcome:?}");
+        }
+    }
 }
