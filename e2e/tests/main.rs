@@ -22,6 +22,7 @@ mod identity;
 mod injection;
 mod names;
 mod pgbench;
+mod privileges;
 mod replicate;
 mod resync;
 mod schema;
