@@ -18,12 +18,15 @@
 //! | [`http`], [`telemetry`] | `/status` and `/metrics`; logs | `api`, `model`, `status` |
 //! | [`operator`] | the Kubernetes controllers | `api`, `model`, `status`, `resolve`, `check`, `cleanup`, `postgres`, `clickhouse`, `http`, `telemetry` |
 //! | [`cli`] | one file a command | everything |
+//! | [`fuzzing`] | what `cargo fuzz` and the tests feed arbitrary bytes to | everything |
 
 pub mod api;
 pub mod check;
 pub mod cleanup;
 pub mod cli;
 pub mod clickhouse;
+#[cfg(any(test, doc, fuzzing))]
+pub mod fuzzing;
 pub mod http;
 pub mod model;
 pub mod operator;

@@ -67,12 +67,31 @@ pub fn load_mounted(file: &Path, secrets: &Path) -> Result<Vec<ReplicatorConfig>
     from_documents(documents, problems, Some(MountedSecrets::new(secrets)))
 }
 
+/// Reads a file's text, however wrong it is.
+#[cfg(any(test, fuzzing))]
+pub fn fuzz(text: &str) -> Result<Vec<ReplicatorConfig>, LoadError> {
+    static SCHEMAS: std::sync::LazyLock<schema::Schemas> =
+        std::sync::LazyLock::new(|| schema::by_kind().unwrap_or_default());
+    let mut problems = Vec::new();
+    let documents = documents::parse(Path::new("fuzz.yaml"), text, &mut problems);
+    from_checked(&SCHEMAS, documents, problems, None)
+}
+
 fn from_documents(
+    documents: Vec<Document>,
+    problems: Vec<String>,
+    mounted: Option<MountedSecrets>,
+) -> Result<Vec<ReplicatorConfig>, LoadError> {
+    from_checked(&schema::by_kind().map_err(LoadError::Schema)?, documents, problems, mounted)
+}
+
+/// Checks the documents by their schemas, and resolves them.
+fn from_checked(
+    schemas: &schema::Schemas,
     documents: Vec<Document>,
     mut problems: Vec<String>,
     mounted: Option<MountedSecrets>,
 ) -> Result<Vec<ReplicatorConfig>, LoadError> {
-    let schemas = schema::by_kind().map_err(LoadError::Schema)?;
     let mut resources = Resources { mounted, ..Resources::default() };
     for Document { place, value } in documents {
         let mut found = Vec::new();

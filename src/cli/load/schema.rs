@@ -18,11 +18,14 @@ use serde_json::{Map, Value};
 
 use crate::api::{Problem, custom_resource_definitions};
 
+/// The schemas by kind.
+pub(super) type Schemas = HashMap<String, JSONSchemaProps>;
+
 /// The schemas of all kinds that a file may hold, by kind.
 ///
 /// # Errors
 /// When a generated schema isn't one that Kubernetes knows, which would be a defect.
-pub(super) fn by_kind() -> Result<HashMap<String, JSONSchemaProps>, serde_json::Error> {
+pub(super) fn by_kind() -> Result<Schemas, serde_json::Error> {
     let metadata = JSONSchemaProps { required: Some(vec!["name".to_owned()]), ..schema_of::<ObjectMeta>()? };
     let string = JSONSchemaProps { type_: Some("string".to_owned()), ..Default::default() };
     let mut schemas = HashMap::from([("Secret".to_owned(), schema_of::<Secret>()?)]);

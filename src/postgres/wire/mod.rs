@@ -7,6 +7,8 @@ mod buffer;
 mod connection;
 mod copy_out;
 mod fields;
+#[cfg(any(test, fuzzing))]
+pub mod fuzzing;
 mod halves;
 mod replication;
 mod startup;
