@@ -11,6 +11,8 @@
 )]
 
 #[path = "../support/mod.rs"]
+mod support;
+
 mod bad_input;
 mod commands;
 mod destination;
@@ -28,10 +30,8 @@ mod resync;
 mod schema;
 mod snapshot;
 mod stream;
-mod support;
 mod tls;
 mod toast;
 mod truncate;
 mod types;
 mod values;
-

@@ -53,6 +53,11 @@ pub fn stream(data: &[u8]) {
                     assert_within(data, &new);
                 }
             }
+            Ok(Some(ReplicationMessage::TooLong { data, .. })) => {
+                if pgoutput::decode_beginning(data, &mut new).is_some() {
+                    assert_within(data, &new);
+                }
+            }
             Ok(Some(ReplicationMessage::Keepalive { .. })) => {}
             // The pieces never keep anybody waiting.
             Ok(None) => match buffer.fill(&mut stream).now_or_never() {
@@ -69,7 +74,7 @@ pub fn answers(data: &[u8]) {
     let mut buffer = ReceiveBuffer::new();
     let mut stream = Pieces { bytes: data, size: data.len().max(1) };
     while let Some(Ok(_)) = buffer.fill(&mut stream).now_or_never() {
-        while let Ok(Some(Frame { tag, body })) = buffer.next_frame() {
+        while let Ok(Some(Frame { tag, body, .. })) = buffer.next_frame() {
             let body = buffer.slice(body);
             match tag {
                 b'D' => drop(text_row(body)),
