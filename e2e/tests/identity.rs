@@ -344,7 +344,7 @@ fn equal_versions_over_kills_and_a_hanging_destination() {
     let clickhouse = Pid::from_raw(lab.clickhouse_server.pid());
     let signal = |signal| nix::sys::signal::kill(clickhouse, signal).unwrap();
     let mut random = Random(20_261_121);
-    for round in 1..=8 {
+    for round in 1..=5 {
         let seed = random.0;
         let mut run = lab.run(&mirror);
         if random.below(3) > 0 {
