@@ -28,6 +28,7 @@ mod privileges;
 mod replicate;
 mod resync;
 mod schema;
+mod schema_changes;
 mod snapshot;
 mod stream;
 mod tls;

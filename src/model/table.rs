@@ -129,6 +129,9 @@ pub struct Column {
     /// Source names it had before: rows may still come from the log under them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub former_names: Vec<String>,
+    /// Types (`atttypid` and `atttypmod`) it had before, whose values are read the same way: rows may still come from the log with them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub former_types: Vec<(u32, i32)>,
 }
 
 impl Column {
@@ -149,6 +152,7 @@ impl Column {
             missing_value: None,
             dropped: false,
             former_names: Vec::new(),
+            former_types: Vec::new(),
         }
     }
 }

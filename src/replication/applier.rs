@@ -23,6 +23,8 @@ pub(super) struct Slot<D: Destination> {
     pub(super) table: Arc<Table<D>>,
     pub(super) spec: TableSpec,
     pub(super) schema: Arc<TableSchema>,
+    /// Changes up to here are in the table's copy.
+    covered: Lsn,
     building: Option<Building<D>>,
     /// When the last insert began.
     started: Instant,
@@ -51,6 +53,8 @@ pub(super) enum Step {
     Relation(Relation),
     /// Tables were truncated, by relation oid.
     Truncate(Vec<u32>),
+    /// A row is the first to need its relation, which was left unjudged: to be announced, then the message applied again.
+    Late(Box<Relation>),
     /// A row can't be stored.
     Fail(usize, Error),
 }
@@ -62,6 +66,8 @@ pub(super) struct Applier<D: Destination> {
     pub(super) checkpoint: Arc<Checkpoint>,
     /// `None` marks a relation that is not ours.
     relations: HashMap<u32, Option<KnownRelation>>,
+    /// Relations of rows that are in a copy already, which don't fit the table as it is now: a later row says whether they matter.
+    unjudged: HashMap<u32, (usize, Relation)>,
     scratch: Scratch,
     transaction: Option<Transaction>,
     settings: BatchSettings,
@@ -86,6 +92,7 @@ impl<D: Destination> Applier<D> {
             .into_iter()
             .map(|(table, spec)| Slot {
                 schema: Arc::new(table.schema()),
+                covered: table.record().covered,
                 table,
                 spec,
                 building: None,
@@ -97,6 +104,7 @@ impl<D: Destination> Applier<D> {
             inserter,
             checkpoint,
             relations: HashMap::new(),
+            unjudged: HashMap::new(),
             scratch: Scratch::default(),
             transaction: None,
             settings,
@@ -149,12 +157,14 @@ impl<D: Destination> Applier<D> {
     fn row(&mut self, data: &[u8], relation: u32, change: Change) -> Result<Step, Error> {
         let Transaction { xid, version, committed_at } =
             self.transaction.ok_or(Error::Protocol("a row outside a transaction"))?;
-        let known =
-            self.relations.get(&relation).ok_or(Error::Protocol("a row of a relation never announced"))?;
+        let Some(known) = self.relations.get(&relation) else { return self.unjudged_row(relation, version) };
         let Some(known) = known else { return Ok(Step::Done) };
         let Some(slot) = self.slots.get_mut(known.slot).filter(|slot| !slot.table.failed()) else {
             return Ok(Step::Done);
         };
+        if version <= slot.covered {
+            return Ok(Step::Done);
+        }
         if slot.building.is_none() {
             let batch = match slot.table.take_spare(&slot.schema) {
                 Some(batch) => batch,
@@ -208,6 +218,31 @@ impl<D: Destination> Applier<D> {
         Step::Fail(known.slot, Error::too_long(&slot.schema, bytes, key.as_deref()))
     }
 
+    /// A row of a relation that is not known: passed over when it is in a copy already.
+    fn unjudged_row(&mut self, relation: u32, version: Lsn) -> Result<Step, Error> {
+        let covered = |slot: usize| self.slots.get(slot).is_some_and(|slot| version <= slot.covered);
+        match self.unjudged.get(&relation) {
+            Some((slot, _)) if covered(*slot) => Ok(Step::Done),
+            Some(_) => match self.unjudged.remove(&relation) {
+                Some((_, relation)) => Ok(Step::Late(Box::new(relation))),
+                None => Ok(Step::Done),
+            },
+            None => Err(Error::Protocol("a row of a relation never announced")),
+        }
+    }
+
+    /// Whether the transaction being received is in a slot's copy already.
+    pub(super) fn is_covered(&self, slot: usize) -> bool {
+        let version = self.transaction.map(|transaction| transaction.version);
+        self.slots.get(slot).is_some_and(|slot| version.is_some_and(|version| version <= slot.covered))
+    }
+
+    /// Keeps a relation until a row needs it.
+    pub(super) fn judge_later(&mut self, slot: usize, relation: Relation) {
+        self.relations.remove(&relation.oid);
+        self.unjudged.insert(relation.oid, (slot, relation));
+    }
+
     /// Takes what is being built for a slot, to insert it or to set it aside.
     pub(super) fn take_building(&mut self, slot: usize) -> Option<Building<D>> {
         self.dirty.retain(|dirty| *dirty != slot);
@@ -216,6 +251,7 @@ impl<D: Destination> Applier<D> {
 
     /// Remembers what a relation is.
     pub(super) fn know(&mut self, oid: u32, relation: Option<KnownRelation>) {
+        self.unjudged.remove(&oid);
         self.relations.insert(oid, relation);
     }
 

@@ -120,6 +120,16 @@ pub enum Error {
         /// What is wrong and what to run.
         message: String,
     },
+    /// The source's catalog says more of a table than its rows in the stream did: the tables have to be taken up anew.
+    #[error("table {table} has changed at the source: {why}")]
+    CatalogChanged {
+        /// The table.
+        table: TableId,
+        /// What has changed.
+        why: String,
+        /// Whether the table has to be copied anew, whatever the catalog says when it is looked at again.
+        copy: bool,
+    },
     /// The source sent a message that breaks the protocol.
     #[error("unexpected replication message: {0}")]
     Protocol(&'static str),
@@ -150,6 +160,11 @@ impl Error {
     pub(super) fn of_table(table: &TableId, error: Error) -> Self {
         match error {
             Error::Source(source) if source.tells_missing_table() => Error::dropped(table),
+            // insufficient_privilege: also what a read says that row-level security would cut short.
+            Error::Source(source) if source.sqlstate() == Some("42501") => {
+                let message = format!("it can't be read any more: {source}. walferry check says what to run");
+                Error::Table { table: table.clone(), reason: "SourcePrivilegeMissing", message }
+            }
             Error::Source(source) if source.tells_encoding() => Error::Table {
                 table: table.clone(),
                 reason: "SourceEncoding",
@@ -196,6 +211,11 @@ impl Error {
         }
     }
 
+    /// A mirrored table has to be copied anew.
+    pub(super) fn copy_anew(table: &TableId, why: impl Into<String>) -> Self {
+        Error::CatalogChanged { table: table.clone(), why: why.into(), copy: true }
+    }
+
     /// A mirrored table has another name.
     pub(super) fn renamed(table: &TableId, name: &TableId) -> Self {
         let message = format!(
@@ -232,6 +252,8 @@ pub enum Policy {
     SlowDown,
     /// Stop this table and go on with the others.
     FailTable,
+    /// Begin again from the durable state, at once.
+    StartOver,
     /// Stop the Mirror until a human has acted; look again now and then.
     Stall,
     /// End without complaint.
@@ -265,6 +287,7 @@ pub fn policy(error: &Error) -> (Policy, &'static str) {
         Error::TimelineChanged { .. } => (Policy::Stall, "SourceTimelineChanged"),
         Error::SpecChanged { .. } => (Policy::Stall, "SpecChanged"),
         Error::Table { reason, .. } => (Policy::FailTable, reason),
+        Error::CatalogChanged { .. } => (Policy::StartOver, "SourceSchemaChanged"),
         Error::Protocol(_) => (Policy::Retry, "SourceProtocolError"),
         Error::Encoding(_) => (Policy::Stall, "SourceEncoding"),
         Error::Task(_) => (Policy::Retry, "InternalError"),

@@ -7,6 +7,7 @@ mod backoff;
 mod batch;
 mod checkpoint;
 mod destination;
+mod drift;
 mod error;
 mod provision;
 mod reread;

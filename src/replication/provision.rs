@@ -5,13 +5,13 @@ use std::{collections::BTreeSet, time::Duration};
 use super::{
     Destination, Error, Policy,
     batch::stream_fence,
-    failure, policy, resync, snapshot,
+    drift, failure, policy, resync, snapshot,
     state::{MirrorState, SourceRecord, StateStore, TablePhase, TableRecord},
 };
 use crate::{
     model::{Lsn, MirrorIdentity, ReplicatorConfig, SnapshotMode, TableId, TableSchema, TableSpec},
     postgres::{
-        catalog,
+        catalog::{self, Layout},
         overview::Standing,
         publication,
         session::Session,
@@ -84,15 +84,44 @@ pub(super) async fn provision<D: Destination>(
         store.forget_table(record).await?;
     }
     state.tables.retain(|id, _| wanted.contains(id));
-    for record in state.tables.values_mut().filter(|record| record.phase != TablePhase::Failed) {
+    bring_up(&drift::Surroundings { config, session, destination }, &mut state, store).await?;
+    join_all(config, destination, store, &mut state, schemas).await?;
+    Ok(Provisioned { state, joining })
+}
+
+/// Brings the tables that the Mirror has up to their catalog and targets. One that can't be is set aside.
+async fn bring_up<D: Destination>(
+    around: &drift::Surroundings<'_, D>,
+    state: &mut MirrorState,
+    store: &StateStore<D>,
+) -> Result<(), Error> {
+    let going = |record: &&mut TableRecord| record.phase != TablePhase::Failed;
+    let oids: Vec<u32> = state.tables.values_mut().filter(going).map(|record| record.schema.oid).collect();
+    let layouts = catalog::layouts(around.session, &oids).await?;
+    for record in state.tables.values_mut().filter(going) {
         // Without a change to insert, a target that was dropped meanwhile would not be missed.
-        if let Err(error) = destination.add_columns(&record.schema, &[]).await {
-            set_aside(record, error.into())?;
+        let stands = around.destination.add_columns(&record.schema, &[]).await.map_err(Error::from);
+        let plan = record.plan;
+        let outcome = match (stands, layouts.get(&record.schema.oid)) {
+            (Ok(()), Some(layout)) => around.bring_up(record, layout).await,
+            // A table that is gone is told by the watch.
+            (stands, _) => stands.map(|()| false),
+        };
+        let changed = match outcome {
+            Err(error) => {
+                set_aside(record, error)?;
+                true
+            }
+            Ok(changed) => changed,
+        };
+        if record.plan != plan {
+            state.chunks_done.remove(&record.schema.id);
+        }
+        if changed {
             store.save_table(record).await?;
         }
     }
-    join_all(config, destination, store, &mut state, schemas).await?;
-    Ok(Provisioned { state, joining })
+    Ok(())
 }
 
 fn check_identity(record: Option<&SourceRecord>, found: &SystemIdentity) -> Result<(), Error> {
@@ -122,19 +151,36 @@ fn check_finished(config: &ReplicatorConfig, state: &MirrorState) -> Result<(), 
     Err(Error::CopyFinished)
 }
 
-/// The schemas of tables that are new to the Mirror; known ones must still be asked for as they were.
+/// A table that is new to the Mirror.
+struct New {
+    spec: TableSpec,
+    schema: TableSchema,
+    /// Its marks from before it was described: what changes later is seen by them.
+    layout: Option<Layout>,
+}
+
+/// The tables that are new to the Mirror; known ones must still be asked for as they were.
 async fn describe(
     config: &ReplicatorConfig,
     session: &Session,
     state: &MirrorState,
-) -> Result<Vec<(TableSpec, TableSchema)>, Error> {
-    let mut new = Vec::new();
+) -> Result<Vec<New>, Error> {
+    let (mut specs, mut oids) = (Vec::new(), Vec::new());
     for spec in &config.tables {
         match state.tables.get(&spec.id) {
             Some(record) if record.spec == *spec => {}
             Some(record) => return Err(Error::SpecChanged { table: record.schema.id.clone() }),
-            None => new.push((spec.clone(), catalog::describe(session, spec).await?.schema)),
+            None => {
+                oids.extend(catalog::table_oid(session, &spec.id).await?);
+                specs.push(spec);
+            }
         }
+    }
+    let mut layouts = catalog::layouts(session, &oids).await?;
+    let mut new = Vec::new();
+    for spec in specs {
+        let schema = catalog::describe(session, spec).await?.schema;
+        new.push(New { spec: spec.clone(), layout: layouts.remove(&schema.oid), schema });
     }
     Ok(new)
 }
@@ -144,7 +190,7 @@ async fn publish(
     config: &ReplicatorConfig,
     session: &Session,
     state: &MirrorState,
-    new: &[(TableSpec, TableSchema)],
+    new: &[New],
 ) -> Result<(), Error> {
     let name = config.mirror.publication_name();
     let comment = publication_comment(&config.mirror);
@@ -152,7 +198,7 @@ async fn publish(
         if state.source.is_some() {
             return check_publication(&name, None);
         }
-        let schemas: Vec<TableSchema> = new.iter().map(|(_, schema)| schema.clone()).collect();
+        let schemas: Vec<TableSchema> = new.iter().map(|new| new.schema.clone()).collect();
         publication::create(session, &name, &schemas, &comment).await?;
         tracing::info!(publication = name, tables = schemas.len(), "created the publication");
         return Ok(());
@@ -161,7 +207,7 @@ async fn publish(
     check_publication(&name, Some(Standing { owned_by_us: found.owned_by_us, sends_all }))?;
     let published: BTreeSet<&TableId> = found.tables.iter().map(|table| &table.id).collect();
     let add: Vec<&TableSchema> =
-        new.iter().map(|(_, schema)| schema).filter(|schema| !published.contains(&schema.id)).collect();
+        new.iter().map(|new| &new.schema).filter(|schema| !published.contains(&schema.id)).collect();
     let wanted: BTreeSet<&TableId> = config.tables.iter().map(|table| &table.id).collect();
     let drop: Vec<TableId> = published.into_iter().filter(|id| !wanted.contains(id)).cloned().collect();
     if !add.is_empty() || !drop.is_empty() {
@@ -254,12 +300,12 @@ async fn join_all<D: Destination>(
     destination: &D,
     store: &StateStore<D>,
     state: &mut MirrorState,
-    tables: Vec<(TableSpec, TableSchema)>,
+    tables: Vec<New>,
 ) -> Result<(), Error> {
     let slot_start = state.source.as_ref().map(|source| source.start_lsn);
     let over_rows_from = slot_start.filter(|_| state.resync.is_some());
-    for (spec, schema) in tables {
-        let record = join(config, destination, spec, schema, over_rows_from).await?;
+    for new in tables {
+        let record = join(config, destination, new, over_rows_from).await?;
         store.save_table(&record).await?;
         state.tables.insert(record.schema.id.clone(), record);
     }
@@ -274,25 +320,14 @@ async fn join_all<D: Destination>(
 async fn join<D: Destination>(
     config: &ReplicatorConfig,
     destination: &D,
-    spec: TableSpec,
-    schema: TableSchema,
+    New { spec, schema, layout }: New,
     over_rows_from: Option<Lsn>,
 ) -> Result<TableRecord, Error> {
     let phase = match config.snapshot.mode {
         SnapshotMode::Never => TablePhase::Streaming,
         SnapshotMode::Initial | SnapshotMode::Only => TablePhase::Snapshotting,
     };
-    let mut record = TableRecord {
-        spec,
-        schema,
-        phase,
-        reason: String::new(),
-        message: String::new(),
-        plan: 0,
-        chunks: Vec::new(),
-        rows_estimated: 0,
-        copy_version: Lsn::ZERO,
-    };
+    let mut record = TableRecord { layout, ..TableRecord::new(spec, schema, phase) };
     let made = async {
         destination.ensure_table(&record.schema).await?;
         match over_rows_from {

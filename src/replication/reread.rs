@@ -7,10 +7,13 @@ use std::{
 
 use tokio::sync::Semaphore;
 
-use super::{Error, schema_change};
+use super::{
+    Error,
+    schema_change::{self, Standing},
+};
 use crate::{
     model::{Cell, CellKind, PostgresEndpoint, TableId, TableSchema, TableSpec, Tuple},
-    postgres::{reread, session::Session, visibility},
+    postgres::{self, catalog, reread, session::Session, visibility},
 };
 
 /// Sessions at the same time: a table that is locked at the source must not keep the others waiting.
@@ -39,11 +42,11 @@ impl Rereader {
         self.idle.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    async fn session(&self) -> Result<Session, Error> {
+    async fn session(&self) -> Result<Session, postgres::Error> {
         let idle = self.idle().pop();
         match idle {
             Some(session) => Ok(session),
-            None => Ok(Session::connect_for_rows(&self.endpoint, &self.application_name).await?),
+            None => Session::connect_for_rows(&self.endpoint, &self.application_name).await,
         }
     }
 
@@ -76,18 +79,56 @@ impl Rereader {
             return Ok(Vec::new());
         }
         let _permit = self.permits.acquire().await.map_err(|closed| Error::Task(closed.to_string()))?;
-        let (rows, session) = match reread::read(self.session().await?, schema, tuples, BUDGET).await {
+        let session = self.session().await?;
+        let (rows, session) = match self.read_with(session, schema, tuples).await {
+            Ok((rows, session)) => match standing(&session, schema).await? {
+                Standing::Same => (rows, session),
+                Standing::Renamed => self.read_as_now(session, spec, schema, tuples).await?,
+                Standing::Retyped => return Err(Error::copy_anew(&schema.id, "a column changed its type")),
+            },
             // The rows came before a column went or got another name; the stream has not said so yet.
             Err(error) if schema_change::outdated(&error) => {
-                let session = self.session().await?;
-                let now = schema_change::catch_up(&session, spec, schema).await?;
-                reread::read(session, &now, tuples, BUDGET).await?
+                self.read_as_now(self.session().await?, spec, schema, tuples).await?
             }
-            other => other?,
+            Err(error) => return Err(error.into()),
         };
-        self.idle().extend(session);
+        self.idle().push(session);
         Ok(rows.into_iter().map(|row| row.map(|(data, cells)| FreshRow { data, cells })).collect())
     }
+
+    /// The rows, and a session that is free.
+    async fn read_with(
+        &self,
+        session: Session,
+        schema: &TableSchema,
+        tuples: &[Tuple<'_>],
+    ) -> Result<(Vec<Option<reread::OwnedRow>>, Session), postgres::Error> {
+        let (rows, session) = reread::read(session, schema, tuples, BUDGET).await?;
+        match session {
+            Some(session) => Ok((rows, session)),
+            None => Ok((rows, self.session().await?)),
+        }
+    }
+
+    async fn read_as_now(
+        &self,
+        session: Session,
+        spec: &TableSpec,
+        schema: &TableSchema,
+        tuples: &[Tuple<'_>],
+    ) -> Result<(Vec<Option<reread::OwnedRow>>, Session), Error> {
+        let now = schema_change::catch_up(&session, spec, schema).await?;
+        let (rows, session) = self.read_with(session, &now, tuples).await?;
+        match standing(&session, &now).await? {
+            Standing::Same => Ok((rows, session)),
+            _ => Err(Error::copy_anew(&schema.id, "its columns changed while values were read again")),
+        }
+    }
+}
+
+/// Looked at after the read: names that were changed before it are seen.
+async fn standing(session: &Session, schema: &TableSchema) -> Result<Standing, Error> {
+    Ok(schema_change::standing(schema, &catalog::live_columns(session, schema.oid).await?))
 }
 
 /// Values of one re-read row, in the schema's column order.

@@ -1,9 +1,14 @@
 //! What a Relation message means for a table whose columns are known from before.
 
-use super::Error;
+use super::{Error, Policy, policy};
 use crate::{
-    model::{Column, RESYNC_ADVICE, TableSchema, TableSpec},
-    postgres::{self, catalog, pgoutput::Relation, session::Session},
+    model::{Column, IdentityKind, RESYNC_ADVICE, TableSchema, TableSpec},
+    postgres::{
+        self,
+        catalog::{self, LiveColumn},
+        pgoutput::Relation,
+        session::Session,
+    },
 };
 
 /// Where each schema column's value is in a tuple of a relation; `None` when the relation lacks the column.
@@ -20,50 +25,71 @@ pub(super) struct Projection {
 pub(super) enum Fit {
     /// All that the relation has is known; columns it lacks are filled.
     Known(Projection),
-    /// It has a column that the schema does not know, or lacks one: the catalog has to be asked.
+    /// It differs, in these words: the catalog has to be asked.
     Unknown(String),
-    /// A column has another type.
-    Retyped(String),
 }
 
-/// Compares by name and type. `excluded` are the source columns that the Mirror leaves out.
+/// Matches a relation's columns with a schema's. `excluded` are the source columns that the Mirror leaves out.
 pub(super) fn fit(schema: &TableSchema, relation: &Relation, excluded: &[String]) -> Fit {
-    for column in &relation.columns {
-        match named(schema, &column.name).and_then(|index| schema.columns.get(index)) {
-            Some(known)
-                if (known.type_oid, known.type_modifier) != (column.type_oid, column.type_modifier) =>
-            {
-                return Fit::Retyped(column.name.clone());
-            }
-            None if !excluded.contains(&column.name) => return Fit::Unknown(column.name.clone()),
-            _ => {}
-        }
+    let (projection, strangers) = projection(schema, relation);
+    if let Some(stranger) = strangers.iter().find(|name| !excluded.contains(name)) {
+        return Fit::Unknown(format!("column {stranger} is not known at this place"));
     }
-    let projection = projection(schema, relation);
+    if let Some(problem) = unreadable(schema, relation, &projection) {
+        return Fit::Unknown(problem);
+    }
     let lacks = |(place, known): &(&Option<usize>, &Column)| place.is_none() && !known.dropped;
     match projection.places.iter().zip(&schema.columns).find(lacks) {
-        Some((_, known)) => Fit::Unknown(known.name.clone()),
+        Some((_, known)) => Fit::Unknown(format!("column {} is missing", known.name)),
         None => Fit::Known(projection),
     }
 }
 
-/// The column that has this name, or else had it.
-fn named(schema: &TableSchema, name: &str) -> Option<usize> {
-    let had = |known: &Column| known.former_names.iter().any(|former| former == name);
-    schema.column_index(name).or_else(|| schema.columns.iter().position(had))
+/// Why a relation's rows can't be read by this schema, whatever columns it lacks: values of another type, or old rows that are named
+/// by another key.
+pub(super) fn unreadable(
+    schema: &TableSchema,
+    relation: &Relation,
+    projection: &Projection,
+) -> Option<String> {
+    for (known, place) in schema.columns.iter().zip(&projection.places) {
+        let Some(column) = place.and_then(|place| relation.columns.get(place)) else { continue };
+        let found = (column.type_oid, column.type_modifier);
+        if !readable_as(known, found) {
+            return Some(format!("column {} has another type", known.name));
+        }
+    }
+    if relation.identity == IdentityKind::Full {
+        return None;
+    }
+    let keys = |place: usize| relation.columns.get(place).is_some_and(|column| column.key);
+    let named = |index: &usize| projection.places.get(*index).copied().flatten().is_some_and(keys);
+    let count = relation.columns.iter().filter(|column| column.key).count();
+    let same = count == schema.key.len() && schema.key.iter().chain(&schema.order_by).all(named);
+    (!same).then(|| "the replica identity is another one".to_owned())
 }
 
-/// Matches by name alone.
-pub(super) fn projection(schema: &TableSchema, relation: &Relation) -> Projection {
+/// Where each schema column is in a relation, and the relation's columns that are none of them.
+///
+/// Both lists are in the order of the attribute numbers, which a rename keeps: so a name is looked for only behind the column
+/// before it, and two columns that have swapped their names are told apart.
+pub(super) fn projection<'a>(schema: &TableSchema, relation: &'a Relation) -> (Projection, Vec<&'a String>) {
     let mut places = vec![None; schema.columns.len()];
+    let mut strangers = Vec::new();
+    let mut behind = 0;
     for (place, column) in relation.columns.iter().enumerate() {
-        if let Some(known) = named(schema, &column.name).and_then(|index| places.get_mut(index)) {
-            *known = Some(place);
+        let mut rest = schema.columns.iter().enumerate().skip(behind);
+        match rest.find(|(_, known)| known.name == column.name || known.former_names.contains(&column.name)) {
+            Some((index, _)) => {
+                places[index] = Some(place);
+                behind = index + 1;
+            }
+            None => strangers.push(&column.name),
         }
     }
     let identical = places.len() == relation.columns.len()
         && places.iter().enumerate().all(|(index, place)| *place == Some(index));
-    Projection { places, identical }
+    (Projection { places, identical }, strangers)
 }
 
 /// The schema after a change, and which of its columns are new; or why it can't be applied.
@@ -78,9 +104,7 @@ pub(super) fn evolve(old: &TableSchema, fresh: &TableSchema) -> Result<(TableSch
     let mut added = Vec::new();
     for column in &fresh.columns {
         if let Some(known) = merged.columns.iter_mut().find(|known| known.attnum == column.attnum) {
-            if (known.type_oid, known.type_modifier) != (column.type_oid, column.type_modifier) {
-                return Err(retyped(known, column, &old.target));
-            }
+            retype(known, column, &old.target)?;
             rename(known, &column.name);
         } else {
             let clash = merged
@@ -128,6 +152,69 @@ pub(super) fn as_now(schema: &TableSchema, fresh: &TableSchema) -> TableSchema {
         }
     }
     now
+}
+
+/// Takes up another type whose values are read and stored as before, such as `text` for `varchar(20)`.
+fn retype(known: &mut Column, column: &Column, target: &str) -> Result<(), String> {
+    let former = (known.type_oid, known.type_modifier);
+    if former == (column.type_oid, column.type_modifier) {
+        return Ok(());
+    }
+    if known.source_type != column.source_type || !column.source_type.has_binary_decoder() {
+        return Err(format!(
+            "column {} changed its type from {} to {} at the source; target table {target} still has the old type",
+            known.name, known.type_name, column.type_name
+        ));
+    }
+    known.former_types.retain(|known| *known != (column.type_oid, column.type_modifier));
+    known.former_types.push(former);
+    (known.type_oid, known.type_modifier) = (column.type_oid, column.type_modifier);
+    known.type_name.clone_from(&column.type_name);
+    Ok(())
+}
+
+/// The schema of a table that is copied anew: as the catalog has it, under the target names that its columns have had; unless two
+/// would then have the same.
+pub(super) fn anew(old: &TableSchema, fresh: &TableSchema) -> TableSchema {
+    let mut schema = fresh.clone();
+    for column in &mut schema.columns {
+        if let Some(known) = old.columns.iter().find(|known| known.attnum == column.attnum) {
+            column.target_name.clone_from(&known.target_name);
+        }
+    }
+    let mut names: Vec<_> = schema.columns.iter().map(|column| &column.target_name).collect();
+    names.sort_unstable();
+    if names.windows(2).any(|pair| pair[0] == pair[1]) { fresh.clone() } else { schema }
+}
+
+/// How the names and types that a schema was made with compare with the columns that are there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Standing {
+    /// A query by this schema reads what it means.
+    Same,
+    /// A column has another name, or is gone.
+    Renamed,
+    /// A column has another type.
+    Retyped,
+}
+
+/// Compares by attribute number: after a swap of names, a query would read the wrong column without an error.
+pub(super) fn standing(schema: &TableSchema, live: &[LiveColumn]) -> Standing {
+    let mut standing = Standing::Same;
+    for known in schema.columns.iter().filter(|known| !known.dropped) {
+        match live.iter().find(|column| column.attnum == known.attnum) {
+            Some(column) if !readable_as(known, (column.type_oid, column.type_modifier)) => {
+                return Standing::Retyped;
+            }
+            Some(column) if column.name == known.name => {}
+            _ => standing = Standing::Renamed,
+        }
+    }
+    standing
+}
+
+fn readable_as(known: &Column, found: (u32, i32)) -> bool {
+    (known.type_oid, known.type_modifier) == found || known.former_types.contains(&found)
 }
 
 fn rename(column: &mut Column, name: &str) {
@@ -180,18 +267,22 @@ pub(super) fn changed(schema: &TableSchema, detail: &str) -> Error {
     Error::Table { table: schema.id.clone(), reason: "SourceSchemaChanged", message }
 }
 
-fn retyped(known: &Column, column: &Column, target: &str) -> String {
-    format!(
-        "column {} changed its type from {} to {} at the source; target table {target} still has the old type",
-        known.name, known.type_name, column.type_name
-    )
+/// A target that refuses what a table has become, with the reason of the change before what the destination says.
+pub(super) fn refused(schema: &TableSchema, why: &str, error: Error) -> Error {
+    match policy(&error) {
+        (Policy::FailTable, _) => {
+            let message = format!("{why}; {error}. Once that is done, {RESYNC_ADVICE}");
+            Error::Table { table: schema.id.clone(), reason: "SourceSchemaChanged", message }
+        }
+        _ => error,
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::{
-        model::{IdentityKind, SourceType, TableId},
+        model::{SourceType, TableId},
         postgres::pgoutput::RelationColumn,
     };
 
@@ -219,7 +310,7 @@ mod tests {
                     name: (*name).into(),
                     type_oid: *type_oid,
                     type_modifier: -1,
-                    key: false,
+                    key: *name == "id",
                 })
                 .collect(),
         }
@@ -258,7 +349,7 @@ mod tests {
     fn a_dropped_column_is_asked_for_once() {
         let old = schema(vec![column("id", 1, 20), column("a", 2, 25), column("b", 3, 25)]);
         let without = relation(&[("id", 20), ("b", 25)]);
-        assert_eq!(fit(&old, &without, &[]), Fit::Unknown("a".into()));
+        assert_eq!(fit(&old, &without, &[]), Fit::Unknown("column a is missing".into()));
         let fresh = schema(vec![column("id", 1, 20), column("c", 3, 25), column("d", 4, 25)]);
         let (merged, _) = evolve(&old, &fresh).unwrap();
         let dropped: Vec<_> = merged.columns.iter().map(|column| column.dropped).collect();
@@ -269,11 +360,78 @@ mod tests {
         assert_eq!(now, [("id", false), ("a", true), ("c", false)]);
     }
 
+    fn told(schema: &TableSchema, relation: &Relation) -> String {
+        match fit(schema, relation, &[]) {
+            Fit::Unknown(words) => words,
+            Fit::Known(projection) => panic!("{projection:?}"),
+        }
+    }
+
     #[test]
-    fn new_and_retyped_columns_are_told() {
-        let schema = schema(vec![column("id", 1, 20)]);
-        assert_eq!(fit(&schema, &relation(&[("id", 20), ("a", 25)]), &[]), Fit::Unknown("a".into()));
-        assert_eq!(fit(&schema, &relation(&[("id", 25)]), &[]), Fit::Retyped("id".into()));
+    fn new_and_retyped_columns_and_other_keys_are_told() {
+        let schema = schema(vec![column("id", 1, 20), column("a", 2, 25)]);
+        assert!(told(&schema, &relation(&[("id", 20), ("a", 25), ("b", 25)])).contains("column b"));
+        assert!(told(&schema, &relation(&[("id", 25), ("a", 25)])).contains("column id has another type"));
+        let mut other = relation(&[("id", 20), ("a", 25)]);
+        other.columns[1].key = true;
+        assert!(told(&schema, &other).contains("replica identity"));
+        other.columns[0].key = false;
+        assert!(told(&schema, &other).contains("replica identity"));
+        other.identity = IdentityKind::Full;
+        assert!(matches!(fit(&schema, &other, &[]), Fit::Known(_)));
+    }
+
+    #[test]
+    fn swapped_names_are_told_apart_by_their_order() {
+        let old = schema(vec![column("id", 1, 20), column("a", 2, 25), column("b", 3, 25)]);
+        let swapped = relation(&[("id", 20), ("b", 25), ("a", 25)]);
+        assert!(told(&old, &swapped).contains("column a is not known at this place"));
+        let fresh = schema(vec![column("id", 1, 20), column("b", 2, 25), column("a", 3, 25)]);
+        let (merged, _) = evolve(&old, &fresh).unwrap();
+        for relation in [swapped, relation(&[("id", 20), ("a", 25), ("b", 25)])] {
+            let Fit::Known(projection) = fit(&merged, &relation, &[]) else { panic!() };
+            assert!(projection.identical, "{relation:?}");
+        }
+        let live = |name: &str, attnum, type_oid| LiveColumn {
+            attnum,
+            name: name.into(),
+            type_oid,
+            type_modifier: -1,
+        };
+        let now = |last| [live("id", 1, 20), live("b", 2, 25), last];
+        assert_eq!(standing(&merged, &now(live("a", 3, 25))), Standing::Same);
+        assert_eq!(standing(&old, &now(live("a", 3, 25))), Standing::Renamed);
+        assert_eq!(standing(&old, &now(live("a", 4, 25))), Standing::Renamed);
+        assert_eq!(standing(&merged, &now(live("a", 3, 26))), Standing::Retyped);
+    }
+
+    #[test]
+    fn a_type_that_is_read_alike_is_taken_up() {
+        let old = schema(vec![column("id", 1, 20), column("a", 2, 25)]);
+        let (merged, _) = evolve(&old, &schema(vec![column("id", 1, 20), column("a", 2, 1043)])).unwrap();
+        for type_oid in [25, 1043] {
+            assert!(matches!(fit(&merged, &relation(&[("id", 20), ("a", type_oid)]), &[]), Fit::Known(_)));
+        }
+        let mut other = schema(vec![column("id", 1, 20), column("a", 2, 23)]);
+        other.columns[1].source_type = SourceType::Int4;
+        assert!(evolve(&old, &other).unwrap_err().contains("changed its type from type25 to type23"));
+    }
+
+    #[test]
+    fn a_table_copied_anew_keeps_its_target_names_where_they_are_free() {
+        let old = schema(vec![column("id", 1, 20), column("a", 2, 25)]);
+        let names = |fresh: Vec<Column>| -> Vec<String> {
+            let schema = anew(&old, &schema(fresh));
+            schema.columns.into_iter().map(|column| column.target_name).collect()
+        };
+        assert_eq!(
+            names(vec![column("id", 1, 20), column("c", 2, 25), column("d", 3, 25)]),
+            ["id", "a", "d"]
+        );
+        assert_eq!(
+            names(vec![column("id", 1, 20), column("c", 2, 25), column("a", 3, 25)]),
+            ["id", "c", "a"]
+        );
     }
 
     #[test]
@@ -294,7 +452,6 @@ mod tests {
         let old = schema(vec![column("id", 1, 20), column("a", 2, 25)]);
         let (merged, added) = evolve(&old, &schema(vec![column("id", 1, 20)])).unwrap();
         assert_eq!((merged.columns.len(), added.len()), (2, 0));
-        assert!(evolve(&old, &schema(vec![column("id", 1, 25)])).unwrap_err().contains("changed its type"));
         assert!(
             evolve(&old, &schema(vec![column("id", 1, 20), column("a", 5, 25)]))
                 .unwrap_err()

@@ -6,7 +6,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::{Deserialize, Serialize};
 
 use super::{Destination, Error, StateRow};
-use crate::model::{Lsn, TableId, TableSchema, TableSpec};
+use crate::{
+    model::{Lsn, TableId, TableSchema, TableSpec},
+    postgres::catalog::Layout,
+};
 
 /// The source that a Mirror was started against.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -58,6 +61,9 @@ pub struct Chunk {
     pub from: u64,
     /// The block after the last; `None` for everything from `from` on.
     pub to: Option<u64>,
+    /// The version of its rows, where it isn't that of the plan: a partition that was attached later.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub version: Option<Lsn>,
 }
 
 /// A table's record.
@@ -88,6 +94,35 @@ pub struct TableRecord {
     /// is done is deleted.
     #[serde(default)]
     pub copy_version: Lsn,
+    /// Changes of transactions up to here are in the copy already, and are not applied.
+    #[serde(default)]
+    pub covered: Lsn,
+    /// The source's marks when the table was last in step with its catalog.
+    #[serde(default)]
+    pub layout: Option<Layout>,
+    /// Why the table has to be copied anew before it is streamed again.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub copy_anew: Option<String>,
+}
+
+impl TableRecord {
+    /// A table that is to be copied from its beginning into a target that began empty.
+    pub fn new(spec: TableSpec, schema: TableSchema, phase: TablePhase) -> Self {
+        TableRecord {
+            spec,
+            schema,
+            phase,
+            reason: String::new(),
+            message: String::new(),
+            plan: 0,
+            chunks: Vec::new(),
+            rows_estimated: 0,
+            copy_version: Lsn::ZERO,
+            covered: Lsn::ZERO,
+            layout: None,
+            copy_anew: None,
+        }
+    }
 }
 
 /// A Mirror's whole durable state.
@@ -258,7 +293,8 @@ mod tests {
     use super::*;
 
     fn record(plan: u64, chunks: usize) -> TableRecord {
-        let chunk = Chunk { storage: TableId::new("public", "t"), file_node: 1, from: 0, to: None };
+        let storage = TableId::new("public", "t");
+        let chunk = Chunk { storage, file_node: 1, from: 0, to: None, version: None };
         let id = TableId::new("public", "t");
         let spec = TableSpec {
             id,
@@ -272,20 +308,15 @@ mod tests {
             ttl: None,
             settings: vec![],
         };
+        let schema = TableSchema {
+            key: vec![],
+            order_by: vec![],
+            ..TableSchema::new(TableId::new("public", "t"), vec![])
+        };
         TableRecord {
-            spec,
-            schema: TableSchema {
-                key: vec![],
-                order_by: vec![],
-                ..TableSchema::new(TableId::new("public", "t"), vec![])
-            },
-            phase: TablePhase::Snapshotting,
-            reason: String::new(),
-            message: String::new(),
             plan,
             chunks: vec![chunk; chunks],
-            rows_estimated: 0,
-            copy_version: Lsn::ZERO,
+            ..TableRecord::new(spec, schema, TablePhase::Snapshotting)
         }
     }
 

@@ -54,6 +54,10 @@ pub(super) struct Surroundings {
     pub(super) source: PostgresEndpoint,
     pub(super) application_name: String,
     pub(super) progress: Arc<Progress>,
+    /// Whether values come in binary form.
+    pub(super) binary: bool,
+    /// Has the catalog looked at.
+    pub(super) look: Arc<Notify>,
     /// Ends the stream in order.
     pub(super) stop: CancellationToken,
     /// Ends waits on a destination that does not answer, and tries of this stream's inserts once it has failed.
@@ -109,7 +113,11 @@ async fn pump<D: Destination>(
         while let Some(message) = reader.try_next()? {
             match message {
                 ReplicationMessage::XLogData { data, .. } => {
-                    let step = applier.apply(data)?;
+                    let mut step = applier.apply(data)?;
+                    if let Step::Late(relation) = step {
+                        announce(surroundings, applier, *relation).await?;
+                        step = applier.apply(data)?;
+                    }
                     if !matches!(step, Step::Done) {
                         handle(surroundings, applier, step).await?;
                     } else if applier.wants_balance() {
@@ -200,9 +208,11 @@ async fn handle<D: Destination>(
 ) -> Result<(), Error> {
     match step {
         Step::Done => Ok(()),
+        Step::Late(_) => Err(Error::Protocol("a relation that can't be judged")),
         Step::Relation(relation) => announce(surroundings, applier, relation).await,
         Step::Truncate(relations) => {
-            for slot in relations.iter().filter_map(|oid| applier.slot_of(*oid)).collect::<Vec<_>>() {
+            let slots: Vec<_> = relations.iter().filter_map(|oid| applier.slot_of(*oid)).collect();
+            for slot in slots.into_iter().filter(|slot| !applier.is_covered(*slot)).collect::<Vec<_>>() {
                 truncate(surroundings, applier, slot).await?;
             }
             Ok(())
@@ -240,17 +250,24 @@ async fn announce<D: Destination>(
         applier.know(relation.oid, None);
         return Ok(());
     };
-    let Some(slot) = applier.slots.get(index) else { return Ok(()) };
-    let schema = Arc::clone(&slot.schema);
-    let projection = match schema_change::fit(&schema, &relation, &slot.spec.exclude) {
+    let Some(slot) = applier.slots.get(index).filter(|slot| !slot.table.failed()) else {
+        applier.know(relation.oid, None);
+        return Ok(());
+    };
+    if applier.slot_of(relation.oid).is_some() {
+        // Something may have happened to the table that its rows don't tell.
+        surroundings.look.notify_one();
+    }
+    let projection = match schema_change::fit(&slot.schema, &relation, &slot.spec.exclude) {
         Fit::Known(projection) => projection,
-        Fit::Unknown(column) => {
-            tracing::info!(table = %relation.table, column, "column came or went in the stream");
-            match change_schema(surroundings, applier, index).await {
-                Ok(()) => {
-                    let Some(slot) = applier.slots.get(index) else { return Ok(()) };
-                    schema_change::projection(&slot.schema, &relation)
-                }
+        Fit::Unknown(_) if applier.is_covered(index) => {
+            applier.judge_later(index, relation);
+            return Ok(());
+        }
+        Fit::Unknown(detail) => {
+            tracing::info!(table = %relation.table, detail, "columns changed in the stream");
+            match follow(surroundings, applier, index, &relation).await {
+                Ok(projection) => projection,
                 Err(error) if policy(&error).0 == Policy::FailTable => {
                     fail(surroundings, applier, index, &error).await?;
                     Projection { places: Vec::new(), identical: false }
@@ -258,17 +275,33 @@ async fn announce<D: Destination>(
                 Err(error) => return Err(error),
             }
         }
-        Fit::Retyped(column) => {
-            let detail = format!("column {column} has another type at the source now");
-            let error = schema_change::changed(&schema, &detail);
-            fail(surroundings, applier, index, &error).await?;
-            Projection { places: Vec::new(), identical: false }
-        }
     };
     let Some(slot) = applier.slots.get(index) else { return Ok(()) };
     let known = KnownRelation::new(index, Arc::clone(&slot.schema), projection);
     applier.know(relation.oid, Some(known));
     Ok(())
+}
+
+/// Takes a change of columns up from the catalog, and says where the columns are in the relation's rows.
+async fn follow<D: Destination>(
+    surroundings: &Surroundings,
+    applier: &mut Applier<D>,
+    index: usize,
+    relation: &Relation,
+) -> Result<Projection, Error> {
+    change_schema(surroundings, applier, index).await?;
+    let Some(slot) = applier.slots.get(index) else { return Err(Error::Stopped) };
+    let (projection, _) = schema_change::projection(&slot.schema, relation);
+    match schema_change::unreadable(&slot.schema, relation, &projection) {
+        Some(detail) => Err(Error::copy_anew(&slot.table.id, detail)),
+        // Binary values were asked for, and this column's can't be read so.
+        None if surroundings.binary && !slot.schema.has_binary_decoder() => Err(Error::CatalogChanged {
+            table: slot.table.id.clone(),
+            why: "a column came whose values are read as text".to_owned(),
+            copy: false,
+        }),
+        None => Ok(projection),
+    }
 }
 
 /// Asks the catalog for a table's columns and brings target and state up to them.
@@ -286,7 +319,10 @@ async fn change_schema<D: Destination>(
     })
     .await?;
     let (merged, added) =
-        schema_change::evolve(&old, &fresh).map_err(|message| schema_change::changed(&old, &message))?;
+        schema_change::evolve(&old, &fresh).map_err(|message| Error::copy_anew(&old.id, message))?;
+    if merged == *old {
+        return Ok(());
+    }
     // Rows of the old schema go first: within one version, the row inserted last wins.
     applier.flush(index).await?;
     let destination = &applier.inserter.destination;

@@ -14,7 +14,7 @@ use super::{
     Destination, Error, failure, policy,
     state::{StateStore, TablePhase, TableRecord},
 };
-use crate::model::{TableId, TableProgress, TableSchema, TableState};
+use crate::model::{Lsn, TableId, TableProgress, TableSchema, TableState};
 
 /// A table's shared state. One exists for each table of the Mirror, over reconnections of the stream.
 pub(super) struct Table<D: Destination> {
@@ -129,6 +129,8 @@ impl<D: Destination> Table<D> {
         }
         let mut record = self.record();
         record.phase = TablePhase::Streaming;
+        (record.reason, record.message) = (String::new(), String::new());
+        record.copy_version = Lsn::ZERO;
         let chunks = std::mem::take(&mut record.chunks).len();
         self.store.finish_snapshot(&record, chunks).await?;
         self.replace(record);

@@ -2,12 +2,13 @@
 
 use std::{sync::Arc, time::Duration};
 
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
 use tokio_util::sync::CancellationToken;
 
 use super::{
     Destination, Error,
     backoff::{Notice, retry},
+    drift,
     provision::{check_publication, check_slot},
     state::SourceRecord,
     table::Table,
@@ -15,6 +16,7 @@ use super::{
 use crate::{
     model::{Progress, ReplicatorConfig, TableId},
     postgres::{
+        catalog,
         overview::{self, Membership},
         session::Session,
         slot::SlotInfo,
@@ -31,6 +33,8 @@ pub(super) struct Watch<D: Destination> {
     pub(super) progress: Arc<Progress>,
     pub(super) tables: Vec<Arc<Table<D>>>,
     pub(super) notice: Notice,
+    /// Asks for a look at once.
+    pub(super) look: Arc<Notify>,
 }
 
 impl<D: Destination> Watch<D> {
@@ -42,6 +46,7 @@ impl<D: Destination> Watch<D> {
         loop {
             tokio::select! {
                 () = end.cancelled() => return,
+                () = self.look.notified() => {}
                 () = tokio::time::sleep(EVERY) => {}
             }
             match self.look_again(&mut session, &end).await {
@@ -98,12 +103,37 @@ impl<D: Destination> Watch<D> {
             self.progress.set_source_lsn(slot.current_lsn);
         }
         check_publication(&publication, seen.publication)?;
-        for (table, membership) in tables.into_iter().zip(&seen.tables) {
+        for (table, membership) in tables.iter().zip(&seen.tables) {
             if let Some(error) = cut_off(&table.id, membership, &publication) {
                 retry(end, &self.notice, || table.fail(&error)).await?;
             }
         }
+        self.compare_layouts(session, &oids, end).await?;
         Ok(slot)
+    }
+
+    /// Whether the catalog says of each table what it said when the table was last brought up to it. What the stream has taken up
+    /// by itself since then is noted; for anything else the tables have to be taken up anew.
+    async fn compare_layouts(
+        &self,
+        session: &Session,
+        oids: &[u32],
+        end: &CancellationToken,
+    ) -> Result<(), Error> {
+        let layouts = catalog::layouts(session, oids).await?;
+        for table in self.tables.iter().filter(|table| !table.failed()) {
+            let record = table.record();
+            let Some(now) = layouts.get(&record.schema.oid) else { continue };
+            if Some(now) == record.layout.as_ref() {
+                continue;
+            }
+            if !drift::is_taken_up(session, &record, now).await? {
+                let why = "its columns, files or partitions are others".to_owned();
+                return Err(Error::CatalogChanged { table: table.id.clone(), why, copy: false });
+            }
+            retry(end, &self.notice, || table.update(|record| record.layout = Some(now.clone()))).await?;
+        }
+        Ok(())
     }
 }
 

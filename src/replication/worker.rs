@@ -90,6 +90,11 @@ pub async fn run<D: Destination>(
             worker.progress.set_slot(SlotReport { wal_status: Some(wal_status.clone()), ..slot });
         }
         let (what, reason) = policy(&error);
+        if what == Policy::StartOver {
+            tracing::info!(mirror = worker.config.mirror.name, %error, "taking the tables up anew");
+            worker.start_over(error, &mut backoff).await;
+            continue;
+        }
         let passes = matches!(what, Policy::Retry | Policy::SlowDown);
         let phase = if passes { MirrorPhase::Retrying } else { MirrorPhase::Stalled };
         worker.progress.set_phase(phase, Some(failure(&error)));
@@ -136,6 +141,14 @@ struct Started<D: Destination> {
     writer: ReplicationWriter,
     /// Where the slot stands.
     confirmed: Lsn,
+    /// Whether values come in binary form.
+    binary: bool,
+}
+
+/// The copy, which outlives connections.
+struct Copying {
+    task: JoinHandle<Result<(), Error>>,
+    stop: CancellationToken,
 }
 
 struct Worker<D: Destination> {
@@ -148,7 +161,7 @@ struct Worker<D: Destination> {
     abort: CancellationToken,
     /// Tables, once provisioned; they outlive connections.
     tables: Mutex<BTreeMap<crate::model::TableId, Arc<Table<D>>>>,
-    copying: tokio::sync::Mutex<Option<JoinHandle<Result<(), Error>>>>,
+    copying: tokio::sync::Mutex<Option<Copying>>,
     /// The stream that has run since the last fault.
     began: Mutex<Option<Began>>,
 }
@@ -196,17 +209,18 @@ impl<D: Destination> Worker<D> {
             started = self.start() => started?,
             () = self.stop.cancelled() => return Err(Error::Stopped),
         };
-        let Some(Started { session, state, joining, tables, watch, reader, writer, confirmed }) = started
+        let Some(Started { session, state, joining, tables, watch, reader, writer, confirmed, binary }) =
+            started
         else {
             return Ok(());
         };
         let (fatal, mut fatal_errors) = mpsc::channel(16);
         *self.began() = Some(Began { at: Instant::now(), durable: self.progress.durable_lsn() });
-        let notice = Arc::clone(&watch.notice);
+        let (notice, look) = (Arc::clone(&watch.notice), Arc::clone(&watch.look));
         notice(None);
         let mut copying = self.copying.lock().await;
         // A copy outlives connections; one that has ended may have ended by a fault.
-        if copying.as_ref().is_none_or(JoinHandle::is_finished) {
+        if copying.as_ref().is_none_or(|copying| copying.task.is_finished()) {
             *copying = Some(self.copy(&tables, &state, joining, &notice));
         }
         let copied = report_copy(&mut copying, Arc::clone(&notice), fatal.clone());
@@ -219,6 +233,8 @@ impl<D: Destination> Worker<D> {
             source: self.config.source.clone(),
             application_name: self.config.mirror.application_name(),
             progress: Arc::clone(&self.progress),
+            binary,
+            look,
             stop: end.clone(),
             abort,
         };
@@ -228,6 +244,8 @@ impl<D: Destination> Worker<D> {
         };
         end.cancel();
         watcher.abort();
+        // What it was writing must not be written after what comes next.
+        drop(watcher.await);
         if let Some(finisher) = finisher {
             finisher.abort();
         }
@@ -248,7 +266,7 @@ impl<D: Destination> Worker<D> {
         let mut wire =
             Connection::connect(&self.config.source, &application_name, Purpose::Replication).await?;
         let identity = wire.identify_system().await?;
-        let copying = self.copying.lock().await.as_ref().is_some_and(|task| !task.is_finished());
+        let copying = self.copying.lock().await.as_ref().is_some_and(|copying| !copying.task.is_finished());
         let Provisioned { state, joining } =
             provision::provision(&self.config, &session, &identity, &self.destination, &self.store, copying)
                 .await?;
@@ -270,7 +288,7 @@ impl<D: Destination> Worker<D> {
             .await?;
         tracing::info!(slot = slot_name, start = %confirmed, binary, "streaming");
         self.progress.set_durable_lsn(confirmed);
-        Ok(Some(Started { session, state, joining, tables, watch, reader, writer, confirmed }))
+        Ok(Some(Started { session, state, joining, tables, watch, reader, writer, confirmed, binary }))
     }
 
     fn watch(&self, state: &MirrorState, tables: &[(Arc<Table<D>>, TableSpec)]) -> Watch<D> {
@@ -280,6 +298,7 @@ impl<D: Destination> Worker<D> {
             progress: Arc::clone(&self.progress),
             tables: tables.iter().map(|(table, _)| Arc::clone(table)).collect(),
             notice: self.notice(tables),
+            look: Arc::new(Notify::new()),
         }
     }
 
@@ -336,7 +355,9 @@ impl<D: Destination> Worker<D> {
         state: &MirrorState,
         joining: bool,
         notice: &Notice,
-    ) -> JoinHandle<Result<(), Error>> {
+    ) -> Copying {
+        let stop = self.stop.child_token();
+        let stopped = stop.clone();
         let around = snapshot::Surroundings {
             source: self.config.source.clone(),
             application_name: self.config.mirror.application_name(),
@@ -344,12 +365,38 @@ impl<D: Destination> Worker<D> {
             store: self.store.clone(),
             parallelism: self.config.snapshot.parallelism,
             fence: self.config.mirror.fence(),
-            stop: self.stop.clone(),
+            stop,
+            progress: Arc::clone(&self.progress),
             notice: Arc::clone(notice),
         };
         let tables: Vec<_> = tables.iter().map(|(table, _)| Arc::clone(table)).collect();
         let state = state.clone();
-        tokio::spawn(async move { snapshot::run(around, tables, &state, joining).await })
+        let task = tokio::spawn(async move { snapshot::run(around, tables, &state, joining).await });
+        Copying { task, stop: stopped }
+    }
+
+    /// Lets go of everything but the durable state, so that the next session takes it up from there.
+    async fn start_over(&self, error: Error, backoff: &mut Backoff) {
+        if let Some(Copying { task, stop }) = self.copying.lock().await.take() {
+            stop.cancel();
+            if let Ok(Err(error)) = task.await {
+                tracing::debug!(%error, "the copy was ended");
+            }
+        }
+        let tables = std::mem::take(&mut *self.tables.lock().unwrap_or_else(PoisonError::into_inner));
+        if let Error::CatalogChanged { table, why, copy: true } = error
+            && let Some(table) = tables.get(&table)
+        {
+            let noted = table.update(|record| record.copy_anew = Some(why.clone()));
+            if let Err(error) = noted.await {
+                // The stream meets the same change again.
+                tracing::warn!(%error, "a table's change could not be noted; it will be met again");
+            }
+        }
+        tokio::select! {
+            () = self.stop.cancelled() => {}
+            () = tokio::time::sleep(backoff.next(Policy::Retry)) => {}
+        }
     }
 
     /// Ends the stream once nothing is left to copy and everything then at the source is durable.
@@ -405,11 +452,11 @@ impl<D: Destination> Worker<D> {
 
 /// Hands the end of the copy to the present stream, for as long as that is polled.
 async fn report_copy(
-    copying: &mut Option<JoinHandle<Result<(), Error>>>,
+    copying: &mut Option<Copying>,
     notice: Notice,
     fatal: mpsc::Sender<Error>,
 ) -> Infallible {
-    if let Some(task) = copying {
+    if let Some(Copying { task, .. }) = copying {
         let ended = task.await.unwrap_or_else(|error| Err(Error::Task(error.to_string())));
         *copying = None;
         match ended {

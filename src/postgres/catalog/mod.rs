@@ -3,6 +3,7 @@
 //! Every statement works on PostgreSQL 14 to 18 and takes the tables as they are when it runs.
 
 mod closest;
+mod layout;
 mod locks;
 mod relation;
 mod server;
@@ -10,9 +11,10 @@ mod storage;
 mod table;
 mod types;
 
+pub use layout::{Layout, LiveColumn, firm_position, layouts, live_columns, live_columns_statement};
 pub use locks::{LockHolder, lock_holders};
 pub use relation::{KeyCandidate, RelationFacts};
 pub(in crate::postgres) use server::CURRENT_LSN;
 pub use server::{ServerFacts, current_wal_lsn, server_facts};
 pub use storage::{Storage, file_node_statement, storage};
-pub use table::{TableFacts, describe};
+pub use table::{TableFacts, describe, table_oid};

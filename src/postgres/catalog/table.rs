@@ -80,7 +80,10 @@ struct CatalogTable {
 }
 
 /// The oid of a table or view; `None` when there is none of that name.
-pub(super) async fn table_oid(session: &Session, table: &TableId) -> Result<Option<u32>, Error> {
+///
+/// # Errors
+/// [`Error`] of the query.
+pub async fn table_oid(session: &Session, table: &TableId) -> Result<Option<u32>, Error> {
     let row = session.client.query_opt(TABLE_OID, &[&table.schema, &table.name]).await?;
     Ok(row.map(|row| row.try_get(0)).transpose()?)
 }
@@ -220,6 +223,7 @@ fn make_column(spec: &TableSpec, table: &CatalogTable, column: &ColumnRow) -> Co
         missing_value: column.missing_value.clone(),
         dropped: false,
         former_names: Vec::new(),
+        former_types: Vec::new(),
     }
 }
 

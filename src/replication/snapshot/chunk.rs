@@ -6,12 +6,14 @@ use super::{Destination, Error, Surroundings, Table, copy_fence};
 use crate::{
     model::{Cell, Lsn, TableSchema, Tuple},
     postgres::{
-        catalog, copy, pgoutput, quote,
+        catalog::{self, LiveColumn},
+        copy, pgoutput, quote,
         session::Session,
         wire::{Connection, Purpose},
     },
     replication::{
-        Insert, Op, TableBatch, schema_change,
+        Insert, Op, TableBatch,
+        schema_change::{self, Standing},
         state::{Chunk, TableRecord},
     },
 };
@@ -28,6 +30,8 @@ pub(super) enum Copied {
     Rows(u64),
     /// The table was rewritten since the plan was made.
     Moved,
+    /// A column has another name than the plan knew. The table's record knows it now.
+    Renamed,
 }
 
 /// What a worker keeps from chunk to chunk.
@@ -61,7 +65,8 @@ impl<D: Destination> Copier<D> {
         table: &Table<D>,
         chunk: &Chunk,
     ) -> Result<Copied, Error> {
-        let TableRecord { schema, copy_version: version, .. } = table.record();
+        let TableRecord { schema, copy_version, .. } = table.record();
+        let version = chunk.version.unwrap_or(copy_version);
         let kept = self.kept().take();
         let mut kept = match kept {
             Some(kept) if kept.schema == schema => Kept { version, ..kept },
@@ -79,6 +84,10 @@ impl<D: Destination> Copier<D> {
         let mut sent = 0;
         let copied = copy_chunk(&mut kept, &around.destination, table, chunk, &fence, &mut sent).await;
         match &copied {
+            Ok(Copied::Renamed) => {
+                *self.kept() = Some(kept);
+                rename_columns(around, table).await?;
+            }
             Ok(_) => *self.kept() = Some(kept),
             Err(error) => {
                 table.progress.rows_copied.fetch_sub(sent, Ordering::Relaxed);
@@ -122,6 +131,16 @@ async fn copy_chunk<D: Destination>(
     if file_node != Some(chunk.file_node.to_string().as_str()) {
         kept.connection.query("ROLLBACK").await?;
         return Ok(Copied::Moved);
+    }
+    let live = kept.connection.query(&catalog::live_columns_statement(kept.schema.oid)).await?;
+    let live: Vec<_> = live.iter().filter_map(|row| LiveColumn::from_text(row)).collect();
+    match schema_change::standing(&kept.schema, &live) {
+        Standing::Same => {}
+        Standing::Renamed => {
+            kept.connection.query("ROLLBACK").await?;
+            return Ok(Copied::Renamed);
+        }
+        Standing::Retyped => return Err(Error::copy_anew(&table.id, "a column changed its type")),
     }
     copy_rows(kept, destination, table, chunk, fence, sent).await?;
     kept.connection.query("COMMIT").await?;

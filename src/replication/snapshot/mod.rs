@@ -10,12 +10,14 @@ mod queue;
 use std::{
     collections::HashMap,
     sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::Ordering},
+    time::Duration,
 };
 
 use futures::future::try_join_all;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+pub(super) use self::plan::{next_number, parts};
 use self::{
     chunk::{Copied, Copier},
     queue::Queue,
@@ -24,11 +26,11 @@ use super::{
     Destination, Error, Policy,
     backoff::{Notice, retry},
     policy,
-    state::{MirrorState, StateStore},
+    state::{Chunk, MirrorState, StateStore},
     table::Table,
 };
 use crate::{
-    model::{Lsn, PostgresEndpoint, TableId, TableState},
+    model::{Lsn, PostgresEndpoint, Progress, TableId, TableState},
     postgres::{self, session::Session},
 };
 
@@ -42,9 +44,13 @@ pub(super) struct Surroundings<D: Destination> {
     pub(super) parallelism: usize,
     /// Prefix of the fence, unique to the Mirror.
     pub(super) fence: String,
+    pub(super) progress: Arc<Progress>,
     pub(super) stop: CancellationToken,
     pub(super) notice: Notice,
 }
+
+/// How often it is looked at whether the stream has come past the copy's version.
+const DURABLE_POLL: Duration = Duration::from_millis(50);
 
 /// Most chunks copied at the same time, by the rules of `snapshot.parallelism`.
 const MOST_WORKERS: usize = 32;
@@ -136,6 +142,13 @@ impl<D: Destination> Snapshot<D> {
             }
             let record = table.record();
             if record.plan > 0 {
+                // A change of a partition that was attached may have been committed before the version of its copy.
+                if record.chunks.iter().any(|chunk| chunk.version.is_some()) {
+                    let waited = retry(&self.around.stop, &self.around.notice, || async {
+                        plan::wait_for_writers(&self.session().await?, &table, &self.around.stop).await
+                    });
+                    self.settle(&table, waited.await).await?;
+                }
                 let left: Vec<usize> = state.chunks_left(&record).into_iter().collect();
                 let copied: u64 = state.chunks_done.get(&table.id).map_or(0, |done| done.values().sum());
                 table.progress.rows_copied.store(copied, Ordering::Relaxed);
@@ -180,8 +193,9 @@ impl<D: Destination> Snapshot<D> {
         if left.is_empty() {
             return self.finish(table).await;
         }
-        table.progress.set_state(TableState::Snapshotting, "", "");
-        table.progress.rows_estimated.store(table.record().rows_estimated, Ordering::Relaxed);
+        let record = table.record();
+        table.progress.set_state(TableState::Snapshotting, &record.reason, record.message);
+        table.progress.rows_estimated.store(record.rows_estimated, Ordering::Relaxed);
         self.plans().insert(table.id.clone(), PlanInProgress { number: plan, left: left.len() });
         for index in left {
             self.queue.push(Job { table: Arc::clone(table), plan, index: *index });
@@ -230,10 +244,9 @@ impl<D: Destination> Snapshot<D> {
         }
         let record = table.record();
         let Some(chunk) = record.chunks.get(job.index) else { return Ok(()) };
-        let copied =
-            retry(&self.around.stop, &self.around.notice, || copier.copy(&self.around, table, chunk)).await?;
-        let rows = match copied {
+        let rows = match self.copy_chunk(copier, table, chunk).await? {
             Copied::Rows(rows) => rows,
+            Copied::Renamed => return Err(Error::copy_anew(&table.id, "its columns change all the time")),
             Copied::Moved => {
                 drop(chunk_in_flight);
                 return self.plan_anew(table, job.plan).await;
@@ -250,9 +263,26 @@ impl<D: Destination> Snapshot<D> {
         Ok(())
     }
 
+    /// Copies a chunk, by the names that the table's columns have by then.
+    async fn copy_chunk(&self, copier: &Copier<D>, table: &Table<D>, chunk: &Chunk) -> Result<Copied, Error> {
+        let copy = || copier.copy(&self.around, table, chunk);
+        let copied = retry(&self.around.stop, &self.around.notice, copy).await?;
+        if !matches!(copied, Copied::Renamed) {
+            return Ok(copied);
+        }
+        retry(&self.around.stop, &self.around.notice, copy).await
+    }
+
     /// Every row of the table is copied. What was there before and was not copied over is no more at the source.
     async fn finish(&self, table: &Table<D>) -> Result<(), Error> {
         let (schema, version) = (table.schema(), table.record().copy_version);
+        // What the stream still has from before the copy would come back after the deletion.
+        while self.around.progress.durable_lsn() < version && !table.snapshot_over() && !table.failed() {
+            tokio::select! {
+                () = self.around.stop.cancelled() => return Err(Error::Stopped),
+                () = tokio::time::sleep(DURABLE_POLL) => {}
+            }
+        }
         retry(&self.around.stop, &self.around.notice, || async {
             if version > Lsn::ZERO {
                 let fence = format!("{}.rest-{}", self.around.fence, schema.target);
@@ -277,6 +307,9 @@ impl<D: Destination> Snapshot<D> {
     async fn plan_anew(&self, table: &Arc<Table<D>>, plan: u64) -> Result<(), Error> {
         if self.plans().remove(&table.id).is_none_or(|progress| progress.number != plan) {
             return Ok(());
+        }
+        if table.record().chunks.iter().any(|chunk| chunk.version.is_some()) {
+            return Err(Error::copy_anew(&table.id, "a partition was rewritten or went while it was copied"));
         }
         tracing::info!(table = %table.id, "table was rewritten while it was copied; its snapshot starts anew");
         retry(&self.around.stop, &self.around.notice, || async {

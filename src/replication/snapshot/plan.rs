@@ -1,13 +1,19 @@
 //! Cuts a table into chunks, and waits for the writers of a table that joins a running slot.
 
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::{
+    collections::BTreeSet,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
 
 use tokio_util::sync::CancellationToken;
 
 use super::{Destination, Error, Table};
 use crate::{
-    model::{TableSchema, TableState},
-    postgres::{catalog, session::Session},
+    model::{Lsn, TableSchema, TableState},
+    postgres::{
+        catalog::{self, Storage},
+        session::Session,
+    },
     replication::state::Chunk,
 };
 
@@ -38,24 +44,40 @@ pub(super) async fn chunks(
     )]
     let estimated = storages.iter().map(|storage| storage.estimated_rows.max(0.0)).sum::<f64>() as u64;
     let blocks: u64 = storages.iter().map(|storage| storage.blocks).sum();
-    let size = chunk_blocks(blocks, parallelism);
-    let chunks = storages
-        .iter()
-        .flat_map(|storage| {
-            ranges(storage.blocks, size).into_iter().map(|(from, to)| Chunk {
-                storage: storage.id.clone(),
-                file_node: storage.file_node,
-                from,
-                to,
-            })
-        })
-        .collect();
-    Ok((chunks, estimated))
+    Ok((cut(&storages, chunk_blocks(blocks, parallelism), None), estimated))
+}
+
+/// The chunks of the relations with these oids, which joined a table later; their rows have a version of their own.
+pub(in crate::replication) async fn parts(
+    session: &Session,
+    schema: &TableSchema,
+    oids: &BTreeSet<u32>,
+    version: Lsn,
+) -> Result<Vec<Chunk>, Error> {
+    let mut storages = catalog::storage(session, &schema.id).await?;
+    storages.retain(|storage| oids.contains(&storage.oid));
+    Ok(cut(&storages, SMALLEST, Some(version)))
+}
+
+fn cut(storages: &[Storage], size: u64, version: Option<Lsn>) -> Vec<Chunk> {
+    let chunk = |storage: &Storage, from, to| Chunk {
+        storage: storage.id.clone(),
+        file_node: storage.file_node,
+        from,
+        to,
+        version,
+    };
+    let of = |storage| ranges_of(storage, size).map(move |(from, to)| chunk(storage, from, to));
+    storages.iter().flat_map(of).collect()
+}
+
+fn ranges_of(storage: &Storage, size: u64) -> impl Iterator<Item = (u64, Option<u64>)> + use<> {
+    ranges(storage.blocks, size).into_iter()
 }
 
 /// The number of a new plan: higher than the last one's and than those of an earlier life of the table in this mirror,
 /// of which a record of a finished chunk may be left.
-pub(super) fn next_number(last: u64) -> u64 {
+pub(in crate::replication) fn next_number(last: u64) -> u64 {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_micros();
     u64::try_from(now).unwrap_or_default().max(last.saturating_add(1))
 }

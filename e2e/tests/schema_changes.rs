@@ -1,0 +1,455 @@
+//! Every change of a table's definition: while it streams, while nothing runs, and before the table is copied. What can be followed
+//! is, what can't fails that table alone and says what to run, and a resync repairs it.
+
+use serde_json::{Value, json};
+
+use crate::support::{Lab, Mirror, Pg, Run};
+
+/// What becomes of a table.
+enum Outcome {
+    /// Its rows are the same on both sides: the columns at the source, and at the target.
+    Follows(&'static str, &'static str),
+    /// It fails alone with a message that has these words; after `mend` at the target and a resync, its rows are the same.
+    Fails { words: &'static [&'static str], mend: &'static str, columns: &'static str },
+}
+
+use Outcome::{Fails, Follows};
+
+/// One change of a table of its own; `{t}` is its name.
+struct Case {
+    table: &'static str,
+    /// Columns, and the rows that are there before.
+    create: &'static str,
+    /// Each is a transaction, or several statements of one.
+    change: &'static [&'static str],
+    outcome: Outcome,
+}
+
+const PLAIN: &str = "CREATE TABLE {t} (id int PRIMARY KEY, a text, b text); INSERT INTO {t} SELECT i, 'a' || i, 'b' || i FROM generate_series(1, 5) i";
+const NUMBERS: &str = "CREATE TABLE {t} (id int PRIMARY KEY, n int, m bigint, d numeric(10,2), v varchar(20)); INSERT INTO {t} SELECT i, i, i, i + 0.25, 'v' FROM generate_series(1, 5) i";
+
+const fn follows(table: &'static str, change: &'static [&'static str], columns: &'static str) -> Case {
+    Case { table, create: PLAIN, change, outcome: Follows(columns, columns) }
+}
+
+/// What the source can do to a table's columns without a word in the stream but the rows that come later.
+const COLUMNS: &[Case] = &[
+    follows(
+        "add_nullable",
+        &["ALTER TABLE {t} ADD c int", "INSERT INTO {t} VALUES (6, 'x', 'y', 7)"],
+        "id, a, b, c",
+    ),
+    follows(
+        "add_constant",
+        &[
+            "ALTER TABLE {t} ADD c text NOT NULL DEFAULT 'it''s'",
+            "UPDATE {t} SET a = 'x' WHERE id = 2",
+            "INSERT INTO {t} VALUES (6, 'x', 'y', 'z')",
+        ],
+        "id, a, b, c",
+    ),
+    follows("add_and_no_row", &["ALTER TABLE {t} ADD c int DEFAULT 5"], "id, a, b, c"),
+    follows(
+        "add_volatile",
+        &[
+            "ALTER TABLE {t} ADD c int NOT NULL DEFAULT (random() * 1000000)::int",
+            "INSERT INTO {t} VALUES (6, 'x', 'y')",
+        ],
+        "id, a, b, c",
+    ),
+    follows("add_identity", &["ALTER TABLE {t} ADD c int GENERATED ALWAYS AS IDENTITY"], "id, a, b, c"),
+    follows(
+        "add_stored",
+        &[
+            "ALTER TABLE {t} ADD g int GENERATED ALWAYS AS (id * 2) STORED",
+            "INSERT INTO {t} VALUES (6, 'x', 'y')",
+        ],
+        "id, a, b",
+    ),
+    follows(
+        "add_virtual",
+        &[
+            "ALTER TABLE {t} ADD g int GENERATED ALWAYS AS (id * 2) VIRTUAL",
+            "INSERT INTO {t} VALUES (6, 'x', 'y')",
+        ],
+        "id, a, b",
+    ),
+    // A type that has no binary form here.
+    follows(
+        "add_text_only",
+        &["ALTER TABLE {t} ADD c inet", "INSERT INTO {t} VALUES (6, 'x', 'y', '10.0.0.1')"],
+        "id, a, b, c",
+    ),
+    Case {
+        table: "rename",
+        create: PLAIN,
+        change: &[
+            "ALTER TABLE {t} RENAME a TO c",
+            "INSERT INTO {t} VALUES (6, 'x', 'y')",
+            "UPDATE {t} SET c = 'z' WHERE id = 1",
+        ],
+        outcome: Follows("id, c, b", "id, a, b"),
+    },
+    Case {
+        table: "rename_key",
+        create: PLAIN,
+        change: &[
+            "ALTER TABLE {t} RENAME id TO key",
+            "UPDATE {t} SET key = 9 WHERE key = 1; DELETE FROM {t} WHERE key = 2",
+        ],
+        outcome: Follows("key, a, b", "id, a, b"),
+    },
+    Case {
+        table: "swap",
+        create: PLAIN,
+        change: &[
+            "INSERT INTO {t} VALUES (6, 'old a', 'old b')",
+            "ALTER TABLE {t} RENAME a TO x; ALTER TABLE {t} RENAME b TO a; ALTER TABLE {t} RENAME x TO b",
+            "INSERT INTO {t} (id, a, b) VALUES (7, 'new a', 'new b')",
+        ],
+        outcome: Follows("id, b, a", "id, a, b"),
+    },
+    Case {
+        table: "rename_and_reuse",
+        create: PLAIN,
+        change: &[
+            "ALTER TABLE {t} RENAME a TO c",
+            "ALTER TABLE {t} ADD a text",
+            "INSERT INTO {t} VALUES (6, 'c', 'b', 'a')",
+        ],
+        outcome: Follows("id, c, b, a", "id, c, b, a"),
+    },
+    follows("drop", &["ALTER TABLE {t} DROP a", "INSERT INTO {t} VALUES (6, 'y')"], "id, b"),
+    follows(
+        "drop_and_add",
+        &[
+            "INSERT INTO {t} VALUES (6, 'old', 'old')",
+            "ALTER TABLE {t} DROP b, ADD b text",
+            "INSERT INTO {t} VALUES (7, 'x', 'new')",
+        ],
+        "id, a, b",
+    ),
+    follows(
+        "drop_and_add_middle",
+        &[
+            "INSERT INTO {t} VALUES (6, 'old', 'old')",
+            "ALTER TABLE {t} DROP a, ADD a text",
+            "INSERT INTO {t} (id, a) VALUES (7, 'new')",
+        ],
+        "id, a, b",
+    ),
+    follows("drop_and_add_no_row", &["ALTER TABLE {t} DROP b, ADD b text DEFAULT 'd'"], "id, a, b"),
+    Case {
+        table: "drop_and_add_other",
+        create: PLAIN,
+        change: &["ALTER TABLE {t} DROP b, ADD b int", "INSERT INTO {t} VALUES (6, 'x', 7)"],
+        outcome: Fails {
+            words: &["b", "MODIFY COLUMN", "walferry.dev/resync"],
+            mend: "DROP TABLE {t} SYNC",
+            columns: "id, a, b",
+        },
+    },
+    follows(
+        "many_in_one",
+        &[
+            "INSERT INTO {t} VALUES (6, 'x', 'y'); ALTER TABLE {t} ADD c int DEFAULT 3; INSERT INTO {t} VALUES (7, 'x', 'y', 8); \
+             UPDATE {t} SET c = 1 WHERE id < 3; ALTER TABLE {t} DROP b; INSERT INTO {t} VALUES (9, 'x', 4); \
+             ALTER TABLE {t} ADD d text; INSERT INTO {t} VALUES (10, 'x', 4, 'd'); DELETE FROM {t} WHERE id = 4",
+        ],
+        "id, a, c, d",
+    ),
+    follows(
+        "rolled_back",
+        &[
+            "BEGIN; ALTER TABLE {t} ADD c int; INSERT INTO {t} VALUES (6, 'x', 'y', 1); ROLLBACK",
+            "BEGIN; SAVEPOINT s; ALTER TABLE {t} DROP a; INSERT INTO {t} VALUES (7, 'no'); ROLLBACK TO s; INSERT INTO {t} VALUES (8, 'x', 'y'); COMMIT",
+        ],
+        "id, a, b",
+    ),
+];
+
+/// Changes of types, of what names a row, of the table itself.
+const TABLES: &[Case] = &[
+    Case {
+        table: "to_varchar",
+        create: PLAIN,
+        change: &[
+            "ALTER TABLE {t} ALTER a TYPE varchar(50), ALTER b TYPE varchar(60)",
+            "INSERT INTO {t} VALUES (6, 'x', 'y')",
+        ],
+        outcome: Follows("id, a, b", "id, a, b"),
+    },
+    Case {
+        table: "to_text",
+        create: NUMBERS,
+        change: &[
+            "ALTER TABLE {t} ALTER v TYPE text",
+            "INSERT INTO {t} VALUES (6, 6, 6, 6.25, repeat('v', 50))",
+        ],
+        outcome: Follows("id, n, m, d, v", "id, n, m, d, v"),
+    },
+    Case {
+        table: "widened",
+        create: NUMBERS,
+        change: &[
+            "ALTER TABLE {t} ALTER n TYPE bigint",
+            "INSERT INTO {t} VALUES (6, 6000000000, 6, 6.25, 'v')",
+        ],
+        outcome: Fails {
+            words: &["n", "Int64", "MODIFY COLUMN", "walferry.dev/resync"],
+            mend: "ALTER TABLE {t} MODIFY COLUMN n Nullable(Int64)",
+            columns: "id, n, m, d, v",
+        },
+    },
+    Case {
+        table: "narrowed",
+        create: NUMBERS,
+        change: &["ALTER TABLE {t} ALTER m TYPE int", "INSERT INTO {t} VALUES (6, 6, 6, 6.25, 'v')"],
+        outcome: Fails {
+            words: &["m", "Int32", "MODIFY COLUMN", "walferry.dev/resync"],
+            mend: "ALTER TABLE {t} MODIFY COLUMN m Nullable(Int32)",
+            columns: "id, n, m, d, v",
+        },
+    },
+    Case {
+        table: "precise",
+        create: NUMBERS,
+        change: &["ALTER TABLE {t} ALTER d TYPE numeric(12,2)"],
+        outcome: Fails {
+            words: &["d", "Decimal(12, 2)", "MODIFY COLUMN", "walferry.dev/resync"],
+            mend: "ALTER TABLE {t} MODIFY COLUMN d Nullable(Decimal(12, 2))",
+            columns: "id, n, m, d, v",
+        },
+    },
+    Case {
+        table: "computed",
+        create: NUMBERS,
+        change: &[
+            "INSERT INTO {t} VALUES (6, 6, 6, 6.25, 'v')",
+            "ALTER TABLE {t} ALTER n TYPE int USING n + 100",
+            "INSERT INTO {t} VALUES (7, 7, 6, 6.25, 'v')",
+        ],
+        outcome: Follows("id, n, m, d, v", "id, n, m, d, v"),
+    },
+    Case {
+        table: "label_added",
+        create: "CREATE TYPE mood AS ENUM ('sad'); CREATE TABLE {t} (id int PRIMARY KEY, a mood); INSERT INTO {t} VALUES (1, 'sad')",
+        change: &[
+            "ALTER TYPE mood ADD VALUE 'glad'",
+            "INSERT INTO {t} VALUES (2, 'glad')",
+            "ALTER TYPE mood RENAME VALUE 'glad' TO 'happy'",
+        ],
+        outcome: Follows("id, CASE id WHEN 1 THEN 'sad' ELSE 'glad' END AS a", "id, a"),
+    },
+    follows(
+        "not_null_set",
+        &["ALTER TABLE {t} ALTER a SET NOT NULL", "INSERT INTO {t} VALUES (6, 'x', 'y')"],
+        "id, a, b",
+    ),
+    Case {
+        table: "not_null_dropped",
+        create: "CREATE TABLE {t} (id int PRIMARY KEY, a text NOT NULL); INSERT INTO {t} VALUES (1, 'x')",
+        change: &["ALTER TABLE {t} ALTER a DROP NOT NULL", "INSERT INTO {t} VALUES (2, NULL)"],
+        outcome: Fails {
+            words: &["a", "Nullable", "MODIFY COLUMN", "walferry.dev/resync"],
+            mend: "ALTER TABLE {t} MODIFY COLUMN a Nullable(String)",
+            columns: "id, a",
+        },
+    },
+    follows(
+        "identity_full",
+        &[
+            "ALTER TABLE {t} REPLICA IDENTITY FULL",
+            "UPDATE {t} SET id = 9 WHERE id = 1",
+            "DELETE FROM {t} WHERE id = 2",
+        ],
+        "id, a, b",
+    ),
+    Case {
+        table: "identity_index",
+        create: "CREATE TABLE {t} (id int PRIMARY KEY, a text NOT NULL UNIQUE); INSERT INTO {t} SELECT i, i FROM generate_series(1, 5) i",
+        change: &[
+            "ALTER TABLE {t} REPLICA IDENTITY USING INDEX {t}_a_key",
+            "UPDATE {t} SET id = 9 WHERE id = 1",
+            "DELETE FROM {t} WHERE id = 2",
+        ],
+        outcome: Fails {
+            words: &["(id)", "(a)", "walferry.dev/resync"],
+            mend: "DROP TABLE {t} SYNC",
+            columns: "id, a",
+        },
+    },
+    Case {
+        table: "other_key",
+        create: "CREATE TABLE {t} (id int PRIMARY KEY, a text NOT NULL); INSERT INTO {t} SELECT i, i FROM generate_series(1, 5) i",
+        change: &[
+            "ALTER TABLE {t} DROP CONSTRAINT {t}_pkey, ADD PRIMARY KEY (id, a)",
+            "INSERT INTO {t} VALUES (1, 'second')",
+        ],
+        outcome: Fails {
+            words: &["sorted by", "walferry.dev/resync"],
+            mend: "DROP TABLE {t} SYNC",
+            columns: "id, a",
+        },
+    },
+    follows("vacuumed", &["VACUUM FULL {t}", "INSERT INTO {t} VALUES (6, 'x', 'y')"], "id, a, b"),
+    follows("clustered", &["CLUSTER {t} USING {t}_pkey", "DELETE FROM {t} WHERE id = 3"], "id, a, b"),
+    follows("truncated", &["TRUNCATE {t}", "INSERT INTO {t} VALUES (6, 'x', 'y')"], "id, a, b"),
+];
+
+fn write(case: &Case, statement: &str) -> String {
+    statement.replace("{t}", case.table)
+}
+
+fn create(lab: &Lab, cases: &[&Case]) {
+    cases.iter().for_each(|case| lab.sql(&write(case, case.create)));
+    lab.sql("CREATE TABLE bystander (id int PRIMARY KEY)");
+}
+
+fn change(lab: &Lab, cases: &[&Case]) {
+    let mut application = lab.connect();
+    for case in cases {
+        for statement in case.change {
+            let statement = write(case, statement);
+            application.batch_execute(&statement).unwrap_or_else(|error| panic!("{statement}: {error:?}"));
+        }
+    }
+    lab.sql("INSERT INTO bystander VALUES (1)");
+}
+
+fn mirror_of(lab: &Lab, cases: &[&Case]) -> Mirror {
+    let names: Vec<_> = cases.iter().map(|case| case.table).chain(["bystander"]).collect();
+    lab.mirror(&names)
+}
+
+/// How the sides differ, or how the table has failed; empty when they are equal.
+fn difference(lab: &Lab, table: &str, source: &str, target: &str) -> Option<String> {
+    let source = lab.source(&format!("SELECT {source} FROM {table} ORDER BY 1, 2"));
+    let query = format!("SELECT {target} FROM {table} FINAL WHERE _walferry_deleted = 0 ORDER BY 1, 2");
+    match lab.clickhouse.try_query(&lab.database, &query) {
+        Ok(target) if target == source => None,
+        Ok(target) => Some(format!("source:\n{source}target:\n{target}")),
+        Err(error) => Some(error),
+    }
+}
+
+fn settled(lab: &Lab, run: &mut Run, case: &Case) -> Option<String> {
+    let table: Value = run.table(case.table);
+    let state = format!("{} {} {}", table["state"], table["reason"], table["message"]);
+    match &case.outcome {
+        Follows(source, target) => {
+            let differs = difference(lab, case.table, source, target);
+            (state != "\"Streaming\" \"\" \"\"" || differs.is_some())
+                .then(|| format!("{state}\n{}", differs.unwrap_or_default()))
+        }
+        Fails { words, .. } => {
+            let failed = table["state"] == "Failed" && words.iter().all(|word| state.contains(word));
+            (!failed).then_some(state)
+        }
+    }
+}
+
+/// Waits until every case is as it should be; says all that are not.
+#[track_caller]
+fn assert_outcomes(lab: &Lab, run: &mut Run, cases: &[&Case]) {
+    lab.settle(run);
+    let started = std::time::Instant::now();
+    loop {
+        let wrong: Vec<String> = cases
+            .iter()
+            .filter_map(|case| settled(lab, run, case).map(|found| format!("== {}: {found}", case.table)))
+            .collect();
+        if wrong.is_empty() {
+            break;
+        }
+        assert!(started.elapsed().as_secs() < 35, "{}", wrong.join("\n"));
+        std::thread::sleep(std::time::Duration::from_millis(100));
+    }
+    lab.assert_table("bystander", "id", "id");
+}
+
+/// After what the messages say was done, a resync makes every table equal.
+fn assert_repaired(lab: &Lab, mirror: &Mirror, cases: &[&Case]) {
+    let mut mirror = mirror.clone();
+    mirror.mirror["metadata"]["annotations"] = json!({"walferry.dev/resync": "1"});
+    for case in cases {
+        match &case.outcome {
+            Fails { mend, .. } => drop(lab.target(&write(case, mend))),
+            // ClickHouse can't rename what a table is sorted by.
+            Follows(..) if case.table == "rename_key" => drop(lab.target("DROP TABLE rename_key SYNC")),
+            Follows(..) => {}
+        }
+    }
+    lab.catch_up(&mirror);
+    let wrong: Vec<String> = cases
+        .iter()
+        .filter_map(|case| {
+            let (source, target) = match &case.outcome {
+                Follows(source, target) => (*source, *target),
+                Fails { columns, .. } => (*columns, *columns),
+            };
+            // A resync takes columns by the names they have now.
+            let target =
+                if case.table == "swap" || case.table.starts_with("rename") { source } else { target };
+            difference(lab, case.table, source, target).map(|found| format!("== {}: {found}", case.table))
+        })
+        .collect();
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+fn all() -> Vec<&'static Case> {
+    COLUMNS.iter().chain(TABLES).collect()
+}
+
+#[test]
+fn while_it_streams() {
+    let (lab, cases) = (Lab::new(Pg::V18), all());
+    create(&lab, &cases);
+    let mirror = mirror_of(&lab, &cases);
+    let mut run = lab.streaming(&mirror);
+    change(&lab, &cases);
+    assert_outcomes(&lab, &mut run, &cases);
+    run.stop();
+    // It stays so, and the same messages replayed change nothing.
+    let mut run = lab.run(&mirror);
+    assert_outcomes(&lab, &mut run, &cases);
+    run.stop();
+    assert_repaired(&lab, &mirror, &cases);
+}
+
+#[test]
+fn while_it_is_down() {
+    let (lab, cases) = (Lab::new(Pg::V18), all());
+    create(&lab, &cases);
+    let mirror = mirror_of(&lab, &cases);
+    lab.catch_up(&mirror);
+    change(&lab, &cases);
+    let mut run = lab.run(&mirror);
+    assert_outcomes(&lab, &mut run, &cases);
+    run.stop();
+}
+
+/// The tables are in the publication, and wait to be copied.
+#[test]
+fn before_it_is_copied() {
+    let (lab, cases) = (Lab::new(Pg::V18), all());
+    create(&lab, &cases);
+    lab.catch_up(&lab.mirror(&["bystander"]));
+    lab.sql("CREATE TABLE gate (id int PRIMARY KEY)");
+    let mut writer = lab.connect();
+    writer.batch_execute("BEGIN; INSERT INTO gate VALUES (1)").unwrap();
+    let names: Vec<_> =
+        ["gate"].into_iter().chain(cases.iter().map(|case| case.table)).chain(["bystander"]).collect();
+    let mirror = lab.mirror(&names);
+    let mut run = lab.run(&mirror);
+    run.until_status("the copy to wait for the writer", |status| {
+        let tables = status["tables"].as_array()?;
+        let gate = tables.iter().find(|table| table["name"] == "gate")?;
+        (gate["reason"] == "WaitingForTransactions").then_some(())
+    });
+    change(&lab, &cases);
+    lab.settle(&mut run);
+    writer.batch_execute("COMMIT").unwrap();
+    assert_outcomes(&lab, &mut run, &cases);
+    run.stop();
+}

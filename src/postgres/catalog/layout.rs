@@ -1,0 +1,153 @@
+//! Marks by which a change of a table is seen that its rows in the stream don't tell of.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+use tokio_postgres::types::PgLsn;
+
+use crate::{
+    model::Lsn,
+    postgres::{Error, session::Session},
+};
+
+/// A table's marks: two that are equal mean that nothing happened to it in between but rows.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Layout {
+    /// `pg_relation_filenode` of each relation that holds rows (the table, or its leaf partitions), by oid. A rewrite, VACUUM FULL,
+    /// CLUSTER and TRUNCATE give another one.
+    pub files: BTreeMap<u32, u32>,
+    /// The transaction that last wrote each column's catalog row (`pg_attribute.xmin`), by attribute number. Columns that are dropped
+    /// or generated are not in it.
+    pub columns: BTreeMap<i16, u32>,
+}
+
+/// A partition that is being detached concurrently is one no more for every query that begins now.
+const FILES: &str = "\
+WITH RECURSIVE tree (root, oid) AS (
+  SELECT t.oid, t.oid FROM unnest($1::oid[]) AS t (oid)
+  UNION ALL
+  SELECT tree.root, i.inhrelid FROM tree JOIN pg_inherits i ON i.inhparent = tree.oid AND NOT i.inhdetachpending
+  JOIN pg_class p ON p.oid = tree.oid AND p.relkind = 'p')
+SELECT tree.root, c.oid, pg_relation_filenode(c.oid) FROM tree JOIN pg_class c ON c.oid = tree.oid WHERE c.relkind = 'r'";
+
+const COLUMNS: &str = "\
+SELECT attrelid, attnum, xmin::text::int8 FROM pg_attribute
+WHERE attrelid = ANY($1::oid[]) AND attnum > 0 AND NOT attisdropped AND attgenerated = ''";
+
+/// The marks of the tables with these oids, in two queries for all. One that is gone is not in the answer.
+///
+/// # Errors
+/// [`Error`] of the queries.
+pub async fn layouts(session: &Session, oids: &[u32]) -> Result<BTreeMap<u32, Layout>, Error> {
+    let mut layouts: BTreeMap<u32, Layout> = BTreeMap::new();
+    if oids.is_empty() {
+        return Ok(layouts);
+    }
+    for row in session.client.query(COLUMNS, &[&oids]).await? {
+        let xmin: i64 = row.try_get(2)?;
+        let columns = &mut layouts.entry(row.try_get(0)?).or_default().columns;
+        columns.insert(row.try_get(1)?, u32::try_from(xmin).unwrap_or_default());
+    }
+    for row in session.client.query(FILES, &[&oids]).await? {
+        let (root, file_node): (u32, Option<u32>) = (row.try_get(0)?, row.try_get(2)?);
+        // NULL for one that was dropped meanwhile.
+        if let (Some(layout), Some(file_node)) = (layouts.get_mut(&root), file_node) {
+            layout.files.insert(row.try_get(1)?, file_node);
+        }
+    }
+    Ok(layouts)
+}
+
+/// A position in the log that lies between two records and is flushed. On a primary a message of no content is written for it: what
+/// `pg_current_wal_flush_lsn` gives may lie within a record that a crash of the server would undo.
+const FIRM_POSITION: &str = "\
+SELECT CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn() ELSE pg_logical_emit_message(true, 'walferry', '') END";
+
+/// A position after everything that was flushed before, which no later record begins before.
+///
+/// # Errors
+/// [`Error`] of the statements.
+pub async fn firm_position(session: &Session) -> Result<Lsn, Error> {
+    let client = &session.client;
+    client.batch_execute("BEGIN READ WRITE; SET LOCAL synchronous_commit = on").await?;
+    let row = client.query_one(FIRM_POSITION, &[]).await?;
+    client.batch_execute("COMMIT").await?;
+    let lsn: PgLsn = row.try_get(0)?;
+    Ok(Lsn(lsn.into()))
+}
+
+/// The names and types that a table's columns have now.
+const LIVE_COLUMNS: &str = "\
+SELECT attnum, attname::text, atttypid, atttypmod FROM pg_attribute WHERE attrelid = $1::oid AND attnum > 0 AND NOT attisdropped";
+
+/// A column as it is called and typed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LiveColumn {
+    /// `pg_attribute.attnum`
+    pub attnum: i16,
+    /// Its name.
+    pub name: String,
+    /// `pg_attribute.atttypid`
+    pub type_oid: u32,
+    /// `pg_attribute.atttypmod`
+    pub type_modifier: i32,
+}
+
+/// The columns that the table with this oid has now.
+///
+/// # Errors
+/// [`Error`] of the query.
+pub async fn live_columns(session: &Session, oid: u32) -> Result<Vec<LiveColumn>, Error> {
+    let rows = session.client.query(LIVE_COLUMNS, &[&oid]).await?;
+    rows.iter()
+        .map(|row| {
+            Ok(LiveColumn {
+                attnum: row.try_get(0)?,
+                name: row.try_get(1)?,
+                type_oid: row.try_get(2)?,
+                type_modifier: row.try_get(3)?,
+            })
+        })
+        .collect()
+}
+
+/// The statement that answers the same on any connection, each value as text.
+pub fn live_columns_statement(oid: u32) -> String {
+    LIVE_COLUMNS.replace("$1::oid", &oid.to_string())
+}
+
+impl LiveColumn {
+    /// From a row of [`live_columns_statement`]; `None` when it is none.
+    pub fn from_text(row: &[Option<String>]) -> Option<Self> {
+        let [Some(attnum), Some(name), Some(type_oid), Some(type_modifier)] = row else { return None };
+        Some(LiveColumn {
+            attnum: attnum.parse().ok()?,
+            name: name.clone(),
+            type_oid: type_oid.parse().ok()?,
+            type_modifier: type_modifier.parse().ok()?,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn layouts_are_kept_as_json() {
+        let layout = Layout { files: BTreeMap::from([(16_400, 7)]), columns: BTreeMap::from([(1, 700)]) };
+        let text = serde_json::to_string(&layout).unwrap();
+        assert_eq!(text, r#"{"files":{"16400":7},"columns":{"1":700}}"#);
+        assert_eq!(serde_json::from_str::<Layout>(&text).unwrap(), layout);
+    }
+
+    #[test]
+    fn columns_are_read_from_text() {
+        assert!(live_columns_statement(7).contains("attrelid = 7 AND"));
+        let row = ["2", "a", "25", "-1"].map(|value| Some(value.to_owned()));
+        let column = LiveColumn { attnum: 2, name: "a".to_owned(), type_oid: 25, type_modifier: -1 };
+        assert_eq!(LiveColumn::from_text(&row), Some(column));
+        assert_eq!(LiveColumn::from_text(&[None]), None);
+    }
+}

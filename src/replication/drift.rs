@@ -1,0 +1,230 @@
+//! Brings a table's record up to what the source's catalog says and its rows in the stream don't.
+//!
+//! A rewrite that computes values, a partition that comes with rows or goes with them, TRUNCATE of one partition, a column that
+//! was dropped and added again: of none of them the stream has a row. They are seen by the marks of [`Layout`], and the table, or what
+//! joined it, is copied: again, while its changes stream, into the target that it has.
+//!
+//! Copied rows have as version a position of the log that lies before every change that the copy may lack: transactions that committed
+//! before it and can't be seen yet still hold their lock on the table, and are waited for. So a change from up to there is in the copy
+//! and is not applied any more, any later one beats the copy, and what is older still when the copy is done was not there any more.
+
+use std::collections::BTreeSet;
+
+use super::{
+    Destination, Error, Policy,
+    batch::stream_fence,
+    policy, resync, schema_change,
+    snapshot::parts,
+    state::{TablePhase, TableRecord},
+};
+use crate::{
+    model::{Lsn, ReplicatorConfig, SnapshotMode, TableSchema},
+    postgres::{
+        catalog::{self, Layout},
+        session::Session,
+    },
+};
+
+/// What is to be done about a table.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Drift {
+    /// Nothing but its columns' names and numbers may have changed.
+    Columns,
+    /// Relations with these oids joined it, perhaps with rows.
+    Parts(BTreeSet<u32>),
+    /// Its rows may be others, for this reason.
+    Rows(String),
+}
+
+/// Compares a table's marks. `mirrored` are the attribute numbers of its mirrored columns.
+fn drift(before: &Layout, now: &Layout, mirrored: &[i16], partitioned: bool) -> Drift {
+    let file = |layout: &Layout, oid: &u32| layout.files.get(oid).copied();
+    if before.files.keys().any(|oid| !now.files.contains_key(oid)) {
+        return Drift::Rows("a partition was detached or dropped".to_owned());
+    }
+    let rewritten = before.files.keys().any(|oid| file(before, oid) != file(now, oid));
+    if rewritten && partitioned {
+        return Drift::Rows("a partition was truncated or rewritten".to_owned());
+    }
+    // VACUUM FULL and CLUSTER rewrite without touching a column; TRUNCATE is in the stream.
+    let altered = |(attnum, writer): (&i16, &u32)| match before.columns.get(attnum) {
+        Some(former) => former != writer && mirrored.contains(attnum),
+        None => true,
+    };
+    if rewritten && now.columns.iter().any(altered) {
+        return Drift::Rows("ALTER TABLE rewrote it, which may compute new values".to_owned());
+    }
+    let joined: BTreeSet<u32> =
+        now.files.keys().filter(|oid| !before.files.contains_key(oid)).copied().collect();
+    if joined.is_empty() { Drift::Columns } else { Drift::Parts(joined) }
+}
+
+fn found(record: &TableRecord, now: &Layout) -> Drift {
+    let mirrored: Vec<i16> = record.schema.columns.iter().map(|column| column.attnum).collect();
+    match (&record.copy_anew, &record.layout) {
+        (Some(why), _) => Drift::Rows(why.clone()),
+        (None, Some(before)) => drift(before, now, &mirrored, record.schema.partitioned),
+        (None, None) => Drift::Columns,
+    }
+}
+
+/// Whether nothing is left to do about marks that differ: the table's record has its columns as the catalog has them.
+///
+/// # Errors
+/// The table's own fault where it can't be mirrored as asked any more, and what the source answers.
+pub(super) async fn is_taken_up(
+    session: &Session,
+    record: &TableRecord,
+    now: &Layout,
+) -> Result<bool, Error> {
+    if found(record, now) != Drift::Columns {
+        return Ok(false);
+    }
+    let fresh = match schema_change::describe(session, &record.spec, &record.schema).await {
+        Err(error) if policy(&error).0 == Policy::FailTable => return Ok(false),
+        other => other?,
+    };
+    let evolved = schema_change::evolve(&record.schema, &fresh);
+    Ok(evolved.is_ok_and(|(merged, _)| merged == record.schema))
+}
+
+/// What is needed to bring tables up.
+pub(super) struct Surroundings<'a, D: Destination> {
+    pub(super) config: &'a ReplicatorConfig,
+    pub(super) session: &'a Session,
+    pub(super) destination: &'a D,
+}
+
+impl<D: Destination> Surroundings<'_, D> {
+    /// Brings a table's record, and its target, up to the catalog, whose marks are `now`. Says whether the record has changed.
+    ///
+    /// # Errors
+    /// The table's own fault where it can't be followed, and what the servers answer.
+    pub(super) async fn bring_up(&self, record: &mut TableRecord, now: &Layout) -> Result<bool, Error> {
+        if record.layout.as_ref() == Some(now) && record.copy_anew.is_none() {
+            return Ok(false);
+        }
+        let fresh = schema_change::describe(self.session, &record.spec, &record.schema).await?;
+        let drift = found(record, now);
+        record.layout = Some(now.clone());
+        record.copy_anew = None;
+        match drift {
+            Drift::Rows(why) => self.copy_anew(record, &fresh, why).await?,
+            Drift::Columns => self.columns(record, &fresh).await?,
+            Drift::Parts(joined) => {
+                self.columns(record, &fresh).await?;
+                self.copy_parts(record, &fresh, &joined).await?;
+            }
+        }
+        Ok(true)
+    }
+
+    /// Takes up columns that came, went or have another name.
+    async fn columns(&self, record: &mut TableRecord, fresh: &TableSchema) -> Result<(), Error> {
+        match schema_change::evolve(&record.schema, fresh) {
+            Ok((merged, added)) => {
+                self.destination.add_columns(&merged, &added).await?;
+                record.schema = merged;
+                Ok(())
+            }
+            Err(why) => self.copy_anew(record, fresh, why).await,
+        }
+    }
+
+    /// Has a table copied anew over the rows that its target has.
+    async fn copy_anew(
+        &self,
+        record: &mut TableRecord,
+        fresh: &TableSchema,
+        why: String,
+    ) -> Result<(), Error> {
+        if self.config.snapshot.mode == SnapshotMode::Never {
+            let detail = format!("{why}, and snapshot.mode is Never, so it is not copied anew");
+            return Err(schema_change::changed(&record.schema, &detail));
+        }
+        let schema = schema_change::anew(&record.schema, fresh);
+        let problem = |error: Error| schema_change::refused(&record.schema, &why, error);
+        self.destination.ensure_table(&schema).await.map_err(|error| problem(error.into()))?;
+        let position = catalog::firm_position(self.session).await?;
+        let fence = stream_fence(&self.config.mirror.fence(), &schema);
+        let version = resync::copy_version(self.destination, &schema, position, &fence).await?;
+        tracing::warn!(table = %record.schema.id, why, "table is copied anew");
+        *record = TableRecord {
+            layout: record.layout.take(),
+            reason: "CopiedAnew".to_owned(),
+            message: format!("it is copied anew: {why}"),
+            copy_version: version,
+            covered: version,
+            ..TableRecord::new(record.spec.clone(), schema, TablePhase::Snapshotting)
+        };
+        Ok(())
+    }
+
+    /// Has what joined a table copied.
+    async fn copy_parts(
+        &self,
+        record: &mut TableRecord,
+        fresh: &TableSchema,
+        joined: &BTreeSet<u32>,
+    ) -> Result<(), Error> {
+        let why = "a partition was attached".to_owned();
+        match (self.config.snapshot.mode, record.phase) {
+            (SnapshotMode::Never, _) | (_, TablePhase::Failed) => return Ok(()),
+            // Not one row is copied yet, but the stream may have deleted rows that came back with the partition.
+            (_, TablePhase::Snapshotting) if record.plan == 0 => {
+                return self.copy_anew(record, fresh, why).await;
+            }
+            _ => {}
+        }
+        let position = catalog::firm_position(self.session).await?;
+        let version = Lsn(position.0.saturating_sub(1));
+        let chunks = parts(self.session, &record.schema, joined, version).await?;
+        if chunks.is_empty() {
+            return Ok(());
+        }
+        tracing::info!(table = %record.schema.id, partitions = joined.len(), "copying what was attached");
+        if record.phase == TablePhase::Streaming {
+            (record.phase, record.plan) =
+                (TablePhase::Snapshotting, super::snapshot::next_number(record.plan));
+            record.chunks.clear();
+        }
+        record.chunks.extend(chunks);
+        (record.reason, record.message) = ("CopiedAnew".to_owned(), format!("a part of it is copied: {why}"));
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn layout(files: &[(u32, u32)], columns: &[(i16, u32)]) -> Layout {
+        Layout { files: files.iter().copied().collect(), columns: columns.iter().copied().collect() }
+    }
+
+    fn of(before: &Layout, now: &Layout, partitioned: bool) -> Drift {
+        drift(before, now, &[1, 2], partitioned)
+    }
+
+    #[test]
+    fn a_rewrite_counts_with_a_change_of_a_mirrored_column() {
+        let before = layout(&[(7, 70)], &[(1, 5), (2, 5), (3, 5)]);
+        let rows = |now: &Layout| matches!(of(&before, now, false), Drift::Rows(_));
+        assert!(rows(&layout(&[(7, 71)], &[(1, 5), (2, 6), (3, 5)])), "TYPE … USING");
+        assert!(rows(&layout(&[(7, 71)], &[(1, 5), (2, 5), (3, 5), (4, 6)])), "ADD … DEFAULT random()");
+        assert!(!rows(&layout(&[(7, 71)], &[(1, 5), (2, 5), (3, 5)])), "VACUUM FULL");
+        assert!(!rows(&layout(&[(7, 71)], &[(1, 5), (2, 5), (3, 6)])), "an excluded column");
+        assert!(!rows(&layout(&[(7, 70)], &[(1, 5), (2, 6), (4, 6)])), "RENAME, ADD, DROP");
+    }
+
+    #[test]
+    fn partitions_that_come_are_copied_and_those_that_go_need_a_copy_of_all() {
+        let before = layout(&[(7, 70), (8, 80)], &[(1, 5)]);
+        let of = |files: &[(u32, u32)]| of(&before, &layout(files, &[(1, 5)]), true);
+        assert_eq!(of(&[(7, 70), (8, 80), (9, 90)]), Drift::Parts(BTreeSet::from([9])));
+        assert!(matches!(of(&[(7, 70)]), Drift::Rows(why) if why.contains("detached")));
+        assert!(matches!(of(&[(7, 70), (9, 90)]), Drift::Rows(_)));
+        assert!(matches!(of(&[(7, 70), (8, 81)]), Drift::Rows(why) if why.contains("truncated")));
+        assert_eq!(of(&[(7, 70), (8, 80)]), Drift::Columns);
+    }
+}
