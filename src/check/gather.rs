@@ -150,14 +150,13 @@ async fn source_facts(
         if joined.tables.get(&spec.id).is_some_and(|record| record.spec != *spec) {
             checks.push(table::asked_for_otherwise(&spec.id));
         }
+        let tracked = joined.tables.contains_key(&spec.id);
         match catalog::describe(session, spec).await {
             Ok(facts) => match table::unsupported(&facts) {
-                Some(check) => checks.push(check),
+                Some(check) => checks.push(check.alone_if(tracked)),
                 None => tables.push(facts),
             },
-            Err(error) => {
-                checks.push(table::not_described(&spec.id, &error, joined.tables.contains_key(&spec.id)));
-            }
+            Err(error) => checks.push(table::not_described(&spec.id, &error, tracked).alone_if(tracked)),
         }
     }
     let probes = probe_filters(session, &tables).await;
@@ -165,11 +164,16 @@ async fn source_facts(
     // A resync makes it anew, where the role may.
     let found = found.filter(|found| !(resync && found.owned_by_us && found.may_alter));
     let wanted = Wanted { config, server: &server, tables: &tables, probes: &probes, joined };
-    checks.extend(publication::publication(&wanted, found.as_ref()));
+    checks.extend(publication::publication(&wanted, found.as_ref()).into_iter().map(|check| {
+        let tracked = joined.tables.keys().any(|id| id.to_string() == check.subject);
+        check.alone_if(tracked)
+    }));
     for facts in &tables {
         let id = &facts.schema.id;
         let published = found.iter().flat_map(|found| &found.tables).find(|published| published.id == *id);
-        checks.extend(table::table(facts, &server, probes.get(id), published));
+        let of_table = table::table(facts, &server, probes.get(id), published);
+        let tracked = joined.tables.contains_key(id);
+        checks.extend(of_table.into_iter().map(|check| check.alone_if(tracked)));
     }
     Ok((checks, tables))
 }
@@ -259,12 +263,14 @@ async fn targets(
     state: &MirrorState,
 ) -> Vec<Check> {
     let mut checks = Vec::new();
+    let resync = replication::resync_due(config.resync.as_deref(), state).is_some();
     for schema in schemas {
+        let tracked = !resync && state.tables.contains_key(&schema.id);
         let (types, check) = destination::column_types(schema, features);
-        checks.push(check);
+        checks.push(check.alone_if(tracked));
         let Some(types) = types else { continue };
         checks.push(match target_facts(config, database, schema, state).await {
-            Ok(facts) => destination::target(&config.destination, schema, &types, &facts),
+            Ok(facts) => destination::target(&config.destination, schema, &types, &facts).alone_if(tracked),
             Err(error) => destination::failed("target table", error),
         });
     }

@@ -77,6 +77,7 @@ mod tests {
                 schema_usage: true,
                 can_select: true,
                 row_security_active: false,
+                generated: false,
                 identity: IdentityKind::Default,
                 key: vec!["id".to_owned()],
                 candidate: Some(KeyCandidate::PrimaryKey),

@@ -242,6 +242,7 @@ mod tests {
 
     fn published(name: &str, row_filter: Option<&str>) -> PublishedTable {
         PublishedTable {
+            entry: 1,
             id: TableId::new("public", name),
             oid: 1,
             row_filter: row_filter.map(str::to_owned),

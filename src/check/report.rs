@@ -75,6 +75,15 @@ impl Check {
         Check { outcome: Outcome::Failure, reason, ..Check::ok(subject, name, detail) }
     }
 
+    /// A failure of a table that the Mirror has already keeps no other from going on, so it is a warning.
+    pub(super) fn alone_if(self, tracked: bool) -> Check {
+        if !tracked || self.transient || self.outcome != Outcome::Failure {
+            return self;
+        }
+        let detail = format!("{}; this table fails alone, the others go on", self.detail);
+        Check { outcome: Outcome::Warning, detail, ..self }
+    }
+
     pub(super) fn fix(self, fix: impl Into<String>) -> Check {
         Check { fix: Some(fix.into()), ..self }
     }

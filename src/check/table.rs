@@ -5,7 +5,7 @@ use crate::{
     model::{IdentityKind, RESYNC_ADVICE, TableId},
     postgres::{
         Error,
-        catalog::{KeyCandidate, RelationFacts, ServerFacts, TableFacts},
+        catalog::{GENERATED_IN_IDENTITY, KeyCandidate, RelationFacts, ServerFacts, TableFacts},
         publication::PublishedTable,
         quote::{ident, table as qualified},
     },
@@ -13,8 +13,6 @@ use crate::{
 
 /// Row filters exist since PostgreSQL 15.
 pub(super) const ROW_FILTERS: u32 = 150_000;
-/// Since PostgreSQL 18, an UPDATE fails when the replica identity has a generated column that isn't published.
-const GENERATED_IN_IDENTITY: u32 = 180_000;
 
 /// A table whose description failed. One that the Mirror has copied already does not keep the others from going on.
 pub(super) fn not_described(table: &TableId, error: &Error, tracked: bool) -> Check {
@@ -331,6 +329,7 @@ mod tests {
 
     fn probed(columns: &[&str]) -> Result<PublishedTable, Error> {
         Ok(PublishedTable {
+            entry: 1,
             id: TableId::new("public", "users"),
             oid: 1,
             row_filter: Some("(id > 5)".to_owned()),

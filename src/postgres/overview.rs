@@ -27,7 +27,7 @@ pub struct Overview {
 pub struct Standing {
     /// Whether walferry made it.
     pub owned_by_us: bool,
-    /// Whether it sends inserts, updates, deletes and truncates.
+    /// Whether it sends inserts, updates, deletes and truncates, and those of partitions as their root's.
     pub sends_all: bool,
 }
 
@@ -43,7 +43,7 @@ pub struct Membership {
 fn statement() -> String {
     format!(
         "SELECT {}, p.oid IS NOT NULL, obj_description(p.oid, 'pg_publication'), \
-         p.pubinsert AND p.pubupdate AND p.pubdelete AND p.pubtruncate, \
+         p.pubinsert AND p.pubupdate AND p.pubdelete AND p.pubtruncate AND p.pubviaroot, \
          t.position IS NOT NULL, n.nspname::text, c.relname::text, r.oid IS NOT NULL \
          FROM (SELECT {CURRENT_LSN} AS lsn) current \
          LEFT JOIN pg_replication_slots s ON s.slot_name::text = $1 \

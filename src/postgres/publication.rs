@@ -45,6 +45,8 @@ pub struct Publication {
 /// A table of a publication.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PublishedTable {
+    /// `pg_publication_rel.oid`: a table that leaves and comes back has another one.
+    pub entry: u32,
     /// Its name.
     pub id: TableId,
     /// `pg_class.oid`
@@ -91,7 +93,7 @@ fn tables_statement(server_version: u32) -> String {
          ARRAY(SELECT DISTINCT a.attname::text FROM pg_depend d \
          JOIN pg_attribute a ON a.attrelid = d.refobjid AND a.attnum = d.refobjsubid \
          WHERE d.classid = 'pg_publication_rel'::regclass AND d.objid = r.oid \
-         AND d.refclassid = 'pg_class'::regclass AND d.refobjid = r.prrelid AND d.refobjsubid > 0 ORDER BY 1) \
+         AND d.refclassid = 'pg_class'::regclass AND d.refobjid = r.prrelid AND d.refobjsubid > 0 ORDER BY 1), r.oid \
          FROM pg_publication_rel r JOIN pg_class c ON c.oid = r.prrelid JOIN pg_namespace n ON n.oid = c.relnamespace \
          WHERE r.prpubid = $1 ORDER BY 1, 2"
     )
@@ -132,6 +134,7 @@ fn published_table(row: &Row) -> Result<PublishedTable, Error> {
         row_filter: row.try_get(3)?,
         columns: row.try_get(4)?,
         filter_columns: row.try_get(5)?,
+        entry: row.try_get(6)?,
     })
 }
 
@@ -163,7 +166,7 @@ pub(crate) fn comment_statement(name: &str, comment: &str) -> String {
 }
 
 /// A filter can only be changed for all tables at once, or by dropping and adding its table in one transaction.
-pub(crate) fn alter_statements(
+pub fn alter_statements(
     name: &str,
     add: &[&TableSchema],
     drop: &[TableId],
@@ -322,7 +325,7 @@ mod tests {
              ARRAY(SELECT DISTINCT a.attname::text FROM pg_depend d \
              JOIN pg_attribute a ON a.attrelid = d.refobjid AND a.attnum = d.refobjsubid \
              WHERE d.classid = 'pg_publication_rel'::regclass AND d.objid = r.oid \
-             AND d.refclassid = 'pg_class'::regclass AND d.refobjid = r.prrelid AND d.refobjsubid > 0 ORDER BY 1) \
+             AND d.refclassid = 'pg_class'::regclass AND d.refobjid = r.prrelid AND d.refobjsubid > 0 ORDER BY 1), r.oid \
              FROM pg_publication_rel r JOIN pg_class c ON c.oid = r.prrelid \
              JOIN pg_namespace n ON n.oid = c.relnamespace WHERE r.prpubid = $1 ORDER BY 1, 2"
         );

@@ -54,6 +54,11 @@ fn drift(before: &Layout, now: &Layout, mirrored: &[i16], partitioned: bool) -> 
     if rewritten && now.columns.iter().any(altered) {
         return Drift::Rows("ALTER TABLE rewrote it, which may compute new values".to_owned());
     }
+    let relabelled =
+        |(label, writer): (&u32, &u32)| before.labels.get(label).is_some_and(|old| old != writer);
+    if now.labels.iter().any(relabelled) {
+        return Drift::Rows("a label of an enum type was renamed".to_owned());
+    }
     let joined: BTreeSet<u32> =
         now.files.keys().filter(|oid| !before.files.contains_key(oid)).copied().collect();
     if joined.is_empty() { Drift::Columns } else { Drift::Parts(joined) }
@@ -105,6 +110,10 @@ impl<D: Destination> Surroundings<'_, D> {
             return Ok(false);
         }
         let fresh = schema_change::describe(self.session, &record.spec, &record.schema).await?;
+        if fresh.key.is_empty() && !record.schema.key.is_empty() {
+            // The watch says so, and takes it out of the publication.
+            return Ok(false);
+        }
         let drift = found(record, now);
         record.layout = Some(now.clone());
         record.copy_anew = None;
@@ -151,6 +160,7 @@ impl<D: Destination> Surroundings<'_, D> {
         tracing::warn!(table = %record.schema.id, why, "table is copied anew");
         *record = TableRecord {
             layout: record.layout.take(),
+            published: record.published.take(),
             reason: "CopiedAnew".to_owned(),
             message: format!("it is copied anew: {why}"),
             copy_version: version,
@@ -199,7 +209,8 @@ mod tests {
     use super::*;
 
     fn layout(files: &[(u32, u32)], columns: &[(i16, u32)]) -> Layout {
-        Layout { files: files.iter().copied().collect(), columns: columns.iter().copied().collect() }
+        let (files, columns) = (files.iter().copied().collect(), columns.iter().copied().collect());
+        Layout { files, columns, ..Layout::default() }
     }
 
     fn of(before: &Layout, now: &Layout, partitioned: bool) -> Drift {
@@ -215,6 +226,17 @@ mod tests {
         assert!(!rows(&layout(&[(7, 71)], &[(1, 5), (2, 5), (3, 5)])), "VACUUM FULL");
         assert!(!rows(&layout(&[(7, 71)], &[(1, 5), (2, 5), (3, 6)])), "an excluded column");
         assert!(!rows(&layout(&[(7, 70)], &[(1, 5), (2, 6), (4, 6)])), "RENAME, ADD, DROP");
+    }
+
+    #[test]
+    fn a_renamed_label_counts_and_a_new_one_does_not() {
+        let labels = |labels: &[(u32, u32)]| Layout {
+            labels: labels.iter().copied().collect(),
+            ..layout(&[(7, 70)], &[(1, 5)])
+        };
+        let before = labels(&[(1, 5), (2, 5)]);
+        assert_eq!(of(&before, &labels(&[(1, 5), (2, 5), (3, 6)]), false), Drift::Columns);
+        assert!(matches!(of(&before, &labels(&[(1, 5), (2, 6)]), false), Drift::Rows(_)));
     }
 
     #[test]

@@ -9,6 +9,7 @@ mod checkpoint;
 mod destination;
 mod drift;
 mod error;
+mod guard;
 mod provision;
 mod reread;
 mod resync;

@@ -6,7 +6,7 @@ use super::{
     Destination, Error, Policy,
     batch::stream_fence,
     drift, failure, policy, resync, snapshot,
-    state::{MirrorState, SourceRecord, StateStore, TablePhase, TableRecord},
+    state::{MirrorState, PublishedAs, SourceRecord, StateStore, TablePhase, TableRecord},
 };
 use crate::{
     model::{Lsn, MirrorIdentity, ReplicatorConfig, SnapshotMode, TableId, TableSchema, TableSpec},
@@ -66,6 +66,7 @@ pub(super) async fn provision<D: Destination>(
     }
     let schemas = describe(config, session, &state).await?;
     publish(config, session, &state, &schemas).await?;
+    let schemas = as_published(config, session, schemas).await?;
     let (found, joining) = ensure_slot(config, session, &state).await?;
     if state.source.is_none() {
         let record = SourceRecord {
@@ -157,6 +158,7 @@ struct New {
     schema: TableSchema,
     /// Its marks from before it was described: what changes later is seen by them.
     layout: Option<Layout>,
+    published: Option<PublishedAs>,
 }
 
 /// The tables that are new to the Mirror; known ones must still be asked for as they were.
@@ -180,7 +182,8 @@ async fn describe(
     let mut new = Vec::new();
     for spec in specs {
         let schema = catalog::describe(session, spec).await?.schema;
-        new.push(New { spec: spec.clone(), layout: layouts.remove(&schema.oid), schema });
+        let layout = layouts.remove(&schema.oid);
+        new.push(New { spec: spec.clone(), schema, layout, published: None });
     }
     Ok(new)
 }
@@ -203,7 +206,7 @@ async fn publish(
         tracing::info!(publication = name, tables = schemas.len(), "created the publication");
         return Ok(());
     };
-    let sends_all = found.insert && found.update && found.delete && found.truncate;
+    let sends_all = found.insert && found.update && found.delete && found.truncate && found.via_root;
     check_publication(&name, Some(Standing { owned_by_us: found.owned_by_us, sends_all }))?;
     let published: BTreeSet<&TableId> = found.tables.iter().map(|table| &table.id).collect();
     let add: Vec<&TableSchema> =
@@ -222,6 +225,23 @@ async fn publish(
     Ok(())
 }
 
+/// How new tables are published: what changes later is seen by it.
+async fn as_published(
+    config: &ReplicatorConfig,
+    session: &Session,
+    mut new: Vec<New>,
+) -> Result<Vec<New>, Error> {
+    if new.is_empty() {
+        return Ok(new);
+    }
+    let found = publication::read(session, &config.mirror.publication_name()).await?;
+    let tables = found.map(|found| found.tables).unwrap_or_default();
+    for new in &mut new {
+        new.published = tables.iter().find(|table| table.oid == new.schema.oid).map(PublishedAs::from);
+    }
+    Ok(new)
+}
+
 /// Whether a publication that this Mirror runs on is still there and sends every kind of change.
 pub(super) fn check_publication(name: &str, found: Option<Standing>) -> Result<(), Error> {
     let problem = match found {
@@ -229,7 +249,9 @@ pub(super) fn check_publication(name: &str, found: Option<Standing>) -> Result<(
         Some(found) if !found.owned_by_us => {
             "was not made by walferry for this mirror; drop or rename it first"
         }
-        Some(found) if !found.sends_all => "no longer publishes inserts, updates, deletes and truncates",
+        Some(found) if !found.sends_all => {
+            "no longer publishes inserts, updates, deletes and truncates, or no longer partitions by their root"
+        }
         Some(_) => return Ok(()),
     };
     Err(Error::PublicationChanged { publication: name.to_owned(), problem: problem.to_owned() })
@@ -320,14 +342,14 @@ async fn join_all<D: Destination>(
 async fn join<D: Destination>(
     config: &ReplicatorConfig,
     destination: &D,
-    New { spec, schema, layout }: New,
+    New { spec, schema, layout, published }: New,
     over_rows_from: Option<Lsn>,
 ) -> Result<TableRecord, Error> {
     let phase = match config.snapshot.mode {
         SnapshotMode::Never => TablePhase::Streaming,
         SnapshotMode::Initial | SnapshotMode::Only => TablePhase::Snapshotting,
     };
-    let mut record = TableRecord { layout, ..TableRecord::new(spec, schema, phase) };
+    let mut record = TableRecord { layout, published, ..TableRecord::new(spec, schema, phase) };
     let made = async {
         destination.ensure_table(&record.schema).await?;
         match over_rows_from {

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::{Destination, Error, StateRow};
 use crate::{
     model::{Lsn, TableId, TableSchema, TableSpec},
-    postgres::catalog::Layout,
+    postgres::{catalog::Layout, publication::PublishedTable},
 };
 
 /// The source that a Mirror was started against.
@@ -100,9 +100,34 @@ pub struct TableRecord {
     /// The source's marks when the table was last in step with its catalog.
     #[serde(default)]
     pub layout: Option<Layout>,
+    /// How it was published when it joined.
+    #[serde(default)]
+    pub published: Option<PublishedAs>,
     /// Why the table has to be copied anew before it is streamed again.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub copy_anew: Option<String>,
+}
+
+/// A table's membership in the publication: another one sends other rows, or has not sent some.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PublishedAs {
+    /// `pg_publication_rel.oid`
+    pub entry: u32,
+    /// The row filter, in PostgreSQL's own words.
+    pub row_filter: Option<String>,
+    /// The column list, if somebody made one.
+    pub columns: Option<Vec<String>>,
+}
+
+impl From<&PublishedTable> for PublishedAs {
+    fn from(found: &PublishedTable) -> Self {
+        PublishedAs {
+            entry: found.entry,
+            row_filter: found.row_filter.clone(),
+            columns: found.columns.clone(),
+        }
+    }
 }
 
 impl TableRecord {
@@ -120,6 +145,7 @@ impl TableRecord {
             copy_version: Lsn::ZERO,
             covered: Lsn::ZERO,
             layout: None,
+            published: None,
             copy_anew: None,
         }
     }

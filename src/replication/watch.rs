@@ -1,6 +1,9 @@
 //! Looks at the source's catalog now and then, for what the stream does not say.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant},
+};
 
 use tokio::sync::{Notify, mpsc};
 use tokio_util::sync::CancellationToken;
@@ -8,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 use super::{
     Destination, Error,
     backoff::{Notice, retry},
-    drift,
+    drift, guard,
     provision::{check_publication, check_slot},
     state::SourceRecord,
     table::Table,
@@ -18,6 +21,7 @@ use crate::{
     postgres::{
         catalog,
         overview::{self, Membership},
+        publication,
         session::Session,
         slot::SlotInfo,
     },
@@ -35,6 +39,8 @@ pub(super) struct Watch<D: Destination> {
     pub(super) notice: Notice,
     /// Asks for a look at once.
     pub(super) look: Arc<Notify>,
+    /// When the publication was last seen to do no harm.
+    pub(super) looked: Arc<Mutex<Option<Instant>>>,
 }
 
 impl<D: Destination> Watch<D> {
@@ -92,7 +98,7 @@ impl<D: Destination> Watch<D> {
         end: &CancellationToken,
     ) -> Result<Option<SlotInfo>, Error> {
         let (slot, publication) = (self.config.mirror.slot_name(), self.config.mirror.publication_name());
-        let tables: Vec<_> = self.tables.iter().filter(|table| !table.failed()).collect();
+        let tables: Vec<_> = self.tables.iter().collect();
         let oids: Vec<u32> = tables.iter().map(|table| table.schema().oid).collect();
         let seen = overview::read(session, &slot, &publication, &oids).await?;
         if let Some(slot) = &seen.slot {
@@ -103,13 +109,43 @@ impl<D: Destination> Watch<D> {
             self.progress.set_source_lsn(slot.current_lsn);
         }
         check_publication(&publication, seen.publication)?;
-        for (table, membership) in tables.iter().zip(&seen.tables) {
+        self.guard(session, end).await?;
+        for (table, membership) in tables.iter().zip(&seen.tables).filter(|(table, _)| !table.failed()) {
             if let Some(error) = cut_off(&table.id, membership, &publication) {
                 retry(end, &self.notice, || table.fail(&error)).await?;
             }
         }
         self.compare_layouts(session, &oids, end).await?;
         Ok(slot)
+    }
+
+    /// Sees to it that the publication does the application no harm, whether a table still streams or not, and that it sends of each
+    /// table what it sent from the beginning.
+    async fn guard(&self, session: &Session, end: &CancellationToken) -> Result<(), Error> {
+        let name = self.config.mirror.publication_name();
+        let Some(found) = publication::read(session, &name).await? else { return Ok(()) };
+        // On a standby nothing can be altered.
+        let may_alter = found.may_alter && !catalog::in_recovery(session).await?;
+        let found = found.tables;
+        let of = |table: &Table<D>| {
+            let oid = table.schema().oid;
+            found.iter().find(move |published| published.oid == oid)
+        };
+        let published: Vec<_> = self.tables.iter().filter_map(|table| of(table)).collect();
+        let looked = *self.looked.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut harmful = guard::take_out_harmful(session, &name, may_alter, &published, looked).await?;
+        for table in &self.tables {
+            let Some(now) = of(table) else { continue };
+            let otherwise = || {
+                let before = table.record().published?;
+                guard::published_otherwise(&table.id, &name, &before, now)
+            };
+            if let Some(error) = harmful.remove(&now.oid).or_else(otherwise) {
+                retry(end, &self.notice, || table.fail(&error)).await?;
+            }
+        }
+        *self.looked.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
+        Ok(())
     }
 
     /// Whether the catalog says of each table what it said when the table was last brought up to it. What the stream has taken up

@@ -47,6 +47,9 @@ const SETTLED: Duration = Duration::from_secs(30);
 /// How long inserts in flight may take after the order to stop.
 const STOP_WITHIN: Duration = Duration::from_secs(8);
 
+/// Keeps a source whose catalog changes all the time from being asked all the time.
+const START_OVER_PAUSE: Duration = Duration::from_millis(100);
+
 /// How often the end of a run that waits for the source's present position is looked at.
 const CAUGHT_UP_POLL: Duration = Duration::from_millis(50);
 
@@ -92,7 +95,7 @@ pub async fn run<D: Destination>(
         let (what, reason) = policy(&error);
         if what == Policy::StartOver {
             tracing::info!(mirror = worker.config.mirror.name, %error, "taking the tables up anew");
-            worker.start_over(error, &mut backoff).await;
+            worker.start_over(error).await;
             continue;
         }
         let passes = matches!(what, Policy::Retry | Policy::SlowDown);
@@ -162,6 +165,8 @@ struct Worker<D: Destination> {
     /// Tables, once provisioned; they outlive connections.
     tables: Mutex<BTreeMap<crate::model::TableId, Arc<Table<D>>>>,
     copying: tokio::sync::Mutex<Option<Copying>>,
+    /// When the publication was last seen to do the source no harm.
+    looked: Arc<Mutex<Option<Instant>>>,
     /// The stream that has run since the last fault.
     began: Mutex<Option<Began>>,
 }
@@ -194,6 +199,7 @@ impl<D: Destination> Worker<D> {
             abort,
             tables: Mutex::default(),
             copying: tokio::sync::Mutex::default(),
+            looked: Arc::default(),
             began: Mutex::default(),
         }
     }
@@ -299,6 +305,7 @@ impl<D: Destination> Worker<D> {
             tables: tables.iter().map(|(table, _)| Arc::clone(table)).collect(),
             notice: self.notice(tables),
             look: Arc::new(Notify::new()),
+            looked: Arc::clone(&self.looked),
         }
     }
 
@@ -376,7 +383,7 @@ impl<D: Destination> Worker<D> {
     }
 
     /// Lets go of everything but the durable state, so that the next session takes it up from there.
-    async fn start_over(&self, error: Error, backoff: &mut Backoff) {
+    async fn start_over(&self, error: Error) {
         if let Some(Copying { task, stop }) = self.copying.lock().await.take() {
             stop.cancel();
             if let Ok(Err(error)) = task.await {
@@ -395,7 +402,7 @@ impl<D: Destination> Worker<D> {
         }
         tokio::select! {
             () = self.stop.cancelled() => {}
-            () = tokio::time::sleep(backoff.next(Policy::Retry)) => {}
+            () = tokio::time::sleep(START_OVER_PAUSE) => {}
         }
     }
 

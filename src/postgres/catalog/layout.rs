@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
-use tokio_postgres::types::PgLsn;
+use tokio_postgres::{Row, types::PgLsn};
 
 use crate::{
     model::Lsn,
@@ -20,6 +20,10 @@ pub struct Layout {
     /// The transaction that last wrote each column's catalog row (`pg_attribute.xmin`), by attribute number. Columns that are dropped
     /// or generated are not in it.
     pub columns: BTreeMap<i16, u32>,
+    /// The transaction that last wrote each label of the columns' enum types (`pg_enum.xmin`), by the label's oid. Rows hold the
+    /// oid at the source and the label at the destination.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub labels: BTreeMap<u32, u32>,
 }
 
 /// A partition that is being detached concurrently is one no more for every query that begins now.
@@ -35,7 +39,12 @@ const COLUMNS: &str = "\
 SELECT attrelid, attnum, xmin::text::int8 FROM pg_attribute
 WHERE attrelid = ANY($1::oid[]) AND attnum > 0 AND NOT attisdropped AND attgenerated = ''";
 
-/// The marks of the tables with these oids, in two queries for all. One that is gone is not in the answer.
+const LABELS: &str = "\
+SELECT a.attrelid, e.oid, e.xmin::text::int8 FROM pg_attribute a JOIN pg_type t ON t.oid = a.atttypid
+JOIN pg_enum e ON e.enumtypid IN (t.oid, t.typelem, t.typbasetype)
+WHERE a.attrelid = ANY($1::oid[]) AND a.attnum > 0 AND NOT a.attisdropped";
+
+/// The marks of the tables with these oids, in three queries for all. One that is gone is not in the answer.
 ///
 /// # Errors
 /// [`Error`] of the queries.
@@ -44,10 +53,15 @@ pub async fn layouts(session: &Session, oids: &[u32]) -> Result<BTreeMap<u32, La
     if oids.is_empty() {
         return Ok(layouts);
     }
+    let xmin = |row: &Row| Ok::<_, Error>(u32::try_from(row.try_get::<_, i64>(2)?).unwrap_or_default());
     for row in session.client.query(COLUMNS, &[&oids]).await? {
-        let xmin: i64 = row.try_get(2)?;
         let columns = &mut layouts.entry(row.try_get(0)?).or_default().columns;
-        columns.insert(row.try_get(1)?, u32::try_from(xmin).unwrap_or_default());
+        columns.insert(row.try_get(1)?, xmin(&row)?);
+    }
+    for row in session.client.query(LABELS, &[&oids]).await? {
+        if let Some(layout) = layouts.get_mut(&row.try_get(0)?) {
+            layout.labels.insert(row.try_get(1)?, xmin(&row)?);
+        }
     }
     for row in session.client.query(FILES, &[&oids]).await? {
         let (root, file_node): (u32, Option<u32>) = (row.try_get(0)?, row.try_get(2)?);
@@ -136,7 +150,8 @@ mod tests {
 
     #[test]
     fn layouts_are_kept_as_json() {
-        let layout = Layout { files: BTreeMap::from([(16_400, 7)]), columns: BTreeMap::from([(1, 700)]) };
+        let (files, columns) = (BTreeMap::from([(16_400, 7)]), BTreeMap::from([(1, 700)]));
+        let layout = Layout { files, columns, labels: BTreeMap::new() };
         let text = serde_json::to_string(&layout).unwrap();
         assert_eq!(text, r#"{"files":{"16400":7},"columns":{"1":700}}"#);
         assert_eq!(serde_json::from_str::<Layout>(&text).unwrap(), layout);

@@ -13,8 +13,8 @@ mod types;
 
 pub use layout::{Layout, LiveColumn, firm_position, layouts, live_columns, live_columns_statement};
 pub use locks::{LockHolder, lock_holders};
-pub use relation::{KeyCandidate, RelationFacts};
+pub use relation::{GENERATED_IN_IDENTITY, KeyCandidate, RelationFacts, relations};
 pub(in crate::postgres) use server::CURRENT_LSN;
-pub use server::{ServerFacts, current_wal_lsn, server_facts};
+pub use server::{ServerFacts, current_wal_lsn, in_recovery, server_facts};
 pub use storage::{Storage, file_node_statement, storage};
 pub use table::{TableFacts, describe, table_oid};

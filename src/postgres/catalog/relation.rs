@@ -1,5 +1,7 @@
 //! What one relation is, who may read it, and which column values its changes name it by.
 
+use std::collections::{BTreeMap, HashMap};
+
 use tokio_postgres::Row;
 
 use crate::{
@@ -28,6 +30,8 @@ pub struct RelationFacts {
     pub can_select: bool,
     /// Whether row-level security hides rows from the session's role.
     pub row_security_active: bool,
+    /// Whether it has generated columns.
+    pub generated: bool,
     /// What the old row of an UPDATE or DELETE carries.
     pub identity: IdentityKind,
     /// The columns of the replica identity's index; with [`IdentityKind::Full`] those of the primary key or, without one,
@@ -36,6 +40,9 @@ pub struct RelationFacts {
     /// What could name rows, whether or not it is the replica identity.
     pub candidate: Option<KeyCandidate>,
 }
+
+/// Since PostgreSQL 18, an UPDATE fails when the replica identity has a generated column that isn't published.
+pub const GENERATED_IN_IDENTITY: u32 = 180_000;
 
 /// An index that could name rows, or a key that comes close.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -62,6 +69,20 @@ impl RelationFacts {
             IdentityKind::Nothing => false,
         }
     }
+
+    /// Why PostgreSQL refuses UPDATE and DELETE on this relation while it is published with a row filter that names these columns;
+    /// `None` when it doesn't. `server_version` is as in `server_version_num`.
+    pub fn refuses_changes(&self, filter_columns: &[String], server_version: u32) -> Option<String> {
+        let id = &self.id;
+        if self.identity == IdentityKind::Nothing {
+            return Some(format!("{id} has no replica identity"));
+        }
+        if server_version >= GENERATED_IN_IDENTITY && self.generated && self.identity == IdentityKind::Full {
+            return Some(format!("{id} has replica identity FULL and generated columns"));
+        }
+        let column = filter_columns.iter().find(|column| !self.identifies(column))?;
+        Some(format!("where names {column}, which is not in the replica identity of {id}"))
+    }
 }
 
 /// Whether column `a` can't hold NULL. Since PostgreSQL 18 `attnotnull` is also set by a constraint that is NOT VALID yet.
@@ -69,14 +90,16 @@ pub(super) const NOT_NULL: &str = "\
 (a.attnotnull AND NOT EXISTS (SELECT FROM pg_constraint c WHERE c.conrelid = a.attrelid AND c.contype = 'n' \
 AND NOT c.convalidated AND c.conkey = ARRAY[a.attnum]))";
 
-/// The table `$1` (an oid) first, then its leaf partitions.
+/// Each of the tables `$1` (oids) first, then its leaf partitions.
 const RELATIONS: &str = "\
 SELECT c.oid, n.nspname::text, c.relname::text, c.relkind, c.relpersistence, c.relreplident,
   pg_get_userbyid(c.relowner)::text, pg_has_role(c.relowner, 'USAGE'), has_schema_privilege(n.oid, 'USAGE'),
-  has_table_privilege(c.oid, 'SELECT'), row_security_active(c.oid)
-FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
-WHERE c.oid = $1::oid OR c.oid IN (SELECT relid FROM pg_partition_tree($1::oid) WHERE isleaf)
-ORDER BY c.oid <> $1::oid, n.nspname, c.relname";
+  has_table_privilege(c.oid, 'SELECT'), row_security_active(c.oid),
+  EXISTS (SELECT FROM pg_attribute a WHERE a.attrelid = c.oid AND a.attgenerated <> '' AND NOT a.attisdropped), t.oid
+FROM unnest($1::oid[]) AS t (oid)
+CROSS JOIN LATERAL (SELECT t.oid UNION SELECT relid FROM pg_partition_tree(t.oid) WHERE isleaf) AS member (oid)
+JOIN pg_class c ON c.oid = member.oid JOIN pg_namespace n ON n.oid = c.relnamespace
+ORDER BY t.oid, c.oid <> t.oid, n.nspname, c.relname";
 
 /// The unique indexes of the relations `$1` (oids) that can name a row: complete, valid, over plain columns.
 fn unique_indexes() -> String {
@@ -105,13 +128,25 @@ struct UniqueIndex {
     columns: Vec<String>,
 }
 
-/// The relation with this oid, then its leaf partitions; empty when it is gone.
-pub(super) async fn relations(session: &Session, oid: u32) -> Result<Vec<RelationFacts>, Error> {
-    let rows = session.client.query(RELATIONS, &[&oid]).await?;
-    let oids = rows.iter().map(|row| row.try_get(0)).collect::<Result<Vec<u32>, _>>()?;
-    let indexes = session.client.query(&unique_indexes(), &[&oids]).await?;
-    let indexes = indexes.iter().map(unique_index).collect::<Result<Vec<_>, _>>()?;
-    rows.iter().map(|row| relation(row, &indexes)).collect()
+/// The relations with these oids, each with its leaf partitions behind it, by oid; one that is gone is not in the answer.
+///
+/// # Errors
+/// [`Error`] of the queries.
+pub async fn relations(session: &Session, oids: &[u32]) -> Result<BTreeMap<u32, Vec<RelationFacts>>, Error> {
+    let rows = session.client.query(RELATIONS, &[&oids]).await?;
+    let members = rows.iter().map(|row| row.try_get(0)).collect::<Result<Vec<u32>, _>>()?;
+    let indexes = session.client.query(&unique_indexes(), &[&members]).await?;
+    let mut by_relation: HashMap<u32, Vec<UniqueIndex>> = HashMap::new();
+    for index in &indexes {
+        let index = unique_index(index)?;
+        by_relation.entry(index.relation).or_default().push(index);
+    }
+    let mut found: BTreeMap<u32, Vec<RelationFacts>> = BTreeMap::new();
+    for row in &rows {
+        let indexes = by_relation.get(&row.try_get(0)?).map(Vec::as_slice).unwrap_or_default();
+        found.entry(row.try_get(12)?).or_default().push(relation(row, indexes)?);
+    }
+    Ok(found)
 }
 
 fn unique_index(row: &Row) -> Result<UniqueIndex, Error> {
@@ -128,7 +163,7 @@ fn unique_index(row: &Row) -> Result<UniqueIndex, Error> {
 
 fn relation(row: &Row, indexes: &[UniqueIndex]) -> Result<RelationFacts, Error> {
     let oid: u32 = row.try_get(0)?;
-    let indexes: Vec<_> = indexes.iter().filter(|index| index.relation == oid).collect();
+    let indexes: Vec<_> = indexes.iter().collect();
     let (identity, key) = identity(letter(row, 5)?, &indexes);
     Ok(RelationFacts {
         id: TableId::new(row.try_get::<_, String>(1)?, row.try_get::<_, String>(2)?),
@@ -140,6 +175,7 @@ fn relation(row: &Row, indexes: &[UniqueIndex]) -> Result<RelationFacts, Error> 
         schema_usage: row.try_get(8)?,
         can_select: row.try_get(9)?,
         row_security_active: row.try_get(10)?,
+        generated: row.try_get(11)?,
         candidate: candidate(&indexes),
         identity,
         key,
@@ -251,6 +287,35 @@ mod tests {
             })
         );
         assert_eq!(of(&[UniqueIndex { not_null: false, ..index("code") }]), None);
+    }
+
+    #[test]
+    fn what_refuses_changes_is_told() {
+        let facts = |identity, generated| RelationFacts {
+            id: TableId::new("public", "t"),
+            oid: 1,
+            kind: 'r',
+            persistence: 'p',
+            owner: "app".to_owned(),
+            owned: true,
+            schema_usage: true,
+            can_select: true,
+            row_security_active: false,
+            generated,
+            identity,
+            key: vec!["id".to_owned()],
+            candidate: None,
+        };
+        let (id, other) = (["id".to_owned()], ["other".to_owned()]);
+        let refuses = |identity, generated, filter: &[String], version| {
+            facts(identity, generated).refuses_changes(filter, version)
+        };
+        assert_eq!(refuses(IdentityKind::Default, true, &id, 180_000), None);
+        assert!(refuses(IdentityKind::Nothing, false, &[], 180_000).is_some());
+        assert!(refuses(IdentityKind::Index, false, &other, 180_000).unwrap().contains("names other"));
+        assert_eq!(refuses(IdentityKind::Full, false, &other, 180_000), None);
+        assert_eq!(refuses(IdentityKind::Full, true, &other, 170_000), None);
+        assert!(refuses(IdentityKind::Full, true, &[], 180_000).unwrap().contains("generated"));
     }
 
     #[test]

@@ -99,7 +99,8 @@ pub async fn describe(session: &Session, spec: &TableSpec) -> Result<TableFacts,
     let Some(oid) = table_oid(session, &spec.id).await? else {
         return Err(missing(session, &spec.id).await?);
     };
-    let mut relations = relation::relations(session, oid).await?.into_iter();
+    let mut relations =
+        relation::relations(session, &[oid]).await?.remove(&oid).unwrap_or_default().into_iter();
     let Some(relation) = relations.next() else { return Err(missing(session, &spec.id).await?) };
     let columns = session.client.query(&columns_statement(), &[&oid]).await?;
     let columns = columns.iter().map(column_row).collect::<Result<Vec<_>, _>>()?;
@@ -373,6 +374,7 @@ mod tests {
                 schema_usage: true,
                 can_select: true,
                 row_security_active: false,
+                generated: true,
                 identity: IdentityKind::Default,
                 key: vec!["id".to_owned(), "region".to_owned()],
                 candidate: None,

@@ -1,0 +1,175 @@
+//! Which rows and columns are mirrored, and rows that change by other ways than a plain statement.
+
+use serde_json::json;
+
+use crate::support::{Lab, Pg};
+
+/// Rows that enter and leave a filter by UPDATE, in the copy and in the stream.
+#[test]
+fn rows_that_enter_and_leave_a_filter() {
+    let lab = Lab::new(Pg::V18);
+    lab.sql(
+        "CREATE TABLE by_key (org int, id int, v text, PRIMARY KEY (org, id));
+        CREATE TABLE by_all (id int PRIMARY KEY, hidden bool, n int, big text); ALTER TABLE by_all REPLICA IDENTITY FULL, ALTER big SET STORAGE EXTERNAL;
+        INSERT INTO by_key SELECT i % 3, i, 'v' FROM generate_series(1, 60) i;
+        INSERT INTO by_all SELECT i, CASE i % 3 WHEN 0 THEN true WHEN 1 THEN false END, i, repeat(md5(i::text), 100) FROM generate_series(1, 60) i",
+    );
+    let mut mirror = lab.mirror(&["by_key", "by_all"]);
+    mirror.table(0)["where"] = json!("org > 0 -- the first is ours");
+    mirror.table(1)["where"] = json!("hidden IS NOT TRUE AND n < 1000");
+    let mut run = lab.streaming(&mirror);
+    lab.sql(
+        "UPDATE by_key SET org = 1 WHERE org = 0 AND id < 20; UPDATE by_key SET org = 0 WHERE org = 2 AND id < 20;
+        UPDATE by_key SET org = 2, id = id + 1000 WHERE org = 0 AND id > 40; DELETE FROM by_key WHERE id % 10 = 0; UPDATE by_key SET v = 'w' WHERE id % 4 = 0;
+        INSERT INTO by_key VALUES (0, 7000, 'out'), (1, 7001, 'in')",
+    );
+    lab.sql(
+        "UPDATE by_all SET hidden = true WHERE id % 5 = 0; UPDATE by_all SET hidden = NULL WHERE id % 7 = 0; UPDATE by_all SET n = 1000 + n WHERE id = 1;
+        UPDATE by_all SET n = 0 WHERE id = 3; UPDATE by_all SET hidden = false, id = id + 500 WHERE id = 6; DELETE FROM by_all WHERE id IN (2, 9)",
+    );
+    lab.settle(&mut run);
+    let by_key = "SELECT org, id, v FROM by_key";
+    lab.assert_same(
+        &format!("{by_key} WHERE org > 0 ORDER BY id"),
+        &format!("{by_key} FINAL WHERE _walferry_deleted = 0 ORDER BY id"),
+    );
+    lab.assert_same(
+        "SELECT id, n, md5(big) FROM by_all WHERE hidden IS NOT TRUE AND n < 1000 ORDER BY id",
+        "SELECT id, n, lower(hex(MD5(big))) FROM by_all FINAL WHERE _walferry_deleted = 0 ORDER BY id",
+    );
+    run.stop();
+    lab.verify(&mirror);
+}
+
+/// Columns that are generated, left out, or may not be read.
+#[test]
+fn columns_that_are_left_out() {
+    let lab = Lab::new(Pg::V18);
+    lab.sql(
+        "CREATE TABLE t (id int PRIMARY KEY, secret text, v text, twice int GENERATED ALWAYS AS (id * 2) STORED, thrice int GENERATED ALWAYS AS (id * 3) VIRTUAL);
+        INSERT INTO t (id, secret, v) SELECT i, 'hush', 'v' || i FROM generate_series(1, 10) i",
+    );
+    let mut mirror = lab.mirror(&["t"]);
+    mirror.table(0)["columns"] = json!({"exclude": ["secret"]});
+    let mut run = lab.streaming(&mirror);
+    lab.sql("UPDATE t SET secret = 'x' WHERE id = 1; INSERT INTO t (id, secret, v) VALUES (11, 'y', 'z'); ALTER TABLE t ALTER twice SET EXPRESSION AS (id * 20)");
+    lab.sql("ALTER TABLE t ALTER secret TYPE bytea USING secret::bytea; INSERT INTO t (id, v) VALUES (12, 'after')");
+    lab.settle(&mut run);
+    lab.assert_table("t", "id, v", "id");
+    let columns = "SELECT groupArray(name) FROM (SELECT name FROM system.columns WHERE database = currentDatabase() AND table = 't' ORDER BY position)";
+    assert_eq!(lab.target_value(columns), "['id','v','_walferry_version','_walferry_deleted']");
+    // Under another name, it is not the column that was left out: nothing is shown that should not be.
+    lab.sql("ALTER TABLE t RENAME secret TO open; INSERT INTO t (id, v) VALUES (13, 'after')");
+    let message = run.until_failed("t");
+    assert!(message.contains("columns.exclude") && message.contains("secret"), "{message}");
+    assert_eq!(lab.target_value(columns), "['id','v','_walferry_version','_walferry_deleted']");
+    run.stop();
+}
+
+/// A right on some columns alone is not enough, and is told before anything is made.
+#[test]
+fn a_column_that_may_not_be_read() {
+    let lab = Lab::new(Pg::V18);
+    let role = &lab.database;
+    lab.admin(&format!(
+        "CREATE TABLE t (id int PRIMARY KEY, secret text, v text); GRANT SELECT (id, v) ON t TO {role}"
+    ));
+    let mut mirror = lab.mirror(&["t"]);
+    mirror.table(0)["columns"] = json!({"exclude": ["secret"]});
+    lab.command("check", &mirror, &[]).exits(1).says(&["GRANT SELECT ON", "\"t\""]);
+}
+
+/// A right that is taken away while rows are read stops that table alone.
+#[test]
+fn a_right_that_is_taken_away() {
+    let lab = Lab::new(Pg::V18);
+    let role = &lab.database;
+    lab.sql(
+        "CREATE TABLE stays (id int PRIMARY KEY, n int, big text); CREATE TABLE t (id int PRIMARY KEY, n int, big text);
+        CREATE TABLE hidden (id int PRIMARY KEY, n int, big text);
+        ALTER TABLE t ALTER big SET STORAGE EXTERNAL; ALTER TABLE stays ALTER big SET STORAGE EXTERNAL; ALTER TABLE hidden ALTER big SET STORAGE EXTERNAL;
+        INSERT INTO t SELECT i, 0, repeat('x', 5000) FROM generate_series(1, 10) i; INSERT INTO stays SELECT * FROM t; INSERT INTO hidden SELECT * FROM t",
+    );
+    let mirror = lab.mirror(&["stays", "t", "hidden"]);
+    let mut run = lab.streaming(&mirror);
+    lab.admin(&format!(
+        "REVOKE SELECT ON t FROM {role}; ALTER TABLE hidden ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY;
+        UPDATE t SET n = 1; UPDATE hidden SET n = 1; UPDATE stays SET n = 1"
+    ));
+    for table in ["t", "hidden"] {
+        let message = run.until_failed(table);
+        assert!(message.contains("can't be read") && message.contains("walferry.dev/resync"), "{message}");
+        assert_eq!(run.table(table)["reason"], "SourcePrivilegeMissing");
+    }
+    lab.settle(&mut run);
+    lab.assert_table("stays", "id, n, big", "id");
+    run.stop();
+    // They keep the other from nothing, until all of them are to be copied.
+    let words = ["GRANT SELECT ON", "row-level security", "BYPASSRLS"];
+    lab.command("check", &mirror, &[]).exits(0).says(&words);
+    let mut again = mirror.clone();
+    again.mirror["metadata"]["annotations"] = json!({"walferry.dev/resync": "1"});
+    lab.command("check", &again, &[]).exits(1).says(&words);
+    lab.admin(&format!("GRANT SELECT ON t TO {role}; ALTER TABLE hidden NO FORCE ROW LEVEL SECURITY"));
+    lab.catch_up(&again);
+    for table in ["stays", "t", "hidden"] {
+        lab.assert_table(table, "id, n, big", "id");
+    }
+}
+
+/// Rows that other statements change: cascades, deferred constraints, triggers, COPY, MERGE, ON CONFLICT, CTEs, cursors, rules.
+#[test]
+fn rows_changed_by_other_ways() {
+    let lab = Lab::new(Pg::V18);
+    lab.sql(
+        "CREATE TABLE parent (id int PRIMARY KEY, n int NOT NULL DEFAULT 0, touched int NOT NULL DEFAULT 0);
+        CREATE TABLE child (id int PRIMARY KEY, parent int REFERENCES parent ON DELETE CASCADE ON UPDATE CASCADE);
+        CREATE TABLE orphan (id int PRIMARY KEY, parent int DEFAULT 1 REFERENCES parent ON DELETE SET NULL ON UPDATE SET DEFAULT);
+        CREATE TABLE later (id int PRIMARY KEY, parent int NOT NULL REFERENCES parent DEFERRABLE INITIALLY DEFERRED);
+        CREATE TABLE log (id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, what text);
+        CREATE FUNCTION note() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN INSERT INTO log (what) VALUES (TG_OP); NEW.touched := OLD.touched + 1; RETURN NEW; END $$;
+        CREATE TRIGGER note BEFORE UPDATE ON parent FOR EACH ROW EXECUTE FUNCTION note();
+        CREATE VIEW shown AS SELECT id, n FROM parent WHERE id > 0;
+        INSERT INTO parent (id) SELECT generate_series(1, 40); INSERT INTO child SELECT i, 1 + i % 40 FROM generate_series(1, 100) i;
+        INSERT INTO orphan SELECT i, 1 + i % 40 FROM generate_series(1, 100) i",
+    );
+    let tables = ["parent", "child", "orphan", "later", "log"];
+    let mirror = lab.mirror(&tables);
+    let mut run = lab.streaming(&mirror);
+    lab.sql("DELETE FROM parent WHERE id BETWEEN 2 AND 10; UPDATE parent SET id = id + 100 WHERE id BETWEEN 11 AND 20");
+    lab.sql("INSERT INTO later VALUES (1, 500), (2, 501); INSERT INTO parent (id) VALUES (500), (501); UPDATE later SET id = id + 10");
+    lab.sql(
+        "MERGE INTO parent p USING (VALUES (1, 5), (21, 6), (900, 7)) AS s (id, n) ON p.id = s.id
+        WHEN MATCHED AND s.n = 6 THEN DELETE WHEN MATCHED THEN UPDATE SET n = s.n WHEN NOT MATCHED THEN INSERT (id, n) VALUES (s.id, s.n)",
+    );
+    lab.sql(
+        "INSERT INTO parent (id, n) SELECT i, 9 FROM generate_series(20, 30) i ON CONFLICT (id) DO UPDATE SET n = parent.n + excluded.n;
+        INSERT INTO parent (id) VALUES (1) ON CONFLICT DO NOTHING;
+        WITH gone AS (DELETE FROM child WHERE id > 90 RETURNING id) INSERT INTO log (what) SELECT 'moved ' || id FROM gone;
+        UPDATE shown SET n = 77 WHERE id = 30; DELETE FROM shown WHERE id = 31",
+    );
+    let mut client = lab.connect();
+    let mut copy = client.copy_in("COPY child FROM STDIN").unwrap();
+    std::io::Write::write_all(&mut copy, b"1000\t1\n1001\t\\N\n").unwrap();
+    copy.finish().unwrap();
+    // Nothing of a COPY that failed, nor of a constraint that was violated at COMMIT.
+    let mut copy = client.copy_in("COPY child FROM STDIN").unwrap();
+    std::io::Write::write_all(&mut copy, b"1002\t1\n1000\t1\n").unwrap();
+    assert!(copy.finish().is_err());
+    assert!(client.batch_execute("INSERT INTO later VALUES (99, 12345)").is_err());
+    client
+        .batch_execute("BEGIN; DECLARE c CURSOR FOR SELECT * FROM parent ORDER BY id FOR UPDATE; FETCH 3 FROM c; UPDATE parent SET n = -1 WHERE CURRENT OF c; COMMIT")
+        .unwrap();
+    lab.sql(
+        "TRUNCATE parent CASCADE; INSERT INTO parent (id) VALUES (1), (2); INSERT INTO child VALUES (1, 2)",
+    );
+    lab.sql("INSERT INTO orphan VALUES (1, 2); UPDATE parent SET id = 3 WHERE id = 2");
+    lab.settle(&mut run);
+    lab.assert_table("parent", "id, n, touched", "id");
+    lab.assert_table("child", "id, parent", "id");
+    lab.assert_table("orphan", "id, parent", "id");
+    lab.assert_table("later", "id, parent", "id");
+    lab.assert_table("log", "id, what", "id");
+    run.stop();
+    lab.verify(&mirror);
+}

@@ -1,0 +1,124 @@
+//! Keeps the publication from making the application's own statements fail.
+//!
+//! PostgreSQL refuses UPDATE and DELETE on a published table whose replica identity is unusable, or whose row filter names a column
+//! outside of it. Such tables are never published; but a key may be dropped later. Then the table leaves the publication.
+
+use std::{collections::HashMap, time::Instant};
+
+use super::{Error, state::PublishedAs};
+use crate::{
+    model::{RESYNC_ADVICE, TableId},
+    postgres::{
+        catalog::{self, RelationFacts},
+        publication::{self, PublishedTable, alter_statements},
+        session::Session,
+    },
+};
+
+/// Takes tables out of the publication on which UPDATE and DELETE fail for being in it, and gives each, by oid, with what to say.
+///
+/// `looked` is when nothing was wrong the last time.
+///
+/// # Errors
+/// What the source answers; where the role may not alter the publication, what to say says so instead.
+pub(super) async fn take_out_harmful(
+    session: &Session,
+    name: &str,
+    may_alter: bool,
+    published: &[&PublishedTable],
+    looked: Option<Instant>,
+) -> Result<HashMap<u32, Error>, Error> {
+    let oids: Vec<u32> = published.iter().map(|table| table.oid).collect();
+    let relations = catalog::relations(session, &oids).await?;
+    let version = session.server_version_num();
+    let mut taken = HashMap::new();
+    for table in published {
+        let Some(members) = relations.get(&table.oid) else { continue };
+        let filter_columns = if table.row_filter.is_some() { table.filter_columns.as_slice() } else { &[] };
+        let refusal = members.iter().find_map(|member| member.refuses_changes(filter_columns, version));
+        if let Some(why) = refusal {
+            let what = take_out(session, name, may_alter, members, looked).await?;
+            taken.insert(table.oid, harmful(&table.id, &why, &what));
+        }
+    }
+    Ok(taken)
+}
+
+/// Why a table is not published as it was when it joined, if that is so.
+pub(super) fn published_otherwise(
+    table: &TableId,
+    name: &str,
+    before: &PublishedAs,
+    now: &PublishedTable,
+) -> Option<Error> {
+    let what = if before.columns != now.columns {
+        "sends other columns of it than before"
+    } else if before.row_filter != now.row_filter {
+        "has another row filter for it than before"
+    } else if before.entry != now.entry {
+        "had it taken out and put back"
+    } else {
+        return None;
+    };
+    let message = format!(
+        "publication {name} {what}, so changes are missing at the destination. To have it published as the mirror asks, {RESYNC_ADVICE}"
+    );
+    Some(Error::Table { table: table.clone(), reason: "SourceNotPublished", message })
+}
+
+async fn take_out(
+    session: &Session,
+    name: &str,
+    may_alter: bool,
+    members: &[RelationFacts],
+    looked: Option<Instant>,
+) -> Result<String, Error> {
+    let Some(root) = members.first() else { return Ok(String::new()) };
+    let since = match looked {
+        Some(looked) => format!("for at most {} s", looked.elapsed().as_secs() + 1),
+        None => "from that change on, while walferry was not looking".to_owned(),
+    };
+    let root = std::slice::from_ref(&root.id);
+    if may_alter {
+        publication::alter(session, name, &[], root, &[]).await?;
+        tracing::warn!(table = ?root, publication = name, "table left the publication: it made UPDATE and DELETE fail");
+        return Ok(format!("failed at the source {since}, until it was taken out of publication {name}"));
+    }
+    let statements = alter_statements(name, &[], root, &[]).join("; ");
+    Ok(format!("fail at the source until somebody who may alter publication {name} runs {statements}"))
+}
+
+fn harmful(table: &TableId, why: &str, what: &str) -> Error {
+    let message = format!(
+        "{why}: a published table needs one that names every row, so UPDATE and DELETE on it {what}. walferry check says which \
+         identity to give it; then {RESYNC_ADVICE}"
+    );
+    Error::Table { table: table.clone(), reason: "SourceReplicaIdentityMissing", message }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn another_membership_is_told() {
+        let id = TableId::new("public", "t");
+        let found = |entry, row_filter: Option<&str>, columns: Option<&str>| PublishedTable {
+            entry,
+            id: id.clone(),
+            oid: 7,
+            row_filter: row_filter.map(str::to_owned),
+            filter_columns: Vec::new(),
+            columns: columns.map(|column| vec![column.to_owned()]),
+        };
+        let before = PublishedAs::from(&found(1, Some("(id > 5)"), None));
+        let told = |now: &PublishedTable| {
+            published_otherwise(&id, "p", &before, now).map(|error| error.to_string()).unwrap_or_default()
+        };
+        assert_eq!(told(&found(1, Some("(id > 5)"), None)), "");
+        assert!(told(&found(2, Some("(id > 5)"), None)).contains("put back"));
+        assert!(told(&found(1, Some("(id > 6)"), None)).contains("row filter"));
+        assert!(told(&found(1, None, None)).contains("row filter"));
+        assert!(told(&found(1, Some("(id > 5)"), Some("id"))).contains("columns"));
+    }
+}
