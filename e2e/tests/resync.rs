@@ -343,3 +343,61 @@ fn another_process_is_at_work() {
     second.stop();
     assert_equal(&lab, &asks(&mirror, "1"));
 }
+
+/// Tables that are named behind the value's first word are copied anew while the others go on: no new slot, no second copy of theirs.
+#[test]
+fn of_single_tables() {
+    let lab = Lab::new(Pg::V18);
+    lab.sql(TABLES);
+    lab.sql(
+        "CREATE TABLE typed (id int PRIMARY KEY, n int); CREATE TABLE remade (id int PRIMARY KEY); CREATE TABLE back (id int PRIMARY KEY);
+        CREATE TABLE asked (id int PRIMARY KEY, v text); INSERT INTO asked SELECT i, 'v' FROM generate_series(1, 100) i;
+        INSERT INTO typed SELECT i, i FROM generate_series(1, 1000) i; INSERT INTO remade VALUES (1); INSERT INTO back VALUES (1), (2)",
+    );
+    let mirror = lab.mirror(&["a", "b", "typed", "remade", "back", "asked"]);
+    let mut run = lab.streaming(&mirror);
+    let publication = run.status()["publicationName"].as_str().unwrap().to_owned();
+    lab.sql(&format!(
+        "ALTER TABLE typed ALTER n TYPE bigint; INSERT INTO typed VALUES (1001, 6000000000); DROP TABLE remade; CREATE TABLE remade (id int PRIMARY KEY);
+        INSERT INTO remade VALUES (7); ALTER PUBLICATION {publication} DROP TABLE back; DELETE FROM back WHERE id = 1; INSERT INTO back VALUES (3)"
+    ));
+    for table in ["typed", "remade", "back"] {
+        let message = run.until_failed(table);
+        assert!(message.contains(&format!("public.{table}\" --overwrite")), "{message}");
+    }
+    // What a failed table has missed meanwhile.
+    lab.sql("DELETE FROM typed WHERE id < 100; UPDATE typed SET n = 0 WHERE id = 500");
+    run.stop();
+    let slot = "SELECT slot_name, catalog_xmin IS NOT NULL FROM pg_replication_slots WHERE database = current_database()";
+    let before = lab.source(slot);
+    lab.target("ALTER TABLE typed MODIFY COLUMN n Nullable(Int64)");
+    let unknown = asks(&mirror, "1 public.typo");
+    lab.command("run", &unknown, &["--http", "127.0.0.1:0"])
+        .exits(1)
+        .says(&["public.typo", "walferry.dev/resync"]);
+    let mut again = asks(&mirror, "2 public.typed public.remade,public.back public.asked");
+    again.table(5)["where"] = json!("id > 50");
+    let writer = Writer::start(lab.connect(), |n| {
+        format!(
+            "UPDATE typed SET n = n + 1 WHERE id = {0}; DELETE FROM typed WHERE id = {0} + 1; INSERT INTO a VALUES ({1}, 0, 'w')",
+            100 + n % 800,
+            30_000 + n
+        )
+    });
+    let mut run = lab.streaming(&again);
+    writer.finish();
+    lab.settle(&mut run);
+    assert_eq!(run.table("a")["rowsCopied"], 0);
+    run.stop();
+    assert_eq!(lab.source(slot), before);
+    assert_equal(&lab, &again);
+    lab.assert_table("typed", "id, n", "id");
+    lab.assert_table("remade", "id", "id");
+    lab.assert_table("back", "id", "id");
+    lab.assert_same(
+        "SELECT id, v FROM asked WHERE id > 50 ORDER BY id",
+        "SELECT id, v FROM asked FINAL ORDER BY id",
+    );
+    // The same value asks for nothing more.
+    lab.catch_up(&again).says(&["0 rows copied"]);
+}

@@ -255,12 +255,12 @@ const SOURCE: &[Reason] = &[
     reason(
         "SourceTableDropped",
         "The table was dropped or replaced at the source.",
-        "Take it out of the Mirror; put it back to copy the new one.",
+        "Take it out of the Mirror; or name it in a resync to copy the new one.",
     ),
     reason(
         "SourceNotPublished",
-        "The publication no longer sends the table.",
-        "Take the table out of the Mirror and put it back.",
+        "The publication no longer sends the table, or sends other rows or columns of it.",
+        "Run the statement of the message: a resync of that table publishes it again.",
     ),
     reason(
         "SourceSlotNotReady",
@@ -478,9 +478,19 @@ const ENGINE: &[Reason] = &[
         "End the transaction that the message names when it lasts.",
     ),
     reason(
+        "CopiedAnew",
+        "A table, or a partition of it, is copied while its changes stream: something happened to it that the stream doesn't tell.",
+        "Nothing; the message says why.",
+    ),
+    reason(
+        "ResyncUnknownTable",
+        "The annotation `walferry.dev/resync` names a table that the Mirror doesn't have.",
+        "Correct the name: `schema.table`, behind the value's first word.",
+    ),
+    reason(
         "SpecChanged",
         "A table is asked for in another way than when it was copied.",
-        "Undo the change; or take the table out, drop its target and put it back.",
+        "Undo the change, or name the table in a resync.",
     ),
     reason(
         "CopyFinished",

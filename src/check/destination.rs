@@ -8,7 +8,7 @@ use crate::{
         target::{TargetTable, compare},
         types::{ChType, Features, Fidelity, fidelity, target_type},
     },
-    model::{ClickHouseEndpoint, RESYNC_ADVICE, RESYNC_COMMAND, TableSchema, TlsMode},
+    model::{ClickHouseEndpoint, RESYNC_COMMAND, TableSchema, TlsMode, resync_advice},
     replication::{self, DestinationError, ErrorKind},
 };
 
@@ -262,7 +262,7 @@ pub(super) fn target(
             reason::DESTINATION_TABLE_MISSING,
             format!("{name} was dropped: this table will fail alone, the others go on"),
         )
-        .fix(RESYNC_ADVICE),
+        .fix(resync_advice(&schema.id)),
         (None, false) => Check::ok(subject, NAME, format!("{name} will be made")),
         // What differs since is a matter of schema changes, which the stream applies.
         (Some(_), true) => Check::ok(subject, NAME, format!("{name} is this Mirror's")),

@@ -21,7 +21,7 @@ use crate::{
         slot,
         wire::{Connection, Purpose},
     },
-    replication::{self, DestinationError, MirrorState, StateStore},
+    replication::{self, Apart, DestinationError, MirrorState, StateStore},
 };
 
 /// Checks everything that a Mirror needs. A server that isn't reached is a failure, and what depends on it is skipped.
@@ -140,8 +140,16 @@ async fn source_facts(
     let resync = replication::resync_due(config.resync.as_deref(), state).is_some();
     // With a resync, every table joins anew.
     let anew = MirrorState::default();
-    let joined = if resync { &anew } else { state };
+    let mut joined = if resync { anew } else { state.clone() };
     let mut checks = source::server(&config.source, &server, slot.as_ref(), resync);
+    let apart = match replication::set_apart(config, &mut joined) {
+        Ok(apart) => apart,
+        Err(error) => {
+            checks.push(table::unknown_to_resync(&error));
+            Apart::default()
+        }
+    };
+    let joined = &joined;
     if !source::is_usable(&checks) {
         return Ok((checks, Vec::new()));
     }
@@ -162,7 +170,10 @@ async fn source_facts(
     let probes = probe_filters(session, &tables).await;
     let found = pg_publication::read(session, &config.mirror.publication_name()).await?;
     // A resync makes it anew, where the role may.
-    let found = found.filter(|found| !(resync && found.owned_by_us && found.may_alter));
+    let mut found = found.filter(|found| !(resync && found.owned_by_us && found.may_alter));
+    if let Some(found) = found.as_mut().filter(|found| found.may_alter) {
+        found.tables.retain(|published| !apart.has(&published.id));
+    }
     let wanted = Wanted { config, server: &server, tables: &tables, probes: &probes, joined };
     checks.extend(publication::publication(&wanted, found.as_ref()).into_iter().map(|check| {
         let tracked = joined.tables.keys().any(|id| id.to_string() == check.subject);

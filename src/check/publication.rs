@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use super::{reason, report::Check, source::SUBJECT};
 use crate::{
-    model::{MirrorIdentity, RESYNC_ADVICE, ReplicatorConfig, TableId, TableSchema},
+    model::{MirrorIdentity, ReplicatorConfig, TableId, TableSchema, resync_advice},
     postgres::{
         Error,
         catalog::{ServerFacts, TableFacts},
@@ -136,7 +136,7 @@ fn taken_out(wanted: &Wanted<'_>, found: &Publication) -> Vec<Check> {
     let warn = |table: &TableFacts| {
         let detail = "no longer in the publication: this table fails alone, the others go on";
         Check::warning(table.schema.id.to_string(), NAME, reason::SOURCE_PUBLICATION_UNUSABLE, detail)
-            .fix(format!("to have it published again, {RESYNC_ADVICE}"))
+            .fix(format!("to have it published again, {}", resync_advice(&table.schema.id)))
     };
     gone.map(warn).collect()
 }

@@ -40,6 +40,8 @@ pub const SOURCE_UNKNOWN_COLUMN: &str = "SourceUnknownColumn";
 pub const SOURCE_TABLE_SPEC_INVALID: &str = "SourceTableSpecInvalid";
 /// A table is asked for in another way than when it was copied.
 pub const SPEC_CHANGED: &str = "SpecChanged";
+/// A resync of single tables names one that the Mirror doesn't have.
+pub const RESYNC_UNKNOWN_TABLE: &str = "ResyncUnknownTable";
 /// Updates and deletes can't name their row.
 pub const SOURCE_REPLICA_IDENTITY_MISSING: &str = "SourceReplicaIdentityMissing";
 /// The row filter can't be used.

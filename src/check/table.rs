@@ -2,13 +2,14 @@
 
 use super::{reason, report::Check};
 use crate::{
-    model::{IdentityKind, RESYNC_ADVICE, TableId},
+    model::{IdentityKind, TableId, resync_advice},
     postgres::{
         Error,
         catalog::{GENERATED_IN_IDENTITY, KeyCandidate, RelationFacts, ServerFacts, TableFacts},
         publication::PublishedTable,
         quote::{ident, table as qualified},
     },
+    replication,
 };
 
 /// Row filters exist since PostgreSQL 15.
@@ -18,8 +19,9 @@ pub(super) const ROW_FILTERS: u32 = 150_000;
 pub(super) fn not_described(table: &TableId, error: &Error, tracked: bool) -> Check {
     if tracked && matches!(error, Error::TableMissing { .. }) {
         let detail = "it was dropped at the source: this table fails alone, the others go on";
-        return Check::warning(table.to_string(), "table", reason::SOURCE_TABLE_MISSING, detail)
-            .fix(format!("take {table} out of the Mirror's tables, or make it again and {RESYNC_ADVICE}"));
+        return Check::warning(table.to_string(), "table", reason::SOURCE_TABLE_MISSING, detail).fix(
+            format!("take {table} out of the Mirror's tables, or make it again and {}", resync_advice(table)),
+        );
     }
     let reason = match error {
         Error::TableMissing { .. } => reason::SOURCE_TABLE_MISSING,
@@ -35,7 +37,12 @@ pub(super) fn asked_for_otherwise(table: &TableId) -> Check {
     let detail =
         "asked for in another way than when it was copied (target, columns, where or engine changed)";
     Check::failure(table.to_string(), "table", reason::SPEC_CHANGED, detail)
-        .fix(format!("undo the change, or {RESYNC_ADVICE}"))
+        .fix(format!("undo the change, or {}", resync_advice(table)))
+}
+
+/// A resync of a table that the Mirror doesn't have.
+pub(super) fn unknown_to_resync(error: &replication::Error) -> Check {
+    Check::failure("mirror", "resync", reason::RESYNC_UNKNOWN_TABLE, error.to_string())
 }
 
 /// All checks of a table. `probe` is what PostgreSQL makes of its row filter, `published` the table in the Mirror's

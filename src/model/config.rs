@@ -94,10 +94,10 @@ impl MirrorIdentity {
         format!("walferry_{}", self.uid)
     }
 
-    /// The text with this Mirror's name in [`RESYNC_COMMAND`], so that the command can be run as it stands.
+    /// The text with this Mirror's name in commands such as [`RESYNC_COMMAND`], so that they can be run as they stand.
     pub fn named(&self, text: &str) -> String {
-        let named = RESYNC_COMMAND.replace("NAME", &format!("{} --namespace {}", self.name, self.namespace));
-        text.replace(RESYNC_COMMAND, &named)
+        let named = ANNOTATE.replace("NAME", &format!("{} --namespace {}", self.name, self.namespace));
+        text.replace(ANNOTATE, &named)
     }
 
     /// What the fences of the Mirror's inserts begin with (see the destination's contract).
@@ -177,6 +177,22 @@ pub const RESYNC_ADVICE: &str = concat!(
 
 /// The command that asks for a resync; see [`MirrorIdentity::named`].
 pub const RESYNC_COMMAND: &str = resync_command!();
+
+/// What such commands begin with.
+const ANNOTATE: &str = "kubectl annotate mirror NAME ";
+
+/// How to ask for a resync of one table alone, as the end of a sentence. A name that would need quotes is not given there: then all
+/// tables are copied.
+pub fn resync_advice(table: &TableId) -> String {
+    let name = table.to_string();
+    if !name.chars().all(|character| character.is_alphanumeric() || "_.".contains(character)) {
+        return RESYNC_ADVICE.to_owned();
+    }
+    format!(
+        "have it copied anew: kubectl annotate mirror NAME walferry.dev/resync=\"$(date +%s) {name}\" --overwrite, or in a file give \
+         metadata.annotations that key with a new value and the table's name behind it"
+    )
+}
 
 /// `spec.batch`
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

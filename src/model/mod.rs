@@ -12,7 +12,7 @@ mod tuple;
 pub use config::{
     BatchSettings, ClickHouseEndpoint, ClientIdentity, DeletionPolicy, MirrorIdentity, OutOfRange,
     PostgresEndpoint, RESYNC_ADVICE, RESYNC_COMMAND, ReplicatorConfig, SnapshotMode, SnapshotSettings,
-    TableSpec, TlsMode, TlsSettings,
+    TableSpec, TlsMode, TlsSettings, resync_advice,
 };
 pub use lsn::{Lsn, ParseLsnError};
 pub use progress::{

@@ -2,7 +2,7 @@
 
 use super::{DestinationError, ErrorKind, ValueError};
 use crate::{
-    model::{Lsn, MirrorFailure, RESYNC_ADVICE, TableId, TableSchema},
+    model::{Lsn, MirrorFailure, RESYNC_ADVICE, TableId, TableSchema, resync_advice},
     postgres::{self, quote},
 };
 
@@ -104,11 +104,20 @@ pub enum Error {
     },
     /// The Mirror asks for a table in another way than when it joined.
     #[error(
-        "table {table} is asked for in another way than when it was copied (target, columns, where or engine changed). Undo the change, or {RESYNC_ADVICE}"
+        "table {table} is asked for in another way than when it was copied (target, columns, where or engine changed). Undo the change, or {}",
+        resync_advice(.table)
     )]
     SpecChanged {
         /// The table.
         table: TableId,
+    },
+    /// A resync of single tables names one that the Mirror doesn't have.
+    #[error(
+        "annotation walferry.dev/resync names {name}, which is not one of the mirror's tables: behind its first word, give names as schema.table, or none to have every table copied anew"
+    )]
+    ResyncUnknownTable {
+        /// The name.
+        name: String,
     },
     /// One table can't go on.
     #[error("table {table}: {message}")]
@@ -150,7 +159,8 @@ impl Error {
     /// A mirrored table is no more.
     pub(super) fn dropped(table: &TableId) -> Self {
         let message = format!(
-            "it was dropped at the source; its target stays. Take it out of the mirror's tables, or make it again and {RESYNC_ADVICE}"
+            "it was dropped at the source; its target stays. Take it out of the mirror's tables, or make it again and {}",
+            resync_advice(table)
         );
         Error::Table { table: table.clone(), reason: "SourceTableDropped", message }
     }
@@ -219,7 +229,8 @@ impl Error {
     /// A mirrored table has another name.
     pub(super) fn renamed(table: &TableId, name: &TableId) -> Self {
         let message = format!(
-            "it is called {name} at the source now; its target stays. Name it so in the mirror's tables, or give it back its name and {RESYNC_ADVICE}"
+            "it is called {name} at the source now; its target stays. Name it so in the mirror's tables, or give it back its name and {}",
+            resync_advice(table)
         );
         Error::Table { table: table.clone(), reason: "SourceTableDropped", message }
     }
@@ -227,7 +238,8 @@ impl Error {
     /// Somebody took a mirrored table out of the publication.
     pub(super) fn unpublished(table: &TableId, publication: &str) -> Self {
         let message = format!(
-            "publication {publication} no longer has it, so changes are missing at the destination. To have it published again, {RESYNC_ADVICE}"
+            "publication {publication} no longer has it, so changes are missing at the destination. To have it published again, {}",
+            resync_advice(table)
         );
         Error::Table { table: table.clone(), reason: "SourceNotPublished", message }
     }
@@ -286,6 +298,7 @@ pub fn policy(error: &Error) -> (Policy, &'static str) {
         Error::SourceReplaced { .. } => (Policy::Stall, "SourceReplaced"),
         Error::TimelineChanged { .. } => (Policy::Stall, "SourceTimelineChanged"),
         Error::SpecChanged { .. } => (Policy::Stall, "SpecChanged"),
+        Error::ResyncUnknownTable { .. } => (Policy::Stall, "ResyncUnknownTable"),
         Error::Table { reason, .. } => (Policy::FailTable, reason),
         Error::CatalogChanged { .. } => (Policy::StartOver, "SourceSchemaChanged"),
         Error::Protocol(_) => (Policy::Retry, "SourceProtocolError"),
@@ -317,8 +330,12 @@ fn source_reason(error: &postgres::Error) -> &'static str {
 pub fn failure(error: &Error) -> MirrorFailure {
     let (what, reason) = policy(error);
     let mut message = error.to_string();
-    if what == Policy::FailTable && !message.contains(RESYNC_ADVICE) {
-        message.push_str(&format!(". Once that is mended, {RESYNC_ADVICE}"));
+    if what == Policy::FailTable && !message.contains("walferry.dev/resync") {
+        let advice = match error {
+            Error::Table { table, .. } => resync_advice(table),
+            _ => RESYNC_ADVICE.to_owned(),
+        };
+        message.push_str(&format!(". Once that is mended, {advice}"));
     }
     MirrorFailure { reason: reason.to_owned(), message }
 }

@@ -7,7 +7,7 @@ use std::{collections::HashMap, time::Instant};
 
 use super::{Error, state::PublishedAs};
 use crate::{
-    model::{RESYNC_ADVICE, TableId},
+    model::{TableId, resync_advice},
     postgres::{
         catalog::{self, RelationFacts},
         publication::{self, PublishedTable, alter_statements},
@@ -15,13 +15,14 @@ use crate::{
     },
 };
 
-/// Takes tables out of the publication on which UPDATE and DELETE fail for being in it, and gives each, by oid, with what to say.
+/// Takes tables out of the publication on which UPDATE and DELETE fail for being in it, and gives each, by oid, with what to say; also
+/// those with partitions whose rows are never sent.
 ///
 /// `looked` is when nothing was wrong the last time.
 ///
 /// # Errors
 /// What the source answers; where the role may not alter the publication, what to say says so instead.
-pub(super) async fn take_out_harmful(
+pub(super) async fn unfit(
     session: &Session,
     name: &str,
     may_alter: bool,
@@ -39,6 +40,13 @@ pub(super) async fn take_out_harmful(
         if let Some(why) = refusal {
             let what = take_out(session, name, may_alter, members, looked).await?;
             taken.insert(table.oid, harmful(&table.id, &why, &what));
+        } else if let Some(partition) = members.iter().find(|member| member.is_unlogged()) {
+            let message = format!(
+                "{} is a foreign or unlogged table, whose rows are not in the log: detach it",
+                partition.id
+            );
+            let reason = "SourceTableUnsupported";
+            taken.insert(table.oid, Error::Table { table: table.id.clone(), reason, message });
         }
     }
     Ok(taken)
@@ -61,7 +69,8 @@ pub(super) fn published_otherwise(
         return None;
     };
     let message = format!(
-        "publication {name} {what}, so changes are missing at the destination. To have it published as the mirror asks, {RESYNC_ADVICE}"
+        "publication {name} {what}, so changes are missing at the destination. To have it published as the mirror asks, {}",
+        resync_advice(table)
     );
     Some(Error::Table { table: table.clone(), reason: "SourceNotPublished", message })
 }
@@ -80,9 +89,17 @@ async fn take_out(
     };
     let root = std::slice::from_ref(&root.id);
     if may_alter {
-        publication::alter(session, name, &[], root, &[]).await?;
-        tracing::warn!(table = ?root, publication = name, "table left the publication: it made UPDATE and DELETE fail");
-        return Ok(format!("failed at the source {since}, until it was taken out of publication {name}"));
+        match publication::alter(session, name, &[], root, &[]).await {
+            Ok(()) => {
+                tracing::warn!(table = ?root, publication = name, "table left the publication: it made UPDATE and DELETE fail");
+                return Ok(format!(
+                    "failed at the source {since}, until it was taken out of publication {name}"
+                ));
+            }
+            // read_only_sql_transaction: on a standby it is the primary's.
+            Err(error) if error.sqlstate() == Some("25006") => {}
+            Err(error) => return Err(error.into()),
+        }
     }
     let statements = alter_statements(name, &[], root, &[]).join("; ");
     Ok(format!("fail at the source until somebody who may alter publication {name} runs {statements}"))
@@ -91,7 +108,8 @@ async fn take_out(
 fn harmful(table: &TableId, why: &str, what: &str) -> Error {
     let message = format!(
         "{why}: a published table needs one that names every row, so UPDATE and DELETE on it {what}. walferry check says which \
-         identity to give it; then {RESYNC_ADVICE}"
+         identity to give it; then {}",
+        resync_advice(table)
     );
     Error::Table { table: table.clone(), reason: "SourceReplicaIdentityMissing", message }
 }

@@ -27,6 +27,6 @@ pub use destination::{
 };
 pub use error::{Error, Policy, failure, policy};
 pub use provision::publication_comment;
-pub use resync::{copies_over_rows, resync_due};
+pub use resync::{Apart, copies_over_rows, resync_due, set_apart};
 pub use state::{MirrorState, ResyncRecord, SourceRecord, StateStore};
 pub use worker::run;

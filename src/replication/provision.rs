@@ -5,7 +5,7 @@ use std::{collections::BTreeSet, time::Duration};
 use super::{
     Destination, Error, Policy,
     batch::stream_fence,
-    drift, failure, policy, resync, snapshot,
+    drift, failure, policy, resync, schema_change, snapshot,
     state::{MirrorState, PublishedAs, SourceRecord, StateStore, TablePhase, TableRecord},
 };
 use crate::{
@@ -13,7 +13,7 @@ use crate::{
     postgres::{
         catalog::{self, Layout},
         overview::Standing,
-        publication,
+        publication::{self, PublishedTable},
         session::Session,
         slot::{self, SlotInfo},
         visibility,
@@ -64,9 +64,17 @@ pub(super) async fn provision<D: Destination>(
         check_finished(config, &state)?;
         return Ok(Provisioned { state, joining: false });
     }
-    let schemas = describe(config, session, &state).await?;
-    publish(config, session, &state, &schemas).await?;
-    let schemas = as_published(config, session, schemas).await?;
+    let mut apart = resync::set_apart(config, &mut state)?;
+    let mut new = describe(config, session, &state).await?;
+    for new in &mut new {
+        let before = apart.records.remove(&new.spec.id);
+        if before.is_some() {
+            tracing::info!(table = %new.spec.id, "resync: this table is copied anew");
+        }
+        new.take_up(before);
+    }
+    publish(config, session, &state, &new).await?;
+    let new = as_published(config, session, new).await?;
     let (found, joining) = ensure_slot(config, session, &state).await?;
     if state.source.is_none() {
         let record = SourceRecord {
@@ -86,7 +94,11 @@ pub(super) async fn provision<D: Destination>(
     }
     state.tables.retain(|id, _| wanted.contains(id));
     bring_up(&drift::Surroundings { config, session, destination }, &mut state, store).await?;
-    join_all(config, destination, store, &mut state, schemas).await?;
+    join_all(config, session, destination, store, &mut state, new).await?;
+    if let (Some(value), Some(source)) = (apart.value, &mut state.source) {
+        source.resync = Some(value);
+        store.save_source(source).await?;
+    }
     Ok(Provisioned { state, joining })
 }
 
@@ -159,6 +171,30 @@ struct New {
     /// Its marks from before it was described: what changes later is seen by them.
     layout: Option<Layout>,
     published: Option<PublishedAs>,
+    /// Its record, when it was there before and alone is copied anew.
+    before: Option<TableRecord>,
+}
+
+impl New {
+    /// Takes up what there was before: the target's columns keep their names, where nothing else is asked for.
+    fn take_up(&mut self, before: Option<TableRecord>) {
+        self.before = before;
+        if let Some(before) = &self.before
+            && before.schema.oid == self.schema.oid
+            && before.spec == self.spec
+        {
+            self.schema = schema_change::anew(&before.schema, &self.schema);
+        }
+    }
+
+    /// Whether it is published in another way than it should be.
+    fn is_published_otherwise(&self, found: &PublishedTable) -> bool {
+        let before = self.before.as_ref().filter(|before| before.spec == self.spec);
+        match before.and_then(|before| before.published.as_ref()) {
+            Some(before) => (&found.row_filter, &found.columns) != (&before.row_filter, &before.columns),
+            None => self.before.is_some(),
+        }
+    }
 }
 
 /// The tables that are new to the Mirror; known ones must still be asked for as they were.
@@ -183,7 +219,7 @@ async fn describe(
     for spec in specs {
         let schema = catalog::describe(session, spec).await?.schema;
         let layout = layouts.remove(&schema.oid);
-        new.push(New { spec: spec.clone(), schema, layout, published: None });
+        new.push(New { spec: spec.clone(), schema, layout, published: None, before: None });
     }
     Ok(new)
 }
@@ -213,8 +249,11 @@ async fn publish(
         new.iter().map(|new| &new.schema).filter(|schema| !published.contains(&schema.id)).collect();
     let wanted: BTreeSet<&TableId> = config.tables.iter().map(|table| &table.id).collect();
     let drop: Vec<TableId> = published.into_iter().filter(|id| !wanted.contains(id)).cloned().collect();
-    if !add.is_empty() || !drop.is_empty() {
-        publication::alter(session, &name, &add, &drop, &[]).await?;
+    let of = |new: &New| found.tables.iter().find(|table| table.oid == new.schema.oid);
+    let reset = new.iter().filter(|new| of(new).is_some_and(|found| new.is_published_otherwise(found)));
+    let reset: Vec<&TableSchema> = reset.map(|new| &new.schema).collect();
+    if !add.is_empty() || !drop.is_empty() || !reset.is_empty() {
+        publication::alter(session, &name, &add, &drop, &reset).await?;
         tracing::info!(
             publication = name,
             added = add.len(),
@@ -319,6 +358,7 @@ pub(super) fn check_slot(
 /// Makes the targets and records of new tables, which ends a resync's part of it.
 async fn join_all<D: Destination>(
     config: &ReplicatorConfig,
+    session: &Session,
     destination: &D,
     store: &StateStore<D>,
     state: &mut MirrorState,
@@ -327,7 +367,13 @@ async fn join_all<D: Destination>(
     let slot_start = state.source.as_ref().map(|source| source.start_lsn);
     let over_rows_from = slot_start.filter(|_| state.resync.is_some());
     for new in tables {
-        let record = join(config, destination, new, over_rows_from).await?;
+        // What streams already has other rows at its target than a new slot has.
+        let alone = new.before.is_some();
+        let from = if alone { Some(catalog::firm_position(session).await?) } else { over_rows_from };
+        let mut record = join(config, destination, new, from).await?;
+        if alone {
+            record.covered = record.copy_version;
+        }
         store.save_table(&record).await?;
         state.tables.insert(record.schema.id.clone(), record);
     }
@@ -342,7 +388,7 @@ async fn join_all<D: Destination>(
 async fn join<D: Destination>(
     config: &ReplicatorConfig,
     destination: &D,
-    New { spec, schema, layout, published }: New,
+    New { spec, schema, layout, published, .. }: New,
     over_rows_from: Option<Lsn>,
 ) -> Result<TableRecord, Error> {
     let phase = match config.snapshot.mode {

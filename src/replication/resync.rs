@@ -7,12 +7,14 @@
 //! Every step can be repeated, and the intent is on record before the first: a process that is killed anywhere in between
 //! is made up for by the next one, whatever the Mirror asks for by then.
 
+use std::collections::BTreeMap;
+
 use super::{
     Destination, Error,
-    state::{MirrorState, ResyncRecord, StateStore},
+    state::{MirrorState, ResyncRecord, StateStore, TableRecord},
 };
 use crate::{
-    model::{Lsn, ReplicatorConfig, TableSchema},
+    model::{Lsn, ReplicatorConfig, TableId, TableSchema},
     postgres::{
         catalog, publication,
         session::Session,
@@ -28,7 +30,7 @@ pub fn resync_due<'a>(asked: Option<&'a str>, state: &'a MirrorState) -> Option<
         (Some(resync), _) => Some(resync.value.as_str()),
         (None, source) => source.as_ref().and_then(|source| source.resync.as_deref()),
     };
-    if let Some(asked) = asked.filter(|asked| started && Some(*asked) != last) {
+    if let Some(asked) = asked.filter(|asked| started && Some(*asked) != last && named(asked).is_empty()) {
         return Some(asked);
     }
     state.resync.as_ref().filter(|resync| !resync.released).map(|resync| resync.value.as_str())
@@ -39,6 +41,48 @@ pub fn resync_due<'a>(asked: Option<&'a str>, state: &'a MirrorState) -> Option<
 pub fn copies_over_rows(asked: Option<&str>, state: &MirrorState) -> bool {
     let new = state.source.is_none() && asked.is_some();
     new || state.resync.is_some() || resync_due(asked, state).is_some()
+}
+
+/// The tables that a value names behind its first word, as `schema.table`; none when every table is meant.
+fn named(value: &str) -> Vec<&str> {
+    value.split([' ', ',']).filter(|word| !word.is_empty()).skip(1).collect()
+}
+
+/// Tables that alone are asked to be copied anew.
+#[derive(Debug, Default)]
+pub struct Apart {
+    /// The annotation's value, to be recorded when they have joined once more; `None` when nothing is asked.
+    pub(super) value: Option<String>,
+    /// What was recorded of them.
+    pub(super) records: BTreeMap<TableId, TableRecord>,
+}
+
+impl Apart {
+    /// Whether this table is one of them, and was there before.
+    pub fn has(&self, table: &TableId) -> bool {
+        self.records.contains_key(table)
+    }
+}
+
+/// Takes the records of those tables out of the state that alone are asked to be copied anew: they join once more.
+///
+/// # Errors
+/// [`Error::ResyncUnknownTable`] where the value names a table that the Mirror doesn't have.
+pub fn set_apart(config: &ReplicatorConfig, state: &mut MirrorState) -> Result<Apart, Error> {
+    let last = state.source.as_ref().and_then(|source| source.resync.as_deref());
+    let due = config.resync.as_deref().filter(|asked| state.source.is_some() && Some(*asked) != last);
+    let Some(value) = due.filter(|value| !named(value).is_empty()) else { return Ok(Apart::default()) };
+    let mut apart = Apart { value: Some(value.to_owned()), records: BTreeMap::new() };
+    for name in named(value) {
+        let Some(spec) = config.tables.iter().find(|spec| spec.id.to_string() == name) else {
+            return Err(Error::ResyncUnknownTable { name: name.to_owned() });
+        };
+        if let Some(record) = state.tables.remove(&spec.id) {
+            state.chunks_done.remove(&spec.id);
+            apart.records.insert(spec.id.clone(), record);
+        }
+    }
+    Ok(apart)
 }
 
 /// Lets go of what the Mirror has at the source and of its records, if a resync is due. A new Mirror has nothing to let go of:
@@ -166,6 +210,9 @@ mod tests {
         assert_eq!(due(Some("1"), source(Some("1")), None), None);
         assert_eq!(due(None, source(Some("1")), None), None, "taking the annotation away asks for nothing");
         assert_eq!(due(Some("2"), source(Some("1")), None), some("2"));
+        assert_eq!(due(Some("2 public.t"), source(Some("1")), None), None, "one table is another matter");
+        assert_eq!(named("2"), Vec::<&str>::new());
+        assert_eq!(named("2 public.t, shop.orders"), ["public.t", "shop.orders"]);
         // Begun: gone through with, also when the annotation is taken back.
         for asked in [None, Some("2")] {
             assert_eq!(due(asked, source(Some("1")), under_way("2", false)), some("2"));

@@ -2,7 +2,7 @@
 
 use super::{Error, Policy, policy};
 use crate::{
-    model::{Column, IdentityKind, RESYNC_ADVICE, TableSchema, TableSpec},
+    model::{Column, IdentityKind, TableSchema, TableSpec, resync_advice},
     postgres::{
         self,
         catalog::{self, LiveColumn},
@@ -262,8 +262,11 @@ pub(super) fn outdated(error: &postgres::Error) -> bool {
 
 /// The fault of a table whose change at the source can't be followed.
 pub(super) fn changed(schema: &TableSchema, detail: &str) -> Error {
-    let message =
-        format!("{detail}. Change target table {} alike, or drop it; then {RESYNC_ADVICE}", schema.target);
+    let message = format!(
+        "{detail}. Change target table {} alike, or drop it; then {}",
+        schema.target,
+        resync_advice(&schema.id)
+    );
     Error::Table { table: schema.id.clone(), reason: "SourceSchemaChanged", message }
 }
 
@@ -271,7 +274,7 @@ pub(super) fn changed(schema: &TableSchema, detail: &str) -> Error {
 pub(super) fn refused(schema: &TableSchema, why: &str, error: Error) -> Error {
     match policy(&error) {
         (Policy::FailTable, _) => {
-            let message = format!("{why}; {error}. Once that is done, {RESYNC_ADVICE}");
+            let message = format!("{why}; {error}. Once that is done, {}", resync_advice(&schema.id));
             Error::Table { table: schema.id.clone(), reason: "SourceSchemaChanged", message }
         }
         _ => error,

@@ -27,8 +27,11 @@ use crate::{
     },
 };
 
-/// Time between two looks. Each is one query.
+/// Time between two looks. Each is a few queries, whatever the number of tables.
 const EVERY: Duration = Duration::from_secs(10);
+
+/// Time from a change of a table in the stream to the look.
+const SOON: Duration = Duration::from_millis(200);
 
 /// What is looked at, and who is told.
 pub(super) struct Watch<D: Destination> {
@@ -52,7 +55,8 @@ impl<D: Destination> Watch<D> {
         loop {
             tokio::select! {
                 () = end.cancelled() => return,
-                () = self.look.notified() => {}
+                // Statements seldom come alone.
+                () = self.look.notified() => tokio::time::sleep(SOON).await,
                 () = tokio::time::sleep(EVERY) => {}
             }
             match self.look_again(&mut session, &end).await {
@@ -124,23 +128,21 @@ impl<D: Destination> Watch<D> {
     async fn guard(&self, session: &Session, end: &CancellationToken) -> Result<(), Error> {
         let name = self.config.mirror.publication_name();
         let Some(found) = publication::read(session, &name).await? else { return Ok(()) };
-        // On a standby nothing can be altered.
-        let may_alter = found.may_alter && !catalog::in_recovery(session).await?;
-        let found = found.tables;
+        let (may_alter, found) = (found.may_alter, found.tables);
         let of = |table: &Table<D>| {
             let oid = table.schema().oid;
             found.iter().find(move |published| published.oid == oid)
         };
         let published: Vec<_> = self.tables.iter().filter_map(|table| of(table)).collect();
         let looked = *self.looked.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut harmful = guard::take_out_harmful(session, &name, may_alter, &published, looked).await?;
+        let mut unfit = guard::unfit(session, &name, may_alter, &published, looked).await?;
         for table in &self.tables {
             let Some(now) = of(table) else { continue };
             let otherwise = || {
                 let before = table.record().published?;
                 guard::published_otherwise(&table.id, &name, &before, now)
             };
-            if let Some(error) = harmful.remove(&now.oid).or_else(otherwise) {
+            if let Some(error) = unfit.remove(&now.oid).or_else(otherwise) {
                 retry(end, &self.notice, || table.fail(&error)).await?;
             }
         }

@@ -173,7 +173,7 @@ async fn remember(context: &Context, mirror: &Mirror, plan: &Plan<'_>) {
         && before.as_ref() != Some(asked)
     {
         let notice =
-            Notice::normal("ResyncRequested", format!("everything is copied anew, as {RESYNC}={asked} asks"));
+            Notice::normal("ResyncRequested", format!("tables are copied anew, as {RESYNC}={asked} asks"));
         context.events.publish(&mirror.object_ref(&()), &notice).await;
     }
 }

@@ -15,6 +15,6 @@ pub use layout::{Layout, LiveColumn, firm_position, layouts, live_columns, live_
 pub use locks::{LockHolder, lock_holders};
 pub use relation::{GENERATED_IN_IDENTITY, KeyCandidate, RelationFacts, relations};
 pub(in crate::postgres) use server::CURRENT_LSN;
-pub use server::{ServerFacts, current_wal_lsn, in_recovery, server_facts};
+pub use server::{ServerFacts, current_wal_lsn, server_facts};
 pub use storage::{Storage, file_node_statement, storage};
 pub use table::{TableFacts, describe, table_oid};

@@ -70,6 +70,11 @@ impl RelationFacts {
         }
     }
 
+    /// Whether its rows never get into the log.
+    pub fn is_unlogged(&self) -> bool {
+        self.kind == 'f' || self.persistence != 'p'
+    }
+
     /// Why PostgreSQL refuses UPDATE and DELETE on this relation while it is published with a row filter that names these columns;
     /// `None` when it doesn't. `server_version` is as in `server_version_num`.
     pub fn refuses_changes(&self, filter_columns: &[String], server_version: u32) -> Option<String> {

@@ -91,14 +91,6 @@ pub async fn current_wal_lsn(session: &Session) -> Result<Lsn, Error> {
     Ok(Lsn(lsn.into()))
 }
 
-/// Whether the server is a standby.
-///
-/// # Errors
-/// [`Error`] of the query.
-pub async fn in_recovery(session: &Session) -> Result<bool, Error> {
-    Ok(session.client.query_one("SELECT pg_is_in_recovery()", &[]).await?.try_get(0)?)
-}
-
 /// The SQL expression of [`current_wal_lsn`].
 pub(in crate::postgres) const CURRENT_LSN: &str =
     "(CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn() ELSE pg_current_wal_flush_lsn() END)";
