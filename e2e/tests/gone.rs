@@ -98,6 +98,17 @@ on_both!(
     renamed_while_running,
 );
 
+/// The same while nothing runs, with columns that change too.
+#[test]
+fn moved_while_down() {
+    let (lab, mirror) = mirrored(Pg::V18);
+    lab.catch_up(&mirror);
+    lab.sql("CREATE SCHEMA attic; ALTER TABLE goes ADD w int; ALTER TABLE goes SET SCHEMA attic; INSERT INTO attic.goes VALUES (2, 'b', 3)");
+    let mut run = lab.run(&mirror);
+    fails_alone(&lab, &mut run, "SourceTableDropped", &["attic.goes", "walferry.dev/resync"]);
+    run.stop();
+}
+
 /// A table whose large values are to be read again when it is gone.
 #[test]
 fn dropped_while_values_are_missing() {

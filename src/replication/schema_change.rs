@@ -247,11 +247,14 @@ pub(super) async fn describe(
     known: &TableSchema,
 ) -> Result<TableSchema, Error> {
     match catalog::describe(session, spec).await {
-        Ok(facts) if facts.schema.oid != known.oid => Err(Error::dropped(&known.id)),
-        Ok(facts) => Ok(facts.schema),
-        Err(error) if error.is_transient() => Err(error.into()),
-        Err(error) if error.tells_missing_table() => Err(Error::dropped(&known.id)),
-        Err(error) => Err(changed(known, &error.to_string())),
+        Ok(facts) if facts.schema.oid == known.oid => Ok(facts.schema),
+        Err(error) if !error.tells_missing_table() && error.is_transient() => Err(error.into()),
+        Err(error) if !error.tells_missing_table() => Err(changed(known, &error.to_string())),
+        // No table has its name any more, or another one has it.
+        _ => Err(match catalog::table_name(session, known.oid).await? {
+            Some(name) if name != known.id => Error::renamed(&known.id, &name),
+            _ => Error::dropped(&known.id),
+        }),
     }
 }
 

@@ -34,6 +34,9 @@ const TABLE_OID: &str = "\
 SELECT c.oid FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
 WHERE n.nspname = $1::text AND c.relname = $2::text AND c.relkind IN ('r', 'p', 'v', 'm', 'f')";
 
+const TABLE_NAME: &str = "\
+SELECT n.nspname::text, c.relname::text FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.oid = $1::oid";
+
 /// Tables that may be the ones that were meant: in the same schema, or of the same name in another.
 const SIMILAR_TABLES: &str = "\
 SELECT n.nspname::text, c.relname::text FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
@@ -86,6 +89,15 @@ struct CatalogTable {
 pub async fn table_oid(session: &Session, table: &TableId) -> Result<Option<u32>, Error> {
     let row = session.client.query_opt(TABLE_OID, &[&table.schema, &table.name]).await?;
     Ok(row.map(|row| row.try_get(0)).transpose()?)
+}
+
+/// The name that the table with this oid has now; `None` when it is gone.
+///
+/// # Errors
+/// [`Error`] of the query.
+pub async fn table_name(session: &Session, oid: u32) -> Result<Option<TableId>, Error> {
+    let row = session.client.query_opt(TABLE_NAME, &[&oid]).await?;
+    row.map(|row| Ok(TableId::new(row.try_get::<_, String>(0)?, row.try_get::<_, String>(1)?))).transpose()
 }
 
 /// Reads a table from the catalog and applies what the Mirror asks of it.
