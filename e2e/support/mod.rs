@@ -16,7 +16,7 @@ pub use http::get;
 pub use impostor::{Attack, Impostor};
 pub use keeper::Keeper;
 pub use lab::{Lab, Mirror};
-pub use proxy::{Proxy, TlsProxy};
+pub use proxy::{Direction, Proxy, TlsProxy};
 pub use servers::Server;
 pub use wait::{DEADLINE, eventually, until};
 pub use walferry::{Outcome, Run, parse_lsn, walferry, walferry_with_input};

@@ -1,4 +1,4 @@
-//! A network between the program and a server, to be cut, frozen or wrapped in TLS.
+//! A network between the program and a server, to be cut, frozen, slowed, damaged or wrapped in TLS.
 
 use rustls::{
     pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject},
@@ -9,9 +9,10 @@ use std::{
     net::{Shutdown, TcpListener, TcpStream},
     sync::{
         Arc, Mutex,
-        atomic::{AtomicBool, Ordering::SeqCst},
+        atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::SeqCst},
     },
     thread,
+    time::Duration,
 };
 
 /// Forwards connections to a port of this machine until it is told otherwise.
@@ -21,9 +22,26 @@ pub struct Proxy {
     state: Arc<State>,
 }
 
+/// Which way bytes go through a [`Proxy`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Direction {
+    ToServer,
+    ToClient,
+}
+
+/// One direction of all connections.
+#[derive(Debug, Default)]
+struct Flow {
+    frozen: AtomicBool,
+    bytes_per_second: AtomicU64,
+    pieces_to_corrupt: AtomicU32,
+}
+
 #[derive(Debug, Default)]
 struct State {
     closed: AtomicBool,
+    to_server: Arc<Flow>,
+    to_client: Arc<Flow>,
     client_sides: Mutex<Vec<TcpStream>>,
     server_sides: Mutex<Vec<TcpStream>>,
 }
@@ -43,8 +61,8 @@ impl Proxy {
                 let Ok(server) = TcpStream::connect(("127.0.0.1", target)) else { continue };
                 shared.client_sides.lock().unwrap().push(client.try_clone().unwrap());
                 shared.server_sides.lock().unwrap().push(server.try_clone().unwrap());
-                forward(client.try_clone().unwrap(), server.try_clone().unwrap());
-                forward(server, client);
+                forward(client.try_clone().unwrap(), server.try_clone().unwrap(), &shared.to_server);
+                forward(server, client, &shared.to_client);
             }
         });
         Proxy { port, state }
@@ -69,18 +87,58 @@ impl Proxy {
     pub fn set_closed(&self, closed: bool) {
         self.state.closed.store(closed, SeqCst);
     }
+
+    /// Swallows what goes this way from now on, without a word to anybody, or lets it go on, with what was swallowed.
+    pub fn set_frozen(&self, direction: Direction, frozen: bool) {
+        self.flow(direction).frozen.store(frozen, SeqCst);
+    }
+
+    /// Lets no more bytes pass this way than these in a second; 0 is without limit.
+    pub fn set_bytes_per_second(&self, direction: Direction, bytes: u64) {
+        self.flow(direction).bytes_per_second.store(bytes, SeqCst);
+    }
+
+    /// Turns one bit over in each of the next pieces that go this way.
+    pub fn corrupt(&self, direction: Direction, pieces: u32) {
+        self.flow(direction).pieces_to_corrupt.store(pieces, SeqCst);
+    }
+
+    fn flow(&self, direction: Direction) -> &Flow {
+        match direction {
+            Direction::ToServer => &self.state.to_server,
+            Direction::ToClient => &self.state.to_client,
+        }
+    }
 }
 
 /// Copies bytes one way. The end of the input does not close the output, so that one side can be cut alone.
-fn forward(mut from: TcpStream, mut to: TcpStream) {
+fn forward(mut from: TcpStream, mut to: TcpStream, flow: &Arc<Flow>) {
+    let flow = Arc::clone(flow);
     thread::spawn(move || {
         let mut buffer = vec![0; 64 * 1024];
         while let Ok(read @ 1..) = from.read(&mut buffer) {
+            flow.trouble(&mut buffer[..read]);
             if to.write_all(&buffer[..read]).is_err() {
                 break;
             }
         }
     });
+}
+
+impl Flow {
+    /// Does to a piece whatever is ordered, and takes its time for it.
+    fn trouble(&self, piece: &mut [u8]) {
+        while self.frozen.load(SeqCst) {
+            thread::sleep(Duration::from_millis(10));
+        }
+        if self.pieces_to_corrupt.fetch_update(SeqCst, SeqCst, |left| left.checked_sub(1)).is_ok() {
+            piece[piece.len() / 2] ^= 0x10;
+        }
+        if let Some(micros) = (piece.len() as u64 * 1_000_000).checked_div(self.bytes_per_second.load(SeqCst))
+        {
+            thread::sleep(Duration::from_micros(micros));
+        }
+    }
 }
 
 /// Takes TLS and forwards what is inside to a port of this machine.

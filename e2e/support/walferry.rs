@@ -110,6 +110,7 @@ pub struct Run {
     child: Child,
     port: Option<u16>,
     log: Arc<Mutex<String>>,
+    followers: Vec<thread::JoinHandle<()>>,
 }
 
 impl Run {
@@ -139,9 +140,11 @@ impl Run {
             .spawn()
             .expect("start walferry");
         let log = Arc::new(Mutex::new(String::new()));
-        follow(child.stdout.take().unwrap(), log.clone());
-        follow(child.stderr.take().unwrap(), log.clone());
-        Run { child, port: None, log }
+        let followers = vec![
+            follow(child.stdout.take().unwrap(), log.clone()),
+            follow(child.stderr.take().unwrap(), log.clone()),
+        ];
+        Run { child, port: None, log, followers }
     }
 
     /// What it has written so far, to either stream.
@@ -157,6 +160,11 @@ impl Run {
     /// Whether it has not ended.
     pub fn alive(&mut self) -> bool {
         self.child.try_wait().unwrap().is_none()
+    }
+
+    /// Whether it has opened its HTTP interface.
+    pub fn listening(&self) -> bool {
+        self.port.is_some() || printed_port(&self.log()).is_some()
     }
 
     /// The port of its HTTP interface, once it has printed it.
@@ -299,8 +307,11 @@ impl Run {
     #[track_caller]
     pub fn ended(mut self) -> (Option<i32>, String) {
         let status = wait(&mut self.child, DEADLINE * 2);
-        let log = self.log();
         assert!(status.is_some(), "walferry did not end by itself");
+        for follower in self.followers.drain(..) {
+            follower.join().unwrap();
+        }
+        let log = self.log();
         (status.and_then(|status| status.code()), log)
     }
 }
@@ -315,14 +326,14 @@ impl Drop for Run {
     }
 }
 
-fn follow(stream: impl Read + Send + 'static, log: Arc<Mutex<String>>) {
+fn follow(stream: impl Read + Send + 'static, log: Arc<Mutex<String>>) -> thread::JoinHandle<()> {
     thread::spawn(move || {
         for line in BufReader::new(stream).split(b'\n').map_while(Result::ok) {
             let mut log = log.lock().unwrap_or_else(PoisonError::into_inner);
             log.push_str(&String::from_utf8_lossy(&line));
             log.push('\n');
         }
-    });
+    })
 }
 
 /// The port in the first line that tells where HTTP is served.

@@ -11,6 +11,7 @@
 )]
 
 #[path = "../support/mod.rs"]
+#[allow(dead_code, unused_imports, reason = "shared with the chaos test")]
 mod support;
 
 mod bad_input;

@@ -1,0 +1,249 @@
+//! What goes wrong, and when: a schedule that depends on its seed alone.
+
+use std::{fmt, time::Duration};
+
+use fastrand::Rng;
+
+use crate::support::Direction;
+
+/// Which of the two networks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Side {
+    Source,
+    Target,
+}
+
+/// What is wrong with a network.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Trouble {
+    /// Every connection ends on both sides.
+    Cut,
+    /// Every connection ends on the program's side only: the server goes on waiting.
+    CutUnnoticed,
+    /// Connections end and no new one is taken.
+    Refused,
+    /// What is sent this way does not arrive, and nobody is told; then it does.
+    Frozen(Direction),
+    /// As `Frozen`, but the connections are cut in the end.
+    BlackHole(Direction),
+    /// Bytes trickle.
+    Slow(Direction),
+    /// Bits turn over.
+    Corrupted(Direction),
+}
+
+/// A fault.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fault {
+    KillReplicator,
+    TerminateReplicator,
+    FreezeReplicator,
+    KillSource,
+    RestartSourceFast,
+    RestartSourceImmediate,
+    EndWalsender,
+    EndSessions,
+    KillTarget,
+    FreezeTarget,
+    TargetTablesReadOnly,
+    TargetUserReadOnly,
+    TargetOutOfMemory,
+    TargetTooManyParts,
+    TargetWantsFreeDisk,
+    Network(Side, Trouble),
+    LoseSlot,
+    ChangePublication,
+}
+
+/// What a fault needs for itself: two that share a part don't overlap.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Part {
+    Replicator,
+    Source,
+    SourceNetwork,
+    Target,
+    TargetNetwork,
+}
+
+const PARTS: [Part; 5] =
+    [Part::Replicator, Part::Source, Part::SourceNetwork, Part::Target, Part::TargetNetwork];
+
+/// The common ones, each as often as it is listed, and how long it may last, in tenths of a second.
+const COMMON: &[(Fault, std::ops::Range<u64>)] = {
+    use Direction::{ToClient, ToServer};
+    use Fault::*;
+    use Side::{Source, Target};
+    use Trouble::*;
+    &[
+        (KillReplicator, 0..1),
+        (KillReplicator, 0..1),
+        (KillReplicator, 0..20),
+        (KillReplicator, 0..1),
+        (TerminateReplicator, 0..1),
+        (TerminateReplicator, 0..20),
+        (FreezeReplicator, 10..60),
+        (KillSource, 0..20),
+        (RestartSourceFast, 0..10),
+        (RestartSourceImmediate, 0..20),
+        (EndWalsender, 0..1),
+        (EndSessions, 0..1),
+        (KillTarget, 0..20),
+        (KillTarget, 0..1),
+        (FreezeTarget, 10..50),
+        (FreezeTarget, 10..50),
+        (TargetTablesReadOnly, 10..40),
+        (TargetUserReadOnly, 0..20),
+        (TargetOutOfMemory, 5..20),
+        (TargetTooManyParts, 10..60),
+        (TargetWantsFreeDisk, 10..40),
+        (Network(Source, Cut), 0..1),
+        (Network(Source, CutUnnoticed), 0..1),
+        (Network(Source, Refused), 5..40),
+        (Network(Source, Frozen(ToClient)), 10..60),
+        (Network(Source, Frozen(ToServer)), 10..60),
+        (Network(Source, BlackHole(ToClient)), 10..60),
+        (Network(Source, Slow(ToClient)), 10..40),
+        (Network(Source, Corrupted(ToClient)), 10..20),
+        (Network(Source, Corrupted(ToServer)), 10..20),
+        (Network(Target, Cut), 0..1),
+        (Network(Target, CutUnnoticed), 0..1),
+        (Network(Target, Refused), 5..40),
+        (Network(Target, Frozen(ToClient)), 10..60),
+        (Network(Target, Frozen(ToServer)), 10..60),
+        (Network(Target, BlackHole(ToServer)), 10..60),
+        (Network(Target, BlackHole(ToClient)), 10..60),
+        (Network(Target, Slow(ToServer)), 10..40),
+        (Network(Target, Corrupted(ToServer)), 10..20),
+        (Network(Target, Corrupted(ToClient)), 10..20),
+    ]
+};
+
+impl Fault {
+    fn parts(self) -> &'static [Part] {
+        use Fault::*;
+        match self {
+            KillReplicator | TerminateReplicator | FreezeReplicator => &[Part::Replicator],
+            KillSource | RestartSourceImmediate | EndWalsender | EndSessions => &[Part::Source],
+            // An orderly end waits for the replicator to confirm what it was sent.
+            RestartSourceFast => &PARTS,
+            KillTarget | FreezeTarget | TargetTablesReadOnly | TargetUserReadOnly | TargetOutOfMemory
+            | TargetTooManyParts | TargetWantsFreeDisk => &[Part::Target],
+            Network(Side::Source, _) => &[Part::SourceNetwork],
+            Network(Side::Target, _) => &[Part::TargetNetwork],
+            LoseSlot | ChangePublication => &PARTS,
+        }
+    }
+}
+
+impl fmt::Display for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        use Fault::*;
+        let text = match self {
+            KillReplicator => "kill -9 replicator",
+            TerminateReplicator => "SIGTERM replicator",
+            FreezeReplicator => "SIGSTOP replicator",
+            KillSource => "kill -9 PostgreSQL",
+            RestartSourceFast => "fast restart of PostgreSQL",
+            RestartSourceImmediate => "immediate restart of PostgreSQL",
+            EndWalsender => "walsender terminated",
+            EndSessions => "all sessions at PostgreSQL terminated",
+            KillTarget => "kill -9 ClickHouse",
+            FreezeTarget => "SIGSTOP ClickHouse",
+            TargetTablesReadOnly => "ClickHouse tables read-only",
+            TargetUserReadOnly => "ClickHouse user read-only (restart)",
+            TargetOutOfMemory => "ClickHouse user without memory (restart)",
+            TargetTooManyParts => "ClickHouse has too many parts",
+            TargetWantsFreeDisk => "ClickHouse refuses for lack of disk",
+            LoseSlot => "slot lost by max_slot_wal_keep_size, then resync",
+            ChangePublication => "table taken out of the publication, then resync",
+            Network(side, trouble) => {
+                let side = match side {
+                    Side::Source => "PostgreSQL",
+                    Side::Target => "ClickHouse",
+                };
+                return write!(f, "network to {side} {trouble}");
+            }
+        };
+        f.write_str(text)
+    }
+}
+
+impl fmt::Display for Trouble {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        use Trouble::*;
+        let (text, direction) = match self {
+            Cut => return f.write_str("cut"),
+            CutUnnoticed => return f.write_str("cut, the server does not notice"),
+            Refused => return f.write_str("refuses connections"),
+            Frozen(direction) => ("frozen", direction),
+            BlackHole(direction) => ("black-holed, then cut", direction),
+            Slow(direction) => ("slow", direction),
+            Corrupted(direction) => ("corrupted", direction),
+        };
+        let direction = match direction {
+            Direction::ToServer => "toward the server",
+            Direction::ToClient => "toward the replicator",
+        };
+        write!(f, "{text} {direction}")
+    }
+}
+
+/// A step of a schedule.
+#[derive(Clone, Copy, Debug)]
+pub struct Event {
+    /// Since the schedule's start, as planned; what takes its time makes later ones late.
+    pub at: Duration,
+    pub fault: Fault,
+    /// Whether it begins or ends here.
+    pub begins: bool,
+    /// How long it is to last.
+    pub lasts: Duration,
+}
+
+/// The faults of a round of this length, in the order of their beginnings and ends.
+pub fn schedule(rng: &mut Rng, length: Duration) -> Vec<Event> {
+    let mut free_from = [Duration::ZERO; PARTS.len()];
+    let mut rare =
+        Vec::from([(length.mul_f64(0.35), Fault::LoseSlot), (length.mul_f64(0.7), Fault::ChangePublication)]);
+    let mut events = Vec::new();
+    let mut at = Duration::from_millis(500 + rng.u64(0..2000));
+    while at < length {
+        let (fault, lasts) = match rare.first() {
+            Some((due, fault)) if *due <= at => {
+                let fault = *fault;
+                rare.remove(0);
+                // Everything before it has to be over.
+                at = free_from.iter().copied().fold(at, Duration::max);
+                (fault, Duration::ZERO)
+            }
+            _ => {
+                let (fault, lasts) = COMMON[rng.usize(0..COMMON.len())].clone();
+                let lasts = Duration::from_millis(100 * rng.u64(lasts));
+                (fault, long_now_and_then(rng, fault, lasts))
+            }
+        };
+        let parts = || PARTS.iter().enumerate().filter(|(_, part)| fault.parts().contains(part));
+        if parts().any(|(index, _)| free_from[index] > at) {
+            at += Duration::from_millis(200);
+            continue;
+        }
+        parts().for_each(|(index, _)| free_from[index] = at + lasts + Duration::from_millis(100));
+        events.push(Event { at, fault, begins: true, lasts });
+        events.push(Event { at: at + lasts, fault, begins: false, lasts });
+        at += Duration::from_millis(700 + rng.u64(0..4000));
+    }
+    // Stable: what has no length ends right after it began.
+    events.sort_by_key(|event| event.at);
+    events
+}
+
+/// What hangs, hangs long now and then: longer than most time-outs.
+fn long_now_and_then(rng: &mut Rng, fault: Fault, lasts: Duration) -> Duration {
+    let hangs = matches!(
+        fault,
+        Fault::FreezeReplicator
+            | Fault::FreezeTarget
+            | Fault::Network(_, Trouble::Frozen(_) | Trouble::BlackHole(_))
+    );
+    if hangs && rng.u32(0..10) == 0 { Duration::from_secs(30) } else { lasts }
+}

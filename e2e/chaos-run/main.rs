@@ -1,0 +1,115 @@
+//! A chaos test: an application writes all the time while everything that can fail does, by a schedule made from a seed. In the
+//! end both sides must be equal. `./e2e/chaos` runs it for as long as wanted, `./e2e/test` for three minutes.
+//!
+//! `CHAOS_MINUTES` and `CHAOS_SEED` say how long and which schedule. The schedule and each writer's statements depend on the seed
+//! alone; how writers, faults and servers interleave does not repeat itself.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::disallowed_methods,
+    clippy::print_stdout,
+    missing_docs,
+    unreachable_pub,
+    reason = "a test fails by panicking, and blocks"
+)]
+
+mod faults;
+mod site;
+#[path = "../support/mod.rs"]
+#[allow(dead_code, unused_imports, unused_macros, reason = "shared with the other tests")]
+mod support;
+mod tables;
+mod workload;
+
+use std::{
+    str::FromStr,
+    sync::{Arc, atomic::Ordering::SeqCst},
+    thread,
+    time::{Duration, Instant},
+};
+
+use fastrand::Rng;
+use site::Site;
+use workload::{Done, Workload};
+
+/// Both sides are compared this often: what went wrong has few faults before it.
+const ROUND: Duration = Duration::from_secs(180);
+
+#[test]
+fn both_sides_are_equal_after_everything() {
+    let minutes: f64 = setting("CHAOS_MINUTES", 3.0);
+    let seed: u64 = setting("CHAOS_SEED", 1);
+    println!("chaos for {minutes} minutes with seed {seed}");
+    let mut watched = Watched { site: Site::start(), seed, minutes };
+    let site = &mut watched.site;
+    let length = Duration::from_secs_f64(minutes * 60.0);
+    let rounds = length.div_duration_f64(ROUND).ceil().max(1.0);
+    let mut rng = Rng::with_seed(seed);
+    let done = Arc::new(Done::default());
+    for round in 0..rounds as u64 {
+        let workload = Workload::start(&site.login(), seed.wrapping_mul(1000).wrapping_add(round), &done);
+        let mut next = Instant::now();
+        let mut planned = Duration::ZERO;
+        for event in faults::schedule(&mut rng, length.div_f64(rounds)) {
+            next += event.at - planned;
+            planned = event.at;
+            site.wait_until(next);
+            if event.begins {
+                site.begin(event.fault, event.lasts)
+            } else {
+                site.end(event.fault)
+            }
+            assert!(!workload.failed(), "the application can't write any more");
+            // What takes its time leaves the pauses after it as they were planned.
+            next = next.max(Instant::now());
+        }
+        workload.finish();
+        site.say("all faults over; waiting until everything has arrived");
+        site.settle();
+        site.assert_equal();
+        site.say("both sides are equal, and the slot keeps next to nothing");
+    }
+    summary(site, &done);
+}
+
+/// A setting of the environment.
+fn setting<T: FromStr>(name: &str, default: T) -> T {
+    let Ok(text) = std::env::var(name) else { return default };
+    text.parse().unwrap_or_else(|_| panic!("{name} is not a number: {text}"))
+}
+
+fn summary(site: &Site, done: &Done) {
+    println!("faults:");
+    for (fault, count) in &site.counts {
+        println!("{count:6}  {fault}");
+    }
+    println!(
+        "{:6}  in all; {} transactions with {} rows; the replicator was started {} times, {} of them in vain because a server was away, and held {} MiB at most",
+        site.counts.values().sum::<u32>(),
+        done.transactions.load(SeqCst),
+        done.rows.load(SeqCst),
+        site.starts(),
+        site.refused_starts,
+        site.peak_memory_mib,
+    );
+}
+
+/// Says how to repeat a run that fails.
+struct Watched {
+    site: Site,
+    seed: u64,
+    minutes: f64,
+}
+
+impl Drop for Watched {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            let Watched { seed, minutes, site } = self;
+            println!(
+                "failed with seed {seed}; repeat with: ./e2e/chaos --minutes {minutes} --seed {seed}\nlogs of all replicators: {}",
+                site.keep_logs(*seed).display()
+            );
+        }
+    }
+}

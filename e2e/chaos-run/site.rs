@@ -1,0 +1,456 @@
+//! Both servers, the networks between them and the replicator, and what is done to each.
+
+use std::{
+    collections::BTreeMap,
+    path::PathBuf,
+    thread,
+    time::{Duration, Instant},
+};
+
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+use serde_json::{Value, json};
+
+use crate::{
+    faults::{Fault, Side, Trouble},
+    support::{Lab, Mirror, Pg, Proxy, Run, Server, TlsProxy, eventually, parse_lsn, until},
+    tables::TABLES,
+};
+
+/// How long it may take until everything has arrived once all faults are over.
+const CALM: Duration = Duration::from_secs(240);
+
+/// A supervisor's pause before it starts a replicator again.
+const RESTART_AFTER: Duration = Duration::from_millis(300);
+
+/// Time between two looks at the status.
+const LOOK_EVERY: Duration = Duration::from_millis(500);
+
+pub struct Site {
+    pub lab: Lab,
+    mirror: Mirror,
+    source_network: Proxy,
+    target_network: Proxy,
+    _target_tls: TlsProxy,
+    run: Run,
+    /// Whether the replicator is down, or stands still, because it was ordered to.
+    held: bool,
+    resyncs: u32,
+    started: Instant,
+    looked: Instant,
+    /// Logs of earlier replicators.
+    logs: Vec<String>,
+    /// What was done, and how often.
+    pub counts: BTreeMap<String, u32>,
+    /// Ends of a replicator that could not start because a server was away.
+    pub refused_starts: u32,
+    pub peak_memory_mib: u64,
+}
+
+impl Site {
+    /// Starts servers, makes the tables and starts the replicator. Everything it sends goes over TLS, without which nobody
+    /// would notice a bit that turned over.
+    pub fn start() -> Site {
+        let identity = rcgen::generate_simple_self_signed(["127.0.0.1".to_owned()]).unwrap();
+        let (certificate, key) = (identity.cert.pem(), identity.signing_key.serialize_pem());
+        let certificates = tempfile::tempdir().unwrap();
+        for (file, text) in [("server.crt", &certificate), ("server.key", &key), ("ca.crt", &certificate)] {
+            std::fs::write(certificates.path().join(file), text).unwrap();
+        }
+        // So little WAL that a slot can be lost within seconds.
+        let sizes = ["-c", "max_wal_size=64MB", "-c", "min_wal_size=32MB"];
+        let options = [&["--tls", certificates.path().to_str().unwrap()], &sizes[..]].concat();
+        let lab = Lab::on(Server::postgres(Pg::V18, &options).into(), Server::clickhouse(&[]).into());
+        for table in TABLES {
+            lab.sql(&table.made_by.replace("TABLE_NAME", table.name));
+        }
+        lab.sql("CREATE TABLE unrelated (v text)");
+        let target_tls = TlsProxy::to(lab.clickhouse.port, &certificate, &key);
+        let (source_network, target_network) = (Proxy::to(lab.postgres_port), Proxy::to(target_tls.port));
+        let names: Vec<&str> = TABLES.iter().map(|table| table.name).collect();
+        let mut mirror = lab.mirror(&names);
+        let tls = json!({"mode": "VerifyFull", "caSecretRef": {"name": "authority", "key": "ca.crt"}});
+        let source = &mut mirror.postgres["spec"]["postgres"];
+        source["port"] = source_network.port.into();
+        source["tls"] = tls.clone();
+        let target = &mut mirror.clickhouse["spec"]["clickhouse"];
+        target["url"] = format!("https://127.0.0.1:{}", target_network.port).into();
+        target["tls"] = tls;
+        mirror.secrets.push(("authority".into(), json!({"ca.crt": certificate})));
+        Site {
+            run: lab.run(&mirror),
+            lab,
+            mirror,
+            source_network,
+            target_network,
+            _target_tls: target_tls,
+            held: false,
+            resyncs: 0,
+            started: Instant::now(),
+            looked: Instant::now(),
+            logs: Vec::new(),
+            counts: BTreeMap::new(),
+            refused_starts: 0,
+            peak_memory_mib: 0,
+        }
+    }
+
+    /// For connections of the application.
+    pub fn login(&self) -> String {
+        let (port, name) = (self.lab.postgres_port, &self.lab.database);
+        format!("host=127.0.0.1 port={port} user={name} password=role-test dbname={name} connect_timeout=5")
+    }
+
+    /// One line of what happens.
+    pub fn say(&self, what: &str) {
+        println!("{:7.1} s  {what}", self.started.elapsed().as_secs_f64());
+    }
+
+    /// Does nothing but look after the replicator until `moment`.
+    pub fn wait_until(&mut self, moment: Instant) {
+        loop {
+            self.supervise();
+            let left = moment.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return;
+            }
+            thread::sleep(left.min(Duration::from_millis(50)));
+        }
+    }
+
+    /// Starts a replicator that ended because a server was away; what no fault explains fails the test.
+    fn supervise(&mut self) {
+        if self.held {
+            return;
+        }
+        if !self.run.alive() {
+            thread::sleep(RESTART_AFTER);
+            let log = self.start_replicator();
+            assert!(log.contains("can't start") && !log.contains("panicked"), "the replicator ended:\n{log}");
+            self.refused_starts += 1;
+        }
+        if self.looked.elapsed() < LOOK_EVERY || !self.run.listening() {
+            return;
+        }
+        self.looked = Instant::now();
+        let status = self.run.status();
+        if let Some(trouble) = lasting_trouble(&status) {
+            panic!("a fault that passes was taken for one that stays: {trouble}");
+        }
+    }
+
+    /// Starts a replicator, and gives the log of the last one, which has ended.
+    fn start_replicator(&mut self) -> String {
+        let run = self.lab.run(&self.mirror);
+        let (_, log) = std::mem::replace(&mut self.run, run).ended();
+        self.logs.push(log.clone());
+        self.held = false;
+        log
+    }
+
+    fn note_memory(&mut self) {
+        if self.run.alive() {
+            self.peak_memory_mib = self.peak_memory_mib.max(self.run.peak_memory_mib());
+        }
+    }
+
+    /// Kills the replicator, without starting another.
+    fn kill_replicator(&mut self) {
+        self.note_memory();
+        self.held = true;
+        self.run.signal(Signal::SIGKILL);
+        while self.run.alive() {
+            thread::sleep(Duration::from_millis(2));
+        }
+    }
+
+    /// SIGTERM: it must end in order within 10 s, whatever hangs.
+    fn terminate_replicator(&mut self) {
+        self.note_memory();
+        if !self.run.alive() {
+            return;
+        }
+        self.run.signal(Signal::SIGTERM);
+        let asked = Instant::now();
+        while self.run.alive() {
+            assert!(asked.elapsed() < Duration::from_secs(12), "it does not end after SIGTERM");
+            thread::sleep(Duration::from_millis(2));
+        }
+        let ended = std::mem::replace(&mut self.run, self.lab.run(&self.mirror));
+        let (code, log) = ended.ended();
+        assert!(code == Some(0) || log.contains("can't start"), "code {code:?} after SIGTERM:\n{log}");
+        self.logs.push(log);
+    }
+
+    /// Begins a fault.
+    pub fn begin(&mut self, fault: Fault, lasts: Duration) {
+        self.say(&match lasts.as_secs_f64() {
+            0.0 => fault.to_string(),
+            lasts => format!("{fault}, for {lasts:.1} s"),
+        });
+        *self.counts.entry(fault.to_string()).or_default() += 1;
+        match fault {
+            Fault::KillReplicator => self.kill_replicator(),
+            Fault::TerminateReplicator => self.terminate_replicator(),
+            Fault::FreezeReplicator => {
+                self.held = true;
+                self.run.signal(Signal::SIGSTOP);
+            }
+            Fault::KillSource => self.lab.postgres_server.kill(),
+            Fault::RestartSourceFast => self.lab.postgres_server.stop(),
+            Fault::RestartSourceImmediate => {
+                self.signal_source(Signal::SIGQUIT);
+                self.lab.postgres_server.stop();
+            }
+            Fault::EndWalsender => self.end_sessions("backend_type = 'walsender'"),
+            Fault::EndSessions => self.end_sessions("backend_type IN ('walsender', 'client backend')"),
+            Fault::KillTarget => self.lab.clickhouse_server.kill(),
+            Fault::FreezeTarget => self.signal_target(Signal::SIGSTOP),
+            Fault::TargetTablesReadOnly => self.set_target("table_readonly = 1"),
+            Fault::TargetTooManyParts => {
+                self.set_target("parts_to_delay_insert = 1, parts_to_throw_insert = 1")
+            }
+            Fault::TargetWantsFreeDisk => {
+                self.set_target("min_free_disk_bytes_to_perform_insert = 1000000000000000")
+            }
+            Fault::TargetUserReadOnly => self.restart_target_with("<readonly>1</readonly>"),
+            Fault::TargetOutOfMemory => {
+                self.restart_target_with("<max_memory_usage>1000000</max_memory_usage>")
+            }
+            Fault::Network(side, trouble) => self.begin_trouble(side, trouble),
+            Fault::LoseSlot => self.lose_slot(),
+            Fault::ChangePublication => self.change_publication(),
+        }
+    }
+
+    /// Ends it.
+    pub fn end(&mut self, fault: Fault) {
+        match fault {
+            Fault::KillReplicator => drop(self.start_replicator()),
+            Fault::FreezeReplicator => {
+                self.run.signal(Signal::SIGCONT);
+                self.held = false;
+            }
+            Fault::KillSource | Fault::RestartSourceFast | Fault::RestartSourceImmediate => {
+                self.lab.postgres_server.start_again()
+            }
+            Fault::KillTarget => self.lab.clickhouse_server.start_again(),
+            Fault::FreezeTarget => self.signal_target(Signal::SIGCONT),
+            Fault::TargetTablesReadOnly => self.set_target("table_readonly = 0"),
+            Fault::TargetTooManyParts => {
+                self.set_target("parts_to_delay_insert = 1000, parts_to_throw_insert = 3000")
+            }
+            Fault::TargetWantsFreeDisk => self.set_target("min_free_disk_bytes_to_perform_insert = 0"),
+            Fault::TargetUserReadOnly | Fault::TargetOutOfMemory => self.restart_target_with(""),
+            Fault::Network(side, trouble) => self.end_trouble(side, trouble),
+            Fault::TerminateReplicator
+            | Fault::EndWalsender
+            | Fault::EndSessions
+            | Fault::LoseSlot
+            | Fault::ChangePublication => {}
+        }
+    }
+
+    fn signal_source(&self, signal: Signal) {
+        let pid = Pid::from_raw(self.lab.postgres_server.pid());
+        let _ = kill(pid, signal);
+        eventually("PostgreSQL to end", || kill(pid, None).is_err());
+    }
+
+    fn signal_target(&self, signal: Signal) {
+        kill(Pid::from_raw(self.lab.clickhouse_server.pid()), signal).unwrap();
+    }
+
+    fn end_sessions(&self, which: &str) {
+        let sql = format!(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE {which} AND pid <> pg_backend_pid()"
+        );
+        // It may meet itself among those that end.
+        let _ = self.lab.connect_admin().batch_execute(&sql);
+    }
+
+    /// Changes settings of every target table that there is.
+    fn set_target(&self, settings: &str) {
+        for table in TABLES {
+            let sql = format!("ALTER TABLE {} MODIFY SETTING {settings}", table.name);
+            match self.lab.clickhouse.try_query(&self.lab.database, &sql) {
+                Ok(_) => {}
+                Err(message) => assert!(message.contains("UNKNOWN_TABLE"), "{sql}: {message}"),
+            }
+        }
+    }
+
+    /// Restarts ClickHouse with this in the settings profile of the Mirror's user: it reads users only when it starts.
+    fn restart_target_with(&self, settings: &str) {
+        let path = self.lab.clickhouse_server.folder.join("users.xml");
+        let text = std::fs::read_to_string(&path).unwrap();
+        let (head, tail) = text.split_once("<limited>").unwrap();
+        let end = head.find("</profiles>").unwrap();
+        let begin = head.find("<limits>").unwrap_or(end);
+        let profile = format!("<limits>{settings}</limits>");
+        let tail = tail.replacen("<profile>default</profile>", "<profile>limits</profile>", 1);
+        std::fs::write(&path, format!("{}{profile}{}<limited>{tail}", &head[..begin], &head[end..])).unwrap();
+        self.lab.restart_clickhouse(|| {});
+    }
+
+    fn network(&self, side: Side) -> &Proxy {
+        match side {
+            Side::Source => &self.source_network,
+            Side::Target => &self.target_network,
+        }
+    }
+
+    fn begin_trouble(&self, side: Side, trouble: Trouble) {
+        let network = self.network(side);
+        match trouble {
+            Trouble::Cut => network.cut(),
+            Trouble::CutUnnoticed => network.cut_unnoticed(),
+            Trouble::Refused => {
+                network.set_closed(true);
+                network.cut();
+            }
+            Trouble::Frozen(direction) | Trouble::BlackHole(direction) => network.set_frozen(direction, true),
+            Trouble::Slow(direction) => network.set_bytes_per_second(direction, 200_000),
+            Trouble::Corrupted(direction) => network.corrupt(direction, 3),
+        }
+    }
+
+    fn end_trouble(&self, side: Side, trouble: Trouble) {
+        let network = self.network(side);
+        match trouble {
+            Trouble::Cut | Trouble::CutUnnoticed => {}
+            Trouble::Refused => network.set_closed(false),
+            Trouble::Frozen(direction) => network.set_frozen(direction, false),
+            Trouble::BlackHole(direction) => {
+                network.cut();
+                network.set_frozen(direction, false);
+            }
+            Trouble::Slow(direction) => network.set_bytes_per_second(direction, 0),
+            Trouble::Corrupted(direction) => network.corrupt(direction, 0),
+        }
+    }
+
+    /// The source gives up the slot's WAL while no replicator runs; the next one says so, and a resync brings it back.
+    fn lose_slot(&mut self) {
+        self.until_streaming();
+        self.say("  every table streams");
+        self.kill_replicator();
+        let slot = |column: &str| {
+            self.lab.source_value(&format!(
+                "SELECT {column} FROM pg_replication_slots WHERE database = current_database()"
+            ))
+        };
+        self.lab.admin("ALTER SYSTEM SET max_slot_wal_keep_size = '1MB'");
+        self.lab.admin("SELECT pg_reload_conf()");
+        until("the slot to be lost", || {
+            self.lab.sql("INSERT INTO unrelated SELECT repeat('x', 1000) FROM generate_series(1, 20000); TRUNCATE unrelated");
+            self.lab.admin("SELECT pg_switch_wal()");
+            self.lab.admin("CHECKPOINT");
+            (slot("wal_status") == "lost").then_some(())
+        });
+        let (code, log) = self.lab.run(&self.mirror).ended();
+        assert!(
+            code == Some(1) && log.contains("invalidated") && log.contains("walferry.dev/resync"),
+            "{log}"
+        );
+        self.lab.admin("ALTER SYSTEM RESET max_slot_wal_keep_size");
+        self.lab.admin("SELECT pg_reload_conf()");
+        self.resync();
+    }
+
+    /// Somebody takes a table out of the publication: it fails alone, and a resync brings it back.
+    fn change_publication(&mut self) {
+        self.until_streaming();
+        self.say("  every table streams");
+        let publication = self.lab.source_value("SELECT pubname FROM pg_publication");
+        let table = TABLES[self.resyncs as usize % TABLES.len()].name;
+        self.lab.sql(&format!("ALTER PUBLICATION {publication} DROP TABLE {table}"));
+        let message = self.run.until_failed(table);
+        assert!(message.contains("walferry.dev/resync"), "{message}");
+        self.kill_replicator();
+        self.resync();
+    }
+
+    /// Asks for every table to be copied anew and starts a replicator that does it.
+    fn resync(&mut self) {
+        self.resyncs += 1;
+        self.mirror.mirror["metadata"]["annotations"] =
+            json!({"walferry.dev/resync": self.resyncs.to_string()});
+        drop(self.start_replicator());
+    }
+
+    /// Waits until every table streams.
+    fn until_streaming(&mut self) {
+        self.until("all tables to stream", |status| {
+            let tables = status["tables"].as_array().map_or(&[][..], Vec::as_slice);
+            !tables.is_empty() && tables.iter().all(|table| table["state"] == "Streaming")
+        });
+    }
+
+    /// Waits until what is at the source now has arrived.
+    pub fn settle(&mut self) {
+        self.until_streaming();
+        self.say("every table streams");
+        let lsn = self.lab.lsn();
+        self.until("everything to arrive", |status| {
+            status["lastLSN"].as_str().and_then(parse_lsn).is_some_and(|reached| reached >= lsn)
+        });
+    }
+
+    fn until(&mut self, awaited: &str, mut holds: impl FnMut(&Value) -> bool) {
+        let began = Instant::now();
+        loop {
+            self.supervise();
+            let status = if self.run.listening() { self.run.status() } else { Value::Null };
+            if holds(&status) {
+                return;
+            }
+            assert!(began.elapsed() < CALM, "waited {CALM:?} in vain for {awaited}; status: {status:#}");
+            thread::sleep(Duration::from_millis(50));
+        }
+    }
+
+    /// Compares every table by SQL on both sides, then as `walferry verify` does, and looks at what the slot keeps.
+    pub fn assert_equal(&mut self) {
+        self.say("everything has arrived");
+        for table in TABLES {
+            table.assert_equal(&self.lab);
+        }
+        self.say("every table is equal by SQL");
+        self.lab.verify(&self.mirror);
+        self.say("every table is equal by walferry verify");
+        let retained = "SELECT pg_wal_lsn_diff(pg_current_wal_lsn(), restart_lsn)::bigint FROM pg_replication_slots WHERE database = current_database()";
+        until("the slot to keep next to nothing", || {
+            // The source notes now and then where a slot may begin; this has it done now.
+            self.lab.admin("SELECT pg_log_standby_snapshot()");
+            let retained: u64 = self.lab.source_value(retained).parse().unwrap();
+            (retained < 1 << 20).then_some(())
+        });
+        self.note_memory();
+    }
+
+    /// How often a replicator was started.
+    pub fn starts(&self) -> usize {
+        self.logs.len() + 1
+    }
+
+    /// Where the logs of all replicators are, for a run that failed.
+    pub fn keep_logs(&self, seed: u64) -> PathBuf {
+        let path = std::env::temp_dir().join(format!("walferry-chaos-{seed}.log"));
+        let logs: Vec<_> = self.logs.iter().cloned().chain([self.run.log()]).collect();
+        let _ = std::fs::write(&path, logs.join("--- next replicator\n"));
+        path
+    }
+}
+
+/// What the status says needs a human, though nothing here does.
+fn lasting_trouble(status: &Value) -> Option<String> {
+    let list = |field: &str| status[field].as_array().cloned().unwrap_or_default();
+    let stalled = list("conditions")
+        .into_iter()
+        .find(|condition| condition["type"] == "Stalled" && condition["status"] == "True");
+    let failed = list("tables").into_iter().find(|table| table["state"] == "Failed");
+    stalled.or(failed).map(|found| found.to_string())
+}
