@@ -172,6 +172,31 @@ pub fn explain(error: &(dyn StdError + 'static)) -> String {
     }
 }
 
+/// Whether TLS failed because something was damaged on its way, in either direction: the next try may succeed. What certificates and
+/// settings forbid, and a server that speaks plain text, is told apart.
+pub fn tells_damage(error: &(dyn StdError + 'static)) -> bool {
+    use rustls::{AlertDescription as Alert, Error, InvalidMessage};
+    causes(error).filter_map(|cause| cause.downcast_ref::<Error>()).any(|error| match error {
+        Error::InvalidMessage(message) => !matches!(message, InvalidMessage::InvalidContentType),
+        Error::DecryptError
+        | Error::InappropriateMessage { .. }
+        | Error::InappropriateHandshakeMessage { .. }
+        | Error::PeerMisbehaved(_)
+        | Error::PeerSentOversizedRecord => true,
+        // What a server says whose own words, or ours, were damaged.
+        Error::AlertReceived(alert) => matches!(
+            alert,
+            Alert::UnexpectedMessage
+                | Alert::BadRecordMac
+                | Alert::RecordOverflow
+                | Alert::IllegalParameter
+                | Alert::DecodeError
+                | Alert::DecryptError
+        ),
+        _ => false,
+    })
+}
+
 fn certificate_fix(reason: &CertificateError) -> Option<&'static str> {
     match reason {
         CertificateError::UnknownIssuer | CertificateError::BadSignature => {
@@ -275,7 +300,21 @@ mod tests {
     }
 
     fn refusal(settings: &TlsSettings, host: &str, certificate: &(String, String)) -> String {
-        explain(&handshake(settings, host, certificate, None).unwrap_err())
+        let error = handshake(settings, host, certificate, None).unwrap_err();
+        assert!(!tells_damage(&error), "{error}");
+        explain(&error)
+    }
+
+    #[test]
+    fn damage_is_told_from_refusal() {
+        use rustls::{AlertDescription, Error, InvalidMessage};
+        let told = |error| tells_damage(&io::Error::new(io::ErrorKind::InvalidData, error));
+        assert!(told(Error::DecryptError));
+        assert!(told(Error::AlertReceived(AlertDescription::BadRecordMac)));
+        assert!(told(Error::InvalidMessage(InvalidMessage::MessageTooLarge)));
+        assert!(!told(Error::InvalidMessage(InvalidMessage::InvalidContentType)));
+        assert!(!told(Error::AlertReceived(AlertDescription::HandshakeFailure)));
+        assert!(!told(Error::AlertReceived(AlertDescription::CertificateRequired)));
     }
 
     #[test]

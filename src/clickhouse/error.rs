@@ -127,6 +127,9 @@ impl Error {
                 None => Error::NotClickHouse { url, answer: shortened(&answer, 200) },
             },
             DriverError::TimedOut => Error::Timeout { url, seconds: limit.as_secs() },
+            DriverError::Network(source) if tls::tells_damage(source.as_ref()) => {
+                Error::Transport { url, source }
+            }
             DriverError::Network(source) if is_tls(source.as_ref()) => Error::Tls { url, source },
             DriverError::Network(source) => {
                 match source.downcast_ref::<hyper_util::client::legacy::Error>() {

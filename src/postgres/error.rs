@@ -243,7 +243,9 @@ impl Error {
             | Error::Io(_)
             | Error::Closed => true,
             // rustls reports a certificate or protocol fault as InvalidData; the rest is the network's.
-            Error::Tls { source, .. } => source.kind() != io::ErrorKind::InvalidData,
+            Error::Tls { source, .. } => {
+                source.kind() != io::ErrorKind::InvalidData || crate::tls::tells_damage(source)
+            }
             Error::Server { sqlstate, .. } => transient_sqlstate(sqlstate),
             Error::Driver(error) => error.is_closed() || caused_by_io(error),
             _ => false,

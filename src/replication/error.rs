@@ -280,6 +280,10 @@ pub fn policy(error: &Error) -> (Policy, &'static str) {
         Error::Source(source) if matches!(source.sqlstate(), Some("42703" | "42704" | "55000")) => {
             (Policy::Retry, "SourceChanged")
         }
+        // What came is not what was sent, as far as one can tell: asking again loses nothing.
+        Error::Source(source @ (postgres::Error::Decode(_) | postgres::Error::Protocol(_))) => {
+            (Policy::Retry, source_reason(source))
+        }
         Error::Source(source) => (Policy::Stall, source_reason(source)),
         Error::Destination(destination) => match destination.kind {
             ErrorKind::Transient => (Policy::Retry, destination.reason),
@@ -343,6 +347,14 @@ pub fn failure(error: &Error) -> MirrorFailure {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_garbled_is_asked_for_again() {
+        let decode = postgres::DecodeError::UnknownMessage(0x43);
+        for error in [postgres::Error::Decode(decode), postgres::Error::Protocol("odd".into())] {
+            assert_eq!(policy(&Error::Source(error)), (Policy::Retry, "SourceProtocolError"));
+        }
+    }
 
     #[test]
     fn a_failed_table_s_message_says_once_how_to_go_on() {
