@@ -38,6 +38,7 @@ pub enum Fault {
     KillReplicator,
     TerminateReplicator,
     FreezeReplicator,
+    JumpClock,
     KillSource,
     RestartSourceFast,
     RestartSourceImmediate,
@@ -50,6 +51,7 @@ pub enum Fault {
     TargetOutOfMemory,
     TargetTooManyParts,
     TargetWantsFreeDisk,
+    TargetDiskFull,
     Network(Side, Trouble),
     LoseSlot,
     ChangePublication,
@@ -82,6 +84,7 @@ const COMMON: &[(Fault, std::ops::Range<u64>)] = {
         (TerminateReplicator, 0..1),
         (TerminateReplicator, 0..20),
         (FreezeReplicator, 10..60),
+        (JumpClock, 10..60),
         (KillSource, 0..20),
         (RestartSourceFast, 0..10),
         (RestartSourceImmediate, 0..20),
@@ -96,6 +99,7 @@ const COMMON: &[(Fault, std::ops::Range<u64>)] = {
         (TargetOutOfMemory, 5..20),
         (TargetTooManyParts, 10..60),
         (TargetWantsFreeDisk, 10..40),
+        (TargetDiskFull, 10..50),
         (Network(Source, Cut), 0..1),
         (Network(Source, CutUnnoticed), 0..1),
         (Network(Source, Refused), 5..40),
@@ -122,12 +126,12 @@ impl Fault {
     fn parts(self) -> &'static [Part] {
         use Fault::*;
         match self {
-            KillReplicator | TerminateReplicator | FreezeReplicator => &[Part::Replicator],
+            KillReplicator | TerminateReplicator | FreezeReplicator | JumpClock => &[Part::Replicator],
             KillSource | RestartSourceImmediate | EndWalsender | EndSessions => &[Part::Source],
             // An orderly end waits for the replicator to confirm what it was sent.
             RestartSourceFast => &PARTS,
             KillTarget | FreezeTarget | TargetTablesReadOnly | TargetUserReadOnly | TargetOutOfMemory
-            | TargetTooManyParts | TargetWantsFreeDisk => &[Part::Target],
+            | TargetTooManyParts | TargetWantsFreeDisk | TargetDiskFull => &[Part::Target],
             Network(Side::Source, _) => &[Part::SourceNetwork],
             Network(Side::Target, _) => &[Part::TargetNetwork],
             LoseSlot | ChangePublication => &PARTS,
@@ -142,6 +146,7 @@ impl fmt::Display for Fault {
             KillReplicator => "kill -9 replicator",
             TerminateReplicator => "SIGTERM replicator",
             FreezeReplicator => "SIGSTOP replicator",
+            JumpClock => "clock of the replicator jumps, and back",
             KillSource => "kill -9 PostgreSQL",
             RestartSourceFast => "fast restart of PostgreSQL",
             RestartSourceImmediate => "immediate restart of PostgreSQL",
@@ -154,6 +159,7 @@ impl fmt::Display for Fault {
             TargetOutOfMemory => "ClickHouse user without memory (restart)",
             TargetTooManyParts => "ClickHouse has too many parts",
             TargetWantsFreeDisk => "ClickHouse refuses for lack of disk",
+            TargetDiskFull => "disk full at ClickHouse",
             LoseSlot => "slot lost by max_slot_wal_keep_size, then resync",
             ChangePublication => "table taken out of the publication, then resync",
             Network(side, trouble) => {
@@ -204,7 +210,7 @@ pub struct Event {
 pub fn schedule(rng: &mut Rng, length: Duration) -> Vec<Event> {
     let mut free_from = [Duration::ZERO; PARTS.len()];
     let mut rare =
-        Vec::from([(length.mul_f64(0.35), Fault::LoseSlot), (length.mul_f64(0.7), Fault::ChangePublication)]);
+        Vec::from([(length.mul_f64(0.3), Fault::LoseSlot), (length.mul_f64(0.6), Fault::ChangePublication)]);
     let mut events = Vec::new();
     let mut at = Duration::from_millis(500 + rng.u64(0..2000));
     while at < length {

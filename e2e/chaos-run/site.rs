@@ -2,7 +2,10 @@
 
 use std::{
     collections::BTreeMap,
+    fs::File,
+    io::Write,
     path::PathBuf,
+    process::Command,
     thread,
     time::{Duration, Instant},
 };
@@ -25,6 +28,9 @@ const CALM: Duration = Duration::from_secs(240);
 /// A supervisor's pause before it starts a replicator again.
 const RESTART_AFTER: Duration = Duration::from_millis(300);
 
+/// The destination's disk, in memory.
+const TARGET_DISK: &str = "1g";
+
 /// Time between two looks at the status.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
 
@@ -34,6 +40,11 @@ pub struct Site {
     source_network: Proxy,
     target_network: Proxy,
     _target_tls: TlsProxy,
+    /// PostgreSQL reads them at each start.
+    _certificates: tempfile::TempDir,
+    /// Whether ClickHouse has a small disk of its own.
+    small_disk: bool,
+    clock: Option<Clock>,
     run: Run,
     /// Whether the replicator is down, or stands still, because it was ordered to.
     held: bool,
@@ -62,7 +73,10 @@ impl Site {
         // So little WAL that a slot can be lost within seconds.
         let sizes = ["-c", "max_wal_size=64MB", "-c", "min_wal_size=32MB"];
         let options = [&["--tls", certificates.path().to_str().unwrap()], &sizes[..]].concat();
-        let lab = Lab::on(Server::postgres(Pg::V18, &options).into(), Server::clickhouse(&[]).into());
+        let small_disk =
+            Command::new("unshare").args(["--mount", "true"]).status().is_ok_and(|s| s.success());
+        let disk: &[&str] = if small_disk { &["--disk", TARGET_DISK] } else { &[] };
+        let lab = Lab::on(Server::postgres(Pg::V18, &options).into(), Server::clickhouse(disk).into());
         for table in TABLES {
             lab.sql(&table.made_by.replace("TABLE_NAME", table.name));
         }
@@ -79,13 +93,17 @@ impl Site {
         target["url"] = format!("https://127.0.0.1:{}", target_network.port).into();
         target["tls"] = tls;
         mirror.secrets.push(("authority".into(), json!({"ca.crt": certificate})));
+        let clock = Clock::find();
         Site {
-            run: lab.run(&mirror),
+            run: run(&lab, &mirror, clock.as_ref()),
+            clock,
             lab,
             mirror,
             source_network,
             target_network,
             _target_tls: target_tls,
+            _certificates: certificates,
+            small_disk,
             held: false,
             resyncs: 0,
             started: Instant::now(),
@@ -143,7 +161,7 @@ impl Site {
 
     /// Starts a replicator, and gives the log of the last one, which has ended.
     fn start_replicator(&mut self) -> String {
-        let run = self.lab.run(&self.mirror);
+        let run = run(&self.lab, &self.mirror, self.clock.as_ref());
         let (_, log) = std::mem::replace(&mut self.run, run).ended();
         self.logs.push(log.clone());
         self.held = false;
@@ -178,14 +196,27 @@ impl Site {
             assert!(asked.elapsed() < Duration::from_secs(12), "it does not end after SIGTERM");
             thread::sleep(Duration::from_millis(2));
         }
-        let ended = std::mem::replace(&mut self.run, self.lab.run(&self.mirror));
-        let (code, log) = ended.ended();
+        let run = run(&self.lab, &self.mirror, self.clock.as_ref());
+        let (code, log) = std::mem::replace(&mut self.run, run).ended();
         assert!(code == Some(0) || log.contains("can't start"), "code {code:?} after SIGTERM:\n{log}");
         self.logs.push(log);
     }
 
+    /// Why this machine can't have the fault.
+    fn beyond_us(&self, fault: Fault) -> Option<&'static str> {
+        match fault {
+            Fault::TargetDiskFull if !self.small_disk => Some("only root can make a small disk"),
+            Fault::JumpClock if self.clock.is_none() => Some("libfaketime can't be had"),
+            _ => None,
+        }
+    }
+
     /// Begins a fault.
     pub fn begin(&mut self, fault: Fault, lasts: Duration) {
+        if let Some(reason) = self.beyond_us(fault) {
+            self.say(&format!("left out: {fault}, because {reason}"));
+            return;
+        }
         self.say(&match lasts.as_secs_f64() {
             0.0 => fault.to_string(),
             lasts => format!("{fault}, for {lasts:.1} s"),
@@ -198,6 +229,7 @@ impl Site {
                 self.held = true;
                 self.run.signal(Signal::SIGSTOP);
             }
+            Fault::JumpClock => self.set_clock(["+3d", "-2h", "-30", "+90"][self.counts.len() % 4]),
             Fault::KillSource => self.lab.postgres_server.kill(),
             Fault::RestartSourceFast => self.lab.postgres_server.stop(),
             Fault::RestartSourceImmediate => {
@@ -215,6 +247,7 @@ impl Site {
             Fault::TargetWantsFreeDisk => {
                 self.set_target("min_free_disk_bytes_to_perform_insert = 1000000000000000")
             }
+            Fault::TargetDiskFull => self.fill_target_disk(),
             Fault::TargetUserReadOnly => self.restart_target_with("<readonly>1</readonly>"),
             Fault::TargetOutOfMemory => {
                 self.restart_target_with("<max_memory_usage>1000000</max_memory_usage>")
@@ -233,6 +266,7 @@ impl Site {
                 self.run.signal(Signal::SIGCONT);
                 self.held = false;
             }
+            Fault::JumpClock => self.set_clock("+0"),
             Fault::KillSource | Fault::RestartSourceFast | Fault::RestartSourceImmediate => {
                 self.lab.postgres_server.start_again()
             }
@@ -243,6 +277,8 @@ impl Site {
                 self.set_target("parts_to_delay_insert = 1000, parts_to_throw_insert = 3000")
             }
             Fault::TargetWantsFreeDisk => self.set_target("min_free_disk_bytes_to_perform_insert = 0"),
+            // It is not there where only root could have made it.
+            Fault::TargetDiskFull => drop(std::fs::remove_file(self.target_filler())),
             Fault::TargetUserReadOnly | Fault::TargetOutOfMemory => self.restart_target_with(""),
             Fault::Network(side, trouble) => self.end_trouble(side, trouble),
             Fault::TerminateReplicator
@@ -250,6 +286,12 @@ impl Site {
             | Fault::EndSessions
             | Fault::LoseSlot
             | Fault::ChangePublication => {}
+        }
+    }
+
+    fn set_clock(&self, offset: &str) {
+        if let Some(clock) = &self.clock {
+            clock.set(offset);
         }
     }
 
@@ -293,6 +335,16 @@ impl Site {
         let tail = tail.replacen("<profile>default</profile>", "<profile>limits</profile>", 1);
         std::fs::write(&path, format!("{}{profile}{}<limited>{tail}", &head[..begin], &head[end..])).unwrap();
         self.lab.restart_clickhouse(|| {});
+    }
+
+    fn target_filler(&self) -> PathBuf {
+        self.lab.clickhouse_server.folder.join("data/filler")
+    }
+
+    fn fill_target_disk(&self) {
+        let mut filler = File::create(self.target_filler()).unwrap();
+        let zeros = vec![0; 1 << 20];
+        while filler.write_all(&zeros).is_ok() {}
     }
 
     fn network(&self, side: Side) -> &Proxy {
@@ -443,6 +495,44 @@ impl Site {
         let _ = std::fs::write(&path, logs.join("--- next replicator\n"));
         path
     }
+}
+
+/// The replicator's wall clock.
+struct Clock {
+    library: String,
+    offset: tempfile::NamedTempFile,
+}
+
+impl Clock {
+    /// The clock, running right, if there is a library that can put it wrong.
+    fn find() -> Option<Clock> {
+        let servers = concat!(env!("CARGO_MANIFEST_DIR"), "/e2e/servers");
+        let found =
+            Command::new(servers).arg("faketime").output().ok().filter(|found| found.status.success())?;
+        let library = String::from_utf8(found.stdout).ok()?.trim().to_owned();
+        let clock = Clock { library, offset: tempfile::NamedTempFile::new().ok()? };
+        clock.set("+0");
+        Some(clock)
+    }
+
+    /// Puts it wrong by an offset such as `-2h`.
+    fn set(&self, offset: &str) {
+        std::fs::write(self.offset.path(), offset).unwrap();
+    }
+
+    fn environment(&self) -> Vec<(&'static str, String)> {
+        vec![
+            ("LD_PRELOAD", self.library.clone()),
+            ("FAKETIME_TIMESTAMP_FILE", self.offset.path().display().to_string()),
+            ("FAKETIME_CACHE_DURATION", "1".to_owned()),
+            ("FAKETIME_DONT_FAKE_MONOTONIC", "1".to_owned()),
+        ]
+    }
+}
+
+/// Starts a replicator.
+fn run(lab: &Lab, mirror: &Mirror, clock: Option<&Clock>) -> Run {
+    Run::start_in(&lab.write(mirror), &clock.map(Clock::environment).unwrap_or_default())
 }
 
 /// What the status says needs a human, though nothing here does.

@@ -410,7 +410,7 @@ fn truncated(rng: &mut Rng, _: u32) -> String {
 
 fn growing(rng: &mut Rng, columns: u32) -> String {
     let (id, n) = (rng.i32(1..1500), rng.i32(0..1000));
-    if columns < MOST_COLUMNS && rng.u32(0..40) == 0 {
+    if columns < MOST_COLUMNS && rng.u32(0..80) == 0 {
         let kind = match columns % 3 {
             0 => "int",
             1 => "text DEFAULT 'shown'",

@@ -82,7 +82,7 @@ fn write(login: &str, rng: &mut Rng, stop: &AtomicBool, done: &Done) {
             // It may be in a failed transaction, or gone.
             client = None;
         }
-        thread::sleep(Duration::from_micros(rng.u64(0..16_000)));
+        thread::sleep(Duration::from_micros(rng.u64(0..30_000)));
     }
 }
 

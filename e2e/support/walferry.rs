@@ -116,23 +116,24 @@ pub struct Run {
 impl Run {
     /// Starts `walferry run -f FILE` with a free status port.
     pub fn start(file: &Path, options: &[&str]) -> Run {
-        Run::command(&[&["run", "-f", file.to_str().unwrap()], options].concat())
+        Run::command(&[&["run", "-f", file.to_str().unwrap()], options].concat(), &[])
+    }
+
+    /// Starts `walferry run -f FILE` with these environment variables.
+    pub fn start_in(file: &Path, environment: &[(&str, String)]) -> Run {
+        Run::command(&["run", "-f", file.to_str().unwrap()], environment)
     }
 
     /// Starts `walferry replicate` with a free status port.
     pub fn replicate(config: &Path, secrets: &Path) -> Run {
-        Run::command(&[
-            "replicate",
-            "--config",
-            config.to_str().unwrap(),
-            "--secrets",
-            secrets.to_str().unwrap(),
-        ])
+        let (config, secrets) = (config.to_str().unwrap(), secrets.to_str().unwrap());
+        Run::command(&["replicate", "--config", config, "--secrets", secrets], &[])
     }
 
-    fn command(arguments: &[&str]) -> Run {
+    fn command(arguments: &[&str], environment: &[(&str, String)]) -> Run {
         let mut child = program()
             .args(arguments)
+            .envs(environment.iter().map(|(name, value)| (name, value)))
             .args(["--http", "127.0.0.1:0", "--log-format", "text"])
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
