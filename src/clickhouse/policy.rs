@@ -112,6 +112,12 @@ fn classify_code(code: i32, message: &str) -> Policy {
             "DestinationReadOnly",
             "the replica has lost ClickHouse Keeper, or the disk is read-only",
         ),
+        // TABLE_IS_PERMANENTLY_READ_ONLY: someone set it so, or the disk can only be written once; what set it can take it back.
+        774 => policy(
+            Transient,
+            "DestinationReadOnly",
+            "run ALTER TABLE … MODIFY SETTING table_readonly = 0, or put the table on a disk that can be written",
+        ),
         // NOT_ENOUGH_SPACE
         243 => disk_full(),
         // TOO_MANY_PARTS
@@ -189,8 +195,7 @@ fn classify_code(code: i32, message: &str) -> Policy {
         | 524
         | 549
         | 703
-        | 724
-        | 774 => policy(
+        | 724 => policy(
             Table,
             "DestinationStatementRefused",
             "correct the table's engine or columns.types in the Mirror",
@@ -253,6 +258,7 @@ mod tests {
             (159, Transient, "DestinationTimeout"),
             (164, Transient, "DestinationReadOnly"),
             (242, Transient, "DestinationReadOnly"),
+            (774, Transient, "DestinationReadOnly"),
             (243, Transient, "DestinationDiskFull"),
             (192, Refused, "DestinationAuthenticationFailed"),
             (193, Refused, "DestinationAuthenticationFailed"),
