@@ -1,7 +1,7 @@
 //! Looks at the source's catalog now and then, for what the stream does not say.
 
 use std::{
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -27,7 +27,7 @@ use crate::{
     },
 };
 
-/// Time between two looks. Each is a few queries, whatever the number of tables.
+/// Time between two looks. Each is one query, whatever the number of tables, and a few more when something has changed.
 const EVERY: Duration = Duration::from_secs(10);
 
 /// Time from a change of a table in the stream to the look.
@@ -44,6 +44,8 @@ pub(super) struct Watch<D: Destination> {
     pub(super) look: Arc<Notify>,
     /// When the publication was last seen to do no harm.
     pub(super) looked: Arc<Mutex<Option<Instant>>>,
+    /// The catalog's mark when it was last looked at in full.
+    pub(super) mark: Mutex<Option<String>>,
 }
 
 impl<D: Destination> Watch<D> {
@@ -113,13 +115,20 @@ impl<D: Destination> Watch<D> {
             self.progress.set_source_lsn(slot.current_lsn);
         }
         check_publication(&publication, seen.publication)?;
-        self.guard(session, end).await?;
+        let seen_before = self.mark().as_ref() == Some(&seen.mark);
+        if !seen_before {
+            self.guard(session, end).await?;
+        }
         for (table, membership) in tables.iter().zip(&seen.tables).filter(|(table, _)| !table.failed()) {
             if let Some(error) = cut_off(&table.id, membership, &publication) {
                 retry(end, &self.notice, || table.fail(&error)).await?;
             }
         }
-        self.compare_layouts(session, &oids, end).await?;
+        if !seen_before {
+            self.compare_layouts(session, &oids, end).await?;
+            *self.mark() = Some(seen.mark);
+        }
+        *self.looked.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
         Ok(slot)
     }
 
@@ -146,8 +155,11 @@ impl<D: Destination> Watch<D> {
                 retry(end, &self.notice, || table.fail(&error)).await?;
             }
         }
-        *self.looked.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
         Ok(())
+    }
+
+    fn mark(&self) -> MutexGuard<'_, Option<String>> {
+        self.mark.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Whether the catalog says of each table what it said when the table was last brought up to it. What the stream has taken up

@@ -306,6 +306,7 @@ impl<D: Destination> Worker<D> {
             notice: self.notice(tables),
             look: Arc::new(Notify::new()),
             looked: Arc::clone(&self.looked),
+            mark: Mutex::default(),
         }
     }
 
