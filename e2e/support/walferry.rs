@@ -339,8 +339,7 @@ fn follow(stream: impl Read + Send + 'static, log: Arc<Mutex<String>>) -> thread
 
 /// The port in the first line that tells where HTTP is served.
 fn printed_port(log: &str) -> Option<u16> {
-    let line =
-        log.lines().find(|line| line.to_lowercase().contains("http") && line.contains("127.0.0.1:"))?;
+    let line = log.lines().find(|line| line.contains("serving http") && line.contains("127.0.0.1:"))?;
     let digits = line.split("127.0.0.1:").nth(1)?;
     let end = digits.find(|c: char| !c.is_ascii_digit()).unwrap_or(digits.len());
     digits[..end].parse().ok().filter(|port| *port != 0)
