@@ -389,6 +389,8 @@ impl Site {
         self.until_streaming();
         self.say("  every table streams");
         self.kill_replicator();
+        // A walsender that can't write its last words to a network that takes nothing would keep the slot for ever.
+        self.source_network.cut();
         let slot = |column: &str| {
             self.lab.source_value(&format!(
                 "SELECT {column} FROM pg_replication_slots WHERE database = current_database()"
