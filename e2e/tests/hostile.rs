@@ -161,7 +161,7 @@ fn clickhouse_breaks_http() {
     let attack = |words: &'static str, attack: Attack, say: &[&str]| {
         suffers(&lab, &clickhouse(&lab, words, attack), say);
     };
-    for words in ["SELECT version()", "INSERT+INTO"] {
+    for words in ["SELECT version()", "INSERT INTO"] {
         attack(words, Attack::endless(error, chunk.clone()), &["241"]);
         attack(
             words,
