@@ -191,7 +191,7 @@ fn partitions_and_time_to_live() {
         json!({"partitionBy": "toYYYYMM(at)", "ttl": "toDateTime(at) + INTERVAL 10 YEAR"});
     lab.catch_up(&mirror);
     let made = lab.target("SHOW CREATE TABLE t FORMAT TSVRaw");
-    assert!(made.contains("PARTITION BY toYYYYMM(at)") && made.contains("TTL "), "{made}");
+    assert!(made.contains("PARTITION BY (toYYYYMM(at))") && made.contains("TTL "), "{made}");
     assert_eq!(lab.target_value("SELECT count() FROM t FINAL"), "20");
 }
 
