@@ -6,7 +6,7 @@ use tokio::time::{Instant, sleep};
 
 use crate::{
     clickhouse::{Database, Error as ClickHouseError},
-    model::{ClickHouseEndpoint, OutOfRange, PostgresEndpoint},
+    model::{ClickHouseEndpoint, INSERTS_SUFFIX, OutOfRange, PostgresEndpoint},
     postgres::{self, publication, session::Session, slot},
     replication::{Destination, DestinationError},
 };
@@ -61,7 +61,7 @@ pub struct SourceObjects<'a> {
     pub application_name: &'a str,
     /// The replication slot.
     pub slot: &'a str,
-    /// The publication; one that walferry didn't make stays.
+    /// The publication, and with it that for inserts alone; one that walferry didn't make stays.
     pub publication: &'a str,
 }
 
@@ -76,13 +76,21 @@ pub async fn source(endpoint: &PostgresEndpoint, objects: SourceObjects<'_>) -> 
     slot::release_own_walsender(&session, slot, application_name).await?;
     wait_until_released(&session, slot).await?;
     let slot_dropped = slot::drop(&session, slot).await?;
-    let publication_outcome = match publication::read(&session, publication).await? {
+    let mut done = vec![outcome("slot", slot, slot_dropped), drop_publication(&session, publication).await?];
+    let inserts = format!("{publication}{INSERTS_SUFFIX}");
+    if publication::read(&session, &inserts).await?.is_some() {
+        done.push(drop_publication(&session, &inserts).await?);
+    }
+    Ok(done)
+}
+
+async fn drop_publication(session: &Session, name: &str) -> Result<String, Error> {
+    Ok(match publication::read(session, name).await? {
         Some(found) if !found.owned_by_us => {
-            format!("publication {publication} isn't this mirror's and stays")
+            format!("publication {name} isn't this mirror's and stays")
         }
-        _ => outcome("publication", publication, publication::drop(&session, publication).await?),
-    };
-    Ok(vec![outcome("slot", slot, slot_dropped), publication_outcome])
+        _ => outcome("publication", name, publication::drop(session, name).await?),
+    })
 }
 
 /// Removes the state records of the Mirror with this UID. Idempotent.

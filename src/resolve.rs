@@ -291,6 +291,7 @@ fn table_spec(table: &MirrorTable) -> TableSpec {
     TableSpec {
         id: TableId::new(&table.schema, &table.name),
         target: Some(target_name(table)),
+        insert_only: table.insert_only,
         exclude: columns.exclude,
         rename: columns.rename.into_iter().collect(),
         types: columns.types.into_iter().collect(),

@@ -87,7 +87,7 @@ fn push(batch: &mut impl TableBatch, values: &[Option<&str>], version: u64, op: 
             Cell { kind, start, len: value.map_or(0, str::len) as u32 }
         })
         .collect();
-    batch.push(Tuple { data: &data, cells: &cells }, Lsn(version), op).unwrap();
+    batch.push(Tuple { data: &data, cells: &cells }, Lsn(version).into(), op).unwrap();
 }
 
 fn kind<T>(result: Result<T, DestinationError>) -> (ErrorKind, &'static str) {

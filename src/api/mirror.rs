@@ -52,7 +52,7 @@ pub struct MirrorSpec {
     /// The ReplicationPeer, of kind clickhouse, that gets the rows. Can't be changed: another destination is another Mirror.
     #[x_kube(validation = Rule::new("self == oldSelf").message(message::DESTINATION_IS_FIXED))]
     pub destination_ref: PeerRef,
-    /// The tables to mirror, at least one. Each needs a primary key or another usable replica identity.
+    /// The tables to mirror, at least one. Each needs a primary key, another replica identity (FULL where nothing names a row), or insertOnly.
     #[schemars(length(min = 1, max = 500))]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["schema".into(), "name".into()]))]
     pub tables: Vec<MirrorTable>,
@@ -94,8 +94,12 @@ pub struct MirrorTable {
     /// Which columns are mirrored, under which names and types; all of them as they are when left out.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub columns: Option<ColumnsSpec>,
+    /// Mirrors inserts (and TRUNCATE) alone, for a table such as a log: it needs no replica identity, and rows that are updated or deleted at
+    /// the source stay as they were inserted.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub insert_only: bool,
     /// A PostgreSQL condition that a row must meet to be mirrored. It becomes the publication's row filter (PostgreSQL 15 or later), so it
-    /// may name only columns of the replica identity.
+    /// may name only columns of the replica identity, unless the table is insertOnly.
     #[serde(rename = "where", default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 4096))]
     pub row_filter: Option<String>,

@@ -16,7 +16,7 @@ use crate::{
     postgres::{
         self,
         catalog::{self, TableFacts},
-        publication as pg_publication,
+        publication::{self as pg_publication, Publish},
         session::Session,
         slot,
         wire::{Connection, Purpose},
@@ -28,7 +28,7 @@ use crate::{
 pub async fn preflight(config: &ReplicatorConfig) -> CheckReport {
     let (server, reached) = reach_destination(&config.destination, config.out_of_range).await;
     let (state, unusable) = match &reached {
-        Some((database, _)) => match state(config, database).await {
+        Some((database, _)) => match recorded_state(config, database).await {
             Ok(state) => (state, None),
             Err(error) => (MirrorState::default(), Some(destination::state_unusable(&error))),
         },
@@ -160,28 +160,40 @@ async fn source_facts(
         }
         let tracked = joined.tables.contains_key(&spec.id);
         match catalog::describe(session, spec).await {
-            Ok(facts) => match table::unsupported(&facts) {
+            Ok(mut facts) => match table::unsupported(&facts) {
                 Some(check) => checks.push(check.alone_if(tracked)),
-                None => tables.push(facts),
+                None => {
+                    if let Some(record) = joined.tables.get(&spec.id) {
+                        facts.schema.told_apart_as(&record.schema);
+                    }
+                    tables.push(facts);
+                }
             },
             Err(error) => checks.push(table::not_described(&spec.id, &error, tracked).alone_if(tracked)),
         }
     }
     let probes = probe_filters(session, &tables).await;
-    let found = pg_publication::read(session, &config.mirror.publication_name()).await?;
-    // A resync makes it anew, where the role may.
-    let mut found = found.filter(|found| !(resync && found.owned_by_us && found.may_alter));
-    if let Some(found) = found.as_mut().filter(|found| found.may_alter) {
-        found.tables.retain(|published| !apart.has(&published.id));
+    let mut published = Vec::new();
+    let inserts = config.has_insert_only().then(|| config.mirror.inserts_publication_name());
+    let names = [(Publish::Everything, Some(config.mirror.publication_name())), (Publish::Inserts, inserts)];
+    for (publish, name) in names {
+        let Some(name) = name else { continue };
+        let found = pg_publication::read(session, &name).await?;
+        // A resync makes it anew, where the role may.
+        let mut found = found.filter(|found| !(resync && found.owned_by_us && found.may_alter));
+        if let Some(found) = found.as_mut().filter(|found| found.may_alter) {
+            found.tables.retain(|published| !apart.has(&published.id));
+        }
+        let wanted = Wanted { config, publish, server: &server, tables: &tables, probes: &probes, joined };
+        checks.extend(publication::publication(&wanted, found.as_ref()).into_iter().map(|check| {
+            let tracked = joined.tables.keys().any(|id| id.to_string() == check.subject);
+            check.alone_if(tracked)
+        }));
+        published.extend(found.into_iter().flat_map(|found| found.tables));
     }
-    let wanted = Wanted { config, server: &server, tables: &tables, probes: &probes, joined };
-    checks.extend(publication::publication(&wanted, found.as_ref()).into_iter().map(|check| {
-        let tracked = joined.tables.keys().any(|id| id.to_string() == check.subject);
-        check.alone_if(tracked)
-    }));
     for facts in &tables {
         let id = &facts.schema.id;
-        let published = found.iter().flat_map(|found| &found.tables).find(|published| published.id == *id);
+        let published = published.iter().find(|published| published.id == *id);
         let of_table = table::table(facts, &server, probes.get(id), published);
         let tracked = joined.tables.contains_key(id);
         checks.extend(of_table.into_iter().map(|check| check.alone_if(tracked)));
@@ -289,7 +301,13 @@ async fn targets(
 }
 
 /// The Mirror's durable state. Without a state table, it has none.
-async fn state(config: &ReplicatorConfig, database: &Database) -> Result<MirrorState, replication::Error> {
+///
+/// # Errors
+/// What the destination answers, or a record that can't be read.
+pub async fn recorded_state(
+    config: &ReplicatorConfig,
+    database: &Database,
+) -> Result<MirrorState, replication::Error> {
     let state_table = database.target_table(STATE_TABLE).await.map_err(DestinationError::from)?;
     if state_table.is_none() {
         return Ok(MirrorState::default());

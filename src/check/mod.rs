@@ -10,7 +10,7 @@ mod report;
 mod source;
 mod table;
 
-pub use gather::{SourceServer, destination_server, preflight, source_server};
+pub use gather::{SourceServer, destination_server, preflight, recorded_state, source_server};
 pub use report::{Check, CheckReport, Outcome};
 
 #[cfg(test)]
@@ -121,6 +121,7 @@ mod tests {
             tables: vec![TableSpec {
                 id: TableId::new("public", "users"),
                 target: None,
+                insert_only: false,
                 exclude: Vec::new(),
                 rename: Vec::new(),
                 types: Vec::new(),

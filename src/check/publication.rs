@@ -4,11 +4,11 @@ use std::collections::HashMap;
 
 use super::{reason, report::Check, source::SUBJECT};
 use crate::{
-    model::{MirrorIdentity, ReplicatorConfig, TableId, TableSchema, resync_advice},
+    model::{RESYNC_ADVICE, ReplicatorConfig, TableId, TableSchema, resync_advice},
     postgres::{
         Error,
         catalog::{ServerFacts, TableFacts},
-        publication::{self, COMMENT_PREFIX, Publication, PublishedTable},
+        publication::{self, COMMENT_PREFIX, Publication, Publish, PublishedTable},
         quote::ident,
     },
     replication::MirrorState,
@@ -22,6 +22,8 @@ pub(super) type Probes = HashMap<TableId, Result<PublishedTable, Error>>;
 /// The publication that the Mirror needs, and what is known of who makes it.
 pub(super) struct Wanted<'a> {
     pub(super) config: &'a ReplicatorConfig,
+    /// What it sends.
+    pub(super) publish: Publish,
     pub(super) server: &'a ServerFacts,
     /// Those of the Mirror's tables that could be described.
     pub(super) tables: &'a [TableFacts],
@@ -30,10 +32,34 @@ pub(super) struct Wanted<'a> {
     pub(super) joined: &'a MirrorState,
 }
 
+impl<'a> Wanted<'a> {
+    fn name(&self) -> String {
+        match self.publish {
+            Publish::Everything => self.config.mirror.publication_name(),
+            Publish::Inserts => self.config.mirror.inserts_publication_name(),
+        }
+    }
+
+    /// Those of the tables that are to be in it.
+    fn tables(&self) -> impl Iterator<Item = &'a TableFacts> {
+        let publish = self.publish;
+        self.tables.iter().filter(move |table| Publish::of(table.schema.kind) == publish)
+    }
+
+    fn has(&self, id: &TableId) -> bool {
+        let insert_only = self.publish == Publish::Inserts;
+        self.config.tables.iter().any(|table| table.id == *id && table.insert_only == insert_only)
+    }
+}
+
 /// Checks the publication that the Mirror will use.
 pub(super) fn publication(wanted: &Wanted<'_>, found: Option<&Publication>) -> Vec<Check> {
     match found {
-        None if wanted.tables.is_empty() => Vec::new(),
+        None if wanted.tables().next().is_none() => Vec::new(),
+        None if wanted.publish == Publish::Inserts && wanted.joined.source.is_some() => vec![unusable(
+            format!("{} does not exist, and insertOnly takes one that is as old as the slot", wanted.name()),
+            RESYNC_ADVICE.to_owned(),
+        )],
         None => vec![to_be_made(wanted)],
         Some(found) => existing(wanted, found),
     }
@@ -44,26 +70,26 @@ fn unusable(detail: String, fix: String) -> Check {
 }
 
 /// The statements by which somebody with more rights makes the publication for walferry.
-fn creation(Wanted { config, tables, .. }: &Wanted<'_>) -> String {
-    let name = config.mirror.publication_name();
-    let schemas: Vec<_> = tables.iter().map(|table| table.schema.clone()).collect();
-    format!("{};\n{};", publication::create_statement(&name, &schemas), comment(&config.mirror))
+fn creation(wanted: &Wanted<'_>) -> String {
+    let schemas: Vec<_> = wanted.tables().map(|table| table.schema.clone()).collect();
+    let create = publication::create_statement(&wanted.name(), wanted.publish, &schemas);
+    format!("{create};\n{};", comment(wanted))
 }
 
-fn comment(mirror: &MirrorIdentity) -> String {
-    publication::comment_statement(&mirror.publication_name(), &format!("{COMMENT_PREFIX}{}", mirror.uid))
+fn comment(wanted: &Wanted<'_>) -> String {
+    let comment = format!("{COMMENT_PREFIX}{}", wanted.config.mirror.uid);
+    publication::comment_statement(&wanted.name(), &comment)
 }
 
 fn to_be_made(wanted: &Wanted<'_>) -> Check {
-    let Wanted { config, server, tables, .. } = wanted;
-    let name = config.mirror.publication_name();
+    let (server, name) = (wanted.server, wanted.name());
     if server.in_recovery {
         return unusable(
             format!("{name} does not exist and can't be made on a standby"),
             format!("-- at the primary\n{}", creation(wanted)),
         );
     }
-    let strangers = not_owned(tables.iter());
+    let strangers = not_owned(wanted.tables());
     if server.may_create && strangers.is_empty() {
         return Check::ok(SUBJECT, NAME, format!("{name} will be made"));
     }
@@ -93,7 +119,7 @@ fn not_owned<'a>(tables: impl Iterator<Item = &'a TableFacts>) -> Vec<&'a TableF
 }
 
 fn existing(wanted: &Wanted<'_>, found: &Publication) -> Vec<Check> {
-    let name = wanted.config.mirror.publication_name();
+    let name = wanted.name();
     if found.all_tables || found.schemas {
         let all = if found.all_tables { "FOR ALL TABLES" } else { "FOR TABLES IN SCHEMA" };
         return vec![unusable(
@@ -105,21 +131,25 @@ fn existing(wanted: &Wanted<'_>, found: &Publication) -> Vec<Check> {
     if !found.owned_by_us {
         checks.push(unusable(
             format!("{name} exists, but its comment does not say that it is this Mirror's"),
-            format!("{};", comment(&wanted.config.mirror)),
+            format!("{};", comment(wanted)),
         ));
     }
-    if !(found.insert && found.update && found.delete && found.truncate && found.via_root) {
+    if found.sends != Some(wanted.publish) || !found.via_root {
         checks.push(unusable(
-            format!("{name} does not send everything, or sends partitions instead of their table"),
             format!(
-                "ALTER PUBLICATION {} SET (publish = 'insert, update, delete, truncate', publish_via_partition_root = true);",
-                ident(&name)
+                "{name} does not send {}, or sends partitions instead of their table",
+                wanted.publish.option()
+            ),
+            format!(
+                "ALTER PUBLICATION {} SET (publish = '{}', publish_via_partition_root = true);",
+                ident(&name),
+                wanted.publish.option()
             ),
         ));
     }
     checks.extend(taken_out(wanted, found));
     checks.extend(members(wanted, found));
-    checks.extend(wanted.tables.iter().filter_map(|table| {
+    checks.extend(wanted.tables().filter_map(|table| {
         let published = found.tables.iter().find(|published| published.id == table.schema.id)?;
         member(&name, &table.schema, published, wanted.probes.get(&table.schema.id))
     }));
@@ -131,7 +161,7 @@ fn existing(wanted: &Wanted<'_>, found: &Publication) -> Vec<Check> {
 
 /// Tables that were published for this Mirror and are no longer: putting them back would not bring the changes that are missing.
 fn taken_out(wanted: &Wanted<'_>, found: &Publication) -> Vec<Check> {
-    let known = wanted.tables.iter().filter(|table| wanted.joined.tables.contains_key(&table.schema.id));
+    let known = wanted.tables().filter(|table| wanted.joined.tables.contains_key(&table.schema.id));
     let gone = known.filter(|table| !found.tables.iter().any(|published| published.id == table.schema.id));
     let warn = |table: &TableFacts| {
         let detail = "no longer in the publication: this table fails alone, the others go on";
@@ -143,17 +173,17 @@ fn taken_out(wanted: &Wanted<'_>, found: &Publication) -> Vec<Check> {
 
 /// Tables that have to join or leave: walferry does it where it may.
 fn members(wanted: &Wanted<'_>, found: &Publication) -> Option<Check> {
-    let Wanted { config, server, tables, joined, .. } = wanted;
-    let name = config.mirror.publication_name();
-    let joining: Vec<_> = tables
-        .iter()
+    let Wanted { server, joined, .. } = wanted;
+    let name = wanted.name();
+    let joining: Vec<_> = wanted
+        .tables()
         .filter(|table| !joined.tables.contains_key(&table.schema.id))
         .filter(|table| !found.tables.iter().any(|published| published.id == table.schema.id))
         .collect();
     let leaving: Vec<_> = found
         .tables
         .iter()
-        .filter(|published| !config.tables.iter().any(|table| table.id == published.id))
+        .filter(|published| !wanted.has(&published.id))
         .map(|published| published.id.clone())
         .collect();
     if joining.is_empty() && leaving.is_empty() {
@@ -231,10 +261,7 @@ mod tests {
             may_alter: true,
             all_tables: false,
             schemas: false,
-            insert: true,
-            update: true,
-            delete: true,
-            truncate: true,
+            sends: Some(Publish::Everything),
             via_root: true,
             tables: vec![published("users", None)],
         }
@@ -254,7 +281,14 @@ mod tests {
     fn check(server: &ServerFacts, facts: TableFacts, probes: &Probes, found: Option<&Publication>) -> Check {
         let config = config();
         let state = MirrorState::default();
-        let wanted = Wanted { config: &config, server, tables: &[facts], probes, joined: &state };
+        let wanted = Wanted {
+            config: &config,
+            publish: Publish::Everything,
+            server,
+            tables: &[facts],
+            probes,
+            joined: &state,
+        };
         let mut checks = publication(&wanted, found);
         assert_eq!(checks.len(), 1, "{checks:?}");
         checks.remove(0)
@@ -301,7 +335,7 @@ mod tests {
                 "COMMENT ON PUBLICATION \"walferry_1f\" IS 'walferry mirror 1f';".to_owned(),
             ),
             (
-                Publication { truncate: false, ..found() },
+                Publication { sends: None, ..found() },
                 "ALTER PUBLICATION \"walferry_1f\" SET (publish = 'insert, update, delete, truncate', \
                  publish_via_partition_root = true);"
                     .to_owned(),

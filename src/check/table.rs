@@ -2,7 +2,7 @@
 
 use super::{reason, report::Check};
 use crate::{
-    model::{IdentityKind, TableId, resync_advice},
+    model::{IdentityKind, TableId, TableKind, resync_advice},
     postgres::{
         Error,
         catalog::{GENERATED_IN_IDENTITY, KeyCandidate, RelationFacts, ServerFacts, TableFacts},
@@ -56,6 +56,7 @@ pub(super) fn table(
     let subject = facts.schema.id.to_string();
     let mut checks =
         vec![readable(&subject, facts, server), replica_identity(&subject, facts, server.version_num)];
+    checks.extend(standby(&subject, facts, server));
     checks.extend(row_security(&subject, facts, server));
     checks.extend(row_filter(&subject, facts, server, probe, published));
     checks.extend(order_by(&subject, facts));
@@ -136,6 +137,18 @@ fn readable(subject: &str, facts: &TableFacts, server: &ServerFacts) -> Check {
     .fix(fixes.join("\n"))
 }
 
+/// The copy of a table without a key must know which transactions it has, and a standby can't tell.
+fn standby(subject: &str, facts: &TableFacts, server: &ServerFacts) -> Option<Check> {
+    if facts.schema.kind.is_keyed() || !server.in_recovery {
+        return None;
+    }
+    let detail = "a table without a key can't be copied from a standby";
+    Some(
+        Check::failure(subject, "standby", reason::SOURCE_TABLE_UNSUPPORTED, detail)
+            .fix("name the primary in the source peer"),
+    )
+}
+
 fn row_security(subject: &str, facts: &TableFacts, server: &ServerFacts) -> Option<Check> {
     let hidden = relations(facts).find(|relation| relation.row_security_active)?;
     let detail = format!(
@@ -155,12 +168,12 @@ fn replica_identity(subject: &str, facts: &TableFacts, version: u32) -> Check {
         Check::failure(subject, NAME, reason::SOURCE_REPLICA_IDENTITY_MISSING, detail).fix(fix)
     };
     let root = &facts.relation;
-    if root.key.is_empty() {
-        let detail = match (root.identity, &root.candidate) {
-            (IdentityKind::Full, _) => {
-                "FULL, but without a key: no unique index on NOT NULL columns names a row"
-            }
-            (_, Some(KeyCandidate::Deferrable { .. })) => {
+    if facts.schema.kind == TableKind::InsertOnly {
+        return Check::ok(subject, NAME, "not needed: only inserts are mirrored");
+    }
+    if facts.schema.kind.is_keyed() && root.key.is_empty() {
+        let detail = match &root.candidate {
+            Some(KeyCandidate::Deferrable { .. }) => {
                 "the primary key is deferrable: once published, UPDATE and DELETE on it would fail"
             }
             _ => "none: once published, UPDATE and DELETE on it would fail",
@@ -187,6 +200,15 @@ fn replica_identity(subject: &str, facts: &TableFacts, version: u32) -> Check {
             ),
             identity_fix(full),
         );
+    }
+    if facts.schema.kind == TableKind::History {
+        if root.identity != IdentityKind::Full {
+            let detail = "no longer FULL, which it was when it was copied without a key: this table fails alone, the others go on";
+            return Check::warning(subject, NAME, reason::SOURCE_REPLICA_IDENTITY_MISSING, detail)
+                .fix(format!("ALTER TABLE {} REPLICA IDENTITY FULL;", qualified(&root.id)));
+        }
+        let detail = "FULL, without a key: the target gets each change as a row, to be counted with sum(_walferry_sign)";
+        return Check::ok(subject, NAME, detail);
     }
     let kind = match root.identity {
         IdentityKind::Full => "FULL, key",
@@ -223,7 +245,9 @@ fn identity_fix(relation: &RelationFacts) -> String {
                 columns.join(", ")
             )
         }
-        None => format!("ALTER TABLE {table} ADD PRIMARY KEY (…); -- the columns that name a row"),
+        None => format!(
+            "ALTER TABLE {table} ADD PRIMARY KEY (…); -- the columns that name a row; where none do, REPLICA IDENTITY FULL"
+        ),
     }
 }
 
@@ -264,6 +288,7 @@ fn row_filter(
         }
     };
     let outside = relations(facts)
+        .filter(|_| facts.schema.kind != TableKind::InsertOnly)
         .filter(|relation| relation.identity != IdentityKind::Nothing)
         .find_map(|relation| Some((relation, columns.iter().find(|column| !relation.identifies(column))?)));
     Some(match outside {
@@ -410,7 +435,27 @@ mod tests {
             fix(none, Some(deferrable)),
             "ALTER TABLE \"public\".\"users\" DROP CONSTRAINT \"pk\", ADD PRIMARY KEY (\"id\");"
         );
-        assert!(fix(IdentityKind::Full, None).contains("ADD PRIMARY KEY"));
+        assert!(fix(none, None).contains("ADD PRIMARY KEY"));
+    }
+
+    #[test]
+    fn whole_old_rows_take_no_key() {
+        let mut facts = table_facts();
+        facts.relation.key.clear();
+        facts.schema.kind = TableKind::History;
+        facts.relation.identity = IdentityKind::Full;
+        assert_eq!(find(&check(&facts, 180_004), "replica identity").outcome, Outcome::Ok);
+        let standby = ServerFacts { in_recovery: true, ..server_facts() };
+        assert_eq!(find(&table(&facts, &standby, None, None), "standby").outcome, Outcome::Failure);
+        facts.partitions = vec![leaf(IdentityKind::Default, &["id"])];
+        assert_eq!(find(&check(&facts, 180_004), "replica identity").outcome, Outcome::Failure);
+        facts.partitions.clear();
+        facts.relation.identity = IdentityKind::Default;
+        assert_eq!(
+            find(&check(&facts, 180_004), "replica identity").outcome,
+            Outcome::Warning,
+            "it fails alone"
+        );
     }
 
     #[test]

@@ -6,7 +6,7 @@ use std::collections::HashSet;
 
 use super::{
     TableProblem,
-    native::{DELETED_COLUMN, VERSION_COLUMN},
+    layout::{Layout, OwnColumn},
     quote::{ident, literal, table as qualified},
     types::ChType,
 };
@@ -26,20 +26,24 @@ pub fn create_table(database: &str, table: &TableSchema, types: &[ChType]) -> St
     for (column, column_type) in table.columns.iter().zip(types) {
         sql.push_str(&format!("{} {column_type}, ", ident(&column.target_name)));
     }
-    let (version, deleted) = (ident(VERSION_COLUMN), ident(DELETED_COLUMN));
-    sql.push_str(&format!(
-        "{version} UInt64, {deleted} UInt8) ENGINE = ReplacingMergeTree({version}, {deleted})"
-    ));
+    let layout = Layout::of(table.kind);
+    let own: Vec<_> =
+        layout.own.iter().map(|own| format!("{} {}", ident(own.name()), own.column_type())).collect();
+    sql.push_str(&format!("{}) ENGINE = ReplacingMergeTree", own.join(", ")));
+    if !layout.arguments.is_empty() {
+        let arguments: Vec<_> = layout.arguments.iter().map(|own| ident(own.name())).collect();
+        sql.push_str(&format!("({})", arguments.join(", ")));
+    }
     if let Some(expression) = &table.partition_by {
         sql.push_str(&format!(" PARTITION BY ({expression})"));
     }
-    let order: Vec<String> = key_names(table).map(ident).collect();
+    let order: Vec<String> = sorting_key(table).map(ident).collect();
     sql.push_str(&format!(" ORDER BY ({})", order.join(", ")));
     if let Some(expression) = &table.ttl {
         sql.push_str(&format!(" TTL ({expression})"));
-        if !outside_key(expression, table).is_empty() {
+        if let Some(alive) = layout.alive.filter(|_| !outside_key(expression, table).is_empty()) {
             // A tombstone has no such value: it would be gone at once, and an older row of its key would show again.
-            sql.push_str(&format!(" DELETE WHERE {deleted} = 0"));
+            sql.push_str(&format!(" DELETE WHERE {alive}"));
         }
     }
     if !table.settings.is_empty() {
@@ -69,13 +73,13 @@ pub fn truncate(database: &str, table: &str) -> String {
 
 /// The highest version of a table's rows, as text.
 pub fn newest_version(database: &str, table: &str) -> String {
-    format!("SELECT toString(max({})) FROM {}", ident(VERSION_COLUMN), qualified(database, table))
+    format!("SELECT toString(max({})) FROM {}", ident(OwnColumn::Version.name()), qualified(database, table))
 }
 
 /// `INSERT INTO … SELECT` of a tombstone for each row that is older than `version`.
 pub fn delete_older(database: &str, table: &TableSchema, version: u64) -> String {
     let key = key_names(table).map(ident).collect::<Vec<_>>().join(", ");
-    let (version_column, deleted) = (ident(VERSION_COLUMN), ident(DELETED_COLUMN));
+    let (version_column, deleted) = (ident(OwnColumn::Version.name()), ident(OwnColumn::Deleted.name()));
     let name = qualified(database, &table.target);
     format!(
         "INSERT INTO {name} ({key}, {version_column}, {deleted}) SELECT {key}, toUInt64({version}), toUInt8(1) FROM {name} \
@@ -85,7 +89,7 @@ pub fn delete_older(database: &str, table: &TableSchema, version: u64) -> String
 
 /// `INSERT INTO … FORMAT Native` for the blocks of [`super::native::BlockBuilder`].
 pub fn insert(database: &str, table: &TableSchema) -> String {
-    let own = [VERSION_COLUMN, DELETED_COLUMN];
+    let own = Layout::of(table.kind).own.iter().map(|own| own.name());
     let names = table.columns.iter().map(|column| column.target_name.as_str()).chain(own);
     let names: Vec<String> = names.map(ident).collect();
     format!("INSERT INTO {} ({}) FORMAT Native", qualified(database, &table.target), names.join(", "))
@@ -110,8 +114,13 @@ pub fn describe_columns(database: &str, table: &str) -> String {
     )
 }
 
-/// Target names of the sorting key's columns.
-pub(super) fn key_names(table: &TableSchema) -> impl Iterator<Item = &str> {
+/// Names of all columns of the sorting key.
+pub(super) fn sorting_key(table: &TableSchema) -> impl Iterator<Item = &str> {
+    key_names(table).chain(Layout::of(table.kind).order.iter().map(|own| own.name()))
+}
+
+/// Target names of the source's columns in the sorting key.
+fn key_names(table: &TableSchema) -> impl Iterator<Item = &str> {
     table
         .order_by
         .iter()
@@ -124,22 +133,24 @@ pub(super) fn key_names(table: &TableSchema) -> impl Iterator<Item = &str> {
 /// # Errors
 /// [`TableProblem::Engine`] saying what to change.
 pub fn validate(table: &TableSchema) -> Result<(), TableProblem> {
-    let mut names = HashSet::from([VERSION_COLUMN, DELETED_COLUMN]);
+    let own: Vec<&str> = Layout::of(table.kind).own.iter().map(|own| own.name()).collect();
+    let mut names: HashSet<&str> = own.iter().copied().collect();
     for column in &table.columns {
         if !names.insert(&column.target_name) {
             return Err(TableProblem::Engine(format!(
-                "two columns would be named {0} at the destination ({VERSION_COLUMN} and {DELETED_COLUMN} are walferry's \
-                 own); rename one with columns.rename",
-                column.target_name
+                "two columns would be named {} at the destination ({} are walferry's own); rename one with columns.rename",
+                column.target_name,
+                own.join(", ")
             )));
         }
     }
-    if table.order_by.is_empty() {
+    if sorting_key(table).next().is_none() {
         return Err(TableProblem::Engine(
             "it has no key to sort by; give it a primary key or set engine.orderBy".to_owned(),
         ));
     }
-    if let Some(expression) = &table.partition_by {
+    // Without a key it is one and the same row that may come twice, so it lands in one partition both times.
+    if let Some(expression) = table.partition_by.as_ref().filter(|_| table.kind.is_keyed()) {
         let outside = outside_key(expression, table);
         if !outside.is_empty() {
             return Err(TableProblem::Engine(format!(
@@ -219,7 +230,7 @@ mod tests {
     use super::*;
     use crate::{
         clickhouse::test_support::{column, table},
-        model::SourceType,
+        model::{SourceType, TableKind},
     };
 
     fn events() -> TableSchema {
@@ -263,6 +274,29 @@ mod tests {
         assert!(create_table("app", &table, &types()).contains(
             " ORDER BY (`id`) TTL (created_at + INTERVAL 90 DAY) DELETE WHERE `_walferry_deleted` = 0 SETTINGS"
         ));
+    }
+
+    #[test]
+    fn creates_a_table_of_changes() {
+        let mut table = events();
+        table.kind = TableKind::History;
+        table.key.clear();
+        table.order_by.clear();
+        table.partition_by = Some("toYYYYMM(created_at)".to_owned());
+        table.ttl = Some("created_at + INTERVAL 90 DAY".to_owned());
+        validate(&table).unwrap();
+        assert_eq!(
+            create_table("app", &table, &types()),
+            "CREATE TABLE IF NOT EXISTS `app`.`events` (`id` Int64, `created_at` DateTime64(6, 'UTC'), `it\\`s` \
+             Nullable(String), `_walferry_version` UInt64, `_walferry_ordinal` UInt64, `_walferry_sign` Int8) ENGINE = \
+             ReplacingMergeTree PARTITION BY (toYYYYMM(created_at)) ORDER BY (`_walferry_version`, `_walferry_ordinal`) TTL \
+             (created_at + INTERVAL 90 DAY)"
+        );
+        table.order_by = vec![1];
+        assert!(
+            create_table("app", &table, &types())
+                .contains(" ORDER BY (`created_at`, `_walferry_version`, `_walferry_ordinal`)")
+        );
     }
 
     #[test]

@@ -10,7 +10,7 @@ use super::{
     types::{ChType, display},
 };
 use crate::{
-    model::{Cell, CellKind, Column, Lsn, OutOfRange, TableSchema, Tuple},
+    model::{Cell, CellKind, Column, OutOfRange, Position, TableSchema, Tuple},
     replication::{Op, TableBatch},
 };
 
@@ -32,9 +32,9 @@ pub(super) fn expression(
         .map_err(|source| Error::Type { table: table.target.clone(), source })?;
     let len = u32::try_from(text.len()).unwrap_or(u32::MAX);
     let cells = [Cell { kind: CellKind::Text, start: 0, len }];
-    block.push(Tuple { data: text.as_bytes(), cells: &cells }, Lsn::ZERO, Op::Upsert).map_err(|error| {
-        Error::Protocol(format!("default of column {} of table {}: {error}", column.name, table.id))
-    })?;
+    block.push(Tuple { data: text.as_bytes(), cells: &cells }, Position::default(), Op::Upsert).map_err(
+        |error| Error::Protocol(format!("default of column {} of table {}: {error}", column.name, table.id)),
+    )?;
     Ok(Some(constant(target, block.to_rows().cell(0, 0))))
 }
 

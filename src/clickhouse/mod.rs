@@ -7,6 +7,7 @@ pub mod ddl;
 mod defaults;
 mod error;
 mod insert;
+pub mod layout;
 pub mod native;
 mod policy;
 pub mod quote;

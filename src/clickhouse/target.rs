@@ -4,7 +4,7 @@ use serde::{Deserialize, de::DeserializeOwned};
 
 use super::{
     Client, Error, TableProblem, ddl,
-    native::{DELETED_COLUMN, VERSION_COLUMN},
+    layout::Layout,
     quote::{ident, table as qualified},
     types::ChType,
 };
@@ -70,13 +70,15 @@ pub fn compare(
     table: &TableSchema,
     types: &[ChType],
 ) -> Result<Vec<usize>, TableProblem> {
-    compare_engine(found)?;
+    let layout = Layout::of(table.kind);
+    compare_engine(found, layout)?;
     compare_key(found, table)?;
     let name = qualified(database, &table.target);
-    for (own, own_type) in [(VERSION_COLUMN, "UInt64"), (DELETED_COLUMN, "UInt8")] {
-        match found.columns.iter().find(|column| column.name == own) {
+    for own in layout.own {
+        let (name, own_type) = (own.name(), own.column_type().to_string());
+        match found.columns.iter().find(|column| column.name == name) {
             Some(column) if column.column_type == own_type => {}
-            _ => return Err(other_table(&format!("it has no column {own} {own_type}"))),
+            _ => return Err(other_table(&format!("it has no column {name} {own_type}"))),
         }
     }
     let mut missing = Vec::new();
@@ -113,16 +115,20 @@ fn other_table(difference: &str) -> TableProblem {
     ))
 }
 
-fn compare_engine(found: &TargetTable) -> Result<(), TableProblem> {
+fn compare_engine(found: &TargetTable, layout: &Layout) -> Result<(), TableProblem> {
     if !found.engine.ends_with("ReplacingMergeTree") {
         return Err(other_table(&format!("its engine is {}, not ReplacingMergeTree", found.engine)));
+    }
+    if layout.arguments.is_empty() {
+        return Ok(());
     }
     // ReplicatedReplacingMergeTree has arguments of its own before these.
     let arguments = found.engine_full.split_once('(').and_then(|(_, rest)| rest.split_once(')'));
     let arguments = arguments.map_or("", |(arguments, _)| arguments);
-    if !arguments.ends_with(&format!("{VERSION_COLUMN}, {DELETED_COLUMN}")) {
+    let wanted = layout.arguments.iter().map(|own| own.name()).collect::<Vec<_>>().join(", ");
+    if !arguments.ends_with(&wanted) {
         return Err(other_table(&format!(
-            "its engine is {}({arguments}), not ReplacingMergeTree({VERSION_COLUMN}, {DELETED_COLUMN})",
+            "its engine is {}({arguments}), not ReplacingMergeTree({wanted})",
             found.engine
         )));
     }
@@ -135,7 +141,7 @@ fn compare_engine(found: &TargetTable) -> Result<(), TableProblem> {
 
 /// The order within the key doesn't matter for which rows replace each other, the set of columns does.
 fn compare_key(found: &TargetTable, table: &TableSchema) -> Result<(), TableProblem> {
-    let mut wanted: Vec<String> = ddl::key_names(table).map(str::to_owned).collect();
+    let mut wanted: Vec<String> = ddl::sorting_key(table).map(str::to_owned).collect();
     let shown = wanted.join(", ");
     wanted.sort_unstable();
     // Newer releases keep the parentheses of ORDER BY (id).
@@ -201,7 +207,10 @@ fn unescaped(letter: char) -> char {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{clickhouse::test_support, model::SourceType};
+    use crate::{
+        clickhouse::{layout::OwnColumn, test_support},
+        model::{SourceType, TableKind},
+    };
 
     fn found() -> TargetTable {
         let column = |name: &str, column_type: &str| TargetColumn {
@@ -218,8 +227,8 @@ mod tests {
             columns: vec![
                 column("id", "Int64"),
                 column("name", "Nullable(String)"),
-                column(VERSION_COLUMN, "UInt64"),
-                column(DELETED_COLUMN, "UInt8"),
+                column(OwnColumn::Version.name(), "UInt64"),
+                column(OwnColumn::Deleted.name(), "UInt8"),
                 column("extra", "String"),
             ],
         }
@@ -252,6 +261,39 @@ mod tests {
             }),
             Ok(vec![])
         );
+    }
+
+    #[test]
+    fn tables_of_changes_and_of_keys_are_told_apart() {
+        let columns = vec![
+            test_support::column("id", SourceType::Int8),
+            test_support::column("name", SourceType::Text),
+        ];
+        let mut table = test_support::table("users", columns);
+        table.kind = TableKind::History;
+        table.key.clear();
+        table.order_by.clear();
+        let types = [ChType::Int(64), ChType::String];
+        let keyed = found();
+        assert!(compare(&keyed, "app", &table, &types).unwrap_err().to_string().contains("sorted by (id)"));
+        let mut changes = found();
+        changes.sorting_key = "_walferry_version, _walferry_ordinal".to_owned();
+        changes.engine_full = "ReplacingMergeTree ORDER BY (_walferry_version, _walferry_ordinal)".to_owned();
+        assert!(
+            compare(&changes, "app", &table, &types)
+                .unwrap_err()
+                .to_string()
+                .contains("_walferry_ordinal UInt64")
+        );
+        for (name, column_type) in [("_walferry_ordinal", "UInt64"), ("_walferry_sign", "Int8")] {
+            let default_kind = String::new();
+            changes.columns.push(TargetColumn {
+                name: name.into(),
+                column_type: column_type.into(),
+                default_kind,
+            });
+        }
+        assert_eq!(compare(&changes, "app", &table, &types), Ok(vec![]));
     }
 
     #[test]

@@ -72,6 +72,9 @@ pub struct ClickHouseEndpoint {
     pub tls: TlsSettings,
 }
 
+/// What the name of a Mirror's second publication has behind that of the first.
+pub const INSERTS_SUFFIX: &str = "_inserts";
+
 /// Which Mirror this is, and the names made from it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct MirrorIdentity {
@@ -92,6 +95,11 @@ impl MirrorIdentity {
     /// The publication's name; the same as the slot's, so that an administrator sees what belongs together.
     pub fn publication_name(&self) -> String {
         format!("walferry_{}", self.uid)
+    }
+
+    /// The name of the publication for tables of which only inserts are mirrored.
+    pub fn inserts_publication_name(&self) -> String {
+        format!("{}{INSERTS_SUFFIX}", self.publication_name())
     }
 
     /// The text with this Mirror's name in commands such as [`RESYNC_COMMAND`], so that they can be run as they stand.
@@ -123,6 +131,9 @@ pub struct TableSpec {
     pub id: TableId,
     /// `target.table`; the source's name when `None`.
     pub target: Option<String>,
+    /// `insertOnly`
+    #[serde(default)]
+    pub insert_only: bool,
     /// `columns.exclude`
     pub exclude: Vec<String>,
     /// `columns.rename`: source name and target name.
@@ -223,6 +234,13 @@ pub enum DeletionPolicy {
     Delete,
     /// Leave everything.
     Retain,
+}
+
+impl ReplicatorConfig {
+    /// Whether only inserts are mirrored of any table, which takes the second publication.
+    pub fn has_insert_only(&self) -> bool {
+        self.tables.iter().any(|table| table.insert_only)
+    }
 }
 
 /// Everything one replicator needs to know.

@@ -7,12 +7,13 @@ mod lsn;
 mod progress;
 mod redacted;
 mod table;
+mod transaction;
 mod tuple;
 
 pub use config::{
-    BatchSettings, ClickHouseEndpoint, ClientIdentity, DeletionPolicy, MirrorIdentity, OutOfRange,
-    PostgresEndpoint, RESYNC_ADVICE, RESYNC_COMMAND, ReplicatorConfig, SnapshotMode, SnapshotSettings,
-    TableSpec, TlsMode, TlsSettings, resync_advice,
+    BatchSettings, ClickHouseEndpoint, ClientIdentity, DeletionPolicy, INSERTS_SUFFIX, MirrorIdentity,
+    OutOfRange, PostgresEndpoint, RESYNC_ADVICE, RESYNC_COMMAND, ReplicatorConfig, SnapshotMode,
+    SnapshotSettings, TableSpec, TlsMode, TlsSettings, resync_advice,
 };
 pub use lsn::{Lsn, ParseLsnError};
 pub use progress::{
@@ -20,5 +21,6 @@ pub use progress::{
     TableState,
 };
 pub use redacted::Password;
-pub use table::{Column, IdentityKind, SourceType, TableId, TableSchema};
+pub use table::{Column, IdentityKind, SourceType, TableId, TableKind, TableSchema};
+pub use transaction::{Position, TransactionSnapshot};
 pub use tuple::{Cell, CellKind, Tuple};

@@ -99,6 +99,26 @@ pub enum IdentityKind {
     Nothing,
 }
 
+/// What tells a table's rows apart, and so what its target holds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum TableKind {
+    /// A key names each row: the target holds the state of each key.
+    #[default]
+    Keyed,
+    /// Nothing names a row, but changes tell the whole old row (`REPLICA IDENTITY FULL`): the target holds every change, with a
+    /// sign, and the sum of signs says how often a row is there.
+    History,
+    /// Only what is inserted is mirrored, whatever names a row: the target holds every row that was ever inserted.
+    InsertOnly,
+}
+
+impl TableKind {
+    /// Whether a key names each row.
+    pub fn is_keyed(self) -> bool {
+        self == TableKind::Keyed
+    }
+}
+
 /// One mirrored column. Excluded and generated columns are not in a [`TableSchema`].
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Column {
@@ -168,11 +188,15 @@ pub struct TableSchema {
     pub target: String,
     /// Mirrored columns, by attribute number.
     pub columns: Vec<Column>,
-    /// Indices into `columns` of the replica identity's key, in key order. Never empty.
+    /// What tells rows apart.
+    #[serde(default)]
+    pub kind: TableKind,
+    /// Indices into `columns` of the replica identity's key, in key order. Empty exactly when the kind isn't [`TableKind::Keyed`].
     pub key: Vec<usize>,
     /// What the old row of an UPDATE or DELETE carries.
     pub identity: IdentityKind,
-    /// Indices into `columns` of the destination's sorting key (`engine.orderBy`, else `key`).
+    /// Indices into `columns` of the destination's sorting key (`engine.orderBy`, else `key`); walferry's own columns follow
+    /// where there is no key.
     pub order_by: Vec<usize>,
     /// `engine.partitionBy`, a ClickHouse expression over target names.
     pub partition_by: Option<String>,
@@ -195,6 +219,7 @@ impl TableSchema {
             id,
             oid: 1,
             columns,
+            kind: TableKind::Keyed,
             key: vec![0],
             identity: IdentityKind::Default,
             order_by: vec![0],
@@ -204,6 +229,26 @@ impl TableSchema {
             row_filter: None,
             partitioned: false,
         }
+    }
+
+    /// Takes the kind of the table as it joined, where it joined without a key: one that it got later changes nothing for the rows
+    /// that are there.
+    pub fn told_apart_as(&mut self, joined: &TableSchema) {
+        if joined.kind.is_keyed() || joined.kind == self.kind {
+            return;
+        }
+        self.kind = joined.kind;
+        self.key.clear();
+        let names: Vec<&str> = joined
+            .order_by
+            .iter()
+            .filter_map(|index| joined.columns.get(*index))
+            .map(|c| c.target_name.as_str())
+            .collect();
+        self.order_by = names
+            .iter()
+            .filter_map(|name| self.columns.iter().position(|column| column.target_name == *name))
+            .collect();
     }
 
     /// The index into `columns` of the column with this source name.

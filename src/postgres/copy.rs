@@ -8,8 +8,22 @@ use crate::model::{CellKind, Column, TableId, TableSchema};
 /// The statement that copies the mirrored columns of `storage` (a leaf partition of `table`, or the table itself),
 /// of the rows that the Mirror's filter and `condition` (such as a [`block_range`]; no bare OR) let through.
 pub fn copy_statement(table: &TableSchema, storage: &TableId, condition: Option<&str>) -> String {
-    let source = format!("ONLY {}", quote::table(storage));
-    copy(table, &source, condition, "")
+    copy(table, &[], &only(storage), condition, "")
+}
+
+/// [`copy_statement`] with each row's place behind its columns, for [`row_place`].
+pub fn placed_copy_statement(table: &TableSchema, storage: &TableId, condition: Option<&str>) -> String {
+    copy(table, &["ctid"], &only(storage), condition, "")
+}
+
+/// Block and number within the block of a row, from its place in binary form; `None` when that is malformed.
+pub fn row_place(place: &[u8]) -> Option<(u32, u16)> {
+    let (block, number) = place.split_first_chunk()?;
+    Some((u32::from_be_bytes(*block), u16::from_be_bytes(number.try_into().ok()?)))
+}
+
+fn only(storage: &TableId) -> String {
+    format!("ONLY {}", quote::table(storage))
 }
 
 /// The statement that reads the rows with these keys again, with the projection of [`copy_statement`]. `columns` are
@@ -28,14 +42,14 @@ pub fn keys_statement(table: &TableSchema, columns: &[usize], keys: &[Vec<String
         .collect();
     let condition =
         if keys.is_empty() { "false".to_owned() } else { format!("{names} IN ({})", keys.join(", ")) };
-    copy(table, &whole(table), Some(&condition), "")
+    copy(table, &[], &whole(table), Some(&condition), "")
 }
 
 /// The statement that copies the whole table by its own name, all its partitions with it, of the rows that the Mirror's
 /// filter and `condition` let through, sorted by the expressions `order`.
 pub fn whole_statement(table: &TableSchema, condition: Option<&str>, order: &[String]) -> String {
     let order = if order.is_empty() { String::new() } else { format!(" ORDER BY {}", order.join(", ")) };
-    copy(table, &whole(table), condition, &order)
+    copy(table, &[], &whole(table), condition, &order)
 }
 
 /// The number of rows that the Mirror's filter lets through.
@@ -66,8 +80,9 @@ fn whole(table: &TableSchema) -> String {
     format!("{}{}", if table.partitioned { "" } else { "ONLY " }, quote::table(&table.id))
 }
 
-fn copy(table: &TableSchema, source: &str, condition: Option<&str>, order: &str) -> String {
-    let columns: Vec<_> = table.columns.iter().map(projection).collect();
+fn copy(table: &TableSchema, more: &[&str], source: &str, condition: Option<&str>, order: &str) -> String {
+    let more = more.iter().map(|column| (*column).to_owned());
+    let columns: Vec<_> = table.columns.iter().map(projection).chain(more).collect();
     let filter = filter(table, condition);
     format!("COPY (SELECT {} FROM {source}{filter}{order}) TO STDOUT (FORMAT binary)", columns.join(", "))
 }
@@ -148,6 +163,17 @@ mod tests {
             )
         );
         assert_eq!(block_range(16, None), "ctid >= '(16,0)'::tid");
+    }
+
+    #[test]
+    fn tells_each_row_s_place() {
+        let table = table();
+        assert_eq!(
+            placed_copy_statement(&table, &table.id, None),
+            format!(r#"COPY (SELECT {COLUMNS}, ctid FROM ONLY "public"."Task") TO STDOUT (FORMAT binary)"#)
+        );
+        assert_eq!(row_place(&[0, 0, 1, 2, 0, 7]), Some((258, 7)));
+        assert_eq!(row_place(&[0, 0, 1, 2, 0]), None);
     }
 
     #[test]

@@ -13,6 +13,7 @@ pub mod publication;
 pub mod quote;
 pub mod reread;
 pub mod session;
+pub mod shared_snapshot;
 pub mod slot;
 pub mod visibility;
 pub mod wire;

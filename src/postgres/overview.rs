@@ -5,7 +5,7 @@ use tokio_postgres::{Row, types::Type};
 use super::{
     Error,
     catalog::CURRENT_LSN,
-    publication::COMMENT_PREFIX,
+    publication::{COMMENT_PREFIX, Publish},
     session::Session,
     slot::{self, SlotInfo},
 };
@@ -30,8 +30,8 @@ pub struct Overview {
 pub struct Standing {
     /// Whether walferry made it.
     pub owned_by_us: bool,
-    /// Whether it sends inserts, updates, deletes and truncates, and those of partitions as their root's.
-    pub sends_all: bool,
+    /// What it sends; `None` when it is nothing that walferry asks for, or not as changes of partitions' root.
+    pub sends: Option<Publish>,
 }
 
 /// A table and whether its changes are sent.
@@ -60,7 +60,7 @@ const MARK: &str = "(WITH RECURSIVE tree (oid) AS (SELECT unnest($3) \
 fn statement() -> String {
     format!(
         "SELECT {}, p.oid IS NOT NULL, obj_description(p.oid, 'pg_publication'), \
-         p.pubinsert AND p.pubupdate AND p.pubdelete AND p.pubtruncate AND p.pubviaroot, \
+         p.pubinsert, p.pubupdate, p.pubdelete, p.pubtruncate, p.pubviaroot, \
          t.position IS NOT NULL, n.nspname::text, c.relname::text, r.oid IS NOT NULL, {MARK} \
          FROM (SELECT {CURRENT_LSN} AS lsn) current \
          LEFT JOIN pg_replication_slots s ON s.slot_name::text = $1 \
@@ -94,7 +94,7 @@ pub async fn read(
         slot: has_slot.then(|| slot::slot_info(first)).transpose()?,
         publication: standing(first)?,
         tables: rows.iter().filter_map(|row| membership(row).transpose()).collect::<Result<_, _>>()?,
-        mark: first.try_get(slot::COLUMN_COUNT + 7)?,
+        mark: first.try_get(slot::COLUMN_COUNT + 11)?,
     })
 }
 
@@ -105,12 +105,15 @@ fn standing(row: &Row) -> Result<Option<Standing>, Error> {
     }
     let comment: Option<String> = row.try_get(at + 1)?;
     let owned_by_us = comment.is_some_and(|comment| comment.starts_with(COMMENT_PREFIX));
-    Ok(Some(Standing { owned_by_us, sends_all: row.try_get(at + 2)? }))
+    let option = |index| row.try_get(at + index);
+    let sends = Publish::from_options(option(2)?, option(3)?, option(4)?, option(5)?);
+    let sends = if option(6)? { sends } else { None };
+    Ok(Some(Standing { owned_by_us, sends }))
 }
 
 /// `None` for the only row there is when no table was asked for.
 fn membership(row: &Row) -> Result<Option<Membership>, Error> {
-    let at = slot::COLUMN_COUNT + 3;
+    let at = slot::COLUMN_COUNT + 7;
     if !row.try_get::<_, bool>(at)? {
         return Ok(None);
     }

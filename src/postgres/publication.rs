@@ -5,10 +5,46 @@
 use tokio_postgres::Row;
 
 use super::{Error, quote, session::Session};
-use crate::model::{TableId, TableSchema};
+use crate::model::{TableId, TableKind, TableSchema};
 
 /// What the comment of a publication that walferry made begins with; the Mirror's UID follows.
 pub const COMMENT_PREFIX: &str = "walferry mirror ";
+
+/// Which changes of its tables a publication sends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Publish {
+    /// All of them, which needs tables with a usable replica identity.
+    Everything,
+    /// Inserts and truncates: PostgreSQL then lets the application update and delete whatever the table is like.
+    Inserts,
+}
+
+impl Publish {
+    /// What the publication of a table of this kind sends.
+    pub fn of(kind: TableKind) -> Self {
+        match kind {
+            TableKind::Keyed | TableKind::History => Publish::Everything,
+            TableKind::InsertOnly => Publish::Inserts,
+        }
+    }
+
+    /// The value of the option `publish`.
+    pub fn option(self) -> &'static str {
+        match self {
+            Publish::Everything => "insert, update, delete, truncate",
+            Publish::Inserts => "insert, truncate",
+        }
+    }
+
+    /// What a publication with these options sends; `None` when it is neither.
+    pub(super) fn from_options(insert: bool, update: bool, delete: bool, truncate: bool) -> Option<Self> {
+        match (insert && truncate, update, delete) {
+            (true, true, true) => Some(Publish::Everything),
+            (true, false, false) => Some(Publish::Inserts),
+            _ => None,
+        }
+    }
+}
 
 /// Name of the publication that [`probe`] makes and rolls back.
 const PROBE: &str = "walferry_probe";
@@ -28,14 +64,8 @@ pub struct Publication {
     pub all_tables: bool,
     /// Whether it has `FOR TABLES IN SCHEMA` (PostgreSQL 15).
     pub schemas: bool,
-    /// Whether inserts are sent.
-    pub insert: bool,
-    /// Whether updates are sent.
-    pub update: bool,
-    /// Whether deletes are sent.
-    pub delete: bool,
-    /// Whether truncates are sent.
-    pub truncate: bool,
+    /// What is sent; `None` when it is nothing that walferry asks for.
+    pub sends: Option<Publish>,
     /// `publish_via_partition_root`
     pub via_root: bool,
     /// Tables named one by one, by name.
@@ -118,10 +148,7 @@ pub async fn read(session: &Session, name: &str) -> Result<Option<Publication>, 
         may_alter: row.try_get(3)?,
         all_tables: row.try_get(4)?,
         schemas: row.try_get(5)?,
-        insert: row.try_get(6)?,
-        update: row.try_get(7)?,
-        delete: row.try_get(8)?,
-        truncate: row.try_get(9)?,
+        sends: Publish::from_options(row.try_get(6)?, row.try_get(7)?, row.try_get(8)?, row.try_get(9)?),
         via_root: row.try_get(10)?,
         tables: tables.iter().map(published_table).collect::<Result<_, _>>()?,
     }))
@@ -152,12 +179,12 @@ fn members<'a>(tables: impl IntoIterator<Item = &'a TableSchema>) -> String {
     tables.into_iter().map(member).collect::<Vec<_>>().join(", ")
 }
 
-pub(crate) fn create_statement(name: &str, tables: &[TableSchema]) -> String {
+pub(crate) fn create_statement(name: &str, publish: Publish, tables: &[TableSchema]) -> String {
+    let members = if tables.is_empty() { String::new() } else { format!(" FOR TABLE {}", members(tables)) };
     format!(
-        "CREATE PUBLICATION {} FOR TABLE {} WITH (publish = 'insert, update, delete, truncate', \
-         publish_via_partition_root = true)",
+        "CREATE PUBLICATION {}{members} WITH (publish = '{}', publish_via_partition_root = true)",
         quote::ident(name),
-        members(tables)
+        publish.option()
     )
 }
 
@@ -194,10 +221,12 @@ pub fn alter_statements(
 pub async fn create(
     session: &Session,
     name: &str,
+    publish: Publish,
     tables: &[TableSchema],
     comment: &str,
 ) -> Result<(), Error> {
-    in_transaction(session, &[create_statement(name, tables), comment_statement(name, comment)]).await
+    in_transaction(session, &[create_statement(name, publish, tables), comment_statement(name, comment)])
+        .await
 }
 
 /// Adds and removes tables, and gives `reset` their current row filter, in one transaction.
@@ -244,7 +273,7 @@ pub async fn probe(session: &Session, table: &TableSchema) -> Result<PublishedTa
     // A writer is never waited for (the lock is SHARE UPDATE EXCLUSIVE), but a VACUUM or ALTER TABLE would be.
     session.client.batch_execute("BEGIN READ WRITE; SET LOCAL lock_timeout = '10s'").await?;
     let probed = async {
-        execute(session, &create_statement(PROBE, std::slice::from_ref(table))).await?;
+        execute(session, &create_statement(PROBE, Publish::Everything, std::slice::from_ref(table))).await?;
         read(session, PROBE).await
     }
     .await;
@@ -292,10 +321,14 @@ mod tests {
         let tables =
             [table("users", None), table("Task\"Run", Some("\"projectId\" IS NOT NULL -- all of them"))];
         assert_eq!(
-            create_statement("walferry_1f", &tables),
+            create_statement("walferry_1f", Publish::Everything, &tables),
             "CREATE PUBLICATION \"walferry_1f\" FOR TABLE \"public\".\"users\", \"public\".\"Task\"\"Run\" \
              WHERE (\"projectId\" IS NOT NULL -- all of them\n) \
              WITH (publish = 'insert, update, delete, truncate', publish_via_partition_root = true)"
+        );
+        assert_eq!(
+            create_statement("p", Publish::Inserts, &[]),
+            "CREATE PUBLICATION \"p\" WITH (publish = 'insert, truncate', publish_via_partition_root = true)"
         );
         assert_eq!(
             comment_statement("walferry_1f", "walferry mirror 1f"),

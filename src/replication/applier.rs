@@ -10,11 +10,13 @@ use super::{
     Destination, Error, Op,
     batch::{Building, Inserter},
     checkpoint::{Checkpoint, PgMicros},
+    cut::Verdict,
     row::{KnownRelation, Scratch, Which},
+    schema_change,
     table::Table,
 };
 use crate::{
-    model::{BatchSettings, Lsn, TableSchema, TableSpec},
+    model::{BatchSettings, Lsn, Position, TableKind, TableSchema, TableSpec},
     postgres::pgoutput::{self, Message, OldTuple, Relation},
 };
 
@@ -26,8 +28,23 @@ pub(super) struct Slot<D: Destination> {
     /// Changes up to here are in the table's copy.
     covered: Lsn,
     building: Option<Building<D>>,
+    /// The place of the next change, where there is no key.
+    next: Position,
     /// When the last insert began.
     started: Instant,
+}
+
+impl<D: Destination> Slot<D> {
+    /// The place of a change in the transaction with this commit LSN: changes are counted by table, so that it is the same each time,
+    /// whatever else is sent. Each has two, for an update is two rows.
+    fn next_place(&mut self, commit: Lsn) -> Position {
+        if self.next.commit != commit {
+            self.next = commit.into();
+        }
+        let place = self.next;
+        self.next.ordinal += 2;
+        place
+    }
 }
 
 /// The transaction being received.
@@ -43,18 +60,20 @@ struct Transaction {
 enum Change {
     Insert,
     Update(OldTuple),
-    Delete,
+    Delete(OldTuple),
 }
 
 /// What is left to do after a message; all but `Done` are rare.
-pub(super) enum Step {
+pub(super) enum Step<D: Destination> {
     Done,
     /// A table's columns were announced.
     Relation(Relation),
-    /// Tables were truncated, by relation oid.
-    Truncate(Vec<u32>),
+    /// Slots' tables were truncated.
+    Truncate(Vec<usize>),
     /// A row is the first to need its relation, which was left unjudged: to be announced, then the message applied again.
     Late(Box<Relation>),
+    /// The same message has to be applied again once a table's copy has its snapshot.
+    Wait(Arc<Table<D>>),
     /// A row can't be stored.
     Fail(usize, Error),
 }
@@ -88,17 +107,13 @@ impl<D: Destination> Applier<D> {
         settings: BatchSettings,
     ) -> Self {
         let long_ago = Instant::now().checked_sub(Duration::from_secs(3600)).unwrap_or_else(Instant::now);
-        let slots = tables
-            .into_iter()
-            .map(|(table, spec)| Slot {
-                schema: Arc::new(table.schema()),
-                covered: table.record().covered,
-                table,
-                spec,
-                building: None,
-                started: long_ago,
-            })
-            .collect();
+        let slot = |(table, spec): (Arc<Table<D>>, TableSpec)| {
+            table.sieve.begin_stream();
+            let (schema, covered) = (Arc::new(table.schema()), table.record().covered);
+            let next = Position::default();
+            Slot { schema, covered, table, spec, building: None, next, started: long_ago }
+        };
+        let slots = tables.into_iter().map(slot).collect();
         Applier {
             slots,
             inserter,
@@ -129,14 +144,14 @@ impl<D: Destination> Applier<D> {
     /// # Errors
     /// A message that can't be decoded or breaks the protocol.
     #[inline]
-    pub(super) fn apply(&mut self, data: &[u8]) -> Result<Step, Error> {
+    pub(super) fn apply(&mut self, data: &[u8]) -> Result<Step<D>, Error> {
         self.unmeasured += data.len();
         let message = pgoutput::decode(data, &mut self.scratch.old, &mut self.scratch.new)
             .map_err(crate::postgres::Error::from)?;
         match message {
             Message::Insert { relation } => self.row(data, relation, Change::Insert),
             Message::Update { relation, old } => self.row(data, relation, Change::Update(old)),
-            Message::Delete { relation, .. } => self.row(data, relation, Change::Delete),
+            Message::Delete { relation, old } => self.row(data, relation, Change::Delete(old)),
             Message::Begin { final_lsn, commit_time, xid } => {
                 self.transaction = Some(Transaction { xid, version: final_lsn, committed_at: commit_time });
                 Ok(Step::Done)
@@ -147,14 +162,14 @@ impl<D: Destination> Applier<D> {
                 Ok(Step::Done)
             }
             Message::Relation(relation) => Ok(Step::Relation(relation)),
-            Message::Truncate { relations, .. } => Ok(Step::Truncate(relations)),
+            Message::Truncate { relations, .. } => Ok(self.truncated(&relations)),
             _ => Ok(Step::Done),
         }
     }
 
     /// Appends the rows that a change makes to its table's batch.
     #[inline]
-    fn row(&mut self, data: &[u8], relation: u32, change: Change) -> Result<Step, Error> {
+    fn row(&mut self, data: &[u8], relation: u32, change: Change) -> Result<Step<D>, Error> {
         let Transaction { xid, version, committed_at } =
             self.transaction.ok_or(Error::Protocol("a row outside a transaction"))?;
         let Some(known) = self.relations.get(&relation) else { return self.unjudged_row(relation, version) };
@@ -164,6 +179,22 @@ impl<D: Destination> Applier<D> {
         };
         if version <= slot.covered {
             return Ok(Step::Done);
+        }
+        let (kind, mut at) = (slot.schema.kind, Position::from(version));
+        if !kind.is_keyed() {
+            match slot.table.sieve.judge(xid, version, || self.checkpoint.hold(committed_at)) {
+                Verdict::Take => {}
+                Verdict::Leave => return Ok(Step::Done),
+                Verdict::Wait => return Ok(Step::Wait(Arc::clone(&slot.table))),
+            }
+            match (kind, change) {
+                (_, Change::Insert) => {}
+                // Its publication does not send them, but somebody may have changed that.
+                (TableKind::InsertOnly, _) => return Ok(Step::Done),
+                (_, Change::Update(OldTuple::Full) | Change::Delete(OldTuple::Full)) => {}
+                _ => return Ok(Step::Fail(known.slot, schema_change::without_old_rows(&slot.schema))),
+            }
+            at = slot.next_place(version);
         }
         if slot.building.is_none() {
             let batch = match slot.table.take_spare(&slot.schema) {
@@ -179,22 +210,24 @@ impl<D: Destination> Applier<D> {
         let pushed = match change {
             Change::Insert => {
                 building.counts.inserted += 1;
-                building.push(known.tuple(data, Which::New, scratch), version, Op::Upsert)
+                building.push(known.tuple(data, Which::New, scratch), at.second(), Op::Upsert)
             }
-            Change::Delete => {
+            Change::Delete(_) => {
                 building.counts.deleted += 1;
-                building.push(known.tuple(data, Which::Old, scratch), version, Op::Delete)
+                building.push(known.tuple(data, Which::Old, scratch), at, Op::Delete)
             }
             Change::Update(old) => {
                 building.counts.updated += 1;
                 known.fill_from_old(old, scratch);
-                let tombstone = if old != OldTuple::None && known.moved(data, scratch) {
-                    building.push(known.tuple(data, Which::Old, scratch), version, Op::Delete)
+                let leaves = !kind.is_keyed() || (old != OldTuple::None && known.moved(data, scratch));
+                let tombstone = if leaves {
+                    building.push(known.tuple(data, Which::Old, scratch), at, Op::Delete)
                 } else {
                     Ok(())
                 };
-                tombstone
-                    .and_then(|()| building.push(known.tuple(data, Which::New, scratch), version, Op::Upsert))
+                tombstone.and_then(|()| {
+                    building.push(known.tuple(data, Which::New, scratch), at.second(), Op::Upsert)
+                })
             }
         };
         if !building.waiting.is_empty() {
@@ -207,7 +240,7 @@ impl<D: Destination> Applier<D> {
     }
 
     /// What to do about a message of `bytes` of which only this beginning is there.
-    pub(super) fn too_long(&mut self, beginning: &[u8], bytes: usize) -> Step {
+    pub(super) fn too_long(&mut self, beginning: &[u8], bytes: usize) -> Step<D> {
         let relation = pgoutput::decode_beginning(beginning, &mut self.scratch.new);
         let known = relation.and_then(|oid| self.relations.get(&oid)).and_then(Option::as_ref);
         let Some(known) = known else { return Step::Done };
@@ -219,7 +252,7 @@ impl<D: Destination> Applier<D> {
     }
 
     /// A row of a relation that is not known: passed over when it is in a copy already.
-    fn unjudged_row(&mut self, relation: u32, version: Lsn) -> Result<Step, Error> {
+    fn unjudged_row(&mut self, relation: u32, version: Lsn) -> Result<Step<D>, Error> {
         let covered = |slot: usize| self.slots.get(slot).is_some_and(|slot| version <= slot.covered);
         match self.unjudged.get(&relation) {
             Some((slot, _)) if covered(*slot) => Ok(Step::Done),
@@ -258,6 +291,25 @@ impl<D: Destination> Applier<D> {
     /// The slot of a relation, if it is ours.
     pub(super) fn slot_of(&self, oid: u32) -> Option<usize> {
         self.relations.get(&oid).and_then(Option::as_ref).map(|known| known.slot)
+    }
+
+    /// Which of our tables the transaction in hand has truncated, but for those whose copy shows that already.
+    fn truncated(&self, relations: &[u32]) -> Step<D> {
+        let mut slots = Vec::new();
+        let known = relations.iter().filter_map(|oid| self.relations.get(oid)?.as_ref());
+        for index in known.map(|known| known.slot) {
+            let Some((slot, transaction)) = self.slots.get(index).zip(self.transaction) else { continue };
+            let Transaction { version, committed_at, xid } = transaction;
+            if slot.table.failed() || version <= slot.covered {
+                continue;
+            }
+            match slot.table.sieve.judge(xid, version, || self.checkpoint.hold(committed_at)) {
+                Verdict::Take => slots.push(index),
+                Verdict::Leave => {}
+                Verdict::Wait => return Step::Wait(Arc::clone(&slot.table)),
+            }
+        }
+        Step::Truncate(slots)
     }
 
     /// Starts the insert of a slot's batch, waiting for the one before it.

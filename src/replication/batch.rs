@@ -20,7 +20,7 @@ use super::{
     reread::Rereader,
     table::Table,
 };
-use crate::model::{Cell, Lsn, TableSchema, Tuple};
+use crate::model::{Cell, Position, TableSchema, Tuple};
 
 /// Streamed rows by kind, counted when they are durable.
 #[derive(Clone, Copy, Debug, Default)]
@@ -34,7 +34,7 @@ pub(super) struct Counts {
 struct WaitingRow {
     data: Range<usize>,
     cells: Range<usize>,
-    version: Lsn,
+    at: Position,
     op: Op,
     incomplete: bool,
 }
@@ -78,7 +78,7 @@ impl Waiting {
         self.data.len() + self.cells.len() * size_of::<Cell>()
     }
 
-    fn push(&mut self, tuple: Tuple<'_>, version: Lsn, op: Op) {
+    fn push(&mut self, tuple: Tuple<'_>, at: Position, op: Op) {
         let (data_start, cells_start) = (self.data.len(), self.cells.len());
         for (index, cell) in tuple.cells.iter().enumerate() {
             let bytes = tuple.bytes(index);
@@ -89,7 +89,7 @@ impl Waiting {
         self.rows.push(WaitingRow {
             data: data_start..self.data.len(),
             cells: cells_start..self.cells.len(),
-            version,
+            at,
             op,
             incomplete: op == Op::Upsert && tuple.has_unchanged(),
         });
@@ -129,11 +129,11 @@ impl<D: Destination> Building<D> {
 
     /// Appends a row, or lets it wait behind one that needs a re-read.
     #[inline]
-    pub(super) fn push(&mut self, tuple: Tuple<'_>, version: Lsn, op: Op) -> Result<(), super::ValueError> {
+    pub(super) fn push(&mut self, tuple: Tuple<'_>, at: Position, op: Op) -> Result<(), super::ValueError> {
         if self.waiting.is_empty() && !(op == Op::Upsert && tuple.has_unchanged()) {
-            return self.batch.push(tuple, version, op);
+            return self.batch.push(tuple, at, op);
         }
-        self.waiting.push(tuple, version, op);
+        self.waiting.push(tuple, at, op);
         Ok(())
     }
 
@@ -276,14 +276,14 @@ impl<D: Destination> Inserter<D> {
                 match found.next() {
                     Some(Some(fresh)) => {
                         fresh.fill(tuple, &mut data, &mut cells);
-                        building.batch.push(Tuple { data: &data, cells: &cells }, row.version, row.op)
+                        building.batch.push(Tuple { data: &data, cells: &cells }, row.at, row.op)
                     }
                     // The row is gone or has another key by now; the change that did it follows in the stream.
                     Some(None) => Ok(()),
                     None => return Ok(done),
                 }
             } else {
-                building.batch.push(tuple, row.version, row.op)
+                building.batch.push(tuple, row.at, row.op)
             };
             pushed.map_err(|error| Error::value(&table.id, &error))?;
         }
@@ -313,7 +313,7 @@ fn count_out_of_range<D: Destination>(table: &Table<D>, building: &mut Building<
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::CellKind;
+    use crate::model::{CellKind, Lsn};
 
     fn cell(kind: CellKind, start: u32, len: u32) -> Cell {
         Cell { kind, start, len }
@@ -323,8 +323,12 @@ mod tests {
     fn waiting_rows_keep_their_values() {
         let mut waiting = Waiting::default();
         let cells = [cell(CellKind::Text, 2, 3), cell(CellKind::Unchanged, 0, 0), cell(CellKind::Null, 0, 0)];
-        waiting.push(Tuple { data: b"..abc", cells: &cells }, Lsn(1), Op::Upsert);
-        waiting.push(Tuple { data: b"xyz", cells: &[cell(CellKind::Binary, 0, 3)] }, Lsn(2), Op::Delete);
+        waiting.push(Tuple { data: b"..abc", cells: &cells }, Lsn(1).into(), Op::Upsert);
+        waiting.push(
+            Tuple { data: b"xyz", cells: &[cell(CellKind::Binary, 0, 3)] },
+            Lsn(2).into(),
+            Op::Delete,
+        );
         let tuples: Vec<_> = waiting.rows.iter().map(|row| waiting.tuple(row)).collect();
         assert_eq!(tuples[0].bytes(0), b"abc");
         assert!(tuples[0].has_unchanged());

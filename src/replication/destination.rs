@@ -5,6 +5,10 @@
 //! shows, for each key, the row with the highest version; among equal versions the one inserted last. A row pushed
 //! with [`Op::Delete`] hides its key from then on (until a higher version, or an equal one inserted later, shows it again).
 //!
+//! **Tables without a key** ([`crate::model::TableKind`]): each row that is pushed is one change, told apart by its [`Position`] alone.
+//! [`Op::Upsert`] adds the row once and [`Op::Delete`], which then has all values, takes it away once. A change that is pushed again
+//! has the same position and the same values.
+//!
 //! **Order.** The engine has at most one streamed insert in flight for a table and sends them in stream order. A
 //! streamed insert names a *fence*; the destination makes sure that nothing of an earlier insert with the same fence
 //! can still become visible after a later one has begun, also when the earlier one's connection was cut.
@@ -14,14 +18,14 @@
 
 use std::{error::Error as StdError, future::Future};
 
-use crate::model::{Lsn, TableSchema, Tuple};
+use crate::model::{Lsn, Position, TableSchema, Tuple};
 
 /// What a row does to its key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Op {
-    /// The row is the key's new content.
+    /// The row is the key's new content, or is there once more.
     Upsert,
-    /// The key is gone; only the key columns of the tuple are meaningful, the others may be NULL.
+    /// The key is gone, or the row is there once less. Where there is a key, only the key columns of the tuple are meaningful, the others may be NULL.
     Delete,
 }
 
@@ -70,7 +74,7 @@ pub trait TableBatch: Send + Sync + 'static {
     ///
     /// # Errors
     /// [`ValueError`]; the batch is then unchanged.
-    fn push(&mut self, tuple: Tuple<'_>, version: Lsn, op: Op) -> Result<(), ValueError>;
+    fn push(&mut self, tuple: Tuple<'_>, at: Position, op: Op) -> Result<(), ValueError>;
 
     /// Rows held.
     fn rows(&self) -> usize;

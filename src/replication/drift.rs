@@ -18,7 +18,7 @@ use super::{
     state::{TablePhase, TableRecord},
 };
 use crate::{
-    model::{Lsn, ReplicatorConfig, SnapshotMode, TableSchema},
+    model::{IdentityKind, Lsn, ReplicatorConfig, SnapshotMode, TableKind, TableSchema},
     postgres::{
         catalog::{self, Layout},
         session::Session,
@@ -67,6 +67,8 @@ fn drift(before: &Layout, now: &Layout, mirrored: &[i16], partitioned: bool) -> 
 fn found(record: &TableRecord, now: &Layout) -> Drift {
     let mirrored: Vec<i16> = record.schema.columns.iter().map(|column| column.attnum).collect();
     match (&record.copy_anew, &record.layout) {
+        // Rows of which only the inserts count stay as they were inserted, whatever becomes of them.
+        (None, _) if record.schema.kind == TableKind::InsertOnly => Drift::Columns,
         (Some(why), _) => Drift::Rows(why.clone()),
         (None, Some(before)) => drift(before, now, &mirrored, record.schema.partitioned),
         (None, None) => Drift::Columns,
@@ -110,10 +112,11 @@ impl<D: Destination> Surroundings<'_, D> {
             return Ok(false);
         }
         let fresh = schema_change::describe(self.session, &record.spec, &record.schema).await?;
-        if fresh.key.is_empty() && !record.schema.key.is_empty() {
+        if fresh.key.is_empty() && !record.schema.key.is_empty() && fresh.identity != IdentityKind::Full {
             // The watch says so, and takes it out of the publication.
             return Ok(false);
         }
+        schema_change::require_old_rows(&record.schema, &fresh)?;
         let drift = found(record, now);
         record.layout = Some(now.clone());
         record.copy_anew = None;
@@ -151,6 +154,12 @@ impl<D: Destination> Surroundings<'_, D> {
             let detail = format!("{why}, and snapshot.mode is Never, so it is not copied anew");
             return Err(schema_change::changed(&record.schema, &detail));
         }
+        if record.schema.kind == TableKind::InsertOnly {
+            let detail = format!(
+                "{why}, and a table with insertOnly is not copied anew by itself: rows that the source no longer has would be lost"
+            );
+            return Err(schema_change::changed(&record.schema, &detail));
+        }
         let schema = schema_change::anew(&record.schema, fresh);
         let problem = |error: Error| schema_change::refused(&record.schema, &why, error);
         self.destination.ensure_table(&schema).await.map_err(|error| problem(error.into()))?;
@@ -180,6 +189,8 @@ impl<D: Destination> Surroundings<'_, D> {
         let why = "a partition was attached".to_owned();
         match (self.config.snapshot.mode, record.phase) {
             (SnapshotMode::Never, _) | (_, TablePhase::Failed) => return Ok(()),
+            // Its copy begins anew in any case.
+            (_, TablePhase::Snapshotting) if !record.schema.kind.is_keyed() => return Ok(()),
             // Not one row is copied yet, but the stream may have deleted rows that came back with the partition.
             (_, TablePhase::Snapshotting) if record.plan == 0 => {
                 return self.copy_anew(record, fresh, why).await;
@@ -191,6 +202,13 @@ impl<D: Destination> Surroundings<'_, D> {
         let chunks = parts(self.session, &record.schema, joined, version).await?;
         if chunks.is_empty() {
             return Ok(());
+        }
+        if !record.schema.kind.is_keyed() {
+            // Its rows can't be copied beside what the stream brings of it; all rows of one that was made as a partition it brings.
+            return match catalog::came_with_rows(self.session, joined).await? {
+                true => self.copy_anew(record, fresh, why).await,
+                false => Ok(()),
+            };
         }
         tracing::info!(table = %record.schema.id, partitions = joined.len(), "copying what was attached");
         if record.phase == TablePhase::Streaming {
@@ -207,6 +225,7 @@ impl<D: Destination> Surroundings<'_, D> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::{TableId, TableSpec};
 
     fn layout(files: &[(u32, u32)], columns: &[(i16, u32)]) -> Layout {
         let (files, columns) = (files.iter().copied().collect(), columns.iter().copied().collect());
@@ -237,6 +256,31 @@ mod tests {
         let before = labels(&[(1, 5), (2, 5)]);
         assert_eq!(of(&before, &labels(&[(1, 5), (2, 5), (3, 6)]), false), Drift::Columns);
         assert!(matches!(of(&before, &labels(&[(1, 5), (2, 6)]), false), Drift::Rows(_)));
+    }
+
+    #[test]
+    fn rows_of_which_only_inserts_count_stay_as_they_were() {
+        let schema = TableSchema::new(TableId::new("public", "t"), Vec::new());
+        let schema = TableSchema { kind: TableKind::InsertOnly, partitioned: true, ..schema };
+        let spec = TableSpec {
+            id: schema.id.clone(),
+            target: None,
+            insert_only: true,
+            exclude: vec![],
+            rename: vec![],
+            types: vec![],
+            row_filter: None,
+            order_by: vec![],
+            partition_by: None,
+            ttl: None,
+            settings: vec![],
+        };
+        let mut record = TableRecord::new(spec, schema, TablePhase::Streaming);
+        record.layout = Some(layout(&[(7, 70), (8, 80)], &[(1, 5)]));
+        let gone = layout(&[(7, 70)], &[(1, 5)]);
+        assert_eq!(found(&record, &gone), Drift::Columns);
+        record.schema.kind = TableKind::History;
+        assert!(matches!(found(&record, &gone), Drift::Rows(_)));
     }
 
     #[test]

@@ -119,6 +119,9 @@ pub enum Error {
         /// The name.
         name: String,
     },
+    /// The transaction is gone whose snapshot the copies of tables without a key read.
+    #[error("the snapshot that tables without a key are copied in is gone; they are copied anew")]
+    SnapshotLost,
     /// One table can't go on.
     #[error("table {table}: {message}")]
     Table {
@@ -303,6 +306,7 @@ pub fn policy(error: &Error) -> (Policy, &'static str) {
         Error::TimelineChanged { .. } => (Policy::Stall, "SourceTimelineChanged"),
         Error::SpecChanged { .. } => (Policy::Stall, "SpecChanged"),
         Error::ResyncUnknownTable { .. } => (Policy::Stall, "ResyncUnknownTable"),
+        Error::SnapshotLost => (Policy::Retry, "SourceUnreachable"),
         Error::Table { reason, .. } => (Policy::FailTable, reason),
         Error::CatalogChanged { .. } => (Policy::StartOver, "SourceSchemaChanged"),
         Error::Protocol(_) => (Policy::Retry, "SourceProtocolError"),

@@ -10,7 +10,7 @@ use crate::{
     model::{TableId, resync_advice},
     postgres::{
         catalog::{self, RelationFacts},
-        publication::{self, PublishedTable, alter_statements},
+        publication::{self, Publish, PublishedTable, alter_statements},
         session::Session,
     },
 };
@@ -18,13 +18,13 @@ use crate::{
 /// Takes tables out of the publication on which UPDATE and DELETE fail for being in it, and gives each, by oid, with what to say; also
 /// those with partitions whose rows are never sent.
 ///
-/// `looked` is when nothing was wrong the last time.
+/// `what` is what the publication sends; `looked` is when nothing was wrong the last time.
 ///
 /// # Errors
 /// What the source answers; where the role may not alter the publication, what to say says so instead.
 pub(super) async fn unfit(
     session: &Session,
-    name: &str,
+    (name, what): (&str, Publish),
     may_alter: bool,
     published: &[&PublishedTable],
     looked: Option<Instant>,
@@ -36,10 +36,12 @@ pub(super) async fn unfit(
     for table in published {
         let Some(members) = relations.get(&table.oid) else { continue };
         let filter_columns = if table.row_filter.is_some() { table.filter_columns.as_slice() } else { &[] };
-        let refusal = members.iter().find_map(|member| member.refuses_changes(filter_columns, version));
+        let refuses = |member: &RelationFacts| member.refuses_changes(filter_columns, version);
+        // Where only inserts are published, no other statement is refused.
+        let refusal = members.iter().filter(|_| what == Publish::Everything).find_map(refuses);
         if let Some(why) = refusal {
-            let what = take_out(session, name, may_alter, members, looked).await?;
-            taken.insert(table.oid, harmful(&table.id, &why, &what));
+            let done = take_out(session, name, may_alter, members, looked).await?;
+            taken.insert(table.oid, harmful(&table.id, &why, &done));
         } else if let Some(partition) = members.iter().find(|member| member.is_unlogged()) {
             let message = format!(
                 "{} is a foreign or unlogged table, whose rows are not in the log: detach it",

@@ -6,6 +6,7 @@ mod applier;
 mod backoff;
 mod batch;
 mod checkpoint;
+mod cut;
 mod destination;
 mod drift;
 mod error;

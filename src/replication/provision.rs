@@ -13,7 +13,7 @@ use crate::{
     postgres::{
         catalog::{self, Layout},
         overview::Standing,
-        publication::{self, PublishedTable},
+        publication::{self, Publish, PublishedTable},
         session::Session,
         slot::{self, SlotInfo},
         visibility,
@@ -35,6 +35,12 @@ pub(super) struct Provisioned {
 /// The comment that marks a publication as this Mirror's.
 pub fn publication_comment(mirror: &MirrorIdentity) -> String {
     format!("walferry mirror {}", mirror.uid)
+}
+
+/// The publications that the Mirror reads.
+pub(super) fn publications(config: &ReplicatorConfig) -> Vec<String> {
+    let inserts = config.has_insert_only().then(|| config.mirror.inserts_publication_name());
+    [config.mirror.publication_name()].into_iter().chain(inserts).collect()
 }
 
 /// Makes what is missing and checks what is there. Idempotent; never makes a second slot for a started Mirror.
@@ -73,8 +79,10 @@ pub(super) async fn provision<D: Destination>(
         }
         new.take_up(before);
     }
-    publish(config, session, &state, &new).await?;
-    let new = as_published(config, session, new).await?;
+    let inserts = config.has_insert_only().then_some(Publish::Inserts);
+    for what in [Publish::Everything].into_iter().chain(inserts) {
+        publish(config, session, &state, &mut new, what).await?;
+    }
     let (found, joining) = ensure_slot(config, session, &state).await?;
     if state.source.is_none() {
         let record = SourceRecord {
@@ -229,25 +237,31 @@ async fn publish(
     config: &ReplicatorConfig,
     session: &Session,
     state: &MirrorState,
-    new: &[New],
+    new: &mut [New],
+    what: Publish,
 ) -> Result<(), Error> {
-    let name = config.mirror.publication_name();
+    let insert_only = what == Publish::Inserts;
+    let name =
+        if insert_only { config.mirror.inserts_publication_name() } else { config.mirror.publication_name() };
+    let mut new: Vec<&mut New> = new.iter_mut().filter(|new| Publish::of(new.schema.kind) == what).collect();
     let comment = publication_comment(&config.mirror);
     let Some(found) = publication::read(session, &name).await? else {
+        // PostgreSQL looks the publications up as they were when a change was made, so they must be older than the slot.
         if state.source.is_some() {
-            return check_publication(&name, None);
+            return check_publication(&name, what, None);
         }
         let schemas: Vec<TableSchema> = new.iter().map(|new| new.schema.clone()).collect();
-        publication::create(session, &name, &schemas, &comment).await?;
+        publication::create(session, &name, what, &schemas, &comment).await?;
         tracing::info!(publication = name, tables = schemas.len(), "created the publication");
-        return Ok(());
+        return as_published(session, &name, &mut new).await;
     };
-    let sends_all = found.insert && found.update && found.delete && found.truncate && found.via_root;
-    check_publication(&name, Some(Standing { owned_by_us: found.owned_by_us, sends_all }))?;
+    let sends = found.sends.filter(|_| found.via_root);
+    check_publication(&name, what, Some(Standing { owned_by_us: found.owned_by_us, sends }))?;
     let published: BTreeSet<&TableId> = found.tables.iter().map(|table| &table.id).collect();
     let add: Vec<&TableSchema> =
         new.iter().map(|new| &new.schema).filter(|schema| !published.contains(&schema.id)).collect();
-    let wanted: BTreeSet<&TableId> = config.tables.iter().map(|table| &table.id).collect();
+    let wanted = config.tables.iter().filter(|table| table.insert_only == insert_only);
+    let wanted: BTreeSet<&TableId> = wanted.map(|table| &table.id).collect();
     let drop: Vec<TableId> = published.into_iter().filter(|id| !wanted.contains(id)).cloned().collect();
     let of = |new: &New| found.tables.iter().find(|table| table.oid == new.schema.oid);
     let reset = new.iter().filter(|new| of(new).is_some_and(|found| new.is_published_otherwise(found)));
@@ -261,37 +275,39 @@ async fn publish(
             "changed the publication"
         );
     }
+    as_published(session, &name, &mut new).await
+}
+
+/// Notes how new tables are published: what changes later is seen by it.
+async fn as_published(session: &Session, name: &str, new: &mut [&mut New]) -> Result<(), Error> {
+    if new.is_empty() {
+        return Ok(());
+    }
+    let found = publication::read(session, name).await?;
+    let tables = found.map(|found| found.tables).unwrap_or_default();
+    for new in new {
+        new.published = tables.iter().find(|table| table.oid == new.schema.oid).map(PublishedAs::from);
+    }
     Ok(())
 }
 
-/// How new tables are published: what changes later is seen by it.
-async fn as_published(
-    config: &ReplicatorConfig,
-    session: &Session,
-    mut new: Vec<New>,
-) -> Result<Vec<New>, Error> {
-    if new.is_empty() {
-        return Ok(new);
-    }
-    let found = publication::read(session, &config.mirror.publication_name()).await?;
-    let tables = found.map(|found| found.tables).unwrap_or_default();
-    for new in &mut new {
-        new.published = tables.iter().find(|table| table.oid == new.schema.oid).map(PublishedAs::from);
-    }
-    Ok(new)
-}
-
-/// Whether a publication that this Mirror runs on is still there and sends every kind of change.
-pub(super) fn check_publication(name: &str, found: Option<Standing>) -> Result<(), Error> {
-    let problem = match found {
-        None => "no longer exists at the source",
-        Some(found) if !found.owned_by_us => {
+/// Whether a publication that this Mirror runs on is still there and sends what it is there for.
+pub(super) fn check_publication(name: &str, what: Publish, found: Option<Standing>) -> Result<(), Error> {
+    let problem = match (found, what) {
+        (None, Publish::Everything) => "no longer exists at the source",
+        (None, Publish::Inserts) => {
+            "does not exist at the source, or no longer, and insertOnly takes one that is as old as the slot"
+        }
+        (Some(found), _) if !found.owned_by_us => {
             "was not made by walferry for this mirror; drop or rename it first"
         }
-        Some(found) if !found.sends_all => {
+        (Some(found), _) if found.sends == Some(what) => return Ok(()),
+        (Some(_), Publish::Everything) => {
             "no longer publishes inserts, updates, deletes and truncates, or no longer partitions by their root"
         }
-        Some(_) => return Ok(()),
+        (Some(_), Publish::Inserts) => {
+            "no longer publishes inserts and truncates alone, or no longer partitions by their root"
+        }
     };
     Err(Error::PublicationChanged { publication: name.to_owned(), problem: problem.to_owned() })
 }

@@ -125,22 +125,26 @@ pub(super) async fn release_if_due<D: Destination>(
 /// Drops slot and publication where they are this Mirror's, and says whether there was anything to drop. Idempotent: a run
 /// that was killed before it is made up for by the next.
 pub(super) async fn release(config: &ReplicatorConfig, session: &Session) -> Result<bool, Error> {
-    let (slot_name, publication_name) = (config.mirror.slot_name(), config.mirror.publication_name());
+    let slot_name = config.mirror.slot_name();
     slot::release_own_walsender(session, &slot_name, &config.mirror.application_name()).await?;
     let slot_dropped = slot::drop(session, &slot_name).await?;
-    let publication = publication::read(session, &publication_name).await?;
-    let publication_dropped = match publication {
-        Some(found) if found.owned_by_us && found.may_alter => {
-            match publication::drop(session, &publication_name).await {
-                // On a standby it is the primary's.
-                Err(error) if error.sqlstate() == Some("25006") => false,
-                other => other?,
-            }
-        }
+    let mut dropped = slot_dropped;
+    for name in [config.mirror.publication_name(), config.mirror.inserts_publication_name()] {
+        dropped |= drop_publication(session, &name).await?;
+    }
+    Ok(dropped)
+}
+
+async fn drop_publication(session: &Session, name: &str) -> Result<bool, Error> {
+    match publication::read(session, name).await? {
+        Some(found) if found.owned_by_us && found.may_alter => match publication::drop(session, name).await {
+            // On a standby it is the primary's.
+            Err(error) if error.sqlstate() == Some("25006") => Ok(false),
+            other => Ok(other?),
+        },
         // Somebody else made it for us, and it will do again.
-        _ => false,
-    };
-    Ok(slot_dropped || publication_dropped)
+        _ => Ok(false),
+    }
 }
 
 /// Refuses a slot that has the name of ours and is none of ours.

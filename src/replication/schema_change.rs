@@ -2,7 +2,7 @@
 
 use super::{Error, Policy, policy};
 use crate::{
-    model::{Column, IdentityKind, TableSchema, TableSpec, resync_advice},
+    model::{Column, IdentityKind, TableKind, TableSchema, TableSpec, resync_advice},
     postgres::{
         self,
         catalog::{self, LiveColumn},
@@ -59,8 +59,10 @@ pub(super) fn unreadable(
             return Some(format!("column {} has another type", known.name));
         }
     }
-    if relation.identity == IdentityKind::Full {
-        return None;
+    match (schema.kind, relation.identity) {
+        (TableKind::InsertOnly, _) | (_, IdentityKind::Full) => return None,
+        (TableKind::History, _) => return Some(NOT_FULL.to_owned()),
+        (TableKind::Keyed, _) => {}
     }
     let keys = |place: usize| relation.columns.get(place).is_some_and(|column| column.key);
     let named = |index: &usize| projection.places.get(*index).copied().flatten().is_some_and(keys);
@@ -129,7 +131,11 @@ pub(super) fn evolve(old: &TableSchema, fresh: &TableSchema) -> Result<(TableSch
             .map(|column| column.name.clone())
             .collect()
     };
-    if names(&merged) != names(fresh) {
+    if merged.kind == TableKind::History && fresh.identity != IdentityKind::Full {
+        return Err(NOT_FULL.to_owned());
+    }
+    // A key that such a table gets later changes nothing for rows that were told apart without one.
+    if merged.kind.is_keyed() && names(&merged) != names(fresh) {
         return Err(format!(
             "the replica identity changed from ({}) to ({})",
             names(&merged).join(", "),
@@ -247,7 +253,10 @@ pub(super) async fn describe(
     known: &TableSchema,
 ) -> Result<TableSchema, Error> {
     match catalog::describe(session, spec).await {
-        Ok(facts) if facts.schema.oid == known.oid => Ok(facts.schema),
+        Ok(mut facts) if facts.schema.oid == known.oid => {
+            facts.schema.told_apart_as(known);
+            Ok(facts.schema)
+        }
         Err(error) if !error.tells_missing_table() && error.is_transient() => Err(error.into()),
         Err(error) if !error.tells_missing_table() => Err(changed(known, &error.to_string())),
         // No table has its name any more, or another one has it.
@@ -261,6 +270,29 @@ pub(super) async fn describe(
 /// Whether a query named a column that is no more: undefined_column.
 pub(super) fn outdated(error: &postgres::Error) -> bool {
     error.sqlstate() == Some("42703")
+}
+
+const NOT_FULL: &str = "the replica identity is no longer FULL, so changes do not tell the old row";
+
+/// Refuses a table without a key whose changes do not tell the old row any more.
+///
+/// # Errors
+/// [`without_old_rows`]
+pub(super) fn require_old_rows(known: &TableSchema, fresh: &TableSchema) -> Result<(), Error> {
+    match (known.kind, fresh.identity) {
+        (TableKind::History, identity) if identity != IdentityKind::Full => Err(without_old_rows(known)),
+        _ => Ok(()),
+    }
+}
+
+/// The fault of a table without a key whose changes do not tell the old row any more.
+pub(super) fn without_old_rows(schema: &TableSchema) -> Error {
+    let message = format!(
+        "{NOT_FULL}. Run ALTER TABLE {} REPLICA IDENTITY FULL; then {}",
+        postgres::quote::table(&schema.id),
+        resync_advice(&schema.id)
+    );
+    Error::Table { table: schema.id.clone(), reason: "SourceSchemaChanged", message }
 }
 
 /// The fault of a table whose change at the source can't be followed.

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
-use super::{Destination, Error, StateRow};
+use super::{Destination, Error, StateRow, cut::Cut};
 use crate::{
     model::{Lsn, TableId, TableSchema, TableSpec},
     postgres::{catalog::Layout, publication::PublishedTable},
@@ -106,6 +106,9 @@ pub struct TableRecord {
     /// Why the table has to be copied anew before it is streamed again.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub copy_anew: Option<String>,
+    /// Which transactions the copy has, for a table without a key: set when its present plan was made.
+    #[serde(default)]
+    pub cut: Option<Cut>,
 }
 
 /// A table's membership in the publication: another one sends other rows, or has not sent some.
@@ -147,6 +150,7 @@ impl TableRecord {
             layout: None,
             published: None,
             copy_anew: None,
+            cut: None,
         }
     }
 }
@@ -325,6 +329,7 @@ mod tests {
         let spec = TableSpec {
             id,
             target: None,
+            insert_only: false,
             exclude: vec![],
             rename: vec![],
             types: vec![],

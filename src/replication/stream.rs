@@ -114,9 +114,18 @@ async fn pump<D: Destination>(
             match message {
                 ReplicationMessage::XLogData { data, .. } => {
                     let mut step = applier.apply(data)?;
-                    if let Step::Late(relation) = step {
-                        announce(surroundings, applier, *relation).await?;
-                        step = applier.apply(data)?;
+                    loop {
+                        step = match step {
+                            Step::Late(relation) => {
+                                announce(surroundings, applier, *relation).await?;
+                                applier.apply(data)?
+                            }
+                            Step::Wait(table) => tokio::select! {
+                                () = table.sieve.resumed() => applier.apply(data)?,
+                                () = surroundings.abort.cancelled() => return Err(Error::Stopped),
+                            },
+                            _ => break,
+                        };
                     }
                     if !matches!(step, Step::Done) {
                         handle(surroundings, applier, step).await?;
@@ -204,15 +213,14 @@ async fn until(moment: Option<Instant>) {
 async fn handle<D: Destination>(
     surroundings: &Surroundings,
     applier: &mut Applier<D>,
-    step: Step,
+    step: Step<D>,
 ) -> Result<(), Error> {
     match step {
-        Step::Done => Ok(()),
+        Step::Done | Step::Wait(_) => Ok(()),
         Step::Late(_) => Err(Error::Protocol("a relation that can't be judged")),
         Step::Relation(relation) => announce(surroundings, applier, relation).await,
-        Step::Truncate(relations) => {
-            let slots: Vec<_> = relations.iter().filter_map(|oid| applier.slot_of(*oid)).collect();
-            for slot in slots.into_iter().filter(|slot| !applier.is_covered(*slot)).collect::<Vec<_>>() {
+        Step::Truncate(slots) => {
+            for slot in slots {
                 truncate(surroundings, applier, slot).await?;
             }
             Ok(())
@@ -318,6 +326,7 @@ async fn change_schema<D: Destination>(
         schema_change::describe(&session, &spec, &old).await
     })
     .await?;
+    schema_change::require_old_rows(&old, &fresh)?;
     let (merged, added) =
         schema_change::evolve(&old, &fresh).map_err(|message| Error::copy_anew(&old.id, message))?;
     if merged == *old {

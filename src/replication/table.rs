@@ -11,10 +11,12 @@ use std::{
 use tokio::sync::Semaphore;
 
 use super::{
-    Destination, Error, failure, policy,
+    Destination, Error,
+    cut::Sieve,
+    failure, policy,
     state::{StateStore, TablePhase, TableRecord},
 };
-use crate::model::{Lsn, TableId, TableProgress, TableSchema, TableState};
+use crate::model::{Lsn, TableId, TableKind, TableProgress, TableSchema, TableState};
 
 /// A table's shared state. One exists for each table of the Mirror, over reconnections of the stream.
 pub(super) struct Table<D: Destination> {
@@ -26,6 +28,8 @@ pub(super) struct Table<D: Destination> {
     pub(super) insert_permit: Arc<Semaphore>,
     /// Read-held by each chunk from its first row read to its insert's end; a TRUNCATE takes it for writing.
     pub(super) chunk_gate: tokio::sync::RwLock<()>,
+    /// What is taken from the stream, where there is no key.
+    pub(super) sieve: Sieve,
     record: RwLock<TableRecord>,
     failed: AtomicBool,
     snapshot_over: AtomicBool,
@@ -46,11 +50,16 @@ impl<D: Destination> Table<D> {
             TablePhase::Failed => TableState::Failed,
         };
         progress.set_state(state, &record.reason, record.message.clone());
+        let sieve = match (record.schema.kind, record.phase) {
+            (TableKind::History | TableKind::InsertOnly, TablePhase::Snapshotting) => Sieve::closed(),
+            _ => Sieve::copied(record.cut.clone()),
+        };
         Table {
             id: record.schema.id.clone(),
             progress,
             insert_permit: Arc::new(Semaphore::new(1)),
             chunk_gate: tokio::sync::RwLock::default(),
+            sieve,
             failed: AtomicBool::new(record.phase == TablePhase::Failed),
             snapshot_over: AtomicBool::new(record.phase != TablePhase::Snapshotting),
             insert_micros: AtomicU64::new(0),
@@ -106,6 +115,7 @@ impl<D: Destination> Table<D> {
         self.replace(record);
         // Only now may the stream skip the table's rows: from here on their loss is on record.
         self.failed.store(true, Ordering::Release);
+        self.sieve.close();
         tracing::error!(table = %self.id, reason, %message, "table stopped; the others go on");
         self.progress.set_state(TableState::Failed, reason, message);
         Ok(())
@@ -113,6 +123,13 @@ impl<D: Destination> Table<D> {
 
     fn replace(&self, record: TableRecord) {
         *self.record.write().unwrap_or_else(PoisonError::into_inner) = record;
+    }
+
+    /// A task that copies begins, and none from before is at work: what was begun without a key can't be gone on with.
+    pub(super) fn copy_anew(&self) {
+        if !self.schema().kind.is_keyed() && !self.snapshot_over() {
+            self.sieve.close();
+        }
     }
 
     /// Lets no further chunk begin and waits for those in flight.

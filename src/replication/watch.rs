@@ -1,6 +1,7 @@
 //! Looks at the source's catalog now and then, for what the stream does not say.
 
 use std::{
+    collections::HashMap,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
@@ -21,7 +22,7 @@ use crate::{
     postgres::{
         catalog,
         overview::{self, Membership},
-        publication,
+        publication::{self, Publish},
         session::Session,
         slot::SlotInfo,
     },
@@ -44,8 +45,8 @@ pub(super) struct Watch<D: Destination> {
     pub(super) look: Arc<Notify>,
     /// When the publication was last seen to do no harm.
     pub(super) looked: Arc<Mutex<Option<Instant>>>,
-    /// The catalog's mark when it was last looked at in full.
-    pub(super) mark: Mutex<Option<String>>,
+    /// The catalog's mark when it was last looked at in full, by publication.
+    pub(super) marks: Mutex<HashMap<String, String>>,
 }
 
 impl<D: Destination> Watch<D> {
@@ -103,8 +104,26 @@ impl<D: Destination> Watch<D> {
         session: &Session,
         end: &CancellationToken,
     ) -> Result<Option<SlotInfo>, Error> {
-        let (slot, publication) = (self.config.mirror.slot_name(), self.config.mirror.publication_name());
-        let tables: Vec<_> = self.tables.iter().collect();
+        if self.config.has_insert_only() {
+            self.look_at(session, end, Publish::Inserts).await?;
+        }
+        self.look_at(session, end, Publish::Everything).await
+    }
+
+    /// Looks at one publication with its tables, and at the slot.
+    async fn look_at(
+        &self,
+        session: &Session,
+        end: &CancellationToken,
+        what: Publish,
+    ) -> Result<Option<SlotInfo>, Error> {
+        let slot = self.config.mirror.slot_name();
+        let publication = match what {
+            Publish::Everything => self.config.mirror.publication_name(),
+            Publish::Inserts => self.config.mirror.inserts_publication_name(),
+        };
+        let sent_by_it = |table: &&Arc<Table<D>>| Publish::of(table.schema().kind) == what;
+        let tables: Vec<_> = self.tables.iter().filter(sent_by_it).collect();
         let oids: Vec<u32> = tables.iter().map(|table| table.schema().oid).collect();
         let seen = overview::read(session, &slot, &publication, &oids).await?;
         if let Some(slot) = &seen.slot {
@@ -114,10 +133,10 @@ impl<D: Destination> Watch<D> {
         if let Some(slot) = &slot {
             self.progress.set_source_lsn(slot.current_lsn);
         }
-        check_publication(&publication, seen.publication)?;
-        let seen_before = self.mark().as_ref() == Some(&seen.mark);
+        check_publication(&publication, what, seen.publication)?;
+        let seen_before = self.marks().get(&publication) == Some(&seen.mark);
         if !seen_before {
-            self.guard(session, end).await?;
+            self.guard(session, end, &publication, what).await?;
         }
         for (table, membership) in tables.iter().zip(&seen.tables).filter(|(table, _)| !table.failed()) {
             if let Some(error) = cut_off(&table.id, membership, &publication) {
@@ -126,17 +145,25 @@ impl<D: Destination> Watch<D> {
         }
         if !seen_before {
             self.compare_layouts(session, &oids, end).await?;
-            *self.mark() = Some(seen.mark);
+            self.marks().insert(publication, seen.mark);
         }
-        *self.looked.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
+        // Only this one can have done harm, and it is the last one looked at.
+        if what == Publish::Everything {
+            *self.looked.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
+        }
         Ok(slot)
     }
 
     /// Sees to it that the publication does the application no harm, whether a table still streams or not, and that it sends of each
     /// table what it sent from the beginning.
-    async fn guard(&self, session: &Session, end: &CancellationToken) -> Result<(), Error> {
-        let name = self.config.mirror.publication_name();
-        let Some(found) = publication::read(session, &name).await? else { return Ok(()) };
+    async fn guard(
+        &self,
+        session: &Session,
+        end: &CancellationToken,
+        name: &str,
+        what: Publish,
+    ) -> Result<(), Error> {
+        let Some(found) = publication::read(session, name).await? else { return Ok(()) };
         let (may_alter, found) = (found.may_alter, found.tables);
         let of = |table: &Table<D>| {
             let oid = table.schema().oid;
@@ -144,12 +171,12 @@ impl<D: Destination> Watch<D> {
         };
         let published: Vec<_> = self.tables.iter().filter_map(|table| of(table)).collect();
         let looked = *self.looked.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut unfit = guard::unfit(session, &name, may_alter, &published, looked).await?;
+        let mut unfit = guard::unfit(session, (name, what), may_alter, &published, looked).await?;
         for table in &self.tables {
             let Some(now) = of(table) else { continue };
             let otherwise = || {
                 let before = table.record().published?;
-                guard::published_otherwise(&table.id, &name, &before, now)
+                guard::published_otherwise(&table.id, name, &before, now)
             };
             if let Some(error) = unfit.remove(&now.oid).or_else(otherwise) {
                 retry(end, &self.notice, || table.fail(&error)).await?;
@@ -158,8 +185,8 @@ impl<D: Destination> Watch<D> {
         Ok(())
     }
 
-    fn mark(&self) -> MutexGuard<'_, Option<String>> {
-        self.mark.lock().unwrap_or_else(PoisonError::into_inner)
+    fn marks(&self) -> MutexGuard<'_, HashMap<String, String>> {
+        self.marks.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Whether the catalog says of each table what it said when the table was last brought up to it. What the stream has taken up

@@ -290,7 +290,7 @@ impl<D: Destination> Worker<D> {
         let confirmed = found.and_then(|slot| slot.confirmed_flush_lsn).unwrap_or_default();
         let binary = tables.iter().all(|(table, _)| table.schema().has_binary_decoder());
         let (reader, writer) = wire
-            .start_replication(&slot_name, confirmed, &self.config.mirror.publication_name(), binary)
+            .start_replication(&slot_name, confirmed, &provision::publications(&self.config), binary)
             .await?;
         tracing::info!(slot = slot_name, start = %confirmed, binary, "streaming");
         self.progress.set_durable_lsn(confirmed);
@@ -306,7 +306,7 @@ impl<D: Destination> Worker<D> {
             notice: self.notice(tables),
             look: Arc::new(Notify::new()),
             looked: Arc::clone(&self.looked),
-            mark: Mutex::default(),
+            marks: Mutex::default(),
         }
     }
 
@@ -378,6 +378,7 @@ impl<D: Destination> Worker<D> {
             notice: Arc::clone(notice),
         };
         let tables: Vec<_> = tables.iter().map(|(table, _)| Arc::clone(table)).collect();
+        tables.iter().for_each(|table| table.copy_anew());
         let state = state.clone();
         let task = tokio::spawn(async move { snapshot::run(around, tables, &state, joining).await });
         Copying { task, stop: stopped }

@@ -3,6 +3,7 @@
 //! Rows that differ are read again by key until they agree or prove different, so that a mirror that is only a little
 //! behind is equal, and so that nothing has to stop while it runs. Memory doesn't grow with the tables.
 
+mod keyless;
 mod merge;
 mod plan;
 mod report;
@@ -23,6 +24,7 @@ use self::{
     sides::Sides,
 };
 use crate::{
+    check,
     clickhouse::{self, Database},
     model::{ReplicatorConfig, TableSpec},
     postgres::{
@@ -45,7 +47,8 @@ pub struct Args {
     /// Compare this table alone; may be given several times [default: all tables of the Mirrors]
     #[arg(long, value_name = "SCHEMA.TABLE")]
     pub table: Vec<String>,
-    /// Compare the number of rows, and of the rows only this many in a hundred, picked at random on both sides
+    /// Compare the number of rows, and of the rows only this many in a hundred, picked at random on both sides; a table without a key is
+    /// compared as a whole
     #[arg(long, value_name = "PERCENT", value_parser = percent)]
     pub sample: Option<f64>,
     /// Stop comparing a table after this many differences
@@ -127,10 +130,22 @@ async fn verify_table(
     let application = config.mirror.application_name();
     let session = Session::connect(&config.source, &application).await?;
     let database = Database::new(&config.destination, config.out_of_range)?;
-    let schema = describe(&session, spec).await?.schema;
+    let mut schema = describe(&session, spec).await?.schema;
+    let state = check::recorded_state(config, &database).await;
+    if let Some(joined) =
+        state.map_err(|error| VerifyError::Unsupported(error.to_string()))?.tables.get(&spec.id)
+    {
+        schema.told_apart_as(&joined.schema);
+    }
     let plan = TablePlan::new(schema, &database, config.out_of_range).await?;
     let bar = progress_bar(&session, &plan).await?;
     let sides = Sides { plan: &plan, source: &config.source, application: &application, database: &database };
+    if !plan.schema.kind.is_keyed() {
+        let slot = config.mirror.slot_name();
+        let report = keyless::compare(&sides, &session, &slot, args.max_differences, &bar).await;
+        bar.finish_and_clear();
+        return report;
+    }
     let settler = Settler::new(&sides, &session, &config.mirror.slot_name(), args.max_differences).await?;
     let report = match args.sample {
         Some(percent) => sample::compare(&sides, &session, settler, percent, &bar).await,

@@ -9,11 +9,12 @@ use super::{
 use crate::{
     clickhouse::{
         Database, Error, TableProblem, constant,
-        native::{BlockBuilder, DELETED_COLUMN, Rows},
+        layout::OwnColumn,
+        native::{BlockBuilder, Rows},
         quote as clickhouse_quote, target,
         types::{ChType, display},
     },
-    model::{CellKind, Column, OutOfRange, SourceType, TableSchema},
+    model::{CellKind, Column, Lsn, OutOfRange, SourceType, TableSchema},
     postgres::{copy, quote as postgres_quote},
 };
 
@@ -34,7 +35,7 @@ impl TablePlan {
         database: &Database,
         out_of_range: OutOfRange,
     ) -> Result<TablePlan, VerifyError> {
-        if schema.key.is_empty() {
+        if schema.kind.is_keyed() && schema.key.is_empty() {
             return Err(VerifyError::Unsupported("it has no key to compare rows by".to_owned()));
         }
         let problem = |problem| Error::Table { table: schema.target.clone(), problem };
@@ -139,6 +140,11 @@ impl TablePlan {
         copy::whole_statement(&self.schema, None, &order)
     }
 
+    /// All rows of the source.
+    pub(super) fn source_rows(&self) -> String {
+        copy::whole_statement(&self.schema, None, &[])
+    }
+
     /// About `percent` in a hundred of the source's rows.
     pub(super) fn source_sample(&self, percent: f64) -> String {
         copy::whole_statement(&self.schema, Some(&format!("random() < {}", percent / 100.0)), &[])
@@ -184,6 +190,15 @@ impl TablePlan {
         self.target_select(Some(&format!("{} IN ({})", tuple(names), keys.join(", "))), "")
     }
 
+    /// All changes that were committed before `end`, of a table without a key; each ends with its sign.
+    pub(super) fn target_changes(&self, end: Lsn) -> String {
+        let names = self.schema.columns.iter().map(|column| column.target_name.as_str());
+        let names: Vec<String> = names.chain([OwnColumn::Sign.name()]).map(clickhouse_quote::ident).collect();
+        let table = clickhouse_quote::table(&self.database, &self.schema.target);
+        let version = clickhouse_quote::ident(OwnColumn::Version.name());
+        format!("SELECT {} FROM {table} FINAL WHERE {version} < {} FORMAT RowBinary", names.join(", "), end.0)
+    }
+
     /// The number of the destination's rows.
     pub(super) fn target_count(&self) -> String {
         format!("SELECT count() FROM {} FORMAT TabSeparated", self.target_rows())
@@ -202,7 +217,7 @@ impl TablePlan {
 
     fn target_rows(&self) -> String {
         let table = clickhouse_quote::table(&self.database, &self.schema.target);
-        format!("{table} FINAL WHERE {} = 0", clickhouse_quote::ident(DELETED_COLUMN))
+        format!("{table} FINAL WHERE {} = 0", clickhouse_quote::ident(OwnColumn::Deleted.name()))
     }
 
     /// Settings for reading the destination's rows.

@@ -7,8 +7,9 @@ use crate::{
     clickhouse::{
         QueryStream,
         native::{BlockBuilder, Rows},
+        types::ChType,
     },
-    model::{Cell, CellKind, Lsn, Tuple},
+    model::{Cell, CellKind, Position, Tuple},
     postgres::{pgoutput::decode_copy_row, wire::CopyOut},
     replication::{Op, TableBatch},
 };
@@ -49,27 +50,28 @@ impl Chunks for SourceRows<'_> {
         while self.builder.rows() < CHUNK_ROWS && self.builder.bytes() < CHUNK_BYTES {
             let Some(data) = self.copy.next().await? else { break };
             decode_copy_row(data, &self.kinds, &mut self.cells).map_err(crate::postgres::Error::from)?;
-            self.builder.push(Tuple { data, cells: &self.cells }, Lsn::ZERO, Op::Upsert)?;
+            self.builder.push(Tuple { data, cells: &self.cells }, Position::default(), Op::Upsert)?;
         }
         Ok((self.builder.rows() > 0).then(|| self.builder.to_rows()))
     }
 }
 
 /// The destination's rows.
-pub(super) struct TargetRows<'a> {
-    plan: &'a TablePlan,
+pub(super) struct TargetRows {
+    /// Of the query's columns.
+    types: Vec<ChType>,
     stream: QueryStream,
     /// The beginning of a row whose rest is still to come, after a chunk; before it, what has been received.
     body: Vec<u8>,
 }
 
-impl<'a> TargetRows<'a> {
-    pub(super) fn new(plan: &'a TablePlan, stream: QueryStream) -> TargetRows<'a> {
-        TargetRows { plan, stream, body: Vec::new() }
+impl TargetRows {
+    pub(super) fn new(types: Vec<ChType>, stream: QueryStream) -> TargetRows {
+        TargetRows { types, stream, body: Vec::new() }
     }
 }
 
-impl Chunks for TargetRows<'_> {
+impl Chunks for TargetRows {
     async fn next(&mut self) -> Result<Option<Rows>, VerifyError> {
         let mut wanted = CHUNK_BYTES;
         loop {
@@ -80,7 +82,7 @@ impl Chunks for TargetRows<'_> {
                     None => ended = true,
                 }
             }
-            let (rows, taken) = Rows::parse(&self.plan.types, &self.body)?;
+            let (rows, taken) = Rows::parse(&self.types, &self.body)?;
             self.body.drain(..taken);
             match (rows.is_empty(), ended) {
                 (false, _) => return Ok(Some(rows)),

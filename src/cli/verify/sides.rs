@@ -8,7 +8,7 @@ use super::{
     rows::{self, Key, Row, SourceRows, TargetRows},
 };
 use crate::{
-    clickhouse::Database,
+    clickhouse::{Database, layout::OwnColumn, types::ChType},
     model::PostgresEndpoint,
     postgres::wire::{Connection, Purpose},
 };
@@ -21,7 +21,7 @@ pub(super) struct Sides<'a> {
     pub(super) database: &'a Database,
 }
 
-impl<'a> Sides<'a> {
+impl Sides<'_> {
     /// A connection to the source for COPY.
     pub(super) async fn connect(&self) -> Result<Connection, VerifyError> {
         Ok(Connection::connect(self.source, self.application, Purpose::Copy).await?)
@@ -45,14 +45,24 @@ impl<'a> Sides<'a> {
     }
 
     /// All rows of the destination, by key.
-    pub(super) fn target_in_order(&self) -> Result<TargetRows<'a>, VerifyError> {
+    pub(super) fn target_in_order(&self) -> Result<TargetRows, VerifyError> {
         self.target_rows(&self.plan.target_in_order())
     }
 
     /// Rows of the destination.
-    pub(super) fn target_rows(&self, query: &str) -> Result<TargetRows<'a>, VerifyError> {
+    pub(super) fn target_rows(&self, query: &str) -> Result<TargetRows, VerifyError> {
+        self.rows_of(self.plan.types.clone(), query)
+    }
+
+    /// Changes at the destination, each with its sign.
+    pub(super) fn target_changes(&self, query: &str) -> Result<TargetRows, VerifyError> {
+        let types = self.plan.types.iter().cloned().chain([OwnColumn::Sign.column_type()]);
+        self.rows_of(types.collect(), query)
+    }
+
+    fn rows_of(&self, types: Vec<ChType>, query: &str) -> Result<TargetRows, VerifyError> {
         let stream = self.database.client().query_stream(query, &self.plan.target_settings())?;
-        Ok(TargetRows::new(self.plan, stream))
+        Ok(TargetRows::new(types, stream))
     }
 
     /// The source's rows with these keys.

@@ -29,30 +29,28 @@ use self::{
     column::{Buffers, Column, Reject},
     string::put_varint,
 };
-use super::types::{ChType, TypeError};
+use super::{
+    layout::Layout,
+    types::{ChType, TypeError},
+};
 use crate::{
-    model::{Lsn, OutOfRange, TableSchema, Tuple},
+    model::{OutOfRange, Position, TableSchema, Tuple},
     replication::{Op, TableBatch, ValueError},
 };
-
-/// The version of each row: its transaction's commit LSN.
-pub const VERSION_COLUMN: &str = "_walferry_version";
-/// 1 in a row that says that its key is gone.
-pub const DELETED_COLUMN: &str = "_walferry_deleted";
 
 /// Parts of a block smaller than this are copied together, larger ones are sent from where they are.
 const COPIED_PART: usize = 16 * 1024;
 
-/// Rows of one table as a Native block: the schema's columns in its order by target name, then [`VERSION_COLUMN`]
-/// `UInt64` and [`DELETED_COLUMN`] `UInt8`.
+/// Rows of one table as a Native block: the schema's columns in its order by target name, then walferry's own by [`Layout`].
 ///
 /// The block's types are the target's, but for `LowCardinality(String)` and `JSON`, which are sent as `String`: the
 /// insert needs ClickHouse's `input_format_native_allow_types_conversion`, which is on by default.
 pub struct BlockBuilder {
     table: String,
     columns: Vec<Column>,
+    layout: &'static Layout,
     rows: usize,
-    /// The schema's columns, then version and mark of deletion. Shared with the blocks that are being sent.
+    /// The schema's columns, then walferry's own. Shared with the blocks that are being sent.
     data: Arc<Vec<Buffers>>,
     /// Columns whose value in the row in hand was adjusted.
     adjusted: Vec<usize>,
@@ -81,8 +79,9 @@ impl BlockBuilder {
             .collect::<Result<Vec<_>, _>>()?;
         Ok(BlockBuilder {
             table: schema.target.clone(),
+            layout: Layout::of(schema.kind),
             rows: 0,
-            data: Arc::new(vec![Buffers::default(); columns.len() + 2]),
+            data: Arc::new(vec![Buffers::default(); columns.len() + Layout::of(schema.kind).own.len()]),
             adjusted: Vec::new(),
             out_of_range: vec![0; columns.len()],
             columns,
@@ -96,8 +95,8 @@ impl BlockBuilder {
         let mut small = Vec::new();
         put_varint(self.data.len(), &mut small);
         put_varint(self.rows, &mut small);
-        let own = [(VERSION_COLUMN, ChType::UInt(64)), (DELETED_COLUMN, ChType::UInt(8))];
-        let own = own.map(|(name, own_type)| column::header(name, &own_type));
+        let own: Vec<_> =
+            self.layout.own.iter().map(|own| column::header(own.name(), &own.column_type())).collect();
         let headers = self.columns.iter().map(|column| &column.header).chain(&own);
         for (index, (header, buffers)) in headers.zip(self.data.iter()).enumerate() {
             small.extend_from_slice(header);
@@ -116,7 +115,7 @@ impl BlockBuilder {
         pieces
     }
 
-    /// The rows in `RowBinary` form, to compare them with what ClickHouse answers; without version and mark of deletion.
+    /// The rows in `RowBinary` form, to compare them with what ClickHouse answers; without walferry's own columns.
     pub fn to_rows(&self) -> Rows {
         Rows::transposed(&self.columns, &self.data, self.rows)
     }
@@ -149,7 +148,7 @@ impl BlockBuilder {
 }
 
 impl TableBatch for BlockBuilder {
-    fn push(&mut self, tuple: Tuple<'_>, version: Lsn, op: Op) -> Result<(), ValueError> {
+    fn push(&mut self, tuple: Tuple<'_>, at: Position, op: Op) -> Result<(), ValueError> {
         if tuple.cells.len() != self.columns.len() {
             return Err(self.wrong_width());
         }
@@ -170,9 +169,8 @@ impl TableBatch for BlockBuilder {
         if let Some((index, reject)) = refused {
             return Err(self.refuse(index, &reject));
         }
-        if let [.., versions, deleted] = data.as_mut_slice() {
-            versions.values.extend_from_slice(&version.0.to_le_bytes());
-            deleted.values.push(u8::from(op == Op::Delete));
+        for (own, buffers) in self.layout.own.iter().zip(data.iter_mut().skip(self.columns.len())) {
+            own.push(at, op, &mut buffers.values);
         }
         self.rows += 1;
         for index in self.adjusted.drain(..) {
@@ -196,7 +194,9 @@ impl TableBatch for BlockBuilder {
         match Arc::get_mut(&mut self.data) {
             Some(data) => data.iter_mut().for_each(Buffers::clear),
             // A block is still being sent from these buffers.
-            None => self.data = Arc::new(vec![Buffers::default(); self.columns.len() + 2]),
+            None => {
+                self.data = Arc::new(vec![Buffers::default(); self.columns.len() + self.layout.own.len()])
+            }
         }
     }
 

@@ -1,13 +1,13 @@
 //! Marks by which a change of a table is seen that its rows in the stream don't tell of.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 use tokio_postgres::{Row, types::PgLsn};
 
 use crate::{
-    model::Lsn,
-    postgres::{Error, session::Session},
+    model::{Lsn, TableId},
+    postgres::{Error, quote, session::Session},
 };
 
 /// A table's marks: two that are equal mean that nothing happened to it in between but rows.
@@ -71,6 +71,37 @@ pub async fn layouts(session: &Session, oids: &[u32]) -> Result<BTreeMap<u32, La
         }
     }
     Ok(layouts)
+}
+
+/// Partitions, the transaction that made each one, and whether it, or what it lies in, was a table before it was attached. One that
+/// was made as a partition has its place in the tree from the transaction that made its columns.
+const JOINED: &str = "\
+SELECT n.nspname::text, c.relname::text, own.xmin::text, EXISTS (
+  SELECT FROM pg_partition_ancestors(c.oid) AS ancestor JOIN pg_inherits i ON i.inhrelid = ancestor.relid
+  JOIN pg_attribute a ON a.attrelid = i.inhrelid AND a.attname = 'tableoid' WHERE i.xmin::text <> a.xmin::text)
+FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace JOIN pg_inherits own ON own.inhrelid = c.oid
+WHERE c.oid = ANY($1::oid[])";
+
+/// Whether one of the partitions with these oids may have come with rows, which are not sent: it was a table before it was attached, or
+/// has rows of the transaction that made it.
+///
+/// # Errors
+/// [`Error`] of the queries.
+pub async fn came_with_rows(session: &Session, oids: &BTreeSet<u32>) -> Result<bool, Error> {
+    let oids: Vec<u32> = oids.iter().copied().collect();
+    for row in session.client.query(JOINED, &[&oids]).await? {
+        if row.try_get(3)? {
+            return Ok(true);
+        }
+        let partition = TableId::new(row.try_get::<_, String>(0)?, row.try_get::<_, String>(1)?);
+        let maker: String = row.try_get(2)?;
+        let sql =
+            format!("SELECT EXISTS (SELECT FROM ONLY {} WHERE xmin::text = $1)", quote::table(&partition));
+        if session.patiently(session.client.query_one(&sql, &[&maker])).await?.try_get(0)? {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 /// A position in the log that lies between two records and is flushed. On a primary a message of no content is written for it: what

@@ -11,7 +11,9 @@ mod storage;
 mod table;
 mod types;
 
-pub use layout::{Layout, LiveColumn, firm_position, layouts, live_columns, live_columns_statement};
+pub use layout::{
+    Layout, LiveColumn, came_with_rows, firm_position, layouts, live_columns, live_columns_statement,
+};
 pub use locks::{LockHolder, lock_holders};
 pub use relation::{GENERATED_IN_IDENTITY, KeyCandidate, RelationFacts, relations};
 pub(in crate::postgres) use server::CURRENT_LSN;

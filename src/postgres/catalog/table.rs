@@ -10,14 +10,14 @@ use super::{
     types::{TYPES, TypeRow, source_type},
 };
 use crate::{
-    model::{Column, IdentityKind, TableId, TableSchema, TableSpec},
+    model::{Column, IdentityKind, TableId, TableKind, TableSchema, TableSpec},
     postgres::{Error, session::Session},
 };
 
 /// A table as it is at the source, before any check.
 #[derive(Clone, Debug)]
 pub struct TableFacts {
-    /// What is mirrored. Its `key` is empty when nothing names a row; such a table must not be published.
+    /// What is mirrored. A keyed table's `key` is empty when nothing names a row; such a table must not be published.
     pub schema: TableSchema,
     /// The table itself.
     pub relation: RelationFacts,
@@ -205,6 +205,7 @@ fn resolve(spec: &TableSpec, table: &CatalogTable) -> Result<TableSchema, Error>
         target: spec.target.clone().unwrap_or_else(|| spec.id.name.clone()),
         order_by: order_by(spec, &table.relation, &columns, &key)?,
         columns,
+        kind: kind(spec, &table.relation),
         key,
         identity: table.relation.identity,
         partition_by: spec.partition_by.clone(),
@@ -213,6 +214,15 @@ fn resolve(spec: &TableSpec, table: &CatalogTable) -> Result<TableSchema, Error>
         row_filter: spec.row_filter.clone(),
         partitioned: table.relation.kind == 'p',
     })
+}
+
+/// What tells the rows of a relation apart. One that has neither a key nor whole old rows counts as keyed: the checks refuse it.
+fn kind(spec: &TableSpec, relation: &RelationFacts) -> TableKind {
+    match relation.identity {
+        _ if spec.insert_only => TableKind::InsertOnly,
+        IdentityKind::Full if relation.key.is_empty() => TableKind::History,
+        _ => TableKind::Keyed,
+    }
 }
 
 fn refuse(spec: &TableSpec, message: impl Into<String>) -> Error {
@@ -298,7 +308,8 @@ fn key(spec: &TableSpec, table: &CatalogTable, columns: &[Column]) -> Result<Vec
             )
         })
     };
-    table.relation.key.iter().map(index_of).collect()
+    let key = if spec.insert_only { &[] } else { table.relation.key.as_slice() };
+    key.iter().map(index_of).collect()
 }
 
 /// The destination's sorting key. It decides which rows replace each other, so it has the whole key, and no
@@ -323,6 +334,7 @@ fn order_by(
         }
         // Without any identity the table is refused for that, with better advice.
         if relation.identity != IdentityKind::Nothing
+            && !spec.insert_only
             && !columns.get(index).is_some_and(|c| relation.identifies(&c.name))
         {
             return Err(refuse(
@@ -405,6 +417,7 @@ mod tests {
         TableSpec {
             id: TableId::new("public", "orders"),
             target: None,
+            insert_only: false,
             exclude: Vec::new(),
             rename: Vec::new(),
             types: Vec::new(),

@@ -153,10 +153,10 @@ impl Connection {
         mut self,
         slot: &str,
         start: Lsn,
-        publication: &str,
+        publications: &[String],
         binary: bool,
     ) -> Result<(ReplicationReader, ReplicationWriter), Error> {
-        self.start(&replication::start_statement(slot, start, publication, binary)).await?;
+        self.start(&replication::start_statement(slot, start, publications, binary)).await?;
         let frame = within(ANSWER_TIMEOUT, self.next_frame()).await?;
         match frame.tag {
             b'W' => replication::split(self),

@@ -56,8 +56,9 @@ pub enum ReplicationMessage<'a> {
     },
 }
 
-pub(super) fn start_statement(slot: &str, start: Lsn, publication: &str, binary: bool) -> String {
-    let publications = quote::replication_literal(&quote::ident(publication));
+pub(super) fn start_statement(slot: &str, start: Lsn, publications: &[String], binary: bool) -> String {
+    let names: Vec<_> = publications.iter().map(|name| quote::ident(name)).collect();
+    let publications = quote::replication_literal(&names.join(","));
     let binary = if binary { ", binary 'true'" } else { "" };
     format!(
         "START_REPLICATION SLOT {} LOGICAL {start} (proto_version '1', publication_names {publications}{binary})",
@@ -224,12 +225,12 @@ mod tests {
     #[test]
     fn start_statement_quotes_names() {
         assert_eq!(
-            start_statement("walferry_1", Lsn(0), "walferry_1", true),
+            start_statement("walferry_1", Lsn(0), &["walferry_1".into()], true),
             r#"START_REPLICATION SLOT "walferry_1" LOGICAL 0/0 (proto_version '1', publication_names '"walferry_1"', binary 'true')"#
         );
         assert_eq!(
-            start_statement("s", Lsn(0x1_0000_0002), "a'b\"c\\d", false),
-            r#"START_REPLICATION SLOT "s" LOGICAL 1/2 (proto_version '1', publication_names '"a''b""c\d"')"#
+            start_statement("s", Lsn(0x1_0000_0002), &["a'b\"c\\d".into(), "e".into()], false),
+            r#"START_REPLICATION SLOT "s" LOGICAL 1/2 (proto_version '1', publication_names '"a''b""c\d","e"')"#
         );
     }
 

@@ -174,7 +174,8 @@ async fn a_stream_ends_with_the_servers_reason() {
             [both.clone(), frame(b'd', &keepalive), frame(b'N', b"Mhi\0\0"), frame(b'd', &data), last];
         async move {
             let connection = connect(after_log_in(&answers)).await.unwrap();
-            let (mut reader, writer) = connection.start_replication("s", Lsn::ZERO, "p", true).await.unwrap();
+            let (mut reader, writer) =
+                connection.start_replication("s", Lsn::ZERO, &["p".into()], true).await.unwrap();
             let mut seen = Vec::new();
             loop {
                 match reader.try_next() {
@@ -231,7 +232,8 @@ async fn waits_for_no_answer_for_ever() {
     assert!(late(&error), "{error}");
     tokio::time::resume();
     let connection = silent(vec![frame(b'W', b"\0\0\0")]).await;
-    let (mut reader, _writer) = connection.start_replication("s", Lsn::ZERO, "p", true).await.unwrap();
+    let (mut reader, _writer) =
+        connection.start_replication("s", Lsn::ZERO, &["p".to_owned()], true).await.unwrap();
     assert!(reader.try_next().unwrap().is_none());
     let error = reader.fill().await.unwrap_err();
     assert!(late(&error), "{error}");

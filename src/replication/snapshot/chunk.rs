@@ -4,11 +4,13 @@ use std::sync::{Mutex, MutexGuard, PoisonError, atomic::Ordering};
 
 use super::{Destination, Error, Surroundings, Table, copy_fence};
 use crate::{
-    model::{Cell, Lsn, TableSchema, Tuple},
+    model::{Cell, CellKind, Lsn, Position, TableSchema, Tuple},
     postgres::{
+        self,
         catalog::{self, LiveColumn},
         copy, pgoutput, quote,
         session::Session,
+        shared_snapshot::{self, SharedSnapshot},
         wire::{Connection, Purpose},
     },
     replication::{
@@ -28,10 +30,39 @@ const MEASURE_EVERY: usize = 64 << 10;
 pub(super) enum Copied {
     /// All its rows are durable: so many.
     Rows(u64),
-    /// The table was rewritten since the plan was made.
+    /// The table was rewritten since the plan was made, or the snapshot is gone.
     Moved,
     /// A column has another name than the plan knew. The table's record knows it now.
     Renamed,
+}
+
+/// A chunk and what its rows have in common.
+#[derive(Clone, Copy)]
+pub(super) struct Piece<'a> {
+    pub(super) chunk: &'a Chunk,
+    /// Its number in the plan.
+    pub(super) index: usize,
+    /// The snapshot that all chunks of the plan are read in, where there is no key.
+    pub(super) snapshot: Option<&'a SharedSnapshot>,
+}
+
+impl Piece<'_> {
+    fn statement(&self, schema: &TableSchema) -> String {
+        let condition = copy::block_range(self.chunk.from, self.chunk.to);
+        match self.snapshot {
+            Some(_) => copy::placed_copy_statement(schema, &self.chunk.storage, Some(&condition)),
+            None => copy::copy_statement(schema, &self.chunk.storage, Some(&condition)),
+        }
+    }
+
+    /// Tells a row of a plan from all others by where it lies, which is the same each time that a snapshot is read. A chunk has
+    /// fewer than 2^16 blocks.
+    fn ordinal(&self, place: &[u8]) -> Result<u64, postgres::Error> {
+        let malformed = || postgres::Error::Protocol("a row's ctid is malformed".to_owned());
+        let (block, number) = copy::row_place(place).ok_or_else(malformed)?;
+        let block = u64::from(block).checked_sub(self.chunk.from).ok_or_else(malformed)?;
+        Ok((self.index as u64) << 32 | block << 16 | u64::from(number))
+    }
 }
 
 /// What a worker keeps from chunk to chunk.
@@ -63,10 +94,10 @@ impl<D: Destination> Copier<D> {
         &self,
         around: &Surroundings<D>,
         table: &Table<D>,
-        chunk: &Chunk,
+        piece: Piece<'_>,
     ) -> Result<Copied, Error> {
         let TableRecord { schema, copy_version, .. } = table.record();
-        let version = chunk.version.unwrap_or(copy_version);
+        let version = piece.chunk.version.unwrap_or(copy_version);
         let kept = self.kept().take();
         let mut kept = match kept {
             Some(kept) if kept.schema == schema => Kept { version, ..kept },
@@ -82,7 +113,7 @@ impl<D: Destination> Copier<D> {
         kept.batch.clear();
         let fence = copy_fence(&around.fence, self.worker);
         let mut sent = 0;
-        let copied = copy_chunk(&mut kept, &around.destination, table, chunk, &fence, &mut sent).await;
+        let copied = copy_chunk(&mut kept, &around.destination, table, piece, &fence, &mut sent).await;
         match &copied {
             Ok(Copied::Renamed) => {
                 *self.kept() = Some(kept);
@@ -92,7 +123,7 @@ impl<D: Destination> Copier<D> {
             Err(error) => {
                 table.progress.rows_copied.fetch_sub(sent, Ordering::Relaxed);
                 // A partition went, not the table.
-                let partition = chunk.storage != table.id;
+                let partition = piece.chunk.storage != table.id;
                 if partition && matches!(error, Error::Source(source) if source.tells_missing_table()) {
                     return Ok(Copied::Moved);
                 }
@@ -119,12 +150,22 @@ async fn copy_chunk<D: Destination>(
     kept: &mut Kept<D>,
     destination: &D,
     table: &Table<D>,
-    chunk: &Chunk,
+    piece: Piece<'_>,
     fence: &str,
     sent: &mut u64,
 ) -> Result<Copied, Error> {
+    let chunk = piece.chunk;
     let storage = quote::table(&chunk.storage);
     kept.connection.query("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY").await?;
+    if let Some(snapshot) = piece.snapshot {
+        match kept.connection.query(&snapshot.import_statement()).await {
+            Err(error) if shared_snapshot::tells_lost_snapshot(&error) => {
+                kept.connection.query("ROLLBACK").await?;
+                return Ok(Copied::Moved);
+            }
+            imported => drop(imported?),
+        }
+    }
     kept.connection.query(&format!("LOCK TABLE ONLY {storage} IN ACCESS SHARE MODE")).await?;
     let found = kept.connection.query(&catalog::file_node_statement(&chunk.storage)).await?;
     let file_node = found.first().and_then(|row| row.first()).and_then(Option::as_deref);
@@ -142,7 +183,7 @@ async fn copy_chunk<D: Destination>(
         }
         Standing::Retyped => return Err(Error::copy_anew(&table.id, "a column changed its type")),
     }
-    copy_rows(kept, destination, table, chunk, fence, sent).await?;
+    copy_rows(kept, destination, table, piece, fence, sent).await?;
     kept.connection.query("COMMIT").await?;
     Ok(Copied::Rows(*sent))
 }
@@ -151,22 +192,27 @@ async fn copy_rows<D: Destination>(
     kept: &mut Kept<D>,
     destination: &D,
     table: &Table<D>,
-    chunk: &Chunk,
+    piece: Piece<'_>,
     fence: &str,
     sent: &mut u64,
 ) -> Result<(), Error> {
     let Kept { connection, schema, batch, version } = kept;
-    let condition = copy::block_range(chunk.from, chunk.to);
-    let statement = copy::copy_statement(schema, &chunk.storage, Some(&condition));
-    let kinds = copy::cell_kinds(schema);
+    let mut kinds = copy::cell_kinds(schema);
+    let columns = kinds.len();
+    kinds.extend(piece.snapshot.map(|_| CellKind::Binary));
     let mut cells: Vec<Cell> = Vec::with_capacity(kinds.len());
     let mut insert: Option<D::Insert> = None;
-    let mut rows = connection.copy_out(&statement).await?;
+    let mut at = Position::from(*version);
+    let mut rows = connection.copy_out(&piece.statement(schema)).await?;
     let mut unmeasured = 0;
     while let Some(row) = rows.next().await? {
         pgoutput::decode_copy_row(row, &kinds, &mut cells).map_err(crate::postgres::Error::from)?;
+        if piece.snapshot.is_some() {
+            at.ordinal = piece.ordinal(Tuple { data: row, cells: &cells }.bytes(columns))?;
+            cells.truncate(columns);
+        }
         batch
-            .push(Tuple { data: row, cells: &cells }, *version, Op::Upsert)
+            .push(Tuple { data: row, cells: &cells }, at, Op::Upsert)
             .map_err(|error| Error::value(&table.id, &error))?;
         unmeasured += row.len();
         if unmeasured < MEASURE_EVERY {

@@ -1,9 +1,10 @@
 //! Copies the rows that are there, in chunks of blocks, several at a time, while the stream runs.
 //!
 //! Copied rows have a version below that of any streamed change (0, or in a resync the position before the slot's start), so a
-//! chunk may be read at any time after the slot was made, and again after a crash.
+//! chunk may be read at any time after the slot was made, and again after a crash. Tables without a key take more ([`keyless`]).
 
 mod chunk;
+mod keyless;
 mod plan;
 mod queue;
 
@@ -19,19 +20,19 @@ use tokio_util::sync::CancellationToken;
 
 pub(super) use self::plan::{next_number, parts};
 use self::{
-    chunk::{Copied, Copier},
+    chunk::{Copied, Copier, Piece},
     queue::Queue,
 };
 use super::{
     Destination, Error, Policy,
     backoff::{Notice, retry},
     policy,
-    state::{Chunk, MirrorState, StateStore},
+    state::{MirrorState, StateStore},
     table::Table,
 };
 use crate::{
     model::{Lsn, PostgresEndpoint, Progress, TableId, TableState},
-    postgres::{self, session::Session},
+    postgres::{self, session::Session, shared_snapshot::SharedSnapshot},
 };
 
 /// What the copy of a Mirror needs.
@@ -71,6 +72,8 @@ struct Job<D: Destination> {
     table: Arc<Table<D>>,
     plan: u64,
     index: usize,
+    /// What the plan is copied in, where there is no key: it lives as long as a job needs it.
+    snapshot: Option<Arc<SharedSnapshot>>,
 }
 
 #[derive(Clone, Copy)]
@@ -99,12 +102,21 @@ pub(super) async fn run<D: Destination>(
     joining: bool,
 ) -> Result<(), Error> {
     let snapshot = Arc::new(Snapshot { around, queue: Queue::new(1), plans: Mutex::default() });
+    let (keyed, keyless): (Vec<_>, Vec<_>) =
+        tables.into_iter().partition(|table| table.schema().kind.is_keyed());
+    if keyless.iter().any(|table| !table.failed() && !table.snapshot_over()) {
+        // A row that comes late is one too many, and there is no key by which it would be replaced.
+        let Surroundings { destination, fence, stop, notice, .. } = &snapshot.around;
+        retry(stop, notice, || settle(destination, fence)).await?;
+    }
     let mut tasks = JoinSet::new();
     for worker in 0..snapshot.around.parallelism.clamp(1, MOST_WORKERS) {
         let snapshot = Arc::clone(&snapshot);
         tasks.spawn(async move { snapshot.work(worker).await });
     }
-    let prepared = snapshot.prepare(tables, state, joining).await;
+    let (keyed, keyless) =
+        tokio::join!(snapshot.prepare(keyed, state, joining), snapshot.prepare_keyless(keyless, joining));
+    let prepared = keyed.and(keyless);
     snapshot.queue.producer_done();
     if prepared.is_err() {
         snapshot.queue.close();
@@ -129,7 +141,7 @@ impl<D: Destination> Snapshot<D> {
         Ok(Session::connect(&self.around.source, &self.around.application_name).await?)
     }
 
-    /// Plans every table and queues its chunks.
+    /// Plans every table that has a key and queues its chunks.
     async fn prepare(
         &self,
         tables: Vec<Arc<Table<D>>>,
@@ -152,7 +164,7 @@ impl<D: Destination> Snapshot<D> {
                 let left: Vec<usize> = state.chunks_left(&record).into_iter().collect();
                 let copied: u64 = state.chunks_done.get(&table.id).map_or(0, |done| done.values().sum());
                 table.progress.rows_copied.store(copied, Ordering::Relaxed);
-                self.enqueue(&table, record.plan, &left).await?;
+                self.enqueue(&table, record.plan, &left, None).await?;
                 continue;
             }
             let planned = retry(&self.around.stop, &self.around.notice, || async {
@@ -186,10 +198,16 @@ impl<D: Destination> Snapshot<D> {
                 record.rows_estimated = estimated;
             })
             .await?;
-        self.enqueue(table, number, &all).await
+        self.enqueue(table, number, &all, None).await
     }
 
-    async fn enqueue(&self, table: &Arc<Table<D>>, plan: u64, left: &[usize]) -> Result<(), Error> {
+    async fn enqueue(
+        &self,
+        table: &Arc<Table<D>>,
+        plan: u64,
+        left: &[usize],
+        snapshot: Option<&Arc<SharedSnapshot>>,
+    ) -> Result<(), Error> {
         if left.is_empty() {
             return self.finish(table).await;
         }
@@ -198,7 +216,8 @@ impl<D: Destination> Snapshot<D> {
         table.progress.rows_estimated.store(record.rows_estimated, Ordering::Relaxed);
         self.plans().insert(table.id.clone(), PlanInProgress { number: plan, left: left.len() });
         for index in left {
-            self.queue.push(Job { table: Arc::clone(table), plan, index: *index });
+            let (table, snapshot) = (Arc::clone(table), snapshot.map(Arc::clone));
+            self.queue.push(Job { table, plan, index: *index, snapshot });
         }
         Ok(())
     }
@@ -244,9 +263,12 @@ impl<D: Destination> Snapshot<D> {
         }
         let record = table.record();
         let Some(chunk) = record.chunks.get(job.index) else { return Ok(()) };
-        let rows = match self.copy_chunk(copier, table, chunk).await? {
+        let piece = Piece { chunk, index: job.index, snapshot: job.snapshot.as_deref() };
+        let rows = match self.copy_chunk(copier, table, piece).await? {
             Copied::Rows(rows) => rows,
             Copied::Renamed => return Err(Error::copy_anew(&table.id, "its columns change all the time")),
+            // What the stream has brought since can't be told from the copy: all of it begins again where the slot stands.
+            Copied::Moved if job.snapshot.is_some() => return Err(Error::SnapshotLost),
             Copied::Moved => {
                 drop(chunk_in_flight);
                 return self.plan_anew(table, job.plan).await;
@@ -264,8 +286,13 @@ impl<D: Destination> Snapshot<D> {
     }
 
     /// Copies a chunk, by the names that the table's columns have by then.
-    async fn copy_chunk(&self, copier: &Copier<D>, table: &Table<D>, chunk: &Chunk) -> Result<Copied, Error> {
-        let copy = || copier.copy(&self.around, table, chunk);
+    async fn copy_chunk(
+        &self,
+        copier: &Copier<D>,
+        table: &Table<D>,
+        piece: Piece<'_>,
+    ) -> Result<Copied, Error> {
+        let copy = || copier.copy(&self.around, table, piece);
         let copied = retry(&self.around.stop, &self.around.notice, copy).await?;
         if !matches!(copied, Copied::Renamed) {
             return Ok(copied);
@@ -277,14 +304,15 @@ impl<D: Destination> Snapshot<D> {
     async fn finish(&self, table: &Table<D>) -> Result<(), Error> {
         let (schema, version) = (table.schema(), table.record().copy_version);
         // What the stream still has from before the copy would come back after the deletion.
-        while self.around.progress.durable_lsn() < version && !table.snapshot_over() && !table.failed() {
+        let waits = || schema.kind.is_keyed() && !table.snapshot_over() && !table.failed();
+        while self.around.progress.durable_lsn() < version && waits() {
             tokio::select! {
                 () = self.around.stop.cancelled() => return Err(Error::Stopped),
                 () = tokio::time::sleep(DURABLE_POLL) => {}
             }
         }
         retry(&self.around.stop, &self.around.notice, || async {
-            if version > Lsn::ZERO {
+            if version > Lsn::ZERO && schema.kind.is_keyed() {
                 let fence = format!("{}.rest-{}", self.around.fence, schema.target);
                 self.around.destination.delete_older(&schema, version, &fence).await?;
             }

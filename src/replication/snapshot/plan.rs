@@ -13,6 +13,7 @@ use crate::{
     postgres::{
         catalog::{self, Storage},
         session::Session,
+        shared_snapshot,
     },
     replication::state::Chunk,
 };
@@ -22,7 +23,7 @@ const SMALLEST: u64 = 1024;
 const LARGEST: u64 = 16384;
 
 /// How often the transactions that a joining table waits for are looked at.
-const POLL: Duration = Duration::from_millis(250);
+pub(super) const POLL: Duration = Duration::from_millis(250);
 
 /// The chunks of a table as it is now, and the rows its statistics expect.
 ///
@@ -127,6 +128,7 @@ pub(super) async fn wait_for_writers<D: Destination>(
             told = true;
         }
         table.progress.set_state(TableState::Pending, "WaitingForTransactions", message);
+        table.sieve.forget_seen(&shared_snapshot::current(session).await?);
         tokio::select! {
             () = stop.cancelled() => return Err(Error::Stopped),
             () = tokio::time::sleep(POLL) => {}

@@ -1,0 +1,264 @@
+//! Tables without a key: how often each row is there, on both sides.
+//!
+//! Rows are hashed into buckets, so that memory doesn't grow with the table and no order is needed; only rows of buckets that differ
+//! are looked at again. The source is read in one snapshot, and of the destination what was committed before it was taken: so the
+//! application may go on writing. What was committed before and is not yet seen by others differs for a moment, hence the tries.
+
+use std::{
+    collections::HashMap,
+    hash::{BuildHasher, RandomState},
+    time::Duration,
+};
+
+use indicatif::ProgressBar;
+use tokio::time::{Instant, sleep};
+
+use super::{
+    VerifyError,
+    plan::TablePlan,
+    report::TableReport,
+    rows::{Chunks, Row},
+    sides::Sides,
+};
+use crate::{
+    clickhouse::native::Rows,
+    model::Lsn,
+    postgres::{self, session::Session, slot, wire::Connection},
+};
+
+const BUCKETS: usize = 1 << 16;
+const TRIES: u32 = 4;
+/// A commit that is visible may be this young in the log.
+const CALM: Duration = Duration::from_secs(1);
+/// How long a mirror that is at work gets for what was committed before.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// The rows of one side, without the rows.
+#[derive(Clone, PartialEq, Eq)]
+struct Tally {
+    /// Rows, and the sum of their hashes.
+    buckets: Vec<(i64, u128)>,
+}
+
+impl Tally {
+    fn new() -> Tally {
+        Tally { buckets: vec![(0, 0); BUCKETS] }
+    }
+
+    fn add(&mut self, hash: u128, times: i64) {
+        if let Some((rows, sum)) = self.buckets.get_mut(bucket(hash)) {
+            *rows += times;
+            *sum = sum.wrapping_add(hash.wrapping_mul(i128::from(times).cast_unsigned()));
+        }
+    }
+
+    fn rows(&self) -> i64 {
+        self.buckets.iter().map(|(rows, _)| rows).sum()
+    }
+
+    fn differing(&self, other: &Tally) -> Vec<usize> {
+        (0..BUCKETS).filter(|bucket| self.buckets.get(*bucket) != other.buckets.get(*bucket)).collect()
+    }
+}
+
+fn bucket(hash: u128) -> usize {
+    hash as usize % BUCKETS
+}
+
+/// How often rows are there on each side.
+type Counts = HashMap<Row, (i64, i64)>;
+
+/// A row that was read, and how often it is to be counted.
+struct Counted<'r> {
+    rows: &'r Rows,
+    row: usize,
+    times: i64,
+}
+
+/// Compares a table, and tells at most `most` rows that are there more often on one side than on the other.
+pub(super) async fn compare(
+    sides: &Sides<'_>,
+    session: &Session,
+    slot_name: &str,
+    most: u32,
+    bar: &ProgressBar,
+) -> Result<TableReport, VerifyError> {
+    let comparison = Comparison { sides, hashers: Default::default() };
+    for attempt in 1.. {
+        let (mut connection, end) = comparison.begin().await?;
+        if attempt > 1 {
+            sleep(CALM).await;
+        }
+        until_arrived(session, slot_name).await?;
+        bar.set_position(0);
+        let (mut source, mut target) = (Tally::new(), Tally::new());
+        comparison
+            .read_source(&mut connection, |counted| {
+                bar.inc(1);
+                source.add(comparison.hash(&counted), counted.times);
+            })
+            .await?;
+        comparison.read_target(end, |counted| target.add(comparison.hash(&counted), counted.times)).await?;
+        let mut report = TableReport {
+            extent: format!("{} rows", source.rows()),
+            incomparable: sides.plan.incomparable().into_iter().map(str::to_owned).collect(),
+            ..TableReport::default()
+        };
+        let mut differing = source.differing(&target);
+        if !differing.is_empty() && attempt < TRIES {
+            continue;
+        }
+        if !differing.is_empty() {
+            report.extent =
+                format!("{} rows at the source and {} at the destination", source.rows(), target.rows());
+            report.stopped = differing.len() > most as usize;
+            differing.truncate(most as usize);
+            let counts = comparison.count(&mut connection, end, &differing).await?;
+            report.differences = lines(sides.plan, counts);
+        }
+        return Ok(report);
+    }
+    Ok(TableReport::default())
+}
+
+/// Waits until what is in the log now has arrived, while somebody is at work on it.
+async fn until_arrived(session: &Session, slot_name: &str) -> Result<(), VerifyError> {
+    let started = Instant::now();
+    let mut goal: Option<Lsn> = None;
+    while let Some(slot) = slot::read(session, slot_name).await?.filter(|slot| slot.active_pid.is_some()) {
+        let goal = *goal.get_or_insert(slot.current_lsn);
+        if slot.confirmed_flush_lsn.is_some_and(|confirmed| confirmed >= goal)
+            || started.elapsed() >= PATIENCE
+        {
+            break;
+        }
+        sleep(Duration::from_millis(50)).await;
+    }
+    Ok(())
+}
+
+struct Comparison<'a> {
+    sides: &'a Sides<'a>,
+    hashers: (RandomState, RandomState),
+}
+
+impl Comparison<'_> {
+    /// Takes a snapshot of the source, and gives the end of its log: what is seen was committed before.
+    async fn begin(&self) -> Result<(Connection, Lsn), VerifyError> {
+        let mut connection = self.sides.connect().await?;
+        connection.query("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY").await?;
+        let sql = "SELECT CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn() ELSE pg_current_wal_insert_lsn() END";
+        let rows = connection.query(sql).await?;
+        let end = rows.into_iter().flatten().next().flatten().and_then(|lsn| lsn.parse().ok());
+        let end =
+            end.ok_or_else(|| postgres::Error::Protocol("the log's end is not a position".to_owned()))?;
+        Ok((connection, end))
+    }
+
+    async fn read_source(
+        &self,
+        connection: &mut Connection,
+        mut each: impl FnMut(Counted<'_>),
+    ) -> Result<(), VerifyError> {
+        let mut chunks = self.sides.source_rows(connection, &self.sides.plan.source_rows()).await?;
+        while let Some(rows) = chunks.next().await? {
+            (0..rows.len()).for_each(|row| each(Counted { rows: &rows, row, times: 1 }));
+        }
+        Ok(())
+    }
+
+    async fn read_target(&self, end: Lsn, mut each: impl FnMut(Counted<'_>)) -> Result<(), VerifyError> {
+        let plan = self.sides.plan;
+        let mut chunks = self.sides.target_changes(&plan.target_changes(end))?;
+        while let Some(rows) = chunks.next().await? {
+            for row in 0..rows.len() {
+                // The sign comes after the columns.
+                let sign = rows.cell(row, plan.types.len()).first().copied().unwrap_or_default();
+                each(Counted { rows: &rows, row, times: i64::from(sign.cast_signed()) });
+            }
+        }
+        Ok(())
+    }
+
+    fn cells<'r>(&'r self, counted: &Counted<'r>) -> impl Iterator<Item = &'r [u8]> {
+        let (rows, row) = (counted.rows, counted.row);
+        let comparable = self.sides.plan.types.iter().enumerate().filter(|(_, kind)| kind.is_comparable());
+        comparable.map(move |(column, _)| rows.cell(row, column))
+    }
+
+    fn hash(&self, counted: &Counted<'_>) -> u128 {
+        let cells: Vec<&[u8]> = self.cells(counted).collect();
+        u128::from(self.hashers.0.hash_one(&cells)) << 64 | u128::from(self.hashers.1.hash_one(&cells))
+    }
+
+    /// Counts the rows of these buckets.
+    async fn count(
+        &self,
+        connection: &mut Connection,
+        end: Lsn,
+        buckets: &[usize],
+    ) -> Result<Counts, VerifyError> {
+        let mut counts = Counts::new();
+        let wanted = |counted: &Counted<'_>| {
+            buckets.contains(&bucket(self.hash(counted))).then(|| {
+                (0..self.sides.plan.types.len()).map(|c| counted.rows.cell(counted.row, c).to_vec()).collect()
+            })
+        };
+        self.read_source(connection, |counted| {
+            if let Some(row) = wanted(&counted) {
+                counts.entry(row).or_default().0 += counted.times;
+            }
+        })
+        .await?;
+        self.read_target(end, |counted| {
+            if let Some(row) = wanted(&counted) {
+                counts.entry(row).or_default().1 += counted.times;
+            }
+        })
+        .await?;
+        Ok(counts)
+    }
+}
+
+fn lines(plan: &TablePlan, counts: Counts) -> Vec<String> {
+    let mut lines: Vec<String> = counts
+        .into_iter()
+        .filter(|(_, (source, target))| source != target)
+        .map(|(row, (source, target))| {
+            let columns = plan.schema.columns.iter().zip(&row).enumerate();
+            let values: Vec<String> = columns
+                .map(|(index, (column, cell))| format!("{} = {}", column.name, plan.show(index, cell)))
+                .collect();
+            format!(
+                "{}: {source} times at the source and {target} times at the destination",
+                values.join(", ")
+            )
+        })
+        .collect();
+    lines.sort_unstable();
+    lines
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tallies_are_equal_when_each_row_is_there_as_often() {
+        let hashes = [7_u128 << 100 | 1, 9 << 90 | 1, 5 << 80 | 2];
+        let (mut source, mut target) = (Tally::new(), Tally::new());
+        for times in [2, 1] {
+            hashes.iter().for_each(|hash| source.add(*hash, times));
+        }
+        for (hash, times) in hashes.iter().zip([4, 3, 3]) {
+            target.add(*hash, times);
+        }
+        assert_eq!(source.differing(&target), [1]);
+        target.add(hashes[0], -1);
+        assert_eq!((source.differing(&target), target.rows()), (vec![], 9));
+        // As many rows, but others.
+        source.add(hashes[0], 1);
+        target.add(hashes[1], 1);
+        assert_eq!((source.differing(&target), source.rows() - target.rows()), (vec![1], 0));
+    }
+}

@@ -1,0 +1,111 @@
+//! Transactions: the place of their changes in the stream, and which of them a snapshot sees.
+
+use serde::{Deserialize, Serialize};
+
+use super::Lsn;
+
+/// A row's place in the order of all changes. Every time that the source sends a change it has the same one.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Position {
+    /// The LSN of its transaction's commit record; for a copied row that of the copy.
+    pub commit: Lsn,
+    /// Tells rows of one transaction, or of one copy, apart; it grows in their order.
+    pub ordinal: u64,
+}
+
+impl Position {
+    /// The place of the second row of a change that is two.
+    pub fn second(self) -> Self {
+        Position { ordinal: self.ordinal + 1, ..self }
+    }
+}
+
+impl From<Lsn> for Position {
+    /// The first row of a transaction.
+    fn from(commit: Lsn) -> Self {
+        Position { commit, ordinal: 0 }
+    }
+}
+
+/// Which transactions a snapshot sees, as `pg_current_snapshot()` gives it: numbers of 64 bits, of top-level transactions alone.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(into = "String", try_from = "String")]
+pub struct TransactionSnapshot {
+    xmin: u64,
+    xmax: u64,
+    in_progress: Vec<u64>,
+}
+
+impl TransactionSnapshot {
+    /// Whether the snapshot sees the committed transaction with this number, of which the log has the low 32 bits. It must be one
+    /// of the two thousand million before or after the snapshot: further apart no two are that PostgreSQL still has to tell apart.
+    pub fn sees(&self, xid: u32) -> bool {
+        #[expect(clippy::cast_possible_truncation, reason = "the low 32 bits are what the log has")]
+        let distance = xid.wrapping_sub(self.xmax as u32).cast_signed();
+        let full = self.xmax.wrapping_add_signed(i64::from(distance));
+        full < self.xmin || (full < self.xmax && !self.in_progress.contains(&full))
+    }
+}
+
+/// The text is not what `pg_current_snapshot()` gives.
+#[derive(Debug, thiserror::Error)]
+#[error("not a transaction snapshot: {0}")]
+pub struct ParseSnapshotError(String);
+
+impl TryFrom<String> for TransactionSnapshot {
+    type Error = ParseSnapshotError;
+
+    /// Reads `xmin:xmax:xip,xip,…`.
+    fn try_from(text: String) -> Result<Self, ParseSnapshotError> {
+        let parsed = || {
+            let mut parts = text.split(':');
+            let (xmin, xmax) = (parts.next()?.parse().ok()?, parts.next()?.parse().ok()?);
+            let list = parts.next().filter(|_| parts.next().is_none())?;
+            let in_progress = list.split(',').filter(|xid| !xid.is_empty()).map(|xid| xid.parse().ok());
+            Some(TransactionSnapshot { xmin, xmax, in_progress: in_progress.collect::<Option<_>>()? })
+        };
+        parsed().ok_or_else(|| ParseSnapshotError(text.clone()))
+    }
+}
+
+impl From<TransactionSnapshot> for String {
+    fn from(snapshot: TransactionSnapshot) -> String {
+        let list: Vec<_> = snapshot.in_progress.iter().map(u64::to_string).collect();
+        format!("{}:{}:{}", snapshot.xmin, snapshot.xmax, list.join(","))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn snapshot(text: &str) -> TransactionSnapshot {
+        text.to_owned().try_into().unwrap()
+    }
+
+    #[test]
+    fn sees_what_was_committed_before() {
+        let snapshot = snapshot("10:20:10,14");
+        let seen: Vec<u32> = (8..22).filter(|xid| snapshot.sees(*xid)).collect();
+        assert_eq!(seen, [8, 9, 11, 12, 13, 15, 16, 17, 18, 19]);
+    }
+
+    #[test]
+    fn numbers_of_32_bits_are_taken_for_the_nearest() {
+        let epoch = 1_u64 << 32;
+        let snapshot = snapshot(&format!("{}:{}:{}", epoch - 2, epoch + 3, epoch + 1));
+        assert!(snapshot.sees(u32::MAX - 5), "long before, in the epoch before");
+        assert!(snapshot.sees(u32::MAX) && snapshot.sees(0));
+        assert!(!snapshot.sees(1) && snapshot.sees(2) && !snapshot.sees(3));
+    }
+
+    #[test]
+    fn is_read_and_written_as_postgresql_does() {
+        for text in ["10:20:10,14", "7:7:"] {
+            assert_eq!(String::from(snapshot(text)), text);
+        }
+        for text in ["", "1", "1:2", "1:2:x", "1:2:3:4", "a:2:"] {
+            assert!(TransactionSnapshot::try_from(text.to_owned()).is_err(), "{text}");
+        }
+    }
+}

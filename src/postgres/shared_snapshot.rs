@@ -1,0 +1,100 @@
+//! One snapshot for several transactions, which tells which transactions it sees.
+//!
+//! <https://www.postgresql.org/docs/current/functions-admin.html#FUNCTIONS-SNAPSHOT-SYNCHRONIZATION>
+
+use tokio_postgres::types::PgLsn;
+
+use super::{Error, quote, session::Session};
+use crate::model::{Lsn, PostgresEndpoint, TableId, TransactionSnapshot};
+
+/// An application's lock is never waited for so long that PostgreSQL looks for deadlocks (`deadlock_timeout`, 1 s) and may end the
+/// application's transaction for it.
+const LOCK_TIMEOUT: &str = "500ms";
+
+/// A transaction that locks tables before it takes its snapshot.
+#[derive(Debug)]
+pub struct Locking(Session);
+
+impl Locking {
+    /// Begins it, on a connection of its own.
+    ///
+    /// # Errors
+    /// As [`Session::connect`].
+    pub async fn begin(endpoint: &PostgresEndpoint, application_name: &str) -> Result<Locking, Error> {
+        let session = Session::connect(endpoint, application_name).await?;
+        let sql = format!(
+            "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SET LOCAL lock_timeout = '{LOCK_TIMEOUT}'"
+        );
+        session.client.batch_execute(&sql).await?;
+        Ok(Locking(session))
+    }
+
+    /// Keeps TRUNCATE and whatever else rewrites the table, or a partition of it, out until the snapshot is dropped: PostgreSQL would show
+    /// it empty to an older snapshot.
+    ///
+    /// # Errors
+    /// [`Error::Server`]: 55P03 when somebody else holds such a lock; the table is gone or may not be read.
+    pub async fn lock(&self, table: &TableId) -> Result<(), Error> {
+        let sql = format!("LOCK TABLE {} IN ACCESS SHARE MODE", quote::table(table));
+        Ok(self.0.client.batch_execute(&sql).await?)
+    }
+
+    /// Takes the snapshot.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] on a standby; else [`Error`] of the query.
+    pub async fn share(self) -> Result<SharedSnapshot, Error> {
+        // The snapshot is taken when the statement begins, the log's end is looked up after that.
+        let sql = "SELECT pg_export_snapshot(), pg_current_snapshot()::text, \
+                   CASE WHEN NOT pg_is_in_recovery() THEN pg_current_wal_insert_lsn() END";
+        let row = self.0.client.query_one(sql, &[]).await?;
+        let Some(end) = row.try_get::<_, Option<PgLsn>>(2)? else {
+            return Err(Error::Unsupported {
+                what: "copying a table without a key from a standby".to_owned(),
+                message: "its snapshots don't tell which transactions are in progress; copy from the primary"
+                    .to_owned(),
+            });
+        };
+        Ok(SharedSnapshot {
+            id: row.try_get(0)?,
+            sees: parse(row.try_get(1)?)?,
+            end: Lsn(end.into()),
+            _session: self.0,
+        })
+    }
+}
+
+/// A snapshot that other transactions can use for as long as this lives.
+#[derive(Debug)]
+pub struct SharedSnapshot {
+    id: String,
+    /// Which transactions it sees.
+    pub sees: TransactionSnapshot,
+    /// The end of the log when it had been taken: it sees nothing that was committed later.
+    pub end: Lsn,
+    _session: Session,
+}
+
+impl SharedSnapshot {
+    /// The statement by which another transaction takes this snapshot for its own, before any query.
+    pub fn import_statement(&self) -> String {
+        format!("SET TRANSACTION SNAPSHOT {}", quote::literal(&self.id))
+    }
+}
+
+/// Whether an import failed because the snapshot is gone.
+pub fn tells_lost_snapshot(error: &Error) -> bool {
+    matches!(error.sqlstate(), Some("22023" | "42704" | "55000"))
+}
+
+/// Which transactions a snapshot that is taken now sees.
+///
+/// # Errors
+/// [`Error`] of the query.
+pub async fn current(session: &Session) -> Result<TransactionSnapshot, Error> {
+    parse(session.client.query_one("SELECT pg_current_snapshot()::text", &[]).await?.try_get(0)?)
+}
+
+fn parse(text: String) -> Result<TransactionSnapshot, Error> {
+    TransactionSnapshot::try_from(text).map_err(|error| Error::Protocol(error.to_string()))
+}

@@ -1,0 +1,130 @@
+//! The copy of tables without a key: all chunks in one snapshot, of which the stream brings the rest.
+//!
+//! A row that is copied and streamed would count twice, and nothing tells the two apart afterwards. So a copy that lost its snapshot,
+//! with its process or without, begins anew with an empty target. What the stream brought meanwhile and the source has forgotten is
+//! in the new snapshot: its transactions are waited for where they are not yet seen.
+
+use std::sync::{Arc, atomic::Ordering};
+
+use super::{Destination, Error, SharedSnapshot, Snapshot, Table, plan, retry};
+use crate::{
+    model::Lsn,
+    postgres::shared_snapshot::Locking,
+    replication::{batch::stream_fence, cut::Cut},
+};
+
+impl<D: Destination> Snapshot<D> {
+    /// Takes one snapshot for all tables without a key that are still to be copied, and queues their chunks.
+    pub(super) async fn prepare_keyless(
+        &self,
+        tables: Vec<Arc<Table<D>>>,
+        joining: bool,
+    ) -> Result<(), Error> {
+        let mut waiting = Vec::new();
+        for table in tables.into_iter().filter(|table| !table.failed() && !table.snapshot_over()) {
+            let ready =
+                retry(&self.around.stop, &self.around.notice, || self.make_ready(&table, joining)).await;
+            self.settle(&table, ready).await?;
+            waiting.push(table);
+        }
+        while !waiting.is_empty() {
+            waiting.retain(|table| !table.failed());
+            let taken = retry(&self.around.stop, &self.around.notice, || self.take_snapshot(&waiting)).await;
+            let (snapshot, opened) = match taken {
+                Ok(taken) => taken,
+                Err(Error::Table { table: id, reason, message }) => {
+                    let Some(table) = waiting.iter().find(|table| table.id == id) else { continue };
+                    self.settle(table, Err(Error::Table { table: id, reason, message })).await?;
+                    continue;
+                }
+                Err(error) => return Err(error),
+            };
+            for table in &opened {
+                let planned =
+                    retry(&self.around.stop, &self.around.notice, || self.plan_keyless(table, &snapshot))
+                        .await;
+                self.settle(table, planned).await?;
+            }
+            waiting.retain(|table| !opened.iter().any(|opened| opened.id == table.id));
+            if !waiting.is_empty() {
+                self.pause().await?;
+            }
+        }
+        Ok(())
+    }
+
+    async fn pause(&self) -> Result<(), Error> {
+        tokio::select! {
+            () = self.around.stop.cancelled() => Err(Error::Stopped),
+            () = tokio::time::sleep(plan::POLL) => Ok(()),
+        }
+    }
+
+    /// Waits for transactions that a snapshot might not see although the stream does not bring them any more, empties a target that
+    /// has rows of before, and puts on record that the copy has begun: a crash from now on means to begin anew.
+    async fn make_ready(&self, table: &Table<D>, joining: bool) -> Result<(), Error> {
+        let record = table.record();
+        if joining {
+            let session = self.session().await?;
+            plan::wait_for_writers(&session, table, &self.around.stop).await?;
+        }
+        if record.plan > 0 || record.copy_version > Lsn::ZERO {
+            self.empty(table).await?;
+        }
+        let number = plan::next_number(record.plan);
+        table.update(|record| (record.plan, record.chunks) = (number, Vec::new())).await
+    }
+
+    /// Empties a target for good: nothing that an earlier process has left on its way arrives later.
+    async fn empty(&self, table: &Table<D>) -> Result<(), Error> {
+        let schema = table.schema();
+        let fence = stream_fence(&self.around.fence, &schema);
+        Ok(self.around.destination.truncate(&schema, &fence).await?)
+    }
+
+    /// Takes a snapshot and opens the stream for what it does not see. Gives the tables of which it sees all that the stream has left
+    /// out.
+    async fn take_snapshot(
+        &self,
+        tables: &[Arc<Table<D>>],
+    ) -> Result<(Arc<SharedSnapshot>, Vec<Arc<Table<D>>>), Error> {
+        let locking = Locking::begin(&self.around.source, &self.around.application_name).await?;
+        for table in tables {
+            let locked = locking.lock(&table.id).await;
+            locked.map_err(|error| Error::of_table(&table.id, error.into()))?;
+        }
+        let paused: Vec<_> = tables.iter().map(|table| table.sieve.pause()).collect();
+        let snapshot = locking.share().await?;
+        let cut = cut(&snapshot);
+        let opened = tables
+            .iter()
+            .zip(paused)
+            .filter_map(|(table, paused)| paused.open(&cut).then(|| Arc::clone(table)));
+        let opened = opened.collect();
+        Ok((Arc::new(snapshot), opened))
+    }
+
+    /// Plans a table's copy in a snapshot.
+    async fn plan_keyless(&self, table: &Arc<Table<D>>, snapshot: &Arc<SharedSnapshot>) -> Result<(), Error> {
+        let _before_a_truncate = table.chunk_gate.read().await;
+        if table.failed() || table.snapshot_over() {
+            return Ok(());
+        }
+        let session = self.session().await?;
+        let (chunks, estimated) = plan::chunks(&session, &table.schema(), self.around.parallelism).await?;
+        let all: Vec<usize> = (0..chunks.len()).collect();
+        table
+            .update(|record| {
+                record.chunks = chunks;
+                record.rows_estimated = estimated;
+                record.cut = Some(cut(snapshot));
+            })
+            .await?;
+        table.progress.rows_copied.store(0, Ordering::Relaxed);
+        self.enqueue(table, table.record().plan, &all, Some(snapshot)).await
+    }
+}
+
+fn cut(snapshot: &SharedSnapshot) -> Cut {
+    Cut { snapshot: snapshot.sees.clone(), end: snapshot.end }
+}
