@@ -24,6 +24,7 @@ mod gone;
 mod hostile;
 mod identity;
 mod injection;
+mod keyless;
 mod names;
 mod partitions;
 mod pgbench;
