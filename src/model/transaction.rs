@@ -91,6 +91,24 @@ mod tests {
     }
 
     #[test]
+    fn sees_what_has_ended() {
+        let sees = |text: &str, transactions: &[u32]| {
+            let snapshot = snapshot(text);
+            transactions.iter().all(|xid| snapshot.sees(*xid))
+        };
+        assert!(sees("10:12:", &[9, 10, 11]));
+        assert!(sees("10:12:10", &[9, 11]));
+        assert!(!sees("10:12:10", &[9, 10]));
+        assert!(!sees("10:12:10,11", &[11]));
+        assert!(!sees("10:12:", &[12]));
+        // 2^32 + 3, just after the numbers went round.
+        let round = "4294967290:4294967299:4294967295";
+        assert!(sees(round, &[4_294_967_290, 1]));
+        assert!(!sees(round, &[4_294_967_295]));
+        assert!(!sees(round, &[3]));
+    }
+
+    #[test]
     fn numbers_of_32_bits_are_taken_for_the_nearest() {
         let epoch = 1_u64 << 32;
         let snapshot = snapshot(&format!("{}:{}:{}", epoch - 2, epoch + 3, epoch + 1));
@@ -104,7 +122,7 @@ mod tests {
         for text in ["10:20:10,14", "7:7:"] {
             assert_eq!(String::from(snapshot(text)), text);
         }
-        for text in ["", "1", "1:2", "1:2:x", "1:2:3:4", "a:2:"] {
+        for text in ["", "1", "1:", "1:2", "1:2:x", "1:2:3:4", "a:2:", "a:b:c"] {
             assert!(TransactionSnapshot::try_from(text.to_owned()).is_err(), "{text}");
         }
     }
