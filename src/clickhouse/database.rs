@@ -152,8 +152,7 @@ impl Database {
 
     fn begin_insert(&self, table: &TableSchema, fence: &str) -> BlockInsert {
         let settings = insert::settings(Some(fence));
-        let settings: Vec<(&str, &str)> =
-            settings.iter().map(|(name, value)| (*name, value.as_str())).collect();
+        let settings = borrowed(&settings);
         BlockInsert {
             stream: self.shared.client.insert(&ddl::insert(&self.shared.database, table), &settings),
             table: self.qualified(table),
@@ -163,7 +162,7 @@ impl Database {
     async fn max_version(&self, table: &TableSchema, fence: &str) -> Result<Lsn, Error> {
         let sql = ddl::newest_version(&self.shared.database, &table.target);
         let fence = insert::fence(fence);
-        let settings: Vec<(&str, &str)> = fence.iter().map(|(name, value)| (*name, value.as_str())).collect();
+        let settings = borrowed(&fence);
         let answer = self.shared.client.query_text(&sql, &settings).await?;
         let version = answer.trim().parse();
         version.map(Lsn).map_err(|_| Error::Protocol("a row's version is not a number".to_owned()))
@@ -188,8 +187,7 @@ impl Database {
         let last =
             self.shared.state_version.fetch_update(Relaxed, Relaxed, |last| Some(next(last))).unwrap_or(0);
         let settings = insert::settings(None);
-        let settings: Vec<(&str, &str)> =
-            settings.iter().map(|(name, value)| (*name, value.as_str())).collect();
+        let settings = borrowed(&settings);
         let mut stream = self.shared.client.insert(&state::insert(&self.shared.database), &settings);
         stream.send(state::body(mirror, rows, next(last))?.into()).await?;
         stream.end().await
@@ -282,8 +280,7 @@ impl Destination for Database {
         fence: &str,
     ) -> Result<(), DestinationError> {
         let settings = insert::settings(Some(fence));
-        let settings: Vec<(&str, &str)> =
-            settings.iter().map(|(name, value)| (*name, value.as_str())).collect();
+        let settings = borrowed(&settings);
         let sql = ddl::delete_older(&self.shared.database, table, version.0);
         let doing = format!("delete rows that the copy did not bring from {}", self.qualified(table));
         let done = self.shared.client.execute_long(&sql, &settings).await;
@@ -294,13 +291,13 @@ impl Destination for Database {
         let sql = ddl::truncate(&self.shared.database, &table.target);
         let doing = format!("truncate {}", self.qualified(table));
         let fence = insert::fence(fence);
-        let settings: Vec<(&str, &str)> = fence.iter().map(|(name, value)| (*name, value.as_str())).collect();
+        let settings = borrowed(&fence);
         self.shared.client.execute(&sql, &settings).await.map_err(|error| error.while_doing(&doing))
     }
 
     async fn settle(&self, fence: &str) -> Result<(), DestinationError> {
         let fence = insert::fence(fence);
-        let settings: Vec<(&str, &str)> = fence.iter().map(|(name, value)| (*name, value.as_str())).collect();
+        let settings = borrowed(&fence);
         let answer = self.shared.client.query_text("SELECT 1 FORMAT TabSeparated", &settings).await;
         answer.map(drop).map_err(|error| error.while_doing("end earlier inserts"))
     }
@@ -330,4 +327,9 @@ impl Destination for Database {
         };
         work.await.map_err(|error: Error| error.while_doing(&doing))
     }
+}
+
+/// Settings as the client takes them.
+fn borrowed<'a>(settings: &'a [(&'static str, String)]) -> Vec<(&'a str, &'a str)> {
+    settings.iter().map(|(name, value)| (*name, value.as_str())).collect()
 }
