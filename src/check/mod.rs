@@ -1,6 +1,6 @@
 //! Is everything as replication needs it, and if not, what to run.
 //!
-//! A thin layer ([`gather`]) asks the servers; pure functions decide from what it brings.
+//! A thin layer (`gather`) asks the servers; pure functions decide from what it brings.
 
 mod destination;
 mod gather;

@@ -68,7 +68,7 @@ pub fn load_mounted(file: &Path, secrets: &Path) -> Result<Vec<ReplicatorConfig>
 }
 
 /// Reads a file's text, however wrong it is.
-#[cfg(any(test, fuzzing))]
+#[cfg(any(test, doc, fuzzing))]
 pub fn fuzz(text: &str) -> Result<Vec<ReplicatorConfig>, LoadError> {
     static SCHEMAS: std::sync::LazyLock<schema::Schemas> =
         std::sync::LazyLock::new(|| schema::by_kind().unwrap_or_default());

@@ -7,7 +7,7 @@ mod buffer;
 mod connection;
 mod copy_out;
 mod fields;
-#[cfg(any(test, fuzzing))]
+#[cfg(any(test, doc, fuzzing))]
 pub mod fuzzing;
 mod halves;
 mod replication;
