@@ -230,6 +230,44 @@ fn the_slot_is_invalidated() {
     lab.until_event(&name, "ResyncRequested");
 }
 
+/// A slot that holds back more WAL than the source would keep by itself, without a limit: told while changes flow, and while no
+/// replicator runs.
+#[test]
+fn the_source_s_disk_fills() {
+    let lab = Lab::with_own_postgres(&["-c", "max_wal_size=32MB"]);
+    lab.sql("CREATE TABLE t (id int PRIMARY KEY); INSERT INTO t VALUES (1); CREATE TABLE other (v text)");
+    let name = lab.streaming(&lab.mirror(&["t"]));
+    // What it has written keeps the slot where it is.
+    let mut open = lab.connect();
+    open.batch_execute("BEGIN; INSERT INTO other VALUES ('open')").unwrap();
+    lab.sql("INSERT INTO other SELECT repeat('x', 1000) FROM generate_series(1, 60000)");
+    let told = |mirror: &api::Mirror, type_, words: &[&str]| {
+        let conditions = &mirror.status.as_ref()?.conditions;
+        let told = condition(conditions, type_)?;
+        words.iter().all(|words| told.message.contains(words)).then(|| told.reason.clone())
+    };
+    let words = ["MiB of WAL at the source, more than max_wal_size", "its disk may fill up"];
+    let reason =
+        lab.until(&name, "the disk to be told of", |mirror| told(mirror, conditions::SOURCE_READY, &words));
+    assert_eq!(reason, "SourceDiskAtRisk");
+    assert_says(&lab.until_event(&name, "SourceDiskAtRisk"), &words);
+
+    lab.patch_mirror(&name, &json!({"spec": {"replicator": {"nodeSelector": {"nowhere": "here"}}}}));
+    let reason = lab.until(&name, "the disk to be told of without a replicator", |mirror| {
+        told(mirror, conditions::READY, &["meanwhile slot walferry_", words[0]])
+    });
+    assert_ne!(reason, "Streaming");
+    open.batch_execute("COMMIT").unwrap();
+    lab.patch_mirror(&name, &json!({"spec": {"replicator": {"nodeSelector": null}}}));
+    lab.sql("INSERT INTO t VALUES (2)");
+    lab.settle(&name);
+    lab.until(&name, "nothing to fear", |mirror| {
+        let status = mirror.status.as_ref()?;
+        (condition(&status.conditions, conditions::SOURCE_READY)?.reason == "Connected").then_some(())
+    });
+    lab.assert_table("t", "id", "id");
+}
+
 /// The younger of two Mirrors is refused as long as the older one is there, and takes its place when it is gone.
 #[test]
 fn two_want_one_target() {

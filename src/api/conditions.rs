@@ -59,6 +59,8 @@ pub mod reason {
 
     /// The source is in use, but may soon give up the slot.
     pub const SLOT_AT_RISK: &str = "SlotAtRisk";
+    /// The source is in use, but its slot holds back much WAL, and nothing limits that.
+    pub const SOURCE_DISK_AT_RISK: &str = "SourceDiskAtRisk";
 
     /// The resource asks for something that can't be, such as a source that is a peer of kind clickhouse.
     pub const INVALID_SPEC: &str = "InvalidSpec";

@@ -125,6 +125,11 @@ const RESOURCES: &[Reason] = &[
         "Raise `max_slot_wal_keep_size`; see why the Mirror doesn't keep up, or resume it.",
     ),
     reason(
+        "SourceDiskAtRisk",
+        "The source is in use, but keeps more WAL for the Mirror than `max_wal_size`, and no `max_slot_wal_keep_size` limits that: its disk may fill up.",
+        "See why the Mirror doesn't keep up, or resume it. Set `max_slot_wal_keep_size`: past it the slot is lost, but the source goes on.",
+    ),
+    reason(
         "InvalidSpec",
         "The resource asks for something that can't be.",
         "Correct the field that the message names.",

@@ -294,12 +294,33 @@ pub struct SlotReport {
     pub takeovers: u64,
 }
 
+/// What a slot that holds back much WAL may lead to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SlotRisk {
+    /// The source may soon remove WAL that the slot still needs: more than four fifths of what it may keep are in use.
+    Invalidation,
+    /// The source keeps more than it would by itself (`max_wal_size`), and nothing limits that (`max_slot_wal_keep_size`).
+    FullDisk,
+}
+
 impl SlotReport {
-    /// Whether the source may soon remove WAL that the slot still needs: more than four fifths of what it may keep are in use.
-    pub fn is_at_risk(&self) -> bool {
+    /// What may become of it, or of the source.
+    pub fn risk(&self) -> Option<SlotRisk> {
         let retained = i64::try_from(self.retained_wal_bytes.unwrap_or_default()).unwrap_or(i64::MAX);
-        self.wal_status.as_deref() == Some("unreserved")
-            || self.safe_wal_bytes.is_some_and(|safe| safe < retained / 4)
+        match (self.wal_status.as_deref(), self.safe_wal_bytes) {
+            (Some("unreserved"), _) => Some(SlotRisk::Invalidation),
+            (_, Some(safe)) if safe < retained / 4 => Some(SlotRisk::Invalidation),
+            (Some("extended"), None) => Some(SlotRisk::FullDisk),
+            _ => None,
+        }
+    }
+
+    /// Whether it is worth another warning after what was seen `before`: there is a risk now, or another one, or what is held back
+    /// has passed another power of two.
+    pub fn is_worse_than(&self, before: &SlotReport) -> bool {
+        let magnitude = |slot: &SlotReport| slot.retained_wal_bytes.and_then(u64::checked_ilog2);
+        let (risk, was) = (self.risk(), before.risk());
+        risk.is_some() && (risk != was || magnitude(self) > magnitude(before))
     }
 }
 

@@ -215,15 +215,15 @@ impl<D: Destination> Watch<D> {
 }
 
 impl<D: Destination> Watch<D> {
-    /// Reports the slot, with a warning in the log when it begins to be at risk.
+    /// Reports the slot, with a warning in the log when it begins to be a risk, and as the risk grows.
     fn tell_of(&self, slot: &SlotInfo) {
-        let (before, now) = (self.progress.slot(), slot.report());
-        if now.is_at_risk() && !before.is_at_risk() {
+        let now = slot.report();
+        if now.is_worse_than(&self.progress.slot()) {
             tracing::warn!(
                 slot = slot.name,
                 retained_bytes = slot.retained_bytes,
                 safe_bytes = slot.safe_wal_size,
-                "the source may soon give up WAL that is still needed: raise max_slot_wal_keep_size"
+                "the slot holds back much WAL: the source may give it up, or its disk may fill up"
             );
         }
         self.progress.set_slot(now);

@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::slot::slot_warning;
 use crate::{
     api::conditions::{self as types, reason},
     model::{MirrorFailure, MirrorPhase, MirrorReport, TableReport, TableState},
@@ -64,26 +65,24 @@ pub fn conditions(report: &MirrorReport) -> Vec<Condition> {
     let overall = Overall::of(report);
     let mut conditions = vec![overall.ready()];
     conditions.extend(overall.reconciling_or_stalled());
-    let source = overall.side(types::SOURCE_READY, reason::SOURCE_PREFIX, "the source");
-    conditions.push(if source.status == ConditionStatus::True && report.slot.is_at_risk() {
-        let message = slot_at_risk(&report.slot_name);
-        condition(types::SOURCE_READY, ConditionStatus::True, reason::SLOT_AT_RISK, &message)
-    } else {
-        source
-    });
+    let mut source = overall.side(types::SOURCE_READY, reason::SOURCE_PREFIX, "the source");
+    if let Some((reason, message)) = slot_warning(report) {
+        match (source.status, &overall) {
+            (ConditionStatus::True, _) => {
+                source = condition(types::SOURCE_READY, ConditionStatus::True, reason, &message);
+            }
+            (_, Overall::Provisioning { .. } | Overall::Retrying(_) | Overall::Stalled(_)) => {
+                conditions[0].message = format!("{}; meanwhile {message}", conditions[0].message);
+            }
+            _ => {}
+        }
+    }
+    conditions.push(source);
     conditions.push(overall.side(types::DESTINATION_READY, reason::DESTINATION_PREFIX, "the destination"));
     conditions.push(snapshotted(report));
     conditions.push(overall.streaming());
     conditions.push(overall.caught_up(report));
     conditions
-}
-
-/// What to do about a slot that the source may soon give up. Without figures, which would change all the time.
-pub fn slot_at_risk(slot: &str) -> String {
-    format!(
-        "slot {slot} holds back nearly all the WAL that the source may keep, and will be invalidated: raise max_slot_wal_keep_size, and see why \
-         the Mirror doesn't keep up, or resume it"
-    )
 }
 
 impl Overall {
@@ -354,7 +353,7 @@ fn suspended(report: &MirrorReport) -> String {
 }
 
 /// Bytes for people: to a tenth of the largest binary unit.
-fn size(bytes: u64) -> String {
+pub(super) fn size(bytes: u64) -> String {
     let units = [(1_u64 << 40, "TiB"), (1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB")];
     match units.iter().find(|(unit, _)| bytes >= *unit) {
         Some((unit, name)) => format!("{:.1} {name}", bytes as f64 / *unit as f64),
@@ -369,7 +368,7 @@ pub(super) fn condition(type_: &str, status: ConditionStatus, reason: &str, mess
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{Lsn, MirrorIdentity, Progress, SlotReport, TableId};
+    use crate::model::{Lsn, MirrorIdentity, Progress, TableId};
 
     fn report(
         phase: MirrorPhase,
@@ -507,22 +506,23 @@ mod tests {
     }
 
     #[test]
-    fn a_slot_at_risk_is_told_while_the_source_is_in_use() {
-        let with = |wal_status: &str, safe_wal_bytes, retained| {
-            let mut report = report(MirrorPhase::Streaming, None, &[("a", TableState::Streaming)]);
-            let wal_status = Some(wal_status.to_owned());
-            report.slot = SlotReport {
-                wal_status,
-                safe_wal_bytes,
-                retained_wal_bytes: Some(retained),
-                ..Default::default()
-            };
-            summary(&report)[1].clone()
+    fn a_slot_that_holds_back_much_is_told_whether_changes_flow_or_not() {
+        let with = |phase, failure: Option<(&str, &str)>| {
+            let mut report = report(phase, failure, &[("a", TableState::Streaming)]);
+            report.slot.wal_status = Some("extended".to_owned());
+            report.slot.retained_wal_bytes = Some(5 << 30);
+            report
         };
-        assert_eq!(with("reserved", None, 1 << 40), "SourceReady=True Connected");
-        assert_eq!(with("extended", Some(500), 500), "SourceReady=True Connected");
-        assert_eq!(with("extended", Some(100), 900), "SourceReady=True SlotAtRisk");
-        assert_eq!(with("unreserved", Some(-10), 1000), "SourceReady=True SlotAtRisk");
+        let streams = with(MirrorPhase::Streaming, None);
+        assert_eq!(summary(&streams)[1], "SourceReady=True SourceDiskAtRisk");
+        assert_eq!(conditions(&streams)[0].message, "changes of public.a flow");
+        let retries = with(MirrorPhase::Retrying, Some(("DestinationUnreachable", "no route to host")));
+        let message = &conditions(&retries)[0].message;
+        assert!(
+            message.starts_with("no route to host; meanwhile slot walferry_0 holds back 5.0 GiB"),
+            "{message}"
+        );
+        assert_eq!(conditions(&retries)[1].message, "no route to host");
     }
 
     #[test]

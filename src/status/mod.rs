@@ -3,10 +3,12 @@
 mod conditions;
 mod kubernetes;
 mod peer;
+mod slot;
 
-pub use conditions::{Condition, ConditionStatus, conditions, slot_at_risk};
+pub use conditions::{Condition, ConditionStatus, conditions};
 pub use kubernetes::{mirror_status, write_now};
 pub use peer::{PeerOutcome, PeerReport, peer_status};
+pub use slot::slot_warning;
 
 use serde::{Deserialize, Serialize};
 

@@ -1,6 +1,6 @@
 //! The controller of Mirrors: a short driver over named steps, each in its own file.
 //!
-//! fetch → validate → preflight → build → apply → replicator → publish. Whatever step a look at a Mirror ends in, it comes to one
+//! fetch → validate → preflight → build → apply → replicator → slot → publish. Whatever step a look at a Mirror ends in, it comes to one
 //! [`MirrorReport`], from which status and events are made.
 
 mod apply;
@@ -11,7 +11,7 @@ mod observe;
 mod preflight;
 mod publish;
 mod replicator;
-mod suspended;
+mod slot;
 mod validate;
 
 pub(super) use build::MIRROR_UID;
@@ -33,8 +33,7 @@ use super::{
 };
 use crate::{
     api::{Mirror, MirrorStatus, RESYNC, conditions::reason},
-    model::{MirrorIdentity, MirrorPhase, MirrorReport},
-    status,
+    model::{MirrorIdentity, MirrorPhase, MirrorReport, SlotReport},
 };
 use apply::{Applied, Present, Wanted, apply};
 use finalize::{Endpoints, finalize};
@@ -58,12 +57,10 @@ pub(super) struct Memory {
     written: Option<Written<MirrorStatus>>,
     applied: Option<Applied>,
     endpoints: Option<Endpoints>,
-    /// The slot of a suspended Mirror.
-    seen: Option<suspended::Seen>,
-    /// Whether the slot was told to be at risk.
-    at_risk: bool,
-    /// How often the replicator had taken the slot over when it was last looked at.
-    takeovers: u64,
+    /// The slot, when the operator last looked at it itself.
+    seen: Option<slot::Seen>,
+    /// The slot, as it was last told of.
+    slot: SlotReport,
     /// Whether it was let go: the watch shows that only a little later.
     ended: bool,
     /// The value of the annotation that asks for a resync, as last applied.
@@ -102,6 +99,7 @@ pub(super) async fn reconcile(mirror: Arc<Guarded<Mirror>>, context: Arc<Context
         Err(Error::Obstacle(obstacle)) => (standing(&context, readable, &identity, obstacle).await?, true),
         Err(error) => return Err(error),
     };
+    let report = slot::tell(&context, readable, &identity, report).await;
     publish(&context, &mirror, &report).await?;
     Ok(Action::requeue(pause(&context, &mirror.uid().unwrap_or_default(), &report, ours)))
 }
@@ -126,38 +124,10 @@ async fn drive(context: &Context, mirror: &Mirror, identity: &MirrorIdentity) ->
     }
     remember(context, mirror, &plan).await;
     let deployment = apply(context, mirror, &wanted, &present).await?;
-    let report = if mirror.spec.suspend {
-        suspended::report(context, identity, &uid, &plan.config.source).await
-    } else {
-        context.memory.mirrors.of(&uid, |memory| memory.seen = None);
-        replicator::report(context, identity, &uid, Some(&deployment)).await
-    };
-    tell_of_slot(context, mirror, &report).await;
-    Ok(report)
-}
-
-/// Tells what is new about the slot and is no condition: that it is at risk, that it was taken over.
-async fn tell_of_slot(context: &Context, mirror: &Mirror, report: &MirrorReport) {
-    let (at_risk, takeovers) = (report.slot.is_at_risk(), report.slot.takeovers);
-    let (risk_told, takeovers_told) =
-        context.memory.mirrors.of(&mirror.uid().unwrap_or_default(), |memory| {
-            let Memory { at_risk: risk, takeovers: count, .. } = memory;
-            (std::mem::replace(risk, at_risk), std::mem::replace(count, takeovers))
-        });
-    let slot = &report.slot_name;
-    let mut notices = Vec::new();
-    if at_risk && !risk_told {
-        let note = status::slot_at_risk(slot);
-        notices.push(Notice::warning(reason::SLOT_AT_RISK, note));
+    if mirror.spec.suspend {
+        return Ok(unasked(identity, MirrorPhase::Suspended, None));
     }
-    if takeovers > takeovers_told {
-        let note =
-            format!("slot {slot} was still held by an earlier connection of this Mirror, which was ended");
-        notices.push(Notice::normal("TakenOver", note));
-    }
-    for notice in notices {
-        context.events.publish(&mirror.object_ref(&()), &notice).await;
-    }
+    Ok(replicator::report(context, identity, &uid, Some(&deployment)).await)
 }
 
 /// Keeps what a later clean-up may not find any more, and tells of a resync that begins.
@@ -217,7 +187,7 @@ fn pause(context: &Context, uid: &str, report: &MirrorReport, ours: bool) -> Dur
         MirrorPhase::Stalled if !report.tables.is_empty() => STREAMING,
         MirrorPhase::Provisioning | MirrorPhase::Snapshotting => MOVING,
         MirrorPhase::Streaming | MirrorPhase::Retrying => STREAMING,
-        MirrorPhase::Suspended => suspended::EVERY,
+        MirrorPhase::Suspended => slot::EVERY,
         MirrorPhase::Stalled | MirrorPhase::Finished | MirrorPhase::Deleting => RESTING,
     }
 }
