@@ -15,14 +15,25 @@ use walferry::{
     replication::{Destination, DestinationError, ErrorKind, Insert, Op, StateRow, TableBatch},
 };
 
-fn endpoint() -> ClickHouseEndpoint {
+/// The server, and the database that these tests share.
+fn server() -> &'static (Arc<Server>, String) {
     static SERVER: OnceLock<(Arc<Server>, String)> = OnceLock::new();
-    let (server, database) = SERVER.get_or_init(|| {
+    SERVER.get_or_init(|| {
         let server = Server::shared_clickhouse();
         let database = format!("app_destination_{}", std::process::id());
         server.as_clickhouse().query("default", &format!("CREATE DATABASE {database}"));
         (server, database)
-    });
+    })
+}
+
+/// Does what the user under test has no right to.
+fn as_administrator(sql: &str) {
+    let (server, database) = server();
+    server.as_clickhouse().query(database, sql);
+}
+
+fn endpoint() -> ClickHouseEndpoint {
+    let (server, database) = server();
     ClickHouseEndpoint {
         url: format!("http://127.0.0.1:{}", server.port),
         database: database.clone(),
@@ -51,7 +62,7 @@ async fn fresh(database: &Database, name: &str) -> TableSchema {
             vec![column("id", SourceType::Int8, false), column("v", SourceType::Text, true)],
         )
     };
-    drop_table(database, &table).await;
+    drop_table(database, &table);
     table
 }
 
@@ -59,12 +70,8 @@ fn target(database: &Database, table: &TableSchema) -> String {
     walferry::clickhouse::quote::table(database.name(), &table.target)
 }
 
-async fn drop_table(database: &Database, table: &TableSchema) {
-    database
-        .client()
-        .execute(&format!("DROP TABLE IF EXISTS {} SYNC", target(database, table)), &[])
-        .await
-        .unwrap();
+fn drop_table(database: &Database, table: &TableSchema) {
+    as_administrator(&format!("DROP TABLE IF EXISTS {} SYNC", target(database, table)));
 }
 
 async fn ask(database: &Database, sql: &str) -> String {
@@ -121,7 +128,7 @@ async fn the_last_of_equal_versions_wins_and_tombstones_hide() {
     assert_eq!(rows(&database, &table).await, "1,\"streamed\"\n3,\\N");
     database.truncate(&table, "truncate").await.unwrap();
     assert_eq!(rows(&database, &table).await, "");
-    drop_table(&database, &table).await;
+    drop_table(&database, &table);
 }
 
 #[tokio::test]
@@ -138,7 +145,7 @@ async fn a_batch_that_is_sent_again_is_written_again() {
         database.insert(&table, batch, &table.target).await.unwrap();
     }
     assert_eq!(rows(&database, &table).await, "1,\"a\"");
-    drop_table(&database, &table).await;
+    drop_table(&database, &table);
 }
 
 #[tokio::test]
@@ -170,7 +177,7 @@ async fn a_long_insert_makes_few_parts_and_a_dropped_one_is_not_finished() {
     assert_eq!(rows(&database, &table).await, "");
     // An insert without rows is none.
     database.open_insert(&table, &table.target).await.unwrap().finish().await.unwrap();
-    drop_table(&database, &table).await;
+    drop_table(&database, &table);
 }
 
 #[tokio::test]
@@ -198,7 +205,7 @@ async fn a_later_insert_ends_an_earlier_one_with_the_same_fence() {
     sent.unwrap();
     assert_eq!(kind(ended), (ErrorKind::Transient, "DestinationInsertReplaced"));
     assert_eq!(rows(&database, &table).await, "1,\"later\"");
-    drop_table(&database, &table).await;
+    drop_table(&database, &table);
 }
 
 #[tokio::test]
@@ -240,11 +247,7 @@ async fn columns_are_added_with_the_value_that_old_rows_show() {
          \"00010203-0405-0607-0809-0a0b0c0d0e0f\", true, \"FF00\", \"23:59:59.500000\"]"
     );
     // A column that vanished comes back, one of another type is told.
-    database
-        .client()
-        .execute(&format!("ALTER TABLE {} DROP COLUMN v", target(&database, &table)), &[])
-        .await
-        .unwrap();
+    as_administrator(&format!("ALTER TABLE {} DROP COLUMN v", target(&database, &table)));
     database.ensure_table(&table).await.unwrap();
     table.columns[2].source_type = SourceType::Int8;
     let error = database.ensure_table(&table).await.err().unwrap();
@@ -254,7 +257,7 @@ async fn columns_are_added_with_the_value_that_old_rows_show() {
         "{}",
         error.message
     );
-    drop_table(&database, &table).await;
+    drop_table(&database, &table);
 }
 
 #[tokio::test]
@@ -276,7 +279,7 @@ async fn tables_are_made_as_asked_or_refused() {
     database.insert(&table, &gone, &table.target).await.unwrap();
     // The tombstone has no `at`, and outlives the TTL all the same.
     let target = target(&database, &table);
-    database.client().execute(&format!("OPTIMIZE TABLE {target} FINAL"), &[]).await.unwrap();
+    as_administrator(&format!("OPTIMIZE TABLE {target} FINAL"));
     assert_eq!(
         ask(&database, &format!("SELECT count() FROM {target} WHERE _walferry_deleted = 1")).await,
         "1"
@@ -285,18 +288,17 @@ async fn tables_are_made_as_asked_or_refused() {
 
     table.partition_by = Some("v".to_owned());
     assert_eq!(kind(database.ensure_table(&table).await), (ErrorKind::Table, "DestinationEngineInvalid"));
-    drop_table(&database, &table).await;
+    drop_table(&database, &table);
     table.partition_by = Some("nonsense(".to_owned());
     assert_eq!(kind(database.ensure_table(&table).await), (ErrorKind::Table, "DestinationStatementRefused"));
     table.partition_by = None;
     table.ttl = None;
     table.settings = vec![("no_such_setting".to_owned(), "1".to_owned())];
     assert_eq!(kind(database.ensure_table(&table).await), (ErrorKind::Table, "DestinationStatementRefused"));
-    let sql = format!("CREATE TABLE {target} (id Int64) ENGINE = MergeTree ORDER BY id");
-    database.client().execute(&sql, &[]).await.unwrap();
+    as_administrator(&format!("CREATE TABLE {target} (id Int64) ENGINE = MergeTree ORDER BY id"));
     table.settings.clear();
     assert_eq!(kind(database.ensure_table(&table).await), (ErrorKind::Table, "DestinationTableConflict"));
-    drop_table(&database, &table).await;
+    drop_table(&database, &table);
     let batch = database.batch(&table).unwrap();
     assert_eq!(
         kind(database.insert(&table, &gone_row(&database, &table), &table.target).await),
@@ -341,7 +343,7 @@ async fn older_rows_are_deleted() {
     insert(&[("2", "again", 100, Op::Upsert)]).await;
     let count = format!("SELECT count() FROM {} FINAL", target(&database, &table));
     assert_eq!(ask(&database, &count).await, "4");
-    drop_table(&database, &table).await;
+    drop_table(&database, &table);
 }
 
 fn gone_row(database: &Database, table: &TableSchema) -> <Database as Destination>::Batch {
