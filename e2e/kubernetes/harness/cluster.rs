@@ -4,11 +4,12 @@ use std::{
     env,
     ffi::OsString,
     fmt,
-    io::Write,
+    io::{self, Write},
     net::{IpAddr, UdpSocket},
     path::{Path, PathBuf},
     process::{Command, Stdio},
     sync::{Mutex, OnceLock, PoisonError},
+    thread,
 };
 
 use k8s_openapi::api::core::v1::Node;
@@ -102,12 +103,37 @@ impl Cluster {
         version.minor.trim_end_matches(|c: char| !c.is_ascii_digit()).parse().unwrap()
     }
 
-    /// Stops, kills or starts a program of the cluster: "apiserver kill". Only a cluster of our own can do this.
+    /// Whether programs of the cluster can be killed and its node drained: not where somebody else's pods may be. Where they can't,
+    /// it is said that the test ends here.
+    pub fn can_be_disturbed(&self) -> bool {
+        if self.keeper.is_none() {
+            let test = thread::current().name().unwrap_or("a test").to_owned();
+            // the test harness swallows what a test prints, if it succeeds, but not what goes there directly
+            let _ = writeln!(
+                io::stderr(),
+                "{test}: SKIPPED, for it kills programs of the cluster, which is not ours"
+            );
+        }
+        self.keeper.is_some()
+    }
+
+    /// Kills a program of the cluster, such as `etcd`, and starts it again after `meanwhile`, whatever comes of that.
     #[track_caller]
-    pub fn order(&self, order: &str) {
-        let keeper = self.keeper.as_ref().expect("a cluster of E2E_KUBECONFIG can't be disturbed like that");
+    pub fn without(&self, program: &str, meanwhile: impl FnOnce()) {
+        let away = Away { cluster: self, program };
+        self.order(&format!("{program} kill"));
+        meanwhile();
+        drop(away);
+    }
+
+    /// Kills or starts a program of the cluster: "apiserver kill".
+    #[track_caller]
+    fn order(&self, order: &str) {
+        let keeper = self.keeper.as_ref().expect("asked whether the cluster can be disturbed");
         let answer = keeper.lock().unwrap_or_else(PoisonError::into_inner).order(order);
-        assert!(["started", "stopped"].contains(&&*answer), "{order}: {answer}");
+        let done = ["started", "stopped"].contains(&&*answer);
+        // what failed before is shown, not this
+        assert!(done || thread::panicking(), "{order}: {answer}");
     }
 
     /// Runs kubectl with this standard input.
@@ -148,6 +174,18 @@ impl Cluster {
             stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
             stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
         }
+    }
+}
+
+/// A program that is away as long as this lives.
+struct Away<'a> {
+    cluster: &'a Cluster,
+    program: &'a str,
+}
+
+impl Drop for Away<'_> {
+    fn drop(&mut self) {
+        self.cluster.order(&format!("{} start", self.program));
     }
 }
 
