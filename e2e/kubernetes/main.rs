@@ -23,6 +23,7 @@ mod support;
 
 mod bad_input;
 mod crds;
+mod faults;
 mod finalizer;
 mod install;
 mod lifecycle;

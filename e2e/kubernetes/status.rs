@@ -116,23 +116,12 @@ fn assert_state(mirror: &Mirror, kind: &str, status: &str, reason: &str) {
     assert_eq!(state_of(mirror, kind), Some((status.to_owned(), reason.to_owned())), "{kind}: {mirror:#?}");
 }
 
-/// The reasons of the events about a Mirror, sorted.
-fn events(lab: &Lab, name: &str) -> Vec<String> {
-    let selector = format!("involvedObject.name={name},involvedObject.kind=Mirror");
-    let columns = "custom-columns=REASON:.reason";
-    let arguments = ["get", "events", "--no-headers", "-o", columns, "--field-selector", &selector];
-    let outcome = lab.space.kubectl(&arguments).exits(0);
-    let mut reasons: Vec<_> = outcome.stdout.lines().map(|line| line.trim().to_owned()).collect();
-    reasons.sort();
-    reasons
-}
-
 /// Waits for the events of a Mirror whose copy is done. They come after the status that they are about, and after others where
 /// the Mirror was there before its Secrets.
 #[track_caller]
 fn assert_events_of_a_copy(lab: &Lab, name: &str) {
     let told = || {
-        let mut told = events(lab, name);
+        let mut told = lab.events(name);
         told.retain(|reason| reason == "Provisioned" || reason.starts_with("Snapshot"));
         told
     };
@@ -339,8 +328,8 @@ fn failed_tables_are_listed_and_the_rest_streams() {
     let mirror =
         lab.until(&name, "Failed", |mirror| (kstatus(mirror) == Kstatus::Failed).then(|| mirror.clone()));
     assert_consistent(&mirror);
-    eventually("the events", || events(&lab, &name).contains(&"AllTablesFailed".to_owned()));
-    let events = events(&lab, &name);
+    eventually("the events", || lab.events(&name).contains(&"AllTablesFailed".to_owned()));
+    let events = lab.events(&name);
     assert_eq!(events.iter().filter(|reason| *reason == "TableFailed").count(), 2, "{events:?}");
 }
 

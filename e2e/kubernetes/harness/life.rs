@@ -105,6 +105,17 @@ impl Lab {
         ))
     }
 
+    /// The reasons of the events about a Mirror, sorted.
+    pub fn events(&self, name: &str) -> Vec<String> {
+        let selector = format!("involvedObject.name={name},involvedObject.kind=Mirror");
+        let columns = "custom-columns=REASON:.reason";
+        let arguments = ["get", "events", "--no-headers", "-o", columns, "--field-selector", &selector];
+        let outcome = self.space.kubectl(&arguments).exits(0);
+        let mut reasons: Vec<_> = outcome.stdout.lines().map(|line| line.trim().to_owned()).collect();
+        reasons.sort();
+        reasons
+    }
+
     /// Waits until a replicator of the Mirror is ready that is none of `before`, and gives its pod.
     #[track_caller]
     pub fn until_replicator(&self, name: &str, before: &[&Pod]) -> Pod {
