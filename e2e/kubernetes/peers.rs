@@ -2,16 +2,12 @@
 
 use k8s_openapi::api::core::v1::Secret;
 use kube::api::{Patch, PatchParams};
-use rcgen::{
-    BasicConstraints, CertificateParams, CertifiedIssuer, DnType, ExtendedKeyUsagePurpose, IsCa, KeyPair,
-    date_time_ymd,
-};
 use serde_json::{Value, json};
 use walferry::api::{ReplicationPeer, ReplicationPeerStatus, conditions};
 
 use crate::{
     harness::{Lab, Space, assert_says, clickhouse, cluster, condition, own_postgres},
-    support,
+    support::{self, Authority},
 };
 
 /// Watches a peer until `look` gives something.
@@ -131,7 +127,7 @@ fn wrong_settings_are_told_and_correcting_them_is_seen() {
     let address = cluster().address().to_string();
     let (right, wrong) = (Authority::new("right"), Authority::new("wrong"));
     let folder = tempfile::tempdir().unwrap();
-    right.write_files(folder.path(), &address);
+    right.server(&[&address]).write_files(folder.path(), &right);
     let postgres = own_postgres(&["--tls", folder.path().to_str().unwrap(), "-c", "wal_level=replica"]);
     let lab = Lab::with(Space::new(), support::Lab::on(postgres, clickhouse()));
     let mirror = lab.mirror(&["t"]);
@@ -212,32 +208,4 @@ fn wrong_settings_are_told_and_correcting_them_is_seen() {
         until_ready(&lab, name);
     }
     lab.space.kubectl(&["delete", "replicationpeers", "--all"]).exits(0);
-}
-
-/// An authority that signs certificates.
-struct Authority(CertifiedIssuer<'static, KeyPair>);
-
-impl Authority {
-    fn new(name: &str) -> Authority {
-        let mut params = CertificateParams::new(vec![]).unwrap();
-        params.distinguished_name.push(DnType::CommonName, name);
-        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        Authority(CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap())
-    }
-
-    fn pem(&self) -> String {
-        self.0.pem()
-    }
-
-    /// The files that `e2e/servers --tls` takes, for a server at this address.
-    fn write_files(&self, folder: &std::path::Path, address: &str) {
-        let mut params = CertificateParams::new(vec![address.to_owned()]).unwrap();
-        params.extended_key_usages.push(ExtendedKeyUsagePurpose::ServerAuth);
-        params.not_before = date_time_ymd(2001, 1, 1);
-        params.not_after = date_time_ymd(2090, 1, 1);
-        let key = KeyPair::generate().unwrap();
-        std::fs::write(folder.join("server.crt"), params.signed_by(&key, &self.0).unwrap().pem()).unwrap();
-        std::fs::write(folder.join("server.key"), key.serialize_pem()).unwrap();
-        std::fs::write(folder.join("ca.crt"), self.pem()).unwrap();
-    }
 }

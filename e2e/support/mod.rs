@@ -1,5 +1,6 @@
 //! What every test needs: servers, a pair of fresh databases, the program, and a way to compare both sides.
 
+mod authority;
 mod clickhouse;
 mod http;
 mod impostor;
@@ -11,6 +12,7 @@ mod wait;
 mod walferry;
 mod writer;
 
+pub use authority::{Authority, Identity};
 pub use clickhouse::ClickHouse;
 pub use http::get;
 pub use impostor::{Attack, Impostor};

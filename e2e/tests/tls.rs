@@ -1,76 +1,16 @@
 //! Encrypted connections to both databases, and the ways to log in to PostgreSQL.
 
-use std::path::Path;
-
-use rcgen::{
-    BasicConstraints, CertificateParams, CertifiedIssuer, DnType, ExtendedKeyUsagePurpose, IsCa, KeyPair,
-    date_time_ymd,
-};
 use serde_json::json;
 
 use crate::{
     on_both,
-    support::{Attack, Impostor, Lab, Mirror, Pg, Server, TlsProxy},
+    support::{Attack, Authority, Identity, Impostor, Lab, Mirror, Pg, Server, TlsProxy},
 };
-
-/// An authority that signs certificates.
-struct Authority(CertifiedIssuer<'static, KeyPair>);
-
-/// A certificate and its key, PEM.
-struct Identity {
-    certificate: String,
-    key: String,
-}
-
-impl Authority {
-    fn new(name: &str) -> Authority {
-        let mut params = CertificateParams::new(vec![]).unwrap();
-        params.distinguished_name.push(DnType::CommonName, name);
-        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        Authority(CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap())
-    }
-
-    fn pem(&self) -> String {
-        self.0.pem()
-    }
-
-    fn sign(
-        &self,
-        common_name: &str,
-        names: &[&str],
-        usage: ExtendedKeyUsagePurpose,
-        last_year: i32,
-    ) -> Identity {
-        let names: Vec<String> = names.iter().map(ToString::to_string).collect();
-        let mut params = CertificateParams::new(names).unwrap();
-        params.distinguished_name.push(DnType::CommonName, common_name);
-        params.extended_key_usages.push(usage);
-        params.not_before = date_time_ymd(2001, 1, 1);
-        params.not_after = date_time_ymd(last_year, 1, 1);
-        let key = KeyPair::generate().unwrap();
-        Identity { certificate: params.signed_by(&key, &self.0).unwrap().pem(), key: key.serialize_pem() }
-    }
-
-    fn server(&self, names: &[&str]) -> Identity {
-        self.sign("server", names, ExtendedKeyUsagePurpose::ServerAuth, 2090)
-    }
-
-    fn client(&self, common_name: &str) -> Identity {
-        self.sign(common_name, &[], ExtendedKeyUsagePurpose::ClientAuth, 2090)
-    }
-}
-
-/// The files that `e2e/servers --tls` takes.
-fn write_files(folder: &Path, server: &Identity, clients: &Authority) {
-    std::fs::write(folder.join("server.crt"), &server.certificate).unwrap();
-    std::fs::write(folder.join("server.key"), &server.key).unwrap();
-    std::fs::write(folder.join("ca.crt"), clients.pem()).unwrap();
-}
 
 /// A PostgreSQL that offers TLS, and a table to mirror.
 fn encrypted(pg: Pg, server: &Identity, authority: &Authority) -> Lab {
     let folder = tempfile::tempdir().unwrap();
-    write_files(folder.path(), server, authority);
+    server.write_files(folder.path(), authority);
     let postgres = Server::postgres(pg, &["--tls", folder.path().to_str().unwrap()]);
     let lab = Lab::on(postgres.into(), Server::shared_clickhouse());
     lab.sql("CREATE TABLE t (id int PRIMARY KEY); INSERT INTO t VALUES (1)");
@@ -128,7 +68,7 @@ fn other_host_name(pg: Pg) {
 
 fn expired(pg: Pg) {
     let authority = Authority::new("authority");
-    let old = authority.sign("server", &["127.0.0.1"], ExtendedKeyUsagePurpose::ServerAuth, 2002);
+    let old = authority.expired_server(&["127.0.0.1"]);
     let lab = encrypted(pg, &old, &authority);
     lab.command("check", &with_tls(&lab, "VerifyFull", &authority.pem()), &[]).exits(1).says(&["expired"]);
     lab.command("check", &with_tls(&lab, "VerifyCa", &authority.pem()), &[]).exits(1).says(&["expired"]);
@@ -236,14 +176,14 @@ fn clickhouse_refusals_over_https() {
         mirror
     };
     let refused = |mirror: &Mirror, words: &[&str]| lab.command("check", mirror, &[]).exits(1).says(words);
-    let old = authority.sign("server", &["127.0.0.1"], ExtendedKeyUsagePurpose::ServerAuth, 2002);
+    let old = authority.expired_server(&["127.0.0.1"]);
     let expired = TlsProxy::to(lab.clickhouse.port, &old.certificate, &old.key);
     for mode in ["VerifyFull", "VerifyCa"] {
         refused(&with(expired.port, mode, Some(&authority.pem())), &["expired", "renew"]);
     }
     lab.command("check", &with(expired.port, "Require", None), &[]).exits(0);
     // A certificate for clients is none for servers.
-    let client = authority.sign("server", &["127.0.0.1"], ExtendedKeyUsagePurpose::ClientAuth, 2090);
+    let client = authority.client_of_names(&["127.0.0.1"]);
     let wrong_use = TlsProxy::to(lab.clickhouse.port, &client.certificate, &client.key);
     refused(&with(wrong_use.port, "VerifyFull", Some(&authority.pem())), &["certificate"]);
     // The system's authorities don't know ours.
