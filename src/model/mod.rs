@@ -17,8 +17,8 @@ pub use config::{
 };
 pub use lsn::{Lsn, ParseLsnError};
 pub use progress::{
-    LagReport, MirrorFailure, MirrorPhase, MirrorReport, Progress, SlotReport, SlotRisk, TableProgress,
-    TableReport, TableState,
+    CopiesAnew, LagReport, MirrorFailure, MirrorPhase, MirrorReport, Progress, SlotReport, SlotRisk,
+    TableProgress, TableReport, TableState,
 };
 pub use redacted::Password;
 pub use table::{Column, IdentityKind, SourceType, TableId, TableKind, TableSchema};

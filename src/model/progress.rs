@@ -98,6 +98,9 @@ struct TableStatus {
     reason: String,
     target: String,
     out_of_range: BTreeMap<String, u64>,
+    copies_anew: CopiesAnew,
+    /// Whether the last one of them is under way.
+    copied_anew: bool,
 }
 
 impl TableProgress {
@@ -111,6 +114,16 @@ impl TableProgress {
         status.state = state;
         status.reason = reason.to_owned();
         status.message = message.into();
+        status.copied_anew &= matches!(state, TableState::Pending | TableState::Snapshotting);
+    }
+
+    /// Records that the table is copied anew by itself, and why. A copy that is taken up again counts once.
+    pub fn set_copied_anew(&self, why: &str) {
+        let mut status = self.status();
+        if !std::mem::replace(&mut status.copied_anew, true) {
+            let times = status.copies_anew.times + 1;
+            status.copies_anew = CopiesAnew { times, why: why.to_owned() };
+        }
     }
 
     /// The table's state.
@@ -259,6 +272,10 @@ fn table_report(mirror: &MirrorIdentity, id: &TableId, table: &TableProgress) ->
         truncated: table.truncated.load(Relaxed),
         reread: table.reread.load(Relaxed),
         out_of_range: status.out_of_range.clone(),
+        copies_anew: CopiesAnew {
+            times: status.copies_anew.times,
+            why: mirror.named(&status.copies_anew.why),
+        },
         reason: status.reason.clone(),
         message: mirror.named(&status.message),
     }
@@ -324,6 +341,15 @@ impl SlotReport {
     }
 }
 
+/// Copies of a table that nobody asked for: something happened to it that the stream doesn't tell.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CopiesAnew {
+    /// How many have begun, or were taken up again, since the process began.
+    pub times: u64,
+    /// Why the last one did; empty when there was none.
+    pub why: String,
+}
+
 /// One table's figures at one moment.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -352,6 +378,9 @@ pub struct TableReport {
     pub reread: u64,
     /// Values that the destination type could not hold, by target column.
     pub out_of_range: BTreeMap<String, u64>,
+    /// Copies that nobody asked for; none in the report of an older replicator.
+    #[serde(default)]
+    pub copies_anew: CopiesAnew,
     /// The reason of a failure, else empty.
     pub reason: String,
     /// What is wrong and what to run, or what is being waited for; else empty.

@@ -25,6 +25,9 @@ use crate::{
     },
 };
 
+/// The reason of a table that is copied because of what the stream doesn't tell.
+pub(super) const COPIED_ANEW: &str = "CopiedAnew";
+
 /// What is to be done about a table.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Drift {
@@ -170,7 +173,7 @@ impl<D: Destination> Surroundings<'_, D> {
         *record = TableRecord {
             layout: record.layout.take(),
             published: record.published.take(),
-            reason: "CopiedAnew".to_owned(),
+            reason: COPIED_ANEW.to_owned(),
             message: format!("it is copied anew: {why}"),
             copy_version: version,
             covered: version,
@@ -217,7 +220,7 @@ impl<D: Destination> Surroundings<'_, D> {
             record.chunks.clear();
         }
         record.chunks.extend(chunks);
-        (record.reason, record.message) = ("CopiedAnew".to_owned(), format!("a part of it is copied: {why}"));
+        (record.reason, record.message) = (COPIED_ANEW.to_owned(), format!("a part of it is copied: {why}"));
         Ok(())
     }
 }

@@ -13,6 +13,7 @@ use tokio::sync::Semaphore;
 use super::{
     Destination, Error,
     cut::Sieve,
+    drift::COPIED_ANEW,
     failure, policy,
     state::{StateStore, TablePhase, TableRecord},
 };
@@ -50,6 +51,9 @@ impl<D: Destination> Table<D> {
             TablePhase::Failed => TableState::Failed,
         };
         progress.set_state(state, &record.reason, record.message.clone());
+        if state == TableState::Pending && record.reason == COPIED_ANEW {
+            progress.set_copied_anew(&record.message);
+        }
         let sieve = match (record.schema.kind, record.phase) {
             (TableKind::History | TableKind::InsertOnly, TablePhase::Snapshotting) => Sieve::closed(),
             _ => Sieve::copied(record.cut.clone()),

@@ -12,6 +12,7 @@ mod preflight;
 mod publish;
 mod replicator;
 mod slot;
+mod tell;
 mod validate;
 
 pub(super) use build::MIRROR_UID;
@@ -33,12 +34,13 @@ use super::{
 };
 use crate::{
     api::{Mirror, MirrorStatus, RESYNC, conditions::reason},
-    model::{MirrorIdentity, MirrorPhase, MirrorReport, SlotReport},
+    model::{MirrorIdentity, MirrorPhase, MirrorReport},
 };
 use apply::{Applied, Present, Wanted, apply};
 use finalize::{Endpoints, finalize};
 use publish::publish;
 use replicator::{hindered, unasked};
+use tell::Told;
 use validate::Plan;
 
 /// How often a Mirror is looked at that is on its way.
@@ -59,8 +61,8 @@ pub(super) struct Memory {
     endpoints: Option<Endpoints>,
     /// The slot, when the operator last looked at it itself.
     seen: Option<slot::Seen>,
-    /// The slot, as it was last told of.
-    slot: SlotReport,
+    /// What was told of reports so far.
+    told: Told,
     /// Whether it was let go: the watch shows that only a little later.
     ended: bool,
     /// The value of the annotation that asks for a resync, as last applied.
@@ -99,9 +101,14 @@ pub(super) async fn reconcile(mirror: Arc<Guarded<Mirror>>, context: Arc<Context
         Err(Error::Obstacle(obstacle)) => (standing(&context, readable, &identity, obstacle).await?, true),
         Err(error) => return Err(error),
     };
-    let report = slot::tell(&context, readable, &identity, report).await;
+    let uid = mirror.uid().unwrap_or_default();
+    let report = slot::look_where_unread(&context, readable, &identity, report).await;
+    let told = |memory: &mut Memory| memory.told.take_up(&report);
+    for notice in context.memory.mirrors.of(&uid, told) {
+        context.events.publish(&mirror.object_ref(&()), &notice).await;
+    }
     publish(&context, &mirror, &report).await?;
-    Ok(Action::requeue(pause(&context, &mirror.uid().unwrap_or_default(), &report, ours)))
+    Ok(Action::requeue(pause(&context, &uid, &report, ours)))
 }
 
 /// Whether what a Mirror lacks may just be applied after it: `kubectl apply` of one file or folder has an order of its own.

@@ -2,21 +2,20 @@
 
 use std::time::Duration;
 
-use kube::{Resource, ResourceExt};
+use kube::ResourceExt;
 use tokio::time::{Instant, timeout};
 
 use super::{Memory, replicator::hindered};
 use crate::{
     api::{Mirror, conditions::reason},
     check,
-    model::{MirrorIdentity, MirrorPhase, MirrorReport, PostgresEndpoint, RESYNC_ADVICE, SlotReport},
-    operator::{context::Context, events::Notice, obstacle::Obstacle},
+    model::{MirrorIdentity, MirrorPhase, MirrorReport, PostgresEndpoint, RESYNC_ADVICE},
+    operator::{context::Context, obstacle::Obstacle},
     postgres::{
         self,
         session::Session,
         slot::{self, SlotInfo},
     },
-    status,
 };
 
 /// How often the source is asked.
@@ -31,11 +30,11 @@ pub(super) struct Seen {
     at: Instant,
 }
 
-/// The report with what the slot holds back, and what is new about it told in events.
+/// The report with what the slot holds back.
 ///
 /// A replicator that can't be asked, or is busy with a fault, tells nothing of the slot, or what it saw long ago: then the source
 /// is asked. It is left alone when it is what the fault is about, and before there ever was a slot.
-pub(super) async fn tell(
+pub(super) async fn look_where_unread(
     context: &Context,
     mirror: &Mirror,
     identity: &MirrorIdentity,
@@ -55,9 +54,6 @@ pub(super) async fn tell(
             report.slot.takeovers = takeovers;
         }
         None => context.memory.mirrors.of(&uid, |memory| memory.seen = None),
-    }
-    for notice in notices(context, &uid, &report) {
-        context.events.publish(&mirror.object_ref(&()), &notice).await;
     }
     report
 }
@@ -107,30 +103,6 @@ async fn look(
     let seen = Seen { slot: slot.clone(), at: Instant::now() };
     context.memory.mirrors.of(mirror_uid, |memory| memory.seen = Some(seen));
     slot
-}
-
-/// What is new and is no condition: that much is held back, that the slot was taken over.
-fn notices(context: &Context, mirror_uid: &str, report: &MirrorReport) -> Vec<Notice> {
-    if report.slot.wal_status.is_none() {
-        return Vec::new();
-    }
-    let now = report.slot.clone();
-    let before: SlotReport =
-        context.memory.mirrors.of(mirror_uid, |memory| std::mem::replace(&mut memory.slot, now));
-    let mut notices = Vec::new();
-    if report.slot.is_worse_than(&before)
-        && let Some((reason, note)) = status::slot_warning(report)
-    {
-        notices.push(Notice::warning(reason, note));
-    }
-    if report.slot.takeovers > before.takeovers {
-        let note = format!(
-            "slot {} was still held by an earlier connection of this Mirror, which was ended",
-            report.slot_name
-        );
-        notices.push(Notice::normal("TakenOver", note));
-    }
-    notices
 }
 
 fn is_lost(slot: &SlotInfo) -> bool {

@@ -25,6 +25,7 @@ fn table(name: &str, state: TableState, reason: &str, message: &str) -> TableRep
         truncated: 0,
         reread: 0,
         out_of_range: Default::default(),
+        copies_anew: Default::default(),
         reason: reason.into(),
         message: message.into(),
     }

@@ -1,0 +1,126 @@
+//! What of a report is worth an event and is no condition: the slot holds back much or was taken over, a table is copied anew.
+
+use std::collections::BTreeMap;
+
+use crate::{
+    model::{MirrorReport, SlotReport, TableReport, TableState},
+    operator::events::Notice,
+    status,
+};
+
+/// What was told so far.
+#[derive(Debug, Default)]
+pub(super) struct Told {
+    /// The slot, as it was last seen.
+    slot: SlotReport,
+    /// How often the replicator had taken it over when it was last asked.
+    takeovers: u64,
+    /// How often each table had been copied anew by then.
+    copies_anew: BTreeMap<String, u64>,
+}
+
+impl Told {
+    /// What is new in this report.
+    pub(super) fn take_up(&mut self, report: &MirrorReport) -> Vec<Notice> {
+        let mut notices = Vec::new();
+        // Else nobody has seen the slot.
+        if report.slot.wal_status.is_some() {
+            let before = std::mem::replace(&mut self.slot, report.slot.clone());
+            let warning = report.slot.is_worse_than(&before).then(|| status::slot_warning(report)).flatten();
+            notices.extend(warning.map(|(reason, note)| Notice::warning(reason, note)));
+        }
+        // A report without tables was made without asking the replicator, whose counts go on.
+        if report.tables.is_empty() {
+            return notices;
+        }
+        if report.slot.takeovers > self.takeovers {
+            let note = format!(
+                "slot {} was still held by an earlier connection of this Mirror, which was ended",
+                report.slot_name
+            );
+            notices.push(Notice::normal("TakenOver", note));
+        }
+        self.takeovers = report.slot.takeovers;
+        notices.extend(report.tables.iter().filter_map(|table| self.copied_anew(table)));
+        notices
+    }
+
+    /// Of a table that is seen for the first time, an operator that has just started knows what is so now, not what was told.
+    fn copied_anew(&mut self, table: &TableReport) -> Option<Notice> {
+        let name = format!("{}.{}", table.schema, table.name);
+        let (times, why) = (table.copies_anew.times, &table.copies_anew.why);
+        let is_new = match self.copies_anew.insert(name.clone(), times) {
+            Some(told) => times > told,
+            None => times > 0 && matches!(table.state, TableState::Pending | TableState::Snapshotting),
+        };
+        is_new.then(|| Notice::normal(COPIED_ANEW, format!("{name}: {why}")).about(name))
+    }
+}
+
+/// The reason that `/status` gives the table meanwhile.
+const COPIED_ANEW: &str = "CopiedAnew";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{MirrorIdentity, Progress, TableId};
+
+    fn progress() -> Progress {
+        Progress::new(&MirrorIdentity { namespace: "team".into(), name: "demo".into(), uid: "0a".into() })
+    }
+
+    fn told(told: &mut Told, progress: &Progress) -> Vec<String> {
+        let notices = told.take_up(&progress.report());
+        notices.into_iter().map(|notice| format!("{} {}", notice.reason, notice.note)).collect()
+    }
+
+    #[test]
+    fn a_copy_that_nobody_asked_for_is_told_once_however_short() {
+        let (mut memory, progress) = (Told::default(), progress());
+        let users = progress.table(&TableId::new("public", "users"));
+        users.set_state(TableState::Streaming, "", "");
+        assert_eq!(told(&mut memory, &progress), Vec::<String>::new());
+
+        users.set_state(TableState::Pending, COPIED_ANEW, "it is copied anew: a label was renamed");
+        users.set_copied_anew("it is copied anew: a label was renamed");
+        users.set_copied_anew("it is copied anew: a label was renamed");
+        users.set_state(TableState::Streaming, "", "");
+        let note = "CopiedAnew public.users: it is copied anew: a label was renamed";
+        assert_eq!(told(&mut memory, &progress), [note]);
+        assert_eq!(told(&mut memory, &progress), Vec::<String>::new());
+
+        users.set_state(TableState::Pending, COPIED_ANEW, "");
+        users.set_copied_anew("a part of it is copied: a partition was attached");
+        assert_eq!(
+            told(&mut memory, &progress),
+            ["CopiedAnew public.users: a part of it is copied: a partition was attached"]
+        );
+    }
+
+    #[test]
+    fn an_operator_that_has_just_started_tells_of_what_is_under_way() {
+        let progress = progress();
+        let users = progress.table(&TableId::new("public", "users"));
+        users.set_state(TableState::Pending, COPIED_ANEW, "");
+        users.set_copied_anew("why");
+        assert_eq!(told(&mut Told::default(), &progress), ["CopiedAnew public.users: why"]);
+        users.set_state(TableState::Streaming, "", "");
+        assert_eq!(told(&mut Told::default(), &progress), Vec::<String>::new());
+    }
+
+    #[test]
+    fn a_slot_is_told_of_once_also_when_the_replicator_does_not_answer_meanwhile() {
+        let (mut memory, progress) = (Told::default(), progress());
+        progress.table(&TableId::new("public", "users"));
+        progress.set_slot(SlotReport { wal_status: Some("unreserved".to_owned()), ..SlotReport::default() });
+        progress.add_takeover();
+        let first: Vec<_> = memory.take_up(&progress.report()).into_iter().map(|it| it.reason).collect();
+        assert_eq!(first, ["SlotAtRisk", "TakenOver"]);
+        let mut silent = progress.report();
+        (silent.tables, silent.slot.takeovers) = (Vec::new(), 0);
+        assert_eq!(memory.take_up(&silent), []);
+        assert_eq!(told(&mut memory, &progress), Vec::<String>::new());
+        progress.add_takeover();
+        assert_eq!(told(&mut memory, &progress).len(), 1);
+    }
+}
