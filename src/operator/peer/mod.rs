@@ -13,6 +13,7 @@ use kube::{Api, Resource, ResourceExt, runtime::controller::Action};
 use tokio::time::Instant;
 
 use super::{
+    backoff::Backoff,
     context::{Context, Written, previous},
     controller::Error,
     events::{self, Notice},
@@ -43,6 +44,31 @@ struct Probed {
     settings: u64,
     /// When to look again, if those don't change.
     again: Instant,
+}
+
+impl Probed {
+    /// One of these settings just now, after which nobody looks for so long.
+    fn now(settings: u64, pause: Duration) -> Probed {
+        Probed { settings, again: Instant::now() + pause }
+    }
+
+    /// For how long it still holds for these settings; `None` when it is time to look.
+    fn holds(&self, settings: u64) -> Option<Duration> {
+        let left = self.again.saturating_duration_since(Instant::now());
+        (self.settings == settings && !left.is_zero()).then_some(left)
+    }
+}
+
+/// When a database is looked at again, of which this was found. `backoff` gives the pauses for one that can't be reached.
+fn pause(outcome: &PeerOutcome, backoff: &Backoff, uid: &str) -> Duration {
+    if let PeerOutcome::Retrying(_) = outcome {
+        return backoff.next(uid);
+    }
+    backoff.reset(uid);
+    match outcome {
+        PeerOutcome::Stalled(_) => STALLED,
+        _ => EVERY,
+    }
 }
 
 /// Looks at a peer.
@@ -81,20 +107,12 @@ pub(super) async fn reconcile(
         }
     };
     let probed = context.memory.peers.of(&uid, |memory| memory.probed.clone());
-    if let Some(probed) = probed.filter(|probed| probed.settings == settings && probed.again > Instant::now())
-    {
-        return Ok(Action::requeue(probed.again.saturating_duration_since(Instant::now())));
+    if let Some(left) = probed.and_then(|probed| probed.holds(settings)) {
+        return Ok(Action::requeue(left));
     }
     let report = probe::probe(&endpoint).await;
-    let pause = match &report.outcome {
-        PeerOutcome::Retrying(_) => context.memory.backoff.next(&uid),
-        PeerOutcome::Stalled(_) => STALLED,
-        _ => EVERY,
-    };
-    if !matches!(report.outcome, PeerOutcome::Retrying(_)) {
-        context.memory.backoff.reset(&uid);
-    }
-    let probed = Probed { settings, again: Instant::now() + pause };
+    let pause = pause(&report.outcome, &context.memory.backoff, &uid);
+    let probed = Probed::now(settings, pause);
     context.memory.peers.of(&uid, |memory| memory.probed = Some(probed));
     publish(&context, &guarded, &report).await?;
     Ok(Action::requeue(pause))
@@ -166,7 +184,28 @@ async fn publish(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::Password;
+    use crate::model::{MirrorFailure, Password};
+
+    #[tokio::test(start_paused = true)]
+    async fn a_database_is_looked_at_every_five_minutes_and_at_once_with_new_settings() {
+        let backoff = Backoff::default();
+        let failure = || MirrorFailure { reason: "SourceUnreachable".into(), message: "refused".into() };
+        let after = |outcome: PeerOutcome| pause(&outcome, &backoff, "0a").as_secs();
+        let connected = || PeerOutcome::Connected { message: "PostgreSQL 18.4".into() };
+        assert_eq!(after(connected()), 300);
+        assert_eq!(after(PeerOutcome::Stalled(failure())), 60);
+        let retries = [(); 3].map(|()| after(PeerOutcome::Retrying(failure())));
+        assert_eq!((retries, after(connected())), ([1, 2, 4], 300));
+        assert_eq!(after(PeerOutcome::Retrying(failure())), 1, "it had answered");
+
+        let probed = Probed::now(7, EVERY);
+        assert_eq!(probed.holds(7), Some(EVERY));
+        assert_eq!(probed.holds(8), None);
+        tokio::time::advance(EVERY - Duration::from_secs(1)).await;
+        assert_eq!(probed.holds(7), Some(Duration::from_secs(1)));
+        tokio::time::advance(Duration::from_secs(1)).await;
+        assert_eq!(probed.holds(7), None);
+    }
 
     #[test]
     fn users_are_named() {
