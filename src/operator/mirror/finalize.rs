@@ -2,7 +2,7 @@
 //!
 //! Every step can be done again, so it doesn't matter where an earlier try ended.
 
-use std::time::Duration;
+use std::{fmt::Display, time::Duration};
 
 use k8s_openapi::api::{apps::v1::Deployment, core::v1::Pod};
 use kube::{
@@ -18,7 +18,9 @@ use super::{build::MIRROR_UID, publish::publish, replicator::unasked};
 use crate::{
     api::{ABANDON, DeletionPolicy, Mirror, PeerRef, conditions::reason},
     cleanup::{self, SourceObjects},
-    model::{ClickHouseEndpoint, MirrorFailure, MirrorIdentity, MirrorPhase, PostgresEndpoint},
+    model::{
+        ClickHouseEndpoint, INSERTS_SUFFIX, MirrorFailure, MirrorIdentity, MirrorPhase, PostgresEndpoint,
+    },
     operator::{
         context::Context,
         controller::Error,
@@ -92,8 +94,10 @@ pub(super) async fn finalize(
         Err(Error::Obstacle(obstacle)) => {
             let MirrorFailure { reason, message } = obstacle.failure;
             let MirrorIdentity { namespace, name, .. } = identity;
+            let by_hand = left(context, mirror, identity).await.by_hand();
             let message = format!(
-                "{reason}: {message}. It is tried again; to let go without cleaning up: kubectl annotate mirror {name} --namespace {namespace} {ABANDON}=true"
+                "{reason}: {message}. It is tried again; to let go without cleaning up: kubectl annotate mirror {name} --namespace {namespace} {ABANDON}=true, \
+                 and then {by_hand}"
             );
             let failure = MirrorFailure { reason, message };
             let report = unasked(identity, MirrorPhase::Deleting, Some(failure));
@@ -243,14 +247,56 @@ async fn abandon(
     identity: &MirrorIdentity,
 ) -> Result<Action, Error> {
     has_ended(context, mirror).await?;
-    let status = valid(mirror).and_then(|mirror| mirror.status.clone()).unwrap_or_default();
-    let slot = status.slot_name.unwrap_or_else(|| identity.slot_name());
-    let publication = status.publication_name.unwrap_or_else(|| identity.publication_name());
+    let left = left(context, mirror, identity).await;
     let note = format!(
-        "let go as asked: {} stay if they are there; a slot keeps WAL until it is dropped: SELECT pg_drop_replication_slot('{slot}'); DROP PUBLICATION {publication};",
-        what(&slot, &publication)
+        "let go as asked: {} stay if they are there; a slot keeps WAL until it is dropped: {}",
+        what(&left.slot, &left.publication),
+        left.by_hand()
     );
     let_go(context, mirror, identity, &Notice::warning("Abandoned", note)).await
+}
+
+/// What stays of a Mirror at its source when nobody cleans up.
+struct Left {
+    slot: String,
+    publication: String,
+    /// The server and the database, as far as that is known.
+    place: Option<String>,
+}
+
+impl Left {
+    /// What its user has to run, and where.
+    fn by_hand(&self) -> String {
+        let Left { slot, publication, place } = self;
+        let place = place.as_deref().unwrap_or("the source");
+        format!(
+            "at {place}: SELECT pg_drop_replication_slot('{slot}'); DROP PUBLICATION IF EXISTS {publication}, {publication}{INSERTS_SUFFIX};"
+        )
+    }
+}
+
+/// What stays, told without any Secret: a namespace that goes takes those first.
+async fn left(context: &Context, mirror: &Guarded<Mirror>, identity: &MirrorIdentity) -> Left {
+    let remembered =
+        context.memory.mirrors.of(&mirror.uid().unwrap_or_default(), |memory| memory.endpoints.clone());
+    let mut place =
+        remembered.map(|Endpoints { source, .. }| place(&source.host, source.port, &source.database));
+    let leaving = read(context, mirror).await.ok();
+    if let (None, Some(leaving)) = (&place, &leaving) {
+        let peer = context.peer(&identity.namespace, &leaving.spec.source_ref.name).await.ok().flatten();
+        let postgres = peer.as_deref().and_then(valid).and_then(|peer| peer.spec.postgres.as_ref());
+        place = postgres.map(|postgres| self::place(&postgres.host, postgres.port, &postgres.database));
+    }
+    let status = leaving.map(|leaving| leaving.status).unwrap_or_default();
+    Left {
+        slot: status.slot_name.unwrap_or_else(|| identity.slot_name()),
+        publication: status.publication_name.unwrap_or_else(|| identity.publication_name()),
+        place,
+    }
+}
+
+fn place(host: &str, port: impl Display, database: &str) -> String {
+    format!("{host}:{port} in database {database}")
 }
 
 async fn let_go(
@@ -277,6 +323,20 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+
+    #[test]
+    fn what_is_left_is_told_with_what_to_run_and_where() {
+        let left = |place: Option<&str>| {
+            let name = "walferry_0a".to_owned();
+            Left { slot: name.clone(), publication: name, place: place.map(str::to_owned) }.by_hand()
+        };
+        let run = "SELECT pg_drop_replication_slot('walferry_0a'); DROP PUBLICATION IF EXISTS walferry_0a, walferry_0a_inserts;";
+        assert_eq!(
+            left(Some(&place("db.example", 5432, "app"))),
+            format!("at db.example:5432 in database app: {run}")
+        );
+        assert_eq!(left(None), format!("at the source: {run}"));
+    }
 
     #[test]
     fn reads_what_it_needs_of_a_mirror_that_is_otherwise_broken() {
