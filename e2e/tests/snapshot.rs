@@ -294,3 +294,25 @@ fn a_transaction_that_is_open_when_a_table_joins() {
     lab.settle(&mut run);
     assert_eq!(lab.target("SELECT id FROM b FINAL"), "1\n");
 }
+
+/// Time-outs that a role or database has for the application end neither a long copy nor the stream of a long transaction.
+#[test]
+fn the_roles_time_outs_end_nothing() {
+    let lab = Lab::new(Pg::V18);
+    lab.sql("CREATE TABLE t (id int PRIMARY KEY, v text); INSERT INTO t SELECT i, repeat('x', 300) FROM generate_series(1, 200000) i");
+    let database = &lab.database;
+    for limit in ["transaction_timeout", "statement_timeout", "idle_in_transaction_session_timeout"] {
+        lab.admin(&format!("ALTER ROLE {database} SET {limit} = '150ms'"));
+    }
+    lab.admin(&format!("ALTER DATABASE {database} SET idle_session_timeout = '150ms'"));
+    let mut run = lab.streaming(&lab.mirror(&["t"]));
+    lab.admin("UPDATE t SET v = v || id; INSERT INTO t SELECT -i, 'y' FROM generate_series(1, 100000) i");
+    lab.settle(&mut run);
+    lab.assert_same(
+        "SELECT count(*), sum(id), sum(length(v)) FROM t",
+        "SELECT count(), sum(id), sum(length(v)) FROM t FINAL WHERE _walferry_deleted = 0",
+    );
+    let log = run.log();
+    assert!(!log.contains("timeout") && !log.contains("will try again"), "a time-out ended something");
+    run.stop();
+}

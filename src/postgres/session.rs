@@ -45,6 +45,11 @@ pub(super) const PINNED_SETTINGS: [(&str, &str); 11] = [
     ("jit", "off"),
 ];
 
+/// Switches off a time-out that would end a long copy, or the stream of a large transaction. Releases before 17 don't know it and would
+/// refuse a connection that names it, so it can't be pinned.
+pub(super) const WITHOUT_TRANSACTION_TIMEOUT: &str =
+    "SELECT set_config(name, '0', false) FROM pg_catalog.pg_settings WHERE name = 'transaction_timeout'";
+
 /// The longest time for a statement of a session, waiting for locks included: then the server itself ends it, and
 /// leaves nothing behind that would go on waiting.
 const STATEMENT_TIMEOUT: &str = "300s";
@@ -123,7 +128,10 @@ impl Session {
             }
             Some(error)
         });
-        let version = client.query_one("SELECT current_setting('server_version_num')::int4", &[]).await;
+        let version = format!(
+            "SELECT pg_catalog.current_setting('server_version_num')::pg_catalog.int4, ({WITHOUT_TRANSACTION_TIMEOUT})"
+        );
+        let version = client.query_one(&version, &[]).await;
         let version: i32 = match version.and_then(|row| row.try_get(0)) {
             Ok(version) => version,
             Err(closed) if closed.is_closed() => {

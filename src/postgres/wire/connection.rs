@@ -16,7 +16,10 @@ use super::{
 };
 use crate::{
     model::{Lsn, PostgresEndpoint},
-    postgres::{Error, session::within_connect_timeout},
+    postgres::{
+        Error,
+        session::{WITHOUT_TRANSACTION_TIMEOUT, within_connect_timeout},
+    },
 };
 
 /// Longest time for the answer to a short statement, which may wait for a lock.
@@ -64,6 +67,7 @@ impl Connection {
                 Connection { transport, buffer: ReceiveBuffer::new(), out: BytesMut::new(), idle: false };
             log_in(&mut connection, endpoint, application_name, purpose).await?;
             connection.idle = true;
+            connection.query(WITHOUT_TRANSACTION_TIMEOUT).await?;
             Ok(connection)
         })
         .await
