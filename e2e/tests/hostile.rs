@@ -192,3 +192,16 @@ fn clickhouse_breaks_http() {
         &["is this ClickHouse"],
     );
 }
+
+/// What `verify` reads may be long, but not an error instead of it.
+#[test]
+fn clickhouse_answers_verify_with_an_endless_error() {
+    let lab = lab();
+    lab.catch_up(&lab.mirror(&["t"]));
+    let head = "HTTP/1.1 500 Internal Server Error\r\nX-ClickHouse-Exception-Code: 241\r\nTransfer-Encoding: chunked\r\n\r\n";
+    let chunk = [b"100000\r\n".as_slice(), &vec![b'x'; 1 << 20], b"\r\n"].concat();
+    let mirror = clickhouse(&lab, "FORMAT RowBinary", Attack::endless(head, chunk));
+    let outcome = lab.command("verify", &mirror, &[]);
+    assert_ne!(outcome.code, Some(0));
+    outcome.says(&["241"]);
+}

@@ -15,12 +15,26 @@ use hyper_util::{
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tower_service::Service;
 
+/// The longest answer that is held in memory, with its headers: the records of thousands of tables are far shorter.
+const LONGEST: usize = 64 << 20;
+
+/// What an answer begins with that is no error.
+const SUCCESS: &[u8] = b"HTTP/1.1 200";
+
+/// Which answers are held in memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Held {
+    /// All of them.
+    All,
+    /// Errors; the others are read piece by piece, and may have any length.
+    Errors,
+}
+
 /// Makes the connections of an inner connector bounded.
 #[derive(Clone, Debug)]
 pub(super) struct BoundedConnector<C> {
     pub(super) inner: C,
-    /// The longest answer, in bytes with its headers; `None` for any length.
-    pub(super) longest: Option<usize>,
+    pub(super) held: Held,
 }
 
 impl<C> Service<Uri> for BoundedConnector<C>
@@ -37,10 +51,10 @@ where
     }
 
     fn call(&mut self, uri: Uri) -> Self::Future {
-        let (connecting, longest) = (self.inner.call(uri), self.longest);
+        let (connecting, held) = (self.inner.call(uri), self.held);
         Box::pin(async move {
             let stream = TokioIo::new(connecting.await?);
-            Ok(TokioIo::new(Bounded { stream, longest, received: 0 }))
+            Ok(TokioIo::new(Bounded::new(stream, held)))
         })
     }
 }
@@ -49,17 +63,31 @@ where
 #[derive(Debug)]
 pub(super) struct Bounded<S> {
     stream: S,
-    longest: Option<usize>,
+    held: Held,
     /// Bytes received since the last request began.
     received: usize,
+    /// Whether all of them are those of an answer that is no error.
+    success: bool,
 }
 
 impl<S> Bounded<S> {
+    fn new(stream: S, held: Held) -> Self {
+        Bounded { stream, held, received: 0, success: true }
+    }
+
     /// A request begins with its method; the pieces of a long one don't.
     fn sends(&mut self, bytes: &[u8]) {
         if bytes.starts_with(b"POST ") || bytes.starts_with(b"GET ") {
-            self.received = 0;
+            (self.received, self.success) = (0, true);
         }
+    }
+
+    /// Counts bytes of an answer; `false` when it is too long.
+    fn receives(&mut self, bytes: &[u8]) -> bool {
+        let expected = SUCCESS.get(self.received..).unwrap_or_default();
+        self.success &= expected.iter().zip(bytes).all(|(expected, byte)| expected == byte);
+        self.received = self.received.saturating_add(bytes.len());
+        self.received <= LONGEST || (self.held == Held::Errors && self.success)
     }
 }
 
@@ -72,14 +100,11 @@ impl<S: AsyncRead + Unpin> AsyncRead for Bounded<S> {
         let this = self.get_mut();
         let before = buffer.filled().len();
         let read = Pin::new(&mut this.stream).poll_read(context, buffer);
-        this.received = this.received.saturating_add(buffer.filled().len() - before);
-        match this.longest {
-            Some(longest) if this.received > longest => {
-                let message = format!("an answer of more than {} MiB", longest >> 20);
-                Poll::Ready(Err(io::Error::new(io::ErrorKind::InvalidData, message)))
-            }
-            _ => read,
+        if this.receives(buffer.filled().get(before..).unwrap_or_default()) {
+            return read;
         }
+        let message = format!("an answer of more than {} MiB", LONGEST >> 20);
+        Poll::Ready(Err(io::Error::new(io::ErrorKind::InvalidData, message)))
     }
 }
 
@@ -125,16 +150,46 @@ mod tests {
 
     use super::*;
 
+    fn too_long(held: Held, answer: &[u8]) -> bool {
+        let mut bounded = Bounded::new((), held);
+        bounded.sends(b"POST / HTTP/1.1");
+        // Byte by byte, as a hostile server might.
+        assert!(answer.iter().all(|byte| bounded.receives(std::slice::from_ref(byte))));
+        let megabyte = vec![b'x'; 1 << 20];
+        !(0..64).all(|_| bounded.receives(&megabyte))
+    }
+
+    #[test]
+    fn what_is_held_has_an_end() {
+        let (success, error) = (b"HTTP/1.1 200 OK\r\n", b"HTTP/1.1 500 Internal Server Error\r\n");
+        assert!(too_long(Held::All, success) && too_long(Held::All, error));
+        assert!(too_long(Held::Errors, error) && too_long(Held::Errors, b"HTTP/1.1 100 Continue"));
+        assert!(!too_long(Held::Errors, success));
+    }
+
+    #[test]
+    fn every_request_has_an_answer_of_its_own() {
+        let mut bounded = Bounded::new((), Held::Errors);
+        for answer in [&b"HTTP/1.1 404"[..], b"HTTP/1.1 200", b"HTTP/1.1 500"] {
+            bounded.sends(b"POST / HTTP/1.1");
+            assert_eq!(bounded.received, 0);
+            assert!(bounded.receives(answer));
+            assert_eq!(bounded.success, answer == SUCCESS);
+            bounded.sends(b"a piece of a body");
+            assert_eq!(bounded.received, answer.len());
+        }
+    }
+
     #[tokio::test]
-    async fn counts_from_request_to_request() {
+    async fn a_connection_that_gets_too_long_an_answer_fails() {
         let (ours, mut theirs) = duplex(256);
-        let mut bounded = Bounded { stream: ours, longest: Some(100), received: 0 };
+        let mut bounded = Bounded::new(ours, Held::Errors);
         for _ in 0..3 {
             bounded.write_all(b"POST / HTTP/1.1").await.unwrap();
             theirs.write_all(&[1; 90]).await.unwrap();
             bounded.read_exact(&mut [0; 90]).await.unwrap();
         }
-        bounded.write_all(b"a piece of a body").await.unwrap();
+        bounded.received = LONGEST - 10;
         theirs.write_all(&[1; 20]).await.unwrap();
         let error = bounded.read_exact(&mut [0; 20]).await.unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::InvalidData);

@@ -14,7 +14,11 @@ use hyper_util::{
 };
 use url::Url;
 
-use super::{Error, bounded::BoundedConnector, types::Features};
+use super::{
+    Error,
+    bounded::{BoundedConnector, Held},
+    types::Features,
+};
 use crate::{
     model::{ClickHouseEndpoint, TlsMode},
     tls,
@@ -28,8 +32,6 @@ const STATEMENT_TIMEOUT: Duration = Duration::from_secs(60);
 pub(super) const STREAM_TIMEOUT: Duration = Duration::from_secs(300);
 /// For a statement that goes through a whole table; a server that is gone shows sooner, by [`TCP_USER_TIMEOUT`].
 const WHOLE_TABLE_TIMEOUT: Duration = Duration::from_secs(6 * 3600);
-/// The longest answer that is held in memory: the records of thousands of tables are far shorter.
-const LONGEST_ANSWER: usize = 64 << 20;
 /// Shorter than any usual `keep_alive_timeout` of the server (3 s in old releases), so that no connection is picked
 /// that the server is about to close.
 const POOL_IDLE_TIMEOUT: Duration = Duration::from_secs(2);
@@ -89,12 +91,11 @@ impl Client {
     /// certificates that can't be used.
     pub fn new(endpoint: &ClickHouseEndpoint) -> Result<Client, Error> {
         let url = parse_url(endpoint)?;
-        let bounded = driver(endpoint, &url, Some(LONGEST_ANSWER))?;
-        let unbounded = driver(endpoint, &url, None)?;
+        let drivers = [driver(endpoint, &url, Held::All)?, driver(endpoint, &url, Held::Errors)?];
         // Not the X-ClickHouse-User and -Key headers: those can't carry a password beyond ASCII.
         let credentials = format!("{}:{}", endpoint.username, endpoint.password.expose());
         let authorization = format!("Basic {}", BASE64_STANDARD.encode(credentials));
-        let [http, streaming] = [bounded, unbounded].map(|http| {
+        let [http, streaming] = drivers.map(|http| {
             http.with_url(url.as_str())
                 .with_header("Authorization", authorization.as_str())
                 .with_product_info("walferry", env!("CARGO_PKG_VERSION"))
@@ -246,12 +247,8 @@ fn with_settings(query: clickhouse::query::Query, settings: &[(&str, &str)]) -> 
     settings.iter().fold(query, |query, (name, value)| query.with_setting(*name, *value))
 }
 
-/// The HTTP driver with our connections, which take answers up to `longest` bytes.
-fn driver(
-    endpoint: &ClickHouseEndpoint,
-    url: &Url,
-    longest: Option<usize>,
-) -> Result<clickhouse::Client, Error> {
+/// The HTTP driver with our connections, which bound the answers that are held in memory.
+fn driver(endpoint: &ClickHouseEndpoint, url: &Url, held: Held) -> Result<clickhouse::Client, Error> {
     let mut connector = HttpConnector::new();
     connector.enforce_http(false);
     connector.set_nodelay(true);
@@ -269,10 +266,10 @@ fn driver(
             let tls = tls::client_config(&endpoint.tls)?;
             let https = HttpsConnectorBuilder::new().with_tls_config(tls).https_only().enable_http1();
             let inner = https.wrap_connector(connector);
-            clickhouse::Client::with_http_client(builder.build(BoundedConnector { inner, longest }))
+            clickhouse::Client::with_http_client(builder.build(BoundedConnector { inner, held }))
         }
         _ => {
-            let connector = BoundedConnector { inner: connector, longest };
+            let connector = BoundedConnector { inner: connector, held };
             clickhouse::Client::with_http_client(builder.build(connector))
         }
     })
