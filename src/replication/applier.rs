@@ -197,7 +197,7 @@ impl<D: Destination> Applier<D> {
             at = slot.next_place(version);
         }
         if slot.building.is_none() {
-            let batch = match slot.table.take_spare(&slot.schema) {
+            let batch = match self.inserter.spares.take(&slot.schema) {
                 Some(batch) => batch,
                 None => self.inserter.destination.batch(&slot.schema)?,
             };

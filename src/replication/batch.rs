@@ -1,15 +1,16 @@
 //! Rows of one table on their way: built by the stream, completed and inserted by a task of their own.
 
 use std::{
+    collections::VecDeque,
     ops::Range,
     sync::{
-        Arc,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicUsize, Ordering},
     },
     time::Instant,
 };
 
-use tokio::sync::{Notify, OwnedSemaphorePermit, mpsc};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio_util::sync::CancellationToken;
 
 use super::{
@@ -43,6 +44,12 @@ struct WaitingRow {
 pub(super) fn stream_fence(prefix: &str, table: &TableSchema) -> String {
     format!("{prefix}-{}", table.target)
 }
+
+/// Most inserts of a Mirror at the same time: thousands of tables may have rows at once.
+const INSERTS: usize = 16;
+
+/// Most batches whose memory is kept for the next rows of their tables: each may hold a quarter of `batch.maxBytes`.
+const SPARES: usize = 4;
 
 /// Most rows completed by one query to the source.
 const GROUP_ROWS: usize = 256;
@@ -156,6 +163,43 @@ impl<D: Destination> Building<D> {
     }
 }
 
+/// Empty batches of earlier inserts, kept for their memory: those of the tables that were inserted into last.
+pub(super) struct Spares<D: Destination> {
+    kept: Mutex<VecDeque<(Arc<TableSchema>, D::Batch)>>,
+}
+
+impl<D: Destination> Default for Spares<D> {
+    fn default() -> Self {
+        Spares { kept: Mutex::default() }
+    }
+}
+
+impl<D: Destination> Spares<D> {
+    fn kept(&self) -> MutexGuard<'_, VecDeque<(Arc<TableSchema>, D::Batch)>> {
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// One that was made for this very schema.
+    pub(super) fn take(&self, schema: &Arc<TableSchema>) -> Option<D::Batch> {
+        let mut kept = self.kept();
+        let index = kept.iter().position(|(made_for, _)| Arc::ptr_eq(made_for, schema))?;
+        kept.remove(index).map(|(_, batch)| batch)
+    }
+
+    fn keep(&self, schema: Arc<TableSchema>, batch: D::Batch) {
+        let mut kept = self.kept();
+        kept.push_back((schema, batch));
+        if kept.len() > SPARES {
+            kept.pop_front();
+        }
+    }
+}
+
+/// Turns of inserts.
+pub(super) fn turns() -> Semaphore {
+    Semaphore::new(INSERTS)
+}
+
 /// What insert tasks share.
 pub(super) struct Inserter<D: Destination> {
     pub(super) destination: D,
@@ -171,6 +215,9 @@ pub(super) struct Inserter<D: Destination> {
     pub(super) fence: String,
     /// Hears of faults that pass, for the status.
     pub(super) notice: Notice,
+    /// An insert keeps its turn while it is tried again, so that a destination that is away is not asked once a table.
+    pub(super) turns: Semaphore,
+    pub(super) spares: Spares<D>,
 }
 
 impl<D: Destination> Inserter<D> {
@@ -196,7 +243,7 @@ impl<D: Destination> Inserter<D> {
             Ok(()) => {
                 count(table, &mut building);
                 building.batch.clear();
-                table.keep_spare(building.schema, building.batch);
+                self.spares.keep(building.schema, building.batch);
                 return;
             }
             Err(error) if policy(&error).0 == Policy::FailTable => {
@@ -244,6 +291,7 @@ impl<D: Destination> Inserter<D> {
         }
         let fence = stream_fence(&self.fence, &building.schema);
         let started = Instant::now();
+        let _turn = self.turns.acquire().await.map_err(|closed| Error::Task(closed.to_string()))?;
         retry(&self.abort, &self.notice, || async {
             Ok(self.destination.insert(&building.schema, &building.batch, &fence).await?)
         })

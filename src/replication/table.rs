@@ -2,7 +2,7 @@
 
 use std::{
     sync::{
-        Arc, Mutex, PoisonError, RwLock,
+        Arc, PoisonError, RwLock,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Duration,
@@ -35,7 +35,6 @@ pub(super) struct Table<D: Destination> {
     failed: AtomicBool,
     snapshot_over: AtomicBool,
     insert_micros: AtomicU64,
-    spare: Mutex<Option<(Arc<TableSchema>, D::Batch)>>,
     /// Orders changes of the record, which are written to the destination's state.
     writing: tokio::sync::Mutex<()>,
     store: StateStore<D>,
@@ -68,7 +67,6 @@ impl<D: Destination> Table<D> {
             snapshot_over: AtomicBool::new(record.phase != TablePhase::Snapshotting),
             insert_micros: AtomicU64::new(0),
             record: RwLock::new(record),
-            spare: Mutex::default(),
             writing: tokio::sync::Mutex::default(),
             store,
         }
@@ -158,17 +156,6 @@ impl<D: Destination> Table<D> {
         self.snapshot_over.store(true, Ordering::Release);
         self.progress.set_state(TableState::Streaming, "", "");
         Ok(())
-    }
-
-    /// A cleared batch of an earlier insert, if it was made for this very schema.
-    pub(super) fn take_spare(&self, schema: &Arc<TableSchema>) -> Option<D::Batch> {
-        let spare = self.spare.lock().unwrap_or_else(PoisonError::into_inner).take();
-        spare.filter(|(made_for, _)| Arc::ptr_eq(made_for, schema)).map(|(_, batch)| batch)
-    }
-
-    /// Keeps a cleared batch, for its memory.
-    pub(super) fn keep_spare(&self, schema: Arc<TableSchema>, batch: D::Batch) {
-        *self.spare.lock().unwrap_or_else(PoisonError::into_inner) = Some((schema, batch));
     }
 
     /// Remembers how long an insert took.

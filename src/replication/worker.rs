@@ -17,7 +17,7 @@ use super::{
     Destination, Error, Policy,
     applier::Applier,
     backoff::{Backoff, Notice},
-    batch::Inserter,
+    batch::{self, Inserter, Spares},
     checkpoint::Checkpoint,
     failure, policy,
     provision::{self, Provisioned},
@@ -353,6 +353,8 @@ impl<D: Destination> Worker<D> {
             fatal,
             fence: self.config.mirror.fence(),
             notice,
+            turns: batch::turns(),
+            spares: Spares::default(),
         }
     }
 
