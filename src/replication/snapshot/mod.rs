@@ -14,7 +14,7 @@ use std::{
     time::Duration,
 };
 
-use futures::future::try_join_all;
+use futures::{StreamExt, TryStreamExt, future::try_join_all, stream};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
@@ -53,6 +53,9 @@ pub(super) struct Surroundings<D: Destination> {
 /// How often it is looked at whether the stream has come past the copy's version.
 const DURABLE_POLL: Duration = Duration::from_millis(50);
 
+/// Tables planned at the same time: there may be thousands, and each plan is a record that the destination writes to its disk.
+const PLANNED_AT_ONCE: usize = 8;
+
 /// Most chunks copied at the same time, by the rules of `snapshot.parallelism`.
 const MOST_WORKERS: usize = 32;
 
@@ -86,6 +89,8 @@ struct Snapshot<D: Destination> {
     around: Surroundings<D>,
     queue: Queue<Job<D>>,
     plans: Mutex<HashMap<TableId, PlanInProgress>>,
+    /// Sessions for plans that have no work just now.
+    idle: Mutex<Vec<Session>>,
 }
 
 /// Copies every table that is not yet copied. Ends when nothing is left, or at `stop`.
@@ -101,7 +106,8 @@ pub(super) async fn run<D: Destination>(
     state: &MirrorState,
     joining: bool,
 ) -> Result<(), Error> {
-    let snapshot = Arc::new(Snapshot { around, queue: Queue::new(1), plans: Mutex::default() });
+    let snapshot =
+        Arc::new(Snapshot { around, queue: Queue::new(1), plans: Mutex::default(), idle: Mutex::default() });
     let (keyed, keyless): (Vec<_>, Vec<_>) =
         tables.into_iter().partition(|table| table.schema().kind.is_keyed());
     if keyless.iter().any(|table| !table.failed() && !table.snapshot_over()) {
@@ -117,6 +123,7 @@ pub(super) async fn run<D: Destination>(
     let (keyed, keyless) =
         tokio::join!(snapshot.prepare(keyed, state, joining), snapshot.prepare_keyless(keyless, joining));
     let prepared = keyed.and(keyless);
+    snapshot.idle().clear();
     snapshot.queue.producer_done();
     if prepared.is_err() {
         snapshot.queue.close();
@@ -137,47 +144,61 @@ impl<D: Destination> Snapshot<D> {
         self.plans.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn idle(&self) -> MutexGuard<'_, Vec<Session>> {
+        self.idle.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A session for a plan, to be given back to [`Snapshot::idle`] when all went well.
     async fn session(&self) -> Result<Session, Error> {
+        let idle = self.idle().pop();
+        if let Some(session) = idle {
+            return Ok(session);
+        }
         Ok(Session::connect(&self.around.source, &self.around.application_name).await?)
     }
 
-    /// Plans every table that has a key and queues its chunks.
+    /// Plans every table that has a key and queues its chunks. One that waits for its writers keeps few others waiting.
     async fn prepare(
         &self,
         tables: Vec<Arc<Table<D>>>,
         state: &MirrorState,
         joining: bool,
     ) -> Result<(), Error> {
-        for table in tables {
-            if table.failed() || table.snapshot_over() {
-                continue;
-            }
-            let record = table.record();
-            if record.plan > 0 {
-                // A change of a partition that was attached may have been committed before the version of its copy.
-                if record.chunks.iter().any(|chunk| chunk.version.is_some()) {
-                    let waited = retry(&self.around.stop, &self.around.notice, || async {
-                        plan::wait_for_writers(&self.session().await?, &table, &self.around.stop).await
-                    });
-                    self.settle(&table, waited.await).await?;
-                }
-                let left: Vec<usize> = state.chunks_left(&record).into_iter().collect();
-                let copied: u64 = state.chunks_done.get(&table.id).map_or(0, |done| done.values().sum());
-                table.progress.rows_copied.store(copied, Ordering::Relaxed);
-                self.enqueue(&table, record.plan, &left, None).await?;
-                continue;
-            }
+        let unfinished = tables.into_iter().filter(|table| !table.failed() && !table.snapshot_over());
+        let plans: Vec<_> = unfinished.map(|table| self.prepare_table(table, state, joining)).collect();
+        stream::iter(plans).buffer_unordered(PLANNED_AT_ONCE).try_collect().await
+    }
+
+    async fn prepare_table(
+        &self,
+        table: Arc<Table<D>>,
+        state: &MirrorState,
+        joining: bool,
+    ) -> Result<(), Error> {
+        let record = table.record();
+        if record.plan == 0 {
             let planned = retry(&self.around.stop, &self.around.notice, || async {
                 let session = self.session().await?;
                 if joining {
                     plan::wait_for_writers(&session, &table, &self.around.stop).await?;
                 }
-                self.plan(&session, &table).await
-            })
-            .await;
-            self.settle(&table, planned).await?;
+                self.plan(&session, &table).await?;
+                self.idle().push(session);
+                Ok(())
+            });
+            return self.settle(&table, planned.await).await;
         }
-        Ok(())
+        // A change of a partition that was attached may have been committed before the version of its copy.
+        if record.chunks.iter().any(|chunk| chunk.version.is_some()) {
+            let waited = retry(&self.around.stop, &self.around.notice, || async {
+                plan::wait_for_writers(&self.session().await?, &table, &self.around.stop).await
+            });
+            self.settle(&table, waited.await).await?;
+        }
+        let left: Vec<usize> = state.chunks_left(&record).into_iter().collect();
+        let copied: u64 = state.chunks_done.get(&table.id).map_or(0, |done| done.values().sum());
+        table.progress.rows_copied.store(copied, Ordering::Relaxed);
+        self.enqueue(&table, record.plan, &left, None).await
     }
 
     /// Makes a plan for a table, records it and queues its chunks; unless a TRUNCATE has left nothing to copy.
@@ -274,10 +295,13 @@ impl<D: Destination> Snapshot<D> {
                 return self.plan_anew(table, job.plan).await;
             }
         };
-        retry(&self.around.stop, &self.around.notice, || {
-            self.around.store.save_chunk(&table.id, job.plan, job.index, rows)
-        })
-        .await?;
+        // The record of a table that is copied stands for that of its last chunk, which may be the only one.
+        if !self.is_last_chunk(&table.id) || record.copy_version > Lsn::ZERO {
+            retry(&self.around.stop, &self.around.notice, || {
+                self.around.store.save_chunk(&table.id, job.plan, job.index, rows)
+            })
+            .await?;
+        }
         if self.chunk_done(&table.id, job.plan) {
             self.finish(table).await?;
             tracing::info!(table = %table.id, rows = table.progress.rows_copied.load(Ordering::Relaxed), "table copied");
@@ -319,6 +343,11 @@ impl<D: Destination> Snapshot<D> {
             table.finish_snapshot().await
         })
         .await
+    }
+
+    /// Whether all other chunks of a table's plan are done.
+    fn is_last_chunk(&self, table: &TableId) -> bool {
+        self.plans().get(table).is_some_and(|plan| plan.left == 1)
     }
 
     /// Whether that was the plan's last chunk.
