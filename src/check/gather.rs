@@ -10,7 +10,8 @@ use super::{
 };
 use crate::{
     clickhouse::{
-        Client, Database, Error as ClickHouseError, ServerVersion, quote, state::STATE_TABLE, types::Features,
+        Client, Database, Error as ClickHouseError, ServerVersion, quote, state::STATE_TABLE,
+        target::TargetTable, types::Features,
     },
     model::{ClickHouseEndpoint, OutOfRange, PostgresEndpoint, ReplicatorConfig, TableSchema},
     postgres::{
@@ -154,12 +155,13 @@ async fn source_facts(
         return Ok((checks, Vec::new()));
     }
     let mut tables = Vec::new();
-    for spec in &config.tables {
-        if joined.tables.get(&spec.id).is_some_and(|record| record.spec != *spec) {
+    let specs: Vec<_> = config.tables.iter().collect();
+    for (spec, described) in specs.iter().zip(catalog::describe_all(session, &specs).await?) {
+        if joined.tables.get(&spec.id).is_some_and(|record| record.spec != **spec) {
             checks.push(table::asked_for_otherwise(&spec.id));
         }
         let tracked = joined.tables.contains_key(&spec.id);
-        match catalog::describe(session, spec).await {
+        match described {
             Ok(mut facts) => match table::unsupported(&facts) {
                 Some(check) => checks.push(check.alone_if(tracked)),
                 None => {
@@ -287,15 +289,24 @@ async fn targets(
 ) -> Vec<Check> {
     let mut checks = Vec::new();
     let resync = replication::resync_due(config.resync.as_deref(), state).is_some();
+    let names: Vec<&str> = schemas.iter().map(|schema| schema.target.as_str()).collect();
+    let mut found = match database.target_tables(&names).await {
+        Ok(found) => found,
+        Err(error) => return vec![destination::failed("target tables", error)],
+    };
     for schema in schemas {
         let tracked = !resync && state.tables.contains_key(&schema.id);
         let (types, check) = destination::column_types(schema, features);
         checks.push(check.alone_if(tracked));
         let Some(types) = types else { continue };
-        checks.push(match target_facts(config, database, schema, state).await {
-            Ok(facts) => destination::target(&config.destination, schema, &types, &facts).alone_if(tracked),
-            Err(error) => destination::failed("target table", error),
-        });
+        checks.push(
+            match target_facts(config, database, schema, state, found.remove(&schema.target)).await {
+                Ok(facts) => {
+                    destination::target(&config.destination, schema, &types, &facts).alone_if(tracked)
+                }
+                Err(error) => destination::failed("target table", error),
+            },
+        );
     }
     checks
 }
@@ -320,12 +331,12 @@ async fn target_facts(
     database: &Database,
     schema: &TableSchema,
     state: &MirrorState,
+    found: Option<TargetTable>,
 ) -> Result<TargetFacts, ClickHouseError> {
     let target = &schema.target;
     let record = state.tables.get(&schema.id);
     let tracked = record.is_some_and(|record| record.schema.target == *target);
     let copied_over = replication::copies_over_rows(config.resync.as_deref(), state);
-    let found = database.target_table(target).await?;
     let has_rows = if found.is_some() && !tracked && !copied_over {
         let sql = format!("SELECT 1 FROM {} LIMIT 1", quote::table(database.name(), target));
         !database.client().query_text(&sql, &[]).await?.is_empty()

@@ -1,6 +1,7 @@
 //! The destination: a ClickHouse database behind the engine's contract.
 
 use std::{
+    collections::HashMap,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering::Relaxed},
@@ -98,7 +99,15 @@ impl Database {
     /// # Errors
     /// As [`Client::execute`].
     pub async fn target_table(&self, table: &str) -> Result<Option<TargetTable>, Error> {
-        target::read(&self.shared.client, &self.shared.database, table).await
+        Ok(self.target_tables(&[table]).await?.remove(table))
+    }
+
+    /// The shapes of tables at the destination, by name; one that isn't there is not in the answer.
+    ///
+    /// # Errors
+    /// As [`Client::execute`].
+    pub async fn target_tables(&self, tables: &[&str]) -> Result<HashMap<String, TargetTable>, Error> {
+        target::read(&self.shared.client, &self.shared.database, tables).await
     }
 
     /// Name and type of each column of a table at the destination, `None` when it isn't there.
@@ -148,6 +157,19 @@ impl Database {
         }
         let sql = ddl::add_columns(&self.shared.database, &table.target, &additions);
         self.shared.client.execute(&sql, &type_settings(types)).await
+    }
+
+    async fn which_stand(&self, tables: &[&TableSchema]) -> Result<Vec<bool>, Error> {
+        let features = self.version().await?.features();
+        let names: Vec<&str> = tables.iter().map(|table| table.target.as_str()).collect();
+        let found = self.target_tables(&names).await?;
+        let stands = |table: &&TableSchema| {
+            let Some(found) = found.get(&table.target) else { return false };
+            let Ok(types) = self.types(table, features) else { return false };
+            target::compare(found, &self.shared.database, table, &types)
+                .is_ok_and(|missing| missing.is_empty())
+        };
+        Ok(tables.iter().map(stands).collect())
     }
 
     fn begin_insert(&self, table: &TableSchema, fence: &str) -> BlockInsert {
@@ -238,6 +260,11 @@ impl Destination for Database {
     async fn ensure_table(&self, table: &TableSchema) -> Result<(), DestinationError> {
         let doing = format!("create table {}", self.qualified(table));
         self.create_table(table).await.map_err(|error| error.while_doing(&doing))
+    }
+
+    async fn standing(&self, tables: &[&TableSchema]) -> Result<Vec<bool>, DestinationError> {
+        let doing = format!("look at the target tables in {}", self.shared.database);
+        self.which_stand(tables).await.map_err(|error| error.while_doing(&doing))
     }
 
     async fn add_columns(&self, table: &TableSchema, columns: &[usize]) -> Result<(), DestinationError> {

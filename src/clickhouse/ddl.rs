@@ -95,23 +95,27 @@ pub fn insert(database: &str, table: &TableSchema) -> String {
     format!("INSERT INTO {} ({}) FORMAT Native", qualified(database, &table.target), names.join(", "))
 }
 
-/// Engine, engine clauses and sorting key of a table, as one JSON object, or nothing.
-pub fn describe_table(database: &str, table: &str) -> String {
+/// Name, engine, engine with clauses and sorting key of these tables, a JSON object a line.
+pub fn describe_tables(database: &str, tables: &[&str]) -> String {
     format!(
-        "SELECT engine, engine_full, sorting_key FROM system.tables WHERE database = {} AND name = {} FORMAT JSONEachRow",
+        "SELECT name, engine, engine_full, sorting_key FROM system.tables WHERE database = {} AND name IN ({}) FORMAT JSONEachRow",
         literal(database),
-        literal(table)
+        literals(tables)
     )
 }
 
-/// Name, type and kind of default of each column, in order, a JSON object a line.
-pub fn describe_columns(database: &str, table: &str) -> String {
+/// Name, type and kind of default of each column of these tables, in order, a JSON object a line.
+pub fn describe_columns(database: &str, tables: &[&str]) -> String {
     format!(
-        "SELECT name, type, default_kind FROM system.columns WHERE database = {} AND table = {} ORDER BY position \
+        "SELECT table, name, type, default_kind FROM system.columns WHERE database = {} AND table IN ({}) ORDER BY table, position \
          FORMAT JSONEachRow",
         literal(database),
-        literal(table)
+        literals(tables)
     )
+}
+
+fn literals(values: &[&str]) -> String {
+    values.iter().map(|value| literal(value)).collect::<Vec<_>>().join(", ")
 }
 
 /// Names of all columns of the sorting key.
@@ -330,14 +334,14 @@ mod tests {
     #[test]
     fn describes_a_table() {
         assert_eq!(
-            describe_table("app", "it's"),
-            "SELECT engine, engine_full, sorting_key FROM system.tables WHERE database = 'app' AND name = 'it\\'s' FORMAT \
-             JSONEachRow"
+            describe_tables("app", &["it's", "t"]),
+            "SELECT name, engine, engine_full, sorting_key FROM system.tables WHERE database = 'app' AND name IN ('it\\'s', 't') \
+             FORMAT JSONEachRow"
         );
         assert_eq!(
-            describe_columns("app", "users"),
-            "SELECT name, type, default_kind FROM system.columns WHERE database = 'app' AND table = 'users' ORDER BY \
-             position FORMAT JSONEachRow"
+            describe_columns("app", &["users"]),
+            "SELECT table, name, type, default_kind FROM system.columns WHERE database = 'app' AND table IN ('users') ORDER BY \
+             table, position FORMAT JSONEachRow"
         );
     }
 

@@ -1,5 +1,7 @@
 //! What is at the destination: reading a target table's shape and comparing it with what the Mirror needs.
 
+use std::collections::HashMap;
+
 use serde::{Deserialize, de::DeserializeOwned};
 
 use super::{
@@ -37,19 +39,42 @@ pub struct TargetColumn {
 
 #[derive(Deserialize)]
 struct TableRow {
+    name: String,
     engine: String,
     engine_full: String,
     sorting_key: String,
 }
 
-/// Reads a table's shape; `None` when it isn't there, or the user may not see it.
-pub(super) async fn read(client: &Client, database: &str, table: &str) -> Result<Option<TargetTable>, Error> {
-    let rows = client.query_text(&ddl::describe_table(database, table), &[]).await?;
-    let Some(TableRow { engine, engine_full, sorting_key }) = json_lines(&rows)?.into_iter().next() else {
-        return Ok(None);
-    };
-    let columns = client.query_text(&ddl::describe_columns(database, table), &[]).await?;
-    Ok(Some(TargetTable { engine, engine_full, sorting_key, columns: json_lines(&columns)? }))
+#[derive(Deserialize)]
+struct ColumnRow {
+    table: String,
+    #[serde(flatten)]
+    column: TargetColumn,
+}
+
+/// Tables described by one query: their names, of up to 200 characters, have to fit a statement of 256 KiB.
+const AT_ONCE: usize = 256;
+
+/// Reads tables' shapes, by name; one that isn't there, or that the user may not see, is not in the answer.
+pub(super) async fn read(
+    client: &Client,
+    database: &str,
+    tables: &[&str],
+) -> Result<HashMap<String, TargetTable>, Error> {
+    let mut found = HashMap::with_capacity(tables.len());
+    for tables in tables.chunks(AT_ONCE) {
+        let rows = client.query_text(&ddl::describe_tables(database, tables), &[]).await?;
+        for TableRow { name, engine, engine_full, sorting_key } in json_lines(&rows)? {
+            found.insert(name, TargetTable { engine, engine_full, sorting_key, columns: Vec::new() });
+        }
+        let columns = client.query_text(&ddl::describe_columns(database, tables), &[]).await?;
+        for ColumnRow { table, column } in json_lines(&columns)? {
+            if let Some(table) = found.get_mut(&table) {
+                table.columns.push(column);
+            }
+        }
+    }
+    Ok(found)
 }
 
 /// The objects of a `JSONEachRow` answer.

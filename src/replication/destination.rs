@@ -126,6 +126,13 @@ pub trait Destination: Clone + Send + Sync + 'static {
     /// Makes the target table, or checks that the one that is there fits. Never drops or empties it. Idempotent.
     fn ensure_table(&self, table: &TableSchema) -> impl Future<Output = Result<(), DestinationError>> + Send;
 
+    /// Which of the target tables are there with all that is needed, in that order, asked for all at once. Of the others
+    /// [`Destination::add_columns`] tells what is wrong.
+    fn standing(
+        &self,
+        tables: &[&TableSchema],
+    ) -> impl Future<Output = Result<Vec<bool>, DestinationError>> + Send;
+
     /// Adds columns (indices into `table.columns`) to the target table where they are missing. Idempotent.
     fn add_columns(
         &self,

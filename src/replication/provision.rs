@@ -2,6 +2,8 @@
 
 use std::{collections::BTreeSet, time::Duration};
 
+use futures::{StreamExt, stream};
+
 use super::{
     Destination, Error, Policy,
     batch::stream_fence,
@@ -23,6 +25,12 @@ use crate::{
 
 /// How often the transactions that ran when the slot was made are looked at.
 const POLL: Duration = Duration::from_millis(20);
+
+/// Target tables made at the same time: there may be thousands, and the destination far away.
+const JOINED_AT_ONCE: usize = 8;
+
+/// Records written at once; that of a table with many columns is large.
+const SAVED_AT_ONCE: usize = 64;
 
 /// Where a Mirror stands once everything it needs exists.
 pub(super) struct Provisioned {
@@ -116,12 +124,18 @@ async fn bring_up<D: Destination>(
     state: &mut MirrorState,
     store: &StateStore<D>,
 ) -> Result<(), Error> {
-    let going = |record: &&mut TableRecord| record.phase != TablePhase::Failed;
-    let oids: Vec<u32> = state.tables.values_mut().filter(going).map(|record| record.schema.oid).collect();
+    let is_going = |record: &TableRecord| record.phase != TablePhase::Failed;
+    let going = || state.tables.values().filter(|record| is_going(record));
+    let oids: Vec<u32> = going().map(|record| record.schema.oid).collect();
     let layouts = catalog::layouts(around.session, &oids).await?;
-    for record in state.tables.values_mut().filter(going) {
-        // Without a change to insert, a target that was dropped meanwhile would not be missed.
-        let stands = around.destination.add_columns(&record.schema, &[]).await.map_err(Error::from);
+    // Without a change to insert, a target that was dropped meanwhile would not be missed.
+    let schemas: Vec<&TableSchema> = going().map(|record| &record.schema).collect();
+    let standing = around.destination.standing(&schemas).await?;
+    for (record, stands) in state.tables.values_mut().filter(|record| is_going(record)).zip(standing) {
+        let stands = match stands {
+            true => Ok(()),
+            false => around.destination.add_columns(&record.schema, &[]).await.map_err(Error::from),
+        };
         let plan = record.plan;
         let outcome = match (stands, layouts.get(&record.schema.oid)) {
             (Ok(()), Some(layout)) => around.bring_up(record, layout).await,
@@ -211,25 +225,24 @@ async fn describe(
     session: &Session,
     state: &MirrorState,
 ) -> Result<Vec<New>, Error> {
-    let (mut specs, mut oids) = (Vec::new(), Vec::new());
+    let mut specs = Vec::new();
     for spec in &config.tables {
         match state.tables.get(&spec.id) {
             Some(record) if record.spec == *spec => {}
             Some(record) => return Err(Error::SpecChanged { table: record.schema.id.clone() }),
-            None => {
-                oids.extend(catalog::table_oid(session, &spec.id).await?);
-                specs.push(spec);
-            }
+            None => specs.push(spec),
         }
     }
+    let ids: Vec<&TableId> = specs.iter().map(|spec| &spec.id).collect();
+    let oids: Vec<u32> = catalog::table_oids(session, &ids).await?.into_values().collect();
     let mut layouts = catalog::layouts(session, &oids).await?;
-    let mut new = Vec::new();
-    for spec in specs {
-        let schema = catalog::describe(session, spec).await?.schema;
+    let described = catalog::describe_all(session, &specs).await?;
+    let new = specs.into_iter().zip(described).map(|(spec, described)| {
+        let schema = described?.schema;
         let layout = layouts.remove(&schema.oid);
-        new.push(New { spec: spec.clone(), schema, layout, published: None, before: None });
-    }
-    Ok(new)
+        Ok(New { spec: spec.clone(), schema, layout, published: None, before: None })
+    });
+    new.collect()
 }
 
 /// Makes the publication, or adds what is new to the one that is there.
@@ -382,16 +395,24 @@ async fn join_all<D: Destination>(
 ) -> Result<(), Error> {
     let slot_start = state.source.as_ref().map(|source| source.start_lsn);
     let over_rows_from = slot_start.filter(|_| state.resync.is_some());
+    let mut joins = Vec::new();
     for new in tables {
         // What streams already has other rows at its target than a new slot has.
         let alone = new.before.is_some();
         let from = if alone { Some(catalog::firm_position(session).await?) } else { over_rows_from };
-        let mut record = join(config, destination, new, from).await?;
-        if alone {
-            record.covered = record.copy_version;
-        }
-        store.save_table(&record).await?;
-        state.tables.insert(record.schema.id.clone(), record);
+        joins.push(async move {
+            let mut record = join(config, destination, new, from).await?;
+            if alone {
+                record.covered = record.copy_version;
+            }
+            Ok::<_, Error>(record)
+        });
+    }
+    let mut joined = stream::iter(joins).buffered(JOINED_AT_ONCE).chunks(SAVED_AT_ONCE);
+    while let Some(records) = joined.next().await {
+        let records: Vec<TableRecord> = records.into_iter().collect::<Result<_, _>>()?;
+        store.save_tables(&records).await?;
+        state.tables.extend(records.into_iter().map(|record| (record.schema.id.clone(), record)));
     }
     if state.resync.take().is_some() {
         store.end_resync().await?;

@@ -210,7 +210,13 @@ impl<D: Destination> StateStore<D> {
 
     /// Writes a table's record.
     pub async fn save_table(&self, record: &TableRecord) -> Result<(), Error> {
-        self.save(vec![row(format!("{TABLE_PREFIX}{}", record.schema.id), record)?]).await
+        self.save_tables(std::slice::from_ref(record)).await
+    }
+
+    /// Writes tables' records at once.
+    pub async fn save_tables(&self, records: &[TableRecord]) -> Result<(), Error> {
+        let rows = records.iter().map(|record| row(format!("{TABLE_PREFIX}{}", record.schema.id), record));
+        self.save(rows.collect::<Result<_, _>>()?).await
     }
 
     /// Records a finished chunk of the plan with number `plan`.

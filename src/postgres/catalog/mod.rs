@@ -19,4 +19,4 @@ pub use relation::{GENERATED_IN_IDENTITY, KeyCandidate, RelationFacts, relations
 pub(in crate::postgres) use server::CURRENT_LSN;
 pub use server::{ServerFacts, current_wal_lsn, server_facts};
 pub use storage::{Storage, file_node_statement, storage};
-pub use table::{TableFacts, describe, table_name, table_oid};
+pub use table::{TableFacts, describe, describe_all, table_name, table_oids};

@@ -21,10 +21,10 @@ pub(super) struct TypeRow {
     pub(super) element: u32,
 }
 
-/// The types of all columns of the table `$1` (an oid), with the base types and elements that they lead to.
+/// The types of all columns of the tables `$1` (oids), with the base types and elements that they lead to.
 pub(super) const TYPES: &str = "\
 WITH RECURSIVE used (oid) AS (
-  SELECT atttypid FROM pg_attribute WHERE attrelid = $1 AND attnum > 0 AND NOT attisdropped
+  SELECT atttypid FROM pg_attribute WHERE attrelid = ANY($1::oid[]) AND attnum > 0 AND NOT attisdropped
   UNION
   SELECT CASE t.typtype WHEN 'd' THEN t.typbasetype ELSE t.typelem END
   FROM used JOIN pg_type t USING (oid) WHERE t.typtype = 'd' OR t.typelem <> 0)
