@@ -53,7 +53,9 @@ impl Outcome {
 /// The program, ended by the kernel when the calling thread ends, whatever ends it.
 fn program() -> Command {
     let mut command = Command::new("setpriv");
-    command.args(["--pdeathsig", "KILL", "--", env!("CARGO_BIN_EXE_walferry")]);
+    // Another build of it, such as a release.
+    let walferry = std::env::var("WALFERRY_BIN").unwrap_or(env!("CARGO_BIN_EXE_walferry").to_owned());
+    command.args(["--pdeathsig", "KILL", "--", &walferry]);
     command.env_remove("RUST_LOG").env("NO_COLOR", "1");
     command
 }

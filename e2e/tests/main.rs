@@ -25,6 +25,7 @@ mod hostile;
 mod identity;
 mod injection;
 mod keyless;
+mod large;
 mod names;
 mod partitions;
 mod pgbench;

@@ -1,0 +1,270 @@
+//! Much at once: a transaction of millions of rows, thousands of tables, thousands of transactions a second. `./e2e/large` runs
+//! these tests in full size and prints what they measure; `./e2e/test` runs them small.
+
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+use crate::support::{Lab, Mirror, Pg, Run, Server, eventually, parse_lsn, walferry};
+
+/// A quantity, in `./e2e/test` and in `./e2e/large`.
+fn size(small: u64, large: u64) -> u64 {
+    if full_size() { large } else { small }
+}
+
+fn full_size() -> bool {
+    std::env::var_os("E2E_LARGE").is_some()
+}
+
+/// Databases in servers of their own, which have their processors to themselves as far as these tests go.
+fn lab() -> Lab {
+    let postgres = Server::postgres(Pg::V18, &["-c", "max_wal_size=16GB", "-c", "shared_buffers=512MB"]);
+    Lab::on(postgres.into(), Server::clickhouse(&[]).into())
+}
+
+/// Waits as long as it takes, as long as walferry lives; gives the seconds.
+#[track_caller]
+fn patiently(run: &mut Run, awaited: &str, mut holds: impl FnMut(&mut Run) -> bool) -> f64 {
+    let started = Instant::now();
+    let limit = Duration::from_secs(size(90, 1800));
+    while !holds(run) {
+        assert!(run.alive(), "walferry ended while waiting for {awaited}");
+        assert!(started.elapsed() < limit, "waited in vain for {awaited}; status: {:#}", run.status());
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    started.elapsed().as_secs_f64()
+}
+
+fn durable(run: &mut Run) -> u64 {
+    run.status()["lastLSN"].as_str().and_then(parse_lsn).unwrap_or_default()
+}
+
+/// Waits until everything committed now is durable; gives the seconds.
+#[track_caller]
+fn arrival(lab: &Lab, run: &mut Run) -> f64 {
+    let lsn = lab.lsn();
+    patiently(run, "all to arrive", |run| durable(run) >= lsn)
+}
+
+/// A sum over a hash of each row, so that rows which are missing, other, or there twice show.
+fn assert_same_rows(lab: &Lab, table: &str, columns: &str) {
+    lab.assert_same(
+        &format!("SELECT count(*), coalesce(sum(('x' || left(md5(concat_ws(',', {columns})), 8))::bit(32)::bigint), 0) FROM {table}"),
+        &format!(
+            "SELECT count(), sum(reinterpretAsUInt32(reverse(substring(MD5(concatWithSeparator(',', {columns})), 1, 4)))) FROM
+             (SELECT {columns} FROM {table} FINAL WHERE _walferry_deleted = 0)"
+        ),
+    );
+}
+
+/// A transaction with millions of rows, each kind of change once, and kill -9 in the middle of each.
+#[test]
+fn transaction() {
+    let (lab, rows) = (lab(), size(200_000, 5_000_000));
+    lab.sql("CREATE TABLE rows (id bigint PRIMARY KEY, n int NOT NULL, note text NOT NULL)");
+    let mirror = lab.mirror(&["rows"]);
+    let mut run = lab.streaming(&mirror);
+    for (change, statement) in [
+        (
+            "INSERT",
+            format!(
+                "INSERT INTO rows SELECT i, i % 1000, 'a note of some length ' || i FROM generate_series(1, {rows}) i"
+            ),
+        ),
+        ("UPDATE", "UPDATE rows SET n = n + 1000000".to_owned()),
+        ("DELETE", "DELETE FROM rows WHERE id % 2 = 0".to_owned()),
+    ] {
+        let before = lab.lsn();
+        lab.sql(&statement);
+        let end = lab.lsn();
+        let changed = "SELECT max(_walferry_version) FROM rows";
+        let seen = patiently(&mut run, "the first rows", |_| {
+            lab.target_value(changed).parse::<u64>().unwrap() > before
+        });
+        let confirmed = durable(&mut run);
+        assert!(confirmed < end, "the transaction arrived before walferry could be killed");
+        let killed_at = run.peak_memory_mib();
+        run.kill();
+        run = lab.run(&mirror);
+        let seconds = arrival(&lab, &mut run);
+        let peak = run.peak_memory_mib();
+        println!(
+            "{change}: {rows} rows, {} MB of log; first rows after {seen:.1} s, then killed; all {seconds:.1} s after the new start; at most {} MiB held",
+            (end - before) >> 20,
+            peak.max(killed_at),
+        );
+        assert!(peak.max(killed_at) <= 128, "{killed_at} and {peak} MiB");
+        assert_same_rows(&lab, "rows", "id, n, note");
+    }
+    eventually("the slot to keep next to nothing", || {
+        let kept = lab.slot(&mut run, "pg_wal_lsn_diff(pg_current_wal_lsn(), confirmed_flush_lsn)");
+        kept.parse::<f64>().unwrap() < f64::from(1 << 20)
+    });
+    run.stop();
+}
+
+/// What both servers have been asked so far: transactions at the source, queries at the destination.
+struct Asked {
+    transactions: i64,
+    queries: i64,
+}
+
+impl Asked {
+    fn now(lab: &Lab) -> Asked {
+        let sql = "SELECT pg_stat_clear_snapshot(), xact_commit FROM pg_stat_database WHERE datname = current_database()";
+        let transactions = lab.source_value(sql).split('\t').next_back().unwrap().parse().unwrap();
+        let queries =
+            lab.target_value("SELECT value FROM system.events WHERE event = 'Query'").parse().unwrap();
+        Asked { transactions, queries }
+    }
+
+    fn since(&self, lab: &Lab) -> String {
+        let now = Asked::now(lab);
+        let (transactions, queries) = (now.transactions - self.transactions, now.queries - self.queries);
+        format!("{transactions} transactions at the source, {queries} queries at the destination")
+    }
+}
+
+/// Seconds of a processor that the process has used.
+fn processor_seconds(run: &Run) -> f64 {
+    let stat = std::fs::read_to_string(format!("/proc/{}/stat", run.pid())).unwrap();
+    let fields: Vec<&str> = stat.rsplit(')').next().unwrap().split_whitespace().collect();
+    let ticks = |index: usize| fields[index].parse::<f64>().unwrap();
+    (ticks(11) + ticks(12)) / 100.0
+}
+
+fn all_stream(run: &mut Run, count: u64) -> bool {
+    let status = run.status();
+    let tables = status["tables"].as_array().map_or(&[][..], Vec::as_slice);
+    tables.iter().filter(|table| table["state"] == "Streaming").count() as u64 == count
+}
+
+fn check_thousands(lab: &Lab, mirror: &Mirror) {
+    let (asked, started) = (Asked::now(lab), Instant::now());
+    let file = lab.write(mirror);
+    walferry(&["check", "-f", file.to_str().unwrap()]).exits(0);
+    println!("check: {:.1} s; {}", started.elapsed().as_secs_f64(), asked.since(lab));
+}
+
+/// Thousands of tables in one Mirror: copied, streamed, taken up again.
+#[test]
+fn tables() {
+    let (lab, count) = (lab(), size(100, 2000));
+    lab.sql(&format!(
+        "DO $$ BEGIN FOR i IN 1 .. {count} LOOP
+           EXECUTE format('CREATE TABLE t_%s (id int PRIMARY KEY, n int NOT NULL, note text, at timestamptz NOT NULL DEFAULT now())', i);
+           EXECUTE format('INSERT INTO t_%s SELECT g, %s, ''copied'' FROM generate_series(1, 3) g', i, i);
+         END LOOP; END $$"
+    ));
+    let names: Vec<String> = (1..=count).map(|number| format!("t_{number}")).collect();
+    let mirror = lab.mirror(&names.iter().map(String::as_str).collect::<Vec<_>>());
+    check_thousands(&lab, &mirror);
+    let same = || {
+        let parts: Vec<String> =
+            names.iter().map(|t| format!("SELECT '{t}' AS t, id, n, note FROM {t}")).collect();
+        lab.assert_same(
+            &format!("SELECT * FROM ({}) all_tables ORDER BY t COLLATE \"C\", id", parts.join(" UNION ALL ")),
+            "SELECT _table AS t, id, n, note FROM merge(currentDatabase(), '^t_') FINAL WHERE _walferry_deleted = 0 ORDER BY t, id",
+        );
+    };
+
+    let asked = Asked::now(&lab);
+    let mut run = lab.run(&mirror);
+    let seconds = patiently(&mut run, "all tables to stream", |run| all_stream(run, count));
+    println!("made and copied: {seconds:.1} s; {}; {} MiB", asked.since(&lab), run.peak_memory_mib());
+    arrival(&lab, &mut run);
+    same();
+
+    let write = |set: &str, commit: &str| {
+        lab.sql(&format!(
+            "DO $$ BEGIN FOR i IN 1 .. {count} LOOP
+               EXECUTE format('INSERT INTO t_%s VALUES ({set}, %s, ''streamed''); UPDATE t_%s SET n = n + 1 WHERE id = 2', i, i, i); {commit}
+             END LOOP; END $$"
+        ));
+    };
+    for (what, set, commit) in [("one transaction", "4", ""), ("a transaction a table", "5", "COMMIT;")] {
+        let asked = Asked::now(&lab);
+        write(set, commit);
+        println!(
+            "rows for all tables in {what}: {:.1} s to arrive; {}",
+            arrival(&lab, &mut run),
+            asked.since(&lab)
+        );
+    }
+    same();
+    println!("memory: {} MiB; log: {} lines", run.peak_memory_mib(), run.log().lines().count());
+    println!(
+        "/status: {} KiB; /metrics: {} KiB",
+        body(&mut run, "/status") >> 10,
+        body(&mut run, "/metrics") >> 10
+    );
+    run.kill();
+
+    let asked = Asked::now(&lab);
+    let mut run = lab.run(&mirror);
+    write("6", "");
+    let seconds = arrival(&lab, &mut run);
+    assert!(all_stream(&mut run, count), "a table does not stream after a restart");
+    println!(
+        "started again: {seconds:.1} s until new rows arrived; {}; {} MiB",
+        asked.since(&lab),
+        run.peak_memory_mib()
+    );
+    same();
+    if full_size() {
+        let (asked, used) = (Asked::now(&lab), processor_seconds(&run));
+        std::thread::sleep(Duration::from_secs(60));
+        println!(
+            "a quiet minute: {}; {:.2} s of a processor",
+            asked.since(&lab),
+            processor_seconds(&run) - used
+        );
+    }
+    assert!(run.peak_memory_mib() <= 256, "{} MiB", run.peak_memory_mib());
+    run.stop();
+}
+
+fn body(run: &mut Run, path: &str) -> usize {
+    run.http(path).unwrap().1.len()
+}
+
+/// Transactions of one row each, far more a second than inserts can be.
+#[test]
+fn tiny() {
+    let (lab, per_second, seconds) = (lab(), 10_000, size(3, 60));
+    lab.sql("CREATE TABLE ticks (id bigint PRIMARY KEY, n int NOT NULL, note text NOT NULL)");
+    lab.sql(
+        "CREATE PROCEDURE tick(seconds int, per_second int) LANGUAGE plpgsql AS $$ DECLARE began timestamptz := clock_timestamp(); BEGIN
+           FOR i IN 0 .. seconds * per_second - 1 LOOP
+             INSERT INTO ticks VALUES (i, i % 100, 'a row of some length'); COMMIT;
+             IF i % 100 = 0 THEN
+               PERFORM pg_sleep(greatest(0, i::float8 / per_second - extract(epoch FROM clock_timestamp() - began)));
+             END IF;
+           END LOOP; END $$",
+    );
+    let mirror = lab.mirror(&["ticks"]);
+    let mut run = lab.streaming(&mirror);
+    let (asked, used, started) = (Asked::now(&lab), processor_seconds(&run), Instant::now());
+    let mut client = lab.connect();
+    client.batch_execute("SET synchronous_commit = off").unwrap();
+    client.batch_execute(&format!("CALL tick({seconds}, {per_second})")).unwrap();
+    let wrote = started.elapsed().as_secs_f64();
+    let lag = run.status()["lagSeconds"].clone();
+    let behind = arrival(&lab, &mut run);
+    let total = seconds * per_second;
+    println!(
+        "{total} transactions in {wrote:.1} s; lag {lag} s at the end, {behind:.1} s until all had arrived; {}; {:.1} s of a processor; {} MiB",
+        asked.since(&lab),
+        processor_seconds(&run) - used,
+        run.peak_memory_mib(),
+    );
+    println!(
+        "parts: {}",
+        lab.target_value("SELECT concat(toString(countIf(active)), ' active, ', toString(count()), ' with those merged already') FROM system.parts WHERE database = currentDatabase() AND table = 'ticks'")
+    );
+    assert!(run.peak_memory_mib() <= 128, "{} MiB", run.peak_memory_mib());
+    assert_same_rows(&lab, "ticks", "id, n, note");
+    let status: Value = run.status();
+    assert_eq!(status["tables"][0]["inserted"], total, "{status:#}");
+    run.stop();
+}
