@@ -140,3 +140,49 @@ fn large_rows_and_locked_tables() {
         );
     }
 }
+
+/// Types of extensions bring an equality of their own, which a search path that leaves out their schema does not find.
+#[test]
+fn keys_whose_equality_is_in_another_schema() {
+    let lab = Lab::new(Pg::V18);
+    let database = &lab.database;
+    lab.admin(&format!(
+        "CREATE SCHEMA ext; GRANT USAGE ON SCHEMA ext TO {database}; CREATE EXTENSION citext SCHEMA ext; CREATE EXTENSION ltree SCHEMA ext;
+         CREATE DOMAIN email AS ext.citext; GRANT USAGE ON TYPE email TO {database}"
+    ));
+    let keys = [
+        ("words", "ext.citext", "'Word' || i"),
+        ("paths", "ext.ltree", "'a.b' || i"),
+        ("emails", "email", "'A@b' || i"),
+    ];
+    for (table, kind, key) in keys {
+        lab.sql(&format!(
+            "CREATE TABLE {table} (k {kind} PRIMARY KEY, n int, big text); ALTER TABLE {table} ALTER big SET STORAGE EXTERNAL;
+             INSERT INTO {table} SELECT ({key})::{kind}, i % 3, repeat(md5(i::text), 100) FROM generate_series(1, 3000) i; ANALYZE {table}"
+        ));
+        lab.sql(&format!("ALTER TABLE {table} ADD touched int"));
+    }
+    let mut run = lab.streaming(&lab.mirror(&keys.map(|(table, ..)| table)));
+    let scans = |table: &str, column: &str| -> u64 {
+        lab.source_value(&format!("SELECT {column} FROM pg_stat_user_tables WHERE relname = '{table}'"))
+            .parse()
+            .unwrap()
+    };
+    for (table, kind, key) in keys {
+        let (by_index, whole) = (scans(table, "idx_scan"), scans(table, "seq_scan"));
+        lab.sql(&format!(
+            "SET search_path = public, ext; SET enable_seqscan = off;
+             UPDATE {table} SET touched = 1 WHERE k = ({})::{kind}",
+            key.replace("|| i", "|| 7")
+        ));
+        lab.settle(&mut run);
+        // The application's, and that of the read for the value that the update did not send.
+        eventually("the server's statistics of the read", || scans(table, "idx_scan") >= by_index + 2);
+        assert_eq!(scans(table, "seq_scan"), whole, "{table} is read as a whole for one row");
+        lab.assert_same(
+            &format!("SELECT k::text COLLATE \"C\" AS k, n, md5(big), touched FROM {table} ORDER BY 1"),
+            &format!("SELECT k, n, lower(hex(MD5(big))), touched FROM {table} FINAL ORDER BY k"),
+        );
+    }
+    run.stop();
+}

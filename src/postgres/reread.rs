@@ -1,6 +1,6 @@
 //! Reads rows by key, whatever the key's types, in the form the stream uses.
 
-use std::pin::pin;
+use std::{collections::HashMap, pin::pin};
 
 use bytes::{BufMut, BytesMut};
 use futures::TryStreamExt;
@@ -17,7 +17,14 @@ pub type OwnedRow = (Vec<u8>, Vec<Cell>);
 ///
 /// `text_keys[i]` says that the i-th key column's values arrive in text form. Not arrays and `unnest`, which would take a
 /// key that is an array apart.
-pub(crate) fn statement(schema: &TableSchema, wanted: &[bool], text_keys: &[bool], rows: usize) -> String {
+/// `equality[i]` is the operator that compares it.
+pub(crate) fn statement(
+    schema: &TableSchema,
+    wanted: &[bool],
+    text_keys: &[bool],
+    equality: &[String],
+    rows: usize,
+) -> String {
     let keys: Vec<_> = schema.key.iter().filter_map(|index| schema.columns.get(*index)).collect();
     let columns: Vec<String> = schema
         .columns
@@ -26,9 +33,9 @@ pub(crate) fn statement(schema: &TableSchema, wanted: &[bool], text_keys: &[bool
         .map(|(column, wanted)| if *wanted { copy::projection(column) } else { "NULL".to_owned() })
         .collect();
     let (mut names, mut conditions) = (Vec::new(), Vec::new());
-    for (place, key) in keys.iter().enumerate() {
+    for (place, (key, equality)) in keys.iter().zip(equality).enumerate() {
         names.push(format!("k{place}"));
-        conditions.push(format!("r.{} = w.k{place}", quote::ident(&key.name)));
+        conditions.push(format!("r.{} {equality} w.k{place}", quote::ident(&key.name)));
     }
     let values: Vec<String> = (0..rows)
         .map(|row| {
@@ -47,6 +54,27 @@ pub(crate) fn statement(schema: &TableSchema, wanted: &[bool], text_keys: &[bool
         table = quote::table(&schema.id),
         conditions = conditions.join(" AND "),
     )
+}
+
+/// The operator for equality in each column of a table's unique indexes. One that an extension brings with its type is found by its
+/// plain name in the search path alone; without it another one may compare the values, which takes a scan of the table.
+const EQUALITY: &str = "\
+SELECT k.attnum, n.nspname::text, o.oprname::text FROM pg_index i
+CROSS JOIN LATERAL unnest(i.indkey::int2[], i.indclass::oid[]) AS k (attnum, opclass)
+JOIN pg_opclass c ON c.oid = k.opclass
+JOIN pg_amop a ON a.amopfamily = c.opcfamily AND a.amoplefttype = c.opcintype AND a.amoprighttype = c.opcintype AND a.amopstrategy = 3
+JOIN pg_operator o ON o.oid = a.amopopr JOIN pg_namespace n ON n.oid = o.oprnamespace
+WHERE i.indrelid = $1::oid AND i.indisunique ORDER BY i.indisprimary OR i.indisreplident";
+
+/// The operators for the columns of the key, in its order.
+async fn equality(session: &Session, schema: &TableSchema) -> Result<Vec<String>, Error> {
+    let mut found = HashMap::new();
+    for row in session.client.query(EQUALITY, &[&schema.oid]).await? {
+        let (namespace, name): (String, String) = (row.try_get(1)?, row.try_get(2)?);
+        found.insert(row.try_get::<_, i16>(0)?, format!("OPERATOR({}.{name})", quote::ident(&namespace)));
+    }
+    let keys = schema.key.iter().filter_map(|index| schema.columns.get(*index));
+    Ok(keys.map(|key| found.remove(&key.attnum).unwrap_or_else(|| "=".to_owned())).collect())
 }
 
 /// Reads the present rows with the keys of `tuples`, as far as `budget` bytes go.
@@ -73,7 +101,8 @@ pub async fn read(
     for tuple in tuples {
         keys.extend(schema.key.iter().map(|index| RawKey(tuple.bytes(*index))));
     }
-    let statement = statement(schema, &wanted, &text_keys, tuples.len());
+    let equality = equality(&session, schema).await?;
+    let statement = statement(schema, &wanted, &text_keys, &equality, tuples.len());
     let statement = session.client.prepare(&statement).await?;
     let rows = session.client.query_raw(&statement, keys).await?;
     let mut rows = pin!(rows);
@@ -169,15 +198,16 @@ mod tests {
 
     #[test]
     fn asks_for_what_is_wanted_by_keys_in_key_order() {
+        let equality = ["OPERATOR(\"ext\".=)".to_owned(), "=".to_owned()];
         assert_eq!(
-            statement(&schema(), &[false, true, true], &[false, false], 2),
-            r#"SELECT w.ordinal, t.* FROM (VALUES (0, $1::text, $2::bigint), (1, $3::text, $4::bigint)) AS w (ordinal, k0, k1) CROSS JOIN LATERAL (SELECT NULL, "k""2", CASE WHEN "addr" IS DISTINCT FROM NULL THEN pg_catalog.format('%s', "addr") END FROM "public"."t" AS r WHERE r."k""2" = w.k0 AND r."id" = w.k1) AS t ORDER BY w.ordinal"#
+            statement(&schema(), &[false, true, true], &[false, false], &equality, 2),
+            r#"SELECT w.ordinal, t.* FROM (VALUES (0, $1::text, $2::bigint), (1, $3::text, $4::bigint)) AS w (ordinal, k0, k1) CROSS JOIN LATERAL (SELECT NULL, "k""2", CASE WHEN "addr" IS DISTINCT FROM NULL THEN pg_catalog.format('%s', "addr") END FROM "public"."t" AS r WHERE r."k""2" OPERATOR("ext".=) w.k0 AND r."id" = w.k1) AS t ORDER BY w.ordinal"#
         );
     }
 
     #[test]
     fn keys_in_text_form_are_cast() {
-        let statement = statement(&schema(), &[true; 3], &[true, true], 1);
+        let statement = statement(&schema(), &[true; 3], &[true, true], &["=".to_owned(), "=".to_owned()], 1);
         assert!(statement.contains("(VALUES (0, $1::text::text, $2::text::bigint))"), "{statement}");
     }
 }
