@@ -53,7 +53,7 @@ pub struct MirrorSpec {
     #[x_kube(validation = Rule::new("self == oldSelf").message(message::DESTINATION_IS_FIXED))]
     pub destination_ref: PeerRef,
     /// The tables to mirror, at least one. Each needs a primary key, another replica identity (FULL where nothing names a row), or insertOnly.
-    #[schemars(length(min = 1, max = 500))]
+    #[schemars(length(min = 1, max = 2000))]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["schema".into(), "name".into()]))]
     pub tables: Vec<MirrorTable>,
     /// What of the existing rows is copied.

@@ -122,12 +122,12 @@ fn the_largest_mirror_is_taken() {
     install_definitions();
     let space = Space::new();
     let names = |prefix: &str| {
-        (0..25).map(|index| format!("{prefix}_of_the_application_{index}")).collect::<Vec<_>>()
+        (0..5).map(|index| format!("{prefix}_of_the_application_{index}")).collect::<Vec<_>>()
     };
     let map = |prefix: &str| {
         names(prefix).into_iter().map(|name| (name, json!("String"))).collect::<serde_json::Map<_, _>>()
     };
-    let tables: Vec<Value> = (0..500)
+    let tables: Vec<Value> = (0..2000)
         .map(|index| {
             json!({"schema": "public", "name": format!("table_{index}"), "target": {"table": format!("target_{index}")},
                 "columns": {"exclude": names("excluded"), "rename": map("renamed"), "types": map("typed")}})

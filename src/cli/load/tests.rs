@@ -175,7 +175,7 @@ fn wrong_types_ranges_and_enums() {
         (
             "tables:\n  - {schema: public, name: users}",
             "tables: []",
-            "spec.tables: must have 1 to 500 entries",
+            "spec.tables: must have 1 to 2000 entries",
         ),
         ("  tables:\n  - {schema: public, name: users}", "", "spec.tables: is required"),
         (
