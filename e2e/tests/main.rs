@@ -42,3 +42,4 @@ mod toast;
 mod truncate;
 mod types;
 mod values;
+mod widening;

@@ -194,32 +194,78 @@ const TABLES: &[Case] = &[
         change: &[
             "ALTER TABLE {t} ALTER n TYPE bigint",
             "INSERT INTO {t} VALUES (6, 6000000000, 6, 6.25, 'v')",
+            "UPDATE {t} SET n = -n WHERE id < 3; DELETE FROM {t} WHERE id = 4",
+        ],
+        outcome: Follows("id, n, m, d, v", "id, n, m, d, v"),
+    },
+    Case {
+        table: "widened_twice",
+        create: "CREATE TABLE {t} (id int PRIMARY KEY, s smallint NOT NULL DEFAULT 5, r real, d numeric(10,2), i int[], c timestamp(3)); INSERT INTO {t} SELECT i, i, i / 8.0, i + 0.25, ARRAY[i], NULL FROM generate_series(1, 5) i",
+        change: &[
+            "INSERT INTO {t} VALUES (6, 6, 0.1, 6.25, '{6}')",
+            "ALTER TABLE {t} ALTER s TYPE int, ALTER r TYPE double precision, ALTER d TYPE numeric(12,4), ALTER c TYPE timestamp(6)",
+            "INSERT INTO {t} VALUES (7, 70000, 0.1, 7.1234, '{7}')",
+            "ALTER TABLE {t} ALTER s TYPE numeric(20,2), ALTER i TYPE bigint[]",
+            "INSERT INTO {t} VALUES (8, 80000.25, 0.2, 8.25, '{8000000000}'); UPDATE {t} SET r = 0.3 WHERE id = 2",
+        ],
+        outcome: Follows(
+            "id, s::text, r, d::text, array_to_string(i, ',') AS i, c",
+            "id, toDecimalString(s, 2) AS s, r, toDecimalString(assumeNotNull(d), 4) AS d, arrayStringConcat(i, ',') AS i, c",
+        ),
+    },
+    // Values that are computed look like those that are only written anew.
+    Case {
+        table: "widened_using",
+        create: NUMBERS,
+        change: &[
+            "INSERT INTO {t} VALUES (6, 6, 6, 6.25, 'v')",
+            "ALTER TABLE {t} ALTER n TYPE bigint USING n * 3000000000, ALTER d TYPE numeric(14,2) USING d + 2",
+        ],
+        outcome: Follows("id, n, m, d, v", "id, n, m, d, v"),
+    },
+    Case {
+        table: "widened_key",
+        create: NUMBERS,
+        change: &[
+            "ALTER TABLE {t} ALTER id TYPE bigint",
+            "INSERT INTO {t} VALUES (6000000000, 6, 6, 6.25, 'v')",
         ],
         outcome: Fails {
-            words: &["n", "Int64", "MODIFY COLUMN", "walferry.dev/resync"],
-            mend: "ALTER TABLE {t} MODIFY COLUMN n Nullable(Int64)",
+            words: &["id", "Int64", "sorted by", "walferry.dev/resync"],
+            mend: "DROP TABLE {t} SYNC",
+            columns: "id, n, m, d, v",
+        },
+    },
+    Case {
+        table: "retyped",
+        create: NUMBERS,
+        change: &["ALTER TABLE {t} ALTER n TYPE text", "INSERT INTO {t} VALUES (6, 'six', 6, 6.25, 'v')"],
+        outcome: Fails {
+            words: &["n", "String", "MODIFY COLUMN", "walferry.dev/resync"],
+            mend: "ALTER TABLE {t} MODIFY COLUMN n Nullable(String)",
             columns: "id, n, m, d, v",
         },
     },
     Case {
         table: "narrowed",
         create: NUMBERS,
-        change: &["ALTER TABLE {t} ALTER m TYPE int", "INSERT INTO {t} VALUES (6, 6, 6, 6.25, 'v')"],
-        outcome: Fails {
-            words: &["m", "Int32", "MODIFY COLUMN", "walferry.dev/resync"],
-            mend: "ALTER TABLE {t} MODIFY COLUMN m Nullable(Int32)",
-            columns: "id, n, m, d, v",
-        },
+        change: &[
+            "INSERT INTO {t} VALUES (6, 6, 6, 6.25, 'v')",
+            "ALTER TABLE {t} ALTER m TYPE int, ALTER d TYPE numeric(6,1)",
+            "INSERT INTO {t} VALUES (7, 7, 7, 7.3, 'v')",
+        ],
+        // The target's columns stay as wide as they are.
+        outcome: Follows("id, n, m, trim_scale(d), v", "id, n, m, d, v"),
     },
     Case {
         table: "precise",
         create: NUMBERS,
-        change: &["ALTER TABLE {t} ALTER d TYPE numeric(12,2)"],
-        outcome: Fails {
-            words: &["d", "Decimal(12, 2)", "MODIFY COLUMN", "walferry.dev/resync"],
-            mend: "ALTER TABLE {t} MODIFY COLUMN d Nullable(Decimal(12, 2))",
-            columns: "id, n, m, d, v",
-        },
+        change: &[
+            "INSERT INTO {t} VALUES (6, 6, 6, 6.25, 'v')",
+            "ALTER TABLE {t} ALTER d TYPE numeric(12,2)",
+            "INSERT INTO {t} VALUES (7, 7, 7, 9999999999.25, 'v'); UPDATE {t} SET d = -1.25 WHERE id = 1",
+        ],
+        outcome: Follows("id, n, m, d, v", "id, n, m, d, v"),
     },
     Case {
         table: "computed",
@@ -248,13 +294,15 @@ const TABLES: &[Case] = &[
     ),
     Case {
         table: "not_null_dropped",
-        create: "CREATE TABLE {t} (id int PRIMARY KEY, a text NOT NULL); INSERT INTO {t} VALUES (1, 'x')",
-        change: &["ALTER TABLE {t} ALTER a DROP NOT NULL", "INSERT INTO {t} VALUES (2, NULL)"],
-        outcome: Fails {
-            words: &["a", "Nullable", "MODIFY COLUMN", "walferry.dev/resync"],
-            mend: "ALTER TABLE {t} MODIFY COLUMN a Nullable(String)",
-            columns: "id, a",
-        },
+        create: "CREATE TABLE {t} (id int PRIMARY KEY, a text NOT NULL, b int NOT NULL, c int NOT NULL); INSERT INTO {t} VALUES (1, 'x', 1, 1)",
+        change: &[
+            "INSERT INTO {t} VALUES (2, 'x', 2, 2)",
+            "ALTER TABLE {t} ALTER a DROP NOT NULL, ALTER b DROP NOT NULL, ALTER c DROP NOT NULL",
+            "INSERT INTO {t} VALUES (3, NULL, 3, 3), (4, 'y', NULL, 4)",
+            "DELETE FROM {t} WHERE b IS NULL; ALTER TABLE {t} ALTER b SET NOT NULL",
+            "UPDATE {t} SET a = NULL WHERE id = 1",
+        ],
+        outcome: Follows("id, a, b, c", "id, a, b, c"),
     },
     follows(
         "identity_full",

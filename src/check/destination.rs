@@ -5,7 +5,7 @@ use crate::{
     clickhouse::{
         Error, OLDEST_VERSION, ServerVersion, ddl,
         quote::{ident, table},
-        target::{TargetTable, compare},
+        target::{Lacks, TargetTable, compare},
         types::{ChType, Features, Fidelity, fidelity, target_type},
     },
     model::{ClickHouseEndpoint, RESYNC_COMMAND, TableSchema, TlsMode, resync_advice},
@@ -16,6 +16,8 @@ pub(super) const SUBJECT: &str = "destination";
 
 /// What walferry does in its database.
 pub(super) const PRIVILEGES: [&str; 5] = ["SELECT", "INSERT", "CREATE TABLE", "ALTER ADD COLUMN", "TRUNCATE"];
+/// With it, columns of targets are made wider as those of the source are; without it such a table fails alone.
+pub(super) const WIDENING: &str = "ALTER MODIFY COLUMN";
 /// The engine of target and state tables; using it is a right of its own where `table_engines_require_grant` is on.
 pub(super) const ENGINE: &str = "ReplacingMergeTree";
 
@@ -38,15 +40,20 @@ pub(super) struct MissingRights {
     pub(super) privileges: Vec<&'static str>,
     /// The use of [`ENGINE`].
     pub(super) engine: bool,
+    /// [`WIDENING`] in the database, which a Mirror can live without.
+    pub(super) widening: bool,
 }
 
 impl MissingRights {
     /// The statements that grant them.
     fn grants(&self, endpoint: &ClickHouseEndpoint) -> Vec<String> {
         let (database, user) = (ident(&endpoint.database), ident(&endpoint.username));
-        let on_tables = || format!("GRANT {} ON {database}.* TO {user};", self.privileges.join(", "));
+        let widening = self.widening.then_some(WIDENING);
+        let on_tables: Vec<_> = self.privileges.iter().copied().chain(widening).collect();
+        let on_tables = (!on_tables.is_empty())
+            .then(|| format!("GRANT {} ON {database}.* TO {user};", on_tables.join(", ")));
         let engine = self.engine.then(|| format!("GRANT TABLE ENGINE ON {ENGINE} TO {user};"));
-        (!self.privileges.is_empty()).then(on_tables).into_iter().chain(engine).collect()
+        on_tables.into_iter().chain(engine).collect()
     }
 }
 
@@ -138,7 +145,7 @@ fn rights(endpoint: &ClickHouseEndpoint, facts: &ServerFacts) -> Check {
         .fix("set readonly to 0 in the user's settings profile");
     }
     let Some(missing) = &facts.missing_rights else {
-        let all = MissingRights { privileges: PRIVILEGES.to_vec(), engine: true };
+        let all = MissingRights { privileges: PRIVILEGES.to_vec(), engine: true, widening: true };
         let detail = "this release can't tell what a user may do (CHECK GRANT)";
         return Check::warning(SUBJECT, NAME, reason::DESTINATION_ACCESS_DENIED, detail)
             .fix(all.grants(endpoint).join("\n"));
@@ -146,6 +153,14 @@ fn rights(endpoint: &ClickHouseEndpoint, facts: &ServerFacts) -> Check {
     let grants = missing.grants(endpoint);
     if grants.is_empty() {
         return Check::ok(SUBJECT, NAME, format!("{} may do what is needed", endpoint.username));
+    }
+    if missing.privileges.is_empty() && !missing.engine {
+        let detail = format!(
+            "{} lacks {WIDENING}: a table whose column gets a wider type at the source, or takes NULL, will fail alone",
+            endpoint.username
+        );
+        return Check::warning(SUBJECT, NAME, reason::DESTINATION_ACCESS_DENIED, detail)
+            .fix(grants.join("\n"));
     }
     let engine = missing.engine.then(|| format!("TABLE ENGINE {ENGINE}"));
     let lacks: Vec<_> =
@@ -254,7 +269,11 @@ pub(super) fn target(
             Err(problem) => {
                 failure(reason::DESTINATION_TABLE_CONFLICT, format!("{name}: {problem}")).fix(drop())
             }
-            Ok(_) => Check::ok(subject, NAME, format!("{name} is there, and the copy replaces its rows")),
+            Ok(lacks) => {
+                let detail =
+                    format!("{name} is there, and the copy replaces its rows{}", widened(schema, &lacks));
+                Check::ok(subject, NAME, detail)
+            }
         },
         (None, true) => Check::warning(
             subject.as_str(),
@@ -277,9 +296,19 @@ pub(super) fn target(
                     "TRUNCATE TABLE {target}; -- if nobody needs them\nor replace them by the source's rows: {RESYNC_COMMAND}\nor choose another target.table"
                 ))
             }
-            Ok(_) => Check::ok(subject, NAME, format!("{name} exists, is empty and fits")),
+            Ok(lacks) => {
+                let detail = format!("{name} exists, is empty and fits{}", widened(schema, &lacks));
+                Check::ok(subject, NAME, detail)
+            }
         },
     }
+}
+
+/// Which columns a run will make wider.
+fn widened(schema: &TableSchema, lacks: &Lacks) -> String {
+    let columns = lacks.width.iter().filter_map(|index| schema.columns.get(*index));
+    let names: Vec<_> = columns.map(|column| column.target_name.as_str()).collect();
+    if names.is_empty() { String::new() } else { format!("; {} will be made wider", names.join(", ")) }
 }
 
 #[cfg(test)]
@@ -358,7 +387,7 @@ mod tests {
 
     #[test]
     fn missing_rights_are_told_with_their_grants() {
-        let missing = MissingRights { privileges: vec!["INSERT", "TRUNCATE"], engine: true };
+        let missing = MissingRights { privileges: vec!["INSERT", "TRUNCATE"], engine: true, widening: false };
         let check = find(&ServerFacts { missing_rights: Some(missing), ..facts() }, "grants");
         assert_eq!(check.detail, "writer lacks INSERT, TRUNCATE, TABLE ENGINE ReplacingMergeTree");
         assert_eq!(
@@ -368,6 +397,10 @@ mod tests {
                  GRANT TABLE ENGINE ON ReplacingMergeTree TO `writer`;"
             )
         );
+        let missing = MissingRights { widening: true, ..MissingRights::default() };
+        let check = find(&ServerFacts { missing_rights: Some(missing), ..facts() }, "grants");
+        assert_eq!(check.outcome, Outcome::Warning);
+        assert_eq!(check.fix.as_deref(), Some("GRANT ALTER MODIFY COLUMN ON `analytics`.* TO `writer`;"));
         let unknown = find(&ServerFacts { missing_rights: None, ..facts() }, "grants");
         assert_eq!(unknown.outcome, Outcome::Warning);
     }

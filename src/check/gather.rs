@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use super::{
-    destination::{self, ENGINE, MissingRights, PRIVILEGES, TargetFacts},
+    destination::{self, ENGINE, MissingRights, PRIVILEGES, TargetFacts, WIDENING},
     publication::{self, Wanted},
     report::{Check, CheckReport, Outcome},
     source, table,
@@ -259,14 +259,16 @@ async fn missing_rights(
     endpoint: &ClickHouseEndpoint,
 ) -> Result<Option<MissingRights>, ClickHouseError> {
     let mut missing = MissingRights::default();
+    let in_database = |privilege: &str| format!("{privilege} ON {}.*", quote::ident(&endpoint.database));
     for privilege in PRIVILEGES {
-        match may(client, &format!("{privilege} ON {}.*", quote::ident(&endpoint.database))).await? {
+        match may(client, &in_database(privilege)).await? {
             None => return Ok(None),
             Some(true) => {}
             Some(false) => missing.privileges.push(privilege),
         }
     }
     missing.engine = may(client, &format!("TABLE ENGINE ON {ENGINE}")).await? == Some(false);
+    missing.widening = may(client, &in_database(WIDENING)).await? == Some(false);
     Ok(Some(missing))
 }
 

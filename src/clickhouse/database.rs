@@ -6,7 +6,7 @@ use std::{
         Arc,
         atomic::{AtomicU64, Ordering::Relaxed},
     },
-    time::{SystemTime, UNIX_EPOCH},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
 use tokio::sync::OnceCell;
@@ -16,13 +16,17 @@ use super::{
     insert::{self, BlockInsert},
     native::BlockBuilder,
     state,
-    target::{self, TargetTable},
+    target::{self, Lacks, TargetTable},
     types::{ChType, Features, target_type},
 };
 use crate::{
     model::{ClickHouseEndpoint, Lsn, OutOfRange, TableSchema},
     replication::{Destination, DestinationError, StateRow},
 };
+
+/// How long a replica may take to learn of a column's new type, and how often it is looked at.
+const WIDENED_WITHIN: Duration = Duration::from_secs(30);
+const WIDENED_POLL: Duration = Duration::from_millis(100);
 
 /// A ClickHouse database that rows are replicated into. Cheap to clone; clones share connections.
 #[derive(Clone, Debug)]
@@ -127,12 +131,51 @@ impl Database {
         let types = self.types(table, features)?;
         let sql = ddl::create_table(&self.shared.database, table, &types);
         self.shared.client.execute(&sql, &type_settings(&types)).await?;
-        let missing = self.missing_columns(table, &types).await?;
-        self.add_missing(table, &types, &missing).await
+        self.fit(table, &types, |_| true).await
     }
 
-    /// Columns that the target lacks; an error where it doesn't fit otherwise.
-    async fn missing_columns(&self, table: &TableSchema, types: &[ChType]) -> Result<Vec<usize>, Error> {
+    /// Gives the target what it lacks: width, and those of the columns that are `wanted`.
+    async fn fit(
+        &self,
+        table: &TableSchema,
+        types: &[ChType],
+        wanted: impl Fn(usize) -> bool,
+    ) -> Result<(), Error> {
+        let mut lacks = self.lacks(table, types).await?;
+        if !lacks.width.is_empty() {
+            self.widen(table, types, &lacks.width).await?;
+        }
+        lacks.columns.retain(|index| wanted(*index));
+        self.add_missing(table, types, &lacks.columns).await
+    }
+
+    /// Makes columns wider: from then on they show the same values in the new type, while ClickHouse rewrites what is stored behind it.
+    async fn widen(&self, table: &TableSchema, types: &[ChType], width: &[usize]) -> Result<(), Error> {
+        let columns = width.iter().filter_map(|index| table.columns.get(*index).zip(types.get(*index)));
+        let columns: Vec<_> =
+            columns.map(|(column, column_type)| (column.target_name.as_str(), column_type)).collect();
+        let sql = ddl::modify_columns(&self.shared.database, &table.target, &columns);
+        let mut settings = type_settings(types);
+        // The rewrite of a large table takes longer than anybody waits here.
+        settings.push(("alter_sync", "0"));
+        if let Err(error) = self.shared.client.execute(&sql, &settings).await {
+            return Err(error.unless_it_passes(|refusal| too_narrow(table, &sql, &refusal)));
+        }
+        let names: Vec<_> = columns.iter().map(|(name, _)| name).collect();
+        tracing::info!(table = %self.qualified(table), columns = ?names, "made columns of the target wider");
+        // A replica learns of it from ClickHouse Keeper; until then it would cut wide values short.
+        let started = Instant::now();
+        while !self.lacks(table, types).await?.width.is_empty() {
+            if started.elapsed() > WIDENED_WITHIN {
+                return Err(Error::Timeout { url: self.qualified(table), seconds: WIDENED_WITHIN.as_secs() });
+            }
+            tokio::time::sleep(WIDENED_POLL).await;
+        }
+        Ok(())
+    }
+
+    /// What the target lacks; an error where it doesn't fit otherwise.
+    async fn lacks(&self, table: &TableSchema, types: &[ChType]) -> Result<Lacks, Error> {
         let problem = |problem| Error::Table { table: table.target.clone(), problem };
         let found = self.target_table(&table.target).await?.ok_or_else(|| problem(TableProblem::Missing))?;
         target::compare(&found, &self.shared.database, table, types).map_err(problem)
@@ -167,7 +210,7 @@ impl Database {
             let Some(found) = found.get(&table.target) else { return false };
             let Ok(types) = self.types(table, features) else { return false };
             target::compare(found, &self.shared.database, table, &types)
-                .is_ok_and(|missing| missing.is_empty())
+                .is_ok_and(|lacks| lacks == Lacks::default())
         };
         Ok(tables.iter().map(stands).collect())
     }
@@ -220,6 +263,12 @@ impl Database {
     }
 }
 
+/// The fault of a table whose columns can't be made wider by us: also where a right is missing, for somebody else can do it.
+fn too_narrow(table: &TableSchema, sql: &str, refusal: &str) -> Error {
+    let conflict = format!("columns are too narrow; run {sql}, which walferry was refused ({refusal})");
+    Error::Table { table: table.target.clone(), problem: TableProblem::Conflict(conflict) }
+}
+
 /// Settings without which a release refuses a type that it has.
 fn type_settings(types: &[ChType]) -> Vec<(&'static str, &'static str)> {
     let time64 = types.iter().any(|column_type| {
@@ -270,11 +319,9 @@ impl Destination for Database {
     async fn add_columns(&self, table: &TableSchema, columns: &[usize]) -> Result<(), DestinationError> {
         let work = async {
             let types = self.types(table, self.version().await?.features())?;
-            let mut missing = self.missing_columns(table, &types).await?;
-            missing.retain(|index| columns.contains(index));
-            self.add_missing(table, &types, &missing).await
+            self.fit(table, &types, |index| columns.contains(&index)).await
         };
-        let doing = format!("add columns to {}", self.qualified(table));
+        let doing = format!("change the columns of {}", self.qualified(table));
         work.await.map_err(|error: Error| error.while_doing(&doing))
     }
 

@@ -66,6 +66,15 @@ pub fn add_columns(database: &str, table: &str, columns: &[(&str, &ChType, Optio
     format!("ALTER TABLE {} {}", qualified(database, table), additions.join(", "))
 }
 
+/// `ALTER TABLE … MODIFY COLUMN` for columns by target name and type; a column's default stays.
+pub fn modify_columns(database: &str, table: &str, columns: &[(&str, &ChType)]) -> String {
+    let changes: Vec<String> = columns
+        .iter()
+        .map(|(name, column_type)| format!("MODIFY COLUMN {} {column_type}", ident(name)))
+        .collect();
+    format!("ALTER TABLE {} {}", qualified(database, table), changes.join(", "))
+}
+
 /// `TRUNCATE TABLE`
 pub fn truncate(database: &str, table: &str) -> String {
     format!("TRUNCATE TABLE {}", qualified(database, table))
@@ -314,6 +323,11 @@ mod tests {
             ),
             "ALTER TABLE `app`.`users` ADD COLUMN IF NOT EXISTS `a` Int32 DEFAULT CAST('5', 'Int32'), ADD COLUMN IF NOT \
              EXISTS `b` Nullable(String)"
+        );
+        let (long, nullable) = (ChType::Int(64), ChType::String.into_nullable());
+        assert_eq!(
+            modify_columns("app", "users", &[("a", &long), ("b", &nullable)]),
+            "ALTER TABLE `app`.`users` MODIFY COLUMN `a` Int64, MODIFY COLUMN `b` Nullable(String)"
         );
         assert_eq!(truncate("app", "users"), "TRUNCATE TABLE `app`.`users`");
         assert_eq!(

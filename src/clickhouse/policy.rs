@@ -21,6 +21,14 @@ impl Error {
         fault.message = format!("{doing}: {}", fault.message);
         fault
     }
+
+    /// The error itself where it will probably pass, else what `otherwise` makes of its words.
+    pub(super) fn unless_it_passes(self, otherwise: impl FnOnce(String) -> Error) -> Error {
+        match classify(&self).kind {
+            ErrorKind::Transient | ErrorKind::Overloaded => self,
+            ErrorKind::Table | ErrorKind::Refused => otherwise(self.to_string()),
+        }
+    }
 }
 
 impl From<Error> for DestinationError {

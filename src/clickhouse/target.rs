@@ -7,8 +7,7 @@ use serde::{Deserialize, de::DeserializeOwned};
 use super::{
     Client, Error, TableProblem, ddl,
     layout::Layout,
-    quote::{ident, table as qualified},
-    types::ChType,
+    types::{self, ChType},
 };
 use crate::model::TableSchema;
 
@@ -85,7 +84,16 @@ pub(super) fn json_lines<T: DeserializeOwned>(text: &str) -> Result<Vec<T>, Erro
         .map_err(|_| Error::Protocol("an answer is not the JSON that was asked for".to_owned()))
 }
 
-/// Whether the table can take what the Mirror sends; gives the indices of columns that it lacks.
+/// What a target table that can be used lacks, by indices of columns.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Lacks {
+    /// Columns that are not there.
+    pub columns: Vec<usize>,
+    /// Columns whose type there holds some of the values alone, and can be made the wider one that is needed.
+    pub width: Vec<usize>,
+}
+
+/// Whether the table can take what the Mirror sends, once it has what it lacks.
 ///
 /// # Errors
 /// [`TableProblem`] saying what differs and what to run.
@@ -94,11 +102,10 @@ pub fn compare(
     database: &str,
     table: &TableSchema,
     types: &[ChType],
-) -> Result<Vec<usize>, TableProblem> {
+) -> Result<Lacks, TableProblem> {
     let layout = Layout::of(table.kind);
     compare_engine(found, layout)?;
     compare_key(found, table)?;
-    let name = qualified(database, &table.target);
     for own in layout.own {
         let (name, own_type) = (own.name(), own.column_type().to_string());
         match found.columns.iter().find(|column| column.name == name) {
@@ -106,10 +113,10 @@ pub fn compare(
             _ => return Err(other_table(&format!("it has no column {name} {own_type}"))),
         }
     }
-    let mut missing = Vec::new();
+    let mut lacks = Lacks::default();
     for (index, (column, wanted)) in table.columns.iter().zip(types).enumerate() {
         let Some(there) = found.columns.iter().find(|there| there.name == column.target_name) else {
-            missing.push(index);
+            lacks.columns.push(index);
             continue;
         };
         if matches!(there.default_kind.as_str(), "MATERIALIZED" | "ALIAS") {
@@ -118,20 +125,30 @@ pub fn compare(
                 column.target_name, there.default_kind
             )));
         }
-        // What is Nullable there takes every value that is never NULL here.
-        let fits = there.column_type == wanted.to_string()
-            || there.column_type == wanted.clone().into_nullable().to_string();
-        if !fits {
+        let type_there = types::parse(&there.column_type).ok();
+        // What is wider there takes every value.
+        if there.column_type == wanted.to_string()
+            || type_there.as_ref().is_some_and(|there| wanted.widens_to(there))
+        {
+            continue;
+        }
+        let differs =
+            format!("column {} is {} there but {wanted} is needed", column.target_name, there.column_type);
+        if table.order_by.contains(&index) {
             return Err(TableProblem::Conflict(format!(
-                "column {} is {} there but {wanted} is needed; run ALTER TABLE {name} MODIFY COLUMN {} {wanted}, or set \
-                 columns.types",
-                column.target_name,
-                there.column_type,
-                ident(&column.target_name)
+                "{differs}, and ClickHouse can't change a column that a table is sorted by: drop or rename the table there, or set \
+                 columns.types"
             )));
         }
+        if !type_there.is_some_and(|there| there.widens_to(wanted)) {
+            return Err(TableProblem::Conflict(format!(
+                "{differs}; run {}, or set columns.types",
+                ddl::modify_columns(database, &table.target, &[(&column.target_name, wanted)])
+            )));
+        }
+        lacks.width.push(index);
     }
-    Ok(missing)
+    Ok(lacks)
 }
 
 fn other_table(difference: &str) -> TableProblem {
@@ -259,7 +276,7 @@ mod tests {
         }
     }
 
-    fn check(change: impl Fn(&mut TargetTable)) -> Result<Vec<usize>, String> {
+    fn check(change: impl Fn(&mut TargetTable)) -> Result<Lacks, String> {
         let columns = vec![
             test_support::column("id", SourceType::Int8),
             test_support::column("name", SourceType::Text),
@@ -273,10 +290,14 @@ mod tests {
 
     #[test]
     fn accepts_what_fits() {
-        assert_eq!(check(|_| {}), Ok(vec![]));
-        assert_eq!(check(|found| found.columns[1].column_type = "String".to_owned()), Ok(vec![]));
-        assert_eq!(check(|found| drop(found.columns.remove(1))), Ok(vec![1]));
-        assert_eq!(check(|found| found.sorting_key = "(id)".to_owned()), Ok(vec![]));
+        let fits = Ok(Lacks::default());
+        assert_eq!(check(|_| {}), fits);
+        // Wider than what is needed.
+        assert_eq!(check(|found| found.columns[0].column_type = "Int128".to_owned()), fits);
+        assert_eq!(check(|found| found.columns[1].column_type = "String".to_owned()), fits);
+        let columns = Ok(Lacks { columns: vec![1], width: vec![] });
+        assert_eq!(check(|found| drop(found.columns.remove(1))), columns);
+        assert_eq!(check(|found| found.sorting_key = "(id)".to_owned()), fits);
         let replicated = "ReplicatedReplacingMergeTree('/clickhouse/tables/{uuid}/{shard}', '{replica}', \
                           _walferry_version, _walferry_deleted) ORDER BY id";
         assert_eq!(
@@ -284,8 +305,27 @@ mod tests {
                 found.engine = "ReplicatedReplacingMergeTree".to_owned();
                 found.engine_full = replicated.to_owned();
             }),
-            Ok(vec![])
+            fits
         );
+    }
+
+    #[test]
+    fn a_column_that_is_narrower_can_be_widened() {
+        let columns =
+            vec![test_support::column("id", SourceType::Int8), test_support::column("n", SourceType::Int8)];
+        let table = test_support::table("users", columns);
+        let lacks = |there: &str| {
+            let mut found = found();
+            found.columns[1] =
+                TargetColumn { name: "n".into(), column_type: there.into(), default_kind: String::new() };
+            compare(&found, "app", &table, &[ChType::Int(64), ChType::Int(64).into_nullable()])
+                .map(|lacks| lacks.width)
+                .map_err(|problem| problem.to_string())
+        };
+        assert_eq!(lacks("Nullable(Int64)"), Ok(vec![]));
+        assert_eq!(lacks("Nullable(Int32)"), Ok(vec![1]));
+        assert_eq!(lacks("Int64"), Ok(vec![1]));
+        assert!(lacks("Nullable(String)").unwrap_err().contains("MODIFY COLUMN `n` Nullable(Int64)"));
     }
 
     #[test]
@@ -318,7 +358,7 @@ mod tests {
                 default_kind,
             });
         }
-        assert_eq!(compare(&changes, "app", &table, &types), Ok(vec![]));
+        assert_eq!(compare(&changes, "app", &table, &types), Ok(Lacks::default()));
     }
 
     #[test]
@@ -329,7 +369,11 @@ mod tests {
         };
         refused(
             &|found| found.columns[0].column_type = "Int32".to_owned(),
-            "column id is Int32 there but Int64 is needed; run ALTER TABLE `app`.`users` MODIFY COLUMN `id` Int64",
+            "column id is Int32 there but Int64 is needed, and ClickHouse can't change a column that a table is sorted by",
+        );
+        refused(
+            &|found| found.columns[1].column_type = "UUID".to_owned(),
+            "column name is UUID there but String is needed; run ALTER TABLE `app`.`users` MODIFY COLUMN `name` String",
         );
         refused(&|found| found.columns[1].default_kind = "ALIAS".to_owned(), "column name is ALIAS there");
         refused(&|found| found.engine = "MergeTree".to_owned(), "its engine is MergeTree");

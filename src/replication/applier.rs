@@ -235,7 +235,7 @@ impl<D: Destination> Applier<D> {
         }
         Ok(match pushed {
             Ok(()) => Step::Done,
-            Err(error) => Step::Fail(known.slot, Error::value(&slot.table.id, &error)),
+            Err(error) => Step::Fail(known.slot, Error::value(&slot.schema, &error)),
         })
     }
 

@@ -333,7 +333,7 @@ impl<D: Destination> Inserter<D> {
             } else {
                 building.batch.push(tuple, row.at, row.op)
             };
-            pushed.map_err(|error| Error::value(&table.id, &error))?;
+            pushed.map_err(|error| Error::value(&building.schema, &error))?;
         }
         Ok(group.len())
     }

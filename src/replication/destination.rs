@@ -123,7 +123,8 @@ pub trait Destination: Clone + Send + Sync + 'static {
     /// Makes what belongs to walferry itself (the state table). Idempotent.
     fn prepare(&self) -> impl Future<Output = Result<(), DestinationError>> + Send;
 
-    /// Makes the target table, or checks that the one that is there fits. Never drops or empties it. Idempotent.
+    /// Makes the target table, or checks that the one that is there fits, and gives it columns and width that it lacks, as
+    /// [`Destination::add_columns`] does. Never drops or empties it. Idempotent.
     fn ensure_table(&self, table: &TableSchema) -> impl Future<Output = Result<(), DestinationError>> + Send;
 
     /// Which of the target tables are there with all that is needed, in that order, asked for all at once. Of the others
@@ -133,7 +134,8 @@ pub trait Destination: Clone + Send + Sync + 'static {
         tables: &[&TableSchema],
     ) -> impl Future<Output = Result<Vec<bool>, DestinationError>> + Send;
 
-    /// Adds columns (indices into `table.columns`) to the target table where they are missing. Idempotent.
+    /// Adds columns (indices into `table.columns`) to the target table where they are missing, and makes any of its columns wider whose
+    /// type there doesn't hold every value of the one that is needed, where nothing can be lost. Idempotent.
     fn add_columns(
         &self,
         table: &TableSchema,

@@ -13,7 +13,8 @@ use std::collections::BTreeSet;
 use super::{
     Destination, Error, Policy,
     batch::stream_fence,
-    policy, resync, schema_change,
+    policy, resync,
+    schema_change::{self, CHANGED_COLUMNS},
     snapshot::parts,
     state::{TablePhase, TableRecord},
 };
@@ -138,7 +139,9 @@ impl<D: Destination> Surroundings<'_, D> {
     async fn columns(&self, record: &mut TableRecord, fresh: &TableSchema) -> Result<(), Error> {
         match schema_change::evolve(&record.schema, fresh) {
             Ok((merged, added)) => {
-                self.destination.add_columns(&merged, &added).await?;
+                let problem = |error: Error| schema_change::refused(&record.schema, CHANGED_COLUMNS, error);
+                let changed = self.destination.add_columns(&merged, &added).await;
+                changed.map_err(|error| problem(error.into()))?;
                 record.schema = merged;
                 Ok(())
             }

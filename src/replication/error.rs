@@ -142,6 +142,16 @@ pub enum Error {
         /// Whether the table has to be copied anew, whatever the catalog says when it is looked at again.
         copy: bool,
     },
+    /// A column that joined as NOT NULL has a NULL.
+    #[error("table {table} has changed at the source: column {column} takes NULL")]
+    NullCame {
+        /// The table.
+        table: TableId,
+        /// The column's name at the source.
+        column: String,
+        /// Its `pg_attribute.attnum`.
+        attnum: i16,
+    },
     /// The source sent a message that breaks the protocol.
     #[error("unexpected replication message: {0}")]
     Protocol(&'static str),
@@ -247,14 +257,22 @@ impl Error {
         Error::Table { table: table.clone(), reason: "SourceNotPublished", message }
     }
 
-    /// A table's own fault from a value that can't be stored.
-    pub(super) fn value(table: &TableId, error: &ValueError) -> Self {
+    /// What a value means that can't be stored: the table's own fault, or that a column of the target has to take NULL.
+    pub(super) fn value(table: &TableSchema, error: &ValueError) -> Self {
+        if let ValueError::UnexpectedNull { column: name, .. } = error
+            && let Some((index, column)) =
+                table.columns.iter().enumerate().find(|(_, column)| column.name == *name)
+            && !(column.nullable || table.order_by.contains(&index))
+        {
+            let (table, attnum) = (table.id.clone(), column.attnum);
+            return Error::NullCame { table, column: name.clone(), attnum };
+        }
         let reason = match error {
             ValueError::OutOfRange { .. } => "ValueOutOfRange",
             ValueError::UnexpectedNull { .. } => "DestinationTypeMismatch",
             ValueError::Malformed { .. } | ValueError::Unresolved { .. } => "DecodeFailed",
         };
-        Error::Table { table: table.clone(), reason, message: error.to_string() }
+        Error::Table { table: table.id.clone(), reason, message: error.to_string() }
     }
 }
 
@@ -308,7 +326,7 @@ pub fn policy(error: &Error) -> (Policy, &'static str) {
         Error::ResyncUnknownTable { .. } => (Policy::Stall, "ResyncUnknownTable"),
         Error::SnapshotLost => (Policy::Retry, "SourceUnreachable"),
         Error::Table { reason, .. } => (Policy::FailTable, reason),
-        Error::CatalogChanged { .. } => (Policy::StartOver, "SourceSchemaChanged"),
+        Error::CatalogChanged { .. } | Error::NullCame { .. } => (Policy::StartOver, "SourceSchemaChanged"),
         Error::Protocol(_) => (Policy::Retry, "SourceProtocolError"),
         Error::Encoding(_) => (Policy::Stall, "SourceEncoding"),
         Error::Task(_) => (Policy::Retry, "InternalError"),
@@ -351,6 +369,22 @@ pub fn failure(error: &Error) -> MirrorFailure {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::{Column, SourceType};
+
+    #[test]
+    fn a_null_widens_a_column_that_is_not_part_of_the_key() {
+        let column = |name: &str, nullable| {
+            let column = Column::new(name, SourceType::Text);
+            Column { nullable, attnum: 7, ..column }
+        };
+        let columns = vec![column("id", false), column("a", false), column("b", true)];
+        let table = TableSchema::new(TableId::new("public", "t"), columns);
+        let of = |name: &str| {
+            let null = ValueError::UnexpectedNull { column: name.into(), target: "t".into() };
+            policy(&Error::value(&table, &null)).0
+        };
+        assert_eq!((of("id"), of("a"), of("b")), (Policy::FailTable, Policy::StartOver, Policy::FailTable));
+    }
 
     #[test]
     fn what_is_garbled_is_asked_for_again() {

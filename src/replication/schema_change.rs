@@ -2,7 +2,7 @@
 
 use super::{Error, Policy, policy};
 use crate::{
-    model::{Column, IdentityKind, TableKind, TableSchema, TableSpec, resync_advice},
+    model::{Column, IdentityKind, SourceType, TableKind, TableSchema, TableSpec, resync_advice},
     postgres::{
         self,
         catalog::{self, LiveColumn},
@@ -166,7 +166,7 @@ fn retype(known: &mut Column, column: &Column, target: &str) -> Result<(), Strin
     if former == (column.type_oid, column.type_modifier) {
         return Ok(());
     }
-    if known.source_type != column.source_type || !column.source_type.has_binary_decoder() {
+    if !reads(&column.source_type, &known.source_type) {
         return Err(format!(
             "column {} changed its type from {} to {} at the source; target table {target} still has the old type",
             known.name, known.type_name, column.type_name
@@ -176,7 +176,20 @@ fn retype(known: &mut Column, column: &Column, target: &str) -> Result<(), Strin
     known.former_types.push(former);
     (known.type_oid, known.type_modifier) = (column.type_oid, column.type_modifier);
     known.type_name.clone_from(&column.type_name);
+    known.source_type.clone_from(&column.source_type);
     Ok(())
+}
+
+/// Whether values that were sent as `former` are read as `fresh` with the same result.
+fn reads(fresh: &SourceType, former: &SourceType) -> bool {
+    match (former, fresh) {
+        (SourceType::Numeric(Some((precision, scale))), SourceType::Numeric(Some((now, now_scale)))) => {
+            let whole = |precision: u16, scale: i16| i32::from(precision) - i32::from(scale);
+            scale <= now_scale && whole(*precision, *scale) <= whole(*now, *now_scale)
+        }
+        (SourceType::Array(former), SourceType::Array(fresh)) => reads(fresh, former),
+        _ => former == fresh && fresh.has_binary_decoder(),
+    }
 }
 
 /// The schema of a table that is copied anew: as the catalog has it, under the target names that its columns have had; unless two
@@ -305,6 +318,9 @@ pub(super) fn changed(schema: &TableSchema, detail: &str) -> Error {
     Error::Table { table: schema.id.clone(), reason: "SourceSchemaChanged", message }
 }
 
+/// Why a target has to change with its table.
+pub(super) const CHANGED_COLUMNS: &str = "its columns have changed at the source";
+
 /// A target that refuses what a table has become, with the reason of the change before what the destination says.
 pub(super) fn refused(schema: &TableSchema, why: &str, error: Error) -> Error {
     match policy(&error) {
@@ -319,10 +335,7 @@ pub(super) fn refused(schema: &TableSchema, why: &str, error: Error) -> Error {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{
-        model::{SourceType, TableId},
-        postgres::pgoutput::RelationColumn,
-    };
+    use crate::{model::TableId, postgres::pgoutput::RelationColumn};
 
     fn column(name: &str, attnum: i16, type_oid: u32) -> Column {
         Column {
@@ -453,6 +466,24 @@ mod tests {
         let mut other = schema(vec![column("id", 1, 20), column("a", 2, 23)]);
         other.columns[1].source_type = SourceType::Int4;
         assert!(evolve(&old, &other).unwrap_err().contains("changed its type from type25 to type23"));
+    }
+
+    #[test]
+    fn a_longer_numeric_reads_what_was_sent_before() {
+        let numeric = |precision, scale| SourceType::Numeric(Some((precision, scale)));
+        assert!(reads(&numeric(12, 2), &numeric(10, 2)) && reads(&numeric(12, 4), &numeric(10, 2)));
+        assert!(!reads(&numeric(12, 5), &numeric(10, 2)) && !reads(&numeric(10, 2), &numeric(12, 2)));
+        assert!(!reads(&SourceType::Numeric(None), &numeric(10, 2)));
+        let array = |precision| SourceType::Array(Box::new(numeric(precision, 2)));
+        assert!(reads(&array(12), &array(10)) && !reads(&array(10), &array(12)));
+        assert!(!reads(&SourceType::Int8, &SourceType::Int4), "its binary form has other lengths");
+        let mut old = schema(vec![column("id", 1, 20), column("d", 2, 1700)]);
+        old.columns[1] = Column { type_modifier: 7, source_type: numeric(10, 2), ..old.columns[1].clone() };
+        let mut fresh = old.clone();
+        fresh.columns[1] = Column { type_modifier: 9, source_type: numeric(12, 2), ..old.columns[1].clone() };
+        let (merged, _) = evolve(&old, &fresh).unwrap();
+        assert_eq!(merged.columns[1].source_type, numeric(12, 2));
+        assert_eq!(merged.columns[1].former_types, [(1700, 7)]);
     }
 
     #[test]

@@ -19,7 +19,7 @@ use super::{
     checkpoint::{Checkpoint, PgMicros},
     policy,
     row::KnownRelation,
-    schema_change::{self, Fit, Projection},
+    schema_change::{self, CHANGED_COLUMNS, Fit, Projection},
     state::TableRecord,
 };
 use crate::{
@@ -225,7 +225,10 @@ async fn handle<D: Destination>(
             }
             Ok(())
         }
-        Step::Fail(slot, error) => fail(surroundings, applier, slot, &error).await,
+        Step::Fail(slot, error) if policy(&error).0 == Policy::FailTable => {
+            fail(surroundings, applier, slot, &error).await
+        }
+        Step::Fail(_, error) => Err(error),
     }
 }
 
@@ -336,7 +339,8 @@ async fn change_schema<D: Destination>(
     applier.flush(index).await?;
     let destination = &applier.inserter.destination;
     retry(&surroundings.abort, &notice, || async { Ok(destination.add_columns(&merged, &added).await?) })
-        .await?;
+        .await
+        .map_err(|error| schema_change::refused(&old, CHANGED_COLUMNS, error))?;
     let record = merged.clone();
     retry(&surroundings.abort, &notice, || {
         table.update(|table: &mut TableRecord| table.schema = record.clone())

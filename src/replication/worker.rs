@@ -23,7 +23,7 @@ use super::{
     provision::{self, Provisioned},
     reread::Rereader,
     resync, snapshot,
-    state::{MirrorState, StateStore},
+    state::{MirrorState, StateStore, TableRecord},
     stream,
     table::Table,
     watch::Watch,
@@ -395,14 +395,12 @@ impl<D: Destination> Worker<D> {
             }
         }
         let tables = std::mem::take(&mut *self.tables.lock().unwrap_or_else(PoisonError::into_inner));
-        if let Error::CatalogChanged { table, why, copy: true } = error
-            && let Some(table) = tables.get(&table)
+        if let Error::CatalogChanged { table, copy: true, .. } | Error::NullCame { table, .. } = &error
+            && let Some(table) = tables.get(table)
+            && let Err(error) = table.update(|record| note(record, &error)).await
         {
-            let noted = table.update(|record| record.copy_anew = Some(why.clone()));
-            if let Err(error) = noted.await {
-                // The stream meets the same change again.
-                tracing::warn!(%error, "a table's change could not be noted; it will be met again");
-            }
+            // The stream meets the same change again.
+            tracing::warn!(%error, "a table's change could not be noted; it will be met again");
         }
         tokio::select! {
             () = self.stop.cancelled() => {}
@@ -458,6 +456,18 @@ impl<D: Destination> Worker<D> {
             tracing::info!(mirror = self.config.mirror.name, "copy finished; slot and publication dropped");
         }
         Ok(())
+    }
+}
+
+/// Notes what a table has to be taken up with.
+fn note(record: &mut TableRecord, error: &Error) {
+    match error {
+        Error::CatalogChanged { why, copy: true, .. } => record.copy_anew = Some(why.clone()),
+        Error::NullCame { attnum, .. } => {
+            let columns = record.schema.columns.iter_mut();
+            columns.filter(|column| column.attnum == *attnum).for_each(|column| column.nullable = true);
+        }
+        _ => {}
     }
 }
 

@@ -121,9 +121,8 @@ fn kubectl_shows_the_words_of_a_rule() {
 fn the_largest_mirror_is_taken() {
     install_definitions();
     let space = Space::new();
-    let names = |prefix: &str| {
-        (0..5).map(|index| format!("{prefix}_of_the_application_{index}")).collect::<Vec<_>>()
-    };
+    let names =
+        |prefix: &str| (0..5).map(|index| format!("{prefix}_of_the_application_{index}")).collect::<Vec<_>>();
     let map = |prefix: &str| {
         names(prefix).into_iter().map(|name| (name, json!("String"))).collect::<serde_json::Map<_, _>>()
     };

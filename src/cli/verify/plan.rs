@@ -12,7 +12,7 @@ use crate::{
         layout::OwnColumn,
         native::{BlockBuilder, Rows},
         quote as clickhouse_quote, target,
-        types::{ChType, display},
+        types::{ChType, display, parse},
     },
     model::{CellKind, Column, Lsn, OutOfRange, SourceType, TableSchema},
     postgres::{copy, quote as postgres_quote},
@@ -23,6 +23,8 @@ pub(super) struct TablePlan {
     pub(super) schema: TableSchema,
     /// The columns' types at the destination, as they are there.
     pub(super) types: Vec<ChType>,
+    /// Columns that are narrower there than their type here.
+    narrow: Vec<usize>,
     /// The destination's database.
     database: String,
     out_of_range: OutOfRange,
@@ -42,22 +44,26 @@ impl TablePlan {
         let mut types = database.types(&schema, database.version().await?.features())?;
         let found =
             database.target_table(&schema.target).await?.ok_or_else(|| problem(TableProblem::Missing))?;
-        let missing = target::compare(&found, database.name(), &schema, &types).map_err(problem)?;
-        if let Some(column) = missing.first().and_then(|index| schema.columns.get(*index)) {
+        let lacks = target::compare(&found, database.name(), &schema, &types).map_err(problem)?;
+        if let Some(column) = lacks.columns.first().and_then(|index| schema.columns.get(*index)) {
             let conflict = format!("it has no column {}", column.target_name);
             return Err(problem(TableProblem::Conflict(conflict)).into());
         }
-        for (column, column_type) in schema.columns.iter().zip(&mut types) {
+        // Rows are compared as what they are there, which may be wider than what is needed; what is not yet is read as if it were.
+        for (index, (column, column_type)) in schema.columns.iter().zip(&mut types).enumerate() {
             let there = found.columns.iter().find(|there| there.name == column.target_name);
-            if there.is_some_and(|there| there.column_type != column_type.to_string()) {
-                *column_type = column_type.clone().into_nullable();
+            if let Some(there) = there.and_then(|there| parse(&there.column_type).ok())
+                && !lacks.width.contains(&index)
+            {
+                *column_type = there;
             }
         }
         let arrays = schema.key.iter().filter(|index| matches!(types.get(**index), Some(ChType::Array(_))));
         if arrays.count() > 0 {
             return Err(VerifyError::Unsupported("its key has an array, which can't be compared".to_owned()));
         }
-        Ok(TablePlan { schema, types, database: database.name().to_owned(), out_of_range })
+        let (narrow, database) = (lacks.width, database.name().to_owned());
+        Ok(TablePlan { schema, types, narrow, database, out_of_range })
     }
 
     /// An encoder for the source's rows.
@@ -192,8 +198,8 @@ impl TablePlan {
 
     /// All changes that were committed before `end`, of a table without a key; each ends with its sign.
     pub(super) fn target_changes(&self, end: Lsn) -> String {
-        let names = self.schema.columns.iter().map(|column| column.target_name.as_str());
-        let names: Vec<String> = names.chain([OwnColumn::Sign.name()]).map(clickhouse_quote::ident).collect();
+        let sign = clickhouse_quote::ident(OwnColumn::Sign.name());
+        let names: Vec<String> = self.target_values().chain([sign]).collect();
         let table = clickhouse_quote::table(&self.database, &self.schema.target);
         let version = clickhouse_quote::ident(OwnColumn::Version.name());
         format!("SELECT {} FROM {table} FINAL WHERE {version} < {} FORMAT RowBinary", names.join(", "), end.0)
@@ -205,14 +211,21 @@ impl TablePlan {
     }
 
     fn target_select(&self, condition: Option<&str>, order: &str) -> String {
-        let columns: Vec<String> =
-            self.schema.columns.iter().map(|column| clickhouse_quote::ident(&column.target_name)).collect();
+        let columns: Vec<String> = self.target_values().collect();
         let condition = condition.map_or_else(String::new, |condition| format!(" AND {condition}"));
         format!(
             "SELECT {} FROM {}{condition}{order} FORMAT RowBinary",
             columns.join(", "),
             self.target_rows()
         )
+    }
+
+    /// The columns as the types that they are compared as.
+    fn target_values(&self) -> impl Iterator<Item = String> {
+        self.schema.columns.iter().zip(&self.types).enumerate().map(|(index, (column, column_type))| {
+            let name = clickhouse_quote::ident(&column.target_name);
+            if self.narrow.contains(&index) { format!("CAST({name} AS {column_type})") } else { name }
+        })
     }
 
     fn target_rows(&self) -> String {
@@ -299,6 +312,7 @@ pub(super) mod tests {
                 ..TableSchema::new(TableId::new("public", "T"), columns)
             },
             types,
+            narrow: Vec::new(),
             database: "app".to_owned(),
             out_of_range: OutOfRange::Nearest,
         }
@@ -313,6 +327,14 @@ pub(super) mod tests {
             (column("u", "uuid", SourceType::Uuid), ChType::Uuid),
         ];
         plan(columns, &[0, 1, 2, 3, 4])
+    }
+
+    #[test]
+    fn a_column_that_is_narrower_there_is_cast() {
+        let mut plan = plan(vec![(column("n", "bigint", SourceType::Int8), ChType::Int(64))], &[]);
+        plan.narrow = vec![0];
+        let statement = plan.target_in_order();
+        assert!(statement.starts_with("SELECT CAST(`n` AS Int64) FROM `app`.`t` FINAL"), "{statement}");
     }
 
     #[test]

@@ -7,6 +7,7 @@ mod mapping;
 mod parse;
 mod u256;
 mod value;
+mod widening;
 
 use std::fmt;
 

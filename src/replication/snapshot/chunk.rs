@@ -213,7 +213,7 @@ async fn copy_rows<D: Destination>(
         }
         batch
             .push(Tuple { data: row, cells: &cells }, at, Op::Upsert)
-            .map_err(|error| Error::value(&table.id, &error))?;
+            .map_err(|error| Error::value(schema, &error))?;
         unmeasured += row.len();
         if unmeasured < MEASURE_EVERY {
             continue;

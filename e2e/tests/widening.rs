@@ -1,0 +1,123 @@
+//! A column's wider type reaches the target: while it is written, killed in the middle, and where the right is missing.
+
+use serde_json::json;
+
+use crate::support::{Lab, Pg, Writer};
+
+const TABLE: &str = "CREATE TABLE t (id int PRIMARY KEY, n smallint, d numeric(8,2), v text NOT NULL);
+    INSERT INTO t SELECT i, i % 1000, i + 0.25, 'v' FROM generate_series(1, 5000) i";
+
+/// The rewrite at the destination never ends, an application goes on writing, and walferry is killed again and again: reads see
+/// the new types at once, and every row.
+#[test]
+fn while_the_destination_still_rewrites() {
+    let lab = Lab::new(Pg::V18);
+    lab.sql(TABLE);
+    let mirror = lab.mirror(&["t"]);
+    lab.catch_up(&mirror);
+    lab.target(&format!("SYSTEM STOP MERGES {}.t", lab.database));
+    let writer = Writer::start(lab.connect(), |n| match n % 4 {
+        0 => format!("INSERT INTO t VALUES ({}, {}, {n}.5, 'new')", 10_000 + n, n % 1000),
+        1 => format!("UPDATE t SET n = n + 1, d = d + 1 WHERE id = {}", 1 + n * 7 % 5000),
+        2 => format!("UPDATE t SET v = 'w{n}' WHERE id BETWEEN {0} AND {0} + 9", 1 + n * 13 % 5000),
+        _ => format!("DELETE FROM t WHERE id = {}", 1 + n * 31 % 5000),
+    });
+    for change in [
+        "ALTER TABLE t ALTER n TYPE int; UPDATE t SET n = 70000 WHERE id < 50",
+        "ALTER TABLE t ALTER d TYPE numeric(14,2); UPDATE t SET d = 123456789012.5 WHERE id < 50",
+        "ALTER TABLE t ALTER v DROP NOT NULL; UPDATE t SET v = NULL WHERE id < 50",
+        "ALTER TABLE t ALTER n TYPE bigint, ALTER d TYPE numeric(20,3); UPDATE t SET n = 7000000000 WHERE id < 50",
+    ] {
+        let mut run = lab.streaming(&mirror);
+        let before = columns(&lab);
+        lab.sql(change);
+        run.eventually("a wider column", || columns(&lab) != before);
+        run.kill();
+    }
+    assert!(writer.finish() > 0);
+    lab.catch_up(&mirror);
+    lab.assert_same(
+        "SELECT id, n, trim_scale(d), v FROM t ORDER BY id",
+        "SELECT id, n, d, v FROM t FINAL WHERE _walferry_deleted = 0 ORDER BY id",
+    );
+    lab.verify(&mirror);
+    assert!(
+        lab.target_value(
+            "SELECT count() FROM system.mutations WHERE database = currentDatabase() AND NOT is_done"
+        ) != "0"
+    );
+    lab.target(&format!("SYSTEM START MERGES {}.t", lab.database));
+    lab.target("OPTIMIZE TABLE t FINAL");
+    lab.verify(&mirror);
+}
+
+fn columns(lab: &Lab) -> String {
+    lab.target("SELECT name, type FROM system.columns WHERE database = currentDatabase() AND table = 't'")
+}
+
+/// Somebody was killed between the change of the target and the record of it, or has changed the target beforehand.
+#[test]
+fn the_target_is_wider_already() {
+    let lab = Lab::new(Pg::V18);
+    lab.sql(TABLE);
+    let mirror = lab.mirror(&["t"]);
+    lab.catch_up(&mirror);
+    lab.target("ALTER TABLE t MODIFY COLUMN n Nullable(Int64), MODIFY COLUMN d Nullable(Decimal(20, 4)), MODIFY COLUMN v Nullable(String)");
+    let mut run = lab.streaming(&mirror);
+    lab.sql("UPDATE t SET n = -1, d = -1.25 WHERE id < 9; INSERT INTO t VALUES (9000, NULL, NULL, 'x')");
+    lab.settle(&mut run);
+    lab.sql("ALTER TABLE t ALTER n TYPE bigint, ALTER d TYPE numeric(20,4), ALTER v DROP NOT NULL; INSERT INTO t VALUES (9001, 9000000000, 1.0625, NULL)");
+    lab.settle(&mut run);
+    run.eventually("the rows", || {
+        lab.source("SELECT id, n, trim_scale(d), v FROM t ORDER BY id")
+            == lab.target("SELECT id, n, d, v FROM t FINAL WHERE _walferry_deleted = 0 ORDER BY id")
+    });
+    run.until_streaming();
+    run.stop();
+    lab.verify(&mirror);
+}
+
+/// Without the right each such table fails alone, and says what to run and what to grant; either helps.
+#[test]
+fn without_the_right() {
+    let lab = Lab::new(Pg::V18);
+    let names = ["narrow", "taking_null", "stays"];
+    for name in names {
+        lab.sql(&TABLE.replace(" t ", &format!(" {name} ")));
+    }
+    let mut allowed = lab.mirror(&names);
+    let mut mirror = allowed.clone();
+    mirror.secrets[1].1 = json!({"username": "fixed", "password": "fixed-test"});
+    lab.command("check", &mirror, &[]).exits(0).says(&[
+        "warning",
+        "GRANT ALTER MODIFY COLUMN ON",
+        "wider type",
+    ]);
+    let mut run = lab.streaming(&mirror);
+    // Nobody needs the right as long as no NULL comes.
+    lab.sql("ALTER TABLE stays ALTER v DROP NOT NULL; ALTER TABLE narrow ALTER n TYPE int; ALTER TABLE taking_null ALTER v DROP NOT NULL;
+        UPDATE stays SET n = 7 WHERE id < 9; INSERT INTO narrow VALUES (6000, 70000, 1.25, 'x'); UPDATE taking_null SET v = NULL WHERE id = 1");
+    for (name, statement) in [
+        ("narrow", "MODIFY COLUMN `n` Nullable(Int32)"),
+        ("taking_null", "MODIFY COLUMN `v` Nullable(String)"),
+    ] {
+        let message = run.until_failed(name);
+        for words in [statement, "necessary to have the grant ALTER MODIFY COLUMN", "walferry.dev/resync"] {
+            assert!(message.contains(words), "{message}");
+        }
+    }
+    lab.settle(&mut run);
+    lab.assert_table("stays", "id, n, d, v", "id");
+    run.stop();
+    lab.target("ALTER TABLE narrow MODIFY COLUMN n Nullable(Int32)");
+    mirror.mirror["metadata"]["annotations"] = json!({"walferry.dev/resync": "1 public.narrow"});
+    // The other one still has to be seen to.
+    lab.command("run", &mirror, &["--until-caught-up", "--http", "127.0.0.1:0"])
+        .exits(1)
+        .says(&["taking_null"]);
+    lab.assert_table("narrow", "id, n, d, v", "id");
+    allowed.mirror["metadata"]["annotations"] = json!({"walferry.dev/resync": "2 public.taking_null"});
+    lab.catch_up(&allowed);
+    lab.assert_table("taking_null", "id, n, d, v", "id");
+    lab.verify(&allowed);
+}
