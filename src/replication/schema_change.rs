@@ -134,6 +134,12 @@ pub(super) fn evolve(old: &TableSchema, fresh: &TableSchema) -> Result<(TableSch
     if merged.kind == TableKind::History && fresh.identity != IdentityKind::Full {
         return Err(NOT_FULL.to_owned());
     }
+    if merged.kind.is_keyed() && fresh.key.is_empty() {
+        return Err(format!(
+            "nothing names its rows any more, which were told apart by ({})",
+            names(&merged).join(", ")
+        ));
+    }
     // A key that such a table gets later changes nothing for rows that were told apart without one.
     if merged.kind.is_keyed() && names(&merged) != names(fresh) {
         return Err(format!(

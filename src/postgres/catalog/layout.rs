@@ -24,6 +24,10 @@ pub struct Layout {
     /// oid at the source and the label at the destination.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub labels: BTreeMap<u32, u32>,
+    /// The transaction that last wrote each unique index of the table (`pg_index.xmin`), by the index's oid. With REPLICA IDENTITY FULL
+    /// the stream does not tell that the key is gone, or another one.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub indexes: BTreeMap<u32, u32>,
 }
 
 /// A partition that is being detached concurrently is one no more for every query that begins now.
@@ -44,7 +48,10 @@ SELECT a.attrelid, e.oid, e.xmin::text::int8 FROM pg_attribute a JOIN pg_type t 
 JOIN pg_enum e ON e.enumtypid IN (t.oid, t.typelem, t.typbasetype)
 WHERE a.attrelid = ANY($1::oid[]) AND a.attnum > 0 AND NOT a.attisdropped";
 
-/// The marks of the tables with these oids, in three queries for all. One that is gone is not in the answer.
+const INDEXES: &str = "\
+SELECT indrelid, indexrelid, xmin::text::int8 FROM pg_index WHERE indrelid = ANY($1::oid[]) AND indisunique";
+
+/// The marks of the tables with these oids, in four queries for all. One that is gone is not in the answer.
 ///
 /// # Errors
 /// [`Error`] of the queries.
@@ -61,6 +68,11 @@ pub async fn layouts(session: &Session, oids: &[u32]) -> Result<BTreeMap<u32, La
     for row in session.client.query(LABELS, &[&oids]).await? {
         if let Some(layout) = layouts.get_mut(&row.try_get(0)?) {
             layout.labels.insert(row.try_get(1)?, xmin(&row)?);
+        }
+    }
+    for row in session.client.query(INDEXES, &[&oids]).await? {
+        if let Some(layout) = layouts.get_mut(&row.try_get(0)?) {
+            layout.indexes.insert(row.try_get(1)?, xmin(&row)?);
         }
     }
     for row in session.client.query(FILES, &[&oids]).await? {
@@ -182,7 +194,7 @@ mod tests {
     #[test]
     fn layouts_are_kept_as_json() {
         let (files, columns) = (BTreeMap::from([(16_400, 7)]), BTreeMap::from([(1, 700)]));
-        let layout = Layout { files, columns, labels: BTreeMap::new() };
+        let layout = Layout { files, columns, ..Layout::default() };
         let text = serde_json::to_string(&layout).unwrap();
         assert_eq!(text, r#"{"files":{"16400":7},"columns":{"1":700}}"#);
         assert_eq!(serde_json::from_str::<Layout>(&text).unwrap(), layout);
