@@ -85,6 +85,9 @@ impl Site {
         let (source_network, target_network) = (Proxy::to(lab.postgres_port), Proxy::to(target_tls.port));
         let names: Vec<&str> = TABLES.iter().map(|table| table.name).collect();
         let mut mirror = lab.mirror(&names);
+        for (index, _) in TABLES.iter().enumerate().filter(|(_, table)| table.insert_only()) {
+            mirror.table(index)["insertOnly"] = json!(true);
+        }
         let tls = json!({"mode": "VerifyFull", "caSecretRef": {"name": "authority", "key": "ca.crt"}});
         let source = &mut mirror.postgres["spec"]["postgres"];
         source["port"] = source_network.port.into();
@@ -418,8 +421,10 @@ impl Site {
     fn change_publication(&mut self) {
         self.until_streaming();
         self.say("  every table streams");
-        let publication = self.lab.source_value("SELECT pubname FROM pg_publication");
         let table = TABLES[self.resyncs as usize % TABLES.len()].name;
+        let publication = self
+            .lab
+            .source_value(&format!("SELECT pubname FROM pg_publication_tables WHERE tablename = '{table}'"));
         self.lab.sql(&format!("ALTER PUBLICATION {publication} DROP TABLE {table}"));
         let message = self.run.until_failed(table);
         assert!(message.contains("walferry.dev/resync"), "{message}");

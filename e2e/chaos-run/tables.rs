@@ -11,7 +11,7 @@ pub struct Table {
     pub made_by: &'static str,
     /// What is compared: an expression that means the same on both sides, or one for each.
     columns: &'static [Expression],
-    /// The replica identity, by which both sides are sorted.
+    /// The replica identity, by which both sides are sorted; empty where nothing names a row.
     key: &'static str,
     /// One transaction of the application. The number is how many columns `growing` has got so far.
     pub change: fn(&mut Rng, u32) -> String,
@@ -39,6 +39,19 @@ impl Table {
             expressions.chain(self.added(lab)).collect::<Vec<_>>().join(", ")
         };
         let (name, key) = (self.name, self.key);
+        if key.is_empty() {
+            // How often each row is there.
+            let places: Vec<String> = (1..=self.columns.len()).map(|place| place.to_string()).collect();
+            let places = places.join(", ");
+            lab.assert_same(
+                &format!("SELECT {}, count(*), '{name}' FROM {name} GROUP BY {places} ORDER BY {places}", sides(true)),
+                &format!(
+                    "SELECT {}, sum(_walferry_sign) AS times, '{name}' FROM {name} FINAL GROUP BY ALL HAVING times != 0 ORDER BY {places}",
+                    sides(false)
+                ),
+            );
+            return;
+        }
         lab.assert_same(
             &format!("SELECT '{name}', {} FROM {name} ORDER BY {key}", sides(true)),
             &format!(
@@ -46,6 +59,11 @@ impl Table {
                 sides(false)
             ),
         );
+    }
+
+    /// Whether only its inserts and TRUNCATE are mirrored.
+    pub fn insert_only(&self) -> bool {
+        self.name == "inserts"
     }
 
     /// Columns that came while it ran; all of types whose text is the same on both sides.
@@ -58,7 +76,7 @@ impl Table {
     }
 }
 
-/// All of them. Tables without a key come last, once they can be mirrored.
+/// All of them.
 pub const TABLES: &[Table] = &[
     plain_table("plain_1", |rng, _| plain(rng, "plain_1", 3000)),
     plain_table("plain_2", |rng, _| plain(rng, "plain_2", 100)),
@@ -228,6 +246,25 @@ pub const TABLES: &[Table] = &[
         columns: &[Same("id"), Same("balance"), Differ("sum(balance) OVER ()", "sum(balance) OVER ()")],
         key: "id",
         change: ledger,
+    },
+    Table {
+        name: "history",
+        made_by: "CREATE TABLE history (n int, v text, big text); ALTER TABLE history REPLICA IDENTITY FULL, ALTER big SET STORAGE EXTERNAL; CREATE INDEX ON history (n);
+            INSERT INTO history SELECT i % 30, 'v' || i % 7, repeat(md5((i % 30)::text), 100) FROM generate_series(1, 3000) i",
+        columns: &[
+            Differ("coalesce(n, -1)", "ifNull(n, -1)"),
+            Differ("coalesce(v, '')", "ifNull(v, '')"),
+            Differ("coalesce(md5(big), '')", "ifNull(lower(hex(MD5(big))), '')"),
+        ],
+        key: "",
+        change: history,
+    },
+    Table {
+        name: "inserts",
+        made_by: "CREATE TABLE inserts (n int, v text); INSERT INTO inserts SELECT i % 100, 'first' FROM generate_series(1, 2000) i",
+        columns: &[Same("n"), Same("v")],
+        key: "",
+        change: inserts,
     },
 ];
 
@@ -471,6 +508,45 @@ fn bulk(rng: &mut Rng, _: u32) -> String {
     format!(
         "BEGIN; DELETE FROM bulk WHERE id BETWEEN {first} AND {first} + 3000; INSERT INTO bulk SELECT i, {n}, md5(i::text) FROM generate_series({first}, {first} + 3000) i; UPDATE bulk SET n = n + 1 WHERE id BETWEEN {first} AND {first} + 1000; COMMIT"
     )
+}
+
+/// Rows that nothing names, each there often, and as often gone.
+fn history(rng: &mut Rng, _: u32) -> String {
+    let (n, other, v, more) = (rng.i32(0..30), rng.i32(0..30), rng.i32(0..7), rng.i32(1..6));
+    let one = |n: i32| format!("ctid = (SELECT ctid FROM history WHERE n = {n} LIMIT 1 FOR UPDATE)");
+    let insert = format!(
+        "INSERT INTO history SELECT {n}, 'v{v}', repeat(md5('{n}'), 100) FROM generate_series(1, {more})"
+    );
+    match rng.u32(0..8) {
+        0 | 1 => insert,
+        2 => format!("DELETE FROM history WHERE {}", one(n)),
+        3 => format!("UPDATE history SET v = 'w{v}' WHERE {}", one(n)),
+        4 => format!("UPDATE history SET n = {other} WHERE {}", one(n)),
+        5 => format!("DELETE FROM history WHERE n = {n} AND v <> 'v{v}'; INSERT INTO history SELECT"),
+        6 => format!(
+            "BEGIN; {insert}; SAVEPOINT s; DELETE FROM history WHERE n = {other}; ROLLBACK TO s; UPDATE history SET v = v, big = NULL WHERE {}; {insert}; COMMIT",
+            one(n)
+        ),
+        _ => format!(
+            "BEGIN; {insert}; UPDATE history SET n = NULL WHERE {}; DELETE FROM history WHERE n = {n} AND v = 'v{v}'; COMMIT",
+            one(other)
+        ),
+    }
+}
+
+/// Rows that are inserted, never changed, and now and then all gone.
+fn inserts(rng: &mut Rng, _: u32) -> String {
+    let (n, more) = (rng.i32(0..100), rng.i32(1..20));
+    let insert = format!("INSERT INTO inserts SELECT {n}, 'v' || i % 3 FROM generate_series(1, {more}) i");
+    match rng.u32(0..100) {
+        // Its copy holds TRUNCATE up.
+        0 => format!(
+            "BEGIN; SET LOCAL lock_timeout = '2s'; {insert}; TRUNCATE inserts; {insert}; {insert}; COMMIT"
+        ),
+        1..20 => format!("BEGIN; {insert}; SAVEPOINT s; {insert}; ROLLBACK TO s; {insert}; COMMIT"),
+        20..30 => format!("BEGIN; {insert}; ROLLBACK"),
+        _ => insert,
+    }
 }
 
 /// Moves money, together with a row of another table.
