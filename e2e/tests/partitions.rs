@@ -127,6 +127,45 @@ fn while_it_is_copied() {
     lab.verify(&mirror);
 }
 
+/// A foreign or an unlogged partition, whose rows are not in the log: its table fails alone until it is detached.
+#[test]
+fn partitions_outside_the_log() {
+    let lab = Lab::new(Pg::V18);
+    // A table with foreign partitions can have no unique index.
+    lab.sql(
+        "CREATE TABLE u (id int PRIMARY KEY, v text) PARTITION BY RANGE (id); CREATE TABLE u_1 PARTITION OF u FOR VALUES FROM (0) TO (100);
+        CREATE TABLE f (id int, v text) PARTITION BY RANGE (id); CREATE TABLE f_1 PARTITION OF f FOR VALUES FROM (0) TO (100);
+        ALTER TABLE f REPLICA IDENTITY FULL; ALTER TABLE f_1 REPLICA IDENTITY FULL; CREATE TABLE stays (id int PRIMARY KEY, v text);
+        INSERT INTO u VALUES (1, 'v'); INSERT INTO f VALUES (1, 'v'); CREATE UNLOGGED TABLE u_2 (LIKE u INCLUDING ALL); INSERT INTO u_2 VALUES (100, 'not in the log')",
+    );
+    let role = &lab.database;
+    lab.admin(&format!(
+        "CREATE FOREIGN DATA WRAPPER nowhere; CREATE SERVER nowhere FOREIGN DATA WRAPPER nowhere; CREATE FOREIGN TABLE f_2 (id int, v text) SERVER nowhere; ALTER FOREIGN TABLE f_2 OWNER TO {role}"
+    ));
+    let mut mirror = lab.mirror(&["u", "f", "stays"]);
+    let mut run = lab.streaming(&mirror);
+    lab.sql(
+        "ALTER TABLE u ATTACH PARTITION u_2 FOR VALUES FROM (100) TO (200); INSERT INTO u VALUES (2, 'w'), (101, 'not in the log');
+        ALTER TABLE f ATTACH PARTITION f_2 FOR VALUES FROM (100) TO (200); INSERT INTO f VALUES (2, 'w'); INSERT INTO stays VALUES (1, 'x')",
+    );
+    for (table, partition) in [("u", "u_2"), ("f", "f_2")] {
+        let message = run.until_failed(table);
+        for words in [partition, "foreign or unlogged", "detach it", "walferry.dev/resync"] {
+            assert!(message.contains(words), "{message}");
+        }
+        assert_eq!(run.table(table)["reason"], "SourceTableUnsupported");
+    }
+    lab.settle(&mut run);
+    lab.assert_table("stays", "id, v", "id");
+    run.stop();
+    lab.command("check", &mirror, &[]).exits(0).says(&["warning", "public.u_2", "public.f_2"]);
+    lab.sql("ALTER TABLE u DETACH PARTITION u_2; ALTER TABLE f DETACH PARTITION f_2; INSERT INTO u VALUES (3, 'y')");
+    mirror.mirror["metadata"]["annotations"] = json!({"walferry.dev/resync": "1 public.u public.f"});
+    lab.catch_up(&mirror);
+    lab.assert_table("u", "id, v", "id");
+    lab.verify(&mirror);
+}
+
 /// Tables that inherit are refused, for their rows would be published as their own.
 #[test]
 fn inheritance_is_refused() {

@@ -79,6 +79,10 @@ impl RelationFacts {
     /// `None` when it doesn't. `server_version` is as in `server_version_num`.
     pub fn refuses_changes(&self, filter_columns: &[String], server_version: u32) -> Option<String> {
         let id = &self.id;
+        // Nobody publishes what is not in the log.
+        if self.is_unlogged() {
+            return None;
+        }
         if self.identity == IdentityKind::Nothing {
             return Some(format!("{id} has no replica identity"));
         }
@@ -321,6 +325,8 @@ mod tests {
         assert_eq!(refuses(IdentityKind::Full, false, &other, 180_000), None);
         assert_eq!(refuses(IdentityKind::Full, true, &other, 170_000), None);
         assert!(refuses(IdentityKind::Full, true, &[], 180_000).unwrap().contains("generated"));
+        let foreign = RelationFacts { kind: 'f', ..facts(IdentityKind::Nothing, false) };
+        assert_eq!(foreign.refuses_changes(&[], 180_000), None);
     }
 
     #[test]
