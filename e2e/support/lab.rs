@@ -110,7 +110,12 @@ impl Lab {
 
     /// A connection as a superuser.
     pub fn connect_admin(&self) -> Client {
-        self.connect_as("postgres", "postgres-test", &self.database)
+        self.connect_admin_to(&self.database)
+    }
+
+    /// A connection as a superuser to another database of the server.
+    pub fn connect_admin_to(&self, database: &str) -> Client {
+        self.connect_as("postgres", "postgres-test", database)
     }
 
     /// Stops or kills this lab's own PostgreSQL, and starts it again after `meanwhile`.

@@ -4,7 +4,10 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use serde_json::json;
 
-use crate::support::{Lab, Mirror, Pg, Server, Writer, eventually};
+use crate::{
+    on_both,
+    support::{Lab, Mirror, Pg, Server, Writer, eventually},
+};
 
 /// Columns of every sort, and a value that is stored out of line and not sent again by an update that leaves it alone.
 const TABLE: &str =
@@ -74,9 +77,8 @@ fn keyless(lab: &Lab) -> Mirror {
 }
 
 /// Equal rows, of which one goes; rows of nothing but NULL; updates that change all, one, or no column; TRUNCATE; all twice in a transaction.
-#[test]
-fn every_change() {
-    let lab = Lab::new(Pg::V18);
+fn every_change(pg: Pg) {
+    let lab = Lab::new(pg);
     let mirror = keyless(&lab);
     lab.sql("INSERT INTO t SELECT n % 7, 'v', 0.5, 1.5, to_timestamp(0), '{1}', repeat(md5((n % 7)::text), 200) FROM generate_series(1, 1000) n;
         INSERT INTO t SELECT FROM generate_series(1, 3)");
@@ -104,6 +106,8 @@ fn every_change() {
     );
     run.stop();
 }
+
+on_both!(every_change);
 
 /// What was not heard of is there after a resync, and what is there too much or too little is found.
 #[test]

@@ -74,7 +74,7 @@ fn taken_out(lab: &Lab, run: &mut Run, mirror: &Mirror) {
             assert!(message.contains(words), "{name}: {message}");
         }
         assert_eq!(run.table(name)["reason"], "SourceReplicaIdentityMissing");
-        lab.sql(&format!("UPDATE {name} SET v = 'w' WHERE id < 5; DELETE FROM {name} WHERE id = 2"));
+        lab.sql(&format!("UPDATE {name} SET v = 'w' WHERE id < 5; DELETE FROM {name} WHERE id = 2; INSERT INTO {name} (id, v) VALUES (50, 'new')"));
     }
     lab.sql("INSERT INTO stays VALUES (2, 'y')");
     lab.settle(run);

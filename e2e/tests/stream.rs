@@ -5,7 +5,7 @@ use serde_json::json;
 
 use crate::{
     on_both,
-    support::{Lab, Pg, Proxy, Server, eventually, until},
+    support::{Lab, Pg, Proxy, Run, Server, eventually, until},
 };
 
 /// Inserts, updates, deletes, key changes, savepoints, roll-backs, several of them in one transaction.
@@ -213,12 +213,32 @@ fn an_idle_slot_moves() {
     lab.sql("CREATE TABLE t (id int PRIMARY KEY); CREATE TABLE unpublished (id int PRIMARY KEY, v text)");
     let mut run = lab.streaming(&lab.mirror(&["t"]));
     lab.sql("INSERT INTO unpublished SELECT i, repeat('x', 100) FROM generate_series(1, 20000) i");
+    moved_on(&lab, &mut run);
+    // Nor does a busy neighbour.
+    let name = format!("{}_neighbour", lab.database);
+    lab.admin(&format!("CREATE DATABASE {name}"));
+    let mut neighbour = lab.connect_admin_to(&name);
+    neighbour
+        .batch_execute("CREATE TABLE busy AS SELECT i, repeat('x', 100) AS v FROM generate_series(1, 100000) i; UPDATE busy SET i = i + 1")
+        .unwrap();
+    moved_on(&lab, &mut run);
+    drop(neighbour);
+    lab.admin(&format!("DROP DATABASE {name} WITH (FORCE)"));
+}
+
+/// The slot passes what is in the log now, and keeps none of it.
+#[track_caller]
+fn moved_on(lab: &Lab, run: &mut Run) {
     let written = lab.lsn();
-    lab.settle(&mut run);
+    lab.settle(run);
     let (high, low) = (written >> 32, written & 0xFFFF_FFFF);
-    eventually("the slot to move", || {
-        lab.slot(&mut run, &format!("confirmed_flush_lsn >= '{high:X}/{low:X}'")) == "t"
-    });
+    for position in ["confirmed_flush_lsn", "restart_lsn"] {
+        eventually("the slot to move", || {
+            // The source notes now and then where a slot may begin; this has it done now.
+            lab.admin("SELECT pg_log_standby_snapshot()");
+            lab.slot(run, &format!("{position} >= '{high:X}/{low:X}'")) == "t"
+        });
+    }
 }
 
 /// `pg_stat_replication` tells which Mirror a connection belongs to.
