@@ -172,9 +172,9 @@ impl Site {
     }
 
     fn note_memory(&mut self) {
-        if self.run.alive() {
-            self.peak_memory_mib = self.peak_memory_mib.max(self.run.peak_memory_mib());
-        }
+        // It may be about to end by itself.
+        let peak = self.run.peak_memory_while_alive().unwrap_or_default();
+        self.peak_memory_mib = self.peak_memory_mib.max(peak);
     }
 
     /// Kills the replicator, without starting another.
