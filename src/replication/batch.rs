@@ -215,7 +215,7 @@ pub(super) struct Inserter<D: Destination> {
     pub(super) fence: String,
     /// Hears of faults that pass, for the status.
     pub(super) notice: Notice,
-    /// An insert keeps its turn while it is tried again, so that a destination that is away is not asked once a table.
+    /// An insert waits for its turn anew each time it is tried again, so that tables which are refused keep no others waiting.
     pub(super) turns: Semaphore,
     pub(super) spares: Spares<D>,
 }
@@ -291,8 +291,8 @@ impl<D: Destination> Inserter<D> {
         }
         let fence = stream_fence(&self.fence, &building.schema);
         let started = Instant::now();
-        let _turn = self.turns.acquire().await.map_err(|closed| Error::Task(closed.to_string()))?;
         retry(&self.abort, &self.notice, || async {
+            let _turn = self.turns.acquire().await.map_err(|closed| Error::Task(closed.to_string()))?;
             Ok(self.destination.insert(&building.schema, &building.batch, &fence).await?)
         })
         .await?;
