@@ -107,10 +107,17 @@ fn tables_join_and_leave() {
     open.batch_execute("COMMIT").unwrap();
     let status = lab.until_ready(&name).status.unwrap();
     assert_eq!(status.tables.unwrap().total, 2);
+    // no row in the stream has what this writes into the rows that are there
+    lab.sql("ALTER TABLE stays ADD c int DEFAULT random() * 1000");
+    let note = lab.until_event(&name, "CopiedAnew");
+    assert_says(&note, &["public.stays", "copied anew", "ALTER TABLE"]);
+    lab.until_ready(&name);
     assert!(writer.finish() > 0);
     lab.sql("INSERT INTO leaves VALUES (3000); INSERT INTO joins VALUES (3000)");
     lab.settle(&name);
-    lab.assert_table("stays", "id, n", "id");
+    eventually("the copy's end", || lab.target("SELECT count() FROM stays FINAL WHERE c IS NULL") == "0\n");
+    lab.until_ready(&name);
+    lab.assert_table("stays", "id, n, c", "id");
     lab.assert_table("joins", "id", "id");
     assert_eq!(lab.target("SELECT count() FROM leaves FINAL WHERE id = 3000"), "0\n");
 }
