@@ -77,6 +77,30 @@ fn the_target_is_wider_already() {
     lab.verify(&mirror);
 }
 
+/// A table of which only the inserts are mirrored is never copied anew: what it has lost at the source stays at the destination, and
+/// rows of both types are in the log that is read again.
+#[test]
+fn where_only_inserts_are_mirrored() {
+    let lab = Lab::new(Pg::V18);
+    lab.sql("CREATE TABLE log (n smallint, r real, d numeric(8,2), v text NOT NULL, a int[]); INSERT INTO log VALUES (1, 0.1, 1.25, 'copied', '{1}')");
+    let mut mirror = lab.mirror(&["log"]);
+    mirror.table(0)["insertOnly"] = json!(true);
+    lab.catch_up(&mirror);
+    // While it is down, then while it streams.
+    lab.sql("INSERT INTO log VALUES (2, 0.2, 2.25, 'down', '{2}'); DELETE FROM log WHERE n = 1; ALTER TABLE log ALTER n TYPE int, ALTER r TYPE float8, ALTER a TYPE bigint[]; INSERT INTO log VALUES (70000, 0.2, 3.25, 'down', '{8000000000}')");
+    let mut run = lab.streaming(&mirror);
+    lab.sql("INSERT INTO log VALUES (4, 0.1, 4.25, 'up', '{4}'); DELETE FROM log WHERE v = 'down'; ALTER TABLE log ALTER n TYPE bigint, ALTER d TYPE numeric(12,2), ALTER v DROP NOT NULL; INSERT INTO log VALUES (5000000000, 0.1, 5000000000.25, NULL, '{}')");
+    lab.settle(&mut run);
+    run.until_streaming();
+    let rows = "SELECT n, r, d, v, a, sum(_walferry_sign) FROM log FINAL GROUP BY ALL ORDER BY d";
+    let expected = "1\t0.10000000149011612\t1.25\tcopied\t[1]\t1\n2\t0.20000000298023224\t2.25\tdown\t[2]\t1\n70000\t0.2\t3.25\tdown\t[8000000000]\t1\n\
+        4\t0.1\t4.25\tup\t[4]\t1\n5000000000\t0.1\t5000000000.25\t\\N\t[]\t1\n";
+    assert_eq!(lab.target(rows), expected);
+    run.kill();
+    lab.catch_up(&mirror);
+    assert_eq!(lab.target(rows), expected);
+}
+
 /// Without the right each such table fails alone, and says what to run and what to grant; either helps.
 #[test]
 fn without_the_right() {

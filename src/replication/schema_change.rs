@@ -194,6 +194,9 @@ fn reads(fresh: &SourceType, former: &SourceType) -> bool {
             scale <= now_scale && whole(*precision, *scale) <= whole(*now, *now_scale)
         }
         (SourceType::Array(former), SourceType::Array(fresh)) => reads(fresh, former),
+        (SourceType::Int2, SourceType::Int4 | SourceType::Int8)
+        | (SourceType::Int4, SourceType::Int8)
+        | (SourceType::Float4, SourceType::Float8) => true,
         _ => former == fresh && fresh.has_binary_decoder(),
     }
 }
@@ -482,7 +485,8 @@ mod tests {
         assert!(!reads(&SourceType::Numeric(None), &numeric(10, 2)));
         let array = |precision| SourceType::Array(Box::new(numeric(precision, 2)));
         assert!(reads(&array(12), &array(10)) && !reads(&array(10), &array(12)));
-        assert!(!reads(&SourceType::Int8, &SourceType::Int4), "its binary form has other lengths");
+        assert!(reads(&SourceType::Int8, &SourceType::Int4) && !reads(&SourceType::Int4, &SourceType::Int8));
+        assert!(!reads(&SourceType::Numeric(Some((12, 2))), &SourceType::Int4));
         let mut old = schema(vec![column("id", 1, 20), column("d", 2, 1700)]);
         old.columns[1] = Column { type_modifier: 7, source_type: numeric(10, 2), ..old.columns[1].clone() };
         let mut fresh = old.clone();

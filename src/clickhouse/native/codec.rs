@@ -1,7 +1,8 @@
 //! One encoder a column and wire form, chosen once.
 
 use super::{
-    array, float_text, number,
+    array, float_text,
+    number::{self, BinaryInt2, BinaryInt4, BinaryInt8, BinaryOid},
     numeric::{self, Limits},
     string, time,
 };
@@ -68,11 +69,10 @@ fn encoders(source: &SourceType, target: &ChType, address: bool) -> Option<(Enco
         return Some(to_string(source));
     }
     Some(match (source, target) {
-        (SourceType::Int2, ChType::Int(16)) => (number::swap::<2>, integer(source, target)?.1),
-        (SourceType::Int4, ChType::Int(32)) | (SourceType::Oid, ChType::UInt(32)) => {
-            (number::swap::<4>, integer(source, target)?.1)
-        }
-        (SourceType::Int8, ChType::Int(64)) => (number::swap::<8>, integer(source, target)?.1),
+        (SourceType::Int2, ChType::Int(16)) => (number::swap::<BinaryInt2, 2>, integer(source, target)?.1),
+        (SourceType::Int4, ChType::Int(32)) => (number::swap::<BinaryInt4, 4>, integer(source, target)?.1),
+        (SourceType::Oid, ChType::UInt(32)) => (number::swap::<BinaryOid, 4>, integer(source, target)?.1),
+        (SourceType::Int8, ChType::Int(64)) => (number::swap::<BinaryInt8, 8>, integer(source, target)?.1),
         (SourceType::Bool, ChType::Bool | ChType::Int(_) | ChType::UInt(_)) => integer(source, target)?,
         (_, ChType::Bool) => return None,
         (SourceType::Int2 | SourceType::Int4 | SourceType::Int8 | SourceType::Oid, _) => {
@@ -109,7 +109,7 @@ fn encoders(source: &SourceType, target: &ChType, address: bool) -> Option<(Enco
 
 /// The encoders of an integer or boolean source.
 fn integer(source: &SourceType, target: &ChType) -> Option<(Encode, Encode)> {
-    use number::{BinaryBool, BinaryInt2, BinaryInt4, BinaryInt8, BinaryOid, TextBool, TextInt};
+    use number::{BinaryBool, TextBool, TextInt};
     let binary = match source {
         SourceType::Bool => from_integer::<BinaryBool>(target),
         SourceType::Int2 => from_integer::<BinaryInt2>(target),

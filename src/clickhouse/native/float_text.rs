@@ -7,11 +7,11 @@ use std::{
     str::FromStr,
 };
 
-use super::codec::Malformed;
+use super::{codec::Malformed, number::read_double};
 
 /// `double precision`'s text.
 pub(super) fn render_double(bytes: &[u8], out: &mut Vec<u8>) -> Result<(), Malformed> {
-    let bits = u64::from_be_bytes(bytes.try_into().map_err(|_| Malformed("wrong length"))?);
+    let bits = read_double(bytes)?.to_bits();
     let fraction = bits & ((1 << 52) - 1);
     let exponent = (bits >> 52 & 0x7FF) as i32;
     put(f64::from_bits(bits), Ends::new(fraction, exponent, 52, 1075), 15, out)

@@ -13,20 +13,51 @@ pub(super) trait Integer {
     fn read(bytes: &[u8]) -> Result<i64, Malformed>;
 }
 
-/// Defines readers of big-endian integers.
+/// Defines readers of big-endian signed integers.
 macro_rules! binary_integers {
     ($($name:ident $number:ty),*) => {$(
-        #[doc = concat!("The binary form of a `", stringify!($number), "`.")]
+        #[doc = concat!("The binary form of a `", stringify!($number), "`, or of a shorter one from before the column was made wider.")]
         pub(super) struct $name;
         impl Integer for $name {
             #[inline]
             fn read(bytes: &[u8]) -> Result<i64, Malformed> {
-                Ok(i64::from(<$number>::from_be_bytes(bytes.try_into().map_err(|_| LENGTH)?)))
+                match bytes.try_into() {
+                    Ok(bytes) => Ok(i64::from(<$number>::from_be_bytes(bytes))),
+                    Err(_) if bytes.len() < size_of::<$number>() => shorter(bytes),
+                    Err(_) => Err(LENGTH),
+                }
             }
         }
     )*};
 }
-binary_integers!(BinaryInt2 i16, BinaryInt4 i32, BinaryInt8 i64, BinaryOid u32);
+binary_integers!(BinaryInt2 i16, BinaryInt4 i32, BinaryInt8 i64);
+
+#[cold]
+fn shorter(bytes: &[u8]) -> Result<i64, Malformed> {
+    match *bytes {
+        [a, b] => Ok(i64::from(i16::from_be_bytes([a, b]))),
+        [a, b, c, d] => Ok(i64::from(i32::from_be_bytes([a, b, c, d]))),
+        _ => Err(LENGTH),
+    }
+}
+
+/// The binary form of an `oid`.
+pub(super) struct BinaryOid;
+impl Integer for BinaryOid {
+    #[inline]
+    fn read(bytes: &[u8]) -> Result<i64, Malformed> {
+        Ok(i64::from(u32::from_be_bytes(bytes.try_into().map_err(|_| LENGTH)?)))
+    }
+}
+
+/// The binary form of a `double precision`, or of a `real` from before the column was made wider.
+#[inline]
+pub(super) fn read_double(bytes: &[u8]) -> Result<f64, Malformed> {
+    match bytes.try_into() {
+        Ok(bytes) => Ok(f64::from_be_bytes(bytes)),
+        Err(_) => Ok(f64::from(f32::from_be_bytes(bytes.try_into().map_err(|_| LENGTH)?))),
+    }
+}
 
 /// The text form of an integer.
 pub(super) struct TextInt;
@@ -77,10 +108,14 @@ impl Integer for TextBool {
 }
 
 /// A number of `N` bytes, of the same type on both sides: big-endian there, little-endian here.
-pub(super) fn swap<const N: usize>(_: &Params, bytes: &[u8], out: &mut Vec<u8>) -> Encoded {
-    let mut number: [u8; N] = bytes.try_into().map_err(|_| LENGTH)?;
-    number.reverse();
-    out.extend_from_slice(&number);
+pub(super) fn swap<I: Integer, const N: usize>(_: &Params, bytes: &[u8], out: &mut Vec<u8>) -> Encoded {
+    match <[u8; N]>::try_from(bytes) {
+        Ok(mut number) => {
+            number.reverse();
+            out.extend_from_slice(&number);
+        }
+        Err(_) => out.extend(I::read(bytes)?.to_le_bytes().into_iter().take(N)),
+    }
     Ok(Fit::Exact)
 }
 
@@ -162,7 +197,7 @@ pub(super) fn single(_: &Params, bytes: &[u8], out: &mut Vec<u8>) -> Encoded {
 
 /// `double precision` to `Float64`.
 pub(super) fn double(_: &Params, bytes: &[u8], out: &mut Vec<u8>) -> Encoded {
-    put_double(f64::from_be_bytes(bytes.try_into().map_err(|_| LENGTH)?), out);
+    put_double(read_double(bytes)?, out);
     Ok(Fit::Exact)
 }
 
@@ -180,7 +215,7 @@ pub(super) fn text_single_to_double(_: &Params, bytes: &[u8], out: &mut Vec<u8>)
 
 /// `double precision` to `Float32`.
 pub(super) fn double_to_single(_: &Params, bytes: &[u8], out: &mut Vec<u8>) -> Encoded {
-    Ok(narrow(f64::from_be_bytes(bytes.try_into().map_err(|_| LENGTH)?), out))
+    Ok(narrow(read_double(bytes)?, out))
 }
 
 /// The text form of `double precision` to `Float32`.
@@ -231,4 +266,23 @@ pub(super) fn render<I: Integer>(bytes: &[u8], out: &mut Vec<u8>) -> Result<(), 
 pub(super) fn render_bool(bytes: &[u8], out: &mut Vec<u8>) -> Result<(), Malformed> {
     out.push(if BinaryBool::read(bytes)? == 1 { b't' } else { b'f' });
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_wider_type_reads_what_was_shorter() {
+        assert_eq!(BinaryInt8::read(&(-5_i16).to_be_bytes()).ok(), Some(-5));
+        assert_eq!(BinaryInt8::read(&(-70_000_i32).to_be_bytes()).ok(), Some(-70_000));
+        assert_eq!(BinaryInt4::read(&i16::MIN.to_be_bytes()).ok(), Some(i64::from(i16::MIN)));
+        assert!(
+            BinaryInt4::read(&5_i64.to_be_bytes()).is_err()
+                && BinaryInt2::read(&5_i32.to_be_bytes()).is_err()
+        );
+        assert!(BinaryInt8::read(&[1]).is_err() && BinaryOid::read(&[0, 1]).is_err());
+        assert_eq!(read_double(&0.1_f32.to_be_bytes()).ok(), Some(f64::from(0.1_f32)));
+        assert!(read_double(&[1, 2]).is_err());
+    }
 }
