@@ -61,8 +61,8 @@ impl Proxy {
                 let Ok(server) = TcpStream::connect(("127.0.0.1", target)) else { continue };
                 shared.client_sides.lock().unwrap().push(client.try_clone().unwrap());
                 shared.server_sides.lock().unwrap().push(server.try_clone().unwrap());
-                forward(client.try_clone().unwrap(), server.try_clone().unwrap(), &shared.to_server);
-                forward(server, client, &shared.to_client);
+                forward(client.try_clone().unwrap(), server.try_clone().unwrap(), &shared.to_server, false);
+                forward(server, client, &shared.to_client, true);
             }
         });
         Proxy { port, state }
@@ -111,8 +111,9 @@ impl Proxy {
     }
 }
 
-/// Copies bytes one way. The end of the input does not close the output, so that one side can be cut alone.
-fn forward(mut from: TcpStream, mut to: TcpStream, flow: &Arc<Flow>) {
+/// Copies bytes one way. The end of the input closes the output only where `ends`: so a client hears that the server has ended, and can
+/// still be cut off without the server noticing.
+fn forward(mut from: TcpStream, mut to: TcpStream, flow: &Arc<Flow>, ends: bool) {
     let flow = Arc::clone(flow);
     thread::spawn(move || {
         let mut buffer = vec![0; 64 * 1024];
@@ -122,15 +123,24 @@ fn forward(mut from: TcpStream, mut to: TcpStream, flow: &Arc<Flow>) {
                 break;
             }
         }
+        if ends {
+            flow.thaw();
+            let _ = to.shutdown(Shutdown::Both);
+        }
     });
 }
 
 impl Flow {
-    /// Does to a piece whatever is ordered, and takes its time for it.
-    fn trouble(&self, piece: &mut [u8]) {
+    /// Waits while it is frozen.
+    fn thaw(&self) {
         while self.frozen.load(SeqCst) {
             thread::sleep(Duration::from_millis(10));
         }
+    }
+
+    /// Does to a piece whatever is ordered, and takes its time for it.
+    fn trouble(&self, piece: &mut [u8]) {
+        self.thaw();
         if self.pieces_to_corrupt.fetch_update(SeqCst, SeqCst, |left| left.checked_sub(1)).is_ok() {
             piece[piece.len() / 2] ^= 0x10;
         }

@@ -419,8 +419,8 @@ const DESTINATION: &[Reason] = &[
     ),
     reason(
         "DestinationTypeMismatch",
-        "A NULL came for a column that isn't Nullable at the destination.",
-        "Alter the target column to Nullable.",
+        "A NULL came for a column that the target is sorted by.",
+        "Drop the target, set `engine.orderBy` to other columns, then a resync.",
     ),
     reason(
         "DestinationTypeLossy",

@@ -42,9 +42,9 @@ pub enum ValueError {
         /// What is wrong, without the value.
         detail: &'static str,
     },
-    /// NULL for a target column that isn't nullable.
+    /// NULL for a target column that can't hold it.
     #[error(
-        "column {column} is NULL at the source but not Nullable at the destination; run ALTER TABLE {target} MODIFY COLUMN … Nullable(…) there"
+        "column {column} is NULL at the source, and target table {target} is sorted by it, which takes no NULL; drop that table and set engine.orderBy to other columns"
     )]
     UnexpectedNull {
         /// Source column name.
