@@ -27,8 +27,8 @@ const UNKNOWN_ROWS_PER_BLOCK: f64 = 64.0;
 const STORAGE: &str = "\
 SELECT n.nspname::text, c.relname::text, c.oid, pg_relation_filenode(c.oid),
   pg_relation_size(c.oid) / current_setting('block_size')::bigint, c.relpages, c.reltuples
-FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
-WHERE c.relkind = 'r' AND (c.oid = $1::oid OR c.oid IN (SELECT relid FROM pg_partition_tree($1::oid) WHERE isleaf))
+FROM (SELECT $1::oid UNION SELECT relid FROM pg_partition_tree($1::oid) WHERE isleaf) AS member (oid)
+JOIN pg_class c ON c.oid = member.oid JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.relkind = 'r'
 ORDER BY n.nspname, c.relname";
 
 /// The relations that hold a table's rows: itself, or the leaf partitions it has now, by name.

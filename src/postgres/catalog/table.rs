@@ -53,17 +53,19 @@ SELECT DISTINCT i.inhparent FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhr
 WHERE i.inhparent = ANY($1::oid[]) AND NOT c.relispartition";
 
 /// The columns of the tables `$1` (oids). A partitioned table has no rows, so the values that its old rows
-/// show for later columns are its partitions'.
+/// show for later columns are its partitions'. Without OFFSET 0 all columns of that name in the whole database would be looked at.
 fn columns_statement() -> String {
     format!(
         "\
 SELECT a.attname::text, a.attnum, a.atttypid, a.atttypmod, format_type(a.atttypid, a.atttypmod), {NOT_NULL},
   a.attgenerated <> '',
-  coalesce((a.attmissingval::text::text[])[1],
-    (SELECT (p.attmissingval::text::text[])[1] FROM pg_partition_tree(a.attrelid) t
-     JOIN pg_attribute p ON p.attrelid = t.relid AND p.attname = a.attname AND p.atthasmissing
-     WHERE t.relid <> a.attrelid LIMIT 1)), a.attrelid
-FROM pg_attribute a WHERE a.attrelid = ANY($1::oid[]) AND a.attnum > 0 AND NOT a.attisdropped ORDER BY a.attrelid, a.attnum"
+  coalesce((a.attmissingval::text::text[])[1], CASE WHEN c.relkind = 'p' THEN
+    (SELECT p.value FROM pg_partition_tree(c.oid) t CROSS JOIN LATERAL (
+       SELECT (m.attmissingval::text::text[])[1] FROM pg_attribute m
+       WHERE m.attrelid = t.relid AND m.attname = a.attname AND m.atthasmissing OFFSET 0) AS p (value)
+     WHERE t.relid <> c.oid LIMIT 1) END), a.attrelid
+FROM pg_attribute a JOIN pg_class c ON c.oid = a.attrelid
+WHERE a.attrelid = ANY($1::oid[]) AND a.attnum > 0 AND NOT a.attisdropped ORDER BY a.attrelid, a.attnum"
     )
 }
 

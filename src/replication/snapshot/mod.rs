@@ -54,7 +54,7 @@ pub(super) struct Surroundings<D: Destination> {
 const DURABLE_POLL: Duration = Duration::from_millis(50);
 
 /// Tables planned at the same time: there may be thousands, and each plan is a record that the destination writes to its disk.
-const PLANNED_AT_ONCE: usize = 8;
+const PLANNED_AT_ONCE: usize = 4;
 
 /// Most chunks copied at the same time, by the rules of `snapshot.parallelism`.
 const MOST_WORKERS: usize = 32;
