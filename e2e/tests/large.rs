@@ -88,8 +88,10 @@ fn transaction() {
         run = lab.run(&mirror);
         let seconds = arrival(&lab, &mut run);
         let peak = run.peak_memory_mib();
+        let spilled =
+            lab.source_value("SELECT pg_size_pretty(sum(spill_bytes)) FROM pg_stat_replication_slots");
         println!(
-            "{change}: {rows} rows, {} MB of log; first rows after {seen:.1} s, then killed; all {seconds:.1} s after the new start; at most {} MiB held",
+            "{change}: {rows} rows, {} MB of log, {spilled} spilled so far; first rows after {seen:.1} s, then killed; all {seconds:.1} s after the new start; at most {} MiB held",
             (end - before) >> 20,
             peak.max(killed_at),
         );
@@ -249,11 +251,11 @@ fn tiny() {
     client.batch_execute("SET synchronous_commit = off").unwrap();
     client.batch_execute(&format!("CALL tick({seconds}, {per_second})")).unwrap();
     let wrote = started.elapsed().as_secs_f64();
-    let lag = run.status()["lagSeconds"].clone();
+    let lag = run.status()["lag"].clone();
     let behind = arrival(&lab, &mut run);
     let total = seconds * per_second;
     println!(
-        "{total} transactions in {wrote:.1} s; lag {lag} s at the end, {behind:.1} s until all had arrived; {}; {:.1} s of a processor; {} MiB",
+        "{total} transactions in {wrote:.1} s; lag {lag} at the end, {behind:.1} s until all had arrived; {}; {:.1} s of a processor; {} MiB",
         asked.since(&lab),
         processor_seconds(&run) - used,
         run.peak_memory_mib(),
