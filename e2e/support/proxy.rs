@@ -9,7 +9,7 @@ use std::{
     net::{Shutdown, TcpListener, TcpStream},
     sync::{
         Arc, Mutex,
-        atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::SeqCst},
+        atomic::{AtomicBool, AtomicU16, AtomicU32, AtomicU64, Ordering::SeqCst},
     },
     thread,
     time::Duration,
@@ -39,6 +39,7 @@ struct Flow {
 
 #[derive(Debug, Default)]
 struct State {
+    target: AtomicU16,
     closed: AtomicBool,
     to_server: Arc<Flow>,
     to_client: Arc<Flow>,
@@ -51,14 +52,16 @@ impl Proxy {
     pub fn to(target: u16) -> Proxy {
         let listener = TcpListener::bind(("127.0.0.1", 0)).unwrap();
         let port = listener.local_addr().unwrap().port();
-        let state = Arc::new(State::default());
+        let state = Arc::new(State { target: target.into(), ..State::default() });
         let shared = state.clone();
         thread::spawn(move || {
             for client in listener.incoming().map_while(Result::ok) {
                 if shared.closed.load(SeqCst) {
                     continue;
                 }
-                let Ok(server) = TcpStream::connect(("127.0.0.1", target)) else { continue };
+                let Ok(server) = TcpStream::connect(("127.0.0.1", shared.target.load(SeqCst))) else {
+                    continue;
+                };
                 shared.client_sides.lock().unwrap().push(client.try_clone().unwrap());
                 shared.server_sides.lock().unwrap().push(server.try_clone().unwrap());
                 forward(client.try_clone().unwrap(), server.try_clone().unwrap(), &shared.to_server, false);
@@ -81,6 +84,12 @@ impl Proxy {
         for side in self.state.server_sides.lock().unwrap().drain(..) {
             let _ = side.shutdown(Shutdown::Both);
         }
+    }
+
+    /// Forwards to another server from now on, and cuts what is open to the old one.
+    pub fn set_target(&self, target: u16) {
+        self.state.target.store(target, SeqCst);
+        self.cut();
     }
 
     /// Refuses new connections from now on, or takes them again.
