@@ -45,6 +45,13 @@ impl TransactionSnapshot {
         let full = self.xmax.wrapping_add_signed(i64::from(distance));
         full < self.xmin || (full < self.xmax && !self.in_progress.contains(&full))
     }
+
+    /// The low 32 bits of the oldest transaction's number that is in progress; without one, of the next one's.
+    pub fn oldest(&self) -> u32 {
+        #[expect(clippy::cast_possible_truncation, reason = "the low 32 bits are what others have")]
+        let oldest = self.xmin as u32;
+        oldest
+    }
 }
 
 /// The text is not what `pg_current_snapshot()` gives.

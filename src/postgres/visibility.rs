@@ -20,6 +20,28 @@ pub async fn running(session: &Session) -> Result<Vec<u32>, Error> {
     rows.iter().map(|row| Ok(row.try_get::<_, i64>(0)? as u32)).collect()
 }
 
+/// On a standby the number, its lower 32 bits, that is above those of all transactions that have written by now; `None` on a primary.
+///
+/// A standby does not know who holds which lock at the primary, and its snapshots don't tell the running transactions one by one.
+///
+/// # Errors
+/// What [`Session`] gives for a cut connection.
+pub async fn next_on_standby(session: &Session) -> Result<Option<u32>, Error> {
+    // The age of the first ordinary number is the distance to the next one.
+    const NEXT: &str = "SELECT CASE WHEN pg_is_in_recovery() THEN age('3'::xid) END";
+    let age: Option<i32> = session.client.query_one(NEXT, &[]).await?.try_get(0)?;
+    Ok(age.map(|age| age.cast_unsigned().wrapping_add(3)))
+}
+
+/// The oldest transaction that is running, of those below `next`, by the lower 32 bits of its number; `None` when all have ended.
+///
+/// # Errors
+/// What [`Session`] gives for a cut connection.
+pub async fn oldest_below(session: &Session, next: u32) -> Result<Option<u32>, Error> {
+    let oldest = shared_snapshot::current(session).await?.oldest();
+    Ok((oldest.wrapping_sub(next).cast_signed() < 0).then_some(oldest))
+}
+
 /// Whether a query that begins now sees all of these transactions, if they have committed.
 ///
 /// # Errors

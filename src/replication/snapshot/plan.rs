@@ -13,7 +13,7 @@ use crate::{
     postgres::{
         catalog::{self, Storage},
         session::Session,
-        shared_snapshot,
+        shared_snapshot, visibility,
     },
     replication::state::Chunk,
 };
@@ -103,6 +103,9 @@ pub(super) async fn wait_for_writers<D: Destination>(
     table: &Table<D>,
     stop: &CancellationToken,
 ) -> Result<(), Error> {
+    if let Some(next) = visibility::next_on_standby(session).await? {
+        return wait_for_all_below(session, next, table, stop).await;
+    }
     let oids: Vec<u32> =
         catalog::storage(session, &table.id).await?.iter().map(|storage| storage.oid).collect();
     let mut awaited: Vec<String> = catalog::lock_holders(session, &oids)
@@ -123,18 +126,45 @@ pub(super) async fn wait_for_writers<D: Destination>(
             awaited.len(),
             holder.application_name
         );
-        if !told {
-            tracing::info!(table = %table.id, %message, "snapshot waits");
-            told = true;
-        }
-        table.progress.set_state(TableState::Pending, "WaitingForTransactions", message);
         table.sieve.forget_seen(&shared_snapshot::current(session).await?);
-        tokio::select! {
-            () = stop.cancelled() => return Err(Error::Stopped),
-            () = tokio::time::sleep(POLL) => {}
-        }
+        wait_once(table, message, &mut told, stop).await?;
     }
     Ok(())
+}
+
+/// The same on a standby, which does not know who writes to which table: all transactions of the primary are waited for.
+async fn wait_for_all_below<D: Destination>(
+    session: &Session,
+    next: u32,
+    table: &Table<D>,
+    stop: &CancellationToken,
+) -> Result<(), Error> {
+    let mut told = false;
+    while let Some(oldest) = visibility::oldest_below(session, next).await? {
+        let message = format!(
+            "waits for the transactions that were running at the primary when the table joined. The oldest is {oldest}: to see who it is, run \
+             SELECT * FROM pg_stat_activity WHERE backend_xid = '{oldest}' there"
+        );
+        wait_once(table, message, &mut told, stop).await?;
+    }
+    Ok(())
+}
+
+/// Says what is waited for, in the log once, and waits until the next look.
+async fn wait_once<D: Destination>(
+    table: &Table<D>,
+    message: String,
+    told: &mut bool,
+    stop: &CancellationToken,
+) -> Result<(), Error> {
+    if !std::mem::replace(told, true) {
+        tracing::info!(table = %table.id, %message, "snapshot waits");
+    }
+    table.progress.set_state(TableState::Pending, "WaitingForTransactions", message);
+    tokio::select! {
+        () = stop.cancelled() => Err(Error::Stopped),
+        () = tokio::time::sleep(POLL) => Ok(()),
+    }
 }
 
 #[cfg(test)]
