@@ -118,8 +118,10 @@ pub async fn came_with_rows(session: &Session, oids: &BTreeSet<u32>) -> Result<b
 
 /// A position in the log that lies between two records and is flushed. On a primary a message of no content is written for it: what
 /// `pg_current_wal_flush_lsn` gives may lie within a record that a crash of the server would undo.
-const FIRM_POSITION: &str = "\
-SELECT CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn() ELSE pg_logical_emit_message(true, 'walferry', '') END";
+const FIRM_POSITION: &str = "SELECT pg_logical_emit_message(true, 'walferry', '')";
+
+/// What a standby has replayed ends between two records.
+const REPLAYED: &str = "SELECT CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn() END";
 
 /// A position after everything that was flushed before, which no later record begins before.
 ///
@@ -127,6 +129,9 @@ SELECT CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn() ELSE pg_logic
 /// [`Error`] of the statements.
 pub async fn firm_position(session: &Session) -> Result<Lsn, Error> {
     let client = &session.client;
+    if let Some(lsn) = client.query_one(REPLAYED, &[]).await?.try_get::<_, Option<PgLsn>>(0)? {
+        return Ok(Lsn(lsn.into()));
+    }
     client.batch_execute("BEGIN READ WRITE; SET LOCAL synchronous_commit = on").await?;
     let row = client.query_one(FIRM_POSITION, &[]).await?;
     client.batch_execute("COMMIT").await?;
