@@ -89,7 +89,13 @@ async fn drop_publication(session: &Session, name: &str) -> Result<String, Error
         Some(found) if !found.owned_by_us => {
             format!("publication {name} isn't this mirror's and stays")
         }
-        _ => outcome("publication", name, publication::drop(session, name).await?),
+        None => outcome("publication", name, false),
+        Some(_) => match publication::drop(session, name).await {
+            Err(postgres::Error::Standby { statements }) => {
+                format!("publication {name} stays: run {statements} at the primary")
+            }
+            dropped => outcome("publication", name, dropped?),
+        },
     })
 }
 

@@ -277,6 +277,7 @@ fn row_filter(
         (_, Some(published)) if published.row_filter.is_some() => &published.filter_columns,
         (probe, _) => {
             let why = match probe {
+                Some(Err(Error::Standby { .. })) => "a standby can't try it out".to_owned(),
                 Some(Err(error)) => error.to_string(),
                 _ => format!("{} does not own the table", server.role),
             };
@@ -303,7 +304,7 @@ fn row_filter(
 
 /// Whether a probe's failure says nothing of the filter: no right to publish, a standby, a lock, a lost connection.
 fn may_pass(error: &Error) -> bool {
-    error.is_transient() || !error.sqlstate().is_some_and(|state| state != "42501" && state != "25006")
+    error.is_transient() || error.sqlstate().is_none_or(|state| state == "42501")
 }
 
 /// ClickHouse's sorting key takes no NULL.

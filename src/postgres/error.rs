@@ -168,6 +168,14 @@ pub enum Error {
         /// What is wrong and what to do.
         message: String,
     },
+    /// Statements that a standby does not take.
+    #[error(
+        "the source is a standby, where the catalog can't be changed. Run this at the primary: {statements}"
+    )]
+    Standby {
+        /// The statements, in their order.
+        statements: String,
+    },
     /// The server lacks something we need.
     #[error("{what} is not supported: {message}")]
     Unsupported {
@@ -211,6 +219,12 @@ impl Error {
             Error::Server { sqlstate, .. } => Some(sqlstate),
             _ => None,
         }
+    }
+
+    /// Whether it says that the server is a standby and takes no changes.
+    pub(super) fn tells_standby(&self) -> bool {
+        // feature_not_supported of BEGIN READ WRITE, read_only_sql_transaction of a statement
+        matches!(self.sqlstate(), Some("0A000" | "25006"))
     }
 
     /// Whether it says that a table, or its schema, is not there.

@@ -58,7 +58,7 @@ pub struct Publication {
     pub owned_by_us: bool,
     /// The owning role.
     pub owner: String,
-    /// Whether the session's role may alter it.
+    /// Whether the session's role may alter it, which on a standby none may.
     pub may_alter: bool,
     /// `FOR ALL TABLES`
     pub all_tables: bool,
@@ -102,7 +102,7 @@ fn publication_statement(server_version: u32) -> String {
     };
     format!(
         "SELECT p.oid, obj_description(p.oid, 'pg_publication'), pg_get_userbyid(p.pubowner)::text, \
-         pg_has_role(p.pubowner, 'USAGE'), p.puballtables, {schemas}, \
+         pg_has_role(p.pubowner, 'USAGE') AND NOT pg_is_in_recovery(), p.puballtables, {schemas}, \
          p.pubinsert, p.pubupdate, p.pubdelete, p.pubtruncate, p.pubviaroot \
          FROM pg_publication p WHERE p.pubname::text = $1::text"
     )
@@ -217,7 +217,7 @@ pub fn alter_statements(
 /// The session must be in no transaction and used by nobody else meanwhile.
 ///
 /// # Errors
-/// [`Error`] of the statements: 42710 it exists, 42501 the role doesn't own a table or may not create in the database.
+/// [`Error::Standby`]; else [`Error`] of the statements: 42710 it exists, 42501 the role doesn't own a table or may not create in the database.
 pub async fn create(
     session: &Session,
     name: &str,
@@ -235,7 +235,7 @@ pub async fn create(
 /// The session must be in no transaction and used by nobody else meanwhile.
 ///
 /// # Errors
-/// [`Error`] of the statements.
+/// [`Error::Standby`]; else [`Error`] of the statements.
 pub async fn alter(
     session: &Session,
     name: &str,
@@ -249,11 +249,12 @@ pub async fn alter(
 /// Drops a publication; `false` when it was not there.
 ///
 /// # Errors
-/// [`Error`] of the statement.
+/// [`Error::Standby`]; else [`Error`] of the statement.
 pub async fn drop(session: &Session, name: &str) -> Result<bool, Error> {
     match session.client.execute(&drop_statement(name), &[]).await.map_err(Error::from) {
         Ok(_) => Ok(true),
         Err(error) if error.sqlstate() == Some("42704") => Ok(false),
+        Err(error) if error.tells_standby() => Err(Error::Standby { statements: drop_statement(name) }),
         Err(error) => Err(error),
     }
 }
@@ -268,12 +269,14 @@ pub(crate) fn drop_statement(name: &str) -> String {
 /// The session must be in no transaction and used by nobody else meanwhile.
 ///
 /// # Errors
-/// [`Error`] of the statements: the filter isn't valid; 42501 when the role doesn't own the table or may not create.
+/// [`Error::Standby`]; else [`Error`] of the statements: the filter isn't valid; 42501 when the role doesn't own the table or may not create.
 pub async fn probe(session: &Session, table: &TableSchema) -> Result<PublishedTable, Error> {
     // A writer is never waited for (the lock is SHARE UPDATE EXCLUSIVE), but a VACUUM or ALTER TABLE would be.
-    session.client.batch_execute("BEGIN READ WRITE; SET LOCAL lock_timeout = '10s'").await?;
+    let statement = create_statement(PROBE, Publish::Everything, std::slice::from_ref(table));
+    begin(session, std::slice::from_ref(&statement)).await?;
+    session.client.batch_execute("SET LOCAL lock_timeout = '10s'").await?;
     let probed = async {
-        execute(session, &create_statement(PROBE, Publish::Everything, std::slice::from_ref(table))).await?;
+        execute(session, &statement).await?;
         read(session, PROBE).await
     }
     .await;
@@ -283,8 +286,17 @@ pub async fn probe(session: &Session, table: &TableSchema) -> Result<PublishedTa
         .ok_or_else(|| Error::Protocol("a publication just made is not in the catalog".to_owned()))
 }
 
+/// Begins a transaction for these statements, whatever the role's default is.
+async fn begin(session: &Session, statements: &[String]) -> Result<(), Error> {
+    let begun = session.client.batch_execute("BEGIN READ WRITE").await.map_err(Error::from);
+    begun.map_err(|error| match error.tells_standby() {
+        true => Error::Standby { statements: statements.join("; ") },
+        false => error,
+    })
+}
+
 async fn in_transaction(session: &Session, statements: &[String]) -> Result<(), Error> {
-    session.client.batch_execute("BEGIN READ WRITE").await?;
+    begin(session, statements).await?;
     for statement in statements {
         if let Err(error) = execute(session, statement).await {
             // The first error is the one to tell; where even this fails, the connection is gone and with it the transaction.

@@ -345,6 +345,7 @@ fn source_reason(error: &postgres::Error) -> &'static str {
         E::TableMissing { .. } => "SourceTableMissing",
         E::UnknownColumn { .. } => "SourceUnknownColumn",
         E::Unsupported { .. } => "SourceVersionUnsupported",
+        E::Standby { .. } => "SourcePublicationUnusable",
         E::Schema { .. } => "SourceTableUnsupported",
         E::RowTooLong { .. } => "RowTooLong",
         E::Decode(_) | E::Protocol(_) => "SourceProtocolError",

@@ -91,17 +91,9 @@ async fn take_out(
     };
     let root = std::slice::from_ref(&root.id);
     if may_alter {
-        match publication::alter(session, name, &[], root, &[]).await {
-            Ok(()) => {
-                tracing::warn!(table = ?root, publication = name, "table left the publication: it made UPDATE and DELETE fail");
-                return Ok(format!(
-                    "failed at the source {since}, until it was taken out of publication {name}"
-                ));
-            }
-            // read_only_sql_transaction: on a standby it is the primary's.
-            Err(error) if error.sqlstate() == Some("25006") => {}
-            Err(error) => return Err(error.into()),
-        }
+        publication::alter(session, name, &[], root, &[]).await?;
+        tracing::warn!(table = ?root, publication = name, "table left the publication: it made UPDATE and DELETE fail");
+        return Ok(format!("failed at the source {since}, until it was taken out of publication {name}"));
     }
     let statements = alter_statements(name, &[], root, &[]).join("; ");
     Ok(format!("fail at the source until somebody who may alter publication {name} runs {statements}"))

@@ -137,12 +137,8 @@ pub(super) async fn release(config: &ReplicatorConfig, session: &Session) -> Res
 
 async fn drop_publication(session: &Session, name: &str) -> Result<bool, Error> {
     match publication::read(session, name).await? {
-        Some(found) if found.owned_by_us && found.may_alter => match publication::drop(session, name).await {
-            // On a standby it is the primary's.
-            Err(error) if error.sqlstate() == Some("25006") => Ok(false),
-            other => Ok(other?),
-        },
-        // Somebody else made it for us, and it will do again.
+        Some(found) if found.owned_by_us && found.may_alter => Ok(publication::drop(session, name).await?),
+        // Somebody else made it for us, and it will do again; so will the primary's.
         _ => Ok(false),
     }
 }
