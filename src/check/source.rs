@@ -195,8 +195,8 @@ fn replication_slot(facts: &ServerFacts, slot: Option<&SlotInfo>, resync: bool) 
             reason: reason::SOURCE_SLOT_INVALIDATED,
             ..unusable(
                 slot,
-                "was invalidated: the server has removed WAL that this Mirror still needed, so changes are missing at the destination",
-                format!("raise max_slot_wal_keep_size, then {RESYNC_ADVICE}"),
+                "was invalidated by the server, so changes are missing at the destination",
+                format!("{}; then {RESYNC_ADVICE}", slot.cure()),
             )
         },
         Some(slot) => Check::ok(SUBJECT, NAME, format!("{} exists", slot.name)),
@@ -280,6 +280,7 @@ mod tests {
             current_lsn: Lsn(1),
             catalog_xmin_age: None,
             inactive_since: None,
+            invalidation_reason: None,
         }
     }
 

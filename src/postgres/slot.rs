@@ -34,6 +34,8 @@ pub struct SlotInfo {
     pub confirmed_flush_lsn: Option<Lsn>,
     /// `reserved`, `extended`, `unreserved` or `lost`; a lost slot is invalidated and never usable again.
     pub wal_status: Option<String>,
+    /// Why the server has invalidated it, such as `rows_removed`: see [`SlotInfo::cure`].
+    pub invalidation_reason: Option<String>,
     /// Bytes of WAL that can still be written before the slot may be lost; `None` without a limit.
     pub safe_wal_size: Option<i64>,
     /// Bytes of WAL it keeps; `None` when it is lost.
@@ -47,6 +49,21 @@ pub struct SlotInfo {
 }
 
 impl SlotInfo {
+    /// What to do so that a slot in the place of this one, which was invalidated, is not invalidated too. It can be followed by a comma.
+    ///
+    /// <https://www.postgresql.org/docs/current/view-pg-replication-slots.html>
+    pub fn cure(&self) -> &'static str {
+        match self.invalidation_reason.as_deref() {
+            // PostgreSQL 16 says of a standby's slot only that there was a conflict.
+            Some("rows_removed" | "conflict") => {
+                "set hot_standby_feedback = on and primary_slot_name at the standby"
+            }
+            Some("wal_level_insufficient") => "set wal_level = logical at the primary",
+            Some("idle_timeout") => "raise idle_replication_slot_timeout",
+            _ => "raise max_slot_wal_keep_size",
+        }
+    }
+
     /// What a status tells of it.
     pub fn report(&self) -> SlotReport {
         SlotReport {
@@ -63,10 +80,12 @@ impl SlotInfo {
 /// What [`slot_info`] reads, of `pg_replication_slots s` and [`CURRENT_LSN`] as `current.lsn`.
 pub(super) const COLUMNS: &str = "s.slot_name::text, s.plugin::text, s.database::text, s.active_pid, s.restart_lsn, \
                                   s.confirmed_flush_lsn, s.wal_status, s.safe_wal_size, current.lsn, age(s.catalog_xmin), \
-                                  to_jsonb(s) ->> 'inactive_since'";
+                                  to_jsonb(s) ->> 'inactive_since', CASE WHEN to_jsonb(s) ? 'invalidation_reason' \
+                                  THEN to_jsonb(s) ->> 'invalidation_reason' WHEN to_jsonb(s) ->> 'conflicting' = 'true' \
+                                  THEN 'conflict' END";
 
 /// How many those are.
-pub(super) const COLUMN_COUNT: usize = 11;
+pub(super) const COLUMN_COUNT: usize = 12;
 
 /// Whether a slot that is made now is one for failover: the server knows the setting and names standbys, and is none itself.
 pub(super) const KEPT_OVER_FAILOVER: &str =
@@ -107,6 +126,7 @@ pub(super) fn slot_info(row: &Row) -> Result<SlotInfo, Error> {
         current_lsn,
         catalog_xmin_age: row.try_get(9)?,
         inactive_since: row.try_get(10)?,
+        invalidation_reason: row.try_get(11)?,
     })
 }
 
@@ -238,7 +258,9 @@ mod tests {
             read_statement(),
             "SELECT s.slot_name::text, s.plugin::text, s.database::text, s.active_pid, s.restart_lsn, \
              s.confirmed_flush_lsn, s.wal_status, s.safe_wal_size, current.lsn, age(s.catalog_xmin), \
-             to_jsonb(s) ->> 'inactive_since' FROM pg_replication_slots s, \
+             to_jsonb(s) ->> 'inactive_since', CASE WHEN to_jsonb(s) ? 'invalidation_reason' \
+             THEN to_jsonb(s) ->> 'invalidation_reason' WHEN to_jsonb(s) ->> 'conflicting' = 'true' \
+             THEN 'conflict' END FROM pg_replication_slots s, \
              (SELECT (CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn() ELSE pg_current_wal_flush_lsn() END) \
              AS lsn) current WHERE s.slot_name::text = $1::text"
         );

@@ -35,13 +35,18 @@ pub enum Error {
     },
     /// The server has removed WAL that the slot needed.
     #[error(
-        "replication slot {slot} was invalidated by the source (wal_status {wal_status}): it can't be read any more. Raise max_slot_wal_keep_size, then {RESYNC_ADVICE}"
+        "replication slot {slot} was invalidated by the source ({}): it can't be read any more. To go on, {cure}; then {RESYNC_ADVICE}",
+        .reason.as_ref().unwrap_or(.wal_status)
     )]
     SlotInvalidated {
         /// The slot's name.
         slot: String,
         /// `pg_replication_slots.wal_status`.
         wal_status: String,
+        /// `pg_replication_slots.invalidation_reason`, where the server has it.
+        reason: Option<String>,
+        /// What to change at the source.
+        cure: &'static str,
     },
     /// A slot of our name exists but is not one of ours.
     #[error(

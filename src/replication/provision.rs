@@ -375,7 +375,12 @@ pub(super) fn check_slot(
         };
     };
     if found.wal_status.as_deref() == Some("lost") {
-        return Err(Error::SlotInvalidated { slot: name, wal_status: "lost".to_owned() });
+        return Err(Error::SlotInvalidated {
+            slot: name,
+            wal_status: "lost".to_owned(),
+            reason: found.invalidation_reason.clone(),
+            cure: found.cure(),
+        });
     }
     resync::require_own(config, &found)?;
     if found.confirmed_flush_lsn.is_none() {

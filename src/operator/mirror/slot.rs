@@ -111,9 +111,9 @@ fn is_lost(slot: &SlotInfo) -> bool {
 
 fn invalidated(mirror: &MirrorIdentity, slot: &SlotInfo) -> Obstacle {
     let message = format!(
-        "slot {} was invalidated while the Mirror was suspended: the source has removed WAL that it still needed. Raise \
-         max_slot_wal_keep_size, resume, and {RESYNC_ADVICE}",
-        slot.name
+        "slot {} was invalidated by the source while the Mirror was suspended. To go on, {}; then resume, and {RESYNC_ADVICE}",
+        slot.name,
+        slot.cure()
     );
     Obstacle::lasting(check::reason::SOURCE_SLOT_INVALIDATED, mirror.named(&message))
 }
