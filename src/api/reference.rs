@@ -244,8 +244,13 @@ const SOURCE: &[Reason] = &[
     ),
     reason(
         "SourceSlotInvalidated",
-        "The source has removed WAL that the slot needed.",
-        "Raise `max_slot_wal_keep_size`, then annotate the Mirror with `walferry.dev/resync`.",
+        "The source has removed WAL, or on a standby rows of the catalog, that the slot needed.",
+        "Change the setting that the message names, then annotate the Mirror with `walferry.dev/resync`.",
+    ),
+    reason(
+        "SourceStandbyFeedbackMissing",
+        "The source is a standby that does not tell its primary what it needs. A warning of `walferry check`.",
+        "Set `hot_standby_feedback` and `primary_slot_name` at the standby.",
     ),
     reason(
         "SourceSlotUnusable",

@@ -40,6 +40,7 @@ mod tests {
             used_walsenders: 3,
             max_slot_wal_keep_mib: 1024,
             failover_slots: false,
+            standby_feedback: false,
             role: "mirror".to_owned(),
             database: "app".to_owned(),
             may_replicate: true,

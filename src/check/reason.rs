@@ -24,6 +24,8 @@ pub const SOURCE_NO_FREE_WALSENDER: &str = "SourceNoFreeWalSender";
 pub const SOURCE_SLOT_INVALIDATED: &str = "SourceSlotInvalidated";
 /// The Mirror's slot isn't ours, or not one that can be used.
 pub const SOURCE_SLOT_UNUSABLE: &str = "SourceSlotUnusable";
+/// The source is a standby whose primary is not told what it needs.
+pub const SOURCE_STANDBY_FEEDBACK_MISSING: &str = "SourceStandbyFeedbackMissing";
 /// WAL that a slot keeps has no limit.
 pub const SOURCE_WAL_UNLIMITED: &str = "SourceWalRetentionUnlimited";
 /// The role lacks a right.

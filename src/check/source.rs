@@ -87,6 +87,7 @@ pub(super) fn server(
 ) -> Vec<Check> {
     let mut checks = peer(endpoint, facts);
     checks.extend([replication_slot(facts, slot, resync), walsender(facts, slot), retained_wal(facts)]);
+    checks.extend(standby_feedback(facts));
     checks
 }
 
@@ -237,6 +238,20 @@ fn walsender(facts: &ServerFacts, slot: Option<&SlotInfo>) -> Check {
     ))
 }
 
+/// What a standby's slot needs of the catalog, the primary vacuums away unless it is told.
+fn standby_feedback(facts: &ServerFacts) -> Option<Check> {
+    if !facts.in_recovery || facts.standby_feedback {
+        return None;
+    }
+    let detail = "the primary does not know what the standby needs: what it vacuums can invalidate the slot, and end the copy's queries";
+    Some(
+        Check::warning(SUBJECT, "hot_standby_feedback", reason::SOURCE_STANDBY_FEEDBACK_MISSING, detail).fix(
+            "ALTER SYSTEM SET hot_standby_feedback = on; -- at the standby\n\
+             -- with primary_slot_name, a physical slot at the primary, set too; then SELECT pg_reload_conf();",
+        ),
+    )
+}
+
 fn retained_wal(facts: &ServerFacts) -> Check {
     const NAME: &str = "max_slot_wal_keep_size";
     if facts.max_slot_wal_keep_mib >= 0 {
@@ -334,6 +349,23 @@ mod tests {
         let idle = with(full, Some(&slot()));
         assert_eq!(outcome(&idle, "replication slot").0, Outcome::Ok);
         assert_eq!(outcome(&idle, "walsender").0, Outcome::Failure);
+    }
+
+    #[test]
+    fn a_standby_s_primary_has_to_know_what_is_needed() {
+        let standby = |standby_feedback| {
+            with(
+                |facts| {
+                    facts.in_recovery = true;
+                    facts.standby_feedback = standby_feedback;
+                },
+                None,
+            )
+        };
+        assert!(standby(true).iter().all(|check| check.outcome == Outcome::Ok));
+        let missing = standby(false);
+        let reason = reason::SOURCE_STANDBY_FEEDBACK_MISSING;
+        assert_eq!(outcome(&missing, "hot_standby_feedback"), (Outcome::Warning, reason));
     }
 
     #[test]

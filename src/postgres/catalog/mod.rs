@@ -17,6 +17,6 @@ pub use layout::{
 pub use locks::{LockHolder, lock_holders};
 pub use relation::{GENERATED_IN_IDENTITY, KeyCandidate, RelationFacts, relations};
 pub(in crate::postgres) use server::CURRENT_LSN;
-pub use server::{ServerFacts, current_wal_lsn, server_facts};
+pub use server::{ServerFacts, current_wal_lsn, is_standby, server_facts};
 pub use storage::{Storage, file_node_statement, storage};
 pub use table::{TableFacts, describe, describe_all, table_name, table_oids};

@@ -30,6 +30,8 @@ pub struct ServerFacts {
     pub max_slot_wal_keep_mib: i64,
     /// Whether a slot that is made is kept over a failover: see [`slot::create`].
     pub failover_slots: bool,
+    /// Whether a standby tells its primary what it needs, also after it was away: `hot_standby_feedback` with `primary_slot_name`.
+    pub standby_feedback: bool,
     /// The role the session runs as.
     pub role: String,
     /// The database the session is in.
@@ -52,7 +54,8 @@ SELECT current_setting('server_version'), pg_is_in_recovery(),
   current_user::text, current_database()::text,
   (SELECT rolsuper OR rolreplication FROM pg_roles WHERE rolname = current_user)
     OR EXISTS (SELECT FROM pg_roles WHERE rolname = 'rds_replication' AND pg_has_role(oid, 'MEMBER')),
-  has_database_privilege(current_database(), 'CREATE'), {}",
+  has_database_privilege(current_database(), 'CREATE'), {},
+  current_setting('hot_standby_feedback')::bool AND current_setting('primary_slot_name') <> ''",
         slot::KEPT_OVER_FAILOVER
     )
 }
@@ -78,7 +81,16 @@ pub async fn server_facts(session: &Session) -> Result<ServerFacts, Error> {
         may_replicate: row.try_get(10)?,
         may_create: row.try_get(11)?,
         failover_slots: row.try_get(12)?,
+        standby_feedback: row.try_get(13)?,
     })
+}
+
+/// Whether the server is a standby now.
+///
+/// # Errors
+/// [`Error`] of the query.
+pub async fn is_standby(session: &Session) -> Result<bool, Error> {
+    Ok(session.client.query_one("SELECT pg_is_in_recovery()", &[]).await?.try_get(0)?)
 }
 
 /// Up to where the write-ahead log is durable here: flushed, or on a standby replayed.
