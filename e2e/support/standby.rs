@@ -98,6 +98,22 @@ impl Standby {
         });
     }
 
+    /// Changes a setting of the standby while it runs.
+    pub fn set(&self, setting: &str) {
+        set(&self.server, setting);
+    }
+
+    /// One value that the standby itself gives, to a superuser, as text.
+    #[track_caller]
+    pub fn value(&self, query: &str) -> String {
+        let messages = admin(&self.server).simple_query(query).unwrap();
+        let rows = messages.iter().filter_map(|message| match message {
+            postgres::SimpleQueryMessage::Row(row) => row.get(0),
+            _ => None,
+        });
+        rows.collect()
+    }
+
     /// Makes it a primary, which takes writes when this returns. The old primary is to be killed before, or goes on by itself.
     pub fn promote(&self) {
         let promoted: bool = admin(&self.server).query_one("SELECT pg_promote()", &[]).unwrap().get(0);

@@ -36,6 +36,7 @@ mod resync;
 mod schema;
 mod schema_changes;
 mod snapshot;
+mod standby;
 mod stream;
 mod tls;
 mod toast;

@@ -1,6 +1,6 @@
 //! Brings source and destination to where streaming can start: publication, slot, target tables, state.
 
-use std::{collections::BTreeSet, time::Duration};
+use std::{collections::BTreeSet, convert::Infallible, time::Duration};
 
 use futures::{StreamExt, stream};
 
@@ -11,7 +11,10 @@ use super::{
     state::{MirrorState, PublishedAs, SourceRecord, StateStore, TablePhase, TableRecord},
 };
 use crate::{
-    model::{Lsn, MirrorIdentity, ReplicatorConfig, SnapshotMode, TableId, TableSchema, TableSpec},
+    model::{
+        Lsn, MirrorFailure, MirrorIdentity, MirrorPhase, Progress, ReplicatorConfig, SnapshotMode, TableId,
+        TableSchema, TableSpec,
+    },
     postgres::{
         catalog::{self, Layout},
         overview::Standing,
@@ -31,6 +34,9 @@ const JOINED_AT_ONCE: usize = 8;
 
 /// Records written at once; that of a table with many columns is large.
 const SAVED_AT_ONCE: usize = 64;
+
+/// How long a slot is in the making before it is said what that waits for.
+const PATIENCE: Duration = Duration::from_secs(2);
 
 /// Where a Mirror stands once everything it needs exists.
 pub(super) struct Provisioned {
@@ -63,6 +69,7 @@ pub(super) async fn provision<D: Destination>(
     identity: &SystemIdentity,
     destination: &D,
     store: &StateStore<D>,
+    progress: &Progress,
     copying: bool,
 ) -> Result<Provisioned, Error> {
     destination.prepare().await?;
@@ -91,7 +98,7 @@ pub(super) async fn provision<D: Destination>(
     for what in [Publish::Everything].into_iter().chain(inserts) {
         publish(config, session, &state, &mut new, what).await?;
     }
-    let (found, joining) = ensure_slot(config, session, &state).await?;
+    let (found, joining) = ensure_slot(config, session, &state, progress).await?;
     if state.source.is_none() {
         let record = SourceRecord {
             system_identifier: identity.system_identifier.clone(),
@@ -330,16 +337,42 @@ async fn ensure_slot(
     config: &ReplicatorConfig,
     session: &Session,
     state: &MirrorState,
+    progress: &Progress,
 ) -> Result<(Lsn, bool), Error> {
     let name = config.mirror.slot_name();
     let found = slot::read(session, &name).await?;
     if let Some(found) = check_slot(config, state.source.as_ref(), found)? {
         return Ok((found.confirmed_flush_lsn.unwrap_or_default(), true));
     }
-    let lsn = slot::create(session, &name).await?;
+    let standby = catalog::is_standby(session).await?;
+    let lsn = tokio::select! {
+        made = slot::create(session, &name) => made?,
+        never = tell_of_wait(progress, &name, standby) => match never {},
+    };
     tracing::info!(slot = name, %lsn, "created the replication slot");
+    progress.set_phase(MirrorPhase::Provisioning, None);
     wait_for_commits(session).await?;
     Ok((lsn, false))
+}
+
+/// Says what a slot that is being made waits for, when it takes long.
+async fn tell_of_wait(progress: &Progress, slot: &str, standby: bool) -> Infallible {
+    tokio::time::sleep(PATIENCE).await;
+    let waits = "PostgreSQL waits for transactions that ran when the slot was asked for";
+    let message = match standby {
+        true => format!(
+            "replication slot {slot} is being made: {waits}, and the standby has to hear of them from the primary, which says nothing while it is \
+             idle. To have it say so, run SELECT pg_log_standby_snapshot() at the primary, several times if transactions run there"
+        ),
+        false => format!(
+            "replication slot {slot} is being made: {waits}. To see them, run SELECT pid, xact_start, application_name FROM pg_stat_activity \
+             WHERE backend_xid IS NOT NULL ORDER BY xact_start"
+        ),
+    };
+    tracing::info!(message, "waits for the replication slot");
+    let failure = MirrorFailure { reason: "SourceSlotNotReady".to_owned(), message };
+    progress.set_phase(MirrorPhase::Provisioning, Some(failure));
+    std::future::pending().await
 }
 
 /// Waits for the transactions that run when a slot has just been made: one whose commit is in the log before the slot's start

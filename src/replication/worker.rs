@@ -273,9 +273,16 @@ impl<D: Destination> Worker<D> {
             Connection::connect(&self.config.source, &application_name, Purpose::Replication).await?;
         let identity = wire.identify_system().await?;
         let copying = self.copying.lock().await.as_ref().is_some_and(|copying| !copying.task.is_finished());
-        let Provisioned { state, joining } =
-            provision::provision(&self.config, &session, &identity, &self.destination, &self.store, copying)
-                .await?;
+        let Provisioned { state, joining } = provision::provision(
+            &self.config,
+            &session,
+            &identity,
+            &self.destination,
+            &self.store,
+            &self.progress,
+            copying,
+        )
+        .await?;
         if state.source.as_ref().is_some_and(|source| source.finished) {
             self.release(&session).await?;
             return Ok(None);
