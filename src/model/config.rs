@@ -195,15 +195,28 @@ const ANNOTATE: &str = "kubectl annotate mirror NAME ";
 /// How to ask for a resync of one table alone, as the end of a sentence. A name that would need quotes is not given there: then all
 /// tables are copied.
 pub fn resync_advice(table: &TableId) -> String {
-    let name = table.to_string();
-    if !name.chars().all(|character| character.is_alphanumeric() || "_.".contains(character)) {
+    resync_advice_for(std::slice::from_ref(table))
+}
+
+/// How to ask for a resync of some tables alone, as the end of a sentence; of all where that is said sooner.
+pub fn resync_advice_for(tables: &[TableId]) -> String {
+    let names: Vec<String> = tables.iter().map(TableId::to_string).collect();
+    let plain =
+        |name: &String| name.chars().all(|character| character.is_alphanumeric() || "_.".contains(character));
+    if names.len() > MOST_NAMES || !names.iter().all(plain) {
         return RESYNC_ADVICE.to_owned();
     }
+    let (what, whose) =
+        if names.len() > 1 { ("them", "the tables' names") } else { ("it", "the table's name") };
     format!(
-        "have it copied anew: kubectl annotate mirror NAME walferry.dev/resync=\"$(date +%s) {name}\" --overwrite, or in a file give \
-         metadata.annotations that key with a new value and the table's name behind it"
+        "have {what} copied anew: kubectl annotate mirror NAME walferry.dev/resync=\"$(date +%s) {}\" --overwrite, or in a file give \
+         metadata.annotations that key with a new value and {whose} behind it",
+        names.join(" ")
     )
 }
+
+/// Most tables that are named in a command.
+const MOST_NAMES: usize = 10;
 
 /// `spec.batch`
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -280,5 +293,17 @@ mod tests {
             "a NAME is wrong: have every table copied anew: kubectl annotate mirror shop --namespace team \
              walferry.dev/resync=\"$(date +%s)\" --overwrite, or in a file give metadata.annotations that key with a new value"
         );
+    }
+
+    #[test]
+    fn tables_are_named_where_they_can_be() {
+        let table = |name: &str| TableId::new("public", name);
+        let one = resync_advice(&table("a"));
+        assert!(one.contains("have it copied anew") && one.contains(r#""$(date +%s) public.a" --"#), "{one}");
+        let two = resync_advice_for(&[table("a"), table("b")]);
+        assert!(two.contains("have them") && two.contains(r#""$(date +%s) public.a public.b" --"#), "{two}");
+        for tables in [vec![table("a"), table("x y")], vec![table("a"); 11]] {
+            assert_eq!(resync_advice_for(&tables), RESYNC_ADVICE);
+        }
     }
 }

@@ -13,7 +13,7 @@ mod tuple;
 pub use config::{
     BatchSettings, ClickHouseEndpoint, ClientIdentity, DeletionPolicy, INSERTS_SUFFIX, MirrorIdentity,
     OutOfRange, PostgresEndpoint, RESYNC_ADVICE, RESYNC_COMMAND, ReplicatorConfig, SnapshotMode,
-    SnapshotSettings, TableSpec, TlsMode, TlsSettings, resync_advice,
+    SnapshotSettings, TableSpec, TlsMode, TlsSettings, resync_advice, resync_advice_for,
 };
 pub use lsn::{Lsn, ParseLsnError};
 pub use progress::{
