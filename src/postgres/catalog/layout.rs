@@ -139,6 +139,20 @@ pub async fn firm_position(session: &Session) -> Result<Lsn, Error> {
     Ok(Lsn(lsn.into()))
 }
 
+/// Of a transaction that a query sees the commit is in the log, but perhaps not yet flushed.
+const SEEN_UNTIL: &str = "\
+SELECT CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn() ELSE pg_current_wal_insert_lsn() END";
+
+/// A position after the commits of all transactions that queries have seen so far. Whatever they gave is part of each history that
+/// goes on from there or from a later position.
+///
+/// # Errors
+/// [`Error`] of the query.
+pub async fn seen_until(session: &Session) -> Result<Lsn, Error> {
+    let lsn: PgLsn = session.client.query_one(SEEN_UNTIL, &[]).await?.try_get(0)?;
+    Ok(Lsn(lsn.into()))
+}
+
 /// The names and types that a table's columns have now.
 const LIVE_COLUMNS: &str = "\
 SELECT attnum, attname::text, atttypid, atttypmod FROM pg_attribute WHERE attrelid = $1::oid AND attnum > 0 AND NOT attisdropped";

@@ -13,10 +13,11 @@ mod types;
 
 pub use layout::{
     Layout, LiveColumn, came_with_rows, firm_position, layouts, live_columns, live_columns_statement,
+    seen_until,
 };
 pub use locks::{LockHolder, lock_holders};
 pub use relation::{GENERATED_IN_IDENTITY, KeyCandidate, RelationFacts, relations};
-pub(in crate::postgres) use server::CURRENT_LSN;
-pub use server::{ServerFacts, current_wal_lsn, is_standby, server_facts};
+pub(in crate::postgres) use server::{CURRENT_LSN, STARTED};
+pub use server::{ServerFacts, current_wal_lsn, is_standby, server_facts, server_started};
 pub use storage::{Storage, file_node_statement, storage};
 pub use table::{TableFacts, describe, describe_all, table_name, table_oids};

@@ -93,6 +93,17 @@ pub async fn is_standby(session: &Session) -> Result<bool, Error> {
     Ok(session.client.query_one("SELECT pg_is_in_recovery()", &[]).await?.try_get(0)?)
 }
 
+/// The SQL expression of when the server process began.
+pub(in crate::postgres) const STARTED: &str = "extract(epoch FROM pg_postmaster_start_time())::text";
+
+/// When the server process began, in seconds of Unix time: tells it from any other.
+///
+/// # Errors
+/// [`Error`] of the query.
+pub async fn server_started(session: &Session) -> Result<String, Error> {
+    Ok(session.client.query_one(&format!("SELECT {STARTED}"), &[]).await?.try_get(0)?)
+}
+
 /// Up to where the write-ahead log is durable here: flushed, or on a standby replayed.
 ///
 /// # Errors

@@ -12,12 +12,13 @@ use super::{
     fields::{ErrorFields, log_notice, text_row},
     replication,
     startup::log_in,
+    timeline::{self, TimelineHistory},
     transport::Transport,
 };
 use crate::{
     model::{Lsn, PostgresEndpoint},
     postgres::{
-        Error,
+        Error, catalog,
         session::{WITHOUT_TRANSACTION_TIMEOUT, within_connect_timeout},
     },
 };
@@ -37,6 +38,8 @@ pub struct SystemIdentity {
     pub timeline: u32,
     /// The end of the log that is flushed (on a standby: replayed).
     pub wal_position: Lsn,
+    /// When the server process began, in seconds of Unix time: for as long as it is the same, its log has only grown.
+    pub started: String,
 }
 
 /// A connection with one statement at a time.
@@ -122,11 +125,27 @@ impl Connection {
         else {
             return Err(malformed());
         };
+        let started = self.query(&format!("SELECT {}", catalog::STARTED)).await?;
+        let started = started.into_iter().flatten().next().flatten();
         Ok(SystemIdentity {
             system_identifier: system_identifier.clone(),
             timeline: timeline.parse().map_err(|_| malformed())?,
             wal_position: wal_position.parse().map_err(|_| malformed())?,
+            started: started.ok_or_else(malformed)?,
         })
+    }
+
+    /// How the server came to `timeline`. Needs [`Purpose::Replication`].
+    ///
+    /// # Errors
+    /// As [`Connection::query`]: [`Error::Server`] also where the server has lost the file. A history that is none.
+    pub async fn timeline_history(&mut self, timeline: u32) -> Result<TimelineHistory, Error> {
+        // The first one has no file.
+        if timeline == 1 {
+            return Ok(TimelineHistory::default());
+        }
+        let rows = self.query(&format!("TIMELINE_HISTORY {timeline}")).await?;
+        TimelineHistory::parse(timeline, timeline::content(&rows)?)
     }
 
     /// Runs a `COPY … TO STDOUT (FORMAT binary)`, whose rows are then read from the answer.

@@ -10,7 +10,7 @@ use futures::FutureExt as _;
 use tokio::io::{AsyncRead, ReadBuf};
 
 use super::{
-    ReplicationMessage,
+    ReplicationMessage, TimelineHistory,
     buffer::{Frame, ReceiveBuffer},
     copy_out::header_length,
     fields::{ErrorFields, text_row},
@@ -77,7 +77,11 @@ pub fn answers(data: &[u8]) {
         while let Ok(Some(Frame { tag, body, .. })) = buffer.next_frame() {
             let body = buffer.slice(body);
             match tag {
-                b'D' => drop(text_row(body)),
+                b'D' => {
+                    for value in text_row(body).into_iter().flatten().flatten() {
+                        drop(TimelineHistory::parse(u32::MAX, &value));
+                    }
+                }
                 b'd' => {
                     if let Ok(length) = header_length(body) {
                         assert!(length <= body.len());

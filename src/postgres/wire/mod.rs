@@ -12,12 +12,14 @@ pub mod fuzzing;
 mod halves;
 mod replication;
 mod startup;
+mod timeline;
 pub(super) mod transport;
 
 pub use buffer::LONGEST_ROW;
 pub use connection::{Connection, SystemIdentity};
 pub use copy_out::CopyOut;
 pub use replication::{ReplicationMessage, ReplicationReader, ReplicationWriter};
+pub use timeline::TimelineHistory;
 pub use transport::Purpose;
 
 #[cfg(test)]
