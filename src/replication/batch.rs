@@ -21,7 +21,7 @@ use super::{
     reread::Rereader,
     table::Table,
 };
-use crate::model::{Cell, Position, TableSchema, Tuple};
+use crate::model::{Cell, Lsn, Position, TableSchema, Tuple};
 
 /// Streamed rows by kind, counted when they are durable.
 #[derive(Clone, Copy, Debug, Default)]
@@ -240,10 +240,13 @@ impl<D: Destination> Inserter<D> {
         let outcome = self.complete_and_insert(table, &mut building).await;
         building.release(&self.total_bytes);
         let error = match outcome {
-            Ok(()) => {
+            Ok(read) => {
                 count(table, &mut building);
                 building.batch.clear();
                 self.spares.keep(building.schema, building.batch);
+                if let Some(until) = read {
+                    building.hold.read(until);
+                }
                 return;
             }
             Err(error) if policy(&error).0 == Policy::FailTable => {
@@ -261,7 +264,12 @@ impl<D: Destination> Inserter<D> {
         }
     }
 
-    async fn complete_and_insert(&self, table: &Table<D>, building: &mut Building<D>) -> Result<(), Error> {
+    /// Gives the position up to which the source was read for it, if it was.
+    async fn complete_and_insert(
+        &self,
+        table: &Table<D>,
+        building: &mut Building<D>,
+    ) -> Result<Option<Lsn>, Error> {
         let waiting = std::mem::take(&mut building.waiting);
         if !waiting.is_empty() {
             let seen = self.rereader.wait_until_seen(&table.id, &waiting.transactions);
@@ -282,7 +290,9 @@ impl<D: Destination> Inserter<D> {
                 building.batch.clear();
             }
         }
-        self.insert(table, building).await
+        let read = if waiting.is_empty() { None } else { Some(self.rereader.seen_until().await?) };
+        self.insert(table, building).await?;
+        Ok(read)
     }
 
     async fn insert(&self, table: &Table<D>, building: &Building<D>) -> Result<(), Error> {
@@ -361,7 +371,7 @@ fn count_out_of_range<D: Destination>(table: &Table<D>, building: &mut Building<
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{CellKind, Lsn};
+    use crate::model::CellKind;
 
     fn cell(kind: CellKind, start: u32, len: u32) -> Cell {
         Cell { kind, start, len }

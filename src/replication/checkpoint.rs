@@ -4,6 +4,10 @@
 //! takes a *hold* at its first row: the end of the last transaction that was complete before. The oldest hold bounds
 //! the confirmed position; without holds everything received is durable. No list of transactions is kept, so the
 //! memory does not grow with their number.
+//!
+//! A row with values that a query read may have them from a transaction that a failover loses. So what was completed by a query
+//! stays unconfirmed, though durable, until the stream has passed the position at which the query read: the source sends
+//! nothing from a failover slot that its standbys lack, and what is not confirmed the promoted one sends again.
 
 use std::{
     collections::BTreeMap,
@@ -21,9 +25,17 @@ struct Bound {
     committed_at: PgMicros,
 }
 
+/// Durable rows with values that were read at `until`.
+#[derive(Debug)]
+struct Read {
+    safe: Lsn,
+    until: Lsn,
+}
+
 #[derive(Debug)]
 struct Inner {
     holds: BTreeMap<u64, Bound>,
+    reads: Vec<Read>,
     next: u64,
     received: Lsn,
 }
@@ -45,7 +57,12 @@ impl Checkpoint {
     /// Starts where the slot stands.
     pub(super) fn new(confirmed: Lsn) -> Arc<Self> {
         Arc::new(Checkpoint {
-            inner: Mutex::new(Inner { holds: BTreeMap::new(), next: 0, received: confirmed }),
+            inner: Mutex::new(Inner {
+                holds: BTreeMap::new(),
+                reads: Vec::new(),
+                next: 0,
+                received: confirmed,
+            }),
         })
     }
 
@@ -68,17 +85,42 @@ impl Checkpoint {
     pub(super) fn received(&self, lsn: Lsn) {
         let mut inner = self.inner();
         inner.received = inner.received.max(lsn);
+        let received = inner.received;
+        inner.reads.retain(|read| read.until > received);
     }
 
     /// Everything committed up to here is durable.
+    pub(super) fn durable(&self) -> Lsn {
+        self.inner().durable()
+    }
+
+    /// Everything committed up to here is durable, and was not completed with values that the source may still lose.
     pub(super) fn confirmed(&self) -> Lsn {
         let inner = self.inner();
-        inner.holds.values().next().map_or(inner.received, |oldest| oldest.safe)
+        inner.reads.iter().map(|read| read.safe).fold(inner.durable(), Lsn::min)
     }
 
     /// When the oldest transaction that is not yet durable was committed, if there is one.
     pub(super) fn oldest_commit(&self) -> Option<PgMicros> {
         self.inner().holds.values().next().map(|oldest| oldest.committed_at)
+    }
+}
+
+impl Inner {
+    fn durable(&self) -> Lsn {
+        self.holds.values().next().map_or(self.received, |oldest| oldest.safe)
+    }
+}
+
+impl Hold {
+    /// The rows are durable, with values that were read when the source's log ended at `until`.
+    pub(super) fn read(self, until: Lsn) {
+        let mut inner = self.checkpoint.inner();
+        if until > inner.received
+            && let Some(safe) = inner.holds.get(&self.id).map(|bound| bound.safe)
+        {
+            inner.reads.push(Read { safe, until });
+        }
     }
 }
 
@@ -116,6 +158,26 @@ mod tests {
         assert_eq!((checkpoint.confirmed(), checkpoint.oldest_commit()), (Lsn(20), Some(2)));
         drop(second);
         assert_eq!(checkpoint.confirmed(), Lsn(30));
+    }
+
+    #[test]
+    fn what_was_completed_by_a_query_waits_for_its_position_in_the_stream() {
+        let checkpoint = Checkpoint::new(Lsn(10));
+        let hold = checkpoint.hold(1);
+        checkpoint.received(Lsn(20));
+        hold.read(Lsn(35));
+        let positions = || (checkpoint.durable(), checkpoint.confirmed());
+        assert_eq!((positions(), checkpoint.oldest_commit()), ((Lsn(20), Lsn(10)), None));
+        let hold = checkpoint.hold(2);
+        checkpoint.received(Lsn(30));
+        assert_eq!(positions(), (Lsn(20), Lsn(10)));
+        hold.read(Lsn(40));
+        checkpoint.received(Lsn(35));
+        assert_eq!(positions(), (Lsn(35), Lsn(20)));
+        checkpoint.received(Lsn(40));
+        assert_eq!(positions(), (Lsn(40), Lsn(40)));
+        checkpoint.hold(3).read(Lsn(40));
+        assert_eq!(positions(), (Lsn(40), Lsn(40)), "the stream was there already");
     }
 
     proptest! {

@@ -12,7 +12,7 @@ use super::{
     schema_change::{self, Standing},
 };
 use crate::{
-    model::{Cell, CellKind, PostgresEndpoint, TableId, TableSchema, TableSpec, Tuple},
+    model::{Cell, CellKind, Lsn, PostgresEndpoint, TableId, TableSchema, TableSpec, Tuple},
     postgres::{self, catalog, reread, session::Session, visibility},
 };
 
@@ -108,6 +108,14 @@ impl Rereader {
             Some(session) => Ok((rows, session)),
             None => Ok((rows, self.session().await?)),
         }
+    }
+
+    /// A position of the log that lies behind all that was read before.
+    pub(super) async fn seen_until(&self) -> Result<Lsn, Error> {
+        let session = self.session().await?;
+        let position = catalog::seen_until(&session).await?;
+        self.idle().push(session);
+        Ok(position)
     }
 
     async fn read_as_now(

@@ -410,7 +410,7 @@ impl Feedback {
                 () = tokio::time::sleep(FEEDBACK_EVERY) => (false, false),
             };
             let confirmed = self.checkpoint.confirmed();
-            self.progress.set_durable_lsn(confirmed);
+            self.progress.set_durable_lsn(self.checkpoint.durable());
             self.progress.set_lag_seconds(self.checkpoint.oldest_commit().map_or(0.0, seconds_since));
             if asked || confirmed != told || told_at.elapsed() >= FEEDBACK_AT_LEAST {
                 let asks = asked_at.elapsed() >= ASK_EVERY;
