@@ -294,8 +294,8 @@ const SOURCE: &[Reason] = &[
     ),
     reason(
         "SourceTimelineChanged",
-        "A standby was promoted; transactions that were replicated may not exist there.",
-        "Annotate the Mirror with `walferry.dev/resync`.",
+        "A standby was promoted that never had transactions which were replicated, or the source is on a timeline that doesn't come from the former one. Of a table: it can't be copied anew by itself after a failover.",
+        "Annotate the Mirror with `walferry.dev/resync` and the tables that the message names; or point the peer to the present primary.",
     ),
     reason("SourceChanged", "The slot, the publication or a column is gone; the next try says which.", ""),
     reason(

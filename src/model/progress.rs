@@ -213,7 +213,8 @@ impl Progress {
     /// Records what the source says of the slot.
     pub fn set_slot(&self, slot: SlotReport) {
         let mut overall = self.overall();
-        overall.slot = SlotReport { takeovers: overall.slot.takeovers, ..slot };
+        let SlotReport { takeovers, failovers, .. } = overall.slot;
+        overall.slot = SlotReport { takeovers, failovers, ..slot };
     }
 
     /// What the source last said of the slot.
@@ -224,6 +225,13 @@ impl Progress {
     /// Records that the slot was taken from a walsender that an earlier run had left behind.
     pub fn add_takeover(&self) {
         self.overall().slot.takeovers += 1;
+    }
+
+    /// Records that a promoted standby is followed, whose log may end before what was known of the former primary's.
+    pub fn add_failover(&self) {
+        self.durable_lsn.store(0, Relaxed);
+        self.source_lsn.store(0, Relaxed);
+        self.overall().slot.failovers += 1;
     }
 
     /// Records how long ago the oldest transaction that is not yet durable was committed; 0 when none is.
@@ -309,6 +317,9 @@ pub struct SlotReport {
     /// How often it was taken from a walsender that an earlier run had left behind, since the process began.
     #[serde(rename = "slotTakeovers")]
     pub takeovers: u64,
+    /// How often it was gone on with at a promoted standby, since the process began.
+    #[serde(rename = "slotFailovers")]
+    pub failovers: u64,
 }
 
 /// What a slot that holds back much WAL may lead to.

@@ -23,6 +23,8 @@ pub struct Overview {
     /// The same as before unless somebody has changed the publication, a table, its partitions, columns, indexes or enum types:
     /// a sum over the transactions that last wrote their catalog rows.
     pub mark: String,
+    /// The server's timeline; `None` on a standby.
+    pub timeline: Option<u32>,
 }
 
 /// Whether a publication is one to rely on.
@@ -57,11 +59,15 @@ const MARK: &str = "(WITH RECURSIVE tree (oid) AS (SELECT unnest($3) \
     UNION ALL SELECT concat('r', r.oid, ' ', r.xmin) FROM pg_publication p JOIN pg_publication_rel r ON r.prpubid = p.oid \
       WHERE p.pubname::text = $2) marks (m))";
 
+/// The name of the file that is written to now begins with the timeline.
+const TIMELINE: &str =
+    "CASE WHEN NOT pg_is_in_recovery() THEN left(pg_walfile_name(pg_current_wal_insert_lsn()), 8) END";
+
 fn statement() -> String {
     format!(
         "SELECT {}, p.oid IS NOT NULL, obj_description(p.oid, 'pg_publication'), \
          p.pubinsert, p.pubupdate, p.pubdelete, p.pubtruncate, p.pubviaroot, \
-         t.position IS NOT NULL, n.nspname::text, c.relname::text, r.oid IS NOT NULL, {MARK} \
+         t.position IS NOT NULL, n.nspname::text, c.relname::text, r.oid IS NOT NULL, {MARK}, {TIMELINE} \
          FROM (SELECT {CURRENT_LSN} AS lsn) current \
          LEFT JOIN pg_replication_slots s ON s.slot_name::text = $1 \
          LEFT JOIN pg_publication p ON p.pubname::text = $2 \
@@ -87,7 +93,7 @@ pub async fn read(
         [(&slot_name, Type::TEXT), (&publication_name, Type::TEXT), (&table_oids, Type::OID_ARRAY)];
     let rows = session.client.query_typed(&statement(), &parameters).await?;
     let Some(first) = rows.first() else {
-        return Ok(Overview { slot: None, publication: None, tables: Vec::new(), mark: String::new() });
+        return Err(Error::Protocol("a query for one row at least gave none".to_owned()));
     };
     let has_slot = first.try_get::<_, Option<String>>(0)?.is_some();
     Ok(Overview {
@@ -95,6 +101,9 @@ pub async fn read(
         publication: standing(first)?,
         tables: rows.iter().filter_map(|row| membership(row).transpose()).collect::<Result<_, _>>()?,
         mark: first.try_get(slot::COLUMN_COUNT + 11)?,
+        timeline: first
+            .try_get::<_, Option<String>>(slot::COLUMN_COUNT + 12)?
+            .and_then(|digits| u32::from_str_radix(&digits, 16).ok()),
     })
 }
 

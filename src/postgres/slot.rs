@@ -73,6 +73,7 @@ impl SlotInfo {
             catalog_xmin_age: self.catalog_xmin_age,
             inactive_since: self.inactive_since.clone(),
             takeovers: 0,
+            failovers: 0,
         }
     }
 }

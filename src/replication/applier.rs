@@ -128,6 +128,11 @@ impl<D: Destination> Applier<D> {
         }
     }
 
+    /// The commit of the transaction being received lies before here.
+    pub(super) fn after_commit(&self) -> Lsn {
+        Lsn(self.transaction.map_or(0, |transaction| transaction.version.0 + 1))
+    }
+
     /// Whether the stream is between Begin and Commit.
     pub(super) fn in_transaction(&self) -> bool {
         self.transaction.is_some()

@@ -132,6 +132,7 @@ impl<D: Destination> Surroundings<'_, D> {
                 self.copy_parts(record, &fresh, &joined).await?;
             }
         }
+        record.seen_until(catalog::seen_until(self.session).await?);
         Ok(true)
     }
 

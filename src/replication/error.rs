@@ -97,16 +97,36 @@ pub enum Error {
         /// The identifier of the server.
         found: String,
     },
-    /// The source has been promoted since the last run.
-    #[error(
-        "the source is on timeline {found}, this mirror was on {expected}: a standby was promoted, and transactions that were replicated may not exist there. To go on, {RESYNC_ADVICE}"
-    )]
+    /// The source is on another timeline, and can't be followed there.
+    #[error("the source is on timeline {found}, this mirror was on {expected}: {problem}")]
     TimelineChanged {
         /// The timeline in the state.
         expected: u32,
         /// The timeline of the server.
         found: u32,
+        /// Why it can't be followed, and what to do.
+        problem: String,
     },
+    /// Two connections to the source's address have reached two servers: it changes just now, or is one of several.
+    #[error(
+        "two connections to the source's address have reached two different servers: if that lasts, give the address of one server, or one that always leads to the primary"
+    )]
+    TwoServers,
+    /// A standby was promoted, and has not this Mirror's slot.
+    #[error(
+        "a standby was promoted at {at}, and replication slot {slot} {problem}: changes from before can't be had any more. For the next time: the standby keeps it with sync_replication_slots, hot_standby_feedback and a dbname in primary_conninfo, when the primary's synchronized_standby_slots names the standby's slot (PostgreSQL 17 and later). To go on, {RESYNC_ADVICE}"
+    )]
+    SlotNotKept {
+        /// The slot's name.
+        slot: String,
+        /// Where the old timeline was left.
+        at: Lsn,
+        /// What is wrong with it, as a predicate.
+        problem: &'static str,
+    },
+    /// The source is not, or not any more, on the timeline that it was on when it was connected to.
+    #[error("the source has got to another timeline")]
+    TimelineLeft,
     /// The Mirror asks for a table in another way than when it joined.
     #[error(
         "table {table} is asked for in another way than when it was copied (target, columns, where or engine changed). Undo the change, or {}",
@@ -319,6 +339,7 @@ pub fn policy(error: &Error) -> (Policy, &'static str) {
         },
         Error::State { .. } => (Policy::Stall, "DestinationStateUnusable"),
         Error::SlotMissing { .. } => (Policy::Stall, "SourceSlotLost"),
+        Error::SlotNotKept { .. } => (Policy::Stall, "SourceSlotLost"),
         Error::SlotInvalidated { .. } => (Policy::Stall, "SourceSlotInvalidated"),
         Error::SlotForeign { .. } => (Policy::Stall, "SourceSlotUnusable"),
         Error::SlotInUse { .. } => (Policy::Retry, "SourceSlotInUse"),
@@ -327,6 +348,8 @@ pub fn policy(error: &Error) -> (Policy, &'static str) {
         Error::PublicationChanged { .. } => (Policy::Stall, "SourcePublicationChanged"),
         Error::SourceReplaced { .. } => (Policy::Stall, "SourceReplaced"),
         Error::TimelineChanged { .. } => (Policy::Stall, "SourceTimelineChanged"),
+        Error::TwoServers => (Policy::Retry, "SourceUnreachable"),
+        Error::TimelineLeft => (Policy::StartOver, "SourceTimelineChanged"),
         Error::SpecChanged { .. } => (Policy::Stall, "SpecChanged"),
         Error::ResyncUnknownTable { .. } => (Policy::Stall, "ResyncUnknownTable"),
         Error::SnapshotLost => (Policy::Retry, "SourceUnreachable"),

@@ -10,6 +10,7 @@ mod cut;
 mod destination;
 mod drift;
 mod error;
+mod failover;
 mod guard;
 mod provision;
 mod reread;

@@ -7,7 +7,11 @@ use futures::{StreamExt, stream};
 use super::{
     Destination, Error, Policy,
     batch::stream_fence,
-    drift, failure, policy, resync, schema_change, snapshot,
+    drift,
+    failover::{Failover, Origin},
+    failure, policy,
+    resync::{self, Apart},
+    schema_change, snapshot,
     state::{MirrorState, PublishedAs, SourceRecord, StateStore, TablePhase, TableRecord},
 };
 use crate::{
@@ -22,7 +26,6 @@ use crate::{
         session::Session,
         slot::{self, SlotInfo},
         visibility,
-        wire::SystemIdentity,
     },
 };
 
@@ -44,6 +47,8 @@ pub(super) struct Provisioned {
     pub(super) state: MirrorState,
     /// Whether tables without a plan must wait for their writers: the slot is older than their publication.
     pub(super) joining: bool,
+    /// Where the old timeline was left, if the source was followed to a promoted standby just now.
+    pub(super) failed_over: Option<Lsn>,
 }
 
 /// The comment that marks a publication as this Mirror's.
@@ -66,7 +71,7 @@ pub(super) fn publications(config: &ReplicatorConfig) -> Vec<String> {
 pub(super) async fn provision<D: Destination>(
     config: &ReplicatorConfig,
     session: &Session,
-    identity: &SystemIdentity,
+    origin: &Origin,
     destination: &D,
     store: &StateStore<D>,
     progress: &Progress,
@@ -80,49 +85,59 @@ pub(super) async fn provision<D: Destination>(
         snapshot::settle(destination, &config.mirror.fence()).await?;
     }
     resync::release_if_due(config, session, &mut state, store).await?;
-    check_identity(state.source.as_ref(), identity)?;
+    origin.check_system(state.source.as_ref())?;
     if state.source.as_ref().is_some_and(|source| source.finished) {
         check_finished(config, &state)?;
-        return Ok(Provisioned { state, joining: false });
+        return Ok(Provisioned { state, joining: false, failed_over: None });
     }
     let mut apart = resync::set_apart(config, &mut state)?;
-    let mut new = describe(config, session, &state).await?;
-    for new in &mut new {
-        let before = apart.records.remove(&new.spec.id);
-        if before.is_some() {
-            tracing::info!(table = %new.spec.id, "resync: this table is copied anew");
-        }
-        new.take_up(before);
+    let failed_over = state.source.as_ref().map(|source| origin.switch(source)).transpose()?.flatten();
+    if let Some(at) = failed_over {
+        let failover = Failover { config, session, destination, store, found: origin.timeline(), at };
+        failover.follow(&mut state, &mut apart).await?;
     }
+    let mut new = describe(config, session, &state, &mut apart).await?;
     let inserts = config.has_insert_only().then_some(Publish::Inserts);
     for what in [Publish::Everything].into_iter().chain(inserts) {
         publish(config, session, &state, &mut new, what).await?;
     }
     let (found, joining) = ensure_slot(config, session, &state, progress).await?;
     if state.source.is_none() {
-        let record = SourceRecord {
-            system_identifier: identity.system_identifier.clone(),
-            timeline: identity.timeline,
-            start_lsn: found,
-            finished: false,
-            resync: state.resync.as_ref().map(|resync| resync.value.clone()),
-        };
+        let resync = state.resync.as_ref().map(|resync| resync.value.clone());
+        let record = origin.new_record(found, resync);
         store.save_source(&record).await?;
         state.source = Some(record);
     }
+    forget_left(config, &mut state, store).await?;
+    bring_up(&drift::Surroundings { config, session, destination }, &mut state, store).await?;
+    join_all(config, session, destination, store, &mut state, new).await?;
+    if let Some(source) = &mut state.source {
+        let resync = apart.value.or_else(|| source.resync.clone());
+        let now = origin.record(SourceRecord { resync, ..source.clone() });
+        if now != *source {
+            store.save_source(&now).await?;
+        }
+        if now.timeline != source.timeline {
+            tracing::warn!(from = source.timeline, to = now.timeline, at = ?failed_over, "a standby was promoted; it is followed");
+        }
+        *source = now;
+    }
+    Ok(Provisioned { state, joining, failed_over })
+}
+
+/// Forgets the tables that the Mirror no longer asks for.
+async fn forget_left<D: Destination>(
+    config: &ReplicatorConfig,
+    state: &mut MirrorState,
+    store: &StateStore<D>,
+) -> Result<(), Error> {
     let wanted: BTreeSet<&TableId> = config.tables.iter().map(|table| &table.id).collect();
     for record in state.tables.values().filter(|record| !wanted.contains(&record.schema.id)) {
         tracing::info!(table = %record.schema.id, "table left the mirror; its target stays");
         store.forget_table(record).await?;
     }
     state.tables.retain(|id, _| wanted.contains(id));
-    bring_up(&drift::Surroundings { config, session, destination }, &mut state, store).await?;
-    join_all(config, session, destination, store, &mut state, new).await?;
-    if let (Some(value), Some(source)) = (apart.value, &mut state.source) {
-        source.resync = Some(value);
-        store.save_source(source).await?;
-    }
-    Ok(Provisioned { state, joining })
+    Ok(())
 }
 
 /// Brings the tables that the Mirror has up to their catalog and targets. One that can't be is set aside.
@@ -166,20 +181,6 @@ async fn bring_up<D: Destination>(
     Ok(())
 }
 
-fn check_identity(record: Option<&SourceRecord>, found: &SystemIdentity) -> Result<(), Error> {
-    let Some(record) = record else { return Ok(()) };
-    if record.system_identifier != found.system_identifier {
-        return Err(Error::SourceReplaced {
-            expected: record.system_identifier.clone(),
-            found: found.system_identifier.clone(),
-        });
-    }
-    if record.timeline != found.timeline {
-        return Err(Error::TimelineChanged { expected: record.timeline, found: found.timeline });
-    }
-    Ok(())
-}
-
 /// A copy that is over can't be taken up again: its slot is gone, so changes made since would be missing.
 fn check_finished(config: &ReplicatorConfig, state: &MirrorState) -> Result<(), Error> {
     let same_tables = config.tables.len() == state.tables.len()
@@ -208,10 +209,10 @@ impl New {
     /// Takes up what there was before: the target's columns keep their names, where nothing else is asked for.
     fn take_up(&mut self, before: Option<TableRecord>) {
         self.before = before;
-        if let Some(before) = &self.before
-            && before.schema.oid == self.schema.oid
-            && before.spec == self.spec
-        {
+        let Some(before) = &self.before else { return };
+        let why = before.copy_anew.as_deref().unwrap_or("a resync asks for it");
+        tracing::info!(table = %self.spec.id, why, "this table is copied anew");
+        if before.schema.oid == self.schema.oid && before.spec == self.spec {
             self.schema = schema_change::anew(&before.schema, &self.schema);
         }
     }
@@ -226,11 +227,12 @@ impl New {
     }
 }
 
-/// The tables that are new to the Mirror; known ones must still be asked for as they were.
+/// The tables that are new to the Mirror, or join once more; known ones must still be asked for as they were.
 async fn describe(
     config: &ReplicatorConfig,
     session: &Session,
     state: &MirrorState,
+    apart: &mut Apart,
 ) -> Result<Vec<New>, Error> {
     let mut specs = Vec::new();
     for spec in &config.tables {
@@ -247,7 +249,9 @@ async fn describe(
     let new = specs.into_iter().zip(described).map(|(spec, described)| {
         let schema = described?.schema;
         let layout = layouts.remove(&schema.oid);
-        Ok(New { spec: spec.clone(), schema, layout, published: None, before: None })
+        let mut joins = New { spec: spec.clone(), schema, layout, published: None, before: None };
+        joins.take_up(apart.records.remove(&spec.id));
+        Ok(joins)
     });
     new.collect()
 }
@@ -433,15 +437,23 @@ async fn join_all<D: Destination>(
 ) -> Result<(), Error> {
     let slot_start = state.source.as_ref().map(|source| source.start_lsn);
     let over_rows_from = slot_start.filter(|_| state.resync.is_some());
+    // They were described before.
+    let seen = catalog::seen_until(session).await?;
     let mut joins = Vec::new();
     for new in tables {
         // What streams already has other rows at its target than a new slot has.
         let alone = new.before.is_some();
         let from = if alone { Some(catalog::firm_position(session).await?) } else { over_rows_from };
+        let why = new.before.as_ref().and_then(|before| before.copy_anew.clone());
         joins.push(async move {
             let mut record = join(config, destination, new, from).await?;
+            record.seen_until(seen);
             if alone {
                 record.covered = record.copy_version;
+            }
+            if let (Some(why), TablePhase::Snapshotting) = (why, record.phase) {
+                (record.reason, record.message) =
+                    ("CopiedAnew".to_owned(), format!("it is copied anew: {why}"));
             }
             Ok::<_, Error>(record)
         });
@@ -489,7 +501,7 @@ async fn join<D: Destination>(
 }
 
 /// Fails the table alone where the error concerns it alone; else gives the error back.
-fn set_aside(record: &mut TableRecord, error: Error) -> Result<(), Error> {
+pub(super) fn set_aside(record: &mut TableRecord, error: Error) -> Result<(), Error> {
     let (what, reason) = policy(&error);
     if what != Policy::FailTable {
         return Err(error);

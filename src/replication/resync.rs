@@ -187,6 +187,8 @@ mod tests {
         Some(SourceRecord {
             system_identifier: "7".into(),
             timeline: 1,
+            branch: None,
+            server_started: String::new(),
             start_lsn: Lsn(5),
             finished: false,
             resync: resync.map(str::to_owned),

@@ -215,6 +215,15 @@ pub(super) fn anew(old: &TableSchema, fresh: &TableSchema) -> TableSchema {
     if names.windows(2).any(|pair| pair[0] == pair[1]) { fresh.clone() } else { schema }
 }
 
+/// Forgets columns that have never had the name of the one with their number now: after a failover it may be another one, which must not
+/// get the target's column of the lost one. Leaves a schema for [`anew`] alone.
+pub(super) fn forget_strangers(known: &mut TableSchema, fresh: &TableSchema) {
+    known.columns.retain(|known| {
+        let now = fresh.columns.iter().find(|column| column.attnum == known.attnum);
+        now.is_some_and(|now| now.name == known.name || known.former_names.contains(&now.name))
+    });
+}
+
 /// How the names and types that a schema was made with compare with the columns that are there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Standing {

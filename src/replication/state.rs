@@ -19,6 +19,12 @@ pub struct SourceRecord {
     pub system_identifier: String,
     /// `IDENTIFY_SYSTEM`'s timeline, which grows with each promotion.
     pub timeline: u32,
+    /// From which timeline that one branched off, and where: two standbys that are promoted apart give theirs the same number.
+    #[serde(default)]
+    pub branch: Option<(u32, Lsn)>,
+    /// When the server process that was last connected to began.
+    #[serde(default)]
+    pub server_started: String,
     /// Where the slot began.
     pub start_lsn: Lsn,
     /// Set when `snapshot.mode: Only` has copied everything and released the slot.
@@ -97,6 +103,10 @@ pub struct TableRecord {
     /// Changes of transactions up to here are in the copy already, and are not applied.
     #[serde(default)]
     pub covered: Lsn,
+    /// What is known of the table by queries, its copied rows and its columns, was in the source's log up to here; and so was the
+    /// last TRUNCATE.
+    #[serde(default = "unknown")]
+    pub seen: Lsn,
     /// The source's marks when the table was last in step with its catalog.
     #[serde(default)]
     pub layout: Option<Layout>,
@@ -109,6 +119,11 @@ pub struct TableRecord {
     /// Which transactions the copy has, for a table without a key: set when its present plan was made.
     #[serde(default)]
     pub cut: Option<Cut>,
+}
+
+/// As late as can be, for a record of before there was one.
+fn unknown() -> Lsn {
+    Lsn(u64::MAX)
 }
 
 /// A table's membership in the publication: another one sends other rows, or has not sent some.
@@ -147,11 +162,17 @@ impl TableRecord {
             rows_estimated: 0,
             copy_version: Lsn::ZERO,
             covered: Lsn::ZERO,
+            seen: Lsn::ZERO,
             layout: None,
             published: None,
             copy_anew: None,
             cut: None,
         }
+    }
+
+    /// Notes that something of it was read up to this position.
+    pub fn seen_until(&mut self, position: Lsn) {
+        self.seen = self.seen.max(position);
     }
 }
 
@@ -362,7 +383,9 @@ mod tests {
         let table = record(2, 3);
         let source = SourceRecord {
             system_identifier: "7".into(),
-            timeline: 1,
+            timeline: 2,
+            branch: Some((1, Lsn(4))),
+            server_started: "1.5".into(),
             start_lsn: Lsn(5),
             finished: false,
             resync: None,
@@ -395,9 +418,12 @@ mod tests {
         let rows = [StateRow { item: SOURCE_ITEM.into(), value: source.into() }];
         assert_eq!(parse(&rows).unwrap().source.unwrap().resync, None);
         let mut old = serde_json::to_value(record(1, 0)).unwrap();
-        old.as_object_mut().unwrap().remove("copy_version").unwrap();
+        for field in ["copy_version", "seen"] {
+            old.as_object_mut().unwrap().remove(field).unwrap();
+        }
         let rows = [StateRow { item: "table/public.t".into(), value: old.to_string() }];
-        assert_eq!(parse(&rows).unwrap().tables.values().next().unwrap().copy_version, Lsn::ZERO);
+        let table = parse(&rows).unwrap().tables.into_values().next().unwrap();
+        assert_eq!((table.copy_version, table.seen), (Lsn::ZERO, Lsn(u64::MAX)));
     }
 
     #[test]

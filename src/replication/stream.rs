@@ -25,6 +25,7 @@ use super::{
 use crate::{
     model::{PostgresEndpoint, Progress},
     postgres::{
+        catalog,
         pgoutput::Relation,
         session::Session,
         wire::{ReplicationMessage, ReplicationReader, ReplicationWriter},
@@ -324,9 +325,10 @@ async fn change_schema<D: Destination>(
     let Some(slot) = applier.slots.get(index) else { return Ok(()) };
     let (table, spec, old) = (Arc::clone(&slot.table), slot.spec.clone(), Arc::clone(&slot.schema));
     let notice = Arc::clone(&applier.inserter.notice);
-    let fresh = retry(&surroundings.abort, &notice, || async {
+    let (fresh, seen) = retry(&surroundings.abort, &notice, || async {
         let session = Session::connect(&surroundings.source, &surroundings.application_name).await?;
-        schema_change::describe(&session, &spec, &old).await
+        let fresh = schema_change::describe(&session, &spec, &old).await?;
+        Ok((fresh, catalog::seen_until(&session).await?))
     })
     .await?;
     schema_change::require_old_rows(&old, &fresh)?;
@@ -343,7 +345,10 @@ async fn change_schema<D: Destination>(
         .map_err(|error| schema_change::refused(&old, CHANGED_COLUMNS, error))?;
     let record = merged.clone();
     retry(&surroundings.abort, &notice, || {
-        table.update(|table: &mut TableRecord| table.schema = record.clone())
+        table.update(|table: &mut TableRecord| {
+            table.schema = record.clone();
+            table.seen_until(seen);
+        })
     })
     .await?;
     let names: Vec<_> =
@@ -358,7 +363,7 @@ async fn change_schema<D: Destination>(
 /// Empties a target in stream order.
 ///
 /// Whatever exists at the source after a TRUNCATE was inserted after it, so it is in the stream: a snapshot that is
-/// still running has nothing left to copy.
+/// still running has nothing left to copy. The record comes first: of a TRUNCATE that a failover loses, no row tells.
 async fn truncate<D: Destination>(
     surroundings: &Surroundings,
     applier: &mut Applier<D>,
@@ -376,6 +381,7 @@ async fn truncate<D: Destination>(
     let destination = applier.inserter.destination.clone();
     let notice = Arc::clone(&applier.inserter.notice);
     let fence = stream_fence(&applier.inserter.fence, &schema);
+    retry(&surroundings.abort, &notice, || table.finish_snapshot(applier.after_commit())).await?;
     let emptied =
         retry(&surroundings.abort, &notice, || async { Ok(destination.truncate(&schema, &fence).await?) })
             .await;
@@ -385,7 +391,6 @@ async fn truncate<D: Destination>(
         }
         other => other?,
     }
-    retry(&surroundings.abort, &notice, || table.finish_snapshot()).await?;
     table.progress.truncated.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
     Ok(())
 }

@@ -140,8 +140,8 @@ impl<D: Destination> Table<D> {
         drop(self.chunk_gate.write().await);
     }
 
-    /// Records that nothing is left to copy.
-    pub(super) async fn finish_snapshot(&self) -> Result<(), Error> {
+    /// Records that nothing is left to copy, as is known from what the source's log had up to `seen`.
+    pub(super) async fn finish_snapshot(&self, seen: Lsn) -> Result<(), Error> {
         let _one_at_a_time = self.writing.lock().await;
         if self.failed() {
             return Ok(());
@@ -150,6 +150,7 @@ impl<D: Destination> Table<D> {
         record.phase = TablePhase::Streaming;
         (record.reason, record.message) = (String::new(), String::new());
         record.copy_version = Lsn::ZERO;
+        record.seen_until(seen);
         let chunks = std::mem::take(&mut record.chunks).len();
         self.store.finish_snapshot(&record, chunks).await?;
         self.replace(record);

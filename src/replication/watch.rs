@@ -14,7 +14,7 @@ use super::{
     backoff::{Notice, retry},
     drift, guard,
     provision::{check_publication, check_slot},
-    state::SourceRecord,
+    state::{SourceRecord, TableRecord},
     table::Table,
 };
 use crate::{
@@ -126,6 +126,10 @@ impl<D: Destination> Watch<D> {
         let tables: Vec<_> = self.tables.iter().filter(sent_by_it).collect();
         let oids: Vec<u32> = tables.iter().map(|table| table.schema().oid).collect();
         let seen = overview::read(session, &slot, &publication, &oids).await?;
+        let known = self.source.as_ref().map(|source| source.timeline);
+        if seen.timeline.is_some() && seen.timeline != known {
+            return Err(Error::TimelineLeft);
+        }
         if let Some(slot) = &seen.slot {
             self.tell_of(slot);
         }
@@ -198,6 +202,7 @@ impl<D: Destination> Watch<D> {
         end: &CancellationToken,
     ) -> Result<(), Error> {
         let layouts = catalog::layouts(session, oids).await?;
+        let mut seen = None;
         for table in self.tables.iter().filter(|table| !table.failed()) {
             let record = table.record();
             let Some(now) = layouts.get(&record.schema.oid) else { continue };
@@ -208,7 +213,15 @@ impl<D: Destination> Watch<D> {
                 let why = "its columns, files or partitions are others".to_owned();
                 return Err(Error::CatalogChanged { table: table.id.clone(), why, copy: false });
             }
-            retry(end, &self.notice, || table.update(|record| record.layout = Some(now.clone()))).await?;
+            let seen = match seen {
+                Some(seen) => seen,
+                None => *seen.insert(catalog::seen_until(session).await?),
+            };
+            let note = |record: &mut TableRecord| {
+                record.layout = Some(now.clone());
+                record.seen_until(seen);
+            };
+            retry(end, &self.notice, || table.update(note)).await?;
         }
         Ok(())
     }

@@ -19,6 +19,7 @@ use super::{
     backoff::{Backoff, Notice},
     batch::{self, Inserter, Spares},
     checkpoint::Checkpoint,
+    failover::Origin,
     failure, policy,
     provision::{self, Provisioned},
     reread::Rereader,
@@ -29,12 +30,12 @@ use super::{
     watch::Watch,
 };
 use crate::{
-    model::{Lsn, MirrorPhase, Progress, ReplicatorConfig, SlotReport, SnapshotMode, TableSpec},
+    model::{Lsn, MirrorPhase, Progress, ReplicatorConfig, SlotReport, SnapshotMode, TableId, TableSpec},
     postgres::{
         catalog,
         session::Session,
         slot::{self, Release},
-        wire::{Connection, Purpose, ReplicationReader, ReplicationWriter},
+        wire::{Connection, Purpose, ReplicationReader, ReplicationWriter, SystemIdentity},
     },
 };
 
@@ -163,12 +164,14 @@ struct Worker<D: Destination> {
     /// Cancelled when inserts in flight have had their time after `stop`.
     abort: CancellationToken,
     /// Tables, once provisioned; they outlive connections.
-    tables: Mutex<BTreeMap<crate::model::TableId, Arc<Table<D>>>>,
+    tables: Mutex<BTreeMap<TableId, Arc<Table<D>>>>,
     copying: tokio::sync::Mutex<Option<Copying>>,
     /// When the publication was last seen to do the source no harm.
     looked: Arc<Mutex<Option<Instant>>>,
     /// The stream that has run since the last fault.
     began: Mutex<Option<Began>>,
+    /// The server that was connected to last.
+    server: Mutex<Option<SystemIdentity>>,
 }
 
 impl<D: Destination> Worker<D> {
@@ -201,7 +204,12 @@ impl<D: Destination> Worker<D> {
             copying: tokio::sync::Mutex::default(),
             looked: Arc::default(),
             began: Mutex::default(),
+            server: Mutex::default(),
         }
+    }
+
+    fn server(&self) -> MutexGuard<'_, Option<SystemIdentity>> {
+        self.server.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn began(&self) -> MutexGuard<'_, Option<Began>> {
@@ -268,21 +276,35 @@ impl<D: Destination> Worker<D> {
     /// Provisions and begins to stream; `None` when the copy was all that was asked for and is done.
     async fn start(&self) -> Result<Option<Started<D>>, Error> {
         let application_name = self.config.mirror.application_name();
-        let session = Session::connect(&self.config.source, &application_name).await?;
         let mut wire =
             Connection::connect(&self.config.source, &application_name, Purpose::Replication).await?;
         let identity = wire.identify_system().await?;
+        let session = Session::connect(&self.config.source, &application_name).await?;
+        if catalog::server_started(&session).await? != identity.started {
+            return Err(Error::TwoServers);
+        }
+        let before = self.server().replace(identity.clone());
+        if before
+            .is_some_and(|before| before.timeline != identity.timeline && before.started != identity.started)
+        {
+            // What is under way may come from the former primary.
+            self.let_go().await;
+        }
+        let origin = Origin::of(&mut wire, identity).await?;
         let copying = self.copying.lock().await.as_ref().is_some_and(|copying| !copying.task.is_finished());
-        let Provisioned { state, joining } = provision::provision(
+        let Provisioned { state, joining, failed_over } = provision::provision(
             &self.config,
             &session,
-            &identity,
+            &origin,
             &self.destination,
             &self.store,
             &self.progress,
             copying,
         )
         .await?;
+        if failed_over.is_some() {
+            self.progress.add_failover();
+        }
         if state.source.as_ref().is_some_and(|source| source.finished) {
             self.release(&session).await?;
             return Ok(None);
@@ -393,15 +415,20 @@ impl<D: Destination> Worker<D> {
         Copying { task, stop: stopped }
     }
 
-    /// Lets go of everything but the durable state, so that the next session takes it up from there.
-    async fn start_over(&self, error: Error) {
+    /// Lets go of everything but the durable state, so that it is taken up from there. Gives the tables as they were.
+    async fn let_go(&self) -> BTreeMap<TableId, Arc<Table<D>>> {
         if let Some(Copying { task, stop }) = self.copying.lock().await.take() {
             stop.cancel();
             if let Ok(Err(error)) = task.await {
                 tracing::debug!(%error, "the copy was ended");
             }
         }
-        let tables = std::mem::take(&mut *self.tables.lock().unwrap_or_else(PoisonError::into_inner));
+        std::mem::take(&mut *self.tables.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Takes everything up anew with the next session.
+    async fn start_over(&self, error: Error) {
+        let tables = self.let_go().await;
         if let Error::CatalogChanged { table, copy: true, .. } | Error::NullCame { table, .. } = &error
             && let Some(table) = tables.get(table)
             && let Err(error) = table.update(|record| note(record, &error)).await

@@ -9,7 +9,7 @@ use super::{Memory, replicator::hindered};
 use crate::{
     api::{Mirror, conditions::reason},
     check,
-    model::{MirrorIdentity, MirrorPhase, MirrorReport, PostgresEndpoint, RESYNC_ADVICE},
+    model::{MirrorIdentity, MirrorPhase, MirrorReport, PostgresEndpoint, RESYNC_ADVICE, SlotReport},
     operator::{context::Context, obstacle::Obstacle},
     postgres::{
         self,
@@ -49,9 +49,10 @@ pub(super) async fn look_where_unread(
             {
                 report = hindered(identity, invalidated(identity, lost));
             }
-            let takeovers = report.slot.takeovers;
-            report.slot = slot.as_ref().map(SlotInfo::report).unwrap_or_default();
-            report.slot.takeovers = takeovers;
+            // What the replicator counts stays.
+            let SlotReport { takeovers, failovers, .. } = report.slot;
+            let seen = slot.as_ref().map(SlotInfo::report).unwrap_or_default();
+            report.slot = SlotReport { takeovers, failovers, ..seen };
         }
         None => context.memory.mirrors.of(&uid, |memory| memory.seen = None),
     }

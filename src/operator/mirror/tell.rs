@@ -15,6 +15,8 @@ pub(super) struct Told {
     slot: SlotReport,
     /// How often the replicator had taken it over when it was last asked.
     takeovers: u64,
+    /// How often the replicator had followed the source to a promoted standby by then.
+    failovers: u64,
     /// How often each table had been copied anew by then.
     copies_anew: BTreeMap<String, u64>,
 }
@@ -40,7 +42,14 @@ impl Told {
             );
             notices.push(Notice::normal("TakenOver", note));
         }
-        self.takeovers = report.slot.takeovers;
+        if report.slot.failovers > self.failovers {
+            let note = format!(
+                "a standby of the source was promoted; slot {} is gone on with there",
+                report.slot_name
+            );
+            notices.push(Notice::normal("FailedOver", note));
+        }
+        (self.takeovers, self.failovers) = (report.slot.takeovers, report.slot.failovers);
         notices.extend(report.tables.iter().filter_map(|table| self.copied_anew(table)));
         notices
     }

@@ -32,7 +32,7 @@ use super::{
 };
 use crate::{
     model::{Lsn, PostgresEndpoint, Progress, TableId, TableState},
-    postgres::{self, session::Session, shared_snapshot::SharedSnapshot},
+    postgres::{self, catalog, session::Session, shared_snapshot::SharedSnapshot},
 };
 
 /// What the copy of a Mirror needs.
@@ -336,11 +336,12 @@ impl<D: Destination> Snapshot<D> {
             }
         }
         retry(&self.around.stop, &self.around.notice, || async {
+            let seen = catalog::seen_until(&self.session().await?).await?;
             if version > Lsn::ZERO && schema.kind.is_keyed() {
                 let fence = format!("{}.rest-{}", self.around.fence, schema.target);
                 self.around.destination.delete_older(&schema, version, &fence).await?;
             }
-            table.finish_snapshot().await
+            table.finish_snapshot(seen).await
         })
         .await
     }

@@ -1,0 +1,325 @@
+//! Follows the source when a standby of it was promoted.
+//!
+//! The promoted standby has the old timeline's log up to some position, the *switch*, and goes on from there with other
+//! transactions, at positions and with transaction numbers that the old primary may have used as well. So of all that a Mirror
+//! knows, it has to be told on which side of the switch it comes from:
+//! - Streamed rows say so by their version. Where a target has one that the standby never had, a human has to decide.
+//! - What queries have brought, copied rows and columns, and a TRUNCATE, which leaves no row, say so by
+//!   [`TableRecord::seen`]. A table of which anything was seen behind the switch is copied anew, as if it had joined just now: its
+//!   positions, marks and transaction numbers are made anew with it.
+//! - Values that were read for a streamed row come again with it: see [`super::checkpoint`].
+
+use super::{
+    Destination, Error, Policy,
+    batch::stream_fence,
+    policy,
+    provision::{check_slot, set_aside},
+    resync::Apart,
+    schema_change,
+    state::{MirrorState, SourceRecord, StateStore, TablePhase, TableRecord},
+};
+use crate::{
+    model::{Lsn, RESYNC_ADVICE, ReplicatorConfig, SnapshotMode, TableId, TableKind, resync_advice_for},
+    postgres::{
+        self, catalog,
+        session::Session,
+        slot,
+        wire::{Connection, SystemIdentity, TimelineHistory},
+    },
+};
+
+/// The server that answers, and how it came to its timeline, as far as it can tell.
+pub(super) struct Origin {
+    identity: SystemIdentity,
+    history: Result<TimelineHistory, postgres::Error>,
+}
+
+impl Origin {
+    /// Asks for the history.
+    ///
+    /// # Errors
+    /// What the server answers, but for a history that it doesn't have.
+    pub(super) async fn of(wire: &mut Connection, identity: SystemIdentity) -> Result<Origin, Error> {
+        let history = match wire.timeline_history(identity.timeline).await {
+            Err(error @ postgres::Error::Server { .. }) if !error.is_transient() => Err(error),
+            other => Ok(other?),
+        };
+        Ok(Origin { identity, history })
+    }
+
+    /// The server's timeline.
+    pub(super) fn timeline(&self) -> u32 {
+        self.identity.timeline
+    }
+
+    /// The record of a slot that was made there at `start`.
+    pub(super) fn new_record(&self, start: Lsn, resync: Option<String>) -> SourceRecord {
+        self.record(SourceRecord {
+            system_identifier: self.identity.system_identifier.clone(),
+            timeline: self.identity.timeline,
+            branch: None,
+            server_started: String::new(),
+            start_lsn: start,
+            finished: false,
+            resync,
+        })
+    }
+
+    /// The record with what it says of the server as it is now.
+    pub(super) fn record(&self, record: SourceRecord) -> SourceRecord {
+        let known = record.branch.filter(|_| record.timeline == self.identity.timeline);
+        SourceRecord {
+            timeline: self.identity.timeline,
+            branch: self.history.as_ref().map_or(known, TimelineHistory::branch),
+            server_started: self.identity.started.clone(),
+            ..record
+        }
+    }
+
+    /// Refuses another database cluster than the recorded one.
+    ///
+    /// # Errors
+    /// [`Error::SourceReplaced`]
+    pub(super) fn check_system(&self, record: Option<&SourceRecord>) -> Result<(), Error> {
+        let found = &self.identity.system_identifier;
+        match record.filter(|record| record.system_identifier != *found) {
+            Some(record) => Err(Error::SourceReplaced {
+                expected: record.system_identifier.clone(),
+                found: found.clone(),
+            }),
+            None => Ok(()),
+        }
+    }
+
+    /// The switch, if the server has left the recorded timeline and may lack what the Mirror has from it.
+    ///
+    /// # Errors
+    /// [`Error::TimelineChanged`] where the server's timeline does not come from the recorded one.
+    pub(super) fn switch(&self, record: &SourceRecord) -> Result<Option<Lsn>, Error> {
+        let (expected, found) = (record.timeline, self.identity.timeline);
+        let refused = |problem| Err(Error::TimelineChanged { expected, found, problem });
+        // The process that was promoted is the one that all has come from.
+        if record.server_started == self.identity.started && expected <= found {
+            return Ok(None);
+        }
+        if found < expected {
+            return refused(format!(
+                "a former primary, or a copy of one, answers at the source's address. Point the peer to the present primary, or {RESYNC_ADVICE}"
+            ));
+        }
+        let other = format!(
+            "it did not come there as this mirror's source did, for another standby was promoted as well. Point the peer to the one that is the primary, or {RESYNC_ADVICE}"
+        );
+        match &self.history {
+            Ok(history) if expected == found => match (record.branch, history.branch()) {
+                (Some(before), Some(now)) if before != now => refused(other),
+                _ => Ok(None),
+            },
+            Ok(history) => match history.left_at(expected) {
+                Some(at) => Ok(Some(at)),
+                None => refused(other),
+            },
+            Err(_) if expected == found => Ok(None),
+            Err(error) => refused(format!(
+                "a standby was promoted, and how it came there can't be read ({error}). To go on, {RESYNC_ADVICE}"
+            )),
+        }
+    }
+}
+
+/// A source whose recorded timeline was left at `at`.
+pub(super) struct Failover<'a, D: Destination> {
+    pub(super) config: &'a ReplicatorConfig,
+    pub(super) session: &'a Session,
+    pub(super) destination: &'a D,
+    pub(super) store: &'a StateStore<D>,
+    pub(super) found: u32,
+    pub(super) at: Lsn,
+}
+
+impl<D: Destination> Failover<'_, D> {
+    /// Sets apart what has to be copied anew. Until the new timeline is on record all of it can be done again.
+    ///
+    /// # Errors
+    /// [`Error::SlotNotKept`]; [`Error::TimelineChanged`] where a target has rows that the source lacks; what the servers answer.
+    pub(super) async fn follow(&self, state: &mut MirrorState, apart: &mut Apart) -> Result<(), Error> {
+        self.check_slot(state).await?;
+        let (mut ahead, mut newest) = (Vec::new(), Lsn::ZERO);
+        for spec in &self.config.tables {
+            // A changed entry is told later.
+            let record = state.tables.get_mut(&spec.id);
+            let Some(record) =
+                record.filter(|record| record.phase != TablePhase::Failed && record.spec == *spec)
+            else {
+                continue;
+            };
+            if let Some(why) = doubt(record, self.at) {
+                if self.may_be_copied(record, &why).await? {
+                    record.copy_anew = Some(why);
+                    apart.records.extend(state.tables.remove_entry(&spec.id));
+                    state.chunks_done.remove(&spec.id);
+                }
+                continue;
+            }
+            let fence = stream_fence(&self.config.mirror.fence(), &record.schema);
+            match self.destination.newest_version(&record.schema, &fence).await {
+                Ok(version) if version >= self.at => {
+                    newest = newest.max(version);
+                    ahead.push(spec.id.clone());
+                }
+                Ok(_) => {}
+                Err(error) => self.set_aside(record, error.into()).await?,
+            }
+        }
+        if ahead.is_empty() { Ok(()) } else { Err(self.ahead(state, &ahead, newest)) }
+    }
+
+    /// The slot of before stands where the standby had it: before the switch.
+    async fn check_slot(&self, state: &MirrorState) -> Result<(), Error> {
+        let slot = self.config.mirror.slot_name();
+        let found = slot::read(self.session, &slot).await?;
+        let problem = match check_slot(self.config, state.source.as_ref(), found) {
+            Err(Error::SlotMissing { .. }) => "is not there",
+            found => match found?.and_then(|slot| slot.confirmed_flush_lsn) {
+                Some(confirmed) if confirmed > self.at => "was made there later",
+                _ => return Ok(()),
+            },
+        };
+        Err(Error::SlotNotKept { slot, at: self.at, problem })
+    }
+
+    /// Whether a table can be copied anew by itself; if not, it stops alone.
+    async fn may_be_copied(&self, record: &mut TableRecord, why: &str) -> Result<bool, Error> {
+        let table = record.schema.id.clone();
+        let obstacle = if self.config.snapshot.mode == SnapshotMode::Never {
+            "snapshot.mode is Never".to_owned()
+        } else if record.schema.kind == TableKind::InsertOnly {
+            "a table with insertOnly is not copied anew by itself: rows that the source no longer has would be lost".to_owned()
+        } else {
+            match catalog::describe(self.session, &record.spec).await.map_err(Error::from) {
+                Ok(facts) => {
+                    schema_change::forget_strangers(&mut record.schema, &facts.schema);
+                    return Ok(true);
+                }
+                Err(error) if policy(&error).0 == Policy::Stall => error.to_string(),
+                Err(error) => return Err(error),
+            }
+        };
+        let message = format!("{why}, so its target may differ from the source; and {obstacle}");
+        let error = Error::Table { table, reason: "SourceTimelineChanged", message };
+        self.set_aside(record, error).await?;
+        Ok(false)
+    }
+
+    async fn set_aside(&self, record: &mut TableRecord, error: Error) -> Result<(), Error> {
+        set_aside(record, error)?;
+        self.store.save_table(record).await
+    }
+
+    fn ahead(&self, state: &MirrorState, tables: &[TableId], newest: Lsn) -> Error {
+        let names: Vec<String> = tables.iter().map(TableId::to_string).collect();
+        let problem = format!(
+            "a standby was promoted at {} of the old timeline, and the destination has transactions up to {newest} that it never had, in {}. \
+             Had synchronized_standby_slots named the standby's slot at the old primary, they had not been sent. To go on, {}",
+            self.at,
+            names.join(", "),
+            resync_advice_for(tables)
+        );
+        let expected = state.source.as_ref().map_or(0, |source| source.timeline);
+        Error::TimelineChanged { expected, found: self.found, problem }
+    }
+}
+
+/// Why something of a table, but for streamed rows, may come from transactions that were committed at `at` or later.
+fn doubt(record: &TableRecord, at: Lsn) -> Option<String> {
+    if record.phase == TablePhase::Snapshotting {
+        return Some("a standby was promoted while it was copied".to_owned());
+    }
+    let seen = record.seen > at;
+    seen.then(|| {
+        format!(
+            "a standby was promoted at {at}, and later transactions of the old primary had been seen of it"
+        )
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{TableSchema, TableSpec};
+
+    /// What becomes of a Mirror that was on `expected`: the switch, or words of the refusal.
+    fn switch(
+        expected: (u32, Option<(u32, Lsn)>, &str),
+        found: (u32, &str, &str),
+    ) -> Result<Option<u64>, String> {
+        let record = SourceRecord {
+            system_identifier: "7".into(),
+            timeline: expected.0,
+            branch: expected.1,
+            server_started: expected.2.into(),
+            start_lsn: Lsn(1),
+            finished: false,
+            resync: None,
+        };
+        let (timeline, history, started) = found;
+        let origin = Origin {
+            identity: SystemIdentity {
+                system_identifier: "7".into(),
+                timeline,
+                wal_position: Lsn(1),
+                started: started.into(),
+            },
+            history: TimelineHistory::parse(timeline, history),
+        };
+        let switch = origin.switch(&record).map_err(|error| error.to_string())?;
+        assert_eq!(origin.record(record.clone()).timeline, timeline);
+        Ok(switch.map(|at| at.0))
+    }
+
+    #[test]
+    fn the_switch_is_where_the_recorded_timeline_was_left() {
+        let before = (1, None, "a");
+        assert_eq!(switch(before, (1, "", "b")), Ok(None), "a restart");
+        assert_eq!(switch(before, (2, "1\t0/50", "b")), Ok(Some(0x50)));
+        assert_eq!(switch(before, (3, "1\t0/50\n2\t0/60", "b")), Ok(Some(0x50)), "two promotions");
+        assert_eq!(switch(before, (2, "1\t0/50", "a")), Ok(None), "promoted in place");
+        let before = (2, Some((1, Lsn(0x50))), "b");
+        assert_eq!(switch(before, (2, "1\t0/50", "c")), Ok(None));
+        assert_eq!(switch(before, (3, "1\t0/50\n2\t0/60", "c")), Ok(Some(0x60)));
+        for (found, words) in [
+            ((1, "", "a"), "a former primary"),
+            ((2, "1\t0/40", "c"), "another standby"),
+            ((3, "1\t0/60", "c"), "another standby"),
+            ((3, "x", "c"), "can't be read"),
+        ] {
+            let refused = switch(before, found).unwrap_err();
+            assert!(refused.contains(words) && refused.contains("walferry.dev/resync"), "{refused}");
+        }
+    }
+
+    #[test]
+    fn what_was_seen_behind_the_switch_is_in_doubt() {
+        let spec = TableSpec {
+            id: TableId::new("public", "t"),
+            target: None,
+            insert_only: false,
+            exclude: vec![],
+            rename: vec![],
+            types: vec![],
+            row_filter: None,
+            order_by: vec![],
+            partition_by: None,
+            ttl: None,
+            settings: vec![],
+        };
+        let schema = TableSchema::new(spec.id.clone(), Vec::new());
+        let mut record = TableRecord::new(spec, schema, TablePhase::Streaming);
+        record.seen_until(Lsn(50));
+        record.seen_until(Lsn(40));
+        assert_eq!(doubt(&record, Lsn(50)), None, "the switch is the end of what the standby had");
+        assert!(doubt(&record, Lsn(49)).is_some_and(|why| why.contains("promoted at 0/31")));
+        record.phase = TablePhase::Snapshotting;
+        assert!(doubt(&record, Lsn(50)).is_some_and(|why| why.contains("while it was copied")));
+    }
+}
