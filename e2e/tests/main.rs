@@ -17,6 +17,7 @@ mod support;
 mod bad_input;
 mod commands;
 mod destination;
+mod failover;
 mod faults;
 mod files;
 mod filters;

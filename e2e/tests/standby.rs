@@ -23,7 +23,7 @@ fn mirror_from(port: u16, lab: &Lab, tables: &[&str]) -> Mirror {
 
 /// Runs at the primary what the check says is to be run there, as the role that owns the tables.
 #[track_caller]
-fn run_at_the_primary(lab: &Lab, standby: &Standby, check: Outcome) {
+pub fn run_at_the_primary(lab: &Lab, standby: &Standby, check: Outcome) {
     let text = check.exits(1).says(&["at the primary"]).text();
     let after = text.lines().skip_while(|line| *line != "    -- at the primary");
     let statements: Vec<&str> = after.take_while(|line| line.starts_with("    ")).collect();
@@ -34,7 +34,7 @@ fn run_at_the_primary(lab: &Lab, standby: &Standby, check: Outcome) {
 
 /// The Mirror's slot at the standby is made when the standby has heard of the primary's transactions.
 #[track_caller]
-fn slot_made(lab: &Lab, run: &mut Run) {
+pub fn slot_made(lab: &Lab, run: &mut Run) {
     until("the slot to be made", || {
         // A snapshot that the primary logs anyway, every 15 s, would do as well.
         lab.admin("SELECT pg_log_standby_snapshot()");
