@@ -120,6 +120,30 @@ fn an_identity_that_is_lost_while_it_is_down() {
     run.stop();
 }
 
+/// It is published from the moment it joins, long before its first row is copied.
+#[test]
+fn an_identity_that_is_lost_before_it_is_copied() {
+    let lab = Lab::new(Pg::V18);
+    let mut mirror = tables(&lab);
+    lab.catch_up(&lab.mirror(&["stays"]));
+    lab.sql("CREATE TABLE gate (id int PRIMARY KEY)");
+    let gate = serde_json::json!({"schema": "public", "name": "gate"});
+    mirror.mirror["spec"]["tables"].as_array_mut().unwrap().insert(0, gate);
+    let mut writer = lab.connect();
+    writer.batch_execute("BEGIN; INSERT INTO gate VALUES (1)").unwrap();
+    let mut run = lab.run(&mirror);
+    run.until_status("the copy to wait for the writer", |status| {
+        let tables = status["tables"].as_array()?;
+        let gate = tables.iter().find(|table| table["name"] == "gate")?;
+        (gate["reason"] == "WaitingForTransactions").then_some(())
+    });
+    lose(&lab);
+    taken_out(&lab, &mut run, &mirror);
+    writer.batch_execute("COMMIT").unwrap();
+    run.eventually("the copy of what is left", || lab.target_value("SELECT count() FROM gate FINAL") == "1");
+    run.stop();
+}
+
 /// Where somebody else made the publication, only that one can help: the message has the statement.
 #[test]
 fn a_publication_of_somebody_else() {
