@@ -545,9 +545,11 @@ fn run(lab: &Lab, mirror: &Mirror, clock: Option<&Clock>) -> Run {
 /// What the status says needs a human, though nothing here does.
 fn lasting_trouble(status: &Value) -> Option<String> {
     let list = |field: &str| status[field].as_array().cloned().unwrap_or_default();
-    let stalled = list("conditions")
-        .into_iter()
-        .find(|condition| condition["type"] == "Stalled" && condition["status"] == "True");
+    // A server that can make nothing of a garbled greeting says the same as one that wants another client.
+    let greeting = |message: &Value| message.as_str().is_some_and(|m| m.contains("HandshakeFailure"));
+    let stalled = list("conditions").into_iter().find(|condition| {
+        condition["type"] == "Stalled" && condition["status"] == "True" && !greeting(&condition["message"])
+    });
     let failed = list("tables").into_iter().find(|table| table["state"] == "Failed");
     stalled.or(failed).map(|found| found.to_string())
 }

@@ -177,7 +177,14 @@ impl Database {
     /// What the target lacks; an error where it doesn't fit otherwise.
     async fn lacks(&self, table: &TableSchema, types: &[ChType]) -> Result<Lacks, Error> {
         let problem = |problem| Error::Table { table: table.target.clone(), problem };
-        let found = self.target_table(&table.target).await?.ok_or_else(|| problem(TableProblem::Missing))?;
+        let Some(found) = self.target_table(&table.target).await? else {
+            // A server in trouble was seen to leave a table out of system.tables for a moment, and a table that is given up stays so.
+            let sql = ddl::exists(&self.shared.database, &table.target);
+            return Err(match self.shared.client.query_text(&sql, &[]).await?.trim() {
+                "0" => problem(TableProblem::Missing),
+                _ => Error::Protocol(format!("{} is there, but not in system.tables", self.qualified(table))),
+            });
+        };
         target::compare(&found, &self.shared.database, table, types).map_err(problem)
     }
 

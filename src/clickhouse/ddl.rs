@@ -104,6 +104,11 @@ pub fn insert(database: &str, table: &TableSchema) -> String {
     format!("INSERT INTO {} ({}) FORMAT Native", qualified(database, &table.target), names.join(", "))
 }
 
+/// Whether there is a table of this name: 1 or 0.
+pub fn exists(database: &str, table: &str) -> String {
+    format!("EXISTS TABLE {}", qualified(database, table))
+}
+
 /// Name, engine, engine with clauses and sorting key of these tables, a JSON object a line.
 pub fn describe_tables(database: &str, tables: &[&str]) -> String {
     format!(
@@ -347,6 +352,7 @@ mod tests {
 
     #[test]
     fn describes_a_table() {
+        assert_eq!(exists("app", "it`s"), "EXISTS TABLE `app`.`it\\`s`");
         assert_eq!(
             describe_tables("app", &["it's", "t"]),
             "SELECT name, engine, engine_full, sorting_key FROM system.tables WHERE database = 'app' AND name IN ('it\\'s', 't') \
