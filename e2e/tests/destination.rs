@@ -246,14 +246,18 @@ async fn columns_are_added_with_the_value_that_old_rows_show() {
         "[7, \"2020-02-03 04:05:06.000000\", \"1950-01-02\", \"it's \\\\ ü\", [\"x\",null,\"y'\"], -1.5, \
          \"00010203-0405-0607-0809-0a0b0c0d0e0f\", true, \"FF00\", \"23:59:59.500000\"]"
     );
-    // A column that vanished comes back, one of another type is told.
+    // A column that vanished comes back, a wider one becomes so, one of another type is told.
     as_administrator(&format!("ALTER TABLE {} DROP COLUMN v", target(&database, &table)));
     database.ensure_table(&table).await.unwrap();
     table.columns[2].source_type = SourceType::Int8;
+    database.ensure_table(&table).await.unwrap();
+    let width = format!("SELECT toTypeName(n), n FROM {} FORMAT TabSeparated", target(&database, &table));
+    assert_eq!(ask(&database, &width).await, "Nullable(Int64)\t7");
+    table.columns[2].source_type = SourceType::Uuid;
     let error = database.ensure_table(&table).await.err().unwrap();
     assert_eq!((error.kind, error.reason), (ErrorKind::Table, "DestinationTableConflict"));
     assert!(
-        error.message.contains("column n is Nullable(Int32) there but Nullable(Int64) is needed"),
+        error.message.contains("column n is Nullable(Int64) there but Nullable(UUID) is needed"),
         "{}",
         error.message
     );
