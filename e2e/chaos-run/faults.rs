@@ -1,6 +1,6 @@
 //! What goes wrong, and when: a schedule that depends on its seed alone.
 
-use std::{fmt, time::Duration};
+use std::{collections::VecDeque, fmt, time::Duration};
 
 use fastrand::Rng;
 
@@ -53,6 +53,7 @@ pub enum Fault {
     TargetWantsFreeDisk,
     TargetDiskFull,
     Network(Side, Trouble),
+    FailOver,
     LoseSlot,
     ChangePublication,
 }
@@ -134,7 +135,7 @@ impl Fault {
             | TargetTooManyParts | TargetWantsFreeDisk | TargetDiskFull => &[Part::Target],
             Network(Side::Source, _) => &[Part::SourceNetwork],
             Network(Side::Target, _) => &[Part::TargetNetwork],
-            LoseSlot | ChangePublication => &PARTS,
+            FailOver | LoseSlot | ChangePublication => &PARTS,
         }
     }
 }
@@ -160,6 +161,7 @@ impl fmt::Display for Fault {
             TargetTooManyParts => "ClickHouse has too many parts",
             TargetWantsFreeDisk => "ClickHouse refuses for lack of disk",
             TargetDiskFull => "disk full at ClickHouse",
+            FailOver => "failover to a standby with the slot",
             LoseSlot => "slot lost by max_slot_wal_keep_size, then resync",
             ChangePublication => "table taken out of the publication, then resync",
             Network(side, trouble) => {
@@ -209,20 +211,25 @@ pub struct Event {
 /// The faults of a round of this length, in the order of their beginnings and ends.
 pub fn schedule(rng: &mut Rng, length: Duration) -> Vec<Event> {
     let mut free_from = [Duration::ZERO; PARTS.len()];
-    let mut rare =
-        Vec::from([(length.mul_f64(0.3), Fault::LoseSlot), (length.mul_f64(0.6), Fault::ChangePublication)]);
+    let rare = [
+        (0.15, Fault::FailOver),
+        (0.3, Fault::LoseSlot),
+        (0.45, Fault::FailOver),
+        (0.6, Fault::ChangePublication),
+        (0.8, Fault::FailOver),
+    ];
+    let mut rare = VecDeque::from(rare.map(|(part, fault)| (length.mul_f64(part), fault)));
     let mut events = Vec::new();
     let mut at = Duration::from_millis(500 + rng.u64(0..2000));
     while at < length {
-        let (fault, lasts) = match rare.first() {
-            Some((due, fault)) if *due <= at => {
-                let fault = *fault;
-                rare.remove(0);
+        let due = rare.pop_front_if(|(due, _)| *due <= at);
+        let (fault, lasts) = match due {
+            Some((_, fault)) => {
                 // Everything before it has to be over.
                 at = free_from.iter().copied().fold(at, Duration::max);
                 (fault, Duration::ZERO)
             }
-            _ => {
+            None => {
                 let (fault, lasts) = COMMON[rng.usize(0..COMMON.len())].clone();
                 let lasts = Duration::from_millis(100 * rng.u64(lasts));
                 (fault, long_now_and_then(rng, fault, lasts))

@@ -6,6 +6,7 @@ use std::{
     io::Write,
     path::PathBuf,
     process::Command,
+    sync::{Arc, atomic::Ordering::SeqCst},
     thread,
     time::{Duration, Instant},
 };
@@ -18,8 +19,11 @@ use serde_json::{Value, json};
 
 use crate::{
     faults::{Fault, Side, Trouble},
-    support::{Lab, Mirror, Pg, Proxy, Run, Server, TlsProxy, eventually, parse_lsn, until},
+    support::{
+        Direction, Lab, Mirror, Pg, Proxy, Run, Server, Standby, TlsProxy, eventually, parse_lsn, until,
+    },
     tables::TABLES,
+    workload::Login,
 };
 
 /// How long it may take until everything has arrived once all faults are over.
@@ -36,7 +40,13 @@ const LOOK_EVERY: Duration = Duration::from_millis(500);
 
 pub struct Site {
     pub lab: Lab,
+    /// Of the lab's PostgreSQL, with a copy of the Mirror's slot.
+    standby: Standby,
+    /// What both are started with.
+    postgres_options: Vec<String>,
     mirror: Mirror,
+    /// Leads the application to the primary.
+    login: Login,
     source_network: Proxy,
     target_network: Proxy,
     _target_tls: TlsProxy,
@@ -49,6 +59,8 @@ pub struct Site {
     /// Whether the replicator is down, or stands still, because it was ordered to.
     held: bool,
     resyncs: u32,
+    failovers: u32,
+    standbys: u32,
     started: Instant,
     looked: Instant,
     /// Logs of earlier replicators.
@@ -70,9 +82,17 @@ impl Site {
         for (file, text) in [("server.crt", &certificate), ("server.key", &key), ("ca.crt", &certificate)] {
             std::fs::write(certificates.path().join(file), text).unwrap();
         }
-        // So little WAL that a slot can be lost within seconds.
-        let sizes = ["-c", "max_wal_size=64MB", "-c", "min_wal_size=32MB"];
-        let options = [&["--tls", certificates.path().to_str().unwrap()], &sizes[..]].concat();
+        // So little WAL that a slot can be lost within seconds; what a standby needs, in either role.
+        let settings = [
+            "max_wal_size=64MB",
+            "min_wal_size=32MB",
+            "hot_standby_feedback=on",
+            "sync_replication_slots=on",
+            "wal_retrieve_retry_interval=200ms",
+        ];
+        let settings = settings.iter().flat_map(|setting| ["-c", setting]);
+        let options: Vec<&str> =
+            ["--tls", certificates.path().to_str().unwrap()].into_iter().chain(settings).collect();
         let small_disk =
             Command::new("unshare").args(["--mount", "true"]).status().is_ok_and(|s| s.success());
         let disk: &[&str] = if small_disk { &["--disk", TARGET_DISK] } else { &[] };
@@ -81,6 +101,8 @@ impl Site {
             lab.sql(&table.made_by.replace("TABLE_NAME", table.name));
         }
         lab.sql("CREATE TABLE unrelated (v text)");
+        let standby = standby_of(&lab, 0, &options);
+        let login = Login { database: lab.database.clone(), port: Arc::new(lab.postgres_port.into()) };
         let target_tls = TlsProxy::to(lab.clickhouse.port, &certificate, &key);
         let (source_network, target_network) = (Proxy::to(lab.postgres_port), Proxy::to(target_tls.port));
         let names: Vec<&str> = TABLES.iter().map(|table| table.name).collect();
@@ -101,6 +123,9 @@ impl Site {
             run: run(&lab, &mirror, clock.as_ref()),
             clock,
             lab,
+            standby,
+            postgres_options: options.iter().map(|option| (*option).to_owned()).collect(),
+            login,
             mirror,
             source_network,
             target_network,
@@ -109,6 +134,8 @@ impl Site {
             small_disk,
             held: false,
             resyncs: 0,
+            failovers: 0,
+            standbys: 0,
             started: Instant::now(),
             looked: Instant::now(),
             logs: Vec::new(),
@@ -119,9 +146,8 @@ impl Site {
     }
 
     /// For connections of the application.
-    pub fn login(&self) -> String {
-        let (port, name) = (self.lab.postgres_port, &self.lab.database);
-        format!("host=127.0.0.1 port={port} user={name} password=role-test dbname={name} connect_timeout=5")
+    pub fn login(&self) -> Login {
+        self.login.clone()
     }
 
     /// One line of what happens.
@@ -256,6 +282,7 @@ impl Site {
                 self.restart_target_with("<max_memory_usage>1000000</max_memory_usage>")
             }
             Fault::Network(side, trouble) => self.begin_trouble(side, trouble),
+            Fault::FailOver => self.fail_over(),
             Fault::LoseSlot => self.lose_slot(),
             Fault::ChangePublication => self.change_publication(),
         }
@@ -287,6 +314,7 @@ impl Site {
             Fault::TerminateReplicator
             | Fault::EndWalsender
             | Fault::EndSessions
+            | Fault::FailOver
             | Fault::LoseSlot
             | Fault::ChangePublication => {}
         }
@@ -387,6 +415,67 @@ impl Site {
         }
     }
 
+    /// The primary dies, its standby takes its place and gets a standby of its own. The replicator is behind, up to date, or would be
+    /// ahead of the standby if the slot did not wait for that; while tables are copied as well.
+    fn fail_over(&mut self) {
+        self.until_slot_synced();
+        self.failovers += 1;
+        match self.failovers % 3 {
+            0 => {}
+            1 => {
+                self.say("  the replicator falls behind");
+                self.source_network.set_frozen(Direction::ToClient, true);
+                self.wait_until(Instant::now() + Duration::from_secs(1));
+            }
+            _ => {
+                self.say("  the standby falls behind: what the application commits now is lost");
+                self.standby.stop_receiving();
+                self.wait_until(Instant::now() + Duration::from_secs(1));
+            }
+        }
+        self.lab.postgres_server.kill();
+        self.standby.promote();
+        self.lab.postgres_server = Arc::clone(&self.standby.server);
+        self.lab.postgres_port = self.lab.postgres_server.port;
+        self.login.port.store(self.lab.postgres_port, SeqCst);
+        self.source_network.set_target(self.lab.postgres_port);
+        self.source_network.set_frozen(Direction::ToClient, false);
+        self.renew_standby();
+        self.say("  the standby has taken over, and has a standby");
+    }
+
+    /// Waits until the standby could take over with the replicator's slot.
+    fn until_slot_synced(&mut self) {
+        let began = Instant::now();
+        let sql = "SELECT EXISTS (SELECT FROM pg_replication_slots WHERE synced AND NOT temporary AND invalidation_reason IS NULL)";
+        while self.standby.value(sql) != "t" {
+            // What the source notes now and then, a synchronized slot needs to begin; and the process that looks for it, every 30 s
+            // once it has looked in vain, begins with short pauses when it is new.
+            self.lab.admin("SELECT pg_log_standby_snapshot()");
+            self.standby.value(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE backend_type = 'slotsync worker' AND backend_start < now() - interval '12 s'",
+            );
+            assert!(began.elapsed() < CALM, "the slot is not synchronized to the standby");
+            self.wait_until(Instant::now() + Duration::from_millis(100));
+        }
+    }
+
+    /// Makes a new standby in the place of the last one, which has become the primary or ends here.
+    fn renew_standby(&mut self) {
+        self.standbys += 1;
+        let options: Vec<&str> = self.postgres_options.iter().map(String::as_str).collect();
+        self.standby = standby_of(&self.lab, self.standbys, &options);
+        let old = format!("slot_type = 'physical' AND slot_name <> '{}'", self.standby.slot);
+        until("the last standby's slot to go", || {
+            self.lab.admin(&format!(
+                "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE {old} AND NOT active"
+            ));
+            let left =
+                self.lab.source_value(&format!("SELECT count(*) FROM pg_replication_slots WHERE {old}"));
+            (left == "0").then_some(())
+        });
+    }
+
     /// The source gives up the slot's WAL while no replicator runs; the next one says so, and a resync brings it back.
     fn lose_slot(&mut self) {
         self.until_streaming();
@@ -414,6 +503,8 @@ impl Site {
         );
         self.lab.admin("ALTER SYSTEM RESET max_slot_wal_keep_size");
         self.lab.admin("SELECT pg_reload_conf()");
+        // Its slot may be lost as well.
+        self.renew_standby();
         self.resync();
     }
 
@@ -535,6 +626,14 @@ impl Clock {
             ("FAKETIME_DONT_FAKE_MONOTONIC", "1".to_owned()),
         ]
     }
+}
+
+/// A standby of the lab's PostgreSQL, for which failover slots wait.
+fn standby_of(lab: &Lab, number: u32, options: &[&str]) -> Standby {
+    let primary = &lab.postgres_server;
+    let standby = Standby::start(primary, &format!("standby_{number}"), options);
+    standby.hold_slots(primary);
+    standby
 }
 
 /// Starts a replicator.

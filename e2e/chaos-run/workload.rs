@@ -3,7 +3,7 @@
 use std::{
     sync::{
         Arc,
-        atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::SeqCst},
+        atomic::{AtomicBool, AtomicU16, AtomicU32, AtomicU64, Ordering::SeqCst},
     },
     thread::{self, JoinHandle},
     time::Duration,
@@ -28,6 +28,23 @@ pub struct Done {
     columns: AtomicU32,
 }
 
+/// How the application comes to the primary, whichever server that is.
+#[derive(Clone, Debug)]
+pub struct Login {
+    pub database: String,
+    pub port: Arc<AtomicU16>,
+}
+
+impl Login {
+    fn connect(&self) -> Result<Client, postgres::Error> {
+        let (port, name) = (self.port.load(SeqCst), &self.database);
+        let login = format!(
+            "host=127.0.0.1 port={port} user={name} password=role-test dbname={name} connect_timeout=5"
+        );
+        Client::connect(&login, NoTls)
+    }
+}
+
 /// Writers that write until they are dropped or finished.
 #[derive(Debug)]
 pub struct Workload {
@@ -37,10 +54,10 @@ pub struct Workload {
 
 impl Workload {
     /// Starts the writers. What they do depends on `seed` alone; how it interleaves does not.
-    pub fn start(login: &str, seed: u64, done: &Arc<Done>) -> Workload {
+    pub fn start(login: &Login, seed: u64, done: &Arc<Done>) -> Workload {
         let stop = Arc::new(AtomicBool::new(false));
         let writer = |number: u64| {
-            let (stop, done, login) = (stop.clone(), done.clone(), login.to_owned());
+            let (stop, done, login) = (stop.clone(), done.clone(), login.clone());
             thread::spawn(move || write(&login, &mut Rng::with_seed(seed * 1000 + number), &stop, &done))
         };
         let writers = (0..WRITERS).map(writer).collect();
@@ -68,11 +85,15 @@ impl Drop for Workload {
     }
 }
 
-fn write(login: &str, rng: &mut Rng, stop: &AtomicBool, done: &Done) {
+fn write(login: &Login, rng: &mut Rng, stop: &AtomicBool, done: &Done) {
     let mut client: Option<Client> = None;
     while !stop.load(SeqCst) {
         let Some(connected) = &mut client else {
-            client = Client::connect(login, NoTls).ok();
+            client = login.connect().ok();
+            // A failover may have lost columns.
+            if client.as_mut().is_some_and(|client| count_columns(client, done).is_err()) {
+                client = None;
+            }
             thread::sleep(Duration::from_millis(20));
             continue;
         };
@@ -84,6 +105,14 @@ fn write(login: &str, rng: &mut Rng, stop: &AtomicBool, done: &Done) {
         }
         thread::sleep(Duration::from_micros(rng.u64(0..30_000)));
     }
+}
+
+/// Takes the number of columns from the source. It may be too low when another writer adds one just now, which does no harm.
+fn count_columns(client: &mut Client, done: &Done) -> Result<(), postgres::Error> {
+    let sql = "SELECT count(*)::int FROM information_schema.columns WHERE table_name = 'growing' AND column_name LIKE 'x%'";
+    let columns: i32 = client.query_one(sql, &[])?.get(0);
+    done.columns.store(columns.unsigned_abs(), SeqCst);
+    Ok(())
 }
 
 fn transaction(

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use postgres::{Client, NoTls};
 
-use super::{Server, eventually, parse_lsn};
+use super::{Pg, Server, eventually, parse_lsn};
 
 /// A PostgreSQL 18 that replays another server's log through a physical slot of its own, until it is promoted.
 #[derive(Debug)]
@@ -24,10 +24,15 @@ impl Standby {
 
     /// A standby with these settings.
     pub fn with(primary: &Server, slot: &str, settings: &[&str]) -> Standby {
+        let settings: Vec<&str> = settings.iter().flat_map(|setting| ["-c", setting]).collect();
+        Standby::start(primary, slot, &settings)
+    }
+
+    /// A standby with these options of `e2e/servers`, such as those that the primary has.
+    pub fn start(primary: &Server, slot: &str, options: &[&str]) -> Standby {
         let folder = primary.folder.to_str().unwrap();
-        let settings = ["fsync=off"].iter().chain(settings).flat_map(|setting| ["-c", setting]);
-        let options = ["postgres", "18", "--standby-of", folder, "--slot", slot].into_iter().chain(settings);
-        let server = Arc::new(Server::start(&options.collect::<Vec<_>>()));
+        let standby = ["--standby-of", folder, "--slot", slot];
+        let server = Arc::new(Server::postgres(Pg::V18, &[&standby, options].concat()));
         Standby { server, slot: slot.to_owned() }
     }
 

@@ -111,6 +111,9 @@ fn a_standby_is_a_source() {
     let mut early = lab.connect();
     early.batch_execute("BEGIN; INSERT INTO later VALUES (2, 'before it joins')").unwrap();
     run_at_the_primary(&lab, &standby, lab.command("check", &mirror, &[]));
+    let mut without = mirror.clone();
+    without.mirror["spec"]["tables"].as_array_mut().unwrap().pop();
+    lab.catch_up(&without);
     let mut run = lab.run(&mirror);
     let message = run.until_status("the copy to wait for the writer", |status| {
         let tables = status["tables"].as_array()?;

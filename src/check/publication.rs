@@ -202,10 +202,14 @@ fn members(wanted: &Wanted<'_>, found: &Publication) -> Option<Check> {
     };
     let schemas: Vec<_> = joining.iter().map(|table| &table.schema).collect();
     let statements = publication::alter_statements(&name, &schemas, &leaving, &[]);
-    Some(
-        Check::failure(SUBJECT, NAME, reason::SOURCE_PRIVILEGE_MISSING, format!("{detail}, but {obstacle}"))
-            .fix(format!("-- {who}\n{};", statements.join(";\n"))),
-    )
+    let detail = format!("{detail}, but {obstacle}");
+    let reason = reason::SOURCE_PRIVILEGE_MISSING;
+    // What is sent too much is left out; it may be there for a change of the Mirror that is still to come.
+    let check = match joining.is_empty() {
+        true => Check::warning(SUBJECT, NAME, reason, detail),
+        false => Check::failure(SUBJECT, NAME, reason, detail),
+    };
+    Some(check.fix(format!("-- {who}\n{};", statements.join(";\n"))))
 }
 
 /// A published table with another filter than the Mirror's, or with a column list.
@@ -362,6 +366,9 @@ mod tests {
                  ALTER PUBLICATION \"walferry_1f\" ADD TABLE \"public\".\"users\";"
             )
         );
+        let too_many = vec![published("users", None), published("old", None)];
+        let check_more = simple(&server_facts(), Some(&Publication { tables: too_many, ..foreign }));
+        assert_eq!(check_more.outcome, Outcome::Warning, "it would send what is not wanted, no more");
     }
 
     #[test]

@@ -286,7 +286,9 @@ async fn publish(
         new.iter().map(|new| &new.schema).filter(|schema| !published.contains(&schema.id)).collect();
     let wanted = config.tables.iter().filter(|table| table.insert_only == insert_only);
     let wanted: BTreeSet<&TableId> = wanted.map(|table| &table.id).collect();
-    let drop: Vec<TableId> = published.into_iter().filter(|id| !wanted.contains(id)).cloned().collect();
+    // What a publication of somebody else's, or of the primary's, sends too much is left out.
+    let leaves = |id: &&TableId| found.may_alter && !wanted.contains(*id);
+    let drop: Vec<TableId> = published.into_iter().filter(leaves).cloned().collect();
     let of = |new: &New| found.tables.iter().find(|table| table.oid == new.schema.oid);
     let reset = new.iter().filter(|new| of(new).is_some_and(|found| new.is_published_otherwise(found)));
     let reset: Vec<&TableSchema> = reset.map(|new| &new.schema).collect();
