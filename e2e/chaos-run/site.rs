@@ -102,7 +102,11 @@ impl Site {
         }
         lab.sql("CREATE TABLE unrelated (v text)");
         let standby = standby_of(&lab, 0, &options);
-        let login = Login { database: lab.database.clone(), port: Arc::new(lab.postgres_port.into()) };
+        let login = Login {
+            database: lab.database.clone(),
+            port: Arc::new(lab.postgres_port.into()),
+            paused: Arc::default(),
+        };
         let target_tls = TlsProxy::to(lab.clickhouse.port, &certificate, &key);
         let (source_network, target_network) = (Proxy::to(lab.postgres_port), Proxy::to(target_tls.port));
         let names: Vec<&str> = TABLES.iter().map(|table| table.name).collect();
@@ -444,8 +448,10 @@ impl Site {
         self.say("  the standby has taken over, and has a standby");
     }
 
-    /// Waits until the standby could take over with the replicator's slot.
+    /// Waits until the standby could take over with the replicator's slot, which has to have come to where the standby began.
+    /// The application waits too.
     fn until_slot_synced(&mut self) {
+        self.login.paused.store(true, SeqCst);
         let began = Instant::now();
         let sql = "SELECT EXISTS (SELECT FROM pg_replication_slots WHERE synced AND NOT temporary AND invalidation_reason IS NULL)";
         while self.standby.value(sql) != "t" {
@@ -458,6 +464,9 @@ impl Site {
             assert!(began.elapsed() < CALM, "the slot is not synchronized to the standby");
             self.wait_until(Instant::now() + Duration::from_millis(100));
         }
+        self.login.paused.store(false, SeqCst);
+        self.say("  the standby has the slot");
+        self.wait_until(Instant::now() + Duration::from_secs(1));
     }
 
     /// Makes a new standby in the place of the last one, which has become the primary or ends here.
@@ -531,12 +540,14 @@ impl Site {
         drop(self.start_replicator());
     }
 
-    /// Waits until every table streams.
+    /// Waits until every table streams. The application waits too: on a busy machine a copy may never catch up with it.
     fn until_streaming(&mut self) {
+        self.login.paused.store(true, SeqCst);
         self.until("all tables to stream", |status| {
             let tables = status["tables"].as_array().map_or(&[][..], Vec::as_slice);
             !tables.is_empty() && tables.iter().all(|table| table["state"] == "Streaming")
         });
+        self.login.paused.store(false, SeqCst);
     }
 
     /// Waits until what is at the source now has arrived.

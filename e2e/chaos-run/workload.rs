@@ -33,6 +33,8 @@ pub struct Done {
 pub struct Login {
     pub database: String,
     pub port: Arc<AtomicU16>,
+    /// Whether it has to wait.
+    pub paused: Arc<AtomicBool>,
 }
 
 impl Login {
@@ -88,6 +90,10 @@ impl Drop for Workload {
 fn write(login: &Login, rng: &mut Rng, stop: &AtomicBool, done: &Done) {
     let mut client: Option<Client> = None;
     while !stop.load(SeqCst) {
+        if login.paused.load(SeqCst) {
+            thread::sleep(Duration::from_millis(20));
+            continue;
+        }
         let Some(connected) = &mut client else {
             client = login.connect().ok();
             // A failover may have lost columns.
