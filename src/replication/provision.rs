@@ -440,7 +440,7 @@ async fn join_all<D: Destination>(
     let slot_start = state.source.as_ref().map(|source| source.start_lsn);
     let over_rows_from = slot_start.filter(|_| state.resync.is_some());
     // They were described before.
-    let seen = catalog::seen_until(session).await?;
+    let seen = if tables.is_empty() { Lsn::ZERO } else { catalog::seen_until(session).await? };
     let mut joins = Vec::new();
     for new in tables {
         // What streams already has other rows at its target than a new slot has.

@@ -12,8 +12,8 @@ mod table;
 mod types;
 
 pub use layout::{
-    Layout, LiveColumn, came_with_rows, firm_position, layouts, live_columns, live_columns_statement,
-    seen_until,
+    Layout, LiveColumn, SEEN_UNTIL, came_with_rows, firm_position, layouts, live_columns,
+    live_columns_statement, seen_until,
 };
 pub use locks::{LockHolder, lock_holders};
 pub use relation::{GENERATED_IN_IDENTITY, KeyCandidate, RelationFacts, relations};

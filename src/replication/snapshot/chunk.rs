@@ -28,8 +28,8 @@ const MEASURE_EVERY: usize = 64 << 10;
 
 /// How a chunk ended.
 pub(super) enum Copied {
-    /// All its rows are durable: so many.
-    Rows(u64),
+    /// All its rows are durable: so many, read when the source's log ended at `seen` at the latest.
+    Rows { rows: u64, seen: Lsn },
     /// The table was rewritten since the plan was made, or the snapshot is gone.
     Moved,
     /// A column has another name than the plan knew. The table's record knows it now.
@@ -185,7 +185,11 @@ async fn copy_chunk<D: Destination>(
     }
     copy_rows(kept, destination, table, piece, fence, sent).await?;
     kept.connection.query("COMMIT").await?;
-    Ok(Copied::Rows(*sent))
+    let seen = kept.connection.query(catalog::SEEN_UNTIL).await?;
+    let seen = seen.into_iter().flatten().next().flatten().and_then(|lsn| lsn.parse().ok());
+    let seen =
+        seen.ok_or_else(|| postgres::Error::Protocol("a position of the log is malformed".to_owned()))?;
+    Ok(Copied::Rows { rows: *sent, seen })
 }
 
 async fn copy_rows<D: Destination>(

@@ -83,6 +83,8 @@ struct Job<D: Destination> {
 struct PlanInProgress {
     number: u64,
     left: usize,
+    /// Up to which position of the log this process has read it.
+    seen: Lsn,
 }
 
 struct Snapshot<D: Destination> {
@@ -230,12 +232,17 @@ impl<D: Destination> Snapshot<D> {
         snapshot: Option<&Arc<SharedSnapshot>>,
     ) -> Result<(), Error> {
         if left.is_empty() {
-            return self.finish(table).await;
+            // Its last chunk was copied by an earlier process.
+            let seen = retry(&self.around.stop, &self.around.notice, || async {
+                Ok(catalog::seen_until(&self.session().await?).await?)
+            });
+            return self.finish(table, seen.await?).await;
         }
         let record = table.record();
         table.progress.set_state(TableState::Snapshotting, &record.reason, record.message);
         table.progress.rows_estimated.store(record.rows_estimated, Ordering::Relaxed);
-        self.plans().insert(table.id.clone(), PlanInProgress { number: plan, left: left.len() });
+        self.plans()
+            .insert(table.id.clone(), PlanInProgress { number: plan, left: left.len(), seen: Lsn::ZERO });
         for index in left {
             let (table, snapshot) = (Arc::clone(table), snapshot.map(Arc::clone));
             self.queue.push(Job { table, plan, index: *index, snapshot });
@@ -285,8 +292,8 @@ impl<D: Destination> Snapshot<D> {
         let record = table.record();
         let Some(chunk) = record.chunks.get(job.index) else { return Ok(()) };
         let piece = Piece { chunk, index: job.index, snapshot: job.snapshot.as_deref() };
-        let rows = match self.copy_chunk(copier, table, piece).await? {
-            Copied::Rows(rows) => rows,
+        let (rows, seen) = match self.copy_chunk(copier, table, piece).await? {
+            Copied::Rows { rows, seen } => (rows, seen),
             Copied::Renamed => return Err(Error::copy_anew(&table.id, "its columns change all the time")),
             // What the stream has brought since can't be told from the copy: all of it begins again where the slot stands.
             Copied::Moved if job.snapshot.is_some() => return Err(Error::SnapshotLost),
@@ -302,8 +309,8 @@ impl<D: Destination> Snapshot<D> {
             })
             .await?;
         }
-        if self.chunk_done(&table.id, job.plan) {
-            self.finish(table).await?;
+        if let Some(seen) = self.chunk_done(&table.id, job.plan, seen) {
+            self.finish(table, seen).await?;
             tracing::info!(table = %table.id, rows = table.progress.rows_copied.load(Ordering::Relaxed), "table copied");
         }
         Ok(())
@@ -325,7 +332,7 @@ impl<D: Destination> Snapshot<D> {
     }
 
     /// Every row of the table is copied. What was there before and was not copied over is no more at the source.
-    async fn finish(&self, table: &Table<D>) -> Result<(), Error> {
+    async fn finish(&self, table: &Table<D>, seen: Lsn) -> Result<(), Error> {
         let (schema, version) = (table.schema(), table.record().copy_version);
         // What the stream still has from before the copy would come back after the deletion.
         let waits = || schema.kind.is_keyed() && !table.snapshot_over() && !table.failed();
@@ -336,7 +343,6 @@ impl<D: Destination> Snapshot<D> {
             }
         }
         retry(&self.around.stop, &self.around.notice, || async {
-            let seen = catalog::seen_until(&self.session().await?).await?;
             if version > Lsn::ZERO && schema.kind.is_keyed() {
                 let fence = format!("{}.rest-{}", self.around.fence, schema.target);
                 self.around.destination.delete_older(&schema, version, &fence).await?;
@@ -351,14 +357,13 @@ impl<D: Destination> Snapshot<D> {
         self.plans().get(table).is_some_and(|plan| plan.left == 1)
     }
 
-    /// Whether that was the plan's last chunk.
-    fn chunk_done(&self, table: &TableId, plan: u64) -> bool {
+    /// Notes that a chunk, which was read up to `seen`, is copied. Gives that of all chunks after the plan's last one.
+    fn chunk_done(&self, table: &TableId, plan: u64, seen: Lsn) -> Option<Lsn> {
         let mut plans = self.plans();
-        let Some(progress) = plans.get_mut(table).filter(|progress| progress.number == plan) else {
-            return false;
-        };
+        let progress = plans.get_mut(table).filter(|progress| progress.number == plan)?;
         progress.left -= 1;
-        progress.left == 0
+        progress.seen = progress.seen.max(seen);
+        (progress.left == 0).then_some(progress.seen)
     }
 
     /// The table was rewritten: rows may have moved into blocks that were read already, so everything is read again.
