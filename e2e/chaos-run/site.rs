@@ -1,5 +1,7 @@
 //! Both servers, the networks between them and the replicator, and what is done to each.
 
+mod source;
+
 use std::{
     collections::BTreeMap,
     fs::File,
@@ -19,10 +21,8 @@ use serde_json::{Value, json};
 
 use crate::{
     faults::{Fault, Side, Trouble},
-    support::{
-        Direction, Lab, Mirror, Pg, Proxy, Run, Server, Standby, TlsProxy, eventually, parse_lsn, until,
-    },
-    tables::TABLES,
+    support::{Lab, Mirror, Pg, Proxy, Run, Server, Standby, TlsProxy, eventually, parse_lsn, until},
+    tables::{TABLES, Table},
     workload::Login,
 };
 
@@ -101,7 +101,7 @@ impl Site {
             lab.sql(&table.made_by.replace("TABLE_NAME", table.name));
         }
         lab.sql("CREATE TABLE unrelated (v text)");
-        let standby = standby_of(&lab, 0, &options);
+        let standby = source::standby_of(&lab, 0, &options);
         let login = Login {
             database: lab.database.clone(),
             port: Arc::new(lab.postgres_port.into()),
@@ -419,133 +419,21 @@ impl Site {
         }
     }
 
-    /// The primary dies, its standby takes its place and gets a standby of its own. The replicator is behind, up to date, or would be
-    /// ahead of the standby if the slot did not wait for that; while tables are copied as well.
-    fn fail_over(&mut self) {
-        self.until_slot_synced();
-        self.failovers += 1;
-        match self.failovers % 3 {
-            0 => {}
-            1 => {
-                self.say("  the replicator falls behind");
-                self.source_network.set_frozen(Direction::ToClient, true);
-                self.wait_until(Instant::now() + Duration::from_secs(1));
-            }
-            _ => {
-                self.say("  the standby falls behind: what the application commits now is lost");
-                self.standby.stop_receiving();
-                self.wait_until(Instant::now() + Duration::from_secs(1));
-            }
-        }
-        self.lab.postgres_server.kill();
-        self.standby.promote();
-        self.lab.postgres_server = Arc::clone(&self.standby.server);
-        self.lab.postgres_port = self.lab.postgres_server.port;
-        self.login.port.store(self.lab.postgres_port, SeqCst);
-        self.source_network.set_target(self.lab.postgres_port);
-        self.source_network.set_frozen(Direction::ToClient, false);
-        self.renew_standby();
-        self.say("  the standby has taken over, and has a standby");
-    }
-
-    /// Waits until the standby could take over with the replicator's slot, which has to have come to where the standby began.
-    /// The application waits too.
-    fn until_slot_synced(&mut self) {
-        self.login.paused.store(true, SeqCst);
-        let began = Instant::now();
-        let sql = "SELECT EXISTS (SELECT FROM pg_replication_slots WHERE synced AND NOT temporary AND invalidation_reason IS NULL)";
-        while self.standby.value(sql) != "t" {
-            // What the source notes now and then, a synchronized slot needs to begin; and the process that looks for it, every 30 s
-            // once it has looked in vain, begins with short pauses when it is new.
-            self.lab.admin("SELECT pg_log_standby_snapshot()");
-            self.standby.value(
-                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE backend_type = 'slotsync worker' AND backend_start < now() - interval '12 s'",
-            );
-            assert!(began.elapsed() < CALM, "the slot is not synchronized to the standby");
-            self.wait_until(Instant::now() + Duration::from_millis(100));
-        }
-        self.login.paused.store(false, SeqCst);
-        self.say("  the standby has the slot");
-        self.wait_until(Instant::now() + Duration::from_secs(1));
-    }
-
-    /// Makes a new standby in the place of the last one, which has become the primary or ends here.
-    fn renew_standby(&mut self) {
-        self.standbys += 1;
-        let options: Vec<&str> = self.postgres_options.iter().map(String::as_str).collect();
-        self.standby = standby_of(&self.lab, self.standbys, &options);
-        let old = format!("slot_type = 'physical' AND slot_name <> '{}'", self.standby.slot);
-        until("the last standby's slot to go", || {
-            self.lab.admin(&format!(
-                "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE {old} AND NOT active"
-            ));
-            let left =
-                self.lab.source_value(&format!("SELECT count(*) FROM pg_replication_slots WHERE {old}"));
-            (left == "0").then_some(())
-        });
-    }
-
-    /// The source gives up the slot's WAL while no replicator runs; the next one says so, and a resync brings it back.
-    fn lose_slot(&mut self) {
-        self.until_streaming();
-        self.say("  every table streams");
-        self.kill_replicator();
-        // A walsender that can't write its last words to a network that takes nothing would keep the slot for ever.
-        self.source_network.cut();
-        let slot = |column: &str| {
-            self.lab.source_value(&format!(
-                "SELECT {column} FROM pg_replication_slots WHERE database = current_database()"
-            ))
-        };
-        self.lab.admin("ALTER SYSTEM SET max_slot_wal_keep_size = '1MB'");
-        self.lab.admin("SELECT pg_reload_conf()");
-        until("the slot to be lost", || {
-            self.lab.sql("INSERT INTO unrelated SELECT repeat('x', 1000) FROM generate_series(1, 20000); TRUNCATE unrelated");
-            self.lab.admin("SELECT pg_switch_wal()");
-            self.lab.admin("CHECKPOINT");
-            (slot("wal_status") == "lost").then_some(())
-        });
-        let (code, log) = self.lab.run(&self.mirror).ended();
-        assert!(
-            code == Some(1) && log.contains("invalidated") && log.contains("walferry.dev/resync"),
-            "{log}"
-        );
-        self.lab.admin("ALTER SYSTEM RESET max_slot_wal_keep_size");
-        self.lab.admin("SELECT pg_reload_conf()");
-        // Its slot may be lost as well.
-        self.renew_standby();
-        self.resync();
-    }
-
-    /// Somebody takes a table out of the publication: it fails alone, and a resync brings it back.
-    fn change_publication(&mut self) {
-        self.until_streaming();
-        self.say("  every table streams");
-        let table = TABLES[self.resyncs as usize % TABLES.len()].name;
-        let publication = self
-            .lab
-            .source_value(&format!("SELECT pubname FROM pg_publication_tables WHERE tablename = '{table}'"));
-        self.lab.sql(&format!("ALTER PUBLICATION {publication} DROP TABLE {table}"));
-        let message = self.run.until_failed(table);
-        assert!(message.contains("walferry.dev/resync"), "{message}");
-        self.kill_replicator();
-        self.resync();
-    }
-
-    /// Asks for every table to be copied anew and starts a replicator that does it.
-    fn resync(&mut self) {
-        self.resyncs += 1;
-        self.mirror.mirror["metadata"]["annotations"] =
-            json!({"walferry.dev/resync": self.resyncs.to_string()});
-        drop(self.start_replicator());
-    }
-
-    /// Waits until every table streams. The application waits too: on a busy machine a copy may never catch up with it.
+    /// Waits until every table streams.
     fn until_streaming(&mut self) {
+        self.until_these_stream(|_| true);
+    }
+
+    /// Waits until these tables stream. The application waits too: on a busy machine a copy may never catch up with it.
+    fn until_these_stream(&mut self, which: impl Fn(&Table) -> bool) {
+        let names: Vec<&str> = TABLES.iter().filter(|table| which(table)).map(|table| table.name).collect();
         self.login.paused.store(true, SeqCst);
-        self.until("all tables to stream", |status| {
+        self.until("tables to stream", |status| {
             let tables = status["tables"].as_array().map_or(&[][..], Vec::as_slice);
-            !tables.is_empty() && tables.iter().all(|table| table["state"] == "Streaming")
+            let streams = |name: &&str| {
+                tables.iter().any(|table| table["name"] == **name && table["state"] == "Streaming")
+            };
+            names.iter().all(streams)
         });
         self.login.paused.store(false, SeqCst);
     }
@@ -637,14 +525,6 @@ impl Clock {
             ("FAKETIME_DONT_FAKE_MONOTONIC", "1".to_owned()),
         ]
     }
-}
-
-/// A standby of the lab's PostgreSQL, for which failover slots wait.
-fn standby_of(lab: &Lab, number: u32, options: &[&str]) -> Standby {
-    let primary = &lab.postgres_server;
-    let standby = Standby::start(primary, &format!("standby_{number}"), options);
-    standby.hold_slots(primary);
-    standby
 }
 
 /// Starts a replicator.
