@@ -108,6 +108,16 @@ impl<D: Destination> Table<D> {
         if self.failed() {
             return Ok(());
         }
+        self.record_failure(error).await
+    }
+
+    /// The same, also where it has failed already: for what the application should hear of.
+    pub(super) async fn fail_again(&self, error: &Error) -> Result<(), Error> {
+        let _one_at_a_time = self.writing.lock().await;
+        self.record_failure(error).await
+    }
+
+    async fn record_failure(&self, error: &Error) -> Result<(), Error> {
         let (reason, message) = (policy(error).1, failure(error).message);
         let mut record = self.record();
         record.phase = TablePhase::Failed;

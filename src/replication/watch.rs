@@ -182,7 +182,9 @@ impl<D: Destination> Watch<D> {
                 let before = table.record().published?;
                 guard::published_otherwise(&table.id, name, &before, now)
             };
-            if let Some(error) = unfit.remove(&now.oid).or_else(otherwise) {
+            if let Some(error) = unfit.remove(&now.oid) {
+                retry(end, &self.notice, || table.fail_again(&error)).await?;
+            } else if let Some(error) = otherwise() {
                 retry(end, &self.notice, || table.fail(&error)).await?;
             }
         }
