@@ -152,6 +152,25 @@ pub struct TableSpec {
     pub settings: Vec<(String, String)>,
 }
 
+impl TableSpec {
+    /// A table with nothing more asked for than that it is mirrored.
+    pub fn new(id: TableId) -> Self {
+        TableSpec {
+            id,
+            target: None,
+            insert_only: false,
+            exclude: Vec::new(),
+            rename: Vec::new(),
+            types: Vec::new(),
+            row_filter: None,
+            order_by: Vec::new(),
+            partition_by: None,
+            ttl: None,
+            settings: Vec::new(),
+        }
+    }
+}
+
 /// What of the existing rows is copied.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum SnapshotMode {

@@ -269,19 +269,7 @@ mod tests {
     fn rows_of_which_only_inserts_count_stay_as_they_were() {
         let schema = TableSchema::new(TableId::new("public", "t"), Vec::new());
         let schema = TableSchema { kind: TableKind::InsertOnly, partitioned: true, ..schema };
-        let spec = TableSpec {
-            id: schema.id.clone(),
-            target: None,
-            insert_only: true,
-            exclude: vec![],
-            rename: vec![],
-            types: vec![],
-            row_filter: None,
-            order_by: vec![],
-            partition_by: None,
-            ttl: None,
-            settings: vec![],
-        };
+        let spec = TableSpec { insert_only: true, ..TableSpec::new(schema.id.clone()) };
         let mut record = TableRecord::new(spec, schema, TablePhase::Streaming);
         record.layout = Some(layout(&[(7, 70), (8, 80)], &[(1, 5)]));
         let gone = layout(&[(7, 70)], &[(1, 5)]);

@@ -300,19 +300,7 @@ mod tests {
 
     #[test]
     fn what_was_seen_behind_the_switch_is_in_doubt() {
-        let spec = TableSpec {
-            id: TableId::new("public", "t"),
-            target: None,
-            insert_only: false,
-            exclude: vec![],
-            rename: vec![],
-            types: vec![],
-            row_filter: None,
-            order_by: vec![],
-            partition_by: None,
-            ttl: None,
-            settings: vec![],
-        };
+        let spec = TableSpec::new(TableId::new("public", "t"));
         let schema = TableSchema::new(spec.id.clone(), Vec::new());
         let mut record = TableRecord::new(spec, schema, TablePhase::Streaming);
         record.seen_until(Lsn(50));

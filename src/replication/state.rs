@@ -353,19 +353,7 @@ mod tests {
         let storage = TableId::new("public", "t");
         let chunk = Chunk { storage, file_node: 1, from: 0, to: None, version: None };
         let id = TableId::new("public", "t");
-        let spec = TableSpec {
-            id,
-            target: None,
-            insert_only: false,
-            exclude: vec![],
-            rename: vec![],
-            types: vec![],
-            row_filter: None,
-            order_by: vec![],
-            partition_by: None,
-            ttl: None,
-            settings: vec![],
-        };
+        let spec = TableSpec::new(id);
         let schema = TableSchema {
             key: vec![],
             order_by: vec![],

@@ -472,19 +472,7 @@ mod tests {
     }
 
     fn spec() -> TableSpec {
-        TableSpec {
-            id: TableId::new("public", "orders"),
-            target: None,
-            insert_only: false,
-            exclude: Vec::new(),
-            rename: Vec::new(),
-            types: Vec::new(),
-            row_filter: None,
-            order_by: Vec::new(),
-            partition_by: None,
-            ttl: None,
-            settings: Vec::new(),
-        }
+        TableSpec::new(TableId::new("public", "orders"))
     }
 
     fn texts(values: &[&str]) -> Vec<String> {
