@@ -19,7 +19,11 @@ impl Standby {
     /// A standby of `primary` that keeps the primary from vacuuming what it needs (`hot_standby_feedback`), and synchronizes the
     /// primary's failover slots. That the primary's logical slots wait for it is said by [`Standby::hold_slots`].
     pub fn of(primary: &Server, slot: &str) -> Standby {
-        Standby::with(primary, slot, &["hot_standby_feedback=on", "sync_replication_slots=on"])
+        Standby::with(
+            primary,
+            slot,
+            &["hot_standby_feedback=on", "wal_receiver_status_interval=1", "sync_replication_slots=on"],
+        )
     }
 
     /// A standby with these settings.

@@ -77,6 +77,10 @@ fn a_standby_is_a_source() {
     });
     early.batch_execute("COMMIT").unwrap();
     slot_made(&lab, &mut run);
+    // Before it hears of the slot, the primary removes catalog rows that the slot needs.
+    run.eventually("the primary to hear of the slot", || {
+        lab.source_value("SELECT count(catalog_xmin) FROM pg_replication_slots") == "1"
+    });
     run.until_streaming();
     lab.sql(
         "UPDATE plain SET v = 'new' WHERE id % 3 = 0; DELETE FROM plain WHERE id % 7 = 0; UPDATE plain SET id = -id WHERE id < 10;
