@@ -23,7 +23,7 @@ use super::{
 use crate::{
     clickhouse::native::Rows,
     model::Lsn,
-    postgres::{self, session::Session, slot, wire::Connection},
+    postgres::{session::Session, slot, wire::Connection},
 };
 
 const BUCKETS: usize = 1 << 16;
@@ -147,11 +147,7 @@ impl Comparison<'_> {
     async fn begin(&self) -> Result<(Connection, Lsn), VerifyError> {
         let mut connection = self.sides.connect().await?;
         connection.query("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY").await?;
-        let sql = "SELECT CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn() ELSE pg_current_wal_insert_lsn() END";
-        let rows = connection.query(sql).await?;
-        let end = rows.into_iter().flatten().next().flatten().and_then(|lsn| lsn.parse().ok());
-        let end =
-            end.ok_or_else(|| postgres::Error::Protocol("the log's end is not a position".to_owned()))?;
+        let end = connection.seen_until().await?;
         Ok((connection, end))
     }
 

@@ -140,7 +140,7 @@ pub async fn firm_position(session: &Session) -> Result<Lsn, Error> {
 }
 
 /// The statement of [`seen_until`]. Of a transaction that a query sees the commit is in the log, but perhaps not yet flushed.
-pub const SEEN_UNTIL: &str = "\
+pub(in crate::postgres) const SEEN_UNTIL: &str = "\
 SELECT CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn() ELSE pg_current_wal_insert_lsn() END";
 
 /// A position after the commits of all transactions that queries have seen so far. Whatever they gave is part of each history that

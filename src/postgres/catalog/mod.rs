@@ -11,9 +11,10 @@ mod storage;
 mod table;
 mod types;
 
+pub(in crate::postgres) use layout::SEEN_UNTIL;
 pub use layout::{
-    Layout, LiveColumn, SEEN_UNTIL, came_with_rows, firm_position, layouts, live_columns,
-    live_columns_statement, seen_until,
+    Layout, LiveColumn, came_with_rows, firm_position, layouts, live_columns, live_columns_statement,
+    seen_until,
 };
 pub use locks::{LockHolder, lock_holders};
 pub use relation::{GENERATED_IN_IDENTITY, KeyCandidate, RelationFacts, relations};

@@ -148,6 +148,16 @@ impl Connection {
         TimelineHistory::parse(timeline, timeline::content(&rows)?)
     }
 
+    /// As [`catalog::seen_until`], for what was seen on this connection.
+    ///
+    /// # Errors
+    /// As [`Connection::query`]; an answer that is no position.
+    pub async fn seen_until(&mut self) -> Result<Lsn, Error> {
+        let rows = self.query(catalog::SEEN_UNTIL).await?;
+        let seen = rows.into_iter().flatten().next().flatten().and_then(|lsn| lsn.parse().ok());
+        seen.ok_or_else(|| Error::Protocol("a position of the log is malformed".to_owned()))
+    }
+
     /// Runs a `COPY … TO STDOUT (FORMAT binary)`, whose rows are then read from the answer.
     ///
     /// # Errors

@@ -185,10 +185,7 @@ async fn copy_chunk<D: Destination>(
     }
     copy_rows(kept, destination, table, piece, fence, sent).await?;
     kept.connection.query("COMMIT").await?;
-    let seen = kept.connection.query(catalog::SEEN_UNTIL).await?;
-    let seen = seen.into_iter().flatten().next().flatten().and_then(|lsn| lsn.parse().ok());
-    let seen =
-        seen.ok_or_else(|| postgres::Error::Protocol("a position of the log is malformed".to_owned()))?;
+    let seen = kept.connection.seen_until().await?;
     Ok(Copied::Rows { rows: *sent, seen })
 }
 
