@@ -303,7 +303,8 @@ fn two_want_one_target() {
     lab.assert_table("t", "id", "id");
 }
 
-/// One Mirror is new, one streams and one is being deleted when the operator ends without warning.
+/// One Mirror is new, one streams and one is being deleted when the operator ends without warning. Of the one that streams, nothing
+/// else is said by an operator that has just begun.
 #[test]
 fn the_operator_is_restarted() {
     let lab = Lab::alone();
@@ -314,7 +315,8 @@ fn the_operator_is_restarted() {
         ["new", "streams", "goes"].map(|table| another(&lab.mirror(&["new"]), table, &[table]));
     lab.apply(&streams);
     lab.apply_mirror(&goes);
-    lab.until_ready("streams");
+    let since = |mirror: &api::Mirror| ready(mirror).last_transition_time.clone();
+    let streams_since = since(&lab.until_ready("streams"));
     lab.until_ready("goes");
     let pod = lab.until_replicator("streams", &[]);
     lab.apply_mirror(&new);
@@ -325,6 +327,7 @@ fn the_operator_is_restarted() {
     lab.until_ready("new");
     lab.settle("streams");
     assert_eq!(lab.until_replicator("streams", &[]).uid(), pod.uid());
+    assert_eq!(since(&lab.until_ready("streams")), streams_since);
     for table in ["new", "streams"] {
         lab.assert_table(table, "id", "id");
     }

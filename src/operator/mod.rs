@@ -40,7 +40,10 @@ pub use mirror::ReplicatorSettings;
 
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
-use futures::{channel::mpsc, future::join_all};
+use futures::{
+    channel::mpsc,
+    future::{join_all, try_join_all},
+};
 use kube::Client;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -139,7 +142,13 @@ async fn work(
             controller::run("mirror", mirrors, Arc::clone(&context), mirror::reconcile, stop.clone());
         async { tokio::join!(peers, mirrors) }
     });
-    let all = join_all(controllers);
+    let all = async {
+        let filled = try_join_all(context.scopes.iter().map(Scope::filled));
+        tokio::select! {
+            Ok(_) = filled => join_all(controllers).await,
+            () = stop.cancelled() => Vec::new(),
+        }
+    };
     let drained = async {
         stop.cancelled().await;
         tokio::time::sleep(DRAIN_WITHIN).await;

@@ -17,7 +17,7 @@ use kube::{
         controller::{ReconcileReason, ReconcileRequest},
         reflector::{
             self, ObjectRef,
-            store::{Store, Writer},
+            store::{Store, Writer, WriterDropped},
         },
         watcher,
     },
@@ -119,6 +119,19 @@ impl Scope {
         watch.follow(owned, pod_writer, Mapper::pod_changed);
         watch.secrets();
         scope
+    }
+
+    /// Waits until each store has what the API server had when its watch began. Before that an object that is there looks as if it were not:
+    /// a running replicator like none, an older Mirror's target table like a free one.
+    ///
+    /// # Errors
+    /// When a watch has ended, which it does only with all of the work.
+    pub(super) async fn filled(&self) -> Result<(), WriterDropped> {
+        self.peers.wait_until_ready().await?;
+        self.mirrors.wait_until_ready().await?;
+        self.deployments.wait_until_ready().await?;
+        self.config_maps.wait_until_ready().await?;
+        self.pods.wait_until_ready().await
     }
 }
 
