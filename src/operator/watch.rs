@@ -130,10 +130,19 @@ pub(super) async fn observe<K: Watched>(
 
 #[cfg(test)]
 mod tests {
-    use std::cell::RefCell;
+    use std::{
+        cell::RefCell,
+        convert::Infallible,
+        sync::atomic::{AtomicUsize, Ordering::Relaxed},
+    };
 
+    use bytes::Bytes;
+    use futures::stream;
+    use http_body_util::StreamBody;
+    use hyper::body::Frame;
     use k8s_openapi::{api::core::v1::ConfigMap, apimachinery::pkg::apis::meta::v1::ObjectMeta};
-    use kube::runtime::reflector;
+    use kube::{Client, client::Body, runtime::reflector};
+    use serde_json::json;
 
     use super::*;
 
@@ -142,6 +151,7 @@ mod tests {
             metadata: ObjectMeta {
                 name: Some(name.to_owned()),
                 namespace: Some("default".to_owned()),
+                resource_version: Some("9".to_owned()),
                 ..ObjectMeta::default()
             },
             data: Some([("value".to_owned(), value.to_owned())].into()),
@@ -172,6 +182,78 @@ mod tests {
         let expected =
             [("changed", true, true), ("gone", false, true), ("new", true, true), ("same", true, false)];
         assert_eq!(told, expected.map(|(name, there, differs)| (name.to_owned(), there, differs)));
+    }
+
+    /// An API server that gives these answers in turn, one to each request, and ends none but lists.
+    fn client(answers: [serde_json::Value; 4]) -> Client {
+        let (answers, next) = (Arc::new(answers), Arc::new(AtomicUsize::new(0)));
+        let service = tower::service_fn(move |request: hyper::Request<Body>| {
+            let answer = answers.get(next.fetch_add(1, Relaxed)).map(|answer| format!("{answer}\n"));
+            let watches = request.uri().query().is_some_and(|query| query.contains("watch=true"));
+            async move {
+                let Some(answer) = answer else { return std::future::pending().await };
+                let answer = stream::once(async { Ok::<_, Infallible>(Frame::data(Bytes::from(answer))) });
+                let body = if watches { answer.chain(stream::pending()).boxed() } else { answer.boxed() };
+                Ok::<_, Infallible>(hyper::Response::new(StreamBody::new(body)))
+            }
+        });
+        Client::new(service, "default")
+    }
+
+    /// The API server keeps what has changed for some minutes only: a watch that was cut for longer is told to list all of it anew.
+    #[tokio::test(start_paused = true)]
+    async fn a_watch_that_has_expired_tells_what_changed_meanwhile() {
+        let list = |version: &str, objects: &[(&str, &str)]| {
+            let items: Vec<ConfigMap> = objects.iter().map(|(name, value)| object(name, value)).collect();
+            json!({"apiVersion": "v1", "kind": "ConfigMapList", "metadata": {"resourceVersion": version}, "items": items})
+        };
+        let expired = json!({"type": "ERROR", "object": {"kind": "Status", "status": "Failure", "reason": "Expired",
+            "code": 410, "message": "too old resource version"}});
+        let answers = [
+            list("1", &[("stays", "1"), ("changes", "1"), ("goes", "1")]),
+            expired,
+            list("9", &[("stays", "1"), ("changes", "2"), ("comes", "1")]),
+            json!({"type": "DELETED", "object": object("stays", "1")}),
+        ];
+        let (store, writer) = reflector::store();
+        let told = RefCell::new(Vec::new());
+        let follow = follow(
+            Api::<ConfigMap>::namespaced(client(answers), "default"),
+            watcher::Config::default(),
+            writer,
+            |change| {
+                if change.in_facet(|object: &ConfigMap| object.data.clone()) {
+                    let how = if change.new.is_some() { "is there" } else { "is gone" };
+                    let name = change.object().unwrap().name_any();
+                    told.borrow_mut().push(format!("{name} {how}"));
+                }
+            },
+        );
+        let all = async {
+            while told.borrow().last().is_none_or(|last| last != "stays is gone") {
+                tokio::time::sleep(std::time::Duration::from_secs(1)).await;
+            }
+        };
+        tokio::select! { () = follow => {}, () = all => {} }
+        let mut told = told.into_inner();
+        let last = told.pop();
+        told[..3].sort();
+        told[3..].sort();
+        assert_eq!(
+            told,
+            [
+                "changes is there",
+                "goes is there",
+                "stays is there",
+                "changes is there",
+                "comes is there",
+                "goes is gone"
+            ]
+        );
+        assert_eq!(last.as_deref(), Some("stays is gone"));
+        let mut left: Vec<String> = store.state().iter().map(|object| object.name_any()).collect();
+        left.sort();
+        assert_eq!(left, ["changes", "comes"]);
     }
 
     #[test]
