@@ -134,7 +134,8 @@ fn passwords_are_rotated() {
     lab.apply(&mirror);
     lab.until(&name, "the failed login and the earlier settings", |mirror| {
         let message = &ready(mirror).message;
-        (message.contains("password") && message.contains("earlier settings")).then_some(())
+        let streams = condition(&mirror.status.as_ref()?.conditions, conditions::STREAMING)?.status == "True";
+        (message.contains("password") && message.contains("earlier settings") && streams).then_some(())
     });
     lab.sql("INSERT INTO t VALUES (2)");
     eventually("rows to flow", || lab.target("SELECT count() FROM t FINAL") == "2\n");

@@ -252,6 +252,7 @@ impl Progress {
                 reason: failure.reason.clone(),
                 message: mirror.named(&failure.message),
             }),
+            meanwhile: None,
             slot_name: mirror.slot_name(),
             publication_name: mirror.publication_name(),
             last_lsn: durable,
@@ -410,6 +411,9 @@ pub struct MirrorReport {
     pub phase: MirrorPhase,
     /// Why it does not move.
     pub failure: Option<MirrorFailure>,
+    /// What its replicator does with earlier settings, while the failure keeps it from the present ones.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub meanwhile: Option<MirrorPhase>,
     /// The slot at the source.
     pub slot_name: String,
     /// The publication at the source.

@@ -62,10 +62,14 @@ enum Overall {
 
 /// The conditions of a Mirror: `Ready` first, then `Reconciling` or `Stalled` while they are true, then those that stay.
 pub fn conditions(report: &MirrorReport) -> Vec<Condition> {
-    let overall = Overall::of(report);
+    let overall = Overall::of(report, report.phase);
+    let meanwhile = report.meanwhile.map(|phase| Overall::of(report, phase));
+    // What a replicator with earlier settings does, these conditions tell as well.
+    let work = meanwhile.as_ref().unwrap_or(&overall);
+    let side = |type_, prefix, name| overall.blame(type_, prefix).unwrap_or_else(|| work.side(type_, name));
     let mut conditions = vec![overall.ready()];
     conditions.extend(overall.reconciling_or_stalled());
-    let mut source = overall.side(types::SOURCE_READY, reason::SOURCE_PREFIX, "the source");
+    let mut source = side(types::SOURCE_READY, reason::SOURCE_PREFIX, "the source");
     if let Some((reason, message)) = slot_warning(report) {
         match (source.status, &overall) {
             (ConditionStatus::True, _) => {
@@ -78,33 +82,34 @@ pub fn conditions(report: &MirrorReport) -> Vec<Condition> {
         }
     }
     conditions.push(source);
-    conditions.push(overall.side(types::DESTINATION_READY, reason::DESTINATION_PREFIX, "the destination"));
+    conditions.push(side(types::DESTINATION_READY, reason::DESTINATION_PREFIX, "the destination"));
     conditions.push(snapshotted(report));
-    conditions.push(overall.streaming());
-    conditions.push(overall.caught_up(report));
+    conditions.push(work.streaming());
+    conditions.push(work.caught_up(report));
     conditions
 }
 
 impl Overall {
-    fn of(report: &MirrorReport) -> Overall {
+    /// What the figures come to in this phase.
+    fn of(report: &MirrorReport, phase: MirrorPhase) -> Overall {
         let failure = || {
             report.failure.clone().unwrap_or_else(|| MirrorFailure {
                 reason: reason::UNKNOWN.to_owned(),
                 message: "no reason was given; see the log".to_owned(),
             })
         };
-        match report.phase {
+        match phase {
             MirrorPhase::Provisioning => provisioning(report.failure.as_ref()),
             MirrorPhase::Retrying => Overall::Retrying(failure()),
             MirrorPhase::Stalled => Overall::Stalled(failure()),
             MirrorPhase::Suspended => Overall::Suspended { message: suspended(report) },
             MirrorPhase::Finished => Overall::Finished,
             MirrorPhase::Deleting => deleting(report.failure.as_ref()),
-            MirrorPhase::Snapshotting | MirrorPhase::Streaming => Overall::at_work(report),
+            MirrorPhase::Snapshotting | MirrorPhase::Streaming => Overall::at_work(report, phase),
         }
     }
 
-    fn at_work(report: &MirrorReport) -> Overall {
+    fn at_work(report: &MirrorReport, phase: MirrorPhase) -> Overall {
         let failed = in_state(report, TableState::Failed).count();
         let streams = in_state(report, TableState::Streaming).next().is_some();
         if failed > 0 && failed == report.tables.len() {
@@ -113,7 +118,7 @@ impl Overall {
                 message: failed_tables(report),
             });
         }
-        if report.phase == MirrorPhase::Snapshotting || (failed > 0 && !streams) {
+        if phase == MirrorPhase::Snapshotting || (failed > 0 && !streams) {
             return Overall::Snapshotting { message: copying(report) };
         }
         if failed > 0 {
@@ -163,18 +168,23 @@ impl Overall {
         Some(condition(type_, ConditionStatus::True, reason, message))
     }
 
-    /// `SourceReady` or `DestinationReady`: a fault says by the beginning of its reason which side it lies on.
-    fn side(&self, type_: &str, prefix: &str, name: &str) -> Condition {
-        use ConditionStatus::{False, True, Unknown};
+    /// `SourceReady` or `DestinationReady`, when this side is at fault: the beginning of a fault's reason says which one is.
+    fn blame(&self, type_: &str, prefix: &str) -> Option<Condition> {
+        let (reason, message) = match self {
+            Overall::Retrying(failure) | Overall::Stalled(failure) => (&failure.reason, &failure.message),
+            Overall::Deleting { cause: Some(cause), message, .. } => (cause, message),
+            _ => return None,
+        };
+        let blamed = reason.starts_with(prefix);
+        blamed.then(|| condition(type_, ConditionStatus::False, reason, message))
+    }
+
+    /// `SourceReady` or `DestinationReady`, when nothing is wrong with this side.
+    fn side(&self, type_: &str, name: &str) -> Condition {
+        use ConditionStatus::{True, Unknown};
         match self {
             Overall::Provisioning { .. } => {
                 condition(type_, Unknown, reason::PROVISIONING, &format!("{name} is being checked"))
-            }
-            Overall::Retrying(failure) | Overall::Stalled(failure) if failure.reason.starts_with(prefix) => {
-                condition(type_, False, &failure.reason, &failure.message)
-            }
-            Overall::Deleting { cause: Some(cause), message, .. } if cause.starts_with(prefix) => {
-                condition(type_, False, cause, message)
             }
             Overall::Stalled(failure) if failure.reason == reason::ALL_TABLES_FAILED => {
                 condition(type_, True, reason::CONNECTED, &format!("{name} is in use"))
@@ -253,6 +263,9 @@ fn provisioning(failure: Option<&MirrorFailure>) -> Overall {
 fn deleting(failure: Option<&MirrorFailure>) -> Overall {
     let message = "waiting for the replicator to end; then its slot, publication and state are removed";
     match failure {
+        Some(MirrorFailure { reason, message }) if reason == reason::DELETING => {
+            Overall::Deleting { reason: reason::DELETING, message: message.clone(), cause: None }
+        }
         Some(MirrorFailure { reason, message }) => Overall::Deleting {
             reason: reason::CLEANUP_FAILED,
             message: message.clone(),

@@ -4,7 +4,10 @@
 
 use std::{fmt::Display, time::Duration};
 
-use k8s_openapi::api::{apps::v1::Deployment, core::v1::Pod};
+use k8s_openapi::{
+    api::{apps::v1::Deployment, core::v1::Pod},
+    jiff::{SignedDuration, Timestamp},
+};
 use kube::{
     Api, Resource, ResourceExt,
     api::{DeleteParams, DynamicObject, ListParams},
@@ -14,7 +17,11 @@ use kube::{
 use serde::Deserialize;
 use tokio::time::timeout;
 
-use super::{build::MIRROR_UID, publish::publish, replicator::unasked};
+use super::{
+    build::MIRROR_UID,
+    publish::publish,
+    replicator::{pods, unasked},
+};
 use crate::{
     api::{ABANDON, DeletionPolicy, Mirror, PeerRef, conditions::reason},
     cleanup::{self, SourceObjects},
@@ -34,6 +41,8 @@ use crate::{
 
 /// How often to look whether the replicator has ended; its pod's end is told by a watch too.
 const LOOK_EVERY: Duration = Duration::from_secs(2);
+/// How long after its time a pod is told to be late.
+const OVERDUE: SignedDuration = SignedDuration::from_secs(15);
 /// Longest time of one try to clean up.
 const CLEANED_WITHIN: Duration = Duration::from_secs(60);
 
@@ -85,7 +94,9 @@ pub(super) async fn finalize(
         return abandon(context, mirror, identity).await;
     }
     if !has_ended(context, mirror).await? {
-        let report = unasked(identity, MirrorPhase::Deleting, None);
+        let pods = pods(context, &uid);
+        let failure = pods.iter().find_map(|pod| ending(pod, Timestamp::now()));
+        let report = unasked(identity, MirrorPhase::Deleting, failure);
         publish(context, mirror, &report).await.or_else(gone)?;
         return Ok(Action::requeue(LOOK_EVERY));
     }
@@ -131,6 +142,22 @@ async fn has_ended(context: &Context, mirror: &Guarded<Mirror>) -> Result<bool, 
     }
     let pods: Api<Pod> = Api::namespaced(context.client.clone(), &namespace);
     Ok(found.is_empty() && pods.list_metadata(&ours).await?.items.is_empty())
+}
+
+/// What is being waited for while this pod is there.
+fn ending(pod: &Pod, now: Timestamp) -> Option<MirrorFailure> {
+    let ends_by = pod.metadata.deletion_timestamp.as_ref()?.0;
+    let (name, namespace) = (pod.name_any(), pod.namespace().unwrap_or_default());
+    let node = pod.spec.as_ref()?.node_name.as_deref()?;
+    let mut message = format!(
+        "waiting for the replicator to end (pod {name} on node {node}); then its slot, publication and state are removed"
+    );
+    if now.duration_since(ends_by) > OVERDUE {
+        message = format!(
+            "{message}. It should have ended at {ends_by:.0}. If {node} is gone for good: kubectl delete pod {name} --namespace {namespace} --force"
+        );
+    }
+    Some(MirrorFailure { reason: reason::DELETING.to_owned(), message })
 }
 
 /// Removes what the Mirror's policy says.
@@ -336,6 +363,28 @@ mod tests {
             format!("at db.example:5432 in database app: {run}")
         );
         assert_eq!(left(None), format!("at the source: {run}"));
+    }
+
+    #[test]
+    fn a_pod_that_does_not_end_is_told_with_its_node() {
+        let pod = |deleted: Option<&str>| -> Pod {
+            let mut pod = json!({"metadata": {"name": "walferry-demo-x", "namespace": "team"}, "spec": {"nodeName": "n1", "containers": []}});
+            if let Some(time) = deleted {
+                pod["metadata"]["deletionTimestamp"] = time.into();
+            }
+            serde_json::from_value(pod).unwrap()
+        };
+        let at = |time: &str| time.parse::<Timestamp>().unwrap();
+        assert_eq!(ending(&pod(None), at("2026-11-21T10:00:00Z")), None);
+        let message = |now: &str| ending(&pod(Some("2026-11-21T10:00:30Z")), at(now)).unwrap().message;
+        let waits = "waiting for the replicator to end (pod walferry-demo-x on node n1); then its slot, publication and state are removed";
+        assert_eq!(message("2026-11-21T10:00:40Z"), waits);
+        assert_eq!(
+            message("2026-11-21T10:00:46Z"),
+            format!(
+                "{waits}. It should have ended at 2026-11-21T10:00:30Z. If n1 is gone for good: kubectl delete pod walferry-demo-x --namespace team --force"
+            )
+        );
     }
 
     #[test]

@@ -74,11 +74,7 @@ pub(super) struct Memory {
 /// # Errors
 /// What the API server says; everything else is told in the status.
 pub(super) async fn reconcile(mirror: Arc<Guarded<Mirror>>, context: Arc<Context>) -> Result<Action, Error> {
-    let identity = MirrorIdentity {
-        namespace: mirror.namespace().unwrap_or_default(),
-        name: mirror.name_any(),
-        uid: mirror.uid().unwrap_or_default().replace('-', ""),
-    };
+    let identity = validate::identity(&*mirror);
     if mirror.meta().deletion_timestamp.is_some() {
         return finalize(&context, &mirror, &identity).await;
     }
@@ -173,14 +169,14 @@ async fn standing(
     if running.tables.is_empty() {
         return Ok(told);
     }
+    let at_work = matches!(running.phase, MirrorPhase::Snapshotting | MirrorPhase::Streaming);
+    let meanwhile = at_work.then_some(running.phase);
     let mut failure = told.failure;
-    if let Some(failure) = &mut failure
-        && running.phase != MirrorPhase::Stalled
-    {
+    if let (Some(failure), Some(_)) = (&mut failure, meanwhile) {
         failure.message =
             format!("{} (until then the replicator goes on with its earlier settings)", failure.message);
     }
-    Ok(MirrorReport { phase: told.phase, failure, ..running })
+    Ok(MirrorReport { phase: told.phase, failure, meanwhile, ..running })
 }
 
 /// When to look again. `ours` says that the operator itself met an obstacle, and didn't just hear of one.

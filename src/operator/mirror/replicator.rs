@@ -89,6 +89,7 @@ pub(super) fn unasked(
         name: mirror.name.clone(),
         phase,
         failure,
+        meanwhile: None,
         slot_name: mirror.slot_name(),
         publication_name: mirror.publication_name(),
         last_lsn: Lsn::ZERO,
@@ -146,7 +147,8 @@ fn has_just_started(pods: &[Pod], now: Timestamp) -> bool {
     starts.any(|start| now.duration_since(start.0) < LISTENS_WITHIN)
 }
 
-fn pods(context: &Context, mirror_uid: &str) -> Vec<Pod> {
+/// The pods of this Mirror's replicator, as the store has them.
+pub(super) fn pods(context: &Context, mirror_uid: &str) -> Vec<Pod> {
     let ours = |pod: &Pod| pod.labels().get(MIRROR_UID).is_some_and(|uid| uid == mirror_uid);
     let pods = context.scopes.iter().flat_map(|scope| scope.pods.state_filter(ours));
     pods.map(|pod| Pod::clone(&pod)).collect()

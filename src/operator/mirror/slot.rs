@@ -63,6 +63,9 @@ fn asks(mirror: &Mirror, report: &MirrorReport) -> bool {
     let had_a_slot = mirror.status.as_ref().is_some_and(|status| status.last_lsn.is_some());
     let source_fails =
         report.failure.as_ref().is_some_and(|failure| failure.reason.starts_with(reason::SOURCE_PREFIX));
+    if report.meanwhile.is_some() {
+        return false;
+    }
     match report.phase {
         MirrorPhase::Suspended => true,
         MirrorPhase::Provisioning | MirrorPhase::Retrying | MirrorPhase::Stalled => {

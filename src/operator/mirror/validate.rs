@@ -26,7 +26,7 @@ pub(super) struct Plan<'a> {
 }
 
 /// Who a Mirror is. Its UID without dashes names slot and publication.
-pub(super) fn identity(mirror: &Mirror) -> MirrorIdentity {
+pub(super) fn identity(mirror: &impl ResourceExt) -> MirrorIdentity {
     MirrorIdentity {
         namespace: mirror.namespace().unwrap_or_default(),
         name: mirror.name_any(),

@@ -1,5 +1,5 @@
 use super::*;
-use crate::model::{Lsn, MirrorIdentity, Progress, TableId};
+use crate::model::{Lsn, MirrorIdentity, Progress, SlotReport, TableId};
 
 fn report(phase: MirrorPhase, failure: Option<(&str, &str)>, tables: &[(&str, TableState)]) -> MirrorReport {
     let progress =
@@ -223,6 +223,38 @@ fn deleting() {
         ]
     );
     assert_eq!(conditions(&failed)[0].message, "db:5432 is down");
+}
+
+#[test]
+fn what_a_replicator_with_earlier_settings_does_is_told() {
+    let stalled = |reason, meanwhile| MirrorReport {
+        meanwhile: Some(meanwhile),
+        ..report(MirrorPhase::Stalled, Some((reason, "run this")), &[("a", TableState::Streaming)])
+    };
+    assert_eq!(
+        summary(&stalled("SourceAuthenticationFailed", MirrorPhase::Streaming)),
+        [
+            "Ready=False SourceAuthenticationFailed",
+            "Stalled=True SourceAuthenticationFailed",
+            "SourceReady=False SourceAuthenticationFailed",
+            "DestinationReady=True Connected",
+            "Snapshotted=True Copied",
+            "Streaming=True Streaming",
+            "CaughtUp=True NoLag",
+        ]
+    );
+    let mut copying = stalled("InvalidSpec", MirrorPhase::Snapshotting);
+    copying.slot = SlotReport { wal_status: Some("unreserved".to_owned()), ..SlotReport::default() };
+    assert_eq!(
+        summary(&copying)[2..],
+        [
+            "SourceReady=True SlotAtRisk",
+            "DestinationReady=True Connected",
+            "Snapshotted=True Copied",
+            "Streaming=True Streaming",
+            "CaughtUp=False Snapshotting",
+        ]
+    );
 }
 
 #[test]

@@ -38,6 +38,7 @@ fn report(phase: MirrorPhase, failure: Option<(&str, &str)>, tables: Vec<TableRe
         phase,
         failure: failure
             .map(|(reason, message)| MirrorFailure { reason: reason.into(), message: message.into() }),
+        meanwhile: None,
         slot_name: "walferry_0a".into(),
         publication_name: "walferry_0a".into(),
         last_lsn: Lsn(0),
@@ -382,6 +383,7 @@ prop_compose! {
     fn reports()(
         phase in phases(),
         failure in proptest::option::of(failures()),
+        meanwhile in proptest::option::of(phases()),
         tables in tables(),
         last_lsn in any::<u64>(),
         bytes in any::<u64>(),
@@ -390,6 +392,7 @@ prop_compose! {
     ) -> MirrorReport {
         MirrorReport {
             failure,
+            meanwhile,
             last_lsn: Lsn(last_lsn),
             lag: LagReport { bytes, seconds },
             slot: SlotReport { retained_wal_bytes, ..SlotReport::default() },
