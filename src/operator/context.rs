@@ -105,7 +105,7 @@ impl Context {
     }
 }
 
-/// What outlives one look at an object, and the time as leader. Losing it costs a few requests and nothing else.
+/// What outlives one look at an object, but not the time as leader. Losing it costs a few requests and nothing else.
 #[derive(Default)]
 pub(super) struct Memory {
     pub(super) mirrors: Memories<mirror::Memory>,

@@ -73,9 +73,8 @@ pub struct Settings {
 /// Works until `stop`: waits for the Lease, runs the controllers while it is held, and waits again when it is lost. Then reconciles that are running end,
 /// and the Lease is let go.
 pub async fn run(client: Client, settings: Settings, metrics: Arc<Metrics>, stop: CancellationToken) {
-    let memory = Arc::new(Memory::default());
     let Some(lease) = settings.lease.clone() else {
-        work(&client, &settings, &metrics, &memory, stop).await;
+        work(&client, &settings, &metrics, stop).await;
         return;
     };
     let mut candidate = Candidate::new(client.clone(), lease);
@@ -87,7 +86,7 @@ pub async fn run(client: Client, settings: Settings, metrics: Arc<Metrics>, stop
         };
         tracing::info!(identity = settings.identity, "leading");
         tokio::select! {
-            () = work(&client, &settings, &metrics, &memory, stop.clone()) => {
+            () = work(&client, &settings, &metrics, stop.clone()) => {
                 candidate.release().await;
                 return;
             }
@@ -101,14 +100,10 @@ pub async fn run(client: Client, settings: Settings, metrics: Arc<Metrics>, stop
 }
 
 /// Runs the controllers until `stop`.
-async fn work(
-    client: &Client,
-    settings: &Settings,
-    metrics: &Arc<Metrics>,
-    memory: &Arc<Memory>,
-    stop: CancellationToken,
-) {
+async fn work(client: &Client, settings: &Settings, metrics: &Arc<Metrics>, stop: CancellationToken) {
     metrics.set_leader(true);
+    // Not that of an earlier time as leader: it was cut off anywhere, and what others did since isn't in it.
+    let memory = Arc::new(Memory::default());
     let secrets = Arc::new(SecretCache::default());
     let mut watches = JoinSet::new();
     let mut scopes = Vec::new();
@@ -120,7 +115,7 @@ async fn work(
     for namespace in namespaces {
         let (peers, peer_queue) = mpsc::unbounded();
         let (mirrors, mirror_queue) = mpsc::unbounded();
-        let queue = Queues { peers, mirrors, memory: Arc::clone(memory), metrics: Arc::clone(metrics) };
+        let queue = Queues { peers, mirrors, memory: Arc::clone(&memory), metrics: Arc::clone(metrics) };
         scopes.push(Scope::watch(client, namespace, &queue, &secrets, &mut watches));
         queues.push((peer_queue, mirror_queue));
     }
@@ -131,7 +126,7 @@ async fn work(
         metrics: Arc::clone(metrics),
         secrets,
         scopes,
-        memory: Arc::clone(memory),
+        memory,
         status_client: mirror::StatusClient::new(),
     });
     let controllers = context.scopes.iter().zip(queues).map(|(scope, (peer_queue, mirror_queue))| {
