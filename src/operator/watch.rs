@@ -101,7 +101,15 @@ fn relisted<K: Watched>(old: &[Arc<K>], store: &Store<K>, on_change: &impl Fn(Ch
     let mut old: HashMap<ObjectRef<K>, &K> =
         old.iter().map(|object| (ObjectRef::from_obj(&**object), &**object)).collect();
     for new in store.state() {
-        on_change(Change { old: old.remove(&ObjectRef::from_obj(&*new)), new: Some(&new) });
+        let before = old.remove(&ObjectRef::from_obj(&*new));
+        match before.filter(|before| before.uid() != new.uid()) {
+            // Another one of its name, made while nobody watched: the former is gone, and what is remembered of it goes.
+            Some(former) => {
+                on_change(Change { old: Some(former), new: None });
+                on_change(Change { old: None, new: Some(&new) });
+            }
+            None => on_change(Change { old: before, new: Some(&new) }),
+        }
     }
     for gone in old.into_values() {
         on_change(Change { old: Some(gone), new: None });
@@ -166,8 +174,15 @@ mod tests {
         for name in ["same", "changed", "new"] {
             writer.apply_watcher_event(&Event::InitApply(object(name, "2")));
         }
+        let replaced = |uid: &str| {
+            let mut object = object("replaced", "2");
+            object.metadata.uid = Some(uid.to_owned());
+            object
+        };
+        writer.apply_watcher_event(&Event::InitApply(replaced("b")));
         writer.apply_watcher_event(&Event::InitDone);
-        let old = [object("same", "2"), object("changed", "1"), object("gone", "1")].map(Arc::new);
+        let old =
+            [object("same", "2"), object("changed", "1"), object("gone", "1"), replaced("a")].map(Arc::new);
         let told = RefCell::new(Vec::new());
         relisted(&old, &store, &|change: Change<'_, ConfigMap>| {
             let name = change.object().unwrap().name_any();
@@ -179,8 +194,14 @@ mod tests {
         });
         let mut told = told.into_inner();
         told.sort();
-        let expected =
-            [("changed", true, true), ("gone", false, true), ("new", true, true), ("same", true, false)];
+        let expected = [
+            ("changed", true, true),
+            ("gone", false, true),
+            ("new", true, true),
+            ("replaced", false, true),
+            ("replaced", true, true),
+            ("same", true, false),
+        ];
         assert_eq!(told, expected.map(|(name, there, differs)| (name.to_owned(), there, differs)));
     }
 
