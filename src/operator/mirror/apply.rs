@@ -84,12 +84,13 @@ impl Wanted {
 
     /// Whether a pod with another configuration is about to start, so that both servers are to be checked first.
     pub(super) fn starts_anew(&self, present: &Present, applied: Option<&Applied>) -> bool {
-        let starting = |deployment: &Deployment| replicas(deployment) == 0;
         if replicas(&self.deployment) == 0 {
             return false;
         }
         match &present.deployment {
-            Some(deployment) => starting(deployment) || applied_hash(deployment) != Some(&self.config_hash),
+            Some(deployment) => {
+                replicas(deployment) == 0 || applied_hash(deployment) != Some(&self.config_hash)
+            }
             None => !applied.is_some_and(|applied| {
                 applied.config_hash == self.config_hash && applied.at.elapsed() < WATCH_LAG
             }),
@@ -106,6 +107,11 @@ impl Present {
             deployment: context.scopes.iter().find_map(deployment).as_deref().cloned(),
             config_map: context.scopes.iter().find_map(config_map).as_deref().cloned(),
         }
+    }
+
+    /// Whether a replicator is there, with whatever settings.
+    pub(super) fn runs(&self) -> bool {
+        self.deployment.as_ref().is_some_and(|deployment| replicas(deployment) > 0)
     }
 
     /// Whether nothing has touched what was applied. The watch may be behind, never ahead.

@@ -58,6 +58,8 @@ const APPLIED_TOGETHER: SignedDuration = SignedDuration::from_secs(10);
 pub(super) struct Memory {
     written: Option<Written<MirrorStatus>>,
     applied: Option<Applied>,
+    /// What the servers said last to a configuration that can't be run.
+    refused: Option<preflight::Refused>,
     endpoints: Option<Endpoints>,
     /// The slot, when the operator last looked at it itself.
     seen: Option<slot::Seen>,
@@ -123,7 +125,7 @@ async fn drive(context: &Context, mirror: &Mirror, identity: &MirrorIdentity) ->
     let present = Present::read(context, mirror);
     let applied = context.memory.mirrors.of(&uid, |memory| memory.applied.clone());
     if wanted.starts_anew(&present, applied.as_ref()) {
-        preflight::preflight(&plan.config).await?;
+        preflight::preflight(context, mirror, &wanted, &present, &plan.config).await?;
     }
     remember(context, mirror, &plan).await;
     let deployment = apply(context, mirror, &wanted, &present).await?;
