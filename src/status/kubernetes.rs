@@ -81,7 +81,9 @@ pub fn write_now(previous: Option<&MirrorStatus>, next: &MirrorStatus, since_las
 /// What is worth a write of its own. `CaughtUp` is not: it comes and goes with every transaction.
 fn matters(status: &MirrorStatus) -> impl PartialEq + use<'_> {
     let lasting = status.conditions.iter().filter(|condition| condition.type_ != types::CAUGHT_UP);
-    let conditions: Vec<_> = lasting.map(|c| (&c.type_, &c.status, &c.reason)).collect();
+    // What a human has to do changes seldom, and the next look may be a minute away.
+    let order = |c: &'_ ApiCondition| (c.type_ == types::STALLED).then(|| c.message.clone());
+    let conditions: Vec<_> = lasting.map(|c| (&c.type_, &c.status, &c.reason, order(c))).collect();
     let failed: Vec<_> =
         status.failed_tables.iter().map(|table| (&table.schema, &table.name, &table.reason)).collect();
     let names = (&status.slot_name, &status.publication_name);

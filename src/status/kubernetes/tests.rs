@@ -220,6 +220,10 @@ fn writes_what_matters_at_once_and_figures_now_and_then() {
         change(&mut report);
         assert!(write_now(Some(&first), &of(&report, Some(&first)), Duration::ZERO));
     }
+    let stalled = |words| {
+        of(&report(MirrorPhase::Stalled, Some(("SecretKeyMissing", words)), Vec::new()), Some(&first))
+    };
+    assert!(write_now(Some(&stalled("add a")), &stalled("add b"), Duration::ZERO));
     let generation = MirrorStatus { observed_generation: Some(2), ..first.clone() };
     assert!(write_now(Some(&first), &generation, Duration::ZERO));
     let mut other_table = first.clone();
