@@ -13,6 +13,8 @@ use k8s_openapi::{
 use kube::{Api, Client, api::PostParams};
 use tokio::time::{Instant, sleep, timeout};
 
+use super::controller::words;
+
 /// How long a Lease holds without being renewed.
 const DURATION: Duration = Duration::from_secs(20);
 /// How often the holder renews it.
@@ -46,7 +48,7 @@ pub(super) struct Candidate {
 /// Why the Lease was not won or renewed.
 #[derive(Debug, thiserror::Error)]
 enum Error {
-    #[error(transparent)]
+    #[error("{}", words(.0))]
     Api(#[from] kube::Error),
     #[error("the API server did not answer within {} s", ANSWER_WITHIN.as_secs())]
     Silence(#[from] tokio::time::error::Elapsed),
@@ -65,9 +67,11 @@ impl Candidate {
             match self.take().await {
                 Ok(true) => return asked,
                 Ok(false) => {}
+                Err(Error::Api(kube::Error::Api(status))) if status.code == 409 => {
+                    tracing::debug!(lease = self.settings.name, "another process was quicker");
+                }
                 Err(error) => {
-                    // A conflict among them: somebody else was quicker.
-                    tracing::info!(%error, lease = self.settings.name, "cannot get the lease, trying again");
+                    tracing::warn!(%error, lease = self.settings.name, "cannot get the lease, trying again");
                 }
             }
             sleep(LOOK_EVERY).await;

@@ -16,6 +16,8 @@ use kube::{
 };
 use serde::de::DeserializeOwned;
 
+use super::controller::words;
+
 /// What a watch can be made of.
 pub(super) trait Watched:
     Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug + Send + Sync + 'static
@@ -71,7 +73,7 @@ pub(super) async fn follow<K: Watched>(
         let event = match event {
             Ok(event) => event.modify(slim),
             Err(error) => {
-                tracing::warn!(%error, kind = %K::kind(&()), "watch interrupted");
+                interrupted::<K>(&error);
                 continue;
             }
         };
@@ -116,6 +118,20 @@ fn relisted<K: Watched>(old: &[Arc<K>], store: &Store<K>, on_change: &impl Fn(Ch
     }
 }
 
+fn interrupted<K: Watched>(error: &watcher::Error) {
+    use watcher::Error::{InitialListFailed, WatchFailed, WatchStartFailed};
+    let kind = K::kind(&());
+    match error {
+        InitialListFailed(kube::Error::Api(status)) if status.code == 404 => {
+            tracing::warn!(%kind, "the cluster doesn't know this kind: install the CustomResourceDefinitions");
+        }
+        InitialListFailed(cause) | WatchStartFailed(cause) | WatchFailed(cause) => {
+            tracing::warn!(error = words(cause), %kind, "watch interrupted, trying again");
+        }
+        error => tracing::warn!(%error, %kind, "watch interrupted, trying again"),
+    }
+}
+
 /// Calls `on_event` with each object that comes, changes or goes, and with `None` before a list of all of them. Nothing is kept.
 pub(super) async fn observe<K: Watched>(
     api: Api<K>,
@@ -131,7 +147,7 @@ pub(super) async fn observe<K: Watched>(
                 let (namespace, name) = (object.namespace().unwrap_or_default(), object.name_any());
                 on_event(Some((&namespace, &name)));
             }
-            Err(error) => tracing::warn!(%error, kind = %K::kind(&()), "watch interrupted"),
+            Err(error) => interrupted::<K>(&error),
         }
     }
 }
