@@ -31,6 +31,15 @@ pub fn terminal() -> &'static MultiProgress {
 /// # Errors
 /// What is wrong with it, for the command line's error message.
 pub fn parse_filter(text: &str) -> Result<String, String> {
+    // To the filter any word is the name of a module, so that a slip in a level would silence all of the program.
+    let slip = text.split(',').map(str::trim).find(|part| {
+        !part.contains(['=', '[']) && part.parse::<tracing_subscriber::filter::LevelFilter>().is_err()
+    });
+    if let Some(part) = slip {
+        return Err(format!(
+            "{part} is no level; those are error, warn, info, debug, trace and off, alone or behind a module's name as in walferry=debug"
+        ));
+    }
     EnvFilter::try_new(text).map(|_| text.to_owned()).map_err(|error| error.to_string())
 }
 
@@ -78,6 +87,12 @@ mod tests {
     #[test]
     fn filters() {
         assert_eq!(parse_filter("info,walferry=debug").unwrap(), "info,walferry=debug");
+        for level in ["off", "TRACE", "warn,hyper=off"] {
+            assert!(parse_filter(level).is_ok(), "{level}");
+        }
         assert!(parse_filter("walferry=loud").is_err());
+        for slip in ["loud", "info,wlaferry"] {
+            assert!(parse_filter(slip).unwrap_err().contains("is no level"), "{slip}");
+        }
     }
 }

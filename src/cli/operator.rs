@@ -12,7 +12,7 @@ use kube::{Client, Config};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
-use super::mirrors::stop_on_signal;
+use super::{load::is_dns_name, mirrors::stop_on_signal};
 use crate::{
     http,
     operator::{self, LeaseSettings, Metrics, ReplicatorSettings, Settings},
@@ -34,11 +34,11 @@ pub struct Args {
         value_name = "NAMESPACE",
         env = "WALFERRY_NAMESPACES",
         value_delimiter = ',',
-        value_parser = clap::builder::NonEmptyStringValueParser::new()
+        value_parser = namespace
     )]
     namespaces: Vec<String>,
     /// The image of the replicators, with tag or digest: that of this release
-    #[arg(long, value_name = "IMAGE", env = "WALFERRY_IMAGE", value_parser = clap::builder::NonEmptyStringValueParser::new())]
+    #[arg(long, value_name = "IMAGE", env = "WALFERRY_IMAGE", value_parser = image)]
     image: String,
     /// When nodes pull it [default: Kubernetes' own choice]
     #[arg(
@@ -54,7 +54,7 @@ pub struct Args {
         value_name = "SECRET",
         env = "WALFERRY_IMAGE_PULL_SECRETS",
         value_delimiter = ',',
-        value_parser = clap::builder::NonEmptyStringValueParser::new()
+        value_parser = name
     )]
     image_pull_secrets: Vec<String>,
     /// Where to serve /healthz, /readyz and /metrics; port 0 is a free one, which is logged
@@ -73,14 +73,39 @@ pub struct Args {
     )]
     leader_election: bool,
     /// The Lease's name
-    #[arg(long, value_name = "NAME", env = "WALFERRY_LEASE_NAME", default_value = "walferry-operator")]
+    #[arg(long, value_name = "NAME", env = "WALFERRY_LEASE_NAME", default_value = "walferry-operator", value_parser = name)]
     lease_name: String,
     /// The Lease's namespace [default: $POD_NAMESPACE, else that of the kubeconfig]
-    #[arg(long, value_name = "NAMESPACE", env = "WALFERRY_LEASE_NAMESPACE")]
+    #[arg(long, value_name = "NAMESPACE", env = "WALFERRY_LEASE_NAMESPACE", value_parser = namespace)]
     lease_namespace: Option<String>,
     /// What this process calls itself in the Lease and in events [default: $POD_NAME, else made up]
     #[arg(long, value_name = "NAME", env = "POD_NAME")]
     identity: Option<String>,
+}
+
+/// The API server has no other namespaces than those of such a name, and would only ever say that there is nothing in it.
+fn namespace(text: &str) -> Result<String, String> {
+    if is_dns_name(text) && text.len() <= 63 && !text.contains('.') {
+        return Ok(text.to_owned());
+    }
+    Err("a namespace has 1 to 63 lower-case letters, digits and '-', with a letter or digit at both ends"
+        .to_owned())
+}
+
+fn name(text: &str) -> Result<String, String> {
+    if is_dns_name(text) {
+        return Ok(text.to_owned());
+    }
+    Err("a name has 1 to 253 lower-case letters, digits, '-' and '.', with a letter or digit at both ends"
+        .to_owned())
+}
+
+/// What an image reference is in full, the nodes know.
+fn image(text: &str) -> Result<String, String> {
+    if !text.is_empty() && !text.contains(char::is_whitespace) {
+        return Ok(text.to_owned());
+    }
+    Err("an image is a reference without spaces, such as registry.example/walferry:0.1.0".to_owned())
 }
 
 /// Why the operator can't start.
@@ -166,5 +191,39 @@ fn settings(args: &Args, config: &Config) -> Settings {
         },
         identity,
         lease,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use crate::cli::Cli;
+
+    /// What the parser says to `walferry operator --image x` with these arguments behind it.
+    fn refusal(arguments: &[&str]) -> Option<String> {
+        let arguments = ["walferry", "operator", "--image", "x"].iter().chain(arguments);
+        Cli::try_parse_from(arguments).err().map(|error| error.to_string())
+    }
+
+    #[test]
+    fn names_that_no_cluster_can_have_are_refused_at_once() {
+        let accepted =
+            ["--namespace=shop,team-a", "--lease-name=a.b", "--image-pull-secret=registry.example"];
+        assert_eq!(refusal(&accepted), None);
+        for (argument, message) in [
+            ("--namespace=Shop", "'Shop' for '--namespace <NAMESPACE>': a namespace has"),
+            ("--namespace=shop,,crm", "'' for '--namespace <NAMESPACE>': a namespace has"),
+            ("--namespace=shop.crm", "a namespace has 1 to 63"),
+            ("--lease-namespace=-", "a namespace has"),
+            ("--lease-name=my_lease", "'my_lease' for '--lease-name <NAME>': a name has"),
+            ("--image-pull-secret=Registry", "a name has"),
+            ("--log-level=loud", "'loud' for '--log-level <LEVEL>': loud is no level"),
+        ] {
+            let refusal = refusal(&[argument]).unwrap_or_default();
+            assert!(refusal.contains(message), "{argument}: {refusal}");
+        }
+        let spaced = Cli::try_parse_from(["walferry", "operator", "--image", "a b"]).unwrap_err().to_string();
+        assert!(spaced.contains("without spaces"), "{spaced}");
     }
 }

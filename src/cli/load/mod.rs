@@ -144,7 +144,7 @@ impl Key {
 }
 
 /// RFC 1123, as Kubernetes asks of the names of its objects.
-fn is_dns_name(text: &str) -> bool {
+pub(super) fn is_dns_name(text: &str) -> bool {
     let alphanumeric = |c: u8| c.is_ascii_lowercase() || c.is_ascii_digit();
     (1..=253).contains(&text.len())
         && text.bytes().all(|c| alphanumeric(c) || c == b'-' || c == b'.')
