@@ -193,6 +193,34 @@ fn rights_are_few() {
 }
 
 #[test]
+fn labels_of_ones_own_are_on_everything_and_never_in_a_selector() {
+    let plain = made(&[]);
+    let objects = made(&["commonLabels.team=data", "podLabels.team=operators"]);
+    assert_eq!(names(&objects), names(&plain));
+    for (name, object) in &objects {
+        assert_eq!(object["metadata"]["labels"]["team"], "data", "{name}");
+        let (ours, other) = (&object["spec"]["selector"], &plain[name]["spec"]["selector"]);
+        assert_eq!(ours, other, "{name}");
+    }
+    let pod = &objects["Deployment walferry-system/walferry"]["spec"]["template"]["metadata"]["labels"];
+    assert_eq!((&pod["team"], &pod["app.kubernetes.io/name"]), (&json!("operators"), &json!("walferry")));
+}
+
+/// Whoever takes a default away altogether gets what Kubernetes does without it.
+#[test]
+fn defaults_can_be_taken_away() {
+    for value in [
+        "resources=null",
+        "resources.limits=null",
+        "watchNamespaces=null",
+        "podLabels=null",
+        "commonLabels=null",
+    ] {
+        conforms(&rendered(&[value, "networkPolicy.enabled=true"]));
+    }
+}
+
+#[test]
 fn several_operators_are_spread_and_never_all_evicted() {
     let objects = made(MODES[2]);
     let labels = &objects["Deployment walferry-system/walferry"]["spec"]["selector"];
@@ -312,6 +340,13 @@ fn wrong_values_are_refused_with_their_names() {
             "metrics.serviceMonitor.interval=soon",
             "at '/metrics/serviceMonitor/interval': 'soon' does not match pattern",
         ),
+        ("log.level=loud", "at '/log/level': 'loud' does not match pattern"),
+        ("replicator.image=:", "at '/replicator/image': ':' does not match pattern"),
+        ("serviceAccount.name=My_Account", "at '/serviceAccount/name': 'My_Account' does not match pattern"),
+        (r#"imagePullSecrets=[{"name":""}]"#, "at '/imagePullSecrets/0/name': minLength: got 0, want 1"),
+        ("fullnameOverride=1st", "at '/fullnameOverride': '1st' does not match pattern"),
+        (r#"podLabels={"app.kubernetes.io/name":"x"}"#, "at '/podLabels/app.kubernetes.io~1name'"),
+        ("commonLabels.team=a b", "at '/commonLabels/team': 'a b' does not match pattern"),
         ("serviceAccount.create=false", "serviceAccount.name is needed when serviceAccount.create is false"),
     ] {
         let output = template(&repository("charts/walferry"), &[value]);

@@ -16,7 +16,7 @@
 
 {{/* By which the operator's pods are known. */}}
 {{- define "walferry.selectorLabels" -}}
-app.kubernetes.io/name: {{ include "walferry.name" . }}
+app.kubernetes.io/name: {{ include "walferry.name" . | quote }}
 app.kubernetes.io/instance: {{ .Release.Name | quote }}
 app.kubernetes.io/component: operator
 {{- end }}
@@ -30,6 +30,9 @@ app.kubernetes.io/managed-by: walferry
 
 {{/* Labels of all objects. */}}
 {{- define "walferry.labels" -}}
+{{- with .Values.commonLabels -}}
+{{ toYaml . }}
+{{ end -}}
 {{ include "walferry.selectorLabels" . }}
 app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
 app.kubernetes.io/part-of: walferry
