@@ -193,6 +193,21 @@ fn rights_are_few() {
 }
 
 #[test]
+fn rights_are_those_of_the_docs() {
+    let objects = made(&[]);
+    let words = |list: &Value| {
+        list.as_array().unwrap().iter().map(|word| word.as_str().unwrap()).collect::<Vec<_>>().join(", ")
+    };
+    let texts = ["docs/operations.md", "src/operator/mod.rs"].map(|path| (path, read(path)));
+    for rule in objects["ClusterRole walferry"]["rules"].as_array().unwrap() {
+        let row = format!("| {} | {} |", words(&rule["resources"]), words(&rule["verbs"]));
+        for (path, text) in &texts {
+            assert!(text.contains(&row), "{path} has no row {row}");
+        }
+    }
+}
+
+#[test]
 fn labels_of_ones_own_are_on_everything_and_never_in_a_selector() {
     let plain = made(&[]);
     let objects = made(&["commonLabels.team=data", "podLabels.team=operators"]);
