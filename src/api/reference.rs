@@ -55,7 +55,8 @@ pub const ANNOTATIONS: &[(&str, &str)] = &[
     (
         RESYNC,
         "On a Mirror: copies all tables anew when its value changes, with a new slot. What to do after the slot was lost. \
-         `kubectl annotate mirror NAME walferry.dev/resync=\"$(date +%s)\" --overwrite`",
+         `kubectl annotate mirror NAME walferry.dev/resync=\"$(date +%s)\" --overwrite`. Tables that are named behind the value's first \
+         word are copied alone, and the slot stays: `walferry.dev/resync=\"$(date +%s) public.orders public.users\"`.",
     ),
     (
         ABANDON,
