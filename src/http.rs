@@ -4,7 +4,11 @@
 
 mod metrics;
 
-use std::{io, sync::Arc};
+use std::{
+    io,
+    net::{Ipv4Addr, Ipv6Addr, SocketAddr},
+    sync::Arc,
+};
 
 use axum::{
     Json, Router,
@@ -22,6 +26,20 @@ use crate::{
 };
 
 type Mirrors = Arc<[Arc<Progress>]>;
+
+/// Listens at this address. `[::]` is every address of the machine, of IPv4 too and also where there is no IPv6: a cluster has the one, the
+/// other or both.
+///
+/// # Errors
+/// When the address can't be had.
+pub async fn listen(address: SocketAddr) -> io::Result<TcpListener> {
+    match TcpListener::bind(address).await {
+        Err(error) if address.ip() == Ipv6Addr::UNSPECIFIED && error.kind() != io::ErrorKind::AddrInUse => {
+            TcpListener::bind((Ipv4Addr::UNSPECIFIED, address.port())).await
+        }
+        listener => listener,
+    }
+}
 
 /// Answers requests about these Mirrors until `stop`, then until those under way are answered.
 ///
@@ -118,6 +136,18 @@ mod tests {
         let mut response = String::new();
         stream.read_to_string(&mut response).await.unwrap();
         response
+    }
+
+    #[tokio::test]
+    async fn every_address_is_listened_at() {
+        let listener = listen((Ipv6Addr::UNSPECIFIED, 0).into()).await.unwrap();
+        let address = listener.local_addr().unwrap();
+        TcpStream::connect((Ipv4Addr::LOCALHOST, address.port())).await.unwrap();
+        if address.is_ipv6() {
+            TcpStream::connect((Ipv6Addr::LOCALHOST, address.port())).await.unwrap();
+        }
+        let taken = listen(address).await.unwrap_err();
+        assert_eq!(taken.kind(), io::ErrorKind::AddrInUse);
     }
 
     #[tokio::test]

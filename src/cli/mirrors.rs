@@ -30,7 +30,7 @@ pub(super) enum Until {
 /// # Errors
 /// A sentence that says what to do.
 pub(super) async fn listen(address: SocketAddr) -> Result<TcpListener, String> {
-    let listener = TcpListener::bind(address).await;
+    let listener = http::listen(address).await;
     listener
         .map_err(|error| format!("can't listen on {address}: {error}. Choose another address with --http"))
 }

@@ -9,7 +9,6 @@ use std::{
 };
 
 use kube::{Client, Config};
-use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 use super::{load::is_dns_name, mirrors::stop_on_signal};
@@ -58,7 +57,7 @@ pub struct Args {
     )]
     image_pull_secrets: Vec<String>,
     /// Where to serve /healthz, /readyz and /metrics; port 0 is a free one, which is logged
-    #[arg(long, value_name = "ADDR", env = "WALFERRY_HTTP", default_value = "0.0.0.0:9465")]
+    #[arg(long, value_name = "ADDR", env = "WALFERRY_HTTP", default_value = "[::]:9465")]
     http: SocketAddr,
     /// Whether to hold a Lease while working, so that of several operators one works
     #[arg(
@@ -146,7 +145,7 @@ async fn operate(args: Args) -> Result<(), Error> {
     let settings = settings(&args, &config);
     let client = Client::try_from(config)?;
     let listener =
-        TcpListener::bind(args.http).await.map_err(|source| Error::Listen { address: args.http, source })?;
+        http::listen(args.http).await.map_err(|source| Error::Listen { address: args.http, source })?;
     if let Ok(address) = listener.local_addr() {
         tracing::info!(%address, "serving http");
     }

@@ -31,7 +31,7 @@ pub struct Args {
     #[arg(long, value_name = "DIR")]
     pub secrets: PathBuf,
     /// Where to serve /healthz, /readyz, /metrics and /status
-    #[arg(long, value_name = "ADDR", default_value = "0.0.0.0:9464")]
+    #[arg(long, value_name = "ADDR", default_value = "[::]:9464")]
     pub http: SocketAddr,
 }
 

@@ -121,7 +121,7 @@ fn an_install_for_all_namespaces() {
             "--image-pull-policy=IfNotPresent",
             "--leader-election",
             "--lease-name=walferry",
-            "--http=0.0.0.0:9465",
+            "--http=[::]:9465",
             "--log-format=json",
             "--log-level=info",
         ]

@@ -220,7 +220,7 @@ impl Replicator<'_> {
     }
 
     fn container(&self, spec: &ReplicatorSpec) -> Container {
-        let listen = format!("0.0.0.0:{HTTP_PORT}");
+        let listen = format!("[::]:{HTTP_PORT}");
         let (config, secrets) = (format!("{FOLDER}/{CONFIG_FILE}"), format!("{FOLDER}/secrets"));
         let mut args = vec!["replicate", "--config", &config, "--secrets", &secrets, "--http", &listen];
         args.extend(["--log-format", "json"]);
