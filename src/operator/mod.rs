@@ -9,7 +9,6 @@
 //! |---|---|---|---|
 //! | walferry.dev | mirrors, replicationpeers | get, list, watch, patch | finalizers are patched |
 //! | walferry.dev | mirrors/status, replicationpeers/status | patch | server-side apply |
-//! | walferry.dev | mirrors/finalizers | update | owned objects block their owner's deletion |
 //! | core | secrets | get, list, watch | metadata is watched; what peers name is read |
 //! | core | configmaps | list, watch, create, patch | a replicator's configuration |
 //! | core | pods | list, watch | how a replicator fares |

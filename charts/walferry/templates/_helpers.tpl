@@ -68,10 +68,6 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | 
 - apiGroups: [walferry.dev]
   resources: [mirrors/status, replicationpeers/status]
   verbs: [patch]
-# To own what it makes, where OwnerReferencesPermissionEnforcement is on.
-- apiGroups: [walferry.dev]
-  resources: [mirrors/finalizers]
-  verbs: [update]
 # The logins that peers refer to; read, never written.
 - apiGroups: [""]
   resources: [secrets]
