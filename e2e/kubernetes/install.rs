@@ -3,6 +3,7 @@
 use std::process::Command;
 
 use serde_json::json;
+use walferry::api::Mirror;
 
 use crate::{
     harness::{Lab, Space, another, cluster, image},
@@ -59,6 +60,35 @@ fn a_release_for_one_namespace() {
     eventually("nothing to be left", || space.kubectl(&labelled).exits(0).stdout.is_empty());
     // the definitions, and so the Mirrors of all, outlive it
     cluster().kubectl(&["get", "crd", "mirrors.walferry.dev", "replicationpeers.walferry.dev"], "").exits(0);
+}
+
+/// The rights in a namespace are enough for a Mirror's life there, also while another one that is to be watched is gone.
+#[test]
+fn a_mirror_in_a_watched_namespace() {
+    let lab = Lab::alone();
+    lab.sql("CREATE TABLE t (id int PRIMARY KEY); INSERT INTO t VALUES (1)");
+    let (namespace, other) = (&lab.space.name, format!("{}-other", lab.space.name));
+    cluster().kubectl(&["create", "namespace", &other], "").exits(0);
+    lab.operator.install(&[&format!("--set=watchNamespaces={{{namespace},{other}}}")]);
+    let roles = cluster().kubectl(&["get", "clusterroles", "--output", "name"], "").exits(0).stdout;
+    assert!(!roles.contains("clusterrole.rbac.authorization.k8s.io/walferry"), "{roles}");
+
+    let name = lab.streaming(&lab.mirror(&["t"]));
+    lab.until_event(&name, "Provisioned");
+    cluster().kubectl(&["delete", "namespace", &other], "").exits(0);
+    lab.operator.kill();
+    let pod = lab.until_replicator(&name, &[]);
+    lab.patch_mirror(&name, &json!({"spec": {"suspend": true}}));
+    lab.until_pod_gone(&pod);
+    lab.until_told(&name, "Suspended", &[]);
+    lab.patch_mirror(&name, &json!({"spec": {"suspend": false}}));
+    lab.until_ready(&name);
+    lab.sql("INSERT INTO t VALUES (2)");
+    lab.settle(&name);
+    lab.assert_table("t", "id", "id");
+    lab.delete::<Mirror>(&name);
+    assert_eq!(lab.left_at_source(), "");
+    lab.operator.install(&[]);
 }
 
 /// Argo CD's health of Mirrors and peers as they are in the cluster.
