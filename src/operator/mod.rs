@@ -44,7 +44,7 @@ use futures::{
     future::{join_all, try_join_all},
 };
 use kube::Client;
-use tokio::task::JoinSet;
+use tokio::{task::JoinSet, time::timeout};
 use tokio_util::sync::CancellationToken;
 
 use context::{Context, Memory};
@@ -53,6 +53,8 @@ use events::Events;
 use scope::{Queues, Scope};
 use secrets::SecretCache;
 
+/// How long namespaces wait for the others to be known too: one that is gone, or in which the operator has no rights, never is.
+const FILLED_WITHIN: Duration = Duration::from_secs(30);
 /// How long reconciles that are running get to end, when the process is told to stop.
 const DRAIN_WITHIN: Duration = Duration::from_secs(5);
 
@@ -134,12 +136,25 @@ async fn work(client: &Client, settings: &Settings, metrics: &Arc<Metrics>, stop
         let peers = controller::run("peer", peers, Arc::clone(&context), peer::reconcile, stop.clone());
         let mirrors =
             controller::run("mirror", mirrors, Arc::clone(&context), mirror::reconcile, stop.clone());
-        async { tokio::join!(peers, mirrors) }
+        let stopped = stop.clone();
+        async move {
+            tokio::select! {
+                Ok(()) = scope.filled() => {
+                    tokio::join!(peers, mirrors);
+                }
+                () = stopped.cancelled() => {}
+            }
+        }
     });
     let all = async {
-        let filled = try_join_all(context.scopes.iter().map(Scope::filled));
+        let filled = timeout(FILLED_WITHIN, try_join_all(context.scopes.iter().map(Scope::filled)));
         tokio::select! {
-            Ok(_) = filled => join_all(controllers).await,
+            filled = filled => {
+                if filled.is_err() {
+                    tracing::warn!("some namespaces can't be read; the others are looked at without them");
+                }
+                join_all(controllers).await
+            }
             () = stop.cancelled() => Vec::new(),
         }
     };
@@ -152,4 +167,73 @@ async fn work(client: &Client, settings: &Settings, metrics: &Arc<Metrics>, stop
         () = drained => tracing::warn!("reconciles that have not ended in time are left; they are done again"),
     }
     metrics.set_leader(false);
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+
+    use futures::StreamExt;
+    use kube::client::Body;
+    use serde_json::json;
+    use tokio::time::Instant;
+
+    use super::*;
+
+    /// An API server with one Mirror in `shop`, which refuses all that is asked about `gone`, and that sends the time of the first write.
+    fn client(wrote: mpsc::UnboundedSender<Instant>) -> Client {
+        let wrote = Arc::new(Mutex::new(wrote));
+        let service = tower::service_fn(move |request: hyper::Request<Body>| {
+            let wrote = Arc::clone(&wrote);
+            async move {
+                let path = request.uri().path();
+                let (code, answer) = if request.method() != hyper::Method::GET {
+                    let _ = wrote.lock().unwrap().unbounded_send(Instant::now());
+                    (500, json!({"kind": "Status", "status": "Failure", "code": 500, "message": "enough"}))
+                } else if path.contains("/gone/") {
+                    (403, json!({"kind": "Status", "status": "Failure", "code": 403, "message": "forbidden"}))
+                } else if request.uri().query().is_some_and(|query| query.contains("watch=true")) {
+                    return std::future::pending().await;
+                } else {
+                    let mirror = json!({
+                        "apiVersion": "walferry.dev/v1alpha1", "kind": "Mirror",
+                        "metadata": {"namespace": "shop", "name": "shop", "uid": "0a", "resourceVersion": "1"},
+                        "spec": {"sourceRef": {"name": "app"}, "destinationRef": {"name": "analytics"},
+                            "tables": [{"schema": "public", "name": "users"}]},
+                    });
+                    let items = if path.ends_with("/mirrors") { vec![mirror] } else { Vec::new() };
+                    (
+                        200,
+                        json!({"apiVersion": "v1", "kind": "List", "metadata": {"resourceVersion": "1"}, "items": items}),
+                    )
+                };
+                let answer =
+                    hyper::Response::builder().status(code).body(Body::from(answer.to_string().into_bytes()));
+                Ok::<_, Box<dyn std::error::Error + Send + Sync>>(answer?)
+            }
+        });
+        Client::new(service, "shop")
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_namespace_that_cannot_be_read_stops_no_other() {
+        let settings = Settings {
+            namespaces: ["gone", "shop"].map(str::to_owned).into(),
+            replicators: ReplicatorSettings::default(),
+            identity: "test".to_owned(),
+            lease: None,
+        };
+        let (wrote, mut written) = mpsc::unbounded();
+        let (began, stop) = (Instant::now(), CancellationToken::new());
+        let running = run(client(wrote), settings, Arc::new(Metrics::new().unwrap()), stop.clone());
+        let looked = async {
+            let first = timeout(Duration::from_secs(300), written.next()).await;
+            let stopping = Instant::now();
+            stop.cancel();
+            (first, stopping)
+        };
+        let ((), (first, stopping)) = futures::join!(running, looked);
+        assert!(first.unwrap().unwrap() - began >= FILLED_WITHIN, "it might still have come");
+        assert!(stopping.elapsed() <= DRAIN_WITHIN, "it ends in order");
+    }
 }
