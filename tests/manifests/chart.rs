@@ -230,8 +230,9 @@ fn defaults_can_be_taken_away() {
         "watchNamespaces=null",
         "podLabels=null",
         "commonLabels=null",
+        "metrics.podMonitor.labels=null",
     ] {
-        conforms(&rendered(&[value, "networkPolicy.enabled=true"]));
+        conforms(&rendered(&[value, "networkPolicy.enabled=true", "metrics.podMonitor.enabled=true"]));
     }
 }
 
@@ -245,6 +246,11 @@ fn several_operators_are_spread_and_never_all_evicted() {
     assert_eq!(&budget["selector"], labels);
     assert_eq!(&pod(&objects).0["topologySpreadConstraints"][0]["labelSelector"], labels);
     assert!(!made(&[]).contains_key("PodDisruptionBudget walferry-system/walferry"));
+
+    let own = json!({"matchLabels": {"team": "data"}});
+    let constraint = json!([{"maxSkew": 1, "topologyKey": "zone", "whenUnsatisfiable": "ScheduleAnyway", "labelSelector": own}]);
+    let objects = made(&[&format!("topologySpreadConstraints={constraint}")]);
+    assert_eq!(pod(&objects).0["topologySpreadConstraints"], constraint);
 }
 
 #[test]

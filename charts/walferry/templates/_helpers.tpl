@@ -3,7 +3,7 @@
 {{- default .Chart.Name .Values.nameOverride | trunc 50 | trimSuffix "-" -}}
 {{- end }}
 
-{{/* What the names of all objects begin with. 50 characters, so that the longest suffix still makes a name of 63. */}}
+{{/* What the names of all objects begin with. 50 characters, so that the Service's name has 63 at most. */}}
 {{- define "walferry.fullname" -}}
 {{- if .Values.fullnameOverride -}}
 {{- .Values.fullnameOverride | trunc 50 | trimSuffix "-" -}}
