@@ -68,6 +68,12 @@ fn versions_are_those_of_the_program() {
     assert_eq!(chart["appVersion"], env!("CARGO_PKG_VERSION"));
     let manager = &documents(&read("config/manager/kustomization.yaml"))[0];
     assert_eq!(manager["images"][0]["newTag"], env!("CARGO_PKG_VERSION"));
+    let docs = read("docs/gitops.md");
+    let pinned = docs.lines().filter(|line| {
+        ["targetRevision: ", " tag: ", "?ref=", "newTag: "].iter().any(|pin| line.contains(pin))
+    });
+    let stale: Vec<&str> = pinned.clone().filter(|line| !line.ends_with(env!("CARGO_PKG_VERSION"))).collect();
+    assert!(pinned.count() >= 4 && stale.is_empty(), "docs/gitops.md: {stale:?}");
 }
 
 /// The program takes the arguments that the chart gives it, in every mode.

@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use crate::tools::{Objects, conforms, kustomized, objects, rendered};
+use crate::tools::{Objects, conforms, kustomized, objects, read, rendered, repository};
 
 /// Takes away what only one of the two ways to install writes.
 fn strip(object: &mut Value) {
@@ -46,4 +46,26 @@ fn default_is_what_the_chart_makes_by_default() {
 #[test]
 fn default_conforms_to_kubernetes() {
     conforms(&kustomized("config/default"));
+}
+
+/// The overlay in the docs, on this tree instead of a release.
+#[test]
+fn an_overlay_changes_both_images() {
+    let text = read("docs/gitops.md");
+    let overlay = text.split("```yaml\n").find(|block| block.contains("config/default?ref=")).unwrap();
+    let overlay = overlay.split("```").next().unwrap();
+    let release =
+        overlay.lines().find_map(|line| line.strip_prefix("  - ").filter(|it| it.contains("?ref="))).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().canonicalize().unwrap();
+    let up = "../".repeat(path.components().count() - 1);
+    let here =
+        up + repository("config/default").canonicalize().unwrap().to_str().unwrap().trim_start_matches('/');
+    std::fs::write(path.join("kustomization.yaml"), overlay.replace(release, &here)).unwrap();
+    let objects = objects(&kustomized(path.to_str().unwrap()));
+    let container =
+        &objects["Deployment walferry-system/walferry"]["spec"]["template"]["spec"]["containers"][0];
+    let image = container["image"].as_str().unwrap();
+    assert!(image.starts_with("registry.example/walferry:"), "{image}");
+    assert_eq!(container["args"][1], format!("--image={image}"));
 }
