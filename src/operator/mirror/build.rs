@@ -46,8 +46,6 @@ pub(super) const HTTP_PORT: i32 = 9464;
 const CONFIG_FILE: &str = "mirror.yaml";
 /// Where the pod finds the documents and, below `secrets`, a folder for each Secret.
 const FOLDER: &str = "/etc/walferry";
-/// A user that no image knows.
-const USER: i64 = 65_532;
 /// The most characters of a label's value and of a DNS label.
 const LABEL: usize = 63;
 
@@ -285,7 +283,8 @@ impl Replicator<'_> {
         Volume {
             name: "config".to_owned(),
             projected: Some(ProjectedVolumeSource {
-                default_mode: Some(0o440),
+                // Whatever user the pod has; nobody else is in it.
+                default_mode: Some(0o444),
                 sources: Some([documents].into_iter().chain(secrets.into_iter().map(secret)).collect()),
             }),
             ..Volume::default()
@@ -366,13 +365,10 @@ fn probe(path: &str, period: i32) -> Probe {
     }
 }
 
-/// What the restricted Pod Security Standard asks for.
+/// What the restricted Pod Security Standard asks for. The user is the image's, or one that the cluster gives, as OpenShift does.
 fn pod_security() -> PodSecurityContext {
     PodSecurityContext {
-        fs_group: Some(USER),
-        run_as_group: Some(USER),
         run_as_non_root: Some(true),
-        run_as_user: Some(USER),
         seccomp_profile: Some(SeccompProfile {
             type_: "RuntimeDefault".to_owned(),
             ..SeccompProfile::default()
