@@ -8,15 +8,20 @@ use crate::{
     status,
 };
 
+#[derive(Clone, Copy, Debug)]
+struct Counts {
+    takeovers: u64,
+    failovers: u64,
+}
+
 /// What was told so far.
 #[derive(Debug, Default)]
 pub(super) struct Told {
     /// The slot, as it was last seen.
     slot: SlotReport,
-    /// How often the replicator had taken it over when it was last asked.
-    takeovers: u64,
-    /// How often the replicator had followed the source to a promoted standby by then.
-    failovers: u64,
+    /// How often the replicator had taken it over, and followed the source to a promoted standby, when it was last asked. What
+    /// an operator that has just started is told first, an earlier one may have told.
+    counts: Option<Counts>,
     /// How often each table had been copied anew by then.
     copies_anew: BTreeMap<String, u64>,
 }
@@ -35,21 +40,22 @@ impl Told {
         if report.tables.is_empty() {
             return notices;
         }
-        if report.slot.takeovers > self.takeovers {
+        let counts = Counts { takeovers: report.slot.takeovers, failovers: report.slot.failovers };
+        let told = self.counts.replace(counts).unwrap_or(counts);
+        if counts.takeovers > told.takeovers {
             let note = format!(
                 "slot {} was still held by an earlier connection of this Mirror, which was ended",
                 report.slot_name
             );
             notices.push(Notice::normal("TakenOver", note));
         }
-        if report.slot.failovers > self.failovers {
+        if counts.failovers > told.failovers {
             let note = format!(
                 "a standby of the source was promoted; slot {} is gone on with there",
                 report.slot_name
             );
             notices.push(Notice::normal("FailedOver", note));
         }
-        (self.takeovers, self.failovers) = (report.slot.takeovers, report.slot.failovers);
         notices.extend(report.tables.iter().filter_map(|table| self.copied_anew(table)));
         notices
     }
@@ -124,7 +130,9 @@ mod tests {
         progress.set_slot(SlotReport { wal_status: Some("unreserved".to_owned()), ..SlotReport::default() });
         progress.add_takeover();
         let first: Vec<_> = memory.take_up(&progress.report()).into_iter().map(|it| it.reason).collect();
-        assert_eq!(first, ["SlotAtRisk", "TakenOver"]);
+        assert_eq!(first, ["SlotAtRisk"], "the takeover was perhaps told by an operator before");
+        progress.add_takeover();
+        assert_eq!(told(&mut memory, &progress).len(), 1);
         let mut silent = progress.report();
         (silent.tables, silent.slot.takeovers) = (Vec::new(), 0);
         assert_eq!(memory.take_up(&silent), []);
