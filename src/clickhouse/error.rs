@@ -102,7 +102,7 @@ pub enum TableProblem {
     #[error("it does not exist at the destination")]
     Missing,
     /// What is there differs from what is needed.
-    #[error("what is at the destination does not fit: {0}")]
+    #[error("what is there does not fit: {0}")]
     Conflict(String),
     /// `engine.partitionBy`, `engine.ttl`, `engine.settings` or `engine.orderBy` can't work.
     #[error("{0}")]

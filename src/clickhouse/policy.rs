@@ -17,8 +17,14 @@ const fn policy(kind: ErrorKind, reason: &'static str, advice: &'static str) -> 
 impl Error {
     /// The fault for the engine, beginning with what was being done.
     pub(super) fn while_doing(self, doing: &str) -> DestinationError {
+        // What is being done names the table already.
+        let table = match &self {
+            Error::Type { table, .. } | Error::Table { table, .. } => format!("table {table}: "),
+            _ => String::new(),
+        };
         let mut fault = DestinationError::from(self);
-        fault.message = format!("{doing}: {}", fault.message);
+        let words = fault.message.strip_prefix(&table).unwrap_or(&fault.message);
+        fault.message = format!("{doing}: {words}");
         fault
     }
 

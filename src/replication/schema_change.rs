@@ -343,7 +343,11 @@ pub(super) const CHANGED_COLUMNS: &str = "its columns have changed at the source
 pub(super) fn refused(schema: &TableSchema, why: &str, error: Error) -> Error {
     match policy(&error) {
         (Policy::FailTable, _) => {
-            let message = format!("{why}; {error}. Once that is done, {}", resync_advice(&schema.id));
+            let said = match &error {
+                Error::Destination(fault) => fault.message.clone(),
+                error => error.to_string(),
+            };
+            let message = format!("{why}; {said}. Once that is done, {}", resync_advice(&schema.id));
             Error::Table { table: schema.id.clone(), reason: "SourceSchemaChanged", message }
         }
         _ => error,

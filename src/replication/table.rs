@@ -119,6 +119,8 @@ impl<D: Destination> Table<D> {
 
     async fn record_failure(&self, error: &Error) -> Result<(), Error> {
         let (reason, message) = (policy(error).1, failure(error).message);
+        // Whoever tells it names the table.
+        let message = message.strip_prefix(&format!("table {}: ", self.id)).unwrap_or(&message).to_owned();
         let mut record = self.record();
         record.phase = TablePhase::Failed;
         reason.clone_into(&mut record.reason);
