@@ -18,6 +18,8 @@ use crate::support::eventually;
 
 /// The namespace that the operator is in.
 pub const NAMESPACE: &str = "walferry-system";
+/// The label of that namespace where these tests have made it.
+const OURS: &str = "walferry.dev/e2e=true";
 /// The name of the release and, with this chart's rules, of its Deployment.
 const RELEASE: &str = "walferry";
 const SELECTOR: &str = "app.kubernetes.io/instance=walferry,app.kubernetes.io/component=operator";
@@ -26,10 +28,26 @@ const SELECTOR: &str = "app.kubernetes.io/instance=walferry,app.kubernetes.io/co
 pub fn install_definitions() {
     static DONE: OnceLock<()> = OnceLock::new();
     DONE.get_or_init(|| {
+        claim();
         let file = concat!(env!("CARGO_MANIFEST_DIR"), "/crds/walferry.dev.yaml");
         cluster().kubectl(&["apply", "--server-side", "-f", file], "").exits(0);
         cluster().kubectl(&["wait", "--for=condition=Established", "-f", file], "").exits(0);
     });
+}
+
+/// Marks the namespace of the operator as these tests' own. Somebody's walferry in a cluster that is not ours is left alone.
+fn claim() {
+    let described = |arguments: &[&str]| cluster().kubectl(arguments, "").exits(0).stdout;
+    let definitions =
+        described(&["get", "crd", "mirrors.walferry.dev", "--ignore-not-found", "--output=name"]);
+    let ours = described(&["get", "namespace", "--selector", OURS, "--output=name"]);
+    assert!(
+        definitions.is_empty() || ours.contains(NAMESPACE),
+        "walferry is in this cluster already, and these tests would replace it: take another cluster, or uninstall it"
+    );
+    let namespace = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE}});
+    cluster().kubectl(&["apply", "--server-side", "-f", "-"], &namespace.to_string()).exits(0);
+    cluster().kubectl(&["label", "--overwrite", "namespace", NAMESPACE, OURS], "").exits(0);
 }
 
 /// The running operator.
