@@ -395,9 +395,26 @@ pub fn failure(error: &Error) -> MirrorFailure {
     MirrorFailure { reason: reason.to_owned(), message }
 }
 
+/// What a table that stops alone is said to fail of. Whoever tells it names the table, so the message doesn't begin with it.
+pub(super) fn table_failure(table: &TableId, error: &Error) -> String {
+    let message = failure(error).message;
+    message.strip_prefix(&format!("table {table}: ")).unwrap_or(&message).to_owned()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_table_that_stops_alone_is_named_by_whoever_tells_it() {
+        let table = TableId::new("public", "users");
+        let message = "run this, then set walferry.dev/resync".to_owned();
+        let error = Error::Table { table: table.clone(), reason: "SourceSchemaChanged", message };
+        assert_eq!(table_failure(&table, &error), "run this, then set walferry.dev/resync");
+        assert!(
+            table_failure(&TableId::new("public", "other"), &error).starts_with("table public.users: run")
+        );
+    }
     use crate::model::{Column, SourceType};
 
     #[test]

@@ -8,8 +8,9 @@ use super::{
     Destination, Error, Policy,
     batch::stream_fence,
     drift,
+    error::table_failure,
     failover::{Failover, Origin},
-    failure, policy,
+    policy,
     resync::{self, Apart},
     schema_change, snapshot,
     state::{MirrorState, PublishedAs, SourceRecord, StateStore, TablePhase, TableRecord},
@@ -511,6 +512,6 @@ pub(super) fn set_aside(record: &mut TableRecord, error: Error) -> Result<(), Er
     tracing::error!(table = %record.schema.id, reason, %error, "table can't be mirrored; the others go on");
     record.phase = TablePhase::Failed;
     record.reason = reason.to_owned();
-    record.message = failure(&error).message;
+    record.message = table_failure(&record.schema.id, &error);
     Ok(())
 }

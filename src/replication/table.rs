@@ -14,7 +14,8 @@ use super::{
     Destination, Error,
     cut::Sieve,
     drift::COPIED_ANEW,
-    failure, policy,
+    error::table_failure,
+    policy,
     state::{StateStore, TablePhase, TableRecord},
 };
 use crate::model::{Lsn, TableId, TableKind, TableProgress, TableSchema, TableState};
@@ -118,9 +119,7 @@ impl<D: Destination> Table<D> {
     }
 
     async fn record_failure(&self, error: &Error) -> Result<(), Error> {
-        let (reason, message) = (policy(error).1, failure(error).message);
-        // Whoever tells it names the table.
-        let message = message.strip_prefix(&format!("table {}: ", self.id)).unwrap_or(&message).to_owned();
+        let (reason, message) = (policy(error).1, table_failure(&self.id, error));
         let mut record = self.record();
         record.phase = TablePhase::Failed;
         reason.clone_into(&mut record.reason);
