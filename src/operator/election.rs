@@ -13,7 +13,7 @@ use k8s_openapi::{
 use kube::{Api, Client, api::PostParams};
 use tokio::time::{Instant, sleep, timeout};
 
-use super::controller::words;
+use super::error::words;
 
 /// How long a Lease holds without being renewed.
 const DURATION: Duration = Duration::from_secs(20);

@@ -6,7 +6,7 @@ use kube::{
     runtime::events::{Event, EventType, Recorder, Reporter},
 };
 
-use super::{controller::words, metrics::Metrics};
+use super::{error::words, metrics::Metrics};
 use crate::api::conditions;
 
 /// Most bytes of a note that the API server takes.

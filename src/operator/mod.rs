@@ -21,6 +21,7 @@ mod backoff;
 mod context;
 mod controller;
 mod election;
+mod error;
 mod events;
 mod finalizer;
 mod labels;

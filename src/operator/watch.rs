@@ -16,7 +16,7 @@ use kube::{
 };
 use serde::de::DeserializeOwned;
 
-use super::controller::words;
+use super::error::words;
 
 /// What a watch can be made of.
 pub(super) trait Watched:

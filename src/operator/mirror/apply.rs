@@ -24,7 +24,7 @@ use super::{
 };
 use crate::{
     api::Mirror,
-    operator::{context::Context, controller::Error, finalizer, labels, obstacle::Obstacle, scope::Scope},
+    operator::{context::Context, error::Error, finalizer, labels, obstacle::Obstacle, scope::Scope},
 };
 
 /// How long the watch may take to show what was applied.

@@ -30,7 +30,7 @@ use crate::{
     },
     operator::{
         context::Context,
-        controller::Error,
+        error::Error,
         events::Notice,
         finalizer, labels, login,
         obstacle::Obstacle,

@@ -26,7 +26,7 @@ use kube::{Resource, ResourceExt, runtime::controller::Action};
 
 use super::{
     context::{Context, Written},
-    controller::Error,
+    error::Error,
     events::Notice,
     login,
     obstacle::Obstacle,

@@ -15,7 +15,7 @@ use tokio::time::Instant;
 use super::{
     backoff::Backoff,
     context::{Context, Written, previous},
-    controller::Error,
+    error::Error,
     events::{self, Notice},
     finalizer, labels, login,
     scope::{Guarded, mirrors_of_peer, valid},

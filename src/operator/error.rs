@@ -1,0 +1,61 @@
+//! What a reconcile can fail of, and the words for it.
+
+use std::error::Error as _;
+
+use super::obstacle::Obstacle;
+
+/// Why a reconcile stopped half-way.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Error {
+    /// Something that the object's status tells.
+    #[error("{}: {}", .0.failure.reason, .0.failure.message)]
+    Obstacle(Obstacle),
+    /// The API server refused or did not answer.
+    #[error("API server: {}", words(.0))]
+    Api(#[from] kube::Error),
+    /// A resource can't be written as YAML: a defect of walferry.
+    #[error("cannot render the configuration: {0}")]
+    Render(#[from] serde_yaml::Error),
+}
+
+/// The API server's own sentence, without the whole answer around it; where there is none, what went wrong down to its cause.
+pub(super) fn words(error: &kube::Error) -> String {
+    if let kube::Error::Api(status) = error {
+        return status.message.clone();
+    }
+    let mut words = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        // Some say what their cause says.
+        if !words.contains(&error.to_string()) {
+            words = format!("{words}: {error}");
+        }
+        cause = error.source();
+    }
+    words
+}
+
+impl From<Obstacle> for Error {
+    fn from(obstacle: Obstacle) -> Self {
+        Error::Obstacle(obstacle)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use kube::{Api, Client};
+
+    use super::*;
+    use crate::api::ReplicationPeer;
+
+    /// "ServiceError: client error (Connect)" tells nobody what to look at.
+    #[tokio::test]
+    async fn an_api_server_out_of_reach_is_told_with_the_cause() {
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let closed = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let config = kube::Config::new(format!("http://{closed}").parse().unwrap());
+        let peers: Api<ReplicationPeer> = Api::all(Client::try_from(config).unwrap());
+        let error = peers.get_metadata("app").await.unwrap_err();
+        assert!(words(&error).contains("Connection refused"), "{}", words(&error));
+    }
+}
