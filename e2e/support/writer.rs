@@ -6,7 +6,11 @@ use std::{
         atomic::{AtomicBool, Ordering::SeqCst},
     },
     thread::{self, JoinHandle},
+    time::Duration,
 };
+
+/// What an application does between two statements. It must be slower than walferry, or the tests are about who is faster.
+const THINKS: Duration = Duration::from_millis(4);
 
 /// Runs one statement after another on a connection of its own until stopped.
 #[derive(Debug)]
@@ -25,6 +29,7 @@ impl Writer {
             while !stopped.load(SeqCst) {
                 client.batch_execute(&statement(done)).expect("the application's own write must succeed");
                 done += 1;
+                thread::sleep(THINKS);
             }
             done
         });
