@@ -3,7 +3,7 @@
 use std::{
     path::PathBuf,
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicU32, Ordering::SeqCst},
     },
 };
@@ -55,9 +55,20 @@ pub struct Lab {
     pub postgres_port: u16,
     pub clickhouse: ClickHouse,
     folder: tempfile::TempDir,
+    /// The port and a superuser's connection for queries, which is kept because a log-in costs more than a query.
+    asking: Mutex<Option<(u16, Asking)>>,
     // Servers end when the last lab that uses them does.
     pub postgres_server: Arc<Server>,
     pub clickhouse_server: Arc<Server>,
+}
+
+/// A connection, which can't be shown.
+struct Asking(Client);
+
+impl std::fmt::Debug for Asking {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.write_str("Asking")
+    }
 }
 
 impl Lab {
@@ -84,6 +95,7 @@ impl Lab {
             postgres_port: postgres_server.port,
             clickhouse: clickhouse_server.as_clickhouse(),
             folder: tempfile::tempdir().unwrap(),
+            asking: Mutex::new(None),
             database,
             postgres_server,
             clickhouse_server,
@@ -155,8 +167,7 @@ impl Lab {
     /// A query at the source (as a superuser) in the format of ClickHouse's TabSeparated: NULL is `\N`.
     #[track_caller]
     pub fn source(&self, query: &str) -> String {
-        let messages =
-            self.connect_admin().simple_query(query).unwrap_or_else(|error| panic!("{query}: {error:?}"));
+        let messages = self.ask(query).unwrap_or_else(|error| panic!("{query}: {error:?}"));
         let mut text = String::new();
         for message in messages {
             let SimpleQueryMessage::Row(row) = message else { continue };
@@ -166,6 +177,24 @@ impl Lab {
             text.push('\n');
         }
         text
+    }
+
+    /// Asks on the kept connection, or on another one where that has ended, or its server, since the last query.
+    fn ask(&self, query: &str) -> Result<Vec<SimpleQueryMessage>, postgres::Error> {
+        let port = self.postgres_port;
+        let asking = || self.asking.lock().unwrap_or_else(PoisonError::into_inner);
+        let kept = asking().take().filter(|(of, _)| *of == port);
+        let (client, answer) = match kept.map(|(_, Asking(mut client))| (client.simple_query(query), client))
+        {
+            Some((answer, client)) if answer.as_ref().err().is_none_or(is_refusal) => (client, answer),
+            _ => {
+                let mut client = self.connect_admin();
+                let answer = client.simple_query(query);
+                (client, answer)
+            }
+        };
+        *asking() = Some((port, Asking(client)));
+        answer
     }
 
     /// One value at the source.
@@ -324,6 +353,11 @@ impl Drop for Lab {
         let _ = admin.batch_execute(&format!("DROP ROLE IF EXISTS {name}"));
         let _ = self.clickhouse.try_query("default", &format!("DROP DATABASE IF EXISTS {name}"));
     }
+}
+
+/// Whether this is the server's answer to the query, and not the end of the connection.
+fn is_refusal(error: &postgres::Error) -> bool {
+    error.as_db_error().is_some_and(|error| error.severity() == "ERROR")
 }
 
 /// As ClickHouse's TabSeparated writes text.
