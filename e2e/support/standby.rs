@@ -62,11 +62,15 @@ impl Standby {
 
     /// Waits until it has the logical slot, fit to be used after a failover, with everything up to `lsn` confirmed.
     #[track_caller]
-    pub fn until_synced(&self, slot: &str, lsn: u64) {
-        let mut admin = admin(&self.server);
+    pub fn until_synced(&self, primary: &Server, slot: &str, lsn: u64) {
+        let (mut primary, mut admin) = (admin(primary), admin(&self.server));
         let sql = "SELECT confirmed_flush_lsn::text FROM pg_replication_slots \
                    WHERE slot_name::text = $1 AND synced AND NOT temporary AND invalidation_reason IS NULL";
         eventually("the slot to be synchronized", || {
+            // A slot is taken over from a snapshot on, which the primary logs anyway every 15 s, and what synchronizes slots
+            // sleeps for up to 30 s, unless it is told to read its settings.
+            primary.batch_execute("SELECT pg_log_standby_snapshot()").unwrap();
+            admin.batch_execute("SELECT pg_reload_conf(), pg_sleep(0.1)").unwrap();
             let row = admin.query_opt(sql, &[&slot]).unwrap();
             row.and_then(|row| parse_lsn(row.get(0))).is_some_and(|at| at >= lsn)
         });
