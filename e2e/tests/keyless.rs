@@ -92,18 +92,22 @@ fn every_change(pg: Pg) {
     lab.sql("BEGIN; INSERT INTO t VALUES (7), (7); UPDATE t SET n = 8 WHERE n = 7; DELETE FROM t WHERE n = 8; INSERT INTO t VALUES (7); COMMIT");
     lab.settle(&mut run);
     assert_counts(&lab, "t");
-    lab.sql("BEGIN; INSERT INTO t VALUES (1); TRUNCATE t; INSERT INTO t VALUES (2), (2); TRUNCATE t; INSERT INTO t VALUES (3), (3); COMMIT; INSERT INTO t VALUES (3)");
-    lab.settle(&mut run);
-    assert_counts(&lab, "t");
-    assert_eq!(lab.target_value("SELECT sum(_walferry_sign) FROM t FINAL"), "3");
     // Columns come and go, and whoever counts the rows of the columns that are there finds them.
     lab.sql("ALTER TABLE t ADD more int DEFAULT 5; INSERT INTO t (n) VALUES (4), (4); UPDATE t SET more = 6 WHERE n = 3; ALTER TABLE t DROP d;
         DELETE FROM t WHERE ctid = (SELECT min(ctid) FROM t WHERE n = 3); INSERT INTO t (n) VALUES (9)");
     lab.settle(&mut run);
-    lab.assert_same(
-        "SELECT n, more, count(*) FROM t GROUP BY 1, 2 ORDER BY 1, 2",
-        "SELECT n, more, sum(_walferry_sign) AS count FROM t FINAL GROUP BY ALL HAVING count != 0 ORDER BY 1, 2",
-    );
+    let counts = || {
+        lab.assert_same(
+            "SELECT n, more, count(*) FROM t GROUP BY 1, 2 ORDER BY 1, 2",
+            "SELECT n, more, sum(_walferry_sign) AS count FROM t FINAL GROUP BY ALL HAVING count != 0 ORDER BY 1, 2",
+        );
+    };
+    counts();
+    // Behind the new columns: an ALTER TABLE behind a TRUNCATE could as well have rewritten the table, which is copied anew then.
+    lab.sql("BEGIN; INSERT INTO t VALUES (1); TRUNCATE t; INSERT INTO t VALUES (2), (2); TRUNCATE t; INSERT INTO t VALUES (3), (3); COMMIT; INSERT INTO t VALUES (3)");
+    lab.settle(&mut run);
+    counts();
+    assert_eq!(lab.target_value("SELECT sum(_walferry_sign) FROM t FINAL"), "3");
     run.stop();
 }
 
