@@ -21,11 +21,11 @@ fn pgbench(lab: &Lab, arguments: &[&str]) -> Command {
 
 fn caught_up_while_pgbench_runs(pg: Pg) {
     let lab = Lab::new(pg);
-    assert!(pgbench(&lab, &["-i", "-q", "-s", "2"]).status().expect("start pgbench").success());
+    assert!(pgbench(&lab, &["-i", "-q", "-s", "1"]).status().expect("start pgbench").success());
     // pgbench's history has no key; the others have.
     lab.sql("ALTER TABLE pgbench_history ADD id bigserial PRIMARY KEY");
     let mirror = lab.mirror(&["pgbench_accounts", "pgbench_branches", "pgbench_tellers", "pgbench_history"]);
-    let mut clients = pgbench(&lab, &["-n", "-c", "2", "-T", "8"]).spawn().unwrap();
+    let mut clients = pgbench(&lab, &["-n", "-c", "2", "-T", "5", "-R", "500"]).spawn().unwrap();
     // Copied and caught up once while the clients write, and once after they have ended.
     lab.catch_up(&mirror);
     assert!(clients.wait().unwrap().success());

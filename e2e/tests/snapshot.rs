@@ -92,9 +92,9 @@ on_both!(tables_of_every_shape, while_the_application_writes);
 #[test]
 fn resumes_where_it_was_killed() {
     let lab = Lab::new(Pg::V18);
-    // About 300 MB, so that the copy takes long enough to be killed.
+    // About 80 MB, so that the copy takes long enough to be killed.
     lab.sql("CREATE TABLE t (id int PRIMARY KEY, v text); ALTER TABLE t ALTER v SET STORAGE PLAIN");
-    lab.sql("INSERT INTO t SELECT i, repeat(md5(i::text), 40) FROM generate_series(1, 200000) i");
+    lab.sql("INSERT INTO t SELECT i, repeat(md5(i::text), 40) FROM generate_series(1, 60000) i");
     let mut mirror = lab.mirror(&["t"]);
     mirror.mirror["spec"]["snapshot"] = json!({"mode": "Initial", "parallelism": 1});
     let mut run = lab.run(&mirror);
@@ -102,13 +102,13 @@ fn resumes_where_it_was_killed() {
         status["tables"][0]["rowsCopied"].as_u64().filter(|rows| *rows > 0)
     });
     run.kill();
-    assert!(copied < 200_000, "the copy was over at once");
+    assert!(copied < 60_000, "the copy was over at once");
     let before = lab.target_value("SELECT count() FROM t");
     let mut run = lab.streaming(&mirror);
-    assert_eq!(lab.target_value("SELECT count() FROM t FINAL"), "200000");
+    assert_eq!(lab.target_value("SELECT count() FROM t FINAL"), "60000");
     // What was durable before the kill was finished chunks, and at most the chunks in hand came twice.
     let inserted: u64 = run.table("t")["rowsCopied"].as_u64().unwrap();
-    assert!(inserted <= 200_000, "{inserted} rows copied, {before} were there");
+    assert!(inserted <= 60_000, "{inserted} rows copied, {before} were there");
     run.stop();
     lab.verify(&mirror);
 }
@@ -299,14 +299,14 @@ fn a_transaction_that_is_open_when_a_table_joins() {
 #[test]
 fn the_roles_time_outs_end_nothing() {
     let lab = Lab::new(Pg::V18);
-    lab.sql("CREATE TABLE t (id int PRIMARY KEY, v text); INSERT INTO t SELECT i, repeat('x', 300) FROM generate_series(1, 200000) i");
+    lab.sql("CREATE TABLE t (id int PRIMARY KEY, v text); INSERT INTO t SELECT i, repeat('x', 300) FROM generate_series(1, 80000) i");
     let database = &lab.database;
     for limit in ["transaction_timeout", "statement_timeout", "idle_in_transaction_session_timeout"] {
         lab.admin(&format!("ALTER ROLE {database} SET {limit} = '150ms'"));
     }
     lab.admin(&format!("ALTER DATABASE {database} SET idle_session_timeout = '150ms'"));
     let mut run = lab.streaming(&lab.mirror(&["t"]));
-    lab.admin("UPDATE t SET v = v || id; INSERT INTO t SELECT -i, 'y' FROM generate_series(1, 100000) i");
+    lab.admin("UPDATE t SET v = v || id; INSERT INTO t SELECT -i, 'y' FROM generate_series(1, 40000) i");
     lab.settle(&mut run);
     lab.assert_same(
         "SELECT count(*), sum(id), sum(length(v)) FROM t",
