@@ -366,6 +366,11 @@ fn leaves_another_walsender_alone() {
     let mut run = lab.streaming(&mirror);
     let slot = run.status()["slotName"].as_str().unwrap().to_owned();
     run.stop();
+    let active = || {
+        lab.source_value(&format!("SELECT active_pid FROM pg_replication_slots WHERE slot_name = '{slot}'"))
+    };
+    // Its walsender ends a little later than walferry.
+    eventually("the slot to be free", || active() == "\\N");
     let mut other = std::process::Command::new("pg_recvlogical")
         .args([
             "-h",
@@ -377,14 +382,11 @@ fn leaves_another_walsender_alone() {
             "-d",
             &lab.database,
         ])
-        .args(["-S", &slot, "--start", "-f", "/dev/null", "-o", "proto_version=1", "-o"])
+        .args(["-S", &slot, "--start", "--no-loop", "-f", "/dev/null", "-o", "proto_version=1", "-o"])
         .arg(format!("publication_names={slot}"))
         .env("PGPASSWORD", "role-test")
         .spawn()
         .unwrap();
-    let active = || {
-        lab.source_value(&format!("SELECT active_pid FROM pg_replication_slots WHERE slot_name = '{slot}'"))
-    };
     let theirs = until("the other program to have the slot", || Some(active()).filter(|pid| pid != "\\N"));
     let mut run = lab.run(&mirror);
     run.until_status("a retry", |status| {
