@@ -2,7 +2,7 @@
 
 use crate::{
     on_both,
-    support::{Lab, Pg},
+    support::{Lab, Pg, Server, eventually},
 };
 
 fn added_columns(pg: Pg) {
@@ -32,6 +32,33 @@ fn added_while_stopped(pg: Pg) {
 }
 
 on_both!(added_columns, added_while_stopped);
+
+/// A commit is in the stream before anybody sees it, with a synchronous standby that is away for long: the catalog does not have the
+/// columns yet that the transaction's rows have.
+#[test]
+fn columns_that_nobody_sees_yet() {
+    let lab = Lab::on(Server::postgres(Pg::V18, &[]).into(), Server::shared_clickhouse());
+    lab.sql("CREATE TABLE t (id int PRIMARY KEY); INSERT INTO t VALUES (1)");
+    let mut run = lab.streaming(&lab.mirror(&["t"]));
+    lab.admin("ALTER SYSTEM SET synchronous_standby_names = 'nobody'");
+    lab.admin("SELECT pg_reload_conf()");
+    eventually("commits to wait", || lab.source_value("SHOW synchronous_standby_names") == "nobody");
+    let mut client = lab.connect();
+    let committing = std::thread::spawn(move || {
+        client.batch_execute(
+            "BEGIN; ALTER TABLE t ADD v text DEFAULT 'd'; INSERT INTO t VALUES (2, 'x'); COMMIT",
+        )
+    });
+    eventually("the columns to be waited for", || {
+        run.log().contains("whose commit the source does not show yet")
+    });
+    lab.admin("ALTER SYSTEM RESET synchronous_standby_names");
+    lab.admin("SELECT pg_reload_conf()");
+    committing.join().unwrap().unwrap();
+    lab.settle(&mut run);
+    lab.assert_table("t", "id, v", "id");
+    run.stop();
+}
 
 /// A dropped column stays in the target and is not filled any more.
 #[test]

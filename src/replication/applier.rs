@@ -269,6 +269,11 @@ impl<D: Destination> Applier<D> {
         }
     }
 
+    /// The number of the transaction being received.
+    pub(super) fn xid(&self) -> Option<u32> {
+        self.transaction.map(|transaction| transaction.xid)
+    }
+
     /// Whether the transaction being received is in a slot's copy already.
     pub(super) fn is_covered(&self, slot: usize) -> bool {
         let version = self.transaction.map(|transaction| transaction.version);

@@ -23,11 +23,12 @@ use super::{
     state::TableRecord,
 };
 use crate::{
-    model::{PostgresEndpoint, Progress},
+    model::{PostgresEndpoint, Progress, TableId},
     postgres::{
         catalog,
         pgoutput::Relation,
         session::Session,
+        visibility,
         wire::{ReplicationMessage, ReplicationReader, ReplicationWriter},
     },
 };
@@ -49,6 +50,9 @@ const FEEDBACK_AT_LEAST: Duration = Duration::from_secs(1);
 
 /// How often the source is asked for a sign of life: it sends none by itself while it has nothing to send.
 const ASK_EVERY: Duration = Duration::from_secs(10);
+
+/// How long a commit that is in the stream may take until the catalog shows it. While it waits for a synchronous standby it takes longer.
+const SEEN_WITHIN: Duration = Duration::from_secs(2);
 
 /// What a stream needs besides its applier.
 pub(super) struct Surroundings {
@@ -316,6 +320,27 @@ async fn follow<D: Destination>(
     }
 }
 
+/// Waits until the catalog shows what the transaction being received did to a table. Without the columns that it gave the table, its
+/// rows would be taken for rows of a table that has lost them since.
+///
+/// # Errors
+/// [`Error::CatalogChanged`], after which the stream begins anew, when it takes long, and what the source answers.
+async fn wait_until_seen(session: &Session, table: &TableId, xid: Option<u32>) -> Result<(), Error> {
+    let began = Instant::now();
+    while !visibility::sees(session, xid.as_slice()).await? {
+        if began.elapsed() >= SEEN_WITHIN {
+            tracing::info!(%table, "waits for a change of columns whose commit the source does not show yet");
+            return Err(Error::CatalogChanged {
+                table: table.clone(),
+                why: "the source does not show the commit that changed its columns yet".to_owned(),
+                copy: false,
+            });
+        }
+        tokio::time::sleep(NAP).await;
+    }
+    Ok(())
+}
+
 /// Asks the catalog for a table's columns and brings target and state up to them.
 async fn change_schema<D: Destination>(
     surroundings: &Surroundings,
@@ -325,8 +350,10 @@ async fn change_schema<D: Destination>(
     let Some(slot) = applier.slots.get(index) else { return Ok(()) };
     let (table, spec, old) = (Arc::clone(&slot.table), slot.spec.clone(), Arc::clone(&slot.schema));
     let notice = Arc::clone(&applier.inserter.notice);
+    let xid = applier.xid();
     let (fresh, seen) = retry(&surroundings.abort, &notice, || async {
         let session = Session::connect(&surroundings.source, &surroundings.application_name).await?;
+        wait_until_seen(&session, &old.id, xid).await?;
         let fresh = schema_change::describe(&session, &spec, &old).await?;
         Ok((fresh, catalog::seen_until(&session).await?))
     })
