@@ -3,7 +3,7 @@
 
 use std::time::{Duration, Instant};
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::support::{Lab, Mirror, Pg, Run, Server, eventually, parse_lsn, walferry};
 
@@ -57,13 +57,27 @@ fn assert_same_rows(lab: &Lab, table: &str, columns: &str) {
     );
 }
 
+/// Gives each insert into `rows` a third of a second more: a small transaction is over before walferry can be killed in its middle.
+fn slow_down(lab: &Lab) {
+    lab.target("CREATE TABLE slow (id Int64, nap UInt8) ENGINE = Null");
+    lab.target(
+        "CREATE MATERIALIZED VIEW slowly TO slow AS SELECT min(id) AS id, sleep(0.3) AS nap FROM rows",
+    );
+}
+
 /// A transaction with millions of rows, each kind of change once, and kill -9 in the middle of each.
 #[test]
 fn transaction() {
     let (lab, rows) = (lab(), size(100_000, 5_000_000));
     lab.sql("CREATE TABLE rows (id bigint PRIMARY KEY, n int NOT NULL, note text NOT NULL)");
-    let mirror = lab.mirror(&["rows"]);
+    let mut mirror = lab.mirror(&["rows"]);
+    if !full_size() {
+        mirror.mirror["spec"]["batch"] = json!({"maxBytes": "1Mi"});
+    }
     let mut run = lab.streaming(&mirror);
+    if !full_size() {
+        slow_down(&lab);
+    }
     for (change, statement) in [
         (
             "INSERT",
