@@ -11,7 +11,7 @@ use std::{
 use postgres::{Client, NoTls, SimpleQueryMessage};
 use serde_json::{Value, json};
 
-use super::{ClickHouse, Outcome, Pg, Run, Server, walferry, walferry::parse_lsn};
+use super::{ClickHouse, Outcome, Pg, Run, Server, eventually, walferry, walferry::parse_lsn};
 
 /// A Mirror and the resources it refers to, as JSON that a test may change before it is written out as YAML.
 #[derive(Clone, Debug)]
@@ -118,6 +118,22 @@ impl Lab {
     /// A connection of the application, as the role that owns the tables.
     pub fn connect(&self) -> Client {
         self.connect_as(&self.database, "role-test", &self.database)
+    }
+
+    /// Has commits at the source wait for a synchronous standby that isn't there: they are in the log, and nobody sees them. Takes a
+    /// server of the lab's own.
+    #[track_caller]
+    pub fn hold_commits(&self) {
+        self.admin("ALTER SYSTEM SET synchronous_standby_names = 'nobody'");
+        self.admin("SELECT pg_reload_conf()");
+        eventually("commits to wait", || self.source_value("SHOW synchronous_standby_names") == "nobody");
+    }
+
+    /// Ends what [`Lab::hold_commits`] began.
+    #[track_caller]
+    pub fn release_commits(&self) {
+        self.admin("ALTER SYSTEM RESET synchronous_standby_names");
+        self.admin("SELECT pg_reload_conf()");
     }
 
     /// A connection as a superuser.

@@ -479,9 +479,7 @@ fn a_commit_that_waits_while_the_slot_is_made() {
         .unwrap();
     first.batch_execute("COMMIT").unwrap();
     awaited(&mut second);
-    lab.admin("ALTER SYSTEM SET synchronous_standby_names = 'nobody'");
-    lab.admin("SELECT pg_reload_conf()");
-    eventually("commits to wait", || lab.source_value("SHOW synchronous_standby_names") == "nobody");
+    lab.hold_commits();
     let committing = thread::spawn(move || waiting.batch_execute("INSERT INTO t VALUES (2)"));
     eventually("the commit to wait", || {
         lab.source_value("SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'SyncRep'") == "1"
@@ -494,8 +492,7 @@ fn a_commit_that_waits_while_the_slot_is_made() {
     eventually("the copy to wait", || {
         run.log().contains("waits for transactions that ran when the slot was made")
     });
-    lab.admin("ALTER SYSTEM RESET synchronous_standby_names");
-    lab.admin("SELECT pg_reload_conf()");
+    lab.release_commits();
     committing.join().unwrap().unwrap();
     run.until_streaming();
     lab.settle(&mut run);

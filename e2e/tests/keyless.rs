@@ -189,8 +189,7 @@ fn committed_but_not_yet_seen() {
     for role in [&lab.database, "postgres"] {
         lab.admin(&format!("ALTER ROLE {role} SET synchronous_commit = local"));
     }
-    lab.admin("ALTER SYSTEM SET synchronous_standby_names = 'nobody'");
-    lab.admin("SELECT pg_reload_conf()");
+    lab.hold_commits();
     lab.sql("CREATE TABLE other (id int PRIMARY KEY)");
     lab.streaming(&lab.mirror(&["other"])).stop();
     lab.sql(TABLE);

@@ -40,9 +40,7 @@ fn columns_that_nobody_sees_yet() {
     let lab = Lab::on(Server::postgres(Pg::V18, &[]).into(), Server::shared_clickhouse());
     lab.sql("CREATE TABLE t (id int PRIMARY KEY); INSERT INTO t VALUES (1)");
     let mut run = lab.streaming(&lab.mirror(&["t"]));
-    lab.admin("ALTER SYSTEM SET synchronous_standby_names = 'nobody'");
-    lab.admin("SELECT pg_reload_conf()");
-    eventually("commits to wait", || lab.source_value("SHOW synchronous_standby_names") == "nobody");
+    lab.hold_commits();
     let mut client = lab.connect();
     let committing = std::thread::spawn(move || {
         client.batch_execute(
@@ -52,8 +50,7 @@ fn columns_that_nobody_sees_yet() {
     eventually("the columns to be waited for", || {
         run.log().contains("whose commit the source does not show yet")
     });
-    lab.admin("ALTER SYSTEM RESET synchronous_standby_names");
-    lab.admin("SELECT pg_reload_conf()");
+    lab.release_commits();
     committing.join().unwrap().unwrap();
     lab.settle(&mut run);
     lab.assert_table("t", "id, v", "id");

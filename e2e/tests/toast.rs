@@ -77,9 +77,7 @@ fn a_commit_that_waits_for_a_standby() {
          INSERT INTO t SELECT i, repeat(md5(i::text), 200), 0 FROM generate_series(1, 4) i",
     );
     let mut run = lab.streaming(&lab.mirror(&["t", "other"]));
-    lab.admin("ALTER SYSTEM SET synchronous_standby_names = 'nobody'");
-    lab.admin("SELECT pg_reload_conf()");
-    eventually("commits to wait", || lab.source_value("SHOW synchronous_standby_names") == "nobody");
+    lab.hold_commits();
     let mut client = lab.connect();
     let committing = std::thread::spawn(move || {
         client.batch_execute(
@@ -93,8 +91,7 @@ fn a_commit_that_waits_for_a_standby() {
         run.log().contains("waits for a commit that the source does not show yet")
     });
     let received = lab.target("SELECT id, n FROM t FINAL WHERE _walferry_deleted = 0 ORDER BY id");
-    lab.admin("ALTER SYSTEM RESET synchronous_standby_names");
-    lab.admin("SELECT pg_reload_conf()");
+    lab.release_commits();
     committing.join().unwrap().unwrap();
     lab.settle(&mut run);
     let columns = |md5: &str| format!("SELECT id, {md5}, n FROM t");
