@@ -47,26 +47,22 @@ pub(super) async fn preflight(
     config: &ReplicatorConfig,
 ) -> Result<(), Obstacle> {
     let uid = mirror.uid().unwrap_or_default();
-    let refused = context.memory.mirrors.of(&uid, |memory| memory.refused.take());
-    if let Some(refused) =
-        refused.filter(|it| present.runs() && it.holds(&wanted.config_hash, mirror.annotations()))
-    {
-        let obstacle = refused.obstacle.clone();
-        context.memory.mirrors.of(&uid, |memory| memory.refused = Some(refused));
+    let known = context.memory.mirrors.of(&uid, |memory| {
+        let holds = |it: &&Refused| present.runs() && it.holds(&wanted.config_hash, mirror.annotations());
+        memory.refused.as_ref().filter(holds).map(|refused| refused.obstacle.clone())
+    });
+    if let Some(obstacle) = known {
         return Err(obstacle);
     }
     let found = checks(config).await;
-    if let Err(obstacle) = found.as_ref()
-        && !obstacle.passing
-    {
-        let refused = Refused {
-            config_hash: wanted.config_hash.clone(),
-            annotations: mirror.annotations().clone(),
-            obstacle: obstacle.clone(),
-            at: Instant::now(),
-        };
-        context.memory.mirrors.of(&uid, |memory| memory.refused = Some(refused));
-    }
+    let lasting = found.as_ref().err().filter(|obstacle| !obstacle.passing);
+    let refused = lasting.map(|obstacle| Refused {
+        config_hash: wanted.config_hash.clone(),
+        annotations: mirror.annotations().clone(),
+        obstacle: obstacle.clone(),
+        at: Instant::now(),
+    });
+    context.memory.mirrors.of(&uid, |memory| memory.refused = refused);
     found
 }
 
