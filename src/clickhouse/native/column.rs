@@ -6,7 +6,7 @@ use super::{
     string::put_varint,
 };
 use crate::{
-    clickhouse::types::{ChType, TypeError, address_type, effective_source, fidelity},
+    clickhouse::types::{ChType, TypeError, address_type, fidelity},
     model::{CellKind, Column as SourceColumn, OutOfRange, SourceType},
     replication::{Op, ValueError},
 };
@@ -119,8 +119,7 @@ impl Column {
         key: bool,
     ) -> Result<Column, TypeError> {
         fidelity(column, target)?;
-        let source = effective_source(column);
-        let (source, scalar, shape) = match (&source, target) {
+        let (source, scalar, shape) = match (&column.source_type, target) {
             (SourceType::Array(element), ChType::Array(target)) => {
                 (&**element, target.inner(), Shape::Array { nullable: target.is_nullable() })
             }

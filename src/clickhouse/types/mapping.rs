@@ -21,7 +21,7 @@ pub enum Fidelity {
 /// [`TypeError`] when the override is not a type or not one for this column.
 pub fn target_type(column: &Column, features: Features, key: bool) -> Result<ChType, TypeError> {
     let chosen = match &column.type_override {
-        None => match default_type(&effective_source(column), features) {
+        None => match default_type(&column.source_type, features) {
             // ClickHouse sorts by no array whose elements may be NULL.
             chosen if key && has_nullable_elements(&chosen) => ChType::String,
             chosen => chosen,
@@ -50,8 +50,7 @@ fn has_nullable_elements(column_type: &ChType) -> bool {
 /// # Errors
 /// [`TypeError::Impossible`] when the source type can't become the target type at all.
 pub fn fidelity(column: &Column, target: &ChType) -> Result<Fidelity, TypeError> {
-    let source = effective_source(column);
-    match loss(&source, target.inner(), address_type(column)) {
+    match loss(&column.source_type, target.inner(), address_type(column)) {
         Some(mut reasons) => {
             if column.nullable && matches!(target, ChType::Array(_)) {
                 reasons.push("a NULL array becomes []");
@@ -65,16 +64,8 @@ pub fn fidelity(column: &Column, target: &ChType) -> Result<Fidelity, TypeError>
             column: column.name.clone(),
             source_type: column.type_name.clone(),
             target: target.to_string(),
-            allowed: allowed(&source, address_type(column)),
+            allowed: allowed(&column.source_type, address_type(column)),
         }),
-    }
-}
-
-/// The source type that decides. `box[]` alone separates its elements by `;`, so it is kept as text.
-pub(in crate::clickhouse) fn effective_source(column: &Column) -> SourceType {
-    match column.type_name.as_str() {
-        "box[]" => SourceType::Other,
-        _ => column.source_type.clone(),
     }
 }
 
@@ -362,8 +353,6 @@ mod tests {
         assert!(overridden(SourceType::Int4, "integer", "Array(Int32)").is_err());
         assert!(overridden(SourceType::Other, "interval", "IPv4").is_err());
         assert!(overridden(SourceType::Other, "inet", "IPv4").is_ok());
-        let boxes = column(SourceType::Array(Box::new(SourceType::Other)), "box[]", None);
-        assert_eq!(target_type(&boxes, NEW, false), Ok(ChType::String));
     }
 
     #[test]

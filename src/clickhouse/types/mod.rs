@@ -12,8 +12,8 @@ mod widening;
 use std::fmt;
 
 pub(super) use calendar::{civil_from_days, days_from_civil};
+pub(super) use mapping::address_type;
 pub use mapping::{Fidelity, fidelity, target_type};
-pub(super) use mapping::{address_type, effective_source};
 pub use parse::parse;
 pub(super) use u256::U256;
 pub use value::{RowBinaryError, display};

@@ -53,15 +53,16 @@ SELECT DISTINCT i.inhparent FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhr
 WHERE i.inhparent = ANY($1::oid[]) AND NOT c.relispartition";
 
 /// The columns of the tables `$1` (oids). A partitioned table has no rows, so the values that its old rows
-/// show for later columns are its partitions'. Without OFFSET 0 all columns of that name in the whole database would be looked at.
+/// show for later columns are its partitions'. The text of an array would have the separator of its element's type; this one has one
+/// element, so nothing separates. Without OFFSET 0 all columns of that name in the whole database would be looked at.
 fn columns_statement() -> String {
     format!(
         "\
 SELECT a.attname::text, a.attnum, a.atttypid, a.atttypmod, format_type(a.atttypid, a.atttypmod), {NOT_NULL},
   a.attgenerated <> '',
-  coalesce((a.attmissingval::text::text[])[1], CASE WHEN c.relkind = 'p' THEN
+  coalesce(array_to_string(a.attmissingval, ''), CASE WHEN c.relkind = 'p' THEN
     (SELECT p.value FROM pg_partition_tree(c.oid) t CROSS JOIN LATERAL (
-       SELECT (m.attmissingval::text::text[])[1] FROM pg_attribute m
+       SELECT array_to_string(m.attmissingval, '') FROM pg_attribute m
        WHERE m.attrelid = t.relid AND m.attname = a.attname AND m.atthasmissing OFFSET 0) AS p (value)
      WHERE t.relid <> c.oid LIMIT 1) END), a.attrelid
 FROM pg_attribute a JOIN pg_class c ON c.oid = a.attrelid
@@ -227,6 +228,7 @@ fn type_row(row: &Row) -> Result<(u32, TypeRow), Error> {
         base: row.try_get(4)?,
         base_modifier: row.try_get(5)?,
         element: row.try_get(6)?,
+        delimiter: relation::letter(row, 7)?,
     };
     Ok((row.try_get(0)?, facts))
 }

@@ -19,6 +19,8 @@ pub(super) struct TypeRow {
     pub(super) base_modifier: i32,
     /// The element's type when this is a true array, else 0 (`int2vector` is none: its text form has no braces).
     pub(super) element: u32,
+    /// What separates values of this type in an array's text form (`typdelim`).
+    pub(super) delimiter: char,
 }
 
 /// The types of all columns of the tables `$1` (oids), with the base types and elements that they lead to.
@@ -29,7 +31,7 @@ WITH RECURSIVE used (oid) AS (
   SELECT CASE t.typtype WHEN 'd' THEN t.typbasetype ELSE t.typelem END
   FROM used JOIN pg_type t USING (oid) WHERE t.typtype = 'd' OR t.typelem <> 0)
 SELECT t.oid, t.typname::text, t.typnamespace = 'pg_catalog'::regnamespace, t.typtype, t.typbasetype, t.typtypmod,
-  CASE WHEN e.typarray = t.oid THEN e.oid ELSE 0::oid END
+  CASE WHEN e.typarray = t.oid THEN e.oid ELSE 0::oid END, t.typdelim
 FROM used JOIN pg_type t USING (oid) LEFT JOIN pg_type e ON e.oid = t.typelem";
 
 /// How values of a column of type `oid` are read. Whatever isn't named here is read in its text form.
@@ -40,6 +42,10 @@ pub(super) fn source_type(types: &HashMap<u32, TypeRow>, oid: u32, modifier: i32
         return source_type(types, row.base, row.base_modifier);
     }
     if row.element != 0 {
+        // `box` and types of extensions have another separator than the comma: such arrays are kept as text.
+        if types.get(&row.element).is_some_and(|element| element.delimiter != ',') {
+            return SourceType::Other;
+        }
         // PostgreSQL has no arrays of arrays, but a domain over an array can be an array's element.
         return match source_type(types, row.element, modifier) {
             SourceType::Array(_) => SourceType::Other,
@@ -93,7 +99,15 @@ mod tests {
     use super::*;
 
     fn row(name: &str, kind: char) -> TypeRow {
-        TypeRow { name: name.to_owned(), built_in: true, kind, base: 0, base_modifier: -1, element: 0 }
+        TypeRow {
+            name: name.to_owned(),
+            built_in: true,
+            kind,
+            base: 0,
+            base_modifier: -1,
+            element: 0,
+            delimiter: ',',
+        }
     }
 
     fn domain(base: u32, base_modifier: i32) -> TypeRow {
@@ -158,6 +172,20 @@ mod tests {
         let types = HashMap::from([(1, row("numeric", 'b')), (2, array(1))]);
         let expected = SourceType::Array(Box::new(SourceType::Numeric(Some((12, 2)))));
         assert_eq!(source_type(&types, 2, 786_438), expected);
+    }
+
+    #[test]
+    fn an_array_with_another_separator_is_text() {
+        let types = HashMap::from([
+            (1, TypeRow { delimiter: ';', ..row("box", 'b') }),
+            (2, array(1)),
+            (3, domain(2, -1)),
+            (4, TypeRow { delimiter: ';', ..domain(1, -1) }),
+            (5, array(4)),
+        ]);
+        for oid in [1, 2, 3, 5] {
+            assert_eq!(source_type(&types, oid, -1), SourceType::Other, "{oid}");
+        }
     }
 
     #[test]
