@@ -38,6 +38,7 @@ mod schema;
 mod schema_changes;
 mod snapshot;
 mod standby;
+mod stored_values;
 mod stream;
 mod tls;
 mod toast;

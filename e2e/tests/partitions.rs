@@ -81,7 +81,12 @@ fn partitions_come_and_go(pg: Pg) {
     lab.verify(&mirror);
 }
 
-on_both!(rows_of_every_leaf, partitions_come_and_go);
+on_both!(
+    rows_of_every_leaf,
+    partitions_come_and_go,
+    a_partition_that_was_away,
+    a_partition_that_was_away_while_it_is_down
+);
 
 /// The same while nothing runs, and columns that change in all leaves.
 #[test]
@@ -102,6 +107,43 @@ fn while_it_is_down() {
         lab.assert_table("t", COLUMNS, "id, region, at");
         lab.verify(&mirror);
     }
+}
+
+/// What a partition goes through while it is none is not in the stream, and afterwards all has the oids and files of before.
+const AWAY: [&str; 4] = [
+    "BEGIN; ALTER TABLE t DETACH PARTITION t_us; UPDATE t_us SET v = 'away' WHERE id % 2 = 0; DELETE FROM t_us WHERE id % 5 = 0; INSERT INTO t_us VALUES ('2022-01-01', 'new', 7000, 'us');
+        ALTER TABLE t ATTACH PARTITION t_us FOR VALUES IN ('us'); COMMIT",
+    "ALTER TABLE t DETACH PARTITION t_us; UPDATE t_us SET v = 'apart' WHERE id % 3 = 0; ALTER TABLE t ATTACH PARTITION t_us FOR VALUES IN ('us')",
+    // The table between: its partitions' own links stay.
+    "BEGIN; ALTER TABLE t DETACH PARTITION t_eu; DELETE FROM t_eu WHERE id % 4 = 0; ALTER TABLE t ATTACH PARTITION t_eu FOR VALUES IN ('eu'); COMMIT",
+    // To another place in the tree.
+    "BEGIN; ALTER TABLE t_eu DETACH PARTITION old.t_eu_22; UPDATE old.t_eu_22 SET region = 'mars', v = 'moved'; ALTER TABLE t ATTACH PARTITION old.t_eu_22 FOR VALUES IN ('mars'); COMMIT",
+];
+
+fn a_partition_that_was_away(pg: Pg) {
+    let lab = Lab::new(pg);
+    lab.sql(TREE);
+    let mirror = lab.mirror(&["t", "bystander"]);
+    let mut run = lab.streaming(&mirror);
+    for change in AWAY {
+        lab.sql(change);
+        equal(&lab, &mut run, change);
+    }
+    run.stop();
+    lab.verify(&mirror);
+}
+
+fn a_partition_that_was_away_while_it_is_down(pg: Pg) {
+    let lab = Lab::new(pg);
+    lab.sql(TREE);
+    let mirror = lab.mirror(&["t", "bystander"]);
+    lab.catch_up(&mirror);
+    for change in AWAY {
+        lab.sql(change);
+        lab.catch_up(&mirror);
+        lab.assert_table("t", COLUMNS, "id, region, at");
+    }
+    lab.verify(&mirror);
 }
 
 /// A partition that comes, goes or is emptied while the table is copied; one worker, so that the copy takes a while.

@@ -131,22 +131,53 @@ impl Database {
         let types = self.types(table, features)?;
         let sql = ddl::create_table(&self.shared.database, table, &types);
         self.shared.client.execute(&sql, &type_settings(&types)).await?;
-        self.fit(table, &types, |_| true).await
+        self.fit(table, &types, |_| true).await.map(drop)
     }
 
-    /// Gives the target what it lacks: width, and those of the columns that are `wanted`.
+    /// Gives the target what it lacks: width, and those of the columns that are `wanted`. Gives the columns that were added.
     async fn fit(
         &self,
         table: &TableSchema,
         types: &[ChType],
         wanted: impl Fn(usize) -> bool,
-    ) -> Result<(), Error> {
+    ) -> Result<Vec<usize>, Error> {
         let mut lacks = self.lacks(table, types).await?;
         if !lacks.width.is_empty() {
             self.widen(table, types, &lacks.width).await?;
         }
         lacks.columns.retain(|index| wanted(*index));
-        self.add_missing(table, types, &lacks.columns).await
+        self.add_missing(table, types, &lacks.columns).await?;
+        Ok(lacks.columns)
+    }
+
+    /// Which of these columns, all of them there, have another default than the one that old rows show at the source.
+    async fn with_other_default(
+        &self,
+        table: &TableSchema,
+        types: &[ChType],
+        columns: &[usize],
+    ) -> Result<Vec<usize>, Error> {
+        let columns = columns.iter().filter_map(|index| {
+            let (column, column_type) = table.columns.get(*index).zip(types.get(*index))?;
+            Some((*index, column, column_type))
+        });
+        let columns: Vec<_> = columns.collect();
+        if columns.is_empty() {
+            return Ok(Vec::new());
+        }
+        let names: Vec<&str> = columns.iter().map(|(_, column, _)| column.target_name.as_str()).collect();
+        let sql = ddl::column_defaults(&self.shared.database, &table.target, &names);
+        let answer = self.shared.client.query_text(&sql, &[]).await?;
+        let there: Vec<ColumnDefault> = target::json_lines(&answer)?;
+        let mut others = Vec::new();
+        for (index, column, column_type) in columns {
+            let wanted = defaults::expression(table, column, column_type, self.shared.out_of_range)?;
+            let found = there.iter().find(|found| found.name == column.target_name);
+            if found.map(|found| found.default_expression.as_str()) != Some(wanted.as_deref().unwrap_or("")) {
+                others.push(index);
+            }
+        }
+        Ok(others)
     }
 
     /// Makes columns wider: from then on they show the same values in the new type, while ClickHouse rewrites what is stored behind it.
@@ -270,6 +301,13 @@ impl Database {
     }
 }
 
+/// A row of [`ddl::column_defaults`].
+#[derive(serde::Deserialize)]
+struct ColumnDefault {
+    name: String,
+    default_expression: String,
+}
+
 /// The fault of a table whose columns can't be made wider by us: also where a right is missing, for somebody else can do it.
 fn too_narrow(table: &TableSchema, sql: &str, refusal: &str) -> Error {
     let conflict = format!("columns are too narrow; run {sql}, which walferry was refused ({refusal})");
@@ -323,10 +361,16 @@ impl Destination for Database {
         self.which_stand(tables).await.map_err(|error| error.while_doing(&doing))
     }
 
-    async fn add_columns(&self, table: &TableSchema, columns: &[usize]) -> Result<(), DestinationError> {
+    async fn add_columns(
+        &self,
+        table: &TableSchema,
+        columns: &[usize],
+    ) -> Result<Vec<usize>, DestinationError> {
         let work = async {
             let types = self.types(table, self.version().await?.features())?;
-            self.fit(table, &types, |index| columns.contains(&index)).await
+            let added = self.fit(table, &types, |index| columns.contains(&index)).await?;
+            let there: Vec<usize> = columns.iter().filter(|index| !added.contains(index)).copied().collect();
+            self.with_other_default(table, &types, &there).await
         };
         let doing = format!("change the columns of {}", self.qualified(table));
         work.await.map_err(|error: Error| error.while_doing(&doing))

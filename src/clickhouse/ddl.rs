@@ -104,6 +104,16 @@ pub fn insert(database: &str, table: &TableSchema) -> String {
     format!("INSERT INTO {} ({}) FORMAT Native", qualified(database, &table.target), names.join(", "))
 }
 
+/// Name and `DEFAULT` expression of these columns of a table, a JSON object a line; the expression is empty where there is none.
+pub fn column_defaults(database: &str, table: &str, columns: &[&str]) -> String {
+    format!(
+        "SELECT name, default_expression FROM system.columns WHERE database = {} AND table = {} AND name IN ({}) FORMAT JSONEachRow",
+        literal(database),
+        literal(table),
+        literals(columns)
+    )
+}
+
 /// Whether there is a table of this name: 1 or 0.
 pub fn exists(database: &str, table: &str) -> String {
     format!("EXISTS TABLE {}", qualified(database, table))
@@ -362,6 +372,15 @@ mod tests {
             describe_columns("app", &["users"]),
             "SELECT table, name, type, default_kind FROM system.columns WHERE database = 'app' AND table IN ('users') ORDER BY \
              table, position FORMAT JSONEachRow"
+        );
+    }
+
+    #[test]
+    fn asks_for_defaults_of_columns() {
+        assert_eq!(
+            column_defaults("app", "users", &["it's", "b"]),
+            "SELECT name, default_expression FROM system.columns WHERE database = 'app' AND table = 'users' AND name IN ('it\\'s', 'b') \
+             FORMAT JSONEachRow"
         );
     }
 

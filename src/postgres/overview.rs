@@ -4,7 +4,7 @@ use tokio_postgres::{Row, types::Type};
 
 use super::{
     Error,
-    catalog::CURRENT_LSN,
+    catalog::{CURRENT_LSN, TYPE_CLOSURE},
     publication::{COMMENT_PREFIX, Publish},
     session::Session,
     slot::{self, SlotInfo},
@@ -20,7 +20,7 @@ pub struct Overview {
     pub publication: Option<Standing>,
     /// The tables that were asked for, in that order.
     pub tables: Vec<Membership>,
-    /// The same as before unless somebody has changed the publication, a table, its partitions, columns, indexes or enum types:
+    /// The same as before unless somebody has changed the publication, a table, its partitions, columns, indexes or types:
     /// a sum over the transactions that last wrote their catalog rows.
     pub mark: String,
     /// The server's timeline; `None` on a standby.
@@ -45,16 +45,21 @@ pub struct Membership {
     pub published: bool,
 }
 
+/// `$closure` stands for [`TYPE_CLOSURE`].
 const MARK: &str = "(WITH RECURSIVE tree (oid) AS (SELECT unnest($3) \
     UNION SELECT i.inhrelid FROM tree JOIN pg_inherits i ON i.inhparent = tree.oid), \
-  columns AS (SELECT a.attrelid, a.attnum, a.atttypid, a.xmin FROM tree JOIN pg_attribute a ON a.attrelid = tree.oid WHERE a.attnum > 0) \
+  columns AS (SELECT a.attrelid, a.attnum, a.atttypid, a.xmin FROM tree JOIN pg_attribute a ON a.attrelid = tree.oid WHERE a.attnum > 0), \
+  $closure, types (oid) AS (SELECT DISTINCT oid FROM closure) \
   SELECT coalesce(sum(hashtextextended(m, 0)), 0)::text FROM ( \
     SELECT concat('c', c.oid, ' ', c.xmin, ' ', pg_relation_filenode(c.oid)) FROM tree JOIN pg_class c ON c.oid = tree.oid \
     UNION ALL SELECT concat('h', i.inhrelid, ' ', i.inhparent, ' ', i.xmin) FROM tree JOIN pg_inherits i ON i.inhparent = tree.oid \
     UNION ALL SELECT concat('a', a.attrelid, ' ', a.attnum, ' ', a.xmin) FROM columns a \
     UNION ALL SELECT concat('i', i.indexrelid, ' ', i.xmin) FROM tree JOIN pg_index i ON i.indrelid = tree.oid \
-    UNION ALL SELECT concat('e', e.oid, ' ', e.xmin) FROM columns a JOIN pg_type t ON t.oid = a.atttypid \
-      JOIN pg_enum e ON e.enumtypid IN (t.oid, t.typelem, t.typbasetype) \
+    UNION ALL SELECT concat('e', e.oid, ' ', e.xmin) FROM types t JOIN pg_enum e ON e.enumtypid = t.oid \
+    UNION ALL SELECT concat('f', a.attrelid, ' ', a.attnum, ' ', a.xmin) FROM types t JOIN pg_type c ON c.oid = t.oid \
+      JOIN pg_attribute a ON a.attrelid = c.typrelid WHERE a.attnum > 0 \
+    UNION ALL SELECT concat('o', p.oid, ' ', p.xmin) FROM types t JOIN pg_type c ON c.oid = t.oid \
+      JOIN pg_proc p ON p.oid IN (c.typoutput, c.typsend) WHERE p.oid >= 16384 \
     UNION ALL SELECT concat('p', p.oid, ' ', p.xmin) FROM pg_publication p WHERE p.pubname::text = $2 \
     UNION ALL SELECT concat('r', r.oid, ' ', r.xmin) FROM pg_publication p JOIN pg_publication_rel r ON r.prpubid = p.oid \
       WHERE p.pubname::text = $2) marks (m))";
@@ -64,10 +69,12 @@ const TIMELINE: &str =
     "CASE WHEN NOT pg_is_in_recovery() THEN left(pg_walfile_name(pg_current_wal_insert_lsn()), 8) END";
 
 fn statement() -> String {
+    let closure = TYPE_CLOSURE.replace("$types", "(SELECT DISTINCT atttypid FROM columns)");
+    let mark = MARK.replace("$closure", &closure);
     format!(
         "SELECT {}, p.oid IS NOT NULL, obj_description(p.oid, 'pg_publication'), \
          p.pubinsert, p.pubupdate, p.pubdelete, p.pubtruncate, p.pubviaroot, \
-         t.position IS NOT NULL, n.nspname::text, c.relname::text, r.oid IS NOT NULL, {MARK}, {TIMELINE} \
+         t.position IS NOT NULL, n.nspname::text, c.relname::text, r.oid IS NOT NULL, {mark}, {TIMELINE} \
          FROM (SELECT {CURRENT_LSN} AS lsn) current \
          LEFT JOIN pg_replication_slots s ON s.slot_name::text = $1 \
          LEFT JOIN pg_publication p ON p.pubname::text = $2 \

@@ -135,12 +135,13 @@ pub trait Destination: Clone + Send + Sync + 'static {
     ) -> impl Future<Output = Result<Vec<bool>, DestinationError>> + Send;
 
     /// Adds columns (indices into `table.columns`) to the target table where they are missing, and makes any of its columns wider whose
-    /// type there doesn't hold every value of the one that is needed, where nothing can be lost. Idempotent.
+    /// type there doesn't hold every value of the one that is needed, where nothing can be lost. Idempotent. Gives those of the columns
+    /// that were there already, with rows that may show something else in them than the source's old rows.
     fn add_columns(
         &self,
         table: &TableSchema,
         columns: &[usize],
-    ) -> impl Future<Output = Result<(), DestinationError>> + Send;
+    ) -> impl Future<Output = Result<Vec<usize>, DestinationError>> + Send;
 
     /// Inserts a batch, fenced (see the module's contract). The batch is left as it is, so that it can be sent again.
     fn insert(

@@ -29,6 +29,10 @@ use crate::{
 /// The reason of a table that is copied because of what the stream doesn't tell.
 pub(super) const COPIED_ANEW: &str = "CopiedAnew";
 
+/// Why a table is copied again whose new column was at its target before.
+pub(super) const FILLED_BEFORE: &str =
+    "its target had the new column already, whose old rows may show something else there";
+
 /// What is to be done about a table.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Drift {
@@ -46,6 +50,9 @@ fn drift(before: &Layout, now: &Layout, mirrored: &[i16], partitioned: bool) -> 
     if before.files.keys().any(|oid| !now.files.contains_key(oid)) {
         return Drift::Rows("a partition was detached or dropped".to_owned());
     }
+    if now.links.iter().any(|(oid, link)| before.links.get(oid).is_some_and(|former| former != link)) {
+        return Drift::Rows("a partition was detached and attached again".to_owned());
+    }
     let rewritten = before.files.keys().any(|oid| file(before, oid) != file(now, oid));
     if rewritten && partitioned {
         return Drift::Rows("a partition was truncated or rewritten".to_owned());
@@ -58,14 +65,39 @@ fn drift(before: &Layout, now: &Layout, mirrored: &[i16], partitioned: bool) -> 
     if rewritten && now.columns.iter().any(altered) {
         return Drift::Rows("ALTER TABLE rewrote it, which may compute new values".to_owned());
     }
-    let relabelled =
-        |(label, writer): (&u32, &u32)| before.labels.get(label).is_some_and(|old| old != writer);
-    if now.labels.iter().any(relabelled) {
-        return Drift::Rows("a label of an enum type was renamed".to_owned());
+    if let Some(why) = old_values(before, now).or_else(|| other_text(before, now, mirrored)) {
+        return Drift::Rows(why.to_owned());
     }
     let joined: BTreeSet<u32> =
         now.files.keys().filter(|oid| !before.files.contains_key(oid)).copied().collect();
-    if joined.is_empty() { Drift::Columns } else { Drift::Parts(joined) }
+    let added = now.columns.keys().any(|attnum| !before.columns.contains_key(attnum));
+    match joined.is_empty() {
+        true => Drift::Columns,
+        // Partitions may differ in what their old rows show for the column, and the target can show one value.
+        false if added => Drift::Rows("a partition was attached and a column was added".to_owned()),
+        false => Drift::Parts(joined),
+    }
+}
+
+/// Why a column that is new to the target has values in the rows that are there. One that was added has a number above all others.
+fn old_values(before: &Layout, now: &Layout) -> Option<&'static str> {
+    let highest = before.attributes?;
+    let was_generated = |attnum: &i16| *attnum <= highest && !before.columns.contains_key(attnum);
+    now.columns.keys().any(was_generated).then_some("a generated column became an ordinary one")
+}
+
+/// Why the text of values that are there is another one now. A label that was added is in none of them.
+fn other_text(before: &Layout, now: &Layout, mirrored: &[i16]) -> Option<&'static str> {
+    let both = |attnum: &i16| before.types.get(attnum).zip(now.types.get(attnum));
+    mirrored.iter().filter_map(both).find_map(|(before, now)| {
+        let renamed =
+            |(label, writer): (&u32, &u32)| before.labels.get(label).is_some_and(|old| old != writer);
+        if now.labels.iter().any(renamed) {
+            Some("a label of an enum type was renamed")
+        } else {
+            (before.shape != now.shape).then_some("a type of one of its columns was altered")
+        }
+    })
 }
 
 fn found(record: &TableRecord, now: &Layout) -> Drift {
@@ -142,7 +174,10 @@ impl<D: Destination> Surroundings<'_, D> {
             Ok((merged, added)) => {
                 let problem = |error: Error| schema_change::refused(&record.schema, CHANGED_COLUMNS, error);
                 let changed = self.destination.add_columns(&merged, &added).await;
-                changed.map_err(|error| problem(error.into()))?;
+                let filled = changed.map_err(|error| problem(error.into()))?;
+                if !filled.is_empty() {
+                    return self.copy_anew(record, fresh, FILLED_BEFORE.to_owned()).await;
+                }
                 record.schema = merged;
                 Ok(())
             }
@@ -231,8 +266,13 @@ impl<D: Destination> Surroundings<'_, D> {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
     use super::*;
-    use crate::model::{TableId, TableSpec};
+    use crate::{
+        model::{TableId, TableSpec},
+        postgres::catalog::TypeFingerprint,
+    };
 
     fn layout(files: &[(u32, u32)], columns: &[(i16, u32)]) -> Layout {
         let (files, columns) = (files.iter().copied().collect(), columns.iter().copied().collect());
@@ -255,14 +295,42 @@ mod tests {
     }
 
     #[test]
-    fn a_renamed_label_counts_and_a_new_one_does_not() {
-        let labels = |labels: &[(u32, u32)]| Layout {
-            labels: labels.iter().copied().collect(),
-            ..layout(&[(7, 70)], &[(1, 5)])
+    fn a_renamed_label_and_a_new_field_count_and_a_new_label_does_not() {
+        let typed = |attnum, labels: &[(u32, u32)], shape: &str| Layout {
+            types: BTreeMap::from([(
+                attnum,
+                TypeFingerprint { labels: labels.iter().copied().collect(), shape: shape.to_owned() },
+            )]),
+            ..layout(&[(7, 70)], &[(1, 5), (3, 5)])
         };
-        let before = labels(&[(1, 5), (2, 5)]);
-        assert_eq!(of(&before, &labels(&[(1, 5), (2, 5), (3, 6)]), false), Drift::Columns);
-        assert!(matches!(of(&before, &labels(&[(1, 5), (2, 6)]), false), Drift::Rows(_)));
+        let before = typed(1, &[(1, 5), (2, 5)], "x");
+        assert_eq!(of(&before, &typed(1, &[(1, 5), (2, 5), (3, 6)], "x"), false), Drift::Columns);
+        assert!(matches!(of(&before, &typed(1, &[(1, 5), (2, 6)], "x"), false), Drift::Rows(_)));
+        assert!(matches!(of(&before, &typed(1, &[(1, 5), (2, 5)], "y"), false), Drift::Rows(_)));
+        let excluded = typed(3, &[(1, 5)], "x");
+        assert_eq!(of(&excluded, &typed(3, &[(1, 6)], "y"), false), Drift::Columns);
+    }
+
+    #[test]
+    fn a_column_below_the_highest_number_ever_was_generated() {
+        let with = |columns: &[(i16, u32)], attributes| Layout { attributes, ..layout(&[(7, 70)], columns) };
+        let before = with(&[(1, 5)], Some(2));
+        assert_eq!(of(&before, &with(&[(1, 5), (3, 6)], Some(3)), false), Drift::Columns);
+        assert!(matches!(of(&before, &with(&[(1, 5), (2, 6)], Some(2)), false), Drift::Rows(_)));
+        let unknown = with(&[(1, 5)], None);
+        assert_eq!(of(&unknown, &with(&[(1, 5), (2, 6)], Some(2)), false), Drift::Columns);
+    }
+
+    #[test]
+    fn a_link_that_was_made_again_counts_at_any_depth() {
+        let linked = |links: &[(u32, u32)]| Layout {
+            links: links.iter().copied().collect(),
+            ..layout(&[(7, 70), (8, 80)], &[(1, 5)])
+        };
+        let before = linked(&[(6, 4), (7, 5), (8, 5)]);
+        assert_eq!(of(&before, &linked(&[(6, 4), (7, 5), (8, 5)]), true), Drift::Columns);
+        assert!(matches!(of(&before, &linked(&[(6, 9), (7, 5), (8, 5)]), true), Drift::Rows(_)));
+        assert_eq!(of(&linked(&[]), &before, true), Drift::Columns, "a record of before has none");
     }
 
     #[test]
@@ -283,6 +351,8 @@ mod tests {
         let before = layout(&[(7, 70), (8, 80)], &[(1, 5)]);
         let of = |files: &[(u32, u32)]| of(&before, &layout(files, &[(1, 5)]), true);
         assert_eq!(of(&[(7, 70), (8, 80), (9, 90)]), Drift::Parts(BTreeSet::from([9])));
+        let with_a_column = layout(&[(7, 70), (8, 80), (9, 90)], &[(1, 5), (2, 6)]);
+        assert!(matches!(drift(&before, &with_a_column, &[1, 2], true), Drift::Rows(_)));
         assert!(matches!(of(&[(7, 70)]), Drift::Rows(why) if why.contains("detached")));
         assert!(matches!(of(&[(7, 70), (9, 90)]), Drift::Rows(_)));
         assert!(matches!(of(&[(7, 70), (8, 81)]), Drift::Rows(why) if why.contains("truncated")));

@@ -157,7 +157,7 @@ async fn bring_up<D: Destination>(
     for (record, stands) in state.tables.values_mut().filter(|record| is_going(record)).zip(standing) {
         let stands = match stands {
             true => Ok(()),
-            false => around.destination.add_columns(&record.schema, &[]).await.map_err(Error::from),
+            false => around.destination.add_columns(&record.schema, &[]).await.map(drop).map_err(Error::from),
         };
         let plan = record.plan;
         let outcome = match (stands, layouts.get(&record.schema.oid)) {

@@ -17,6 +17,7 @@ use super::{
     backoff::retry,
     batch::stream_fence,
     checkpoint::{Checkpoint, PgMicros},
+    drift::FILLED_BEFORE,
     policy,
     row::KnownRelation,
     schema_change::{self, CHANGED_COLUMNS, Fit, Projection},
@@ -367,9 +368,13 @@ async fn change_schema<D: Destination>(
     // Rows of the old schema go first: within one version, the row inserted last wins.
     applier.flush(index).await?;
     let destination = &applier.inserter.destination;
-    retry(&surroundings.abort, &notice, || async { Ok(destination.add_columns(&merged, &added).await?) })
-        .await
-        .map_err(|error| schema_change::refused(&old, CHANGED_COLUMNS, error))?;
+    let filled =
+        retry(&surroundings.abort, &notice, || async { Ok(destination.add_columns(&merged, &added).await?) })
+            .await
+            .map_err(|error| schema_change::refused(&old, CHANGED_COLUMNS, error))?;
+    if !filled.is_empty() {
+        return Err(Error::copy_anew(&old.id, FILLED_BEFORE));
+    }
     let record = merged.clone();
     retry(&surroundings.abort, &notice, || {
         table.update(|table: &mut TableRecord| {

@@ -20,38 +20,90 @@ pub struct Layout {
     /// The transaction that last wrote each column's catalog row (`pg_attribute.xmin`), by attribute number. Columns that are dropped
     /// or generated are not in it.
     pub columns: BTreeMap<i16, u32>,
-    /// The transaction that last wrote each label of the columns' enum types (`pg_enum.xmin`), by the label's oid. Rows hold the
-    /// oid at the source and the label at the destination.
+    /// How many columns the table has ever had (`pg_class.relnatts`); dropped and generated ones count. `None` in a record of before.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub attributes: Option<i16>,
+    /// What the text of a column's values depends on besides the row, by attribute number; columns of built-in types are not in it.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    pub labels: BTreeMap<u32, u32>,
+    pub types: BTreeMap<i16, TypeFingerprint>,
+    /// The transaction that last wrote each link of the partition tree (`pg_inherits.xmin`), by the partition's oid, whether it holds
+    /// rows or partitions.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub links: BTreeMap<u32, u32>,
     /// The transaction that last wrote each unique index of the table (`pg_index.xmin`), by the index's oid. With REPLICA IDENTITY FULL
     /// the stream does not tell that the key is gone, or another one.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub indexes: BTreeMap<u32, u32>,
 }
 
+/// What the text of a value of one type depends on: a row holds the oid of an enum's label, and the fields of a composite by number.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct TypeFingerprint {
+    /// The transaction that last wrote each label of the enum types that it is made of (`pg_enum.xmin`), by the label's oid.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub labels: BTreeMap<u32, u32>,
+    /// A hash over the fields of the composites that it is made of, and over the functions that print a value. Its parts never get
+    /// back to what they were: PostgreSQL gives a field a new number and refuses another type for one that is in use.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub shape: String,
+}
+
 /// A partition that is being detached concurrently is one no more for every query that begins now.
-const FILES: &str = "\
-WITH RECURSIVE tree (root, oid) AS (
-  SELECT t.oid, t.oid FROM unnest($1::oid[]) AS t (oid)
+const TREE: &str = "\
+WITH RECURSIVE tree (root, oid, link) AS (
+  SELECT t.oid, t.oid, NULL::int8 FROM unnest($1::oid[]) AS t (oid)
   UNION ALL
-  SELECT tree.root, i.inhrelid FROM tree JOIN pg_inherits i ON i.inhparent = tree.oid AND NOT i.inhdetachpending
+  SELECT tree.root, i.inhrelid, i.xmin::text::int8 FROM tree
+  JOIN pg_inherits i ON i.inhparent = tree.oid AND NOT i.inhdetachpending
   JOIN pg_class p ON p.oid = tree.oid AND p.relkind = 'p')
-SELECT tree.root, c.oid, pg_relation_filenode(c.oid) FROM tree JOIN pg_class c ON c.oid = tree.oid WHERE c.relkind = 'r'";
+SELECT tree.root, c.oid, tree.link, CASE WHEN c.relkind = 'r' THEN pg_relation_filenode(c.oid) END
+FROM tree JOIN pg_class c ON c.oid = tree.oid";
 
 const COLUMNS: &str = "\
-SELECT attrelid, attnum, xmin::text::int8 FROM pg_attribute
-WHERE attrelid = ANY($1::oid[]) AND attnum > 0 AND NOT attisdropped AND attgenerated = ''";
+SELECT a.attrelid, a.attnum, a.xmin::text::int8, a.atttypid, c.relnatts
+FROM pg_attribute a JOIN pg_class c ON c.oid = a.attrelid
+WHERE a.attrelid = ANY($1::oid[]) AND a.attnum > 0 AND NOT a.attisdropped AND a.attgenerated = ''";
 
-const LABELS: &str = "\
-SELECT a.attrelid, e.oid, e.xmin::text::int8 FROM pg_attribute a JOIN pg_type t ON t.oid = a.atttypid
-JOIN pg_enum e ON e.enumtypid IN (t.oid, t.typelem, t.typbasetype)
-WHERE a.attrelid = ANY($1::oid[]) AND a.attnum > 0 AND NOT a.attisdropped";
+/// Lower oids are those of types that come with the server, which never change.
+const FIRST_OF_USERS: u32 = 16_384;
+
+/// What types of users are made of, at any depth: the base of a domain, elements, fields of a composite, what a range is over.
+/// `$types` stands for a set of oids.
+pub(in crate::postgres) const TYPE_CLOSURE: &str = "\
+closure (root, oid) AS ( \
+  SELECT t.oid, t.oid FROM $types AS t (oid) WHERE t.oid >= 16384 \
+  UNION \
+  SELECT c.root, part.oid FROM closure c JOIN pg_type t ON t.oid = c.oid CROSS JOIN LATERAL ( \
+    SELECT t.typbasetype UNION ALL SELECT t.typelem \
+    UNION ALL SELECT a.atttypid FROM pg_attribute a WHERE a.attrelid = t.typrelid AND a.attnum > 0 AND NOT a.attisdropped \
+    UNION ALL SELECT r.rngsubtype FROM pg_range r WHERE r.rngtypid = t.oid \
+    UNION ALL SELECT r.rngtypid FROM pg_range r WHERE r.rngmultitypid = t.oid) AS part (oid) \
+  WHERE part.oid >= 16384)";
+
+fn labels_statement() -> String {
+    format!(
+        "WITH RECURSIVE {} SELECT c.root, e.oid, e.xmin::text::int8 FROM closure c JOIN pg_enum e ON e.enumtypid = c.oid",
+        TYPE_CLOSURE.replace("$types", "unnest($1::oid[])")
+    )
+}
+
+fn shapes_statement() -> String {
+    format!(
+        "\
+WITH RECURSIVE {} SELECT c.root, sum(hashtextextended(part.text, 0))::text FROM closure c CROSS JOIN LATERAL (
+  SELECT concat('a ', t.oid, ' ', a.attnum, ' ', a.atttypid, ' ', a.atttypmod) FROM pg_type t
+  JOIN pg_attribute a ON a.attrelid = t.typrelid WHERE t.oid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
+  UNION ALL SELECT concat('f ', t.oid, ' ', p.oid, ' ', p.prosrc, ' ', p.probin) FROM pg_type t
+  JOIN pg_proc p ON p.oid IN (t.typoutput, t.typsend) WHERE t.oid = c.oid AND p.oid >= 16384) AS part (text) GROUP BY 1",
+        TYPE_CLOSURE.replace("$types", "unnest($1::oid[])")
+    )
+}
 
 const INDEXES: &str = "\
 SELECT indrelid, indexrelid, xmin::text::int8 FROM pg_index WHERE indrelid = ANY($1::oid[]) AND indisunique";
 
-/// The marks of the tables with these oids, in four queries for all. One that is gone is not in the answer.
+/// The marks of the tables with these oids, in a few queries for all. One that is gone is not in the answer.
 ///
 /// # Errors
 /// [`Error`] of the queries.
@@ -60,29 +112,61 @@ pub async fn layouts(session: &Session, oids: &[u32]) -> Result<BTreeMap<u32, La
     if oids.is_empty() {
         return Ok(layouts);
     }
-    let xmin = |row: &Row| Ok::<_, Error>(u32::try_from(row.try_get::<_, i64>(2)?).unwrap_or_default());
+    let mut users: BTreeMap<u32, Vec<(u32, i16)>> = BTreeMap::new();
     for row in session.client.query(COLUMNS, &[&oids]).await? {
-        let columns = &mut layouts.entry(row.try_get(0)?).or_default().columns;
-        columns.insert(row.try_get(1)?, xmin(&row)?);
+        let (table, attnum, type_oid) = (row.try_get(0)?, row.try_get(1)?, row.try_get(3)?);
+        let layout = layouts.entry(table).or_default();
+        layout.columns.insert(attnum, writer(&row, 2)?.unwrap_or_default());
+        layout.attributes = row.try_get(4)?;
+        if type_oid >= FIRST_OF_USERS {
+            users.entry(type_oid).or_default().push((table, attnum));
+        }
     }
-    for row in session.client.query(LABELS, &[&oids]).await? {
-        if let Some(layout) = layouts.get_mut(&row.try_get(0)?) {
-            layout.labels.insert(row.try_get(1)?, xmin(&row)?);
+    let types = type_fingerprints(session, users.keys().copied().collect()).await?;
+    for (type_oid, columns) in &users {
+        for (table, attnum) in columns {
+            if let Some(layout) = layouts.get_mut(table) {
+                layout.types.insert(*attnum, types.get(type_oid).cloned().unwrap_or_default());
+            }
         }
     }
     for row in session.client.query(INDEXES, &[&oids]).await? {
         if let Some(layout) = layouts.get_mut(&row.try_get(0)?) {
-            layout.indexes.insert(row.try_get(1)?, xmin(&row)?);
+            layout.indexes.insert(row.try_get(1)?, writer(&row, 2)?.unwrap_or_default());
         }
     }
-    for row in session.client.query(FILES, &[&oids]).await? {
-        let (root, file_node): (u32, Option<u32>) = (row.try_get(0)?, row.try_get(2)?);
-        // NULL for one that was dropped meanwhile.
-        if let (Some(layout), Some(file_node)) = (layouts.get_mut(&root), file_node) {
-            layout.files.insert(row.try_get(1)?, file_node);
-        }
+    for row in session.client.query(TREE, &[&oids]).await? {
+        let Some(layout) = layouts.get_mut(&row.try_get(0)?) else { continue };
+        let oid: u32 = row.try_get(1)?;
+        layout.links.extend(writer(&row, 2)?.map(|link| (oid, link)));
+        // NULL for what holds no rows, and for what was dropped meanwhile.
+        layout.files.extend(row.try_get::<_, Option<u32>>(3)?.map(|file_node| (oid, file_node)));
     }
     Ok(layouts)
+}
+
+/// The transaction in this place of a row; `None` for NULL.
+fn writer(row: &Row, place: usize) -> Result<Option<u32>, Error> {
+    let xmin: Option<i64> = row.try_get(place)?;
+    Ok(xmin.and_then(|xmin| u32::try_from(xmin).ok()))
+}
+
+async fn type_fingerprints(
+    session: &Session,
+    types: Vec<u32>,
+) -> Result<BTreeMap<u32, TypeFingerprint>, Error> {
+    let mut found: BTreeMap<u32, TypeFingerprint> = BTreeMap::new();
+    if types.is_empty() {
+        return Ok(found);
+    }
+    for row in session.client.query(&labels_statement(), &[&types]).await? {
+        let labels = &mut found.entry(row.try_get(0)?).or_default().labels;
+        labels.insert(row.try_get(1)?, writer(&row, 2)?.unwrap_or_default());
+    }
+    for row in session.client.query(&shapes_statement(), &[&types]).await? {
+        found.entry(row.try_get(0)?).or_default().shape = row.try_get(1)?;
+    }
+    Ok(found)
 }
 
 /// Partitions, the transaction that made each one, and whether it, or what it lies in, was a table before it was attached. One that

@@ -11,11 +11,11 @@ mod storage;
 mod table;
 mod types;
 
-pub(in crate::postgres) use layout::SEEN_UNTIL;
 pub use layout::{
-    Layout, LiveColumn, came_with_rows, firm_position, layouts, live_columns, live_columns_statement,
-    seen_until,
+    Layout, LiveColumn, TypeFingerprint, came_with_rows, firm_position, layouts, live_columns,
+    live_columns_statement, seen_until,
 };
+pub(in crate::postgres) use layout::{SEEN_UNTIL, TYPE_CLOSURE};
 pub use locks::{LockHolder, lock_holders};
 pub use relation::{GENERATED_IN_IDENTITY, KeyCandidate, RelationFacts, relations};
 pub(in crate::postgres) use server::{CURRENT_LSN, STARTED};
