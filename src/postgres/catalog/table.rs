@@ -446,6 +446,7 @@ mod tests {
             base: 0,
             base_modifier: -1,
             element: 0,
+            delimiter: ',',
         };
         CatalogTable {
             relation: RelationFacts {
