@@ -6,10 +6,16 @@ use std::{
 };
 
 use indicatif::MultiProgress;
-use tracing_subscriber::{EnvFilter, util::SubscriberInitExt};
+use tracing::{Level, Metadata};
+use tracing_subscriber::{EnvFilter, filter::filter_fn, layer::SubscriberExt, util::SubscriberInitExt};
 
 /// What is logged unless `--log-level` or `RUST_LOG` says otherwise.
 const DEFAULT_FILTER: &str = "info";
+
+/// The least important lines of libraries that are logged, whatever the filter says: below that they write whole answers of the API
+/// server, Secrets among them, and statements with their parameters.
+const LEAST_OF_LIBRARIES: [(&str, Level); 3] =
+    [("kube_client", Level::ERROR), ("kube_runtime", Level::WARN), ("tokio_postgres", Level::WARN)];
 
 /// How a log line looks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -62,9 +68,19 @@ pub fn init(
         .with_writer(|| AboveProgress)
         .with_ansi(on_terminal);
     match format.unwrap_or(if on_terminal { LogFormat::Text } else { LogFormat::Json }) {
-        LogFormat::Json => subscriber.json().flatten_event(true).finish().try_init(),
-        LogFormat::Text => subscriber.with_target(false).finish().try_init(),
+        LogFormat::Json => {
+            subscriber.json().flatten_event(true).finish().with(filter_fn(holds_no_answer)).try_init()
+        }
+        LogFormat::Text => subscriber.with_target(false).finish().with(filter_fn(holds_no_answer)).try_init(),
     }
+}
+
+/// Whether a line or span is not one in which a library shows what a server has answered or was sent.
+pub(crate) fn holds_no_answer(line: &Metadata<'_>) -> bool {
+    let of = |library: &str| {
+        line.target().strip_prefix(library).is_some_and(|rest| rest.is_empty() || rest.starts_with("::"))
+    };
+    LEAST_OF_LIBRARIES.iter().all(|(library, least)| !of(library) || line.level() <= least)
 }
 
 /// Writes to standard error while the progress lines step aside. The formatter hands over one whole line at a time.

@@ -15,6 +15,7 @@ mod byte_size;
 pub mod conditions;
 mod expression;
 mod mirror;
+mod names;
 mod peer;
 mod quantity;
 pub mod reference;
@@ -27,6 +28,7 @@ pub use mirror::{
     MirrorStatus, MirrorTable, OutOfRange, SnapshotMode, SnapshotSpec, SnapshotStatus, TableCounts,
     TargetSpec,
 };
+pub use names::{is_namespace, is_object_name, is_secret_key};
 pub use peer::{
     ClickHousePeer, PostgresPeer, ReplicationPeer, ReplicationPeerSpec, ReplicationPeerStatus, TlsMode,
     TlsSpec,
@@ -40,6 +42,8 @@ use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::{
 };
 use kube::{CustomResourceExt, KubeSchema};
 use serde::{Deserialize, Serialize};
+
+use rules::message;
 
 /// The API group of all resources.
 pub const GROUP: &str = "walferry.dev";
@@ -85,6 +89,7 @@ fn forbid_null(schema: &mut JSONSchemaProps) {
 pub struct PeerRef {
     /// Name of a ReplicationPeer in the namespace of the Mirror.
     #[schemars(length(min = 1, max = 253))]
+    #[x_kube(validation = Rule::new(r"self.matches('^[a-z0-9]([-a-z0-9]*[a-z0-9])?(\\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$')").message(message::OBJECT_NAME))]
     pub name: String,
 }
 
@@ -94,6 +99,7 @@ pub struct PeerRef {
 pub struct SecretRef {
     /// Name of a Secret in the namespace of the resource.
     #[schemars(length(min = 1, max = 253))]
+    #[x_kube(validation = Rule::new(r"self.matches('^[a-z0-9]([-a-z0-9]*[a-z0-9])?(\\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$')").message(message::OBJECT_NAME))]
     pub name: String,
 }
 
@@ -103,10 +109,12 @@ pub struct SecretRef {
 pub struct SecretKeyRef {
     /// Name of a Secret in the namespace of the resource.
     #[schemars(length(min = 1, max = 253))]
+    #[x_kube(validation = Rule::new(r"self.matches('^[a-z0-9]([-a-z0-9]*[a-z0-9])?(\\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$')").message(message::OBJECT_NAME))]
     pub name: String,
     /// The key within the Secret.
     #[serde(default = "default_ca_key")]
     #[schemars(length(min = 1, max = 253))]
+    #[x_kube(validation = Rule::new("self.matches('^[-._a-zA-Z0-9]+$') && self != '.' && !self.startsWith('..')").message(message::SECRET_KEY))]
     pub key: String,
 }
 

@@ -38,6 +38,7 @@ pub struct ReplicatorSpec {
     /// Name of a PriorityClass: who is evicted last when a node is full.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 253))]
+    #[x_kube(validation = Rule::new(r"self.matches('^[a-z0-9]([-a-z0-9]*[a-z0-9])?(\\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$')").message(message::OBJECT_NAME))]
     pub priority_class_name: Option<String>,
     /// Secrets, in the namespace of the Mirror, to pull walferry's image with; they come on top of the operator's own.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]

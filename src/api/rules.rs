@@ -8,12 +8,16 @@ use std::{
 
 use super::{
     ColumnsSpec, MirrorSpec, MirrorTable, PeerRef, RESERVED_KEYS, RESERVED_PREFIX, ReplicationPeerSpec,
-    ReplicatorResources, ReplicatorSpec, TlsMode, TlsSpec, amount, batch_bytes,
+    ReplicatorResources, ReplicatorSpec, SecretKeyRef, SecretRef, TlsMode, TlsSpec, amount, batch_bytes,
     expression::{Dialect, stays_inside},
+    is_object_name, is_secret_key,
 };
 
 /// The messages of the CEL rules.
 pub(super) mod message {
+    pub(crate) const OBJECT_NAME: &str = "must be a name that Kubernetes takes: lower-case letters, digits, - and ., with a letter or digit at both ends of each part";
+    pub(crate) const SECRET_KEY: &str =
+        "must be a key that a Secret can have: letters, digits, -, _ and ., and not . or .. at the beginning";
     pub(crate) const ONE_DATABASE: &str = "exactly one of postgres and clickhouse must be set";
     pub(crate) const KIND_OF_PEER_IS_FIXED: &str =
         "a peer can't change from postgres to clickhouse or back; make another ReplicationPeer";
@@ -76,6 +80,7 @@ pub fn peer_problems(spec: &ReplicationPeerSpec) -> Vec<Problem> {
         let path = "spec.postgres";
         no_nul(&postgres.host, &format!("{path}.host"), &mut problems);
         identifier(&postgres.database, &format!("{path}.database"), &mut problems);
+        secret_name(&postgres.credentials_secret_ref, &format!("{path}.credentialsSecretRef"), &mut problems);
         tls_problems(postgres.tls.as_ref(), path, &mut problems);
     }
     if let Some(clickhouse) = &spec.clickhouse {
@@ -91,6 +96,11 @@ pub fn peer_problems(spec: &ReplicationPeerSpec) -> Vec<Problem> {
             problems.push(Problem::new(path, message::TLS_FOLLOWS_URL));
         }
         no_nul(&clickhouse.database, &format!("{path}.database"), &mut problems);
+        secret_name(
+            &clickhouse.credentials_secret_ref,
+            &format!("{path}.credentialsSecretRef"),
+            &mut problems,
+        );
         tls_problems(clickhouse.tls.as_ref(), path, &mut problems);
     }
     problems
@@ -104,6 +114,16 @@ fn is_authority(text: &str) -> bool {
 
 fn tls_problems(tls: Option<&TlsSpec>, path: &str, problems: &mut Vec<Problem>) {
     let Some(tls) = tls else { return };
+    if let Some(SecretKeyRef { name, key }) = &tls.ca_secret_ref {
+        let path = format!("{path}.tls.caSecretRef");
+        object_name(name, &format!("{path}.name"), problems);
+        if !is_secret_key(key) {
+            problems.push(Problem::new(format!("{path}.key"), message::SECRET_KEY));
+        }
+    }
+    if let Some(client) = &tls.client_certificate_secret_ref {
+        secret_name(client, &format!("{path}.tls.clientCertificateSecretRef"), problems);
+    }
     if tls.ca_secret_ref.is_some() && !matches!(tls.mode, TlsMode::VerifyCa | TlsMode::VerifyFull) {
         problems.push(Problem::new(format!("{path}.tls"), message::CA_IS_USED));
     }
@@ -121,7 +141,7 @@ pub fn mirror_problems(spec: &MirrorSpec) -> Vec<Problem> {
     for (field, PeerRef { name }) in
         [("sourceRef", &spec.source_ref), ("destinationRef", &spec.destination_ref)]
     {
-        no_nul(name, &format!("spec.{field}.name"), &mut problems);
+        object_name(name, &format!("spec.{field}.name"), &mut problems);
     }
     if let Some(replicator) = &spec.replicator {
         replicator_problems(replicator, "spec.replicator", &mut problems);
@@ -209,6 +229,12 @@ fn column_problems(columns: &ColumnsSpec, path: &str, problems: &mut Vec<Problem
 }
 
 fn replicator_problems(replicator: &ReplicatorSpec, path: &str, problems: &mut Vec<Problem>) {
+    for (index, secret) in replicator.image_pull_secrets.iter().enumerate() {
+        secret_name(secret, &format!("{path}.imagePullSecrets[{index}]"), problems);
+    }
+    if let Some(class) = &replicator.priority_class_name {
+        object_name(class, &format!("{path}.priorityClassName"), problems);
+    }
     let reserved = |keys: &BTreeMap<String, String>| {
         keys.keys().any(|key| RESERVED_KEYS.iter().any(|prefix| key.starts_with(prefix)))
     };
@@ -243,6 +269,16 @@ fn expression(text: &str, dialect: Dialect, path: &str, problems: &mut Vec<Probl
     }
 }
 
+fn secret_name(SecretRef { name }: &SecretRef, path: &str, problems: &mut Vec<Problem>) {
+    object_name(name, &format!("{path}.name"), problems);
+}
+
+fn object_name(name: &str, path: &str, problems: &mut Vec<Problem>) {
+    if !is_object_name(name) {
+        problems.push(Problem::new(path, message::OBJECT_NAME));
+    }
+}
+
 /// A name at the source: the schema counts characters, PostgreSQL counts bytes and cuts off what is too much.
 fn identifier(name: &str, path: &str, problems: &mut Vec<Problem>) {
     if name.is_empty() || name.len() > IDENTIFIER_BYTES {
@@ -273,6 +309,11 @@ mod tests {
             table.as_object_mut().unwrap().extend(extra.as_object().unwrap().clone());
             json!({"sourceRef": {"name": "a"}, "destinationRef": {"name": "b"}, "tables": [table]})
         };
+        let mirror_of = |source: &str| {
+            let mut mirror = table(json!({}));
+            mirror["sourceRef"]["name"] = source.into();
+            mirror
+        };
         let columns = |columns: Value| Some(table(json!({"columns": columns})));
         let replicator = |replicator: Value| {
             let mut mirror = table(json!({}));
@@ -282,6 +323,8 @@ mod tests {
         let mut batch = table(json!({}));
         batch["batch"] = json!({"maxBytes": "64MB"});
         vec![
+            (message::OBJECT_NAME, Some(mirror_of("?watch=true"))),
+            (message::SECRET_KEY, Some(postgres(json!({"caSecretRef": {"name": "s", "key": "../x"}})))),
             (message::ONE_DATABASE, Some(json!({}))),
             (message::KIND_OF_PEER_IS_FIXED, None),
             (message::URL, Some(clickhouse("http://u:p@h:8123", Value::Null))),
@@ -375,6 +418,71 @@ mod tests {
         ] {
             assert!(!url(wrong), "{wrong}");
         }
+    }
+
+    /// Each field whose text ends up in the path of a request or of a file.
+    #[test]
+    fn no_name_asks_another_question() {
+        let peer = |side: &str| {
+            let mut peer = json!({side: {"database": "d", "credentialsSecretRef": {"name": "s"},
+                "tls": {"caSecretRef": {"name": "s", "key": "k"}, "clientCertificateSecretRef": {"name": "s"}}}});
+            peer[side][if side == "postgres" { "host" } else { "url" }] = "https://h:8443".into();
+            peer
+        };
+        let mirror = json!({"sourceRef": {"name": "a"}, "destinationRef": {"name": "b"},
+            "tables": [{"schema": "public", "name": "t"}],
+            "replicator": {"imagePullSecrets": [{"name": "s"}], "priorityClassName": "p"}});
+        let mut tried = 0;
+        for (spec, fields) in [
+            (
+                peer("postgres"),
+                &[
+                    "postgres/credentialsSecretRef/name",
+                    "postgres/tls/caSecretRef/name",
+                    "postgres/tls/caSecretRef/key",
+                    "postgres/tls/clientCertificateSecretRef/name",
+                ][..],
+            ),
+            (
+                peer("clickhouse"),
+                &[
+                    "clickhouse/credentialsSecretRef/name",
+                    "clickhouse/tls/caSecretRef/name",
+                    "clickhouse/tls/caSecretRef/key",
+                    "clickhouse/tls/clientCertificateSecretRef/name",
+                ][..],
+            ),
+            (
+                mirror,
+                &[
+                    "sourceRef/name",
+                    "destinationRef/name",
+                    "replicator/imagePullSecrets/0/name",
+                    "replicator/priorityClassName",
+                ][..],
+            ),
+        ] {
+            assert_eq!(problems(&spec), []);
+            for field in fields {
+                let path = format!("spec.{}", field.replace('/', ".")).replace(".0.", "[0].");
+                for name in [
+                    "?watch=true",
+                    "?fieldSelector=metadata.name%3Dapp-db",
+                    "app-db?x=y",
+                    "../x",
+                    "a/b",
+                    "..",
+                ] {
+                    let mut spec = spec.clone();
+                    *spec.pointer_mut(&format!("/{field}")).unwrap() = name.into();
+                    let found = problems(&spec);
+                    assert_eq!(found.len(), 1, "{path} = {name}: {found:?}");
+                    assert_eq!(found[0].path, path);
+                    tried += 1;
+                }
+            }
+        }
+        assert_eq!(tried, 12 * 6);
     }
 
     #[test]

@@ -5,20 +5,17 @@ use std::{
     net::SocketAddr,
     process::ExitCode,
     sync::Arc,
-    time::Duration,
 };
 
-use kube::{Client, Config};
+use kube::Config;
 use tokio_util::sync::CancellationToken;
 
-use super::{load::is_dns_name, mirrors::stop_on_signal};
+use super::mirrors::stop_on_signal;
 use crate::{
+    api::{is_namespace, is_object_name},
     http,
     operator::{self, LeaseSettings, Metrics, ReplicatorSettings, Settings},
 };
-
-/// Longest time to connect to the API server.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Runs Mirrors in a Kubernetes cluster: one replicator pod for each, its status, and its clean-up
 #[derive(Debug, clap::Args)]
@@ -84,7 +81,7 @@ pub struct Args {
 
 /// The API server has no other namespaces than those of such a name, and would only ever say that there is nothing in it.
 fn namespace(text: &str) -> Result<String, String> {
-    if is_dns_name(text) && text.len() <= 63 && !text.contains('.') {
+    if is_namespace(text) {
         return Ok(text.to_owned());
     }
     Err("a namespace has 1 to 63 lower-case letters, digits and '-', with a letter or digit at both ends"
@@ -92,10 +89,10 @@ fn namespace(text: &str) -> Result<String, String> {
 }
 
 fn name(text: &str) -> Result<String, String> {
-    if is_dns_name(text) {
+    if is_object_name(text) {
         return Ok(text.to_owned());
     }
-    Err("a name has 1 to 253 lower-case letters, digits, '-' and '.', with a letter or digit at both ends"
+    Err("a name has 1 to 253 lower-case letters, digits, '-' and '.', with a letter or digit at both ends of each part"
         .to_owned())
 }
 
@@ -114,6 +111,10 @@ enum Error {
     Signals(String),
     #[error("no cluster is configured: {0}. Set KUBECONFIG, or run in a pod with a service account")]
     Config(#[from] kube::config::InferConfigError),
+    #[error(
+        "no namespace can have the name {0:?}: set --lease-namespace, or correct $POD_NAMESPACE or the kubeconfig's context"
+    )]
+    LeaseNamespace(String),
     #[error("cannot use the cluster's configuration: {0}")]
     Client(#[from] kube::Error),
     #[error("can't listen on {address}: {source}. Choose another address with --http")]
@@ -140,10 +141,9 @@ pub async fn execute(args: Args) -> ExitCode {
 async fn operate(args: Args) -> Result<(), Error> {
     let stop = CancellationToken::new();
     stop_on_signal(&stop).map_err(Error::Signals)?;
-    let mut config = Config::infer().await?;
-    config.connect_timeout = Some(CONNECT_TIMEOUT);
-    let settings = settings(&args, &config);
-    let client = Client::try_from(config)?;
+    let config = Config::infer().await?;
+    let settings = settings(&args, &config)?;
+    let client = operator::connect(config)?;
     let listener =
         http::listen(args.http).await.map_err(|source| Error::Listen { address: args.http, source })?;
     if let Ok(address) = listener.local_addr() {
@@ -167,7 +167,7 @@ async fn operate(args: Args) -> Result<(), Error> {
     }
 }
 
-fn settings(args: &Args, config: &Config) -> Settings {
+fn settings(args: &Args, config: &Config) -> Result<Settings, Error> {
     // Two processes of the same name would both take themselves for the Lease's holder.
     let made_up = || format!("walferry-{:016x}", RandomState::new().build_hasher().finish());
     let identity = args.identity.clone().unwrap_or_else(made_up);
@@ -176,12 +176,15 @@ fn settings(args: &Args, config: &Config) -> Settings {
         .clone()
         .or_else(|| std::env::var("POD_NAMESPACE").ok())
         .unwrap_or_else(|| config.default_namespace.clone());
+    if args.leader_election && !is_namespace(&namespace) {
+        return Err(Error::LeaseNamespace(namespace));
+    }
     let lease = args.leader_election.then(|| LeaseSettings {
         namespace,
         name: args.lease_name.clone(),
         identity: identity.clone(),
     });
-    Settings {
+    Ok(Settings {
         namespaces: args.namespaces.iter().cloned().collect(),
         replicators: ReplicatorSettings {
             image: args.image.clone(),
@@ -190,7 +193,7 @@ fn settings(args: &Args, config: &Config) -> Settings {
         },
         identity,
         lease,
-    }
+    })
 }
 
 #[cfg(test)]

@@ -27,7 +27,7 @@ use super::{
     secrets::SecretCache,
     watch::Watched,
 };
-use crate::api::{Mirror, ReplicationPeer};
+use crate::api::{Mirror, ReplicationPeer, is_object_name};
 
 /// What reconciles work with while this process leads.
 pub(super) struct Context {
@@ -61,7 +61,7 @@ impl Context {
         self.scopes.iter().flat_map(|scope| scope.mirrors.state())
     }
 
-    /// The peer of this name, from the API server where the stores don't know it yet.
+    /// The peer of this name, from the API server where the stores don't know it yet; a name that no object can have is not asked for.
     ///
     /// # Errors
     /// What the API server says, other than that there is none.
@@ -72,6 +72,9 @@ impl Context {
     ) -> Result<Option<Arc<Guarded<ReplicationPeer>>>, kube::Error> {
         if let Some(peer) = self.find(|scope| &scope.peers, namespace, name) {
             return Ok(Some(peer));
+        }
+        if !is_object_name(name) {
+            return Ok(None);
         }
         let api: Api<Guarded<ReplicationPeer>> = Api::namespaced(self.client.clone(), namespace);
         Ok(api.get_opt(name).await?.map(Arc::new))

@@ -20,8 +20,14 @@ pub(super) enum Error {
 
 /// The API server's own sentence, without the whole answer around it; where there is none, what went wrong down to its cause.
 pub(super) fn words(error: &kube::Error) -> String {
-    if let kube::Error::Api(status) = error {
-        return status.message.clone();
+    match error {
+        kube::Error::Api(status) => return status.message.clone(),
+        // What serde says quotes the answer.
+        kube::Error::SerdeError(error) => {
+            let (line, column) = (error.line(), error.column());
+            return format!("the answer is not what was asked for (line {line}, column {column})");
+        }
+        _ => {}
     }
     let mut words = error.to_string();
     let mut cause = error.source();
@@ -43,10 +49,21 @@ impl From<Obstacle> for Error {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
     use kube::{Api, Client};
 
     use super::*;
     use crate::api::ReplicationPeer;
+
+    /// An answer may be a Secret.
+    #[test]
+    fn an_answer_that_cannot_be_read_is_not_quoted() {
+        let error = serde_json::from_str::<BTreeMap<String, u8>>(r#"{"password": "hush"}"#).unwrap_err();
+        assert!(error.to_string().contains("hush"));
+        let told = Error::from(kube::Error::SerdeError(error)).to_string();
+        assert_eq!(told, "API server: the answer is not what was asked for (line 1, column 19)");
+    }
 
     /// "ServiceError: client error (Connect)" tells nobody what to look at.
     #[tokio::test]

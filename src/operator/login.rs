@@ -28,6 +28,11 @@ pub(super) struct Login {
 /// # Errors
 /// What the API server says; that a Secret or key is missing is an obstacle of the peer.
 pub(super) async fn read(context: &Context, peer: &ReplicationPeer) -> Result<Login, kube::Error> {
+    let mut problems = api::peer_problems(&peer.spec);
+    if !problems.is_empty() {
+        let endpoint = Err(Obstacle::problems(reason::INVALID_SPEC, &problems));
+        return Ok(Login { endpoint, entries: Entries::new() });
+    }
     let refers = resolve::secret_entries(peer);
     let mut names: Vec<&str> = refers.iter().map(|(name, _)| name.as_str()).collect();
     names.dedup();
@@ -39,15 +44,9 @@ pub(super) async fn read(context: &Context, peer: &ReplicationPeer) -> Result<Lo
             entries.insert((name.clone(), key.clone()), value);
         }
     }
-    let mut problems = api::peer_problems(&peer.spec);
-    let endpoint = if problems.is_empty() {
-        let endpoint = resolve::endpoint(peer, &secrets, &mut problems);
-        let reason = secrets.missing().unwrap_or(reason::INVALID_SPEC);
-        endpoint.ok_or_else(|| Obstacle::problems(reason, &problems))
-    } else {
-        Err(Obstacle::problems(reason::INVALID_SPEC, &problems))
-    };
-    Ok(Login { endpoint, entries })
+    let endpoint = resolve::endpoint(peer, &secrets, &mut problems);
+    let reason = secrets.missing().unwrap_or(reason::INVALID_SPEC);
+    Ok(Login { endpoint: endpoint.ok_or_else(|| Obstacle::problems(reason, &problems)), entries })
 }
 
 /// What an object that is not what its type says is told; the error names the field.

@@ -18,6 +18,7 @@
 //! In its own namespace, for leader election: coordination.k8s.io leases get, create, update.
 
 mod backoff;
+mod client;
 mod context;
 mod controller;
 mod election;
@@ -34,6 +35,7 @@ mod scope;
 mod secrets;
 mod watch;
 
+pub use client::connect;
 pub use election::LeaseSettings;
 pub use metrics::Metrics;
 pub use mirror::ReplicatorSettings;

@@ -10,7 +10,7 @@ use k8s_openapi::api::core::v1::Secret;
 use kube::{Api, Client};
 
 use crate::{
-    api::conditions::reason,
+    api::{conditions::reason, is_object_name},
     model::Password,
     resolve::{MissingEntry, Secrets},
 };
@@ -46,7 +46,7 @@ impl SecretCache {
         }
     }
 
-    /// The Secrets of these names; those that don't exist are missing in the answer.
+    /// The Secrets of these names; those that don't exist are missing in the answer, and one whose name no Secret can have isn't asked for.
     ///
     /// # Errors
     /// What the API server says, other than that there is none.
@@ -58,7 +58,7 @@ impl SecretCache {
     ) -> Result<NamespaceSecrets, kube::Error> {
         let api: Api<Secret> = Api::namespaced(client.clone(), namespace);
         let mut secrets = HashMap::new();
-        for name in names {
+        for name in names.into_iter().filter(|name| is_object_name(name)) {
             let key = (namespace.to_owned(), name.to_owned());
             let (known, epoch) = {
                 let cached = self.cached();
@@ -132,7 +132,11 @@ impl Secrets for NamespaceSecrets {
 
 #[cfg(test)]
 mod tests {
+    use std::convert::Infallible;
+
     use k8s_openapi::ByteString;
+    use kube::client::Body;
+    use serde_json::json;
 
     use super::*;
 
@@ -163,6 +167,24 @@ mod tests {
         let _ = secrets.entry("db", "user");
         let _ = secrets.entry("other", "user");
         assert_eq!(secrets.missing(), Some(reason::SECRET_KEY_MISSING));
+    }
+
+    /// An object that was stored before names were validated may still have one of these.
+    #[tokio::test]
+    async fn a_name_that_no_secret_can_have_is_not_asked_for() {
+        let paths = Arc::new(Mutex::new(Vec::new()));
+        let asked = Arc::clone(&paths);
+        let service = tower::service_fn(move |request: hyper::Request<Body>| {
+            asked.lock().unwrap().push(request.uri().to_string());
+            let secret = json!({"kind": "Secret", "apiVersion": "v1", "metadata": {"name": "app-db"}});
+            async move { Ok::<_, Infallible>(hyper::Response::new(Body::from(secret.to_string().into_bytes()))) }
+        });
+        let client = Client::new(service, "team");
+        let names =
+            ["?watch=true", "?fieldSelector=metadata.name%3Dapp-db", "app-db?x=y", "../pods", "", "app-db"];
+        let secrets = SecretCache::default().read(&client, "team", names).await.unwrap();
+        assert_eq!(*paths.lock().unwrap(), ["/api/v1/namespaces/team/secrets/app-db"]);
+        assert_eq!(secrets.secrets.keys().collect::<Vec<_>>(), ["app-db"]);
     }
 
     #[test]

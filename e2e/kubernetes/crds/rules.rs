@@ -77,7 +77,8 @@ fn cases() -> Vec<Case> {
         |at, reads, refused, accepted| Case { kind: "Mirror", at, reads, before: None, refused, accepted };
     let mut both = postgres(json!({}));
     merge(&mut both, clickhouse(json!({})));
-    vec![
+    let mut cases = names();
+    cases.extend([
         peer(
             "spec",
             "spec: Invalid value: \"object\": exactly one of postgres and clickhouse must be set",
@@ -255,7 +256,115 @@ fn cases() -> Vec<Case> {
                 json!({"resources": {"requests": {"cpu": 1}, "limits": {"cpu": "1000m", "memory": "64Mi"}}}),
             ),
         ),
-    ]
+    ]);
+    cases
+}
+
+/// Fields whose text becomes part of the path of a request to the API server, or of a file.
+fn names() -> Vec<Case> {
+    const NAME: &str = "must be a name that Kubernetes takes: lower-case letters, digits, - and ., with a letter or digit at both ends of each part";
+    const KEY: &str =
+        "must be a key that a Secret can have: letters, digits, -, _ and ., and not . or .. at the beginning";
+    let case = |kind, at: &'static str, of: &dyn Fn(&str) -> Value, right: &str, wrong: &str| {
+        let rule = if at.ends_with(".key") { KEY } else { NAME };
+        let reads = format!("{}: Invalid value: \"string\": {rule}", at.replace("[]", "[0]"));
+        Case { kind, at, reads: reads.leak(), before: None, refused: of(wrong), accepted: of(right) }
+    };
+    let mut cases = Vec::new();
+    let tls = |tls: Value| json!({"tls": tls});
+    for (wrong, right) in [
+        ("?watch=true", "db-login.example"),
+        ("?fieldSelector=metadata.name%3Dapp-db", "0"),
+        ("app-db?x=y", "a--b"),
+        ("../configmaps/x", "a.b.c"),
+        ("a..b", &"a".repeat(253)),
+        ("App", "app"),
+    ] {
+        let login = |name: &str| json!({"credentialsSecretRef": {"name": name}});
+        let ca = |name: &str| tls(json!({"mode": "VerifyFull", "caSecretRef": {"name": name}}));
+        let client =
+            |name: &str| tls(json!({"mode": "VerifyFull", "clientCertificateSecretRef": {"name": name}}));
+        cases.extend([
+            case(
+                "ReplicationPeer",
+                "spec.postgres.credentialsSecretRef.name",
+                &|n| postgres(login(n)),
+                right,
+                wrong,
+            ),
+            case("ReplicationPeer", "spec.postgres.tls.caSecretRef.name", &|n| postgres(ca(n)), right, wrong),
+            case(
+                "ReplicationPeer",
+                "spec.postgres.tls.clientCertificateSecretRef.name",
+                &|n| postgres(client(n)),
+                right,
+                wrong,
+            ),
+            case(
+                "ReplicationPeer",
+                "spec.clickhouse.credentialsSecretRef.name",
+                &|n| clickhouse(login(n)),
+                right,
+                wrong,
+            ),
+            case(
+                "ReplicationPeer",
+                "spec.clickhouse.tls.caSecretRef.name",
+                &|n| clickhouse(ca(n)),
+                right,
+                wrong,
+            ),
+            case(
+                "ReplicationPeer",
+                "spec.clickhouse.tls.clientCertificateSecretRef.name",
+                &|n| clickhouse(client(n)),
+                right,
+                wrong,
+            ),
+            case(
+                "Mirror",
+                "spec.sourceRef.name",
+                &|n| mirror(json!({"sourceRef": {"name": n}})),
+                right,
+                wrong,
+            ),
+            case(
+                "Mirror",
+                "spec.destinationRef.name",
+                &|n| mirror(json!({"destinationRef": {"name": n}})),
+                right,
+                wrong,
+            ),
+            case(
+                "Mirror",
+                "spec.replicator.imagePullSecrets[].name",
+                &|n| replicator(json!({"imagePullSecrets": [{"name": n}]})),
+                right,
+                wrong,
+            ),
+            case(
+                "Mirror",
+                "spec.replicator.priorityClassName",
+                &|n| replicator(json!({"priorityClassName": n})),
+                right,
+                wrong,
+            ),
+        ]);
+    }
+    for (wrong, right) in [("../x", "Root_CA-1.pem"), ("..data", ".hidden"), (".", "a..b"), ("a b", "0")] {
+        let ca = |key: &str| tls(json!({"mode": "VerifyFull", "caSecretRef": {"name": "ca", "key": key}}));
+        cases.extend([
+            case("ReplicationPeer", "spec.postgres.tls.caSecretRef.key", &|k| postgres(ca(k)), right, wrong),
+            case(
+                "ReplicationPeer",
+                "spec.clickhouse.tls.caSecretRef.key",
+                &|k| clickhouse(ca(k)),
+                right,
+                wrong,
+            ),
+        ]);
+    }
+    cases
 }
 
 /// Every rule of a kind: where it is and what it says.

@@ -126,8 +126,8 @@ impl Key {
         let mut text = |pointer: &str, path: &str, default: &str| {
             let text = value.pointer(pointer).and_then(Value::as_str).unwrap_or(default);
             // What is missing altogether has been told by the schema.
-            if value.pointer(pointer).is_some_and(Value::is_string) && !is_dns_name(text) {
-                let rule = "must be 1 to 253 lower-case letters, digits, '-' and '.', with a letter or digit at both ends";
+            if value.pointer(pointer).is_some_and(Value::is_string) && !api::is_object_name(text) {
+                let rule = "must be 1 to 253 lower-case letters, digits, '-' and '.', with a letter or digit at both ends of each part";
                 problems.push(Problem::new(path, rule));
             }
             text.to_owned()
@@ -141,15 +141,6 @@ impl Key {
     fn sibling(&self, name: &str) -> Key {
         Key { namespace: self.namespace.clone(), name: name.to_owned() }
     }
-}
-
-/// RFC 1123, as Kubernetes asks of the names of its objects.
-pub(super) fn is_dns_name(text: &str) -> bool {
-    let alphanumeric = |c: u8| c.is_ascii_lowercase() || c.is_ascii_digit();
-    (1..=253).contains(&text.len())
-        && text.bytes().all(|c| alphanumeric(c) || c == b'-' || c == b'.')
-        && text.bytes().next().is_some_and(alphanumeric)
-        && text.bytes().last().is_some_and(alphanumeric)
 }
 
 fn identify(value: &Value) -> Result<&'static str, Problem> {

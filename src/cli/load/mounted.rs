@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use crate::{
-    api::Problem,
+    api::{Problem, is_object_name, is_secret_key},
     model::Password,
     resolve::{MissingEntry, Secrets},
 };
@@ -28,7 +28,7 @@ impl Secrets for MountedSecrets {
     /// Follows symbolic links, which kubelet puts between the folder and the files. The value is the file's, to the last byte.
     fn entry(&self, name: &str, key: &str) -> Result<Password, Option<MissingEntry>> {
         let folder = self.0.join(name);
-        if !super::is_dns_name(name) || !folder.is_dir() {
+        if !is_object_name(name) || !folder.is_dir() {
             let message = format!("no folder {} for Secret {name}", folder.display());
             return Err(Some(MissingEntry::Secret(message)));
         }
@@ -37,7 +37,7 @@ impl Secrets for MountedSecrets {
             let message = format!("key {key} of Secret {name} ({}): {why}", file.display());
             Err(Some(MissingEntry::Key(message)))
         };
-        if !is_key(key) {
+        if !is_secret_key(key) {
             return unusable("a key is made of letters, digits, '-', '_' and '.'".to_owned());
         }
         match std::fs::read(&file) {
@@ -49,14 +49,6 @@ impl Secrets for MountedSecrets {
             Err(error) => unusable(format!("cannot read: {error}")),
         }
     }
-}
-
-/// As Kubernetes takes them; none climbs out of its folder.
-fn is_key(key: &str) -> bool {
-    !key.is_empty()
-        && !key.starts_with("..")
-        && key != "."
-        && key.bytes().all(|c| c.is_ascii_alphanumeric() || matches!(c, b'-' | b'_' | b'.'))
 }
 
 #[cfg(test)]

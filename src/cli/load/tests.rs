@@ -234,7 +234,7 @@ fn wrong_types_ranges_and_enums() {
         (
             "{name: demo}",
             "{name: Demo}",
-            "metadata.name: must be 1 to 253 lower-case letters, digits, '-' and '.', with a letter or digit at both ends",
+            "metadata.name: must be 1 to 253 lower-case letters, digits, '-' and '.', with a letter or digit at both ends of each part",
         ),
         ("{name: demo}", "{}", "metadata.name: is required"),
         ("v1alpha1", "v1", "apiVersion: expected walferry.dev/v1alpha1 for a Mirror"),

@@ -37,10 +37,13 @@ pub(super) fn identity(mirror: &impl ResourceExt) -> MirrorIdentity {
 /// Looks at a Mirror and what it refers to.
 ///
 /// # Errors
-/// What is wrong, all of one kind: peers that are missing, then what is wrong with a spec, then Secrets, then target tables of others.
+/// What is wrong, all of one kind: the spec, then peers that are missing, then what is wrong with them, then Secrets, then target tables
+/// of others.
 pub(super) fn validate<'a>(mirror: &Mirror, fetched: &'a Fetched) -> Result<Plan<'a>, Obstacle> {
-    missing_peers(mirror, fetched)?;
     let mut problems = api::mirror_problems(&mirror.spec);
+    if problems.is_empty() {
+        missing_peers(mirror, fetched)?;
+    }
     problems.extend(fetched.peers.iter().filter_map(|(name, peer)| match peer {
         Peer::Valid { .. } => None,
         Peer::Unreadable(error) => Some(Problem::new(format!("ReplicationPeer {name}"), error)),
@@ -211,6 +214,15 @@ mod tests {
             message,
             "spec.sourceRef.name: there is no ReplicationPeer app in namespace team; create it"
         );
+    }
+
+    #[test]
+    fn a_name_that_no_peer_can_have_is_wrong_and_not_missing() {
+        let mut mirror = users();
+        mirror.spec.source_ref.name = "?watch=true".to_owned();
+        let (reason, message) = wrong(&mirror, &fetched());
+        assert_eq!(reason, "InvalidSpec");
+        assert!(message.starts_with("spec.sourceRef.name: must be a name"), "{message}");
     }
 
     #[test]
