@@ -6,6 +6,7 @@ use tokio::time::{Instant, sleep};
 
 use crate::{
     clickhouse::{Database, Error as ClickHouseError},
+    fault::Reason,
     model::{ClickHouseEndpoint, INSERTS_SUFFIX, OutOfRange, PostgresEndpoint},
     postgres::{self, publication, session::Session, slot},
     replication::{Destination, DestinationError},
@@ -37,13 +38,13 @@ pub enum Error {
 
 impl Error {
     /// The reason that a condition shows; it begins with the side that the fault lies on.
-    pub fn reason(&self) -> &'static str {
+    pub fn reason(&self) -> Reason {
         match self {
-            Error::Source(postgres::Error::Authentication { .. }) => "SourceAuthenticationFailed",
-            Error::Source(source) if source.is_transient() => "SourceUnreachable",
-            Error::Source(_) => "SourceError",
+            Error::Source(postgres::Error::Authentication { .. }) => Reason::SourceAuthenticationFailed,
+            Error::Source(source) if source.is_transient() => Reason::SourceUnreachable,
+            Error::Source(_) => Reason::SourceError,
             Error::Destination(destination) => destination.reason,
-            Error::SlotInUse { .. } => "SourceSlotInUse",
+            Error::SlotInUse { .. } => Reason::SourceSlotInUse,
         }
     }
 }
@@ -126,13 +127,14 @@ fn outcome(what: &str, name: &str, was_there: bool) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::fault::Side;
 
     #[test]
     fn reasons_tell_the_side() {
-        assert_eq!(Error::Source(postgres::Error::Closed).reason(), "SourceUnreachable");
+        assert_eq!(Error::Source(postgres::Error::Closed).reason(), Reason::SourceUnreachable);
         let in_use = Error::SlotInUse { slot: "walferry_0a".to_owned(), pid: 7 };
-        assert_eq!(in_use.reason(), "SourceSlotInUse");
+        assert_eq!(in_use.reason(), Reason::SourceSlotInUse);
         let refused = ClickHouseError::Settings("no".to_owned());
-        assert!(Error::from(refused).reason().starts_with("Destination"));
+        assert_eq!(Error::from(refused).reason().side(), Side::Destination);
     }
 }

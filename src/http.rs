@@ -164,7 +164,8 @@ mod tests {
         assert!(response.starts_with("HTTP/1.1 503") && response.ends_with("default/demo: Provisioning\n"));
         progress.set_phase(MirrorPhase::Streaming, None);
         assert!(get(address, "/readyz").await.starts_with("HTTP/1.1 200"));
-        let failure = MirrorFailure { reason: "SourceUnreachable".into(), message: "refused".into() };
+        let failure =
+            MirrorFailure { reason: crate::fault::Reason::SourceUnreachable, message: "refused".into() };
         progress.set_phase(MirrorPhase::Retrying, Some(failure));
         assert!(get(address, "/readyz").await.starts_with("HTTP/1.1 503"));
         assert!(get(address, "/healthz").await.starts_with("HTTP/1.1 200"));

@@ -5,18 +5,19 @@
 //!
 //! | layer | what it is | may import |
 //! |---|---|---|
-//! | [`model`] | positions, tables, tuples, progress, settings | nothing of ours |
+//! | [`fault`] | the catalogue of reasons | nothing of ours |
+//! | [`model`] | positions, tables, tuples, progress, settings | `fault` |
 //! | [`api`] | the resources `ReplicationPeer` and `Mirror`, types only | nothing of ours |
 //! | [`tls`] | TLS client settings for both databases | `model` |
-//! | [`status`] | conditions made from progress | `api`, `model` |
+//! | [`status`] | conditions made from progress | `fault`, `api`, `model` |
 //! | [`postgres`] | sessions, catalog, slot, publication, wire protocol, decoders | `model`, `tls` |
-//! | [`replication`] | the engine and its destination contract | `model`, `postgres` |
-//! | [`clickhouse`] | client, DDL, types, column encoders, state, the destination | `model`, `tls`, the destination contract |
+//! | [`replication`] | the engine and its destination contract | `fault`, `model`, `postgres` |
+//! | [`clickhouse`] | client, DDL, types, column encoders, state, the destination | `fault`, `model`, `tls`, the destination contract |
 //! | [`resolve`] | references and Secrets into one configuration | `api`, `model` |
-//! | [`check`] | what must hold before replication starts | `model`, `postgres`, `clickhouse`, `replication` |
-//! | [`cleanup`] | removes slot, publication and state | `model`, `postgres`, `clickhouse`, the destination contract |
+//! | [`check`] | what must hold before replication starts | `fault`, `model`, `postgres`, `clickhouse`, `replication` |
+//! | [`cleanup`] | removes slot, publication and state | `fault`, `model`, `postgres`, `clickhouse`, the destination contract |
 //! | [`http`], [`telemetry`] | `/status` and `/metrics`; logs | `api`, `model`, `status` |
-//! | [`operator`] | the Kubernetes controllers | `api`, `model`, `status`, `resolve`, `check`, `cleanup`, `postgres`, `clickhouse`, `http`, `telemetry` |
+//! | [`operator`] | the Kubernetes controllers | `fault`, `api`, `model`, `status`, `resolve`, `check`, `cleanup`, `postgres`, `clickhouse`, `http`, `telemetry` |
 //! | [`cli`] | one file a command | everything |
 //! | [`fuzzing`] | what `cargo fuzz` and the tests feed arbitrary bytes to | everything |
 
@@ -25,6 +26,7 @@ pub mod check;
 pub mod cleanup;
 pub mod cli;
 pub mod clickhouse;
+pub mod fault;
 #[cfg(any(test, doc, fuzzing))]
 pub mod fuzzing;
 pub mod http;

@@ -8,6 +8,7 @@ use std::{
 use super::support::Server;
 use walferry::{
     clickhouse::{Client, Database, Error},
+    fault::Reason,
     model::{
         Cell, CellKind, ClickHouseEndpoint, Column, Lsn, OutOfRange, Password, SourceType, TableId,
         TableSchema, TlsSettings, Tuple,
@@ -97,7 +98,7 @@ fn push(batch: &mut impl TableBatch, values: &[Option<&str>], version: u64, op: 
     batch.push(Tuple { data: &data, cells: &cells }, Lsn(version).into(), op).unwrap();
 }
 
-fn kind<T>(result: Result<T, DestinationError>) -> (ErrorKind, &'static str) {
+fn kind<T>(result: Result<T, DestinationError>) -> (ErrorKind, Reason) {
     let error = result.err().unwrap();
     (error.kind, error.reason)
 }
@@ -203,7 +204,7 @@ async fn a_later_insert_ends_an_earlier_one_with_the_same_fence() {
         sent.and(finished)
     });
     sent.unwrap();
-    assert_eq!(kind(ended), (ErrorKind::Transient, "DestinationInsertReplaced"));
+    assert_eq!(kind(ended), (ErrorKind::Transient, Reason::DestinationInsertReplaced));
     assert_eq!(rows(&database, &table).await, "1,\"later\"");
     drop_table(&database, &table);
 }
@@ -255,7 +256,7 @@ async fn columns_are_added_with_the_value_that_old_rows_show() {
     assert_eq!(ask(&database, &width).await, "Nullable(Int64)\t7");
     table.columns[2].source_type = SourceType::Uuid;
     let error = database.ensure_table(&table).await.err().unwrap();
-    assert_eq!((error.kind, error.reason), (ErrorKind::Table, "DestinationTableConflict"));
+    assert_eq!((error.kind, error.reason), (ErrorKind::Table, Reason::DestinationTableConflict));
     assert!(
         error.message.contains("column n is Nullable(Int64) there but Nullable(UUID) is needed"),
         "{}",
@@ -291,27 +292,39 @@ async fn tables_are_made_as_asked_or_refused() {
     assert_eq!(ask(&database, &format!("SELECT count() FROM {target} FINAL")).await, "1999");
 
     table.partition_by = Some("v".to_owned());
-    assert_eq!(kind(database.ensure_table(&table).await), (ErrorKind::Table, "DestinationEngineInvalid"));
+    assert_eq!(
+        kind(database.ensure_table(&table).await),
+        (ErrorKind::Table, Reason::DestinationEngineInvalid)
+    );
     drop_table(&database, &table);
     table.partition_by = Some("nonsense(".to_owned());
-    assert_eq!(kind(database.ensure_table(&table).await), (ErrorKind::Table, "DestinationStatementRefused"));
+    assert_eq!(
+        kind(database.ensure_table(&table).await),
+        (ErrorKind::Table, Reason::DestinationStatementRefused)
+    );
     table.partition_by = None;
     table.ttl = None;
     table.settings = vec![("no_such_setting".to_owned(), "1".to_owned())];
-    assert_eq!(kind(database.ensure_table(&table).await), (ErrorKind::Table, "DestinationStatementRefused"));
+    assert_eq!(
+        kind(database.ensure_table(&table).await),
+        (ErrorKind::Table, Reason::DestinationStatementRefused)
+    );
     as_administrator(&format!("CREATE TABLE {target} (id Int64) ENGINE = MergeTree ORDER BY id"));
     table.settings.clear();
-    assert_eq!(kind(database.ensure_table(&table).await), (ErrorKind::Table, "DestinationTableConflict"));
+    assert_eq!(
+        kind(database.ensure_table(&table).await),
+        (ErrorKind::Table, Reason::DestinationTableConflict)
+    );
     drop_table(&database, &table);
     let batch = database.batch(&table).unwrap();
     assert_eq!(
         kind(database.insert(&table, &gone_row(&database, &table), &table.target).await),
-        (ErrorKind::Table, "DestinationTableMissing")
+        (ErrorKind::Table, Reason::DestinationTableMissing)
     );
     drop(batch);
     assert_eq!(
         kind(database.truncate(&table, "truncate").await),
-        (ErrorKind::Table, "DestinationTableMissing")
+        (ErrorKind::Table, Reason::DestinationTableMissing)
     );
 }
 
@@ -391,14 +404,17 @@ async fn faults_have_their_kind() {
     };
     let wrong = with(&|endpoint| endpoint.password = Password::new("geheim ü"));
     let error = wrong.prepare().await.err().unwrap();
-    assert_eq!((error.kind, error.reason), (ErrorKind::Refused, "DestinationAuthenticationFailed"));
+    assert_eq!((error.kind, error.reason), (ErrorKind::Refused, Reason::DestinationAuthenticationFailed));
     assert!(!error.message.contains("geheim"), "{}", error.message);
     let nowhere = with(&|endpoint| endpoint.url = "http://127.0.0.1:1".to_owned());
-    assert_eq!(kind(nowhere.prepare().await), (ErrorKind::Transient, "DestinationUnreachable"));
+    assert_eq!(kind(nowhere.prepare().await), (ErrorKind::Transient, Reason::DestinationUnreachable));
     let missing = with(&|endpoint| endpoint.database = "no_such_database".to_owned());
     let (kind, reason) = kind(missing.prepare().await);
     // A user without rights on it isn't told whether it exists.
-    assert!(matches!(reason, "DestinationDatabaseMissing" | "DestinationAccessDenied"), "{reason}");
+    assert!(
+        matches!(reason, Reason::DestinationDatabaseMissing | Reason::DestinationAccessDenied),
+        "{reason}"
+    );
     assert_eq!(kind, ErrorKind::Refused);
 }
 

@@ -1,6 +1,6 @@
 //! The destination: reaching it, the user's rights, and each target table.
 
-use super::{reason, report::Check, source::is_local};
+use super::{report::Check, source::is_local};
 use crate::{
     clickhouse::{
         Error, OLDEST_VERSION, ServerVersion, ddl,
@@ -8,6 +8,7 @@ use crate::{
         target::{Lacks, TargetTable, compare},
         types::{ChType, Features, Fidelity, fidelity, target_type},
     },
+    fault::Reason,
     model::{ClickHouseEndpoint, RESYNC_COMMAND, TableSchema, TlsMode, resync_advice},
     replication::{self, DestinationError, ErrorKind},
 };
@@ -66,7 +67,7 @@ pub(super) fn failed(name: &str, error: Error) -> Check {
 
 /// The Mirror's own records can't be read.
 pub(super) fn state_unusable(error: &replication::Error) -> Check {
-    Check::failure(SUBJECT, "state", reason::DESTINATION_STATE_UNUSABLE, error.to_string())
+    Check::failure(SUBJECT, "state", Reason::DestinationStateUnusable, error.to_string())
 }
 
 /// All checks of the server and the user.
@@ -79,7 +80,7 @@ pub(super) fn server(endpoint: &ClickHouseEndpoint, facts: &ServerFacts) -> Vec<
             Check::failure(
                 SUBJECT,
                 "database",
-                reason::DESTINATION_DATABASE_MISSING,
+                Reason::DestinationDatabaseMissing,
                 format!("{} does not exist, or {} has no right in it", endpoint.database, endpoint.username),
             )
             .fix(format!("CREATE DATABASE {};", ident(&endpoint.database))),
@@ -94,8 +95,7 @@ fn connection(endpoint: &ClickHouseEndpoint) -> Check {
     let host = host.rsplit_once(':').map_or(host, |(host, _)| host);
     let at = format!("{} as {}", endpoint.url, endpoint.username);
     let warning = |what: &str, fix: &str| {
-        Check::warning(SUBJECT, "connection", reason::DESTINATION_TLS_FAILED, format!("{at}, {what}"))
-            .fix(fix)
+        Check::warning(SUBJECT, "connection", Reason::DestinationTlsFailed, format!("{at}, {what}")).fix(fix)
     };
     if endpoint.url.starts_with("https://") {
         match endpoint.tls.mode {
@@ -127,7 +127,7 @@ fn version(version: &ServerVersion) -> Check {
     Check::failure(
         SUBJECT,
         "version",
-        reason::DESTINATION_VERSION_UNSUPPORTED,
+        Reason::DestinationVersionUnsupported,
         format!("{shown}, walferry needs {major}.{minor} or later"),
     )
     .fix(format!("upgrade the server to ClickHouse {major}.{minor} or later"))
@@ -139,7 +139,7 @@ fn rights(endpoint: &ClickHouseEndpoint, facts: &ServerFacts) -> Check {
         return Check::failure(
             SUBJECT,
             NAME,
-            reason::DESTINATION_READ_ONLY,
+            Reason::DestinationReadOnly,
             format!("{} is read-only", endpoint.username),
         )
         .fix("set readonly to 0 in the user's settings profile");
@@ -147,7 +147,7 @@ fn rights(endpoint: &ClickHouseEndpoint, facts: &ServerFacts) -> Check {
     let Some(missing) = &facts.missing_rights else {
         let all = MissingRights { privileges: PRIVILEGES.to_vec(), engine: true, widening: true };
         let detail = "this release can't tell what a user may do (CHECK GRANT)";
-        return Check::warning(SUBJECT, NAME, reason::DESTINATION_ACCESS_DENIED, detail)
+        return Check::warning(SUBJECT, NAME, Reason::DestinationAccessDenied, detail)
             .fix(all.grants(endpoint).join("\n"));
     };
     let grants = missing.grants(endpoint);
@@ -159,8 +159,7 @@ fn rights(endpoint: &ClickHouseEndpoint, facts: &ServerFacts) -> Check {
             "{} lacks {WIDENING}: a table whose column gets a wider type at the source, or takes NULL, will fail alone",
             endpoint.username
         );
-        return Check::warning(SUBJECT, NAME, reason::DESTINATION_ACCESS_DENIED, detail)
-            .fix(grants.join("\n"));
+        return Check::warning(SUBJECT, NAME, Reason::DestinationAccessDenied, detail).fix(grants.join("\n"));
     }
     let engine = missing.engine.then(|| format!("TABLE ENGINE {ENGINE}"));
     let lacks: Vec<_> =
@@ -168,7 +167,7 @@ fn rights(endpoint: &ClickHouseEndpoint, facts: &ServerFacts) -> Check {
     Check::failure(
         SUBJECT,
         NAME,
-        reason::DESTINATION_ACCESS_DENIED,
+        Reason::DestinationAccessDenied,
         format!("{} lacks {}", endpoint.username, lacks.join(", ")),
     )
     .fix(grants.join("\n"))
@@ -204,9 +203,8 @@ pub(super) fn column_types(schema: &TableSchema, features: Features) -> (Option<
         }
     }
     if !impossible.is_empty() {
-        let check =
-            Check::failure(subject, NAME, reason::DESTINATION_TYPE_UNSUPPORTED, impossible.join("; "))
-                .fix("correct columns.types");
+        let check = Check::failure(subject, NAME, Reason::DestinationTypeUnsupported, impossible.join("; "))
+            .fix("correct columns.types");
         return (None, check);
     }
     let told: Vec<_> = lossy
@@ -218,7 +216,7 @@ pub(super) fn column_types(schema: &TableSchema, features: Features) -> (Option<
         Check::ok(subject, NAME, told.join("; "))
     } else {
         // The text form holds every value.
-        Check::warning(subject, NAME, reason::DESTINATION_TYPE_LOSSY, told.join("; ")).fix(format!(
+        Check::warning(subject, NAME, Reason::DestinationTypeLossy, told.join("; ")).fix(format!(
             "outOfRange says what is stored instead; where that won't do: columns: {{types: {{{}}}}}",
             overrides.join(", ")
         ))
@@ -261,13 +259,13 @@ pub(super) fn target(
         format!("DROP TABLE {}; -- or choose another target.table", table(&endpoint.database, &schema.target))
     };
     if let Err(problem) = ddl::validate(schema) {
-        return failure(reason::DESTINATION_ENGINE_INVALID, problem.to_string());
+        return failure(Reason::DestinationEngineInvalid, problem.to_string());
     }
     match (&facts.found, facts.tracked) {
         (None, _) if facts.copied_over => Check::ok(subject, NAME, format!("{name} will be made")),
         (Some(found), _) if facts.copied_over => match compare(found, &endpoint.database, schema, types) {
             Err(problem) => {
-                failure(reason::DESTINATION_TABLE_CONFLICT, format!("{name}: {problem}")).fix(drop())
+                failure(Reason::DestinationTableConflict, format!("{name}: {problem}")).fix(drop())
             }
             Ok(lacks) => {
                 let detail =
@@ -278,7 +276,7 @@ pub(super) fn target(
         (None, true) => Check::warning(
             subject.as_str(),
             NAME,
-            reason::DESTINATION_TABLE_MISSING,
+            Reason::DestinationTableMissing,
             format!("{name} was dropped: this table will fail alone, the others go on"),
         )
         .fix(resync_advice(&schema.id)),
@@ -287,12 +285,12 @@ pub(super) fn target(
         (Some(_), true) => Check::ok(subject, NAME, format!("{name} is this Mirror's")),
         (Some(found), false) => match compare(found, &endpoint.database, schema, types) {
             Err(problem) => {
-                failure(reason::DESTINATION_TABLE_CONFLICT, format!("{name}: {problem}")).fix(drop())
+                failure(Reason::DestinationTableConflict, format!("{name}: {problem}")).fix(drop())
             }
             Ok(_) if facts.has_rows => {
                 let detail = format!("{name} exists and has rows that this Mirror does not know of");
                 let target = table(&endpoint.database, &schema.target);
-                failure(reason::DESTINATION_TABLE_CONFLICT, detail).fix(format!(
+                failure(Reason::DestinationTableConflict, detail).fix(format!(
                     "TRUNCATE TABLE {target}; -- if nobody needs them\nor replace them by the source's rows: {RESYNC_COMMAND}\nor choose another target.table"
                 ))
             }
@@ -376,7 +374,7 @@ mod tests {
                 "analytics.users is there, and the copy replaces its rows"
             );
             let other = TargetTable { sorting_key: "email".to_owned(), ..fitting() };
-            assert_eq!(check(Some(other)).reason, reason::DESTINATION_TABLE_CONFLICT);
+            assert_eq!(check(Some(other)).reason, Some(Reason::DestinationTableConflict));
         }
     }
 
@@ -408,12 +406,12 @@ mod tests {
     #[test]
     fn a_server_that_can_not_be_written_is_refused() {
         let read_only = find(&ServerFacts { read_only: true, ..facts() }, "grants");
-        assert_eq!(read_only.reason, reason::DESTINATION_READ_ONLY);
+        assert_eq!(read_only.reason, Some(Reason::DestinationReadOnly));
         let missing = find(&ServerFacts { database_exists: false, ..facts() }, "database");
         assert_eq!(missing.fix.as_deref(), Some("CREATE DATABASE `analytics`;"));
         let mut old = facts();
         old.version.major = 22;
-        assert_eq!(find(&old, "version").reason, reason::DESTINATION_VERSION_UNSUPPORTED);
+        assert_eq!(find(&old, "version").reason, Some(Reason::DestinationVersionUnsupported));
     }
 
     #[test]
@@ -445,7 +443,7 @@ mod tests {
             (other, false, "DROP TABLE `analytics`.`users`; -- or choose another target.table"),
         ] {
             let check = target_check(Some(found), has_rows, false);
-            assert_eq!(check.reason, reason::DESTINATION_TABLE_CONFLICT);
+            assert_eq!(check.reason, Some(Reason::DestinationTableConflict));
             assert_eq!(check.fix.as_deref(), Some(fix));
         }
     }
@@ -453,7 +451,7 @@ mod tests {
     #[test]
     fn a_target_of_ours_is_left_alone() {
         assert_eq!(target_check(Some(fitting()), true, true).outcome, Outcome::Ok);
-        assert_eq!(target_check(None, false, true).reason, reason::DESTINATION_TABLE_MISSING);
+        assert_eq!(target_check(None, false, true).reason, Some(Reason::DestinationTableMissing));
     }
 
     #[test]
@@ -462,7 +460,7 @@ mod tests {
         schema.partition_by = Some("email".to_owned());
         let facts = TargetFacts { found: None, has_rows: false, tracked: false, copied_over: false };
         let check = target(&endpoint(), &schema, &[], &facts);
-        assert_eq!(check.reason, reason::DESTINATION_ENGINE_INVALID);
+        assert_eq!(check.reason, Some(Reason::DestinationEngineInvalid));
     }
 
     #[test]
@@ -477,6 +475,6 @@ mod tests {
         schema.columns[1].type_override = Some("UUID".to_owned());
         let (types, check) = column_types(&schema, Features::of(26, 7));
         assert!(types.is_none());
-        assert_eq!(check.reason, reason::DESTINATION_TYPE_UNSUPPORTED);
+        assert_eq!(check.reason, Some(Reason::DestinationTypeUnsupported));
     }
 }

@@ -5,7 +5,6 @@
 mod destination;
 mod gather;
 mod publication;
-pub mod reason;
 mod report;
 mod source;
 mod table;

@@ -2,8 +2,9 @@
 
 use std::collections::HashMap;
 
-use super::{reason, report::Check, source::SUBJECT};
+use super::{report::Check, source::SUBJECT};
 use crate::{
+    fault::Reason,
     model::{RESYNC_ADVICE, ReplicatorConfig, TableId, TableSchema, resync_advice},
     postgres::{
         Error,
@@ -66,7 +67,7 @@ pub(super) fn publication(wanted: &Wanted<'_>, found: Option<&Publication>) -> V
 }
 
 fn unusable(detail: String, fix: String) -> Check {
-    Check::failure(SUBJECT, NAME, reason::SOURCE_PUBLICATION_UNUSABLE, detail).fix(fix)
+    Check::failure(SUBJECT, NAME, Reason::SourcePublicationUnusable, detail).fix(fix)
 }
 
 /// The statements by which somebody with more rights makes the publication for walferry.
@@ -97,7 +98,7 @@ fn to_be_made(wanted: &Wanted<'_>) -> Check {
         Check::failure(
             SUBJECT,
             NAME,
-            reason::SOURCE_PRIVILEGE_MISSING,
+            Reason::SourcePrivilegeMissing,
             format!("{} may not make {name}: it {lacks}", server.role),
         )
         .fix(fix)
@@ -165,7 +166,7 @@ fn taken_out(wanted: &Wanted<'_>, found: &Publication) -> Vec<Check> {
     let gone = known.filter(|table| !found.tables.iter().any(|published| published.id == table.schema.id));
     let warn = |table: &TableFacts| {
         let detail = "no longer in the publication: this table fails alone, the others go on";
-        Check::warning(table.schema.id.to_string(), NAME, reason::SOURCE_PUBLICATION_UNUSABLE, detail)
+        Check::warning(table.schema.id.to_string(), NAME, Reason::SourcePublicationUnusable, detail)
             .fix(format!("to have it published again, {}", resync_advice(&table.schema.id)))
     };
     gone.map(warn).collect()
@@ -203,7 +204,7 @@ fn members(wanted: &Wanted<'_>, found: &Publication) -> Option<Check> {
     let schemas: Vec<_> = joining.iter().map(|table| &table.schema).collect();
     let statements = publication::alter_statements(&name, &schemas, &leaving, &[]);
     let detail = format!("{detail}, but {obstacle}");
-    let reason = reason::SOURCE_PRIVILEGE_MISSING;
+    let reason = Reason::SourcePrivilegeMissing;
     // What is sent too much is left out; it may be there for a change of the Mirror that is still to come.
     let check = match joining.is_empty() {
         true => Check::warning(SUBJECT, NAME, reason, detail),
@@ -225,7 +226,7 @@ fn member(
     };
     let subject = schema.id.to_string();
     let failure = |detail: String| {
-        Some(Check::failure(subject.as_str(), NAME, reason::SOURCE_PUBLICATION_UNUSABLE, detail).fix(fix()))
+        Some(Check::failure(subject.as_str(), NAME, Reason::SourcePublicationUnusable, detail).fix(fix()))
     };
     if let Some(columns) = &published.columns {
         return failure(format!("only its columns {} are published", columns.join(", ")));
@@ -242,7 +243,7 @@ fn member(
             _ => Some(Check::warning(
                 subject,
                 NAME,
-                reason::SOURCE_ROW_FILTER_INVALID,
+                Reason::SourceRowFilterInvalid,
                 format!("published with WHERE {theirs}; make sure that this means {ours}"),
             )),
         },
@@ -315,7 +316,7 @@ mod tests {
         let mut foreign = table_facts();
         foreign.relation.owned = false;
         let owned = check(&server_facts(), foreign, &Probes::new(), None);
-        assert_eq!(owned.reason, reason::SOURCE_PRIVILEGE_MISSING);
+        assert_eq!(owned.reason, Some(Reason::SourcePrivilegeMissing));
         assert_eq!(owned.fix, Some(format!("-- as superuser\n{CREATION}")));
         let standby = ServerFacts { in_recovery: true, ..server_facts() };
         assert_eq!(simple(&standby, None).fix, Some(format!("-- at the primary\n{CREATION}")));
@@ -346,7 +347,7 @@ mod tests {
             ),
         ] {
             let check = simple(&server_facts(), Some(&found));
-            assert_eq!(check.reason, reason::SOURCE_PUBLICATION_UNUSABLE);
+            assert_eq!(check.reason, Some(Reason::SourcePublicationUnusable));
             assert_eq!(check.fix, Some(fix));
         }
     }
@@ -358,7 +359,7 @@ mod tests {
         assert_eq!(check_own.detail, "1 tables join walferry_1f, 1 leave it");
         let foreign = Publication { may_alter: false, owner: "postgres".to_owned(), ..other };
         let check_foreign = simple(&server_facts(), Some(&foreign));
-        assert_eq!(check_foreign.reason, reason::SOURCE_PRIVILEGE_MISSING);
+        assert_eq!(check_foreign.reason, Some(Reason::SourcePrivilegeMissing));
         assert_eq!(
             check_foreign.fix.as_deref(),
             Some(

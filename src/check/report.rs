@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use crate::fault::Reason;
 use comfy_table::{ContentArrangement, Table, presets};
 
 /// How a check ended.
@@ -38,8 +39,8 @@ pub struct Check {
     pub detail: String,
     /// The exact statement or setting that helps.
     pub fix: Option<String>,
-    /// A CamelCase reason for a condition; [`super::reason::OK`] when there is nothing to say.
-    pub reason: &'static str,
+    /// Why it is not as it should be; `None` when it is.
+    pub reason: Option<Reason>,
     /// Whether a failure may pass by itself: the network, a restart, a lack of resources.
     pub transient: bool,
 }
@@ -52,7 +53,7 @@ impl Check {
             outcome: Outcome::Ok,
             detail: detail.into(),
             fix: None,
-            reason: super::reason::OK,
+            reason: None,
             transient: false,
         }
     }
@@ -60,19 +61,19 @@ impl Check {
     pub(super) fn warning(
         subject: impl Into<String>,
         name: &str,
-        reason: &'static str,
+        reason: Reason,
         detail: impl Into<String>,
     ) -> Check {
-        Check { outcome: Outcome::Warning, reason, ..Check::ok(subject, name, detail) }
+        Check { outcome: Outcome::Warning, reason: Some(reason), ..Check::ok(subject, name, detail) }
     }
 
     pub(super) fn failure(
         subject: impl Into<String>,
         name: &str,
-        reason: &'static str,
+        reason: Reason,
         detail: impl Into<String>,
     ) -> Check {
-        Check { outcome: Outcome::Failure, reason, ..Check::ok(subject, name, detail) }
+        Check { outcome: Outcome::Failure, reason: Some(reason), ..Check::ok(subject, name, detail) }
     }
 
     /// A failure of a table that the Mirror has already keeps no other from going on, so it is a warning.
@@ -180,9 +181,19 @@ mod tests {
         CheckReport {
             checks: vec![
                 Check::ok("source", "connection", "PostgreSQL 18.4 at db:5432, TLS"),
-                Check::failure("source", "wal_level", "SourceWalLevel", "is replica, must be logical")
-                    .fix("ALTER SYSTEM SET wal_level = 'logical';\n-- then restart PostgreSQL"),
-                Check::warning("public.users", "column types", "TypeLossy", "a rather long text ".repeat(8)),
+                Check::failure(
+                    "source",
+                    "wal_level",
+                    Reason::SourceWalLevelNotLogical,
+                    "is replica, must be logical",
+                )
+                .fix("ALTER SYSTEM SET wal_level = 'logical';\n-- then restart PostgreSQL"),
+                Check::warning(
+                    "public.users",
+                    "column types",
+                    Reason::DestinationTypeLossy,
+                    "a rather long text ".repeat(8),
+                ),
             ],
         }
     }
@@ -215,7 +226,8 @@ mod tests {
 
     #[test]
     fn warnings_do_not_fail() {
-        let report = CheckReport { checks: vec![Check::warning("source", "a", "B", "c")] };
+        let report =
+            CheckReport { checks: vec![Check::warning("source", "a", Reason::DestinationTypeLossy, "c")] };
         assert!(!report.failed());
     }
 }

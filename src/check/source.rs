@@ -1,10 +1,8 @@
 //! The source as a whole: reaching it, its settings, the role and the slot.
 
-use super::{
-    reason,
-    report::{Check, Outcome},
-};
+use super::report::{Check, Outcome};
 use crate::{
+    fault::Reason,
     model::{PostgresEndpoint, RESYNC_ADVICE, TlsMode},
     postgres::{
         Error,
@@ -28,25 +26,25 @@ pub(super) fn connection_failed(endpoint: &PostgresEndpoint, error: &Error) -> C
         return too_old(format!("the server is older than PostgreSQL 14 ({error})"));
     }
     let (reason, fix) = match error {
-        Error::TlsSettings(_) | Error::TlsRefused { .. } | Error::Tls { .. } => (reason::SOURCE_TLS_FAILED, None),
+        Error::TlsSettings(_) | Error::TlsRefused { .. } | Error::Tls { .. } => (Reason::SourceTlsFailed, None),
         Error::Authentication { message, .. } => {
-            (reason::SOURCE_AUTHENTICATION_FAILED, Some(authentication_fix(endpoint, message)))
+            (Reason::SourceAuthenticationFailed, Some(authentication_fix(endpoint, message)))
         }
         Error::Server { sqlstate, .. } if sqlstate == "3D000" => (
-            reason::SOURCE_ERROR,
+            Reason::SourceError,
             Some("correct postgres.database of the ReplicationPeer".to_owned()),
         ),
         Error::Server { sqlstate, .. } if sqlstate == "42501" => (
-            reason::SOURCE_PRIVILEGE_MISSING,
+            Reason::SourcePrivilegeMissing,
             Some(format!(
                 "GRANT CONNECT ON DATABASE {} TO {};",
                 ident(&endpoint.database),
                 ident(&endpoint.username)
             )),
         ),
-        Error::Server { .. } | Error::Protocol(_) | Error::Decode(_) => (reason::SOURCE_ERROR, None),
+        Error::Server { .. } | Error::Protocol(_) | Error::Decode(_) => (Reason::SourceError, None),
         _ => (
-            reason::SOURCE_UNREACHABLE,
+            Reason::SourceUnreachable,
             Some("check postgres.host and postgres.port of the ReplicationPeer, listen_addresses of the server and what is between".to_owned()),
         ),
     };
@@ -74,7 +72,7 @@ fn authentication_fix(endpoint: &PostgresEndpoint, message: &str) -> String {
 
 /// A query of the checks failed.
 pub(super) fn query_failed(subject: &str, name: &str, error: &Error) -> Check {
-    Check::failure(subject, name, reason::SOURCE_ERROR, error.to_string()).transient(error.is_transient())
+    Check::failure(subject, name, Reason::SourceError, error.to_string()).transient(error.is_transient())
 }
 
 /// All checks of the server and the role. `slot` is the Mirror's own slot, if it has one already; with `resync` it is going to
@@ -99,7 +97,7 @@ pub(super) fn peer(endpoint: &PostgresEndpoint, facts: &ServerFacts) -> Vec<Chec
 fn connection(endpoint: &PostgresEndpoint, facts: &ServerFacts) -> Check {
     let at = format!("{} as {} at {}:{}", facts.database, facts.role, endpoint.host, endpoint.port);
     let plain = |what: &str, fix: &str| {
-        Check::warning(SUBJECT, "connection", reason::SOURCE_TLS_FAILED, format!("{at}, {what}")).fix(fix)
+        Check::warning(SUBJECT, "connection", Reason::SourceTlsFailed, format!("{at}, {what}")).fix(fix)
     };
     match endpoint.tls.mode {
         TlsMode::Disable if is_local(&endpoint.host) => {
@@ -134,7 +132,7 @@ fn version(facts: &ServerFacts) -> Check {
         return Check::failure(
             SUBJECT,
             "version",
-            reason::SOURCE_VERSION_UNSUPPORTED,
+            Reason::SourceVersionUnsupported,
             format!("{shown} is a standby, which can be a source from PostgreSQL 16 on"),
         )
         .fix("name the primary in postgres.host of the ReplicationPeer");
@@ -143,7 +141,7 @@ fn version(facts: &ServerFacts) -> Check {
 }
 
 fn too_old(detail: String) -> Check {
-    Check::failure(SUBJECT, "version", reason::SOURCE_VERSION_UNSUPPORTED, detail)
+    Check::failure(SUBJECT, "version", Reason::SourceVersionUnsupported, detail)
         .fix("upgrade the server to PostgreSQL 14 or later")
 }
 
@@ -154,7 +152,7 @@ fn wal_level(facts: &ServerFacts) -> Check {
     Check::failure(
         SUBJECT,
         "wal_level",
-        reason::SOURCE_WAL_LEVEL,
+        Reason::SourceWalLevelNotLogical,
         format!("is {}, must be logical", facts.wal_level),
     )
     .fix(
@@ -171,7 +169,7 @@ fn role(facts: &ServerFacts) -> Check {
     Check::failure(
         SUBJECT,
         "role",
-        reason::SOURCE_PRIVILEGE_MISSING,
+        Reason::SourcePrivilegeMissing,
         format!("{} may not replicate: it lacks the REPLICATION attribute", facts.role),
     )
     .fix(format!("ALTER ROLE {role} REPLICATION;\n-- on Amazon RDS: GRANT rds_replication TO {role};"))
@@ -181,7 +179,7 @@ fn replication_slot(facts: &ServerFacts, slot: Option<&SlotInfo>, resync: bool) 
     const NAME: &str = "replication slot";
     let unusable = |slot: &SlotInfo, why: &str, fix: String| {
         let detail = format!("{} {why}", slot.name);
-        Check::failure(SUBJECT, NAME, reason::SOURCE_SLOT_UNUSABLE, detail).fix(fix)
+        Check::failure(SUBJECT, NAME, Reason::SourceSlotUnusable, detail).fix(fix)
     };
     let drop = |slot: &SlotInfo| format!("SELECT pg_drop_replication_slot({});", literal(&slot.name));
     match slot {
@@ -193,7 +191,7 @@ fn replication_slot(facts: &ServerFacts, slot: Option<&SlotInfo>, resync: bool) 
         }
         Some(slot) if resync => Check::ok(SUBJECT, NAME, format!("{} will be made anew", slot.name)),
         Some(slot) if slot.wal_status.as_deref() == Some("lost") => Check {
-            reason: reason::SOURCE_SLOT_INVALIDATED,
+            reason: Some(Reason::SourceSlotInvalidated),
             ..unusable(
                 slot,
                 "was invalidated by the server, so changes are missing at the destination",
@@ -208,7 +206,7 @@ fn replication_slot(facts: &ServerFacts, slot: Option<&SlotInfo>, resync: bool) 
         None => Check::failure(
             SUBJECT,
             NAME,
-            reason::SOURCE_NO_FREE_SLOT,
+            Reason::SourceNoFreeReplicationSlot,
             format!("all {} of max_replication_slots are in use", facts.max_slots),
         )
         .fix(format!(
@@ -229,7 +227,7 @@ fn walsender(facts: &ServerFacts, slot: Option<&SlotInfo>) -> Check {
     Check::failure(
         SUBJECT,
         "walsender",
-        reason::SOURCE_NO_FREE_WALSENDER,
+        Reason::SourceNoFreeWalSender,
         format!("all {} of max_wal_senders are in use", facts.max_walsenders),
     )
     .fix(format!(
@@ -245,7 +243,7 @@ fn standby_feedback(facts: &ServerFacts) -> Option<Check> {
     }
     let detail = "the primary does not know what the standby needs: what it vacuums can invalidate the slot, and end the copy's queries";
     Some(
-        Check::warning(SUBJECT, "hot_standby_feedback", reason::SOURCE_STANDBY_FEEDBACK_MISSING, detail).fix(
+        Check::warning(SUBJECT, "hot_standby_feedback", Reason::SourceStandbyFeedbackMissing, detail).fix(
             "ALTER SYSTEM SET hot_standby_feedback = on; -- at the standby\n\
              -- with primary_slot_name, a physical slot at the primary, set too; then SELECT pg_reload_conf();",
         ),
@@ -260,7 +258,7 @@ fn retained_wal(facts: &ServerFacts) -> Check {
     Check::warning(
         SUBJECT,
         NAME,
-        reason::SOURCE_WAL_UNLIMITED,
+        Reason::SourceWalRetentionUnlimited,
         "no limit: while walferry is stopped, the WAL kept for it can fill the disk",
     )
     .fix("ALTER SYSTEM SET max_slot_wal_keep_size = '100GB'; -- as much as the disk can spare\nSELECT pg_reload_conf();")
@@ -299,7 +297,7 @@ mod tests {
         }
     }
 
-    fn outcome(checks: &[Check], name: &str) -> (Outcome, &'static str) {
+    fn outcome(checks: &[Check], name: &str) -> (Outcome, Option<Reason>) {
         let check = checks.iter().find(|check| check.name == name).unwrap();
         (check.outcome, check.reason)
     }
@@ -327,13 +325,16 @@ mod tests {
             },
             None,
         );
-        assert_eq!(outcome(&checks, "wal_level"), (Outcome::Failure, reason::SOURCE_WAL_LEVEL));
-        assert_eq!(outcome(&checks, "replication slot"), (Outcome::Failure, reason::SOURCE_NO_FREE_SLOT));
-        assert_eq!(outcome(&checks, "walsender"), (Outcome::Failure, reason::SOURCE_NO_FREE_WALSENDER));
-        assert_eq!(outcome(&checks, "role"), (Outcome::Failure, reason::SOURCE_PRIVILEGE_MISSING));
+        assert_eq!(outcome(&checks, "wal_level"), (Outcome::Failure, Some(Reason::SourceWalLevelNotLogical)));
+        assert_eq!(
+            outcome(&checks, "replication slot"),
+            (Outcome::Failure, Some(Reason::SourceNoFreeReplicationSlot))
+        );
+        assert_eq!(outcome(&checks, "walsender"), (Outcome::Failure, Some(Reason::SourceNoFreeWalSender)));
+        assert_eq!(outcome(&checks, "role"), (Outcome::Failure, Some(Reason::SourcePrivilegeMissing)));
         assert_eq!(
             outcome(&checks, "max_slot_wal_keep_size"),
-            (Outcome::Warning, reason::SOURCE_WAL_UNLIMITED)
+            (Outcome::Warning, Some(Reason::SourceWalRetentionUnlimited))
         );
         assert!(checks.iter().filter(|check| check.outcome != Outcome::Ok).all(|check| check.fix.is_some()));
     }
@@ -364,8 +365,8 @@ mod tests {
         };
         assert!(standby(true).iter().all(|check| check.outcome == Outcome::Ok));
         let missing = standby(false);
-        let reason = reason::SOURCE_STANDBY_FEEDBACK_MISSING;
-        assert_eq!(outcome(&missing, "hot_standby_feedback"), (Outcome::Warning, reason));
+        let reason = Reason::SourceStandbyFeedbackMissing;
+        assert_eq!(outcome(&missing, "hot_standby_feedback"), (Outcome::Warning, Some(reason)));
     }
 
     #[test]
@@ -376,19 +377,19 @@ mod tests {
         let replaced = server(&endpoint(TlsMode::VerifyFull), &facts(), Some(&lost), true);
         assert_eq!(outcome(&replaced, "replication slot").0, Outcome::Ok);
         for (slot, reason) in [
-            (lost, reason::SOURCE_SLOT_INVALIDATED),
-            (foreign, reason::SOURCE_SLOT_UNUSABLE),
-            (elsewhere, reason::SOURCE_SLOT_UNUSABLE),
+            (lost, Reason::SourceSlotInvalidated),
+            (foreign, Reason::SourceSlotUnusable),
+            (elsewhere, Reason::SourceSlotUnusable),
         ] {
             let checks = with(|_| {}, Some(&slot));
-            assert_eq!(outcome(&checks, "replication slot"), (Outcome::Failure, reason));
+            assert_eq!(outcome(&checks, "replication slot"), (Outcome::Failure, Some(reason)));
         }
     }
 
     #[test]
     fn old_servers_and_old_standbys_are_refused() {
         let old = with(|facts| facts.version_num = 130_022, None);
-        assert_eq!(outcome(&old, "version"), (Outcome::Failure, reason::SOURCE_VERSION_UNSUPPORTED));
+        assert_eq!(outcome(&old, "version"), (Outcome::Failure, Some(Reason::SourceVersionUnsupported)));
         assert!(!is_usable(&old));
         let standby = |version| {
             with(
@@ -422,7 +423,7 @@ mod tests {
             connection_failed(&endpoint(TlsMode::VerifyFull), &error)
         };
         let check = refused("password authentication failed for user \"mirror\"");
-        assert_eq!(check.reason, reason::SOURCE_AUTHENTICATION_FAILED);
+        assert_eq!(check.reason, Some(Reason::SourceAuthenticationFailed));
         assert!(check.fix.unwrap().contains("ALTER ROLE \"mirror\" PASSWORD"));
         let check = refused("no pg_hba.conf entry for host");
         assert!(check.fix.unwrap().contains("hostssl app mirror"));
@@ -433,6 +434,6 @@ mod tests {
             hint: None,
         };
         let check = connection_failed(&endpoint(TlsMode::VerifyFull), &old);
-        assert_eq!(check.reason, reason::SOURCE_VERSION_UNSUPPORTED);
+        assert_eq!(check.reason, Some(Reason::SourceVersionUnsupported));
     }
 }

@@ -1,7 +1,8 @@
 //! One table at the source: whether it can be published without harm and read completely.
 
-use super::{reason, report::Check};
+use super::report::Check;
 use crate::{
+    fault::Reason,
     model::{IdentityKind, TableId, TableKind, resync_advice},
     postgres::{
         Error,
@@ -19,15 +20,16 @@ pub(super) const ROW_FILTERS: u32 = 150_000;
 pub(super) fn not_described(table: &TableId, error: &Error, tracked: bool) -> Check {
     if tracked && matches!(error, Error::TableMissing { .. }) {
         let detail = "it was dropped at the source: this table fails alone, the others go on";
-        return Check::warning(table.to_string(), "table", reason::SOURCE_TABLE_MISSING, detail).fix(
-            format!("take {table} out of the Mirror's tables, or make it again and {}", resync_advice(table)),
-        );
+        return Check::warning(table.to_string(), "table", Reason::SourceTableMissing, detail).fix(format!(
+            "take {table} out of the Mirror's tables, or make it again and {}",
+            resync_advice(table)
+        ));
     }
     let reason = match error {
-        Error::TableMissing { .. } => reason::SOURCE_TABLE_MISSING,
-        Error::UnknownColumn { .. } => reason::SOURCE_UNKNOWN_COLUMN,
-        Error::Schema { .. } => reason::SOURCE_TABLE_SPEC_INVALID,
-        _ => reason::SOURCE_ERROR,
+        Error::TableMissing { .. } => Reason::SourceTableMissing,
+        Error::UnknownColumn { .. } => Reason::SourceUnknownColumn,
+        Error::Schema { .. } => Reason::SourceTableSpecInvalid,
+        _ => Reason::SourceError,
     };
     Check::failure(table.to_string(), "table", reason, error.to_string())
 }
@@ -36,13 +38,13 @@ pub(super) fn not_described(table: &TableId, error: &Error, tracked: bool) -> Ch
 pub(super) fn asked_for_otherwise(table: &TableId) -> Check {
     let detail =
         "asked for in another way than when it was copied (target, columns, where or engine changed)";
-    Check::failure(table.to_string(), "table", reason::SPEC_CHANGED, detail)
+    Check::failure(table.to_string(), "table", Reason::SpecChanged, detail)
         .fix(format!("undo the change, or {}", resync_advice(table)))
 }
 
 /// A resync of a table that the Mirror doesn't have.
 pub(super) fn unknown_to_resync(error: &replication::Error) -> Check {
-    Check::failure("mirror", "resync", reason::RESYNC_UNKNOWN_TABLE, error.to_string())
+    Check::failure("mirror", "resync", Reason::ResyncUnknownTable, error.to_string())
 }
 
 /// All checks of a table. `probe` is what PostgreSQL makes of its row filter, `published` the table in the Mirror's
@@ -73,7 +75,7 @@ fn relations(facts: &TableFacts) -> impl Iterator<Item = &RelationFacts> {
 pub(super) fn unsupported(facts: &TableFacts) -> Option<Check> {
     let subject = facts.schema.id.to_string();
     let refuse = |detail: String, fix: String| {
-        Some(Check::failure(subject.as_str(), "table", reason::SOURCE_TABLE_UNSUPPORTED, detail).fix(fix))
+        Some(Check::failure(subject.as_str(), "table", Reason::SourceTableUnsupported, detail).fix(fix))
     };
     let leave_out = || format!("take {subject} out of the Mirror's tables");
     for relation in relations(facts) {
@@ -127,7 +129,7 @@ fn readable(subject: &str, facts: &TableFacts, server: &ServerFacts) -> Check {
     Check::failure(
         subject,
         "SELECT",
-        reason::SOURCE_PRIVILEGE_MISSING,
+        Reason::SourcePrivilegeMissing,
         format!(
             "{} may not read {}",
             server.role,
@@ -144,7 +146,7 @@ fn standby(subject: &str, facts: &TableFacts, server: &ServerFacts) -> Option<Ch
     }
     let detail = "a table without a key can't be copied from a standby";
     Some(
-        Check::failure(subject, "standby", reason::SOURCE_TABLE_UNSUPPORTED, detail)
+        Check::failure(subject, "standby", Reason::SourceTableUnsupported, detail)
             .fix("name the primary in the source peer"),
     )
 }
@@ -156,7 +158,7 @@ fn row_security(subject: &str, facts: &TableFacts, server: &ServerFacts) -> Opti
         hidden.id, server.role
     );
     Some(
-        Check::failure(subject, "row-level security", reason::SOURCE_ROW_LEVEL_SECURITY, detail)
+        Check::failure(subject, "row-level security", Reason::SourceRowLevelSecurity, detail)
             .fix(format!("ALTER ROLE {} BYPASSRLS;", ident(&server.role))),
     )
 }
@@ -165,7 +167,7 @@ fn row_security(subject: &str, facts: &TableFacts, server: &ServerFacts) -> Opti
 fn replica_identity(subject: &str, facts: &TableFacts, version: u32) -> Check {
     const NAME: &str = "replica identity";
     let failure = |detail: String, fix: String| {
-        Check::failure(subject, NAME, reason::SOURCE_REPLICA_IDENTITY_MISSING, detail).fix(fix)
+        Check::failure(subject, NAME, Reason::SourceReplicaIdentityMissing, detail).fix(fix)
     };
     let root = &facts.relation;
     if facts.schema.kind == TableKind::InsertOnly {
@@ -204,7 +206,7 @@ fn replica_identity(subject: &str, facts: &TableFacts, version: u32) -> Check {
     if facts.schema.kind == TableKind::History {
         if root.identity != IdentityKind::Full {
             let detail = "no longer FULL, which it was when it was copied without a key: this table fails alone, the others go on";
-            return Check::warning(subject, NAME, reason::SOURCE_REPLICA_IDENTITY_MISSING, detail)
+            return Check::warning(subject, NAME, Reason::SourceReplicaIdentityMissing, detail)
                 .fix(format!("ALTER TABLE {} REPLICA IDENTITY FULL;", qualified(&root.id)));
         }
         let detail = "FULL, without a key: the target gets each change as a row, to be counted with sum(_walferry_sign)";
@@ -261,7 +263,7 @@ fn row_filter(
 ) -> Option<Check> {
     const NAME: &str = "row filter";
     let filter = facts.schema.row_filter.as_ref()?;
-    let invalid = |detail: String| Check::failure(subject, NAME, reason::SOURCE_ROW_FILTER_INVALID, detail);
+    let invalid = |detail: String| Check::failure(subject, NAME, Reason::SourceRowFilterInvalid, detail);
     if server.version_num < ROW_FILTERS {
         return Some(
             invalid(format!("PostgreSQL {} has no row filters, they came with 15", server.version))
@@ -283,7 +285,7 @@ fn row_filter(
             };
             let detail = format!("the columns that where names can't be told before it is published ({why})");
             return Some(
-                Check::warning(subject, NAME, reason::SOURCE_ROW_FILTER_INVALID, detail)
+                Check::warning(subject, NAME, Reason::SourceRowFilterInvalid, detail)
                     .fix("make sure that where names columns of the replica identity only"),
             );
         }
@@ -316,7 +318,7 @@ fn order_by(subject: &str, facts: &TableFacts) -> Option<Check> {
         .filter_map(|index| schema.columns.get(*index))
         .find(|column| column.nullable)?;
     let detail = format!("engine.orderBy has {}, which may be NULL at the source", column.target_name);
-    Some(Check::failure(subject, "order key", reason::SOURCE_TABLE_SPEC_INVALID, detail).fix(format!(
+    Some(Check::failure(subject, "order key", Reason::SourceTableSpecInvalid, detail).fix(format!(
         "take it out of engine.orderBy, or run ALTER TABLE {} ALTER COLUMN {} SET NOT NULL;",
         qualified(&schema.id),
         ident(&column.name)
@@ -332,7 +334,7 @@ fn generated(subject: &str, facts: &TableFacts) -> Option<Check> {
         Check::warning(
             subject,
             "generated columns",
-            reason::SOURCE_GENERATED_COLUMNS,
+            Reason::SourceGeneratedColumns,
             format!("{columns}: not replicated, so left out of the target"),
         )
         .fix("compute them at the destination, where that is needed: ALTER TABLE … ADD COLUMN … ALIAS …"),
@@ -418,7 +420,7 @@ mod tests {
             facts.relation.key.clear();
             let checks = check(&facts, 180_004);
             let check = find(&checks, "replica identity");
-            assert_eq!(check.reason, reason::SOURCE_REPLICA_IDENTITY_MISSING);
+            assert_eq!(check.reason, Some(Reason::SourceReplicaIdentityMissing));
             check.fix.clone().unwrap()
         };
         let none = IdentityKind::Nothing;
@@ -502,7 +504,7 @@ mod tests {
              GRANT SELECT ON \"public\".\"users_2026\" TO \"mirror\";"
         );
         let security = find(&checks, "row-level security");
-        assert_eq!(security.reason, reason::SOURCE_ROW_LEVEL_SECURITY);
+        assert_eq!(security.reason, Some(Reason::SourceRowLevelSecurity));
         assert_eq!(security.fix.as_deref().unwrap(), "ALTER ROLE \"mirror\" BYPASSRLS;");
     }
 
@@ -543,10 +545,10 @@ mod tests {
     fn descriptions_that_fail_have_their_reason() {
         let id = TableId::new("public", "users");
         let missing = Error::TableMissing { table: id.clone(), hint: String::new() };
-        assert_eq!(not_described(&id, &missing, false).reason, reason::SOURCE_TABLE_MISSING);
+        assert_eq!(not_described(&id, &missing, false).reason, Some(Reason::SourceTableMissing));
         let copied = not_described(&id, &missing, true);
-        assert_eq!((copied.outcome, copied.reason), (Outcome::Warning, reason::SOURCE_TABLE_MISSING));
+        assert_eq!((copied.outcome, copied.reason), (Outcome::Warning, Some(Reason::SourceTableMissing)));
         let invalid = Error::Schema { table: id.clone(), message: "x".to_owned() };
-        assert_eq!(not_described(&id, &invalid, true).reason, reason::SOURCE_TABLE_SPEC_INVALID);
+        assert_eq!(not_described(&id, &invalid, true).reason, Some(Reason::SourceTableSpecInvalid));
     }
 }

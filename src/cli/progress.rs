@@ -215,9 +215,10 @@ mod tests {
             mirror_line(&progress.report(), 56.4),
             "default/demo: lag 2.00 KiB 0.2 s, 56 rows/s, 1,234 inserted, 0 updated, 0 deleted"
         );
-        table.set_state(TableState::Failed, "X", "y");
+        table.set_state(TableState::Failed, crate::fault::Reason::DecodeFailed, "y");
         assert!(mirror_line(&progress.report(), 0.0).ends_with(", 1 tables FAILED"));
-        let failure = MirrorFailure { reason: "SourceUnreachable".into(), message: "refused".into() };
+        let failure =
+            MirrorFailure { reason: crate::fault::Reason::SourceUnreachable, message: "refused".into() };
         progress.set_phase(MirrorPhase::Retrying, Some(failure));
         assert!(mirror_line(&progress.report(), 0.0).starts_with("default/demo: Retrying: refused"));
     }
@@ -228,14 +229,14 @@ mod tests {
         let tables: Vec<_> =
             (0..25).map(|index| progress.table(&TableId::new("public", format!("t{index:02}")))).collect();
         for table in &tables {
-            table.set_state(TableState::Snapshotting, "", "");
+            table.set_state(TableState::Snapshotting, None, "");
         }
         let mut display = ProgressDisplay::new(1);
         display.draw(&[progress.report()]);
         assert_eq!(display.tables.len(), 20);
         assert!(display.mirrors[0].bar.message().ends_with(", 5 more tables being copied"));
         for table in &tables[..10] {
-            table.set_state(TableState::Streaming, "", "");
+            table.set_state(TableState::Streaming, None, "");
         }
         display.draw(&[progress.report()]);
         assert_eq!(display.tables.len(), 15);

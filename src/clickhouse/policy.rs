@@ -1,16 +1,17 @@
 //! What a fault means for the engine: one total function from the layer's error to kind, reason and advice.
 
 use super::{Error, error::TableProblem};
+use crate::fault::Reason;
 use crate::replication::{DestinationError, ErrorKind};
 
 /// Kind, reason and what to do about it (empty where the error's own words say it).
 struct Policy {
     kind: ErrorKind,
-    reason: &'static str,
+    reason: Reason,
     advice: &'static str,
 }
 
-const fn policy(kind: ErrorKind, reason: &'static str, advice: &'static str) -> Policy {
+const fn policy(kind: ErrorKind, reason: Reason, advice: &'static str) -> Policy {
     Policy { kind, reason, advice }
 }
 
@@ -51,29 +52,29 @@ impl From<Error> for DestinationError {
 fn classify(error: &Error) -> Policy {
     use ErrorKind::{Refused, Table, Transient};
     match error {
-        Error::Settings(_) | Error::TlsSettings(_) => policy(Refused, "DestinationSettingsInvalid", ""),
-        Error::Tls { .. } => policy(Refused, "DestinationTlsFailed", ""),
+        Error::Settings(_) | Error::TlsSettings(_) => policy(Refused, Reason::DestinationSettingsInvalid, ""),
+        Error::Tls { .. } => policy(Refused, Reason::DestinationTlsFailed, ""),
         Error::Connect { .. } => {
-            policy(Transient, "DestinationUnreachable", "check clickhouse.url and that the server runs")
+            policy(Transient, Reason::DestinationUnreachable, "check clickhouse.url and that the server runs")
         }
-        Error::Transport { .. } => policy(Transient, "DestinationConnectionLost", ""),
-        Error::Timeout { .. } => policy(Transient, "DestinationTimeout", ""),
+        Error::Transport { .. } => policy(Transient, Reason::DestinationConnectionLost, ""),
+        Error::Timeout { .. } => policy(Transient, Reason::DestinationTimeout, ""),
         Error::NotClickHouse { .. } => policy(
             Transient,
-            "DestinationNotClickHouse",
+            Reason::DestinationNotClickHouse,
             "clickhouse.url must be the HTTP interface, port 8123 or 8443 by default",
         ),
-        Error::Protocol(_) => policy(Transient, "DestinationProtocolError", ""),
-        Error::TooOld(_) => policy(Refused, "DestinationVersionUnsupported", ""),
-        Error::Type { .. } => policy(Table, "DestinationTypeUnsupported", ""),
+        Error::Protocol(_) => policy(Transient, Reason::DestinationProtocolError, ""),
+        Error::TooOld(_) => policy(Refused, Reason::DestinationVersionUnsupported, ""),
+        Error::Type { .. } => policy(Table, Reason::DestinationTypeUnsupported, ""),
         Error::Table { problem: TableProblem::Missing, .. } => {
-            policy(Table, "DestinationTableMissing", TABLE_MISSING)
+            policy(Table, Reason::DestinationTableMissing, TABLE_MISSING)
         }
         Error::Table { problem: TableProblem::Conflict(_), .. } => {
-            policy(Table, "DestinationTableConflict", "")
+            policy(Table, Reason::DestinationTableConflict, "")
         }
         Error::Table { problem: TableProblem::Engine(_), .. } => {
-            policy(Table, "DestinationEngineInvalid", "")
+            policy(Table, Reason::DestinationEngineInvalid, "")
         }
         Error::Server { message, .. } if message.contains("No space left on device") => disk_full(),
         Error::Server { code, message } => classify_code(*code, message),
@@ -83,7 +84,7 @@ fn classify(error: &Error) -> Policy {
 const TABLE_MISSING: &str = "it was dropped or renamed there";
 
 fn disk_full() -> Policy {
-    policy(ErrorKind::Transient, "DestinationDiskFull", "free disk space at the ClickHouse server")
+    policy(ErrorKind::Transient, Reason::DestinationDiskFull, "free disk space at the ClickHouse server")
 }
 
 /// By number, as in `src/Common/ErrorCodes.cpp` of ClickHouse. A number that isn't here is taken for a passing fault:
@@ -95,41 +96,43 @@ fn classify_code(code: i32, message: &str) -> Policy {
         // USER_EXPIRED, REQUIRED_SECOND_FACTOR
         192..=195 | 516 | 720 | 767 => policy(
             Refused,
-            "DestinationAuthenticationFailed",
+            Reason::DestinationAuthenticationFailed,
             "correct user name and password in the peer's credentialsSecretRef",
         ),
         // DATABASE_ACCESS_DENIED, ACCESS_DENIED
         291 | 497 => policy(
             Refused,
-            "DestinationAccessDenied",
+            Reason::DestinationAccessDenied,
             "grant that to the peer's user at the ClickHouse server",
         ),
         // SETTING_CONSTRAINT_VIOLATION
         452 => policy(
             Refused,
-            "DestinationSettingsForbidden",
+            Reason::DestinationSettingsForbidden,
             "remove the constraint on this setting from the user's settings profile",
         ),
         // UNKNOWN_DATABASE
         81 => policy(
             Refused,
-            "DestinationDatabaseMissing",
+            Reason::DestinationDatabaseMissing,
             "run CREATE DATABASE at the ClickHouse server, or correct clickhouse.database",
         ),
         // READONLY, READONLY_SETTING, QUERY_IS_PROHIBITED
-        164 | 392 | 472 => {
-            policy(Transient, "DestinationReadOnly", "the user's settings profile must have readonly = 0")
-        }
+        164 | 392 | 472 => policy(
+            Transient,
+            Reason::DestinationReadOnly,
+            "the user's settings profile must have readonly = 0",
+        ),
         // TABLE_IS_READ_ONLY
         242 => policy(
             Transient,
-            "DestinationReadOnly",
+            Reason::DestinationReadOnly,
             "the replica has lost ClickHouse Keeper, or the disk is read-only",
         ),
         // TABLE_IS_PERMANENTLY_READ_ONLY: someone set it so, or the disk can only be written once; what set it can take it back.
         774 => policy(
             Transient,
-            "DestinationReadOnly",
+            Reason::DestinationReadOnly,
             "run ALTER TABLE … MODIFY SETTING table_readonly = 0, or put the table on a disk that can be written",
         ),
         // NOT_ENOUGH_SPACE
@@ -137,7 +140,7 @@ fn classify_code(code: i32, message: &str) -> Policy {
         // TOO_MANY_PARTS
         252 => policy(
             Overloaded,
-            "DestinationTooManyParts",
+            Reason::DestinationTooManyParts,
             if message.contains("partitions") {
                 "engine.partitionBy makes too many partitions"
             } else {
@@ -145,39 +148,41 @@ fn classify_code(code: i32, message: &str) -> Policy {
             },
         ),
         // MEMORY_LIMIT_EXCEEDED, CANNOT_ALLOCATE_MEMORY, MEMORY_RESERVATION_*
-        173 | 241 | 777 | 778 => {
-            policy(Overloaded, "DestinationMemoryLimit", "give the ClickHouse server or its user more memory")
-        }
+        173 | 241 | 777 | 778 => policy(
+            Overloaded,
+            Reason::DestinationMemoryLimit,
+            "give the ClickHouse server or its user more memory",
+        ),
         // QUOTA_EXCEEDED, TOO_MANY_SIMULTANEOUS_QUERIES, LIMIT_EXCEEDED, RECEIVED_ERROR_TOO_MANY_REQUESTS,
         // CANNOT_SCHEDULE_TASK, DISTRIBUTED_TOO_MANY_PENDING_BYTES, TOO_MANY_MUTATIONS, USER_SESSION_LIMIT_EXCEEDED,
         // SERVER_OVERLOADED, TCP_ and HTTP_CONNECTION_LIMIT_REACHED, RESOURCE_LIMIT_EXCEEDED
         201 | 202 | 290 | 364 | 439 | 574 | 692 | 700 | 745 | 749 | 762 | 776 => {
-            policy(Overloaded, "DestinationOverloaded", "")
+            policy(Overloaded, Reason::DestinationOverloaded, "")
         }
         // TIMEOUT_EXCEEDED, SOCKET_TIMEOUT
-        159 | 209 => policy(Transient, "DestinationTimeout", ""),
+        159 | 209 => policy(Transient, Reason::DestinationTimeout, ""),
         // NETWORK_ERROR, ALL_CONNECTION_TRIES_FAILED and the body that ends too early
-        3 | 32 | 33 | 95 | 96 | 210 | 279 => policy(Transient, "DestinationConnectionLost", ""),
+        3 | 32 | 33 | 95 | 96 | 210 | 279 => policy(Transient, Reason::DestinationConnectionLost, ""),
         // QUERY_WITH_SAME_ID_IS_ALREADY_RUNNING, QUERY_WAS_CANCELLED, …_BY_CLIENT: an insert that a later one replaced
-        216 | 394 | 735 => policy(Transient, "DestinationInsertReplaced", ""),
+        216 | 394 | 735 => policy(Transient, Reason::DestinationInsertReplaced, ""),
         // ABORTED, TABLE_IS_BEING_RESTARTED, THREAD_WAS_CANCELED
-        236 | 677 | 733 => policy(Transient, "DestinationShuttingDown", ""),
+        236 | 677 | 733 => policy(Transient, Reason::DestinationShuttingDown, ""),
         // Replication and ClickHouse Keeper
         224 | 225 | 244 | 254 | 285 | 286 | 319 | 415 | 416 | 571 | 999 => {
-            policy(Transient, "DestinationReplicationFault", "check ClickHouse Keeper and the replicas")
+            policy(Transient, Reason::DestinationReplicationFault, "check ClickHouse Keeper and the replicas")
         }
         // TABLE_SIZE_EXCEEDS_MAX_DROP_SIZE_LIMIT
         359 => policy(
             Table,
-            "DestinationTruncateRefused",
+            Reason::DestinationTruncateRefused,
             "raise max_table_size_to_drop at the ClickHouse server",
         ),
         // UNKNOWN_TABLE, TABLE_IS_DROPPED
-        60 | 218 => policy(Table, "DestinationTableMissing", TABLE_MISSING),
+        60 | 218 => policy(Table, Reason::DestinationTableMissing, TABLE_MISSING),
         // The table has other columns, or a materialized view reads some that it doesn't have.
         7 | 8 | 9 | 10 | 15 | 16 | 20 | 47 => policy(
             Table,
-            "DestinationTableConflict",
+            Reason::DestinationTableConflict,
             "the target table's columns, or a materialized view on it, were changed by hand",
         ),
         // What the server can't make a table of: names, types, expressions and settings come from the Mirror.
@@ -211,7 +216,7 @@ fn classify_code(code: i32, message: &str) -> Policy {
         | 703
         | 724 => policy(
             Table,
-            "DestinationStatementRefused",
+            Reason::DestinationStatementRefused,
             "correct the table's engine or columns.types in the Mirror",
         ),
         // A value that the table, its defaults, its constraints or a materialized view on it does not take.
@@ -242,10 +247,10 @@ fn classify_code(code: i32, message: &str) -> Policy {
         | 676
         | 691 => policy(
             Table,
-            "DestinationRejectsRows",
+            Reason::DestinationRejectsRows,
             "the target table's columns or constraints, or a materialized view on it, do not take the rows",
         ),
-        _ => policy(Transient, "DestinationError", ""),
+        _ => policy(Transient, Reason::DestinationError, ""),
     }
 }
 
@@ -253,7 +258,7 @@ fn classify_code(code: i32, message: &str) -> Policy {
 mod tests {
     use super::*;
 
-    fn of(code: i32) -> (ErrorKind, &'static str) {
+    fn of(code: i32) -> (ErrorKind, Reason) {
         let error = DestinationError::from(Error::Server { code, message: "m".to_owned() });
         (error.kind, error.reason)
     }
@@ -262,31 +267,31 @@ mod tests {
     fn classifies_server_errors() {
         use ErrorKind::{Overloaded, Refused, Table, Transient};
         let expected = [
-            (60, Table, "DestinationTableMissing"),
-            (81, Refused, "DestinationDatabaseMissing"),
-            (16, Table, "DestinationTableConflict"),
-            (252, Overloaded, "DestinationTooManyParts"),
-            (241, Overloaded, "DestinationMemoryLimit"),
-            (202, Overloaded, "DestinationOverloaded"),
-            (439, Overloaded, "DestinationOverloaded"),
-            (159, Transient, "DestinationTimeout"),
-            (164, Transient, "DestinationReadOnly"),
-            (242, Transient, "DestinationReadOnly"),
-            (774, Transient, "DestinationReadOnly"),
-            (243, Transient, "DestinationDiskFull"),
-            (192, Refused, "DestinationAuthenticationFailed"),
-            (193, Refused, "DestinationAuthenticationFailed"),
-            (516, Refused, "DestinationAuthenticationFailed"),
-            (497, Refused, "DestinationAccessDenied"),
-            (394, Transient, "DestinationInsertReplaced"),
-            (216, Transient, "DestinationInsertReplaced"),
-            (210, Transient, "DestinationConnectionLost"),
-            (999, Transient, "DestinationReplicationFault"),
-            (53, Table, "DestinationRejectsRows"),
-            (27, Table, "DestinationRejectsRows"),
-            (469, Table, "DestinationRejectsRows"),
-            (115, Table, "DestinationStatementRefused"),
-            (123_456, Transient, "DestinationError"),
+            (60, Table, Reason::DestinationTableMissing),
+            (81, Refused, Reason::DestinationDatabaseMissing),
+            (16, Table, Reason::DestinationTableConflict),
+            (252, Overloaded, Reason::DestinationTooManyParts),
+            (241, Overloaded, Reason::DestinationMemoryLimit),
+            (202, Overloaded, Reason::DestinationOverloaded),
+            (439, Overloaded, Reason::DestinationOverloaded),
+            (159, Transient, Reason::DestinationTimeout),
+            (164, Transient, Reason::DestinationReadOnly),
+            (242, Transient, Reason::DestinationReadOnly),
+            (774, Transient, Reason::DestinationReadOnly),
+            (243, Transient, Reason::DestinationDiskFull),
+            (192, Refused, Reason::DestinationAuthenticationFailed),
+            (193, Refused, Reason::DestinationAuthenticationFailed),
+            (516, Refused, Reason::DestinationAuthenticationFailed),
+            (497, Refused, Reason::DestinationAccessDenied),
+            (394, Transient, Reason::DestinationInsertReplaced),
+            (216, Transient, Reason::DestinationInsertReplaced),
+            (210, Transient, Reason::DestinationConnectionLost),
+            (999, Transient, Reason::DestinationReplicationFault),
+            (53, Table, Reason::DestinationRejectsRows),
+            (27, Table, Reason::DestinationRejectsRows),
+            (469, Table, Reason::DestinationRejectsRows),
+            (115, Table, Reason::DestinationStatementRefused),
+            (123_456, Transient, Reason::DestinationError),
         ];
         for (code, kind, reason) in expected {
             assert_eq!(of(code), (kind, reason), "{code}");
@@ -297,7 +302,7 @@ mod tests {
     fn a_full_disk_shows_through_any_code() {
         let message = "Cannot write to file: errno: 28, strerror: No space left on device".to_owned();
         let error = DestinationError::from(Error::Server { code: 75, message });
-        assert_eq!((error.kind, error.reason), (ErrorKind::Transient, "DestinationDiskFull"));
+        assert_eq!((error.kind, error.reason), (ErrorKind::Transient, Reason::DestinationDiskFull));
         assert!(error.message.contains("free disk space"), "{}", error.message);
     }
 

@@ -253,7 +253,7 @@ mod tests {
             ..SlotReport::default()
         });
         let table = progress.table(&TableId::new("public", "a\"b"));
-        table.set_state(TableState::Snapshotting, "", "");
+        table.set_state(TableState::Snapshotting, None, "");
         table.inserted.store(7, Relaxed);
         table.rows_copied.store(9, Relaxed);
         table.count_out_of_range("born", 2);

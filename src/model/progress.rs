@@ -11,6 +11,7 @@ use std::{
 use serde::{Deserialize, Serialize};
 
 use super::{Lsn, MirrorIdentity, TableId};
+use crate::fault::{Reason, optional};
 
 /// What is happening to one table.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -65,8 +66,8 @@ impl MirrorPhase {
 /// Why a Mirror or a table does not move: a documented CamelCase reason and a sentence with the fix.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MirrorFailure {
-    /// One of the reasons in docs.
-    pub reason: String,
+    /// The reason.
+    pub reason: Reason,
     /// What is wrong and what to run.
     pub message: String,
 }
@@ -95,7 +96,7 @@ pub struct TableProgress {
 struct TableStatus {
     state: TableState,
     message: String,
-    reason: String,
+    reason: Option<Reason>,
     target: String,
     out_of_range: BTreeMap<String, u64>,
     copies_anew: CopiesAnew,
@@ -109,10 +110,15 @@ impl TableProgress {
     }
 
     /// Moves the table to `state` with a message (empty for none).
-    pub fn set_state(&self, state: TableState, reason: &str, message: impl Into<String>) {
+    pub fn set_state(
+        &self,
+        state: TableState,
+        reason: impl Into<Option<Reason>>,
+        message: impl Into<String>,
+    ) {
         let mut status = self.status();
         status.state = state;
-        status.reason = reason.to_owned();
+        status.reason = reason.into();
         status.message = message.into();
         status.copied_anew &= matches!(state, TableState::Pending | TableState::Snapshotting);
     }
@@ -249,7 +255,7 @@ impl Progress {
             name: mirror.name.clone(),
             phase: overall.phase,
             failure: overall.failure.as_ref().map(|failure| MirrorFailure {
-                reason: failure.reason.clone(),
+                reason: failure.reason,
                 message: mirror.named(&failure.message),
             }),
             meanwhile: None,
@@ -285,7 +291,7 @@ fn table_report(mirror: &MirrorIdentity, id: &TableId, table: &TableProgress) ->
             times: status.copies_anew.times,
             why: mirror.named(&status.copies_anew.why),
         },
-        reason: status.reason.clone(),
+        reason: status.reason,
         message: mirror.named(&status.message),
     }
 }
@@ -394,7 +400,8 @@ pub struct TableReport {
     #[serde(default)]
     pub copies_anew: CopiesAnew,
     /// The reason of a failure, else empty.
-    pub reason: String,
+    #[serde(with = "optional")]
+    pub reason: Option<Reason>,
     /// What is wrong and what to run, or what is being waited for; else empty.
     pub message: String,
 }

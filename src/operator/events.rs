@@ -8,6 +8,7 @@ use kube::{
 
 use super::{error::words, metrics::Metrics};
 use crate::api::conditions;
+use crate::fault::Reason;
 
 /// Most bytes of a note that the API server takes.
 const LONGEST_NOTE: usize = 1000;
@@ -18,7 +19,7 @@ pub(super) struct Notice {
     /// Whether a human should look.
     pub(super) warning: bool,
     /// What happened, in one CamelCase word.
-    pub(super) reason: String,
+    pub(super) reason: Reason,
     /// What it happened to, where one object has several of them: events of the same reason and subject are counted instead of repeated.
     pub(super) subject: String,
     /// What happened, in a sentence.
@@ -27,12 +28,12 @@ pub(super) struct Notice {
 
 impl Notice {
     /// Something that is as it should be.
-    pub(super) fn normal(reason: &str, note: impl Into<String>) -> Notice {
-        Notice { warning: false, reason: reason.to_owned(), subject: String::new(), note: note.into() }
+    pub(super) fn normal(reason: Reason, note: impl Into<String>) -> Notice {
+        Notice { warning: false, reason, subject: String::new(), note: note.into() }
     }
 
     /// Something that a human should look at.
-    pub(super) fn warning(reason: &str, note: impl Into<String>) -> Notice {
+    pub(super) fn warning(reason: Reason, note: impl Into<String>) -> Notice {
         Notice { warning: true, ..Notice::normal(reason, note) }
     }
 
@@ -59,7 +60,7 @@ impl Events {
             if notice.subject.is_empty() { "Reconcile".to_owned() } else { shortened(&notice.subject, 128) };
         let event = Event {
             type_: if notice.warning { EventType::Warning } else { EventType::Normal },
-            reason: notice.reason.clone(),
+            reason: notice.reason.into(),
             note: Some(shortened(&notice.note, LONGEST_NOTE)),
             action,
             secondary: None,
@@ -68,10 +69,10 @@ impl Events {
             Ok(()) => {}
             // A namespace that is going takes nothing new.
             Err(kube::Error::Api(status)) if status.code == 403 || status.code == 404 => {
-                tracing::debug!(error = status.message, reason = notice.reason, "event refused");
+                tracing::debug!(error = status.message, reason = %notice.reason, "event refused");
             }
             Err(error) => {
-                tracing::warn!(error = words(&error), reason = notice.reason, "cannot publish an event")
+                tracing::warn!(error = words(&error), reason = %notice.reason, "cannot publish an event")
             }
         }
     }
@@ -81,7 +82,10 @@ impl Events {
 pub(super) fn stalled(before: &[Condition], after: &[Condition]) -> Option<Notice> {
     let now = find(after, conditions::STALLED)?;
     let known = find(before, conditions::STALLED).is_some_and(|before| before.reason == now.reason);
-    (!known).then(|| Notice::warning(&now.reason, now.message.as_str()))
+    (!known).then(|| {
+        let reason = Reason::parse(&now.reason).unwrap_or(Reason::Stalled);
+        Notice::warning(reason, now.message.as_str())
+    })
 }
 
 /// Whether `Ready` is true.

@@ -6,7 +6,8 @@ use kube::ResourceExt;
 
 use super::{context::Context, obstacle::Obstacle};
 use crate::{
-    api::{self, ReplicationPeer, conditions::reason},
+    api::{self, ReplicationPeer},
+    fault::Reason,
     model::Password,
     resolve::{self, Endpoint, Secrets},
 };
@@ -30,7 +31,7 @@ pub(super) struct Login {
 pub(super) async fn read(context: &Context, peer: &ReplicationPeer) -> Result<Login, kube::Error> {
     let mut problems = api::peer_problems(&peer.spec);
     if !problems.is_empty() {
-        let endpoint = Err(Obstacle::problems(reason::INVALID_SPEC, &problems));
+        let endpoint = Err(Obstacle::problems(Reason::InvalidSpec, &problems));
         return Ok(Login { endpoint, entries: Entries::new() });
     }
     let refers = resolve::secret_entries(peer);
@@ -45,7 +46,7 @@ pub(super) async fn read(context: &Context, peer: &ReplicationPeer) -> Result<Lo
         }
     }
     let endpoint = resolve::endpoint(peer, &secrets, &mut problems);
-    let reason = secrets.missing().unwrap_or(reason::INVALID_SPEC);
+    let reason = secrets.missing().unwrap_or(Reason::InvalidSpec);
     Ok(Login { endpoint: endpoint.ok_or_else(|| Obstacle::problems(reason, &problems)), entries })
 }
 
@@ -54,5 +55,5 @@ pub(super) fn unreadable(error: &str) -> Obstacle {
     let message = format!(
         "this object is not as its CustomResourceDefinition asks: {error}; correct it with kubectl edit, or delete it"
     );
-    Obstacle::lasting(reason::INVALID_SPEC, message)
+    Obstacle::lasting(Reason::InvalidSpec, message)
 }

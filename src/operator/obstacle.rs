@@ -1,8 +1,9 @@
 //! What keeps a resource from being as it should: told in its status, and tried again by itself or not.
 
 use crate::{
-    api::{Problem, conditions::reason},
+    api::Problem,
     check::{Check, Outcome},
+    fault::Reason,
     model::MirrorFailure,
 };
 
@@ -20,18 +21,18 @@ pub(super) struct Obstacle {
 
 impl Obstacle {
     /// One that stays until a human acts.
-    pub(super) fn lasting(reason: &str, message: impl Into<String>) -> Obstacle {
-        let failure = MirrorFailure { reason: reason.to_owned(), message: message.into() };
+    pub(super) fn lasting(reason: Reason, message: impl Into<String>) -> Obstacle {
+        let failure = MirrorFailure { reason, message: message.into() };
         Obstacle { failure, passing: false }
     }
 
     /// One that may pass by itself.
-    pub(super) fn passing(reason: &str, message: impl Into<String>) -> Obstacle {
+    pub(super) fn passing(reason: Reason, message: impl Into<String>) -> Obstacle {
         Obstacle { passing: true, ..Obstacle::lasting(reason, message) }
     }
 
     /// What is wrong with fields, all of it.
-    pub(super) fn problems(reason: &str, problems: &[Problem]) -> Obstacle {
+    pub(super) fn problems(reason: Reason, problems: &[Problem]) -> Obstacle {
         let problems: Vec<String> = problems.iter().map(ToString::to_string).collect();
         Obstacle::lasting(reason, problems.join("; "))
     }
@@ -44,7 +45,8 @@ impl Obstacle {
         if failed.len() > TOLD {
             told.push(format!("{} more checks failed", failed.len() - TOLD));
         }
-        let failure = MirrorFailure { reason: first.reason.to_owned(), message: told.join(" | ") };
+        let failure =
+            MirrorFailure { reason: first.reason.unwrap_or(Reason::Unknown), message: told.join(" | ") };
         Some(Obstacle { failure, passing: failed.iter().all(|check| check.transient) })
     }
 
@@ -52,8 +54,8 @@ impl Obstacle {
     pub(super) fn refused(what: &str, error: &kube::Error) -> Option<Obstacle> {
         let kube::Error::Api(status) = error else { return None };
         let reason = match status.code {
-            403 => reason::REPLICATOR_FORBIDDEN,
-            422 | 400 => reason::INVALID_SPEC,
+            403 => Reason::ReplicatorForbidden,
+            422 | 400 => Reason::InvalidSpec,
             _ => return None,
         };
         Some(Obstacle::lasting(reason, format!("the cluster refuses {what}: {}", status.message)))
@@ -90,7 +92,7 @@ mod tests {
             outcome,
             detail: "is replica, must be logical".to_owned(),
             fix: Some("ALTER SYSTEM SET x = 'y';\n-- then restart PostgreSQL".to_owned()),
-            reason: "SourceWalLevelNotLogical",
+            reason: Some(Reason::SourceWalLevelNotLogical),
             transient,
         }
     }
@@ -99,7 +101,7 @@ mod tests {
     fn failed_checks_tell_what_to_run() {
         assert_eq!(Obstacle::checks(&[check("wal_level", Outcome::Warning, false)]), None);
         let found = Obstacle::checks(&[check("wal_level", Outcome::Failure, false)]).unwrap();
-        assert_eq!(found.failure.reason, "SourceWalLevelNotLogical");
+        assert_eq!(found.failure.reason, Reason::SourceWalLevelNotLogical);
         assert_eq!(
             found.failure.message,
             "source, wal_level: is replica, must be logical. Fix: ALTER SYSTEM SET x = 'y'; (then restart PostgreSQL)"

@@ -34,6 +34,7 @@ use super::{
 };
 use crate::{
     api::{Mirror, ReplicationPeer, conditions},
+    fault::Reason,
     resolve,
 };
 
@@ -221,8 +222,7 @@ impl Mapper {
     /// Mirrors that wait for a target table may have it now.
     fn free_targets(&self) {
         for waiting in self.scope.mirrors.state() {
-            let taken =
-                |mirror: &Mirror| ready_reason(mirror) == Some(conditions::reason::TARGET_TABLE_TAKEN);
+            let taken = |mirror: &Mirror| ready_reason(mirror) == Some(Reason::TargetTableTaken.name());
             if valid(&waiting).is_some_and(taken) {
                 let namespace = waiting.namespace().unwrap_or_default();
                 self.queues.mirror(&namespace, &waiting.name_any(), "another mirror changed");

@@ -10,7 +10,8 @@ use k8s_openapi::api::core::v1::Secret;
 use kube::{Api, Client};
 
 use crate::{
-    api::{conditions::reason, is_object_name},
+    api::is_object_name,
+    fault::Reason,
     model::Password,
     resolve::{MissingEntry, Secrets},
 };
@@ -92,16 +93,16 @@ fn entries(secret: Secret) -> Entries {
 pub(super) struct NamespaceSecrets {
     namespace: String,
     secrets: HashMap<String, Arc<Entries>>,
-    missing: Cell<Option<&'static str>>,
+    missing: Cell<Option<Reason>>,
 }
 
 impl NamespaceSecrets {
     /// The reason for the first entry that was asked for in vain.
-    pub(super) fn missing(&self) -> Option<&'static str> {
+    pub(super) fn missing(&self) -> Option<Reason> {
         self.missing.get()
     }
 
-    fn miss(&self, reason: &'static str) {
+    fn miss(&self, reason: Reason) {
         self.missing.set(self.missing.get().or(Some(reason)));
     }
 }
@@ -110,18 +111,18 @@ impl Secrets for NamespaceSecrets {
     fn entry(&self, name: &str, key: &str) -> Result<Password, Option<MissingEntry>> {
         let NamespaceSecrets { namespace, .. } = self;
         let Some(entries) = self.secrets.get(name) else {
-            self.miss(reason::SECRET_MISSING);
+            self.miss(Reason::SecretMissing);
             let message = format!("there is no Secret {name} in namespace {namespace}; create it");
             return Err(Some(MissingEntry::Secret(message)));
         };
         match entries.get(key) {
             Some(Some(value)) => Ok(value.clone()),
             Some(None) => {
-                self.miss(reason::SECRET_KEY_MISSING);
+                self.miss(Reason::SecretKeyMissing);
                 Err(Some(MissingEntry::Key(format!("key {key} of Secret {name} is not UTF-8 text"))))
             }
             None => {
-                self.miss(reason::SECRET_KEY_MISSING);
+                self.miss(Reason::SecretKeyMissing);
                 let keys: Vec<&str> = entries.keys().map(String::as_str).collect();
                 let keys = if keys.is_empty() { "none".to_owned() } else { keys.join(", ") };
                 Err(Some(MissingEntry::Key(format!("Secret {name} has no key {key} (it has: {keys})"))))
@@ -166,7 +167,7 @@ mod tests {
         assert_eq!(secrets.missing(), None);
         let _ = secrets.entry("db", "user");
         let _ = secrets.entry("other", "user");
-        assert_eq!(secrets.missing(), Some(reason::SECRET_KEY_MISSING));
+        assert_eq!(secrets.missing(), Some(Reason::SecretKeyMissing));
     }
 
     /// An object that was stored before names were validated may still have one of these.

@@ -76,7 +76,7 @@ where
         }
         let pause = backoff.next(policy);
         let pause_ms = u64::try_from(pause.as_millis()).unwrap_or(u64::MAX);
-        tracing::warn!(reason, %error, try_number = backoff.tries(), pause_ms, "will try again");
+        tracing::warn!(%reason, %error, try_number = backoff.tries(), pause_ms, "will try again");
         notice(Some(&error));
         tokio::select! {
             () = stop.cancelled() => return Err(Error::Stopped),

@@ -18,6 +18,7 @@
 
 use std::{error::Error as StdError, future::Future};
 
+use crate::fault::Reason;
 use crate::model::{Lsn, Position, TableSchema, Tuple};
 
 /// What a row does to its key.
@@ -223,7 +224,7 @@ pub struct DestinationError {
     /// What kind of fault.
     pub kind: ErrorKind,
     /// A CamelCase reason for a condition, such as `DestinationTableMissing`.
-    pub reason: &'static str,
+    pub reason: Reason,
     /// What was being done, what went wrong and what to do about it; never row values or secrets.
     pub message: String,
     /// The driver's error, if there is one.

@@ -19,15 +19,13 @@ use super::{
     state::{TablePhase, TableRecord},
 };
 use crate::{
+    fault::Reason,
     model::{IdentityKind, Lsn, ReplicatorConfig, SnapshotMode, TableKind, TableSchema},
     postgres::{
         catalog::{self, Layout},
         session::Session,
     },
 };
-
-/// The reason of a table that is copied because of what the stream doesn't tell.
-pub(super) const COPIED_ANEW: &str = "CopiedAnew";
 
 /// Why a table is copied again whose new column was at its target before.
 pub(super) const FILLED_BEFORE: &str =
@@ -212,7 +210,7 @@ impl<D: Destination> Surroundings<'_, D> {
         *record = TableRecord {
             layout: record.layout.take(),
             published: record.published.take(),
-            reason: COPIED_ANEW.to_owned(),
+            reason: Some(Reason::CopiedAnew),
             message: format!("it is copied anew: {why}"),
             copy_version: version,
             covered: version,
@@ -259,7 +257,8 @@ impl<D: Destination> Surroundings<'_, D> {
             record.chunks.clear();
         }
         record.chunks.extend(chunks);
-        (record.reason, record.message) = (COPIED_ANEW.to_owned(), format!("a part of it is copied: {why}"));
+        (record.reason, record.message) =
+            (Some(Reason::CopiedAnew), format!("a part of it is copied: {why}"));
         Ok(())
     }
 }

@@ -2,6 +2,7 @@
 
 use super::{DestinationError, ErrorKind, ValueError};
 use crate::{
+    fault::Reason,
     model::{Lsn, MirrorFailure, RESYNC_ADVICE, TableId, TableSchema, resync_advice},
     postgres::{self, quote},
 };
@@ -153,7 +154,7 @@ pub enum Error {
         /// The table.
         table: TableId,
         /// A documented reason.
-        reason: &'static str,
+        reason: Reason,
         /// What is wrong and what to run.
         message: String,
     },
@@ -200,7 +201,7 @@ impl Error {
             "it was dropped at the source; its target stays. Take it out of the mirror's tables, or make it again and {}",
             resync_advice(table)
         );
-        Error::Table { table: table.clone(), reason: "SourceTableDropped", message }
+        Error::Table { table: table.clone(), reason: Reason::SourceTableDropped, message }
     }
 
     /// An error that a query on a table met, as the table's own fault where it says that the table is gone or has text that can't
@@ -211,11 +212,11 @@ impl Error {
             // insufficient_privilege: also what a read says that row-level security would cut short.
             Error::Source(source) if source.sqlstate() == Some("42501") => {
                 let message = format!("it can't be read any more: {source}. walferry check says what to run");
-                Error::Table { table: table.clone(), reason: "SourcePrivilegeMissing", message }
+                Error::Table { table: table.clone(), reason: Reason::SourcePrivilegeMissing, message }
             }
             Error::Source(source) if source.tells_encoding() => Error::Table {
                 table: table.clone(),
-                reason: "SourceEncoding",
+                reason: Reason::SourceEncoding,
                 message: format!(
                     "a row has text that can't be sent as UTF-8: {source}. Mend it at the source"
                 ),
@@ -236,7 +237,7 @@ impl Error {
             quote::table(&schema.id),
             postgres::wire::LONGEST_ROW / 2,
         );
-        Error::Table { table: schema.id.clone(), reason: "RowTooLong", message }
+        Error::Table { table: schema.id.clone(), reason: Reason::RowTooLong, message }
     }
 
     /// An error that the stream met, as what it means there.
@@ -252,7 +253,7 @@ impl Error {
         match Error::of_table(table, error) {
             Error::Source(source) if source.refuses_query() => Error::Table {
                 table: table.clone(),
-                reason: "SourceQueryRefused",
+                reason: Reason::SourceQueryRefused,
                 message: format!("unchanged large values could not be read again: {source}"),
             },
             other => other,
@@ -270,7 +271,7 @@ impl Error {
             "it is called {name} at the source now; its target stays. Name it so in the mirror's tables, or give it back its name and {}",
             resync_advice(table)
         );
-        Error::Table { table: table.clone(), reason: "SourceTableDropped", message }
+        Error::Table { table: table.clone(), reason: Reason::SourceTableDropped, message }
     }
 
     /// Somebody took a mirrored table out of the publication.
@@ -279,7 +280,7 @@ impl Error {
             "publication {publication} no longer has it, so changes are missing at the destination. To have it published again, {}",
             resync_advice(table)
         );
-        Error::Table { table: table.clone(), reason: "SourceNotPublished", message }
+        Error::Table { table: table.clone(), reason: Reason::SourceNotPublished, message }
     }
 
     /// What a value means that can't be stored: the table's own fault, or that a column of the target has to take NULL.
@@ -293,9 +294,9 @@ impl Error {
             return Error::NullCame { table, column: name.clone(), attnum };
         }
         let reason = match error {
-            ValueError::OutOfRange { .. } => "ValueOutOfRange",
-            ValueError::UnexpectedNull { .. } => "DestinationTypeMismatch",
-            ValueError::Malformed { .. } | ValueError::Unresolved { .. } => "DecodeFailed",
+            ValueError::OutOfRange { .. } => Reason::ValueOutOfRange,
+            ValueError::UnexpectedNull { .. } => Reason::DestinationTypeMismatch,
+            ValueError::Malformed { .. } | ValueError::Unresolved { .. } => Reason::DecodeFailed,
         };
         Error::Table { table: table.id.clone(), reason, message: error.to_string() }
     }
@@ -319,12 +320,12 @@ pub enum Policy {
 }
 
 /// The policy for each error, and the reason a condition shows for it. Total: a new error has to be placed here.
-pub fn policy(error: &Error) -> (Policy, &'static str) {
+pub fn policy(error: &Error) -> (Policy, Reason) {
     match error {
-        Error::Source(source) if source.is_transient() => (Policy::Retry, "SourceUnreachable"),
+        Error::Source(source) if source.is_transient() => (Policy::Retry, Reason::SourceUnreachable),
         // The slot, the publication or a column is gone or unusable: the next try looks and says which.
         Error::Source(source) if matches!(source.sqlstate(), Some("42703" | "42704" | "55000")) => {
-            (Policy::Retry, "SourceChanged")
+            (Policy::Retry, Reason::SourceChanged)
         }
         // What came is not what was sent, as far as one can tell: asking again loses nothing.
         Error::Source(source @ (postgres::Error::Decode(_) | postgres::Error::Protocol(_))) => {
@@ -337,47 +338,49 @@ pub fn policy(error: &Error) -> (Policy, &'static str) {
             ErrorKind::Table => (Policy::FailTable, destination.reason),
             ErrorKind::Refused => (Policy::Stall, destination.reason),
         },
-        Error::State { .. } => (Policy::Stall, "DestinationStateUnusable"),
-        Error::SlotMissing { .. } => (Policy::Stall, "SourceSlotLost"),
-        Error::SlotNotKept { .. } => (Policy::Stall, "SourceSlotLost"),
-        Error::SlotInvalidated { .. } => (Policy::Stall, "SourceSlotInvalidated"),
-        Error::SlotForeign { .. } => (Policy::Stall, "SourceSlotUnusable"),
-        Error::SlotInUse { .. } => (Policy::Retry, "SourceSlotInUse"),
-        Error::SlotNotReady { .. } => (Policy::Retry, "SourceSlotNotReady"),
-        Error::CopyFinished => (Policy::Stall, "CopyFinished"),
-        Error::PublicationChanged { .. } => (Policy::Stall, "SourcePublicationChanged"),
-        Error::SourceReplaced { .. } => (Policy::Stall, "SourceReplaced"),
-        Error::TimelineChanged { .. } => (Policy::Stall, "SourceTimelineChanged"),
-        Error::TwoServers => (Policy::Retry, "SourceUnreachable"),
-        Error::TimelineLeft => (Policy::StartOver, "SourceTimelineChanged"),
-        Error::SpecChanged { .. } => (Policy::Stall, "SpecChanged"),
-        Error::ResyncUnknownTable { .. } => (Policy::Stall, "ResyncUnknownTable"),
-        Error::SnapshotLost => (Policy::Retry, "SourceUnreachable"),
-        Error::Table { reason, .. } => (Policy::FailTable, reason),
-        Error::CatalogChanged { .. } | Error::NullCame { .. } => (Policy::StartOver, "SourceSchemaChanged"),
-        Error::Protocol(_) => (Policy::Retry, "SourceProtocolError"),
-        Error::Encoding(_) => (Policy::Stall, "SourceEncoding"),
-        Error::Task(_) => (Policy::Retry, "InternalError"),
-        Error::Stopped => (Policy::Stop, "Stopped"),
+        Error::State { .. } => (Policy::Stall, Reason::DestinationStateUnusable),
+        Error::SlotMissing { .. } => (Policy::Stall, Reason::SourceSlotLost),
+        Error::SlotNotKept { .. } => (Policy::Stall, Reason::SourceSlotLost),
+        Error::SlotInvalidated { .. } => (Policy::Stall, Reason::SourceSlotInvalidated),
+        Error::SlotForeign { .. } => (Policy::Stall, Reason::SourceSlotUnusable),
+        Error::SlotInUse { .. } => (Policy::Retry, Reason::SourceSlotInUse),
+        Error::SlotNotReady { .. } => (Policy::Retry, Reason::SourceSlotNotReady),
+        Error::CopyFinished => (Policy::Stall, Reason::CopyFinished),
+        Error::PublicationChanged { .. } => (Policy::Stall, Reason::SourcePublicationChanged),
+        Error::SourceReplaced { .. } => (Policy::Stall, Reason::SourceReplaced),
+        Error::TimelineChanged { .. } => (Policy::Stall, Reason::SourceTimelineChanged),
+        Error::TwoServers => (Policy::Retry, Reason::SourceUnreachable),
+        Error::TimelineLeft => (Policy::StartOver, Reason::SourceTimelineChanged),
+        Error::SpecChanged { .. } => (Policy::Stall, Reason::SpecChanged),
+        Error::ResyncUnknownTable { .. } => (Policy::Stall, Reason::ResyncUnknownTable),
+        Error::SnapshotLost => (Policy::Retry, Reason::SourceUnreachable),
+        Error::Table { reason, .. } => (Policy::FailTable, *reason),
+        Error::CatalogChanged { .. } | Error::NullCame { .. } => {
+            (Policy::StartOver, Reason::SourceSchemaChanged)
+        }
+        Error::Protocol(_) => (Policy::Retry, Reason::SourceProtocolError),
+        Error::Encoding(_) => (Policy::Stall, Reason::SourceEncoding),
+        Error::Task(_) => (Policy::Retry, Reason::InternalError),
+        Error::Stopped => (Policy::Stop, Reason::Unknown),
     }
 }
 
-fn source_reason(error: &postgres::Error) -> &'static str {
+fn source_reason(error: &postgres::Error) -> Reason {
     use postgres::Error as E;
     match error {
         E::Connect { .. } | E::ConnectTimeout { .. } | E::NoAnswer { .. } | E::Io(_) | E::Closed => {
-            "SourceUnreachable"
+            Reason::SourceUnreachable
         }
-        E::TlsSettings(_) | E::TlsRefused { .. } | E::Tls { .. } => "SourceTlsFailed",
-        E::Authentication { .. } => "SourceAuthenticationFailed",
-        E::TableMissing { .. } => "SourceTableMissing",
-        E::UnknownColumn { .. } => "SourceUnknownColumn",
-        E::Unsupported { .. } => "SourceVersionUnsupported",
-        E::Standby { .. } => "SourcePublicationUnusable",
-        E::Schema { .. } => "SourceTableUnsupported",
-        E::RowTooLong { .. } => "RowTooLong",
-        E::Decode(_) | E::Protocol(_) => "SourceProtocolError",
-        E::Server { .. } | E::Driver(_) => "SourceError",
+        E::TlsSettings(_) | E::TlsRefused { .. } | E::Tls { .. } => Reason::SourceTlsFailed,
+        E::Authentication { .. } => Reason::SourceAuthenticationFailed,
+        E::TableMissing { .. } => Reason::SourceTableMissing,
+        E::UnknownColumn { .. } => Reason::SourceUnknownColumn,
+        E::Unsupported { .. } => Reason::SourceVersionUnsupported,
+        E::Standby { .. } => Reason::SourcePublicationUnusable,
+        E::Schema { .. } => Reason::SourceTableUnsupported,
+        E::RowTooLong { .. } => Reason::RowTooLong,
+        E::Decode(_) | E::Protocol(_) => Reason::SourceProtocolError,
+        E::Server { .. } | E::Driver(_) => Reason::SourceError,
     }
 }
 
@@ -392,7 +395,7 @@ pub fn failure(error: &Error) -> MirrorFailure {
         };
         message.push_str(&format!(". Once that is mended, {advice}"));
     }
-    MirrorFailure { reason: reason.to_owned(), message }
+    MirrorFailure { reason, message }
 }
 
 /// What a table that stops alone is said to fail of. Whoever tells it names the table, so the message doesn't begin with it.
@@ -409,7 +412,7 @@ mod tests {
     fn a_table_that_stops_alone_is_named_by_whoever_tells_it() {
         let table = TableId::new("public", "users");
         let message = "run this, then set walferry.dev/resync".to_owned();
-        let error = Error::Table { table: table.clone(), reason: "SourceSchemaChanged", message };
+        let error = Error::Table { table: table.clone(), reason: Reason::SourceSchemaChanged, message };
         assert_eq!(table_failure(&table, &error), "run this, then set walferry.dev/resync");
         assert!(
             table_failure(&TableId::new("public", "other"), &error).starts_with("table public.users: run")
@@ -436,14 +439,15 @@ mod tests {
     fn what_is_garbled_is_asked_for_again() {
         let decode = postgres::DecodeError::UnknownMessage(0x43);
         for error in [postgres::Error::Decode(decode), postgres::Error::Protocol("odd".into())] {
-            assert_eq!(policy(&Error::Source(error)), (Policy::Retry, "SourceProtocolError"));
+            assert_eq!(policy(&Error::Source(error)), (Policy::Retry, Reason::SourceProtocolError));
         }
     }
 
     #[test]
     fn a_failed_table_s_message_says_once_how_to_go_on() {
         let table = TableId::new("public", "t");
-        let refused = Error::Table { table: table.clone(), reason: "DecodeFailed", message: "odd".into() };
+        let refused =
+            Error::Table { table: table.clone(), reason: Reason::DecodeFailed, message: "odd".into() };
         for error in [refused, Error::dropped(&table), Error::unpublished(&table, "p")] {
             let message = failure(&error).message;
             assert_eq!(message.matches("walferry.dev/resync").count(), 1, "{message}");

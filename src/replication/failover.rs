@@ -19,6 +19,7 @@ use super::{
     state::{MirrorState, SourceRecord, StateStore, TablePhase, TableRecord},
 };
 use crate::{
+    fault::Reason,
     model::{Lsn, RESYNC_ADVICE, ReplicatorConfig, SnapshotMode, TableId, TableKind, resync_advice_for},
     postgres::{
         self, catalog,
@@ -206,7 +207,7 @@ impl<D: Destination> Failover<'_, D> {
             }
         };
         let message = format!("{why}, so its target may differ from the source; and {obstacle}");
-        let error = Error::Table { table, reason: "SourceTimelineChanged", message };
+        let error = Error::Table { table, reason: Reason::SourceTimelineChanged, message };
         self.set_aside(record, error).await?;
         Ok(false)
     }

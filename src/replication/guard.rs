@@ -7,6 +7,7 @@ use std::{collections::HashMap, time::Instant};
 
 use super::{Error, state::PublishedAs};
 use crate::{
+    fault::Reason,
     model::{TableId, resync_advice},
     postgres::{
         catalog::{self, RelationFacts},
@@ -47,7 +48,7 @@ pub(super) async fn unfit(
                 "{} is a foreign or unlogged table, whose rows are not in the log: detach it",
                 partition.id
             );
-            let reason = "SourceTableUnsupported";
+            let reason = Reason::SourceTableUnsupported;
             taken.insert(table.oid, Error::Table { table: table.id.clone(), reason, message });
         }
     }
@@ -74,7 +75,7 @@ pub(super) fn published_otherwise(
         "publication {name} {what}, so changes are missing at the destination. To have it published as the mirror asks, {}",
         resync_advice(table)
     );
-    Some(Error::Table { table: table.clone(), reason: "SourceNotPublished", message })
+    Some(Error::Table { table: table.clone(), reason: Reason::SourceNotPublished, message })
 }
 
 async fn take_out(
@@ -105,7 +106,7 @@ fn harmful(table: &TableId, why: &str, what: &str) -> Error {
          identity to give it; then {}",
         resync_advice(table)
     );
-    Error::Table { table: table.clone(), reason: "SourceReplicaIdentityMissing", message }
+    Error::Table { table: table.clone(), reason: Reason::SourceReplicaIdentityMissing, message }
 }
 
 #[cfg(test)]

@@ -16,6 +16,7 @@ use super::{
     state::{MirrorState, PublishedAs, SourceRecord, StateStore, TablePhase, TableRecord},
 };
 use crate::{
+    fault::Reason,
     model::{
         Lsn, MirrorFailure, MirrorIdentity, MirrorPhase, Progress, ReplicatorConfig, SnapshotMode, TableId,
         TableSchema, TableSpec,
@@ -377,7 +378,7 @@ async fn tell_of_wait(progress: &Progress, slot: &str, standby: bool) -> Infalli
         ),
     };
     tracing::info!(message, "waits for the replication slot");
-    let failure = MirrorFailure { reason: "SourceSlotNotReady".to_owned(), message };
+    let failure = MirrorFailure { reason: Reason::SourceSlotNotReady.to_owned(), message };
     progress.set_phase(MirrorPhase::Provisioning, Some(failure));
     std::future::pending().await
 }
@@ -456,7 +457,7 @@ async fn join_all<D: Destination>(
             }
             if let (Some(why), TablePhase::Snapshotting) = (why, record.phase) {
                 (record.reason, record.message) =
-                    ("CopiedAnew".to_owned(), format!("it is copied anew: {why}"));
+                    (Some(Reason::CopiedAnew), format!("it is copied anew: {why}"));
             }
             Ok::<_, Error>(record)
         });
@@ -509,9 +510,9 @@ pub(super) fn set_aside(record: &mut TableRecord, error: Error) -> Result<(), Er
     if what != Policy::FailTable {
         return Err(error);
     }
-    tracing::error!(table = %record.schema.id, reason, %error, "table can't be mirrored; the others go on");
+    tracing::error!(table = %record.schema.id, %reason, %error, "table can't be mirrored; the others go on");
     record.phase = TablePhase::Failed;
-    record.reason = reason.to_owned();
+    record.reason = Some(reason);
     record.message = table_failure(&record.schema.id, &error);
     Ok(())
 }

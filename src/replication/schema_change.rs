@@ -2,6 +2,7 @@
 
 use super::{Error, Policy, policy};
 use crate::{
+    fault::Reason,
     model::{Column, IdentityKind, SourceType, TableKind, TableSchema, TableSpec, resync_advice},
     postgres::{
         self,
@@ -323,7 +324,7 @@ pub(super) fn without_old_rows(schema: &TableSchema) -> Error {
         postgres::quote::table(&schema.id),
         resync_advice(&schema.id)
     );
-    Error::Table { table: schema.id.clone(), reason: "SourceSchemaChanged", message }
+    Error::Table { table: schema.id.clone(), reason: Reason::SourceSchemaChanged, message }
 }
 
 /// The fault of a table whose change at the source can't be followed.
@@ -333,7 +334,7 @@ pub(super) fn changed(schema: &TableSchema, detail: &str) -> Error {
         schema.target,
         resync_advice(&schema.id)
     );
-    Error::Table { table: schema.id.clone(), reason: "SourceSchemaChanged", message }
+    Error::Table { table: schema.id.clone(), reason: Reason::SourceSchemaChanged, message }
 }
 
 /// Why a target has to change with its table.
@@ -348,7 +349,7 @@ pub(super) fn refused(schema: &TableSchema, why: &str, error: Error) -> Error {
                 error => error.to_string(),
             };
             let message = format!("{why}; {said}. Once that is done, {}", resync_advice(&schema.id));
-            Error::Table { table: schema.id.clone(), reason: "SourceSchemaChanged", message }
+            Error::Table { table: schema.id.clone(), reason: Reason::SourceSchemaChanged, message }
         }
         _ => error,
     }

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{Destination, Error, StateRow, cut::Cut};
 use crate::{
+    fault::{Reason, optional},
     model::{Lsn, TableId, TableSchema, TableSpec},
     postgres::{catalog::Layout, publication::PublishedTable},
 };
@@ -82,8 +83,8 @@ pub struct TableRecord {
     /// How far it is.
     pub phase: TablePhase,
     /// The reason of a failure.
-    #[serde(default)]
-    pub reason: String,
+    #[serde(default, with = "optional")]
+    pub reason: Option<Reason>,
     /// The failure in words.
     #[serde(default)]
     pub message: String,
@@ -155,7 +156,7 @@ impl TableRecord {
             spec,
             schema,
             phase,
-            reason: String::new(),
+            reason: None,
             message: String::new(),
             plan: 0,
             chunks: Vec::new(),

@@ -13,11 +13,11 @@ use tokio::sync::Semaphore;
 use super::{
     Destination, Error,
     cut::Sieve,
-    drift::COPIED_ANEW,
     error::table_failure,
     policy,
     state::{StateStore, TablePhase, TableRecord},
 };
+use crate::fault::Reason;
 use crate::model::{Lsn, TableId, TableKind, TableProgress, TableSchema, TableState};
 
 /// A table's shared state. One exists for each table of the Mirror, over reconnections of the stream.
@@ -50,8 +50,8 @@ impl<D: Destination> Table<D> {
             TablePhase::Streaming => TableState::Streaming,
             TablePhase::Failed => TableState::Failed,
         };
-        progress.set_state(state, &record.reason, record.message.clone());
-        if state == TableState::Pending && record.reason == COPIED_ANEW {
+        progress.set_state(state, record.reason, record.message.clone());
+        if state == TableState::Pending && record.reason == Some(Reason::CopiedAnew) {
             progress.set_copied_anew(&record.message);
         }
         let sieve = match (record.schema.kind, record.phase) {
@@ -122,14 +122,14 @@ impl<D: Destination> Table<D> {
         let (reason, message) = (policy(error).1, table_failure(&self.id, error));
         let mut record = self.record();
         record.phase = TablePhase::Failed;
-        reason.clone_into(&mut record.reason);
+        record.reason = Some(reason);
         record.message.clone_from(&message);
         self.store.save_table(&record).await?;
         self.replace(record);
         // Only now may the stream skip the table's rows: from here on their loss is on record.
         self.failed.store(true, Ordering::Release);
         self.sieve.close();
-        tracing::error!(table = %self.id, reason, %message, "table stopped; the others go on");
+        tracing::error!(table = %self.id, %reason, %message, "table stopped; the others go on");
         self.progress.set_state(TableState::Failed, reason, message);
         Ok(())
     }
@@ -159,14 +159,14 @@ impl<D: Destination> Table<D> {
         }
         let mut record = self.record();
         record.phase = TablePhase::Streaming;
-        (record.reason, record.message) = (String::new(), String::new());
+        (record.reason, record.message) = (None, String::new());
         record.copy_version = Lsn::ZERO;
         record.seen_until(seen);
         let chunks = std::mem::take(&mut record.chunks).len();
         self.store.finish_snapshot(&record, chunks).await?;
         self.replace(record);
         self.snapshot_over.store(true, Ordering::Release);
-        self.progress.set_state(TableState::Streaming, "", "");
+        self.progress.set_state(TableState::Streaming, None, "");
         Ok(())
     }
 

@@ -258,6 +258,7 @@ fn cut_off(table: &TableId, found: &Membership, publication: &str) -> Option<Err
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::fault::Reason;
     use crate::replication::{Policy, policy};
 
     #[test]
@@ -269,9 +270,9 @@ mod tests {
         };
         assert!(cut_off(&table, &found(Some("t"), true), "p").is_none());
         for (found, reason, words) in [
-            (found(None, false), "SourceTableDropped", "was dropped at the source"),
-            (found(Some("u"), true), "SourceTableDropped", "is called public.u at the source now"),
-            (found(Some("t"), false), "SourceNotPublished", "publication p no longer has it"),
+            (found(None, false), Reason::SourceTableDropped, "was dropped at the source"),
+            (found(Some("u"), true), Reason::SourceTableDropped, "is called public.u at the source now"),
+            (found(Some("t"), false), Reason::SourceNotPublished, "publication p no longer has it"),
         ] {
             let error = cut_off(&table, &found, "p").unwrap();
             assert_eq!(policy(&error), (Policy::FailTable, reason));

@@ -105,9 +105,9 @@ pub async fn run<D: Destination>(
         let pause = if passes { backoff.next(what) } else { STALLED_PAUSE };
         let pause_ms = u64::try_from(pause.as_millis()).unwrap_or(u64::MAX);
         if passes {
-            tracing::warn!(mirror = worker.config.mirror.name, reason, %error, pause_ms, "will try again");
+            tracing::warn!(mirror = worker.config.mirror.name, %reason, %error, pause_ms, "will try again");
         } else {
-            tracing::error!(mirror = worker.config.mirror.name, reason, %error, "stalled until someone acts");
+            tracing::error!(mirror = worker.config.mirror.name, %reason, %error, "stalled until someone acts");
             if until_caught_up {
                 return Err(error);
             }

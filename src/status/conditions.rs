@@ -4,7 +4,8 @@ use serde::{Deserialize, Serialize};
 
 use super::slot::slot_warning;
 use crate::{
-    api::conditions::{self as types, reason},
+    api::conditions as types,
+    fault::{Reason, Side},
     model::{MirrorFailure, MirrorPhase, MirrorReport, TableReport, TableState},
 };
 
@@ -42,21 +43,21 @@ pub struct Condition {
     /// Whether it holds.
     pub status: ConditionStatus,
     /// Why, in one CamelCase word.
-    pub reason: String,
+    pub reason: Reason,
     /// Why, in a sentence, with what to run where a human is needed.
     pub message: String,
 }
 
 /// What the report comes to.
 enum Overall {
-    Provisioning { reason: String, message: String },
+    Provisioning { reason: Reason, message: String },
     Snapshotting { message: String },
     Streaming { message: String },
     StreamingWithFailedTables { message: String },
     Retrying(MirrorFailure),
     Stalled(MirrorFailure),
     Suspended { message: String },
-    Deleting { reason: &'static str, message: String, cause: Option<String> },
+    Deleting { reason: Reason, message: String, cause: Option<Reason> },
     Finished,
 }
 
@@ -66,10 +67,10 @@ pub fn conditions(report: &MirrorReport) -> Vec<Condition> {
     let meanwhile = report.meanwhile.map(|phase| Overall::of(report, phase));
     // What a replicator with earlier settings does, these conditions tell as well.
     let work = meanwhile.as_ref().unwrap_or(&overall);
-    let side = |type_, prefix, name| overall.blame(type_, prefix).unwrap_or_else(|| work.side(type_, name));
+    let side = |type_, side, name| overall.blame(type_, side).unwrap_or_else(|| work.side(type_, name));
     let mut conditions = vec![overall.ready()];
     conditions.extend(overall.reconciling_or_stalled());
-    let mut source = side(types::SOURCE_READY, reason::SOURCE_PREFIX, "the source");
+    let mut source = side(types::SOURCE_READY, Side::Source, "the source");
     if let Some((reason, message)) = slot_warning(report) {
         match (source.status, &overall) {
             (ConditionStatus::True, _) => {
@@ -82,7 +83,7 @@ pub fn conditions(report: &MirrorReport) -> Vec<Condition> {
         }
     }
     conditions.push(source);
-    conditions.push(side(types::DESTINATION_READY, reason::DESTINATION_PREFIX, "the destination"));
+    conditions.push(side(types::DESTINATION_READY, Side::Destination, "the destination"));
     conditions.push(snapshotted(report));
     conditions.push(work.streaming());
     conditions.push(work.caught_up(report));
@@ -94,7 +95,7 @@ impl Overall {
     fn of(report: &MirrorReport, phase: MirrorPhase) -> Overall {
         let failure = || {
             report.failure.clone().unwrap_or_else(|| MirrorFailure {
-                reason: reason::UNKNOWN.to_owned(),
+                reason: Reason::Unknown,
                 message: "no reason was given; see the log".to_owned(),
             })
         };
@@ -114,7 +115,7 @@ impl Overall {
         let streams = in_state(report, TableState::Streaming).next().is_some();
         if failed > 0 && failed == report.tables.len() {
             return Overall::Stalled(MirrorFailure {
-                reason: reason::ALL_TABLES_FAILED.to_owned(),
+                reason: Reason::AllTablesFailed,
                 message: failed_tables(report),
             });
         }
@@ -135,31 +136,31 @@ impl Overall {
         use ConditionStatus::{False, True, Unknown};
         match self {
             Overall::Provisioning { message, .. } | Overall::Snapshotting { message } => {
-                condition(types::READY, Unknown, reason::PROGRESSING, message)
+                condition(types::READY, Unknown, Reason::Progressing, message)
             }
-            Overall::Streaming { message } => condition(types::READY, True, reason::STREAMING, message),
+            Overall::Streaming { message } => condition(types::READY, True, Reason::Streaming, message),
             Overall::StreamingWithFailedTables { message } => {
-                condition(types::READY, True, reason::STREAMING_WITH_FAILED_TABLES, message)
+                condition(types::READY, True, Reason::StreamingWithFailedTables, message)
             }
             Overall::Retrying(failure) => {
-                condition(types::READY, False, reason::PROGRESSING_WITH_RETRY, &failure.message)
+                condition(types::READY, False, Reason::ProgressingWithRetry, &failure.message)
             }
-            Overall::Stalled(failure) => condition(types::READY, False, &failure.reason, &failure.message),
-            Overall::Suspended { message } => condition(types::READY, True, reason::SUSPENDED, message),
-            Overall::Deleting { reason, message, .. } => condition(types::READY, False, reason, message),
+            Overall::Stalled(failure) => condition(types::READY, False, failure.reason, &failure.message),
+            Overall::Suspended { message } => condition(types::READY, True, Reason::Suspended, message),
+            Overall::Deleting { reason, message, .. } => condition(types::READY, False, *reason, message),
             Overall::Finished => {
-                condition(types::READY, True, reason::FINISHED, "all that was asked for is done")
+                condition(types::READY, True, Reason::Finished, "all that was asked for is done")
             }
         }
     }
 
     fn reconciling_or_stalled(&self) -> Option<Condition> {
         let (type_, reason, message) = match self {
-            Overall::Provisioning { reason, message } => (types::RECONCILING, reason.as_str(), message),
-            Overall::Snapshotting { message } => (types::RECONCILING, reason::SNAPSHOTTING, message),
+            Overall::Provisioning { reason, message } => (types::RECONCILING, *reason, message),
+            Overall::Snapshotting { message } => (types::RECONCILING, Reason::Snapshotting, message),
             Overall::Deleting { reason, message, .. } => (types::RECONCILING, *reason, message),
-            Overall::Retrying(failure) => (types::RECONCILING, failure.reason.as_str(), &failure.message),
-            Overall::Stalled(failure) => (types::STALLED, failure.reason.as_str(), &failure.message),
+            Overall::Retrying(failure) => (types::RECONCILING, failure.reason, &failure.message),
+            Overall::Stalled(failure) => (types::STALLED, failure.reason, &failure.message),
             Overall::Streaming { .. }
             | Overall::StreamingWithFailedTables { .. }
             | Overall::Suspended { .. }
@@ -168,15 +169,14 @@ impl Overall {
         Some(condition(type_, ConditionStatus::True, reason, message))
     }
 
-    /// `SourceReady` or `DestinationReady`, when this side is at fault: the beginning of a fault's reason says which one is.
-    fn blame(&self, type_: &str, prefix: &str) -> Option<Condition> {
+    /// `SourceReady` or `DestinationReady`, when the fault lies on this side.
+    fn blame(&self, type_: &str, side: Side) -> Option<Condition> {
         let (reason, message) = match self {
-            Overall::Retrying(failure) | Overall::Stalled(failure) => (&failure.reason, &failure.message),
-            Overall::Deleting { cause: Some(cause), message, .. } => (cause, message),
+            Overall::Retrying(failure) | Overall::Stalled(failure) => (failure.reason, &failure.message),
+            Overall::Deleting { cause: Some(cause), message, .. } => (*cause, message),
             _ => return None,
         };
-        let blamed = reason.starts_with(prefix);
-        blamed.then(|| condition(type_, ConditionStatus::False, reason, message))
+        (reason.side() == side).then(|| condition(type_, ConditionStatus::False, reason, message))
     }
 
     /// `SourceReady` or `DestinationReady`, when nothing is wrong with this side.
@@ -184,44 +184,44 @@ impl Overall {
         use ConditionStatus::{True, Unknown};
         match self {
             Overall::Provisioning { .. } => {
-                condition(type_, Unknown, reason::PROVISIONING, &format!("{name} is being checked"))
+                condition(type_, Unknown, Reason::Provisioning, &format!("{name} is being checked"))
             }
-            Overall::Stalled(failure) if failure.reason == reason::ALL_TABLES_FAILED => {
-                condition(type_, True, reason::CONNECTED, &format!("{name} is in use"))
+            Overall::Stalled(failure) if failure.reason == Reason::AllTablesFailed => {
+                condition(type_, True, Reason::Connected, &format!("{name} is in use"))
             }
             Overall::Retrying(_)
             | Overall::Stalled(_)
             | Overall::Suspended { .. }
             | Overall::Deleting { .. }
             | Overall::Finished => {
-                condition(type_, Unknown, reason::UNKNOWN, &format!("{name} is not in use at the moment"))
+                condition(type_, Unknown, Reason::Unknown, &format!("{name} is not in use at the moment"))
             }
             Overall::Snapshotting { .. }
             | Overall::Streaming { .. }
             | Overall::StreamingWithFailedTables { .. } => {
-                condition(type_, True, reason::CONNECTED, &format!("{name} is in use"))
+                condition(type_, True, Reason::Connected, &format!("{name} is in use"))
             }
         }
     }
 
     /// Why changes don't flow, or `None` when they do. `Ready` has the details, which nobody wants to read again.
-    fn standstill(&self) -> Option<(&str, &str)> {
+    fn standstill(&self) -> Option<(Reason, &'static str)> {
         match self {
             Overall::Snapshotting { .. }
             | Overall::Streaming { .. }
             | Overall::StreamingWithFailedTables { .. } => None,
-            Overall::Provisioning { .. } => Some((reason::PROVISIONING, "see Reconciling")),
-            Overall::Retrying(_) => Some((reason::PROGRESSING_WITH_RETRY, "see Reconciling")),
-            Overall::Stalled(_) => Some((reason::STALLED, "see Stalled")),
-            Overall::Suspended { .. } => Some((reason::SUSPENDED, "spec.suspend is true")),
-            Overall::Deleting { .. } => Some((reason::DELETING, "the Mirror is being deleted")),
-            Overall::Finished => Some((reason::FINISHED, "all that was asked for is done")),
+            Overall::Provisioning { .. } => Some((Reason::Provisioning, "see Reconciling")),
+            Overall::Retrying(_) => Some((Reason::ProgressingWithRetry, "see Reconciling")),
+            Overall::Stalled(_) => Some((Reason::Stalled, "see Stalled")),
+            Overall::Suspended { .. } => Some((Reason::Suspended, "spec.suspend is true")),
+            Overall::Deleting { .. } => Some((Reason::Deleting, "the Mirror is being deleted")),
+            Overall::Finished => Some((Reason::Finished, "all that was asked for is done")),
         }
     }
 
     fn streaming(&self) -> Condition {
         match self.standstill() {
-            None => condition(types::STREAMING, ConditionStatus::True, reason::STREAMING, "changes flow"),
+            None => condition(types::STREAMING, ConditionStatus::True, Reason::Streaming, "changes flow"),
             Some((reason, message)) => condition(types::STREAMING, ConditionStatus::False, reason, message),
         }
     }
@@ -233,7 +233,7 @@ impl Overall {
         let lsn = report.last_lsn;
         if let Overall::Snapshotting { .. } = self {
             let message = "the rows that were there are not all copied";
-            return condition(types::CAUGHT_UP, ConditionStatus::False, reason::SNAPSHOTTING, message);
+            return condition(types::CAUGHT_UP, ConditionStatus::False, Reason::Snapshotting, message);
         }
         let but = match self {
             Overall::StreamingWithFailedTables { .. } => ", but for the failed tables",
@@ -241,37 +241,37 @@ impl Overall {
         };
         if report.lag.bytes == 0 {
             let message = format!("everything up to {lsn} is at the destination{but}");
-            return condition(types::CAUGHT_UP, ConditionStatus::True, reason::NO_LAG, &message);
+            return condition(types::CAUGHT_UP, ConditionStatus::True, Reason::NoLag, &message);
         }
         let (bytes, seconds) = (size(report.lag.bytes), report.lag.seconds);
         let message = format!(
             "{bytes} of WAL and {seconds:.1} s behind; everything up to {lsn} is at the destination{but}"
         );
-        condition(types::CAUGHT_UP, ConditionStatus::False, reason::BEHIND, &message)
+        condition(types::CAUGHT_UP, ConditionStatus::False, Reason::Behind, &message)
     }
 }
 
 /// A failure says what is being waited for.
 fn provisioning(failure: Option<&MirrorFailure>) -> Overall {
     let (reason, message) = match failure {
-        Some(failure) => (failure.reason.as_str(), failure.message.as_str()),
-        None => (reason::PROVISIONING, "connecting, checking, making publication, slot and target tables"),
+        Some(failure) => (failure.reason, failure.message.as_str()),
+        None => (Reason::Provisioning, "connecting, checking, making publication, slot and target tables"),
     };
-    Overall::Provisioning { reason: reason.to_owned(), message: message.to_owned() }
+    Overall::Provisioning { reason, message: message.to_owned() }
 }
 
 fn deleting(failure: Option<&MirrorFailure>) -> Overall {
     let message = "waiting for the replicator to end; then its slot, publication and state are removed";
     match failure {
-        Some(MirrorFailure { reason, message }) if reason == reason::DELETING => {
-            Overall::Deleting { reason: reason::DELETING, message: message.clone(), cause: None }
+        Some(MirrorFailure { reason, message }) if *reason == Reason::Deleting => {
+            Overall::Deleting { reason: Reason::Deleting, message: message.clone(), cause: None }
         }
         Some(MirrorFailure { reason, message }) => Overall::Deleting {
-            reason: reason::CLEANUP_FAILED,
+            reason: Reason::CleanupFailed,
             message: message.clone(),
-            cause: Some(reason.clone()),
+            cause: Some(*reason),
         },
-        None => Overall::Deleting { reason: reason::DELETING, message: message.to_owned(), cause: None },
+        None => Overall::Deleting { reason: Reason::Deleting, message: message.to_owned(), cause: None },
     }
 }
 
@@ -283,23 +283,18 @@ fn snapshotted(report: &MirrorReport) -> Condition {
         condition(
             types::SNAPSHOTTED,
             ConditionStatus::False,
-            reason::PROVISIONING,
+            Reason::Provisioning,
             "no table is being copied yet",
         )
     } else if left > 0 {
-        condition(types::SNAPSHOTTED, ConditionStatus::False, reason::SNAPSHOTTING, &copying(report))
+        condition(types::SNAPSHOTTED, ConditionStatus::False, Reason::Snapshotting, &copying(report))
     } else if in_state(report, TableState::Streaming).next().is_none() {
-        condition(
-            types::SNAPSHOTTED,
-            ConditionStatus::False,
-            reason::ALL_TABLES_FAILED,
-            &failed_tables(report),
-        )
+        condition(types::SNAPSHOTTED, ConditionStatus::False, Reason::AllTablesFailed, &failed_tables(report))
     } else {
         condition(
             types::SNAPSHOTTED,
             ConditionStatus::True,
-            reason::COPIED,
+            Reason::Copied,
             "the rows that were there are copied",
         )
     }
@@ -340,7 +335,8 @@ fn copying(report: &MirrorReport) -> String {
 fn failed_tables(report: &MirrorReport) -> String {
     let failed: Vec<&TableReport> = in_state(report, TableState::Failed).collect();
     let name = |table: &&TableReport| {
-        format!("{}.{} ({}: {})", table.schema, table.name, table.reason, table.message)
+        let reason = table.reason.unwrap_or(Reason::Unknown);
+        format!("{}.{} ({reason}: {})", table.schema, table.name, table.message)
     };
     let names: Vec<String> = failed.iter().take(NAMED_TABLES).map(name).collect();
     let more = failed.len().saturating_sub(NAMED_TABLES);
@@ -374,8 +370,8 @@ pub(super) fn size(bytes: u64) -> String {
     }
 }
 
-pub(super) fn condition(type_: &str, status: ConditionStatus, reason: &str, message: &str) -> Condition {
-    Condition { type_: type_.to_owned(), status, reason: reason.to_owned(), message: message.to_owned() }
+pub(super) fn condition(type_: &str, status: ConditionStatus, reason: Reason, message: &str) -> Condition {
+    Condition { type_: type_.to_owned(), status, reason, message: message.to_owned() }
 }
 
 #[cfg(test)]

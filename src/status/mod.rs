@@ -45,6 +45,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+    use crate::fault::Reason;
     use crate::model::{Lsn, MirrorIdentity, Progress, TableId, TableState};
 
     #[test]
@@ -55,7 +56,7 @@ mod tests {
         progress.set_durable_lsn(Lsn(0x1_0000_0000));
         let table = progress.table(&TableId::new("public", "users"));
         table.set_target("users");
-        table.set_state(TableState::Failed, "DestinationTableMissing", "run this");
+        table.set_state(TableState::Failed, Reason::DestinationTableMissing, "run this");
         let document = document(vec![progress.report()]);
         let value = serde_json::to_value(&document).unwrap();
         let mirror = &value["mirrors"][0];

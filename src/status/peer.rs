@@ -4,10 +4,8 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
 use super::{Condition, ConditionStatus, conditions::condition, kubernetes::api_conditions};
 use crate::{
-    api::{
-        ReplicationPeerStatus,
-        conditions::{self as types, reason},
-    },
+    api::{ReplicationPeerStatus, conditions as types},
+    fault::Reason,
     model::MirrorFailure,
 };
 
@@ -67,24 +65,24 @@ fn conditions(outcome: &PeerOutcome) -> Vec<Condition> {
         PeerOutcome::Progressing => {
             let message = "connecting to the database and looking at what replication needs";
             (
-                condition(types::READY, Unknown, reason::PROGRESSING, message),
-                Some(condition(types::RECONCILING, True, reason::PROGRESSING, message)),
+                condition(types::READY, Unknown, Reason::Progressing, message),
+                Some(condition(types::RECONCILING, True, Reason::Progressing, message)),
             )
         }
         PeerOutcome::Connected { message } => {
-            (condition(types::READY, True, reason::CONNECTED, message), None)
+            (condition(types::READY, True, Reason::Connected, message), None)
         }
         PeerOutcome::Retrying(MirrorFailure { reason, message }) => (
-            condition(types::READY, False, reason::PROGRESSING_WITH_RETRY, message),
-            Some(condition(types::RECONCILING, True, reason, message)),
+            condition(types::READY, False, Reason::ProgressingWithRetry, message),
+            Some(condition(types::RECONCILING, True, *reason, message)),
         ),
         PeerOutcome::Stalled(MirrorFailure { reason, message }) => (
-            condition(types::READY, False, reason, message),
-            Some(condition(types::STALLED, True, reason, message)),
+            condition(types::READY, False, *reason, message),
+            Some(condition(types::STALLED, True, *reason, message)),
         ),
         PeerOutcome::Deleting { message } => (
-            condition(types::READY, False, reason::DELETING, message),
-            Some(condition(types::RECONCILING, True, reason::DELETING, message)),
+            condition(types::READY, False, Reason::Deleting, message),
+            Some(condition(types::RECONCILING, True, Reason::Deleting, message)),
         ),
     };
     [Some(ready), other].into_iter().flatten().collect()

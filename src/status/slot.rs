@@ -2,13 +2,13 @@
 
 use super::conditions::size;
 use crate::{
-    api::conditions::reason,
+    fault::Reason,
     model::{MirrorReport, SlotRisk},
 };
 
 /// What may become of the slot, or of the source, and what to do: a constant of [`crate::api::conditions::reason`] and a sentence.
 /// `None` while there is nothing to fear.
-pub fn slot_warning(report: &MirrorReport) -> Option<(&'static str, String)> {
+pub fn slot_warning(report: &MirrorReport) -> Option<(Reason, String)> {
     let risk = report.slot.risk()?;
     let slot = &report.slot_name;
     let held = match report.slot.retained_wal_bytes {
@@ -17,14 +17,14 @@ pub fn slot_warning(report: &MirrorReport) -> Option<(&'static str, String)> {
     };
     Some(match risk {
         SlotRisk::Invalidation => (
-            reason::SLOT_AT_RISK,
+            Reason::SlotAtRisk,
             format!(
                 "{held}, nearly all that may be kept, and will be invalidated: raise max_slot_wal_keep_size, and see why the Mirror doesn't \
                  keep up, or resume it"
             ),
         ),
         SlotRisk::FullDisk => (
-            reason::SOURCE_DISK_AT_RISK,
+            Reason::SourceDiskAtRisk,
             format!(
                 "{held}, more than max_wal_size, and nothing limits that: its disk may fill up. See why the Mirror doesn't keep up, or \
                  resume it; max_slot_wal_keep_size is a limit, past which the slot is lost"
@@ -38,11 +38,7 @@ mod tests {
     use super::*;
     use crate::model::{MirrorIdentity, Progress, SlotReport};
 
-    fn warning(
-        wal_status: &str,
-        safe_wal_bytes: Option<i64>,
-        retained: u64,
-    ) -> Option<(&'static str, String)> {
+    fn warning(wal_status: &str, safe_wal_bytes: Option<i64>, retained: u64) -> Option<(Reason, String)> {
         let identity = MirrorIdentity { namespace: "team".into(), name: "demo".into(), uid: "0".into() };
         let mut report = Progress::new(&identity).report();
         report.slot = SlotReport {
@@ -59,7 +55,7 @@ mod tests {
         assert_eq!(warning("extended", Some(500), 500), None);
         for (wal_status, safe) in [("extended", 100), ("unreserved", -10)] {
             let (reason, message) = warning(wal_status, Some(safe), 900 << 20).unwrap();
-            assert_eq!(reason, "SlotAtRisk");
+            assert_eq!(reason, Reason::SlotAtRisk);
             assert!(message.starts_with("slot walferry_0 holds back 900.0 MiB of WAL"), "{message}");
             assert!(message.contains("max_slot_wal_keep_size"), "{message}");
         }
@@ -69,7 +65,7 @@ mod tests {
     fn tells_of_a_disk_that_nothing_protects() {
         assert_eq!(warning("reserved", None, 1 << 40), None);
         let (reason, message) = warning("extended", None, 5 << 30).unwrap();
-        assert_eq!(reason, "SourceDiskAtRisk");
+        assert_eq!(reason, Reason::SourceDiskAtRisk);
         assert!(message.contains("5.0 GiB of WAL at the source, more than max_wal_size"), "{message}");
     }
 }

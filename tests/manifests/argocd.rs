@@ -2,6 +2,7 @@
 
 use serde_json::{Value, json};
 use walferry::{
+    fault::Reason,
     model::{MirrorFailure, MirrorIdentity, MirrorPhase, Progress, TableId, TableState},
     status,
 };
@@ -22,10 +23,15 @@ fn mirror(status: &Value) -> Value {
 fn in_phase(phase: MirrorPhase, reason: &str, tables: &[TableState]) -> Value {
     let identity = MirrorIdentity { namespace: "default".into(), name: "shop".into(), uid: "0".into() };
     let progress = Progress::new(&identity);
-    let failure = MirrorFailure { reason: reason.into(), message: "run \"this\"\nand that".into() };
-    progress.set_phase(phase, (!reason.is_empty()).then_some(failure));
+    let failure = Reason::parse(reason)
+        .map(|reason| MirrorFailure { reason, message: "run \"this\"\nand that".into() });
+    progress.set_phase(phase, failure);
     for (number, state) in tables.iter().enumerate() {
-        progress.table(&TableId::new("public", format!("t{number}"))).set_state(*state, "Why", "because");
+        progress.table(&TableId::new("public", format!("t{number}"))).set_state(
+            *state,
+            Reason::DecodeFailed,
+            "because",
+        );
     }
     mirror(&json!({"observedGeneration": 2, "conditions": status::conditions(&progress.report())}))
 }

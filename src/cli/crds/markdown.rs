@@ -6,7 +6,10 @@ use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::{
     CustomResourceDefinition, JSONSchemaProps, JSONSchemaPropsOrArray, JSONSchemaPropsOrBool,
 };
 
-use crate::api::{self, reference};
+use crate::{
+    api::{self, reference},
+    fault::{Group, Reason},
+};
 
 /// Fields whose own fields are Kubernetes' and documented there.
 const KUBERNETES: &[(&str, &str)] = &[
@@ -192,11 +195,10 @@ fn reasons(text: &mut String) {
     text.push_str(
         "## Reasons\n\nOf conditions, of `status.failedTables` and of `walferry check`. The message beside a reason has the details.\n\n",
     );
-    for group in reference::REASONS {
-        let _ = writeln!(text, "### {}\n\n| reason | meaning | what to do |\n|---|---|---|", group.title);
-        for reason in group.reasons {
-            let (meaning, action) = (cell(reason.meaning), cell(reason.action));
-            let _ = writeln!(text, "| `{}` | {meaning} | {action} |", reason.name);
+    for group in Group::ALL {
+        let _ = writeln!(text, "### {}\n\n| reason | meaning | what to do |\n|---|---|---|", group.title());
+        for reason in Reason::ALL.iter().filter(|reason| reason.group() == *group) {
+            let _ = writeln!(text, "| `{reason}` | {} | {} |", cell(reason.meaning()), cell(reason.action()));
         }
         text.push('\n');
     }

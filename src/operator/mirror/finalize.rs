@@ -23,8 +23,9 @@ use super::{
     replicator::{pods, unasked},
 };
 use crate::{
-    api::{ABANDON, DeletionPolicy, Mirror, PeerRef, conditions::reason},
+    api::{ABANDON, DeletionPolicy, Mirror, PeerRef},
     cleanup::{self, SourceObjects},
+    fault::Reason,
     model::{
         ClickHouseEndpoint, INSERTS_SUFFIX, MirrorFailure, MirrorIdentity, MirrorPhase, PostgresEndpoint,
     },
@@ -157,7 +158,7 @@ fn ending(pod: &Pod, now: Timestamp) -> Option<MirrorFailure> {
             "{message}. It should have ended at {ends_by:.0}. If {node} is gone for good: kubectl delete pod {name} --namespace {namespace} --force"
         );
     }
-    Some(MirrorFailure { reason: reason::DELETING.to_owned(), message })
+    Some(MirrorFailure { reason: Reason::Deleting.to_owned(), message })
 }
 
 /// Removes what the Mirror's policy says.
@@ -171,7 +172,7 @@ async fn clean_up(
     let publication = leaving.status.publication_name.unwrap_or_else(|| identity.publication_name());
     if leaving.spec.deletion_policy == DeletionPolicy::Retain {
         let note = format!("deletionPolicy is Retain: {} stay", what(&slot, &publication));
-        return Ok(Notice::normal("Retained", note));
+        return Ok(Notice::normal(Reason::Retained, note));
     }
     let endpoints = endpoints(context, mirror, &leaving.spec).await?;
     let objects = SourceObjects {
@@ -189,10 +190,10 @@ async fn clean_up(
         Ok(done) => done.map_err(|error| Obstacle::passing(error.reason(), error.to_string()))?,
         Err(_) => {
             let message = format!("a server did not answer within {} s", CLEANED_WITHIN.as_secs());
-            return Err(Obstacle::passing(reason::CLEANUP_FAILED, message).into());
+            return Err(Obstacle::passing(Reason::CleanupFailed, message).into());
         }
     };
-    Ok(Notice::normal("CleanedUp", done.join(", ")))
+    Ok(Notice::normal(Reason::CleanedUp, done.join(", ")))
 }
 
 fn what(slot: &str, publication: &str) -> String {
@@ -234,7 +235,7 @@ async fn endpoints(
                 Ok(Endpoints { source, destination })
             }
             _ => {
-                Err(Obstacle::lasting(reason::INVALID_SPEC, "the peers are not of the kinds they must be")
+                Err(Obstacle::lasting(Reason::InvalidSpec, "the peers are not of the kinds they must be")
                     .into())
             }
         }
@@ -246,7 +247,7 @@ async fn endpoints(
             tracing::info!(
                 namespace,
                 mirror = mirror.name_any(),
-                reason = obstacle.failure.reason,
+                reason = %obstacle.failure.reason,
                 "cleaning up with the last known settings of the peers"
             );
             Ok(remembered)
@@ -258,7 +259,7 @@ async fn endpoints(
 async fn endpoint(context: &Context, namespace: &str, name: &str) -> Result<Endpoint, Error> {
     let missing = || {
         let message = format!("there is no ReplicationPeer {name} in namespace {namespace} any more");
-        Obstacle::lasting(reason::PEER_MISSING, message)
+        Obstacle::lasting(Reason::PeerMissing, message)
     };
     let peer = context.peer(namespace, name).await?.ok_or_else(missing)?;
     match &peer.0 {
@@ -280,7 +281,7 @@ async fn abandon(
         what(&left.slot, &left.publication),
         left.by_hand()
     );
-    let_go(context, mirror, identity, &Notice::warning("Abandoned", note)).await
+    let_go(context, mirror, identity, &Notice::warning(Reason::Abandoned, note)).await
 }
 
 /// What stays of a Mirror at its source when nobody cleans up.
@@ -333,7 +334,7 @@ async fn let_go(
     notice: &Notice,
 ) -> Result<Action, Error> {
     let MirrorIdentity { namespace, name, .. } = identity;
-    tracing::info!(namespace, mirror = name, reason = notice.reason, note = notice.note, "mirror ended");
+    tracing::info!(namespace, mirror = name, reason = %notice.reason, note = notice.note, "mirror ended");
     context.events.publish(&mirror.object_ref(&()), notice).await;
     let api: Api<Mirror> = Api::namespaced(context.client.clone(), namespace);
     let ended = |is: bool| {

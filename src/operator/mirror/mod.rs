@@ -33,7 +33,8 @@ use super::{
     scope::Guarded,
 };
 use crate::{
-    api::{Mirror, MirrorStatus, RESYNC, conditions::reason},
+    api::{Mirror, MirrorStatus, RESYNC},
+    fault::Reason,
     model::{MirrorIdentity, MirrorPhase, MirrorReport},
 };
 use apply::{Applied, Present, Wanted, apply};
@@ -113,7 +114,7 @@ pub(super) async fn reconcile(mirror: Arc<Guarded<Mirror>>, context: Arc<Context
 fn may_still_come(mirror: &Mirror, obstacle: &Obstacle) -> bool {
     let created = mirror.meta().creation_timestamp.as_ref();
     let age = created.map(|created| Timestamp::now().duration_since(created.0));
-    obstacle.failure.reason == reason::PEER_MISSING && age.is_some_and(|age| age < APPLIED_TOGETHER)
+    obstacle.failure.reason == Reason::PeerMissing && age.is_some_and(|age| age < APPLIED_TOGETHER)
 }
 
 /// All steps up to the report.
@@ -147,8 +148,10 @@ async fn remember(context: &Context, mirror: &Mirror, plan: &Plan<'_>) {
     if let (Some(before), Some(asked)) = (before, &asked)
         && before.as_ref() != Some(asked)
     {
-        let notice =
-            Notice::normal("ResyncRequested", format!("tables are copied anew, as {RESYNC}={asked} asks"));
+        let notice = Notice::normal(
+            Reason::ResyncRequested,
+            format!("tables are copied anew, as {RESYNC}={asked} asks"),
+        );
         context.events.publish(&mirror.object_ref(&()), &notice).await;
     }
 }

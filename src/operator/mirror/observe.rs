@@ -11,7 +11,7 @@ use k8s_openapi::{
 };
 
 use super::build::{CONFIG_HASH, CONTAINER, HTTP_PORT, applied_hash};
-use crate::api::conditions::reason;
+use crate::fault::Reason;
 
 /// How a replicator fares, as far as the cluster can tell.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -26,7 +26,7 @@ pub(super) enum ReplicatorState {
     /// It does not run, and this is why.
     Failing {
         /// A constant of [`crate::api::conditions::reason`].
-        reason: &'static str,
+        reason: Reason,
         /// What is wrong and what to do.
         message: String,
         /// Whether it stays so until somebody acts.
@@ -45,11 +45,11 @@ impl ReplicatorState {
     }
 
     /// What passes by itself, or may.
-    fn failing(reason: &'static str, message: String) -> Self {
+    fn failing(reason: Reason, message: String) -> Self {
         ReplicatorState::Failing { reason, message, needs_human: false }
     }
 
-    fn needs_human(reason: &'static str, message: String) -> Self {
+    fn needs_human(reason: Reason, message: String) -> Self {
         ReplicatorState::Failing { reason, message, needs_human: true }
     }
 }
@@ -118,9 +118,9 @@ fn forbidden(words: &str) -> ReplicatorState {
     let message = format!("the cluster refuses the replicator's pod: {words}");
     // In a namespace that was just made, the service account comes a moment later.
     if words.contains("serviceaccount") && words.contains("not found") {
-        return ReplicatorState::failing(reason::REPLICATOR_FORBIDDEN, message);
+        return ReplicatorState::failing(Reason::ReplicatorForbidden, message);
     }
-    ReplicatorState::needs_human(reason::REPLICATOR_FORBIDDEN, message)
+    ReplicatorState::needs_human(Reason::ReplicatorForbidden, message)
 }
 
 fn pod_state(pod: &Pod) -> ReplicatorState {
@@ -164,7 +164,7 @@ fn stopped(pod: &Pod, container: &ContainerStatus) -> ReplicatorState {
         | "ImageInspectError"
         | "RegistryUnavailable"
         | "SignatureValidationFailed" => ReplicatorState::needs_human(
-            reason::REPLICATOR_IMAGE_UNAVAILABLE,
+            Reason::ReplicatorImageUnavailable,
             format!(
                 "image {} can't be had ({}): give the operator an image that the nodes can pull, and Secrets to pull it with where it needs them",
                 container.image,
@@ -173,7 +173,7 @@ fn stopped(pod: &Pod, container: &ContainerStatus) -> ReplicatorState {
         ),
         "CreateContainerConfigError" | "CreateContainerError" | "RunContainerError" => {
             ReplicatorState::needs_human(
-                reason::REPLICATOR_MISCONFIGURED,
+                Reason::ReplicatorMisconfigured,
                 format!("the container of pod {} can't be made: {}", name(pod), sentence(why, words)),
             )
         }
@@ -200,7 +200,7 @@ fn is_out_of_memory(end: &ContainerStateTerminated) -> bool {
 fn out_of_memory(pod: &Pod) -> ReplicatorState {
     let limit = memory_limit(pod).map_or_else(String::new, |limit| format!(" of {limit}"));
     ReplicatorState::needs_human(
-        reason::REPLICATOR_OUT_OF_MEMORY,
+        Reason::ReplicatorOutOfMemory,
         format!(
             "pod {} was killed at its memory limit{limit}: raise spec.replicator.resources.limits.memory or lower spec.batch.maxBytes",
             name(pod)
@@ -227,7 +227,7 @@ fn crashing(pod: &Pod, container: &ContainerStatus, end: &ContainerStateTerminat
     };
     let starts = container.restart_count;
     ReplicatorState::failing(
-        reason::REPLICATOR_CRASHING,
+        Reason::ReplicatorCrashing,
         format!("pod {} ended with {how} and is started again (restart {starts}): {words}", name(pod)),
     )
 }
@@ -245,7 +245,7 @@ fn unscheduled(pod: &Pod, status: &PodStatus) -> ReplicatorState {
     };
     let words = condition.message.as_deref().unwrap_or("the scheduler gave no reason");
     let message = format!("no node takes the replicator's pod: {words}");
-    ReplicatorState::failing(reason::REPLICATOR_UNSCHEDULABLE, message)
+    ReplicatorState::failing(Reason::ReplicatorUnschedulable, message)
 }
 
 fn address(status: &PodStatus) -> Option<String> {

@@ -7,8 +7,9 @@ use tokio::time::{Instant, timeout};
 
 use super::apply::{Present, Wanted};
 use crate::{
-    api::{Mirror, conditions::reason},
+    api::Mirror,
     check,
+    fault::Reason,
     model::ReplicatorConfig,
     operator::{context::Context, obstacle::Obstacle},
 };
@@ -72,7 +73,7 @@ async fn checks(config: &ReplicatorConfig) -> Result<(), Obstacle> {
         Err(_) => {
             let message =
                 format!("the checks of both servers took longer than {} s", ANSWER_WITHIN.as_secs());
-            Err(Obstacle::passing(reason::PROGRESSING_WITH_RETRY, message))
+            Err(Obstacle::passing(Reason::ProgressingWithRetry, message))
         }
     }
 }
@@ -87,7 +88,7 @@ mod tests {
         let refused = Refused {
             config_hash: "a".to_owned(),
             annotations: note("1"),
-            obstacle: Obstacle::lasting(reason::INVALID_SPEC, "no"),
+            obstacle: Obstacle::lasting(Reason::InvalidSpec, "no"),
             at: Instant::now(),
         };
         assert!(refused.holds("a", &note("1")));

@@ -4,10 +4,8 @@ use k8s_openapi::{apimachinery::pkg::apis::meta::v1::Time, jiff::Timestamp};
 use kube::{Resource, ResourceExt};
 
 use crate::{
-    api::{
-        Mirror, MirrorStatus, SnapshotMode,
-        conditions::{self as types, reason},
-    },
+    api::{Mirror, MirrorStatus, SnapshotMode, conditions as types},
+    fault::Reason,
     model::MirrorReport,
     operator::{
         context::{Context, Written, previous},
@@ -58,7 +56,7 @@ fn notices(before: &MirrorStatus, next: &MirrorStatus, mode: SnapshotMode) -> Ve
             name(&next.publication_name),
             name(&next.slot_name)
         );
-        notices.push(Notice::normal("Provisioned", note));
+        notices.push(Notice::normal(Reason::Provisioned, note));
     }
     if mode != SnapshotMode::Never {
         notices.extend(snapshot(before, next, provisioned));
@@ -70,7 +68,7 @@ fn notices(before: &MirrorStatus, next: &MirrorStatus, mode: SnapshotMode) -> Ve
         if !before.failed_tables.iter().any(known) {
             let table = format!("{}.{}", failed.schema, failed.name);
             let note = format!("{table}: {} ({})", failed.message, failed.reason);
-            notices.push(Notice::warning("TableFailed", note).about(table));
+            notices.push(Notice::warning(Reason::TableFailed, note).about(table));
         }
     }
     notices
@@ -83,7 +81,7 @@ fn snapshot(earlier: &MirrorStatus, next: &MirrorStatus, provisioned: bool) -> V
         condition.map(|condition| (condition.status == "True", condition.reason.clone()))
     };
     let copying = |state: &Option<(bool, String)>| {
-        state.as_ref().is_some_and(|(_, reason)| reason == reason::SNAPSHOTTING)
+        state.as_ref().is_some_and(|(_, reason)| Reason::Snapshotting == reason.as_str())
     };
     let total = |status: &MirrorStatus| status.tables.as_ref().map_or(0, |tables| tables.total);
     let joined = total(next) > total(earlier);
@@ -93,11 +91,14 @@ fn snapshot(earlier: &MirrorStatus, next: &MirrorStatus, provisioned: bool) -> V
     let mut notices = Vec::new();
     if quick || (copying(&now) && !copying(&before)) {
         let tables = total(next) - if joined && !provisioned { total(earlier) } else { 0 };
-        notices.push(Notice::normal("SnapshotStarted", format!("copying the rows of {}", tables_of(tables))));
+        notices.push(Notice::normal(
+            Reason::SnapshotStarted,
+            format!("copying the rows of {}", tables_of(tables)),
+        ));
     }
     if quick || (finished && copying(&before)) {
         let rows = next.snapshot.as_ref().map_or(0, |snapshot| snapshot.rows_copied);
-        notices.push(Notice::normal("SnapshotFinished", format!("{rows} rows copied")));
+        notices.push(Notice::normal(Reason::SnapshotFinished, format!("{rows} rows copied")));
     }
     notices
 }
@@ -131,16 +132,17 @@ mod tests {
         }
 
         /// The events of the next look.
-        fn look(&mut self, phase: MirrorPhase, table: TableState) -> Vec<String> {
+        fn look(&mut self, phase: MirrorPhase, table: TableState) -> Vec<Reason> {
             let failure = (phase == MirrorPhase::Stalled)
-                .then(|| MirrorFailure { reason: "SourceSlotLost".into(), message: "run this".into() });
+                .then(|| MirrorFailure { reason: Reason::SourceSlotLost, message: "run this".into() });
             self.progress.set_phase(phase, failure);
             let failed = table == TableState::Failed;
-            let words = if failed { ("DestinationTableMissing", "run that") } else { ("", "") };
-            self.progress.table(&TableId::new("public", "users")).set_state(table, words.0, words.1);
+            let reason = failed.then_some(Reason::DestinationTableMissing);
+            let message = if failed { "run that" } else { "" };
+            self.progress.table(&TableId::new("public", "users")).set_state(table, reason, message);
             let rest =
                 if phase == MirrorPhase::Provisioning { TableState::Pending } else { TableState::Streaming };
-            self.progress.table(&TableId::new("public", "other")).set_state(rest, "", "");
+            self.progress.table(&TableId::new("public", "other")).set_state(rest, None, "");
             if phase != MirrorPhase::Provisioning {
                 self.progress.set_durable_lsn(Lsn(7));
             }
@@ -155,14 +157,14 @@ mod tests {
     #[test]
     fn a_long_copy_is_told_when_it_begins_and_ends() {
         let mut story = Story::new();
-        assert_eq!(story.look(MirrorPhase::Provisioning, TableState::Pending), Vec::<String>::new());
+        assert_eq!(story.look(MirrorPhase::Provisioning, TableState::Pending), Vec::<Reason>::new());
         assert_eq!(
             story.look(MirrorPhase::Snapshotting, TableState::Snapshotting),
-            ["Provisioned", "SnapshotStarted"]
+            [Reason::Provisioned, Reason::SnapshotStarted]
         );
-        assert_eq!(story.look(MirrorPhase::Snapshotting, TableState::Snapshotting), Vec::<String>::new());
-        assert_eq!(story.look(MirrorPhase::Streaming, TableState::Streaming), ["SnapshotFinished"]);
-        assert_eq!(story.look(MirrorPhase::Streaming, TableState::Streaming), Vec::<String>::new());
+        assert_eq!(story.look(MirrorPhase::Snapshotting, TableState::Snapshotting), Vec::<Reason>::new());
+        assert_eq!(story.look(MirrorPhase::Streaming, TableState::Streaming), [Reason::SnapshotFinished]);
+        assert_eq!(story.look(MirrorPhase::Streaming, TableState::Streaming), Vec::<Reason>::new());
     }
 
     #[test]
@@ -170,12 +172,12 @@ mod tests {
         let mut story = Story::new();
         assert_eq!(
             story.look(MirrorPhase::Streaming, TableState::Streaming),
-            ["Provisioned", "SnapshotStarted", "SnapshotFinished"]
+            [Reason::Provisioned, Reason::SnapshotStarted, Reason::SnapshotFinished]
         );
-        assert_eq!(story.look(MirrorPhase::Provisioning, TableState::Pending), Vec::<String>::new());
-        assert_eq!(story.look(MirrorPhase::Streaming, TableState::Streaming), Vec::<String>::new());
+        assert_eq!(story.look(MirrorPhase::Provisioning, TableState::Pending), Vec::<Reason>::new());
+        assert_eq!(story.look(MirrorPhase::Streaming, TableState::Streaming), Vec::<Reason>::new());
         let mut never = Story { mode: SnapshotMode::Never, ..Story::new() };
-        assert_eq!(never.look(MirrorPhase::Streaming, TableState::Streaming), ["Provisioned"]);
+        assert_eq!(never.look(MirrorPhase::Streaming, TableState::Streaming), [Reason::Provisioned]);
     }
 
     #[test]
@@ -183,11 +185,11 @@ mod tests {
         let mut story = Story::new();
         story.look(MirrorPhase::Streaming, TableState::Streaming);
         story.look(MirrorPhase::Provisioning, TableState::Pending);
-        story.progress.table(&TableId::new("public", "new")).set_state(TableState::Streaming, "", "");
+        story.progress.table(&TableId::new("public", "new")).set_state(TableState::Streaming, None, "");
         let now = Time(Timestamp::UNIX_EPOCH);
         story.progress.set_phase(MirrorPhase::Streaming, None);
-        story.progress.table(&TableId::new("public", "users")).set_state(TableState::Streaming, "", "");
-        story.progress.table(&TableId::new("public", "other")).set_state(TableState::Streaming, "", "");
+        story.progress.table(&TableId::new("public", "users")).set_state(TableState::Streaming, None, "");
+        story.progress.table(&TableId::new("public", "other")).set_state(TableState::Streaming, None, "");
         let next = mirror_status(&story.progress.report(), Some(2), Some(&story.status), &now);
         let told: Vec<_> = notices(&story.status, &next, story.mode);
         assert_eq!(
@@ -200,9 +202,9 @@ mod tests {
     fn failures_are_told_once() {
         let mut story = Story::new();
         story.look(MirrorPhase::Streaming, TableState::Streaming);
-        assert_eq!(story.look(MirrorPhase::Streaming, TableState::Failed), ["TableFailed"]);
-        assert_eq!(story.look(MirrorPhase::Streaming, TableState::Failed), Vec::<String>::new());
-        assert_eq!(story.look(MirrorPhase::Stalled, TableState::Failed), ["SourceSlotLost"]);
-        assert_eq!(story.look(MirrorPhase::Stalled, TableState::Failed), Vec::<String>::new());
+        assert_eq!(story.look(MirrorPhase::Streaming, TableState::Failed), [Reason::TableFailed]);
+        assert_eq!(story.look(MirrorPhase::Streaming, TableState::Failed), Vec::<Reason>::new());
+        assert_eq!(story.look(MirrorPhase::Stalled, TableState::Failed), [Reason::SourceSlotLost]);
+        assert_eq!(story.look(MirrorPhase::Stalled, TableState::Failed), Vec::<Reason>::new());
     }
 }

@@ -20,7 +20,7 @@ use super::{
     observe::{ReplicatorState, replicator_state},
 };
 use crate::{
-    api::conditions::reason,
+    fault::Reason,
     model::{Lsn, MirrorFailure, MirrorIdentity, MirrorPhase, MirrorReport},
     operator::{context::Context, obstacle::Obstacle},
     status::StatusDocument,
@@ -116,7 +116,7 @@ pub(super) async fn report(
     match replicator_state(deployment, &pods) {
         ReplicatorState::Absent => unasked(mirror, MirrorPhase::Provisioning, None),
         ReplicatorState::Starting { message } => {
-            let failure = MirrorFailure { reason: reason::REPLICATOR_STARTING.to_owned(), message };
+            let failure = MirrorFailure { reason: Reason::ReplicatorStarting.to_owned(), message };
             unasked(mirror, MirrorPhase::Provisioning, Some(failure))
         }
         ReplicatorState::Failing { reason, message, needs_human } => {
@@ -127,13 +127,13 @@ pub(super) async fn report(
             context.status_client.ask(&address, mirror).await.unwrap_or_else(|error| {
                 if has_just_started(&pods, Timestamp::now()) {
                     let message = "the replicator's container has started".to_owned();
-                    let failure = MirrorFailure { reason: reason::REPLICATOR_STARTING.to_owned(), message };
+                    let failure = MirrorFailure { reason: Reason::ReplicatorStarting.to_owned(), message };
                     return unasked(mirror, MirrorPhase::Provisioning, Some(failure));
                 }
                 let message = format!(
                     "the replicator at {address} does not answer: {error}; a NetworkPolicy may keep the operator from it"
                 );
-                hindered(mirror, Obstacle::passing(reason::REPLICATOR_UNREACHABLE, message))
+                hindered(mirror, Obstacle::passing(Reason::ReplicatorUnreachable, message))
             })
         }
     }

@@ -7,8 +7,8 @@ use tokio::time::{Instant, timeout};
 
 use super::{Memory, replicator::hindered};
 use crate::{
-    api::{Mirror, conditions::reason},
-    check,
+    api::Mirror,
+    fault::{Reason, Side},
     model::{MirrorIdentity, MirrorPhase, MirrorReport, PostgresEndpoint, RESYNC_ADVICE, SlotReport},
     operator::{context::Context, obstacle::Obstacle},
     postgres::{
@@ -61,8 +61,7 @@ pub(super) async fn look_where_unread(
 
 fn asks(mirror: &Mirror, report: &MirrorReport) -> bool {
     let had_a_slot = mirror.status.as_ref().is_some_and(|status| status.last_lsn.is_some());
-    let source_fails =
-        report.failure.as_ref().is_some_and(|failure| failure.reason.starts_with(reason::SOURCE_PREFIX));
+    let source_fails = report.failure.as_ref().is_some_and(|failure| failure.reason.side() == Side::Source);
     if report.meanwhile.is_some() {
         return false;
     }
@@ -119,5 +118,5 @@ fn invalidated(mirror: &MirrorIdentity, slot: &SlotInfo) -> Obstacle {
         slot.name,
         slot.cure()
     );
-    Obstacle::lasting(check::reason::SOURCE_SLOT_INVALIDATED, mirror.named(&message))
+    Obstacle::lasting(Reason::SourceSlotInvalidated, mirror.named(&message))
 }

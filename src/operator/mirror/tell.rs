@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use crate::{
+    fault::Reason,
     model::{MirrorReport, SlotReport, TableReport, TableState},
     operator::events::Notice,
     status,
@@ -47,14 +48,14 @@ impl Told {
                 "slot {} was still held by an earlier connection of this Mirror, which was ended",
                 report.slot_name
             );
-            notices.push(Notice::normal("TakenOver", note));
+            notices.push(Notice::normal(Reason::TakenOver, note));
         }
         if counts.failovers > told.failovers {
             let note = format!(
                 "a standby of the source was promoted; slot {} is gone on with there",
                 report.slot_name
             );
-            notices.push(Notice::normal("FailedOver", note));
+            notices.push(Notice::normal(Reason::FailedOver, note));
         }
         notices.extend(report.tables.iter().filter_map(|table| self.copied_anew(table)));
         notices
@@ -68,12 +69,9 @@ impl Told {
             Some(told) => times > told,
             None => times > 0 && matches!(table.state, TableState::Pending | TableState::Snapshotting),
         };
-        is_new.then(|| Notice::normal(COPIED_ANEW, format!("{name}: {why}")).about(name))
+        is_new.then(|| Notice::normal(Reason::CopiedAnew, format!("{name}: {why}")).about(name))
     }
 }
-
-/// The reason that `/status` gives the table meanwhile.
-const COPIED_ANEW: &str = "CopiedAnew";
 
 #[cfg(test)]
 mod tests {
@@ -93,18 +91,18 @@ mod tests {
     fn a_copy_that_nobody_asked_for_is_told_once_however_short() {
         let (mut memory, progress) = (Told::default(), progress());
         let users = progress.table(&TableId::new("public", "users"));
-        users.set_state(TableState::Streaming, "", "");
+        users.set_state(TableState::Streaming, None, "");
         assert_eq!(told(&mut memory, &progress), Vec::<String>::new());
 
-        users.set_state(TableState::Pending, COPIED_ANEW, "it is copied anew: a label was renamed");
+        users.set_state(TableState::Pending, Reason::CopiedAnew, "it is copied anew: a label was renamed");
         users.set_copied_anew("it is copied anew: a label was renamed");
         users.set_copied_anew("it is copied anew: a label was renamed");
-        users.set_state(TableState::Streaming, "", "");
+        users.set_state(TableState::Streaming, None, "");
         let note = "CopiedAnew public.users: it is copied anew: a label was renamed";
         assert_eq!(told(&mut memory, &progress), [note]);
         assert_eq!(told(&mut memory, &progress), Vec::<String>::new());
 
-        users.set_state(TableState::Pending, COPIED_ANEW, "");
+        users.set_state(TableState::Pending, Reason::CopiedAnew, "");
         users.set_copied_anew("a part of it is copied: a partition was attached");
         assert_eq!(
             told(&mut memory, &progress),
@@ -116,10 +114,10 @@ mod tests {
     fn an_operator_that_has_just_started_tells_of_what_is_under_way() {
         let progress = progress();
         let users = progress.table(&TableId::new("public", "users"));
-        users.set_state(TableState::Pending, COPIED_ANEW, "");
+        users.set_state(TableState::Pending, Reason::CopiedAnew, "");
         users.set_copied_anew("why");
         assert_eq!(told(&mut Told::default(), &progress), ["CopiedAnew public.users: why"]);
-        users.set_state(TableState::Streaming, "", "");
+        users.set_state(TableState::Streaming, None, "");
         assert_eq!(told(&mut Told::default(), &progress), Vec::<String>::new());
     }
 
@@ -130,7 +128,7 @@ mod tests {
         progress.set_slot(SlotReport { wal_status: Some("unreserved".to_owned()), ..SlotReport::default() });
         progress.add_takeover();
         let first: Vec<_> = memory.take_up(&progress.report()).into_iter().map(|it| it.reason).collect();
-        assert_eq!(first, ["SlotAtRisk"], "the takeover was perhaps told by an operator before");
+        assert_eq!(first, [Reason::SlotAtRisk], "the takeover was perhaps told by an operator before");
         progress.add_takeover();
         assert_eq!(told(&mut memory, &progress).len(), 1);
         let mut silent = progress.report();

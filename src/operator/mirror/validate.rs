@@ -6,7 +6,8 @@ use kube::ResourceExt;
 
 use super::fetch::{Fetched, Peer, Seniority, seniority};
 use crate::{
-    api::{self, Mirror, Problem, ReplicationPeer, conditions::reason},
+    api::{self, Mirror, Problem, ReplicationPeer},
+    fault::Reason,
     model::{MirrorIdentity, ReplicatorConfig},
     operator::{login::Entries, obstacle::Obstacle, scope::peers_of},
     resolve::{self, Endpoint, Target},
@@ -50,7 +51,7 @@ pub(super) fn validate<'a>(mirror: &Mirror, fetched: &'a Fetched) -> Result<Plan
     }));
     problems.extend(wrong_kinds(mirror, fetched));
     if !problems.is_empty() {
-        return Err(Obstacle::problems(reason::INVALID_SPEC, &problems));
+        return Err(Obstacle::problems(Reason::InvalidSpec, &problems));
     }
     let (source, from) = valid_peer(fetched, &mirror.spec.source_ref.name)?;
     let (destination, to) = valid_peer(fetched, &mirror.spec.destination_ref.name)?;
@@ -63,8 +64,8 @@ pub(super) fn validate<'a>(mirror: &Mirror, fetched: &'a Fetched) -> Result<Plan
         }
         _ => None,
     };
-    let config = config
-        .ok_or_else(|| Obstacle::lasting(reason::INVALID_SPEC, "spec: a number is out of its range"))?;
+    let config =
+        config.ok_or_else(|| Obstacle::lasting(Reason::InvalidSpec, "spec: a number is out of its range"))?;
     let entries = from.1.iter().chain(to.1).map(|(key, value)| (key.clone(), value.clone())).collect();
     Ok(Plan { source, destination, entries, config })
 }
@@ -77,7 +78,7 @@ fn missing_peers(mirror: &Mirror, fetched: &Fetched) -> Result<(), Obstacle> {
         Problem::new(field, format!("there is no ReplicationPeer {name} in namespace {namespace}; create it"))
     };
     let problems: Vec<Problem> = missing.map(problem).collect();
-    if problems.is_empty() { Ok(()) } else { Err(Obstacle::problems(reason::PEER_MISSING, &problems)) }
+    if problems.is_empty() { Ok(()) } else { Err(Obstacle::problems(Reason::PeerMissing, &problems)) }
 }
 
 fn wrong_kinds(mirror: &Mirror, fetched: &Fetched) -> Vec<Problem> {
@@ -94,13 +95,13 @@ fn valid_peer<'a>(
     fetched: &'a Fetched,
     name: &str,
 ) -> Result<(&'a ReplicationPeer, (&'a Endpoint, &'a Entries)), Obstacle> {
-    let missing = || Obstacle::lasting(reason::PEER_MISSING, format!("ReplicationPeer {name} is missing"));
+    let missing = || Obstacle::lasting(Reason::PeerMissing, format!("ReplicationPeer {name} is missing"));
     let Some(Peer::Valid { peer, login }) = fetched.peers.get(name) else { return Err(missing()) };
     match &login.endpoint {
         Ok(endpoint) => Ok((peer, (endpoint, &login.entries))),
         Err(obstacle) => {
             let message = format!("ReplicationPeer {name}: {}", obstacle.failure.message);
-            Err(Obstacle::lasting(&obstacle.failure.reason, message))
+            Err(Obstacle::lasting(obstacle.failure.reason, message))
         }
     }
 }
@@ -124,7 +125,7 @@ fn taken_targets(targets: &[Target], age: &Seniority, fetched: &Fetched) -> Resu
             problems.push(Problem::new(path, message));
         }
     }
-    if problems.is_empty() { Ok(()) } else { Err(Obstacle::problems(reason::TARGET_TABLE_TAKEN, &problems)) }
+    if problems.is_empty() { Ok(()) } else { Err(Obstacle::problems(Reason::TargetTableTaken, &problems)) }
 }
 
 #[cfg(test)]
@@ -190,7 +191,7 @@ mod tests {
     }
 
     /// Reason and message of what is wrong.
-    fn wrong(mirror: &Mirror, fetched: &Fetched) -> (String, String) {
+    fn wrong(mirror: &Mirror, fetched: &Fetched) -> (Reason, String) {
         let failure = validate(mirror, fetched).unwrap_err().failure;
         (failure.reason, failure.message)
     }
@@ -209,7 +210,7 @@ mod tests {
         let mut fetched = fetched();
         fetched.peers.remove("app");
         let (reason, message) = wrong(&users(), &fetched);
-        assert_eq!(reason, "PeerMissing");
+        assert_eq!(reason, Reason::PeerMissing);
         assert_eq!(
             message,
             "spec.sourceRef.name: there is no ReplicationPeer app in namespace team; create it"
@@ -230,7 +231,7 @@ mod tests {
         let mut mirror = users();
         mirror.spec.source_ref.name = "analytics".to_owned();
         let (reason, message) = wrong(&mirror, &fetched());
-        assert_eq!(reason, "InvalidSpec");
+        assert_eq!(reason, Reason::InvalidSpec);
         assert!(
             message
                 .starts_with("spec.sourceRef.name: ReplicationPeer analytics is a clickhouse peer, expected")
@@ -239,7 +240,7 @@ mod tests {
         fetched.peers.insert("app".to_owned(), Peer::Unreadable("missing field `host`".to_owned()));
         assert_eq!(
             wrong(&users(), &fetched),
-            ("InvalidSpec".to_owned(), "ReplicationPeer app: missing field `host`".to_owned())
+            (Reason::InvalidSpec, "ReplicationPeer app: missing field `host`".to_owned())
         );
     }
 
@@ -247,9 +248,10 @@ mod tests {
     fn what_is_wrong_with_a_login_keeps_its_reason() {
         let mut fetched = fetched();
         let Some(Peer::Valid { login, .. }) = fetched.peers.get_mut("app") else { panic!() };
-        login.endpoint = Err(Obstacle::lasting("SecretMissing", "spec.postgres…: there is no Secret login"));
+        login.endpoint =
+            Err(Obstacle::lasting(Reason::SecretMissing, "spec.postgres…: there is no Secret login"));
         let (reason, message) = wrong(&users(), &fetched);
-        assert_eq!(reason, "SecretMissing");
+        assert_eq!(reason, Reason::SecretMissing);
         assert_eq!(message, "ReplicationPeer app: spec.postgres…: there is no Secret login");
     }
 
@@ -269,7 +271,7 @@ mod tests {
         let with = |other| Fetched { others: vec![other], ..fetched() };
         for older in [other(99, "f"), other(100, "01")] {
             let (reason, message) = wrong(&users(), &with(older));
-            assert_eq!(reason, "TargetTableTaken");
+            assert_eq!(reason, Reason::TargetTableTaken);
             assert!(
                 message
                     .contains("table users in database analytics is already written by Mirror other/first;")
@@ -283,7 +285,7 @@ mod tests {
     fn one_mirror_does_not_write_a_table_twice() {
         let twice = json!([{"schema": "public", "name": "users"}, {"schema": "audit", "name": "x", "target": {"table": "users"}}]);
         let (reason, message) = wrong(&mirror(twice), &fetched());
-        assert_eq!(reason, "TargetTableTaken");
+        assert_eq!(reason, Reason::TargetTableTaken);
         assert!(
             message.starts_with("spec.tables[1]: ") && message.contains("by spec.tables[0] of this Mirror")
         );

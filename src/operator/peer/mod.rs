@@ -21,7 +21,8 @@ use super::{
     scope::{Guarded, mirrors_of_peer, valid},
 };
 use crate::{
-    api::{ReplicationPeer, ReplicationPeerStatus, conditions::reason},
+    api::{ReplicationPeer, ReplicationPeerStatus},
+    fault::Reason,
     status::{self, PeerOutcome, PeerReport},
 };
 
@@ -173,7 +174,7 @@ async fn publish(
     if let PeerOutcome::Connected { message } = &report.outcome
         && !events::is_ready(conditions)
     {
-        notices.push(Notice::normal(reason::CONNECTED, message));
+        notices.push(Notice::normal(Reason::Connected, message));
     }
     for notice in &notices {
         context.events.publish(&peer.object_ref(&()), notice).await;
@@ -189,7 +190,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_database_is_looked_at_every_five_minutes_and_at_once_with_new_settings() {
         let backoff = Backoff::default();
-        let failure = || MirrorFailure { reason: "SourceUnreachable".into(), message: "refused".into() };
+        let failure = || MirrorFailure { reason: Reason::SourceUnreachable, message: "refused".into() };
         let after = |outcome: PeerOutcome| pause(&outcome, &backoff, "0a").as_secs();
         let connected = || PeerOutcome::Connected { message: "PostgreSQL 18.4".into() };
         assert_eq!(after(connected()), 300);

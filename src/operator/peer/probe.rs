@@ -6,6 +6,7 @@ use tokio::time::timeout;
 
 use crate::{
     check::{self, Check},
+    fault::Reason,
     operator::obstacle::Obstacle,
     resolve::Endpoint,
     status::{PeerOutcome, PeerReport},
@@ -37,17 +38,14 @@ pub(super) async fn probe(endpoint: &Endpoint) -> PeerReport {
         }
         Err(_) => {
             let reason = match endpoint {
-                Endpoint::Postgres(_) => check::reason::SOURCE_UNREACHABLE,
-                Endpoint::ClickHouse(_) => DESTINATION_UNREACHABLE,
+                Endpoint::Postgres(_) => Reason::SourceUnreachable,
+                Endpoint::ClickHouse(_) => Reason::DestinationUnreachable,
             };
             let seconds = ANSWER_WITHIN.as_secs();
             told(Obstacle::passing(reason, format!("the server did not answer within {seconds} s")))
         }
     }
 }
-
-/// The reason that the destination itself gives in this case.
-const DESTINATION_UNREACHABLE: &str = "DestinationUnreachable";
 
 /// A peer that was not asked, or not to the end.
 pub(super) fn told(obstacle: Obstacle) -> PeerReport {
@@ -84,7 +82,7 @@ mod tests {
             outcome,
             detail: detail.to_owned(),
             fix: None,
-            reason: "SourceUnreachable",
+            reason: Some(Reason::SourceUnreachable),
             transient,
         }
     }
@@ -102,7 +100,7 @@ mod tests {
         );
         let failed = |transient| outcome(&[check("connection", Outcome::Failure, transient, "refused")]);
         assert!(
-            matches!(failed(true), PeerOutcome::Retrying(failure) if failure.reason == "SourceUnreachable")
+            matches!(failed(true), PeerOutcome::Retrying(failure) if failure.reason == Reason::SourceUnreachable)
         );
         assert!(
             matches!(failed(false), PeerOutcome::Stalled(failure) if failure.message.ends_with("refused"))

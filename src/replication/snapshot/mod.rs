@@ -239,7 +239,7 @@ impl<D: Destination> Snapshot<D> {
             return self.finish(table, seen.await?).await;
         }
         let record = table.record();
-        table.progress.set_state(TableState::Snapshotting, &record.reason, record.message);
+        table.progress.set_state(TableState::Snapshotting, record.reason, record.message);
         table.progress.rows_estimated.store(record.rows_estimated, Ordering::Relaxed);
         self.plans()
             .insert(table.id.clone(), PlanInProgress { number: plan, left: left.len(), seen: Lsn::ZERO });

@@ -9,6 +9,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{Destination, Error, Table};
 use crate::{
+    fault::Reason,
     model::{Lsn, TableSchema, TableState},
     postgres::{
         catalog::{self, Storage},
@@ -160,7 +161,7 @@ async fn wait_once<D: Destination>(
     if !std::mem::replace(told, true) {
         tracing::info!(table = %table.id, %message, "snapshot waits");
     }
-    table.progress.set_state(TableState::Pending, "WaitingForTransactions", message);
+    table.progress.set_state(TableState::Pending, Reason::WaitingForTransactions, message);
     tokio::select! {
         () = stop.cancelled() => Err(Error::Stopped),
         () = tokio::time::sleep(POLL) => Ok(()),

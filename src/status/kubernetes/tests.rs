@@ -2,6 +2,7 @@ use k8s_openapi::jiff::Timestamp;
 use proptest::prelude::*;
 
 use super::*;
+use crate::fault::Reason;
 use crate::{
     model::{LagReport, MirrorFailure, MirrorPhase, SlotReport},
     status::{PeerOutcome, PeerReport, peer_status},
@@ -11,7 +12,7 @@ fn at(second: i64) -> Time {
     Time(Timestamp::from_second(second).unwrap())
 }
 
-fn table(name: &str, state: TableState, reason: &str, message: &str) -> TableReport {
+fn table(name: &str, state: TableState, reason: impl Into<Option<Reason>>, message: &str) -> TableReport {
     TableReport {
         schema: "public".into(),
         name: name.into(),
@@ -31,13 +32,12 @@ fn table(name: &str, state: TableState, reason: &str, message: &str) -> TableRep
     }
 }
 
-fn report(phase: MirrorPhase, failure: Option<(&str, &str)>, tables: Vec<TableReport>) -> MirrorReport {
+fn report(phase: MirrorPhase, failure: Option<(Reason, &str)>, tables: Vec<TableReport>) -> MirrorReport {
     MirrorReport {
         namespace: "default".into(),
         name: "demo".into(),
         phase,
-        failure: failure
-            .map(|(reason, message)| MirrorFailure { reason: reason.into(), message: message.into() }),
+        failure: failure.map(|(reason, message)| MirrorFailure { reason, message: message.into() }),
         meanwhile: None,
         slot_name: "walferry_0a".into(),
         publication_name: "walferry_0a".into(),
@@ -53,7 +53,7 @@ fn streaming() -> MirrorReport {
         last_lsn: Lsn(0x1_0000_0010),
         lag: LagReport { bytes: 64, seconds: 2.9 },
         slot: SlotReport { retained_wal_bytes: Some(4096), ..SlotReport::default() },
-        ..report(MirrorPhase::Streaming, None, vec![table("users", TableState::Streaming, "", "")])
+        ..report(MirrorPhase::Streaming, None, vec![table("users", TableState::Streaming, None, "")])
     }
 }
 
@@ -101,11 +101,11 @@ fn the_first_patch_names_what_will_be_made() {
 fn times_change_with_the_status_alone() {
     let first = mirror_status(&streaming(), Some(1), None, &at(100));
     let mut later = streaming();
-    later.tables.push(table("orders", TableState::Failed, "DestinationTableMissing", "run this"));
+    later.tables.push(table("orders", TableState::Failed, Reason::DestinationTableMissing, "run this"));
     later.lag.bytes = 0;
     let later = mirror_status(&later, Some(2), Some(&first), &at(200));
     let ready = named(&later, "Ready");
-    assert_eq!(ready.reason, "StreamingWithFailedTables");
+    assert_eq!(Reason::StreamingWithFailedTables, ready.reason.as_str());
     assert_eq!((&ready.last_transition_time, ready.observed_generation), (&at(100), Some(2)));
     assert_eq!(named(&later, "CaughtUp").last_transition_time, at(200));
     assert_eq!(mirror_status(&streaming(), Some(1), Some(&first), &at(300)), first);
@@ -117,7 +117,7 @@ fn keeps_what_a_report_without_tables_cannot_know() {
     let stalled = MirrorReport {
         slot_name: String::new(),
         publication_name: String::new(),
-        ..report(MirrorPhase::Stalled, Some(("SecretMissing", "no Secret db")), vec![])
+        ..report(MirrorPhase::Stalled, Some((Reason::SecretMissing, "no Secret db")), vec![])
     };
     let status = mirror_status(&stalled, Some(2), Some(&first), &at(200));
     assert_eq!(status.slot_name, first.slot_name);
@@ -137,7 +137,7 @@ fn keeps_what_a_report_without_tables_cannot_know() {
 #[test]
 fn keeps_what_a_replicator_that_has_just_started_does_not_know() {
     let first = mirror_status(&streaming(), Some(1), None, &at(100));
-    let pending = || vec![table("users", TableState::Pending, "", "")];
+    let pending = || vec![table("users", TableState::Pending, None, "")];
     for phase in [MirrorPhase::Provisioning, MirrorPhase::Stalled] {
         let status = mirror_status(&report(phase, None, pending()), Some(1), Some(&first), &at(200));
         assert_eq!((&status.tables, &status.snapshot), (&first.tables, &first.snapshot));
@@ -146,7 +146,7 @@ fn keeps_what_a_replicator_that_has_just_started_does_not_know() {
     let idle = vec![TableReport {
         rows_copied: 0,
         rows_estimated: 0,
-        ..table("users", TableState::Streaming, "", "")
+        ..table("users", TableState::Streaming, None, "")
     }];
     let restarted =
         mirror_status(&report(MirrorPhase::Streaming, None, idle), Some(1), Some(&first), &at(200));
@@ -158,7 +158,8 @@ fn keeps_what_a_replicator_that_has_just_started_does_not_know() {
 
 #[test]
 fn lists_at_most_ten_failed_tables_and_cuts_long_words() {
-    let failed = |index| table(&format!("t{index}"), TableState::Failed, "DecodeFailed", &"é".repeat(2_000));
+    let failed =
+        |index| table(&format!("t{index}"), TableState::Failed, Reason::DecodeFailed, &"é".repeat(2_000));
     let status = mirror_status(
         &report(MirrorPhase::Streaming, None, (0..12).map(failed).collect()),
         Some(1),
@@ -212,8 +213,8 @@ fn writes_what_matters_at_once_and_figures_now_and_then() {
         |report| report.slot_name = "walferry_0b".into(),
         |report| report.phase = MirrorPhase::Suspended,
         |report| report.tables[0].state = TableState::Pending,
-        |report| report.tables.push(table("orders", TableState::Streaming, "", "")),
-        |report| report.tables.push(table("orders", TableState::Failed, "DecodeFailed", "")),
+        |report| report.tables.push(table("orders", TableState::Streaming, None, "")),
+        |report| report.tables.push(table("orders", TableState::Failed, Reason::DecodeFailed, "")),
     ];
     for change in at_once {
         let mut report = streaming();
@@ -221,7 +222,7 @@ fn writes_what_matters_at_once_and_figures_now_and_then() {
         assert!(write_now(Some(&first), &of(&report, Some(&first)), Duration::ZERO));
     }
     let stalled = |words| {
-        of(&report(MirrorPhase::Stalled, Some(("SecretKeyMissing", words)), Vec::new()), Some(&first))
+        of(&report(MirrorPhase::Stalled, Some((Reason::SecretKeyMissing, words)), Vec::new()), Some(&first))
     };
     assert!(write_now(Some(&stalled("add a")), &stalled("add b"), Duration::ZERO));
     let generation = MirrorStatus { observed_generation: Some(2), ..first.clone() };
@@ -233,7 +234,7 @@ fn writes_what_matters_at_once_and_figures_now_and_then() {
 
 #[test]
 fn peers() {
-    let failure = |reason: &str| MirrorFailure { reason: reason.into(), message: "why".into() };
+    let failure = |reason: Reason| MirrorFailure { reason, message: "why".into() };
     let of = |outcome: PeerOutcome, previous: Option<&crate::api::ReplicationPeerStatus>| {
         let report = PeerReport { outcome, server_version: None, system_identifier: None };
         peer_status(&report, Some(4), previous, &at(200))
@@ -249,13 +250,13 @@ fn peers() {
     };
     assert_eq!(words(&first), ["Ready=True Connected"]);
     assert_eq!(first.conditions[0].observed_generation, Some(4));
-    let retrying = of(PeerOutcome::Retrying(failure("SourceUnreachable")), Some(&first));
+    let retrying = of(PeerOutcome::Retrying(failure(Reason::SourceUnreachable)), Some(&first));
     assert_eq!(words(&retrying), ["Ready=False ProgressingWithRetry", "Reconciling=True SourceUnreachable"]);
     assert_eq!(
         (retrying.server_version.as_deref(), retrying.system_identifier.as_deref()),
         (Some("18.4"), Some("7"))
     );
-    let stalled = of(PeerOutcome::Stalled(failure("SecretMissing")), None);
+    let stalled = of(PeerOutcome::Stalled(failure(Reason::SecretMissing)), None);
     assert_eq!(words(&stalled), ["Ready=False SecretMissing", "Stalled=True SecretMissing"]);
     assert_eq!(
         words(&of(PeerOutcome::Progressing, None)),
@@ -348,13 +349,7 @@ fn phases() -> impl Strategy<Value = MirrorPhase> {
 }
 
 fn failures() -> impl Strategy<Value = MirrorFailure> {
-    let reasons = prop_oneof![
-        3 => proptest::sample::select(vec!["SourceUnreachable", "DestinationReadOnly", "ReplicatorCrashing", "AllTablesFailed"])
-            .prop_map(str::to_owned),
-        1 => ".{0,8}",
-        1 => "[A-Za-z0-9_,:]{0,3}",
-        1 => Just("A".repeat(1_025)),
-    ];
+    let reasons = proptest::sample::select(Reason::ALL.to_vec());
     let messages = prop_oneof![4 => ".{0,40}", 1 => Just("é".repeat(40_000))];
     (reasons, messages).prop_map(|(reason, message)| MirrorFailure { reason, message })
 }
@@ -380,7 +375,7 @@ fn tables() -> impl Strategy<Value = Vec<TableReport>> {
 }
 
 fn table_of(index: usize, state: TableState, failure: &MirrorFailure) -> TableReport {
-    table(&format!("t{index}"), state, &failure.reason, &failure.message)
+    table(&format!("t{index}"), state, failure.reason, &failure.message)
 }
 
 prop_compose! {

@@ -67,7 +67,7 @@ fn state(container: Value) -> ReplicatorState {
     replicator_state(Some(&deployment(json!({}))), &[pod("walferry-demo-1", 0, "Pending", container)])
 }
 
-fn failing(state: ReplicatorState) -> (&'static str, bool, String) {
+fn failing(state: ReplicatorState) -> (Reason, bool, String) {
     match state {
         ReplicatorState::Failing { reason, message, needs_human } => (reason, needs_human, message),
         other => panic!("{other:?}"),
@@ -127,7 +127,7 @@ fn runs() {
 fn image() {
     for why in ["ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull"] {
         let (reason, needs_human, message) = failing(state(waiting(why, "not found")));
-        assert_eq!((reason, needs_human), ("ReplicatorImageUnavailable", true));
+        assert_eq!((reason, needs_human), (Reason::ReplicatorImageUnavailable, true));
         assert_eq!(
             message,
             format!(
@@ -141,7 +141,7 @@ fn image() {
 fn misconfigured() {
     let words = "container has runAsNonRoot and image will run as root";
     let (reason, needs_human, message) = failing(state(waiting("CreateContainerConfigError", words)));
-    assert_eq!((reason, needs_human), ("ReplicatorMisconfigured", true));
+    assert_eq!((reason, needs_human), (Reason::ReplicatorMisconfigured, true));
     assert_eq!(
         message,
         format!("the container of pod walferry-demo-1 can't be made: CreateContainerConfigError: {words}")
@@ -157,7 +157,7 @@ fn out_of_memory() {
     restarted["lastState"] = killed.clone();
     for container in [json!({"state": killed}), again, restarted] {
         let (reason, needs_human, message) = failing(state(container));
-        assert_eq!((reason, needs_human), ("ReplicatorOutOfMemory", true));
+        assert_eq!((reason, needs_human), (Reason::ReplicatorOutOfMemory, true));
         assert_eq!(
             message,
             "pod walferry-demo-1 was killed at its memory limit of 256Mi: raise spec.replicator.resources.limits.memory or lower spec.batch.maxBytes"
@@ -188,7 +188,7 @@ fn crashing() {
     again["restartCount"] = json!(4);
     again["lastState"] = terminated("Error", 2, "mirror.yaml: not valid YAML\n");
     let (reason, needs_human, message) = failing(state(again));
-    assert_eq!((reason, needs_human), ("ReplicatorCrashing", false));
+    assert_eq!((reason, needs_human), (Reason::ReplicatorCrashing, false));
     assert_eq!(
         message,
         "pod walferry-demo-1 ended with exit code 2 and is started again (restart 4): mirror.yaml: not valid YAML"
@@ -209,7 +209,7 @@ fn unschedulable() {
     ]}))
     .unwrap();
     let (reason, needs_human, message) = failing(replicator_state(Some(&deployment(json!({}))), &[pod]));
-    assert_eq!((reason, needs_human), ("ReplicatorUnschedulable", false));
+    assert_eq!((reason, needs_human), (Reason::ReplicatorUnschedulable, false));
     assert_eq!(message, format!("no node takes the replicator's pod: {words}"));
 }
 
@@ -223,7 +223,7 @@ fn forbidden() {
     };
     let words = "pods \"walferry-demo-1\" is forbidden: exceeded quota: small, requested: memory=64Mi";
     let (reason, needs_human, message) = failing(replicator_state(Some(&refused(words)), &[]));
-    assert_eq!((reason, needs_human), ("ReplicatorForbidden", true));
+    assert_eq!((reason, needs_human), (Reason::ReplicatorForbidden, true));
     assert_eq!(message, format!("the cluster refuses the replicator's pod: {words}"));
     let words = "pods \"a-\" is forbidden: error looking up service account shop/default: serviceaccount \"default\" not found";
     assert!(!failing(replicator_state(Some(&refused(words)), &[])).1);
@@ -244,7 +244,7 @@ fn the_newest_pod_counts() {
     for pods in
         [[older.clone(), newer.clone(), evicted.clone()], [evicted.clone(), newer.clone(), older.clone()]]
     {
-        assert_eq!(failing(replicator_state(Some(&deployment), &pods)).0, "ReplicatorImageUnavailable");
+        assert_eq!(failing(replicator_state(Some(&deployment), &pods)).0, Reason::ReplicatorImageUnavailable);
     }
     let mut ending = newer.clone();
     ending.metadata.deletion_timestamp = ending.metadata.creation_timestamp.clone();

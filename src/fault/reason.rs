@@ -1,0 +1,605 @@
+//! Every reason that a condition, a failed table, a check or an event can give, with what it means and what follows from it.
+//!
+//! The reference in the docs, conditions, checks and the engine's policy all read this one list.
+
+use std::fmt;
+
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+/// Where the cause of a reason lies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Side {
+    /// PostgreSQL, or the connection to it.
+    Source,
+    /// ClickHouse, or the connection to it.
+    Destination,
+    /// The Mirror, its settings, its pod, or walferry.
+    Mirror,
+}
+
+/// What is done about a fault with this reason, unless its error says otherwise.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Disposition {
+    /// It describes a state or a warning; there is nothing to do.
+    Nothing,
+    /// Try again after a pause.
+    Retry,
+    /// Try again after a longer pause: the other side is overloaded.
+    Backoff,
+    /// Restart from the durable state, without a pause.
+    Restart,
+    /// Stop this table; the others continue.
+    FailTable,
+    /// Stop the Mirror until somebody acts; check again now and then.
+    Stall,
+}
+
+/// What reasons have in common: a section of the reference.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Group {
+    /// States of a resource.
+    States,
+    /// Kubernetes resources and their settings.
+    Resources,
+    /// The replicator's pod.
+    Replicator,
+    /// PostgreSQL.
+    Source,
+    /// ClickHouse.
+    Destination,
+    /// Tables and the engine.
+    Engine,
+    /// Reasons of events alone.
+    Events,
+}
+
+impl Group {
+    /// All groups, in the order of the reference.
+    pub const ALL: &[Group] = &[
+        Group::States,
+        Group::Resources,
+        Group::Replicator,
+        Group::Source,
+        Group::Destination,
+        Group::Engine,
+        Group::Events,
+    ];
+
+    /// The section's title.
+    pub fn title(self) -> &'static str {
+        match self {
+            Group::States => "States",
+            Group::Resources => "Resources",
+            Group::Replicator => "The replicator's pod",
+            Group::Source => "The source",
+            Group::Destination => "The destination",
+            Group::Engine => "Tables and the engine",
+            Group::Events => "Events",
+        }
+    }
+}
+
+struct Entry {
+    name: &'static str,
+    group: Group,
+    disposition: Disposition,
+    meaning: &'static str,
+    action: &'static str,
+}
+
+macro_rules! catalogue {
+    ($($group:ident { $($name:ident: $disposition:ident, $meaning:literal, $action:literal;)* })*) => {
+        /// Why something is as it is, in one CamelCase word that stays stable over releases.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        pub enum Reason {
+            $($(#[doc = $meaning] $name,)*)*
+        }
+
+        impl Reason {
+            /// All reasons, in the order of the reference.
+            pub const ALL: &[Reason] = &[$($(Reason::$name,)*)*];
+
+            fn entry(self) -> Entry {
+                match self {
+                    $($(Reason::$name => Entry {
+                        name: stringify!($name),
+                        group: Group::$group,
+                        disposition: Disposition::$disposition,
+                        meaning: $meaning,
+                        action: $action,
+                    },)*)*
+                }
+            }
+
+            /// The reason with this name.
+            pub fn parse(name: &str) -> Option<Reason> {
+                match name {
+                    $($(stringify!($name) => Some(Reason::$name),)*)*
+                    _ => None,
+                }
+            }
+        }
+    };
+}
+
+catalogue! {
+    States {
+        Progressing: Nothing,
+            "On the way; Reconciling says how far.",
+            "";
+        ProgressingWithRetry: Retry,
+            "A passing fault, tried again by itself; Reconciling has its reason.",
+            "Wait, or look at Reconciling when it lasts.";
+        Provisioning: Nothing,
+            "Connecting, checking, making publication, slot and target tables.",
+            "";
+        Snapshotting: Nothing,
+            "Existing rows are being copied; changes stream meanwhile.",
+            "";
+        Streaming: Nothing,
+            "Changes flow.",
+            "";
+        StreamingWithFailedTables: Nothing,
+            "Changes flow, but some tables have stopped.",
+            "See `status.failedTables`.";
+        AllTablesFailed: Stall,
+            "No table is left that works.",
+            "See `status.failedTables`.";
+        Suspended: Nothing,
+            "Paused by `spec.suspend`; the slot holds back WAL at the source.",
+            "Set `spec.suspend` to false before the source's disk fills up.";
+        Finished: Nothing,
+            "All that was asked for is done (`snapshot.mode: Only`).",
+            "";
+        Connected: Nothing,
+            "The database answers and has what is needed.",
+            "";
+        Unknown: Nothing,
+            "Not known at the moment.",
+            "";
+        Copied: Nothing,
+            "The copy of the existing rows is complete.",
+            "";
+        NoLag: Nothing,
+            "The destination has everything.",
+            "";
+        Behind: Nothing,
+            "The destination is behind; the message has bytes and seconds.",
+            "See docs/performance.md when it grows.";
+        Stalled: Stall,
+            "It waits for somebody; the condition Stalled says why.",
+            "See the condition Stalled.";
+        Deleting: Nothing,
+            "The resource is being deleted: a Mirror ends its pod and cleans up, a ReplicationPeer waits for the Mirrors that use it.",
+            "Delete the Mirrors that the message names, for a ReplicationPeer.";
+        CleanupFailed: Retry,
+            "Slot, publication or state could not be removed yet; tried again with growing pauses.",
+            "Make the databases reachable, or let go with the annotation `walferry.dev/abandon`.";
+    }
+    Resources {
+        SlotAtRisk: Nothing,
+            "The source is in use, but may soon remove WAL that the Mirror still needs.",
+            "Raise `max_slot_wal_keep_size`; see why the Mirror doesn't keep up, or resume it.";
+        SourceDiskAtRisk: Nothing,
+            "The source is in use, but keeps more WAL for the Mirror than `max_wal_size`, and no `max_slot_wal_keep_size` limits that: its disk may fill up.",
+            "See why the Mirror doesn't keep up, or resume it. Set `max_slot_wal_keep_size`: past it the slot is lost, but the source goes on.";
+        InvalidSpec: Stall,
+            "The resource asks for something that can't be.",
+            "Correct the field that the message names.";
+        PeerMissing: Retry,
+            "The Mirror names a ReplicationPeer that isn't in its namespace.",
+            "Create it, or correct `sourceRef` or `destinationRef` in a new Mirror.";
+        SecretMissing: Retry,
+            "A Secret isn't in the namespace.",
+            "Create it; the rest happens by itself.";
+        SecretKeyMissing: Retry,
+            "A Secret has no such key, or its value can't be used.",
+            "Add or correct the key; the rest happens by itself.";
+        TargetTableTaken: FailTable,
+            "An older Mirror writes this target table already.",
+            "Give one of them another `target.table`.";
+    }
+    Replicator {
+        ReplicatorStarting: Retry,
+            "The pod is on its way.",
+            "`kubectl describe pod -l walferry.dev/mirror=NAME` when it lasts.";
+        ReplicatorImageUnavailable: Stall,
+            "The image can't be pulled.",
+            "Correct the operator's replicator image, or add `spec.replicator.imagePullSecrets`.";
+        ReplicatorMisconfigured: Stall,
+            "The container can't be made from its settings.",
+            "Correct what the message names, most often in `spec.replicator`.";
+        ReplicatorOutOfMemory: Retry,
+            "The pod was killed at its memory limit.",
+            "Raise `spec.replicator.resources.limits.memory`, or lower `spec.batch.maxBytes`.";
+        ReplicatorCrashing: Retry,
+            "The pod ends again and again; the message has its last words.",
+            "`kubectl logs --previous` of the pod.";
+        ReplicatorUnschedulable: Retry,
+            "No node takes the pod.",
+            "Make room, or change `spec.replicator.resources`, `nodeSelector`, `affinity` or `tolerations`.";
+        ReplicatorForbidden: Stall,
+            "The cluster refuses to make the pod: a quota, Pod Security, a missing priority class.",
+            "Do what the message says; it is the API server's.";
+        ReplicatorUnreachable: Retry,
+            "The pod runs and doesn't answer the operator.",
+            "Look for a NetworkPolicy that keeps the operator from port 9464 of the pod.";
+    }
+    Source {
+        SourceUnreachable: Retry,
+            "The source's address doesn't answer.",
+            "Check `postgres.host`, `postgres.port` and the network between.";
+        SourceAuthenticationFailed: Stall,
+            "The source refuses the log-in.",
+            "Correct `username` and `password` in the Secret, or pg_hba.conf.";
+        SourceTlsFailed: Stall,
+            "TLS with the source fails, or its settings are wrong.",
+            "Correct `postgres.tls`; the message says which check failed.";
+        SourceVersionUnsupported: Stall,
+            "The source's release is too old for what is asked.",
+            "Use PostgreSQL 14 or later, 15 for `where`.";
+        SourceWalLevelNotLogical: Stall,
+            "`wal_level` isn't `logical`.",
+            "`ALTER SYSTEM SET wal_level = 'logical'`, then restart PostgreSQL.";
+        SourceWalRetentionUnlimited: Nothing,
+            "WAL that a slot keeps has no limit. A warning of `walferry check`.",
+            "Set `max_slot_wal_keep_size`.";
+        SourceNoFreeReplicationSlot: Stall,
+            "No replication slot is free.",
+            "Raise `max_replication_slots`, or drop slots that nobody reads.";
+        SourceNoFreeWalSender: Stall,
+            "No walsender is free.",
+            "Raise `max_wal_senders`.";
+        SourcePrivilegeMissing: FailTable,
+            "The role lacks a right.",
+            "Run the GRANT or ALTER ROLE of the message.";
+        SourceSlotLost: Stall,
+            "The slot is gone; changes since then can't be had any more.",
+            "Annotate the Mirror with `walferry.dev/resync`.";
+        SourceSlotInvalidated: Stall,
+            "The source has removed WAL, or on a standby rows of the catalog, that the slot needed.",
+            "Change the setting that the message names, then annotate the Mirror with `walferry.dev/resync`.";
+        SourceStandbyFeedbackMissing: Nothing,
+            "The source is a standby that does not tell its primary what it needs. A warning of `walferry check`.",
+            "Set `hot_standby_feedback` and `primary_slot_name` at the standby.";
+        SourceSlotUnusable: Stall,
+            "A slot of the Mirror's name exists and isn't its own, or can't be read any more.",
+            "Run the statement of the message.";
+        SourceSlotInUse: Retry,
+            "Another session reads the slot; it is taken over when it is an old one of this Mirror's.",
+            "End the session that the message names when it lasts.";
+        SourceTableDropped: FailTable,
+            "The table was dropped or replaced at the source.",
+            "Take it out of the Mirror; or name it in a resync to copy the new one.";
+        SourceNotPublished: FailTable,
+            "The publication no longer sends the table, or sends other rows or columns of it.",
+            "Run the statement of the message: a resync of that table publishes it again.";
+        SourceSlotNotReady: Retry,
+            "PostgreSQL waits for transactions that ran when the slot was asked for.",
+            "End transactions that stay open for long.";
+        SourcePublicationChanged: Stall,
+            "The publication was dropped or changed; changes made meanwhile were not sent.",
+            "Annotate the Mirror with `walferry.dev/resync`.";
+        SourcePublicationUnusable: Stall,
+            "The publication that is there isn't the one that is needed, and the role may not change it.",
+            "Run the statement of the message.";
+        SourceReplaced: Stall,
+            "Another database cluster answers at the source's address.",
+            "Point the peer back, or annotate the Mirror with `walferry.dev/resync`.";
+        SourceTimelineChanged: Stall,
+            "A standby was promoted that never had transactions which were replicated, or the source is on a timeline that doesn't come from the former one. Of a table: it can't be copied anew by itself after a failover.",
+            "Annotate the Mirror with `walferry.dev/resync` and the tables that the message names; or point the peer to the present primary.";
+        SourceChanged: Retry,
+            "The slot, the publication or a column is gone; the next try says which.",
+            "";
+        SourceProtocolError: Retry,
+            "The source sent what the protocol doesn't allow.",
+            "Look for a proxy between; report it when there is none.";
+        SourceError: Stall,
+            "Another fault at the source; the message is the server's.",
+            "Do what the message says.";
+        SourceTableMissing: Stall,
+            "A table isn't at the source.",
+            "Correct `schema` and `name`; case counts.";
+        SourceTableUnsupported: Stall,
+            "A relation of a kind that can't be replicated, such as a view.",
+            "Take it out of `spec.tables`.";
+        SourceTableSpecInvalid: Stall,
+            "What the Mirror asks of a table's columns can't work.",
+            "Correct `columns` or `engine` of the table.";
+        SourceUnknownColumn: Stall,
+            "The Mirror names a column that isn't there.",
+            "Correct `columns`, `engine` or `where` of the table.";
+        SourceReplicaIdentityMissing: FailTable,
+            "Updates and deletes can't name their row, and would fail at the source.",
+            "Add a primary key, or ALTER TABLE … REPLICA IDENTITY.";
+        SourceRowFilterInvalid: FailTable,
+            "`where` can't be used.",
+            "Correct it; it may name only columns of the replica identity.";
+        SourceRowLevelSecurity: FailTable,
+            "Row-level security hides rows from the copy and not from the stream.",
+            "`ALTER ROLE … BYPASSRLS` for the peer's role.";
+        SourceGeneratedColumns: Nothing,
+            "Generated columns are left out. A warning of `walferry check`.",
+            "";
+        SourceSchemaChanged: Restart,
+            "The table changed in a way that can't be applied by itself.",
+            "Run the statement of the message.";
+    }
+    Destination {
+        DestinationUnreachable: Retry,
+            "The destination's address doesn't answer.",
+            "Check `clickhouse.url` and the network between.";
+        DestinationConnectionLost: Retry,
+            "The connection broke.",
+            "";
+        DestinationTimeout: Retry,
+            "The destination didn't answer in time.",
+            "Look at its load when it lasts.";
+        DestinationNotClickHouse: Retry,
+            "What answers there isn't ClickHouse's HTTP interface.",
+            "Correct `clickhouse.url`: port 8123, or 8443 with https.";
+        DestinationProtocolError: Retry,
+            "The destination answered with something unexpected.",
+            "Look for a proxy between; report it when there is none.";
+        DestinationAuthenticationFailed: Stall,
+            "The destination refuses the log-in.",
+            "Correct `username` and `password` in the Secret.";
+        DestinationAccessDenied: Stall,
+            "The destination's user lacks a right.",
+            "Run the GRANT of the message.";
+        DestinationReadOnly: Retry,
+            "The user may not write, or the table is read-only at the moment.",
+            "Set `readonly = 0` in the user's profile; look at ClickHouse Keeper and the disk.";
+        DestinationTlsFailed: Stall,
+            "TLS with the destination fails.",
+            "Correct `clickhouse.tls`; the message says which check failed.";
+        DestinationSettingsInvalid: Stall,
+            "The peer's settings can't be used.",
+            "Correct the peer.";
+        DestinationSettingsForbidden: Stall,
+            "The user's profile constrains a setting that walferry needs.",
+            "Remove the constraint that the message names.";
+        DestinationVersionUnsupported: Stall,
+            "The destination's release is too old.",
+            "Upgrade ClickHouse.";
+        DestinationDatabaseMissing: Stall,
+            "The destination has no database of this name.",
+            "`CREATE DATABASE`, or correct `clickhouse.database`.";
+        DestinationStateUnusable: Stall,
+            "walferry's own state table can't be read or written.",
+            "Do what the message says; as a last resort copy anew with `walferry.dev/resync`.";
+        DestinationTableMissing: FailTable,
+            "A target table was dropped or renamed.",
+            "Take the table out of the Mirror and put it back: it is copied anew.";
+        DestinationTableConflict: FailTable,
+            "A target table, or a view on it, is in the way.",
+            "Drop or correct it, or choose another `target.table`.";
+        DestinationEngineInvalid: FailTable,
+            "What the Mirror asks of the engine can't work.",
+            "Correct `engine` of the table.";
+        DestinationTypeUnsupported: FailTable,
+            "A column can't become the type that is asked for.",
+            "Correct `columns.types`.";
+        DestinationTypeMismatch: FailTable,
+            "A NULL came for a column that the target is sorted by.",
+            "Drop the target, set `engine.orderBy` to other columns, then a resync.";
+        DestinationTypeLossy: Nothing,
+            "Some values of a column may not fit its type. A warning of `walferry check`.",
+            "Choose another type in `columns.types`, or what to do in `outOfRange`.";
+        DestinationStatementRefused: FailTable,
+            "ClickHouse refuses the table as it is asked for.",
+            "Correct `engine` or `columns.types` of the table.";
+        DestinationRejectsRows: FailTable,
+            "The table's columns, constraints or views don't take the rows.",
+            "Correct them; the message is the server's.";
+        DestinationTruncateRefused: FailTable,
+            "The table is too large to truncate.",
+            "Raise `max_table_size_to_drop`.";
+        DestinationTooManyParts: Backoff,
+            "Merges don't keep up; walferry slows down.",
+            "Look at `engine.partitionBy` and the server's load.";
+        DestinationMemoryLimit: Backoff,
+            "ClickHouse is short of memory; walferry slows down.",
+            "Give the server or its user more memory.";
+        DestinationOverloaded: Backoff,
+            "ClickHouse is at a limit; walferry slows down.",
+            "Look at the limit that the message names.";
+        DestinationDiskFull: Retry,
+            "The server's disk is full.",
+            "Free space at the ClickHouse server.";
+        DestinationInsertReplaced: Retry,
+            "A later insert took the place of this one, as is meant after a cut.",
+            "";
+        DestinationShuttingDown: Retry,
+            "The server or the table is being restarted.",
+            "";
+        DestinationReplicationFault: Retry,
+            "ClickHouse's own replication has a fault.",
+            "Check ClickHouse Keeper and the replicas.";
+        DestinationError: Retry,
+            "Another fault at the destination; the message is the server's.",
+            "Do what the message says.";
+    }
+    Engine {
+        WaitingForTransactions: Nothing,
+            "A table that joins waits for transactions that were writing to it.",
+            "End the transaction that the message names when it lasts.";
+        CopiedAnew: Nothing,
+            "A table, or a partition of it, is copied while its changes stream: something happened to it that the stream doesn't tell.",
+            "Nothing; the message says why.";
+        ResyncUnknownTable: Stall,
+            "The annotation `walferry.dev/resync` names a table that the Mirror doesn't have.",
+            "Correct the name: `schema.table`, behind the value's first word.";
+        SpecChanged: Stall,
+            "A table is asked for in another way than when it was copied.",
+            "Undo the change, or name the table in a resync.";
+        CopyFinished: Stall,
+            "A Mirror with `snapshot.mode: Only` is over, and something else is asked of it now.",
+            "Undo the change, or make a new Mirror.";
+        ValueOutOfRange: FailTable,
+            "A value doesn't fit its column and `outOfRange` is Fail.",
+            "Choose Nearest or Null, or another type in `columns.types`.";
+        RowTooLong: FailTable,
+            "A row is longer than the 128 MiB that walferry holds at most.",
+            "Split what the row holds, or take the column out with `columns.exclude`; then resync.";
+        SourceEncoding: Stall,
+            "A row has bytes that mean nothing in the source database's encoding, so it can't be sent as UTF-8.",
+            "Mend the row's text at the source, then resync.";
+        SourceQueryRefused: FailTable,
+            "The source refuses to read some of a table's rows again; the message is the server's.",
+            "Do what the message says, then resync.";
+        DecodeFailed: FailTable,
+            "A value from the source can't be read.",
+            "Report it with the column's type.";
+        InternalError: Retry,
+            "A task of walferry ended without an answer; tried again.",
+            "Report it with the log.";
+    }
+    Events {
+        Provisioned: Nothing,
+            "Publication, slot and target tables were made.",
+            "";
+        SnapshotStarted: Nothing,
+            "Copying the existing rows has begun.",
+            "";
+        SnapshotFinished: Nothing,
+            "The existing rows are copied.",
+            "";
+        ResyncRequested: Nothing,
+            "The annotation `walferry.dev/resync` has a new value.",
+            "";
+        TableFailed: Nothing,
+            "A table has stopped alone; the note has its reason.",
+            "Do what the note says.";
+        CleanedUp: Nothing,
+            "Slot, publication and state were removed with the Mirror.",
+            "";
+        Retained: Nothing,
+            "The Mirror is gone; slot, publication and state were kept, as `deletionPolicy: Retain` asks.",
+            "Drop the slot when it is not needed any more: it keeps WAL.";
+        Abandoned: Nothing,
+            "The Mirror is gone without clean-up; the note says what is left behind.",
+            "Remove what the note names.";
+        TakenOver: Nothing,
+            "A stale connection of this Mirror still held the slot and was terminated.",
+            "";
+        FailedOver: Nothing,
+            "A standby of the source was promoted; the Mirror continues there.",
+            "";
+    }
+}
+
+impl Reason {
+    /// The CamelCase word.
+    pub fn name(self) -> &'static str {
+        self.entry().name
+    }
+
+    /// The section of the reference that it stands in.
+    pub fn group(self) -> Group {
+        self.entry().group
+    }
+
+    /// What it means, in a sentence.
+    pub fn meaning(self) -> &'static str {
+        self.entry().meaning
+    }
+
+    /// What to run or to change; empty where there is nothing to do.
+    pub fn action(self) -> &'static str {
+        self.entry().action
+    }
+
+    /// What is done about it, unless the error says otherwise.
+    pub fn disposition(self) -> Disposition {
+        self.entry().disposition
+    }
+
+    /// Where its cause lies. Reasons of the source and of the destination begin with the side's name.
+    pub fn side(self) -> Side {
+        match self.name() {
+            name if name.starts_with("Source") => Side::Source,
+            name if name.starts_with("Destination") => Side::Destination,
+            _ => Side::Mirror,
+        }
+    }
+}
+
+impl fmt::Display for Reason {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(self.name())
+    }
+}
+
+impl PartialEq<&str> for Reason {
+    fn eq(&self, name: &&str) -> bool {
+        self.name() == *name
+    }
+}
+
+impl From<Reason> for String {
+    fn from(reason: Reason) -> String {
+        reason.name().to_owned()
+    }
+}
+
+impl Serialize for Reason {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(self.name())
+    }
+}
+
+impl<'de> Deserialize<'de> for Reason {
+    /// A reason of a later release is read as [`Reason::Unknown`]; the message beside it still says what happened.
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Reason, D::Error> {
+        let name = String::deserialize(deserializer)?;
+        Ok(Reason::parse(&name).unwrap_or(Reason::Unknown))
+    }
+}
+
+/// A reason that may be absent, as a text that is empty then.
+pub mod optional {
+    use super::{Deserialize, Deserializer, Reason, Serializer};
+
+    /// Writes the name, or an empty text.
+    ///
+    /// # Errors
+    /// The serializer's.
+    pub fn serialize<S: Serializer>(reason: &Option<Reason>, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(reason.map_or("", Reason::name))
+    }
+
+    /// Reads the name; an empty text is no reason.
+    ///
+    /// # Errors
+    /// The deserializer's.
+    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Reason>, D::Error> {
+        let name = String::deserialize(deserializer)?;
+        let known = || Reason::parse(&name).unwrap_or(Reason::Unknown);
+        Ok((!name.is_empty()).then(known))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_read_back() {
+        for reason in Reason::ALL {
+            assert_eq!(Reason::parse(reason.name()), Some(*reason));
+            assert!(reason.meaning().ends_with('.'), "{reason}");
+        }
+        assert_eq!(serde_json::from_str::<Reason>("\"OfALaterRelease\"").unwrap(), Reason::Unknown);
+    }
+
+    #[test]
+    fn what_needs_somebody_says_what_to_do() {
+        let silent = Reason::ALL.iter().filter(|reason| {
+            matches!(reason.disposition(), Disposition::FailTable | Disposition::Stall)
+                && reason.action().is_empty()
+        });
+        assert_eq!(silent.collect::<Vec<_>>(), Vec::<&Reason>::new());
+    }
+}
