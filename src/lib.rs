@@ -8,9 +8,9 @@
 //! | [`fault`] | the catalogue of reasons | nothing of ours |
 //! | [`model`] | positions, tables, tuples, progress, settings | `fault` |
 //! | [`api`] | the resources `ReplicationPeer` and `Mirror`, types only | nothing of ours |
-//! | [`tls`] | TLS client settings for both databases | `model` |
+//! | [`tls`] | TLS client settings for both databases | `fault`, `model` |
 //! | [`status`] | conditions made from progress | `fault`, `api`, `model` |
-//! | [`postgres`] | sessions, catalog, slot, publication, wire protocol, decoders | `model`, `tls` |
+//! | [`postgres`] | sessions, catalog, slot, publication, wire protocol, decoders | `fault`, `model`, `tls` |
 //! | [`replication`] | the engine and its destination contract | `fault`, `model`, `postgres` |
 //! | [`clickhouse`] | client, DDL, types, column encoders, state, the destination | `fault`, `model`, `tls`, the destination contract |
 //! | [`resolve`] | references and Secrets into one configuration | `api`, `model` |

@@ -16,7 +16,10 @@ use rustls::{
     server::ParsedCertificate,
 };
 
-use crate::model::{TlsMode, TlsSettings};
+use crate::{
+    fault::{causes, innermost},
+    model::{TlsMode, TlsSettings},
+};
 
 /// TLS settings that can't be used. Messages name the field and the fix.
 #[derive(Debug, thiserror::Error)]
@@ -165,7 +168,7 @@ pub fn explain(error: &(dyn StdError + 'static)) -> String {
         ) => Some("give a client certificate that the server accepts in tls.clientCertificateSecretRef"),
         _ => None,
     });
-    let cause = causes(error).last().map(ToString::to_string).unwrap_or_default();
+    let cause = innermost(error);
     match fix {
         Some(fix) => format!("{cause}; {fix}"),
         None => cause,
@@ -210,17 +213,6 @@ fn certificate_fix(reason: &CertificateError) -> Option<&'static str> {
         ),
         _ => None,
     }
-}
-
-/// `error` and what is below it. [`std::io::Error`] hides its payload from `source`, hence both ways.
-fn causes<'a>(error: &'a (dyn StdError + 'static)) -> impl Iterator<Item = &'a (dyn StdError + 'static)> {
-    std::iter::successors(Some(error), |error: &&'a (dyn StdError + 'static)| {
-        let error: &'a (dyn StdError + 'static) = *error;
-        match error.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref) {
-            Some(inner) => Some(inner as &(dyn StdError + 'static)),
-            None => error.source(),
-        }
-    })
 }
 
 #[cfg(test)]

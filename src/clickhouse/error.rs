@@ -1,11 +1,14 @@
 //! The one error of the ClickHouse layer.
 
-use std::{error::Error as StdError, io, time::Duration};
+use std::{error::Error as StdError, time::Duration};
 
 use clickhouse::error::Error as DriverError;
 
 use super::types::TypeError;
-use crate::tls::{self, TlsError};
+use crate::{
+    fault::{causes, innermost},
+    tls::{self, TlsError},
+};
 
 /// Most bytes of a server's message that are kept.
 const LONGEST_MESSAGE: usize = 1000;
@@ -198,23 +201,8 @@ fn shortened(text: &str, most: usize) -> String {
     line
 }
 
-/// The error and what caused it, outermost first; an `io::Error` hides what it wraps from `source()`.
-fn chain<'a>(error: &'a (dyn StdError + 'static)) -> impl Iterator<Item = &'a (dyn StdError + 'static)> {
-    std::iter::successors(Some(error), |&error| {
-        match error.downcast_ref::<io::Error>().and_then(io::Error::get_ref) {
-            Some(inner) => Some(inner as &(dyn StdError + 'static)),
-            None => error.source(),
-        }
-    })
-}
-
 fn is_tls(error: &(dyn StdError + 'static)) -> bool {
-    chain(error).any(|error| error.is::<rustls::Error>())
-}
-
-/// The cause that says most: the driver's own words are no more than "client error".
-fn innermost(error: &(dyn StdError + 'static)) -> String {
-    chain(error).last().map_or_else(String::new, ToString::to_string)
+    causes(error).any(|error| error.is::<rustls::Error>())
 }
 
 #[cfg(test)]

@@ -1,5 +1,7 @@
-//! What can be wrong, as a closed list of reasons that every other layer names.
+//! What can be wrong, as a closed list of reasons that every other layer names, and the walk over an error's causes.
 
+pub mod chain;
 pub mod reason;
 
+pub use chain::{causes, error_chain, innermost};
 pub use reason::{Disposition, Group, Reason, Side, optional};

@@ -1,8 +1,7 @@
 //! What a reconcile can fail of, and the words for it.
 
-use std::error::Error as _;
-
 use super::obstacle::Obstacle;
+use crate::fault::error_chain;
 
 /// Why a reconcile stopped half-way.
 #[derive(Debug, thiserror::Error)]
@@ -29,16 +28,7 @@ pub(super) fn words(error: &kube::Error) -> String {
         }
         _ => {}
     }
-    let mut words = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        // Some say what their cause says.
-        if !words.contains(&error.to_string()) {
-            words = format!("{words}: {error}");
-        }
-        cause = error.source();
-    }
-    words
+    error_chain(error)
 }
 
 impl From<Obstacle> for Error {

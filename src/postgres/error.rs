@@ -2,7 +2,7 @@
 
 use std::io;
 
-use crate::{model::TableId, tls::TlsError};
+use crate::{fault::causes, model::TableId, tls::TlsError};
 
 /// Bytes of a message or a row that are not what the protocol promises.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -277,14 +277,7 @@ fn transient_sqlstate(sqlstate: &str) -> bool {
 }
 
 fn caused_by_io(error: &tokio_postgres::Error) -> bool {
-    let mut source = std::error::Error::source(error);
-    while let Some(error) = source {
-        if error.is::<io::Error>() {
-            return true;
-        }
-        source = error.source();
-    }
-    false
+    causes(error).any(|error| error.is::<io::Error>())
 }
 
 impl From<tokio_postgres::Error> for Error {

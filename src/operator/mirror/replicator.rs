@@ -20,7 +20,7 @@ use super::{
     observe::{ReplicatorState, replicator_state},
 };
 use crate::{
-    fault::Reason,
+    fault::{Reason, innermost},
     model::{Lsn, MirrorFailure, MirrorIdentity, MirrorPhase, MirrorReport},
     operator::{context::Context, obstacle::Obstacle},
     status::StatusDocument,
@@ -70,12 +70,6 @@ impl StatusClient {
         let mut mirrors = document.mirrors.into_iter().map(|mirror| mirror.report);
         mirrors.find(|report| report.slot_name == slot).ok_or_else(|| "it mirrors something else".to_owned())
     }
-}
-
-fn innermost(error: &(dyn std::error::Error + 'static)) -> String {
-    std::iter::successors(Some(error), |error| error.source())
-        .last()
-        .map_or_else(String::new, ToString::to_string)
 }
 
 /// A report about a Mirror whose replicator was not asked. It has names and no figures.
