@@ -16,7 +16,7 @@
 //! | [`resolve`] | references and Secrets into one configuration | `api`, `model` |
 //! | [`check`] | what must hold before replication starts | `fault`, `model`, `postgres`, `clickhouse`, `replication` |
 //! | [`cleanup`] | removes slot, publication and state | `fault`, `model`, `postgres`, `clickhouse`, the destination contract |
-//! | [`http`], [`telemetry`] | `/status` and `/metrics`; logs | `api`, `model`, `status` |
+//! | [`http`], [`telemetry`] | `/status` and `/metrics`; logs | `fault`, `api`, `model`, `status` |
 //! | [`operator`] | the Kubernetes controllers | `fault`, `api`, `model`, `status`, `resolve`, `check`, `cleanup`, `postgres`, `clickhouse`, `http`, `telemetry` |
 //! | [`cli`] | one file a command | everything |
 //! | [`fuzzing`] | what `cargo fuzz` and the tests feed arbitrary bytes to | everything |

@@ -207,7 +207,7 @@ fn the_guard_reads_what_people_write() {
     assert!(imports(&code("/// [`crate::api`]\n// crate::api\nlet a = 1; // crate::api")).is_empty());
     let table = table();
     assert_eq!(climbs("super::super::model::X; super::Y; super::super::Z", 2, &table), ["model"]);
-    assert!(table["model"].is_empty() && table["replication"].contains("model"));
+    assert!(table["fault"].is_empty() && table["replication"].contains("model"));
     assert!(!table["replication"].contains("clickhouse") && !table["replication"].contains("api"));
     assert!(
         table["clickhouse"].contains("replication::Destination")
