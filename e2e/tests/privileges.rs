@@ -36,6 +36,12 @@ fn lives(lab: &Lab, mirror: &mut Mirror, round: i32) {
     lab.verify(mirror);
 }
 
+/// The statement that begins so in what was said.
+fn statement(said: &str, beginning: &str) -> String {
+    let from = said.find(beginning).unwrap_or_else(|| panic!("no {beginning} in {said}"));
+    said[from..].split(';').next().unwrap().to_owned()
+}
+
 fn clean_up(lab: &Lab) {
     let name = &lab.database;
     lab.admin(&format!("DROP OWNED BY {name}_least; DROP ROLE {name}_least"));
@@ -59,11 +65,11 @@ fn with_a_publication_made_by_the_owner(pg: Pg) {
     let lab = Lab::new(pg);
     let mut mirror = least(&lab);
     let said = lab.command("check", &mirror, &[]).exits(1).text();
-    let statement = |beginning: &str| {
-        let from = said.find(beginning).unwrap_or_else(|| panic!("no {beginning} in {said}"));
-        said[from..].split(';').next().unwrap().to_owned()
-    };
-    lab.sql(&format!("{}; {}", statement("CREATE PUBLICATION"), statement("COMMENT ON PUBLICATION")));
+    lab.sql(&format!(
+        "{}; {}",
+        statement(&said, "CREATE PUBLICATION"),
+        statement(&said, "COMMENT ON PUBLICATION")
+    ));
     lives(&lab, &mut mirror, 1);
     // The slot goes; the publication is the owner's to drop.
     let outcome = lab.command("teardown", &mirror, &[]);
@@ -73,4 +79,100 @@ fn with_a_publication_made_by_the_owner(pg: Pg) {
     clean_up(&lab);
 }
 
-on_both!(with_the_owners_role, with_a_publication_made_by_the_owner);
+/// SELECT on the root is enough for partitions of each kind: with and without a key, by hash, in a schema that the role may not look into,
+/// with a policy of its own, made or attached later, changed without a word in the stream.
+fn partitions_without_a_grant(pg: Pg) {
+    let lab = Lab::new(pg);
+    let mut mirror = least(&lab);
+    let name = &lab.database;
+    lab.sql(
+        "CREATE SCHEMA closed; CREATE TABLE events (id int, day date NOT NULL, v text, PRIMARY KEY (id, day)) PARTITION BY RANGE (day);
+        CREATE TABLE closed.events_1 PARTITION OF events FOR VALUES FROM ('2027-01-01') TO ('2027-02-01'); CREATE TABLE events_rest PARTITION OF events DEFAULT;
+        ALTER TABLE events_rest ENABLE ROW LEVEL SECURITY; INSERT INTO events SELECT i, '2027-01-20'::date + i % 30, 'v' || i FROM generate_series(1, 3000) i;
+        CREATE TABLE hashed (id int PRIMARY KEY, v text) PARTITION BY HASH (id); CREATE TABLE hashed_0 PARTITION OF hashed FOR VALUES WITH (MODULUS 2, REMAINDER 0);
+        CREATE TABLE hashed_1 PARTITION OF hashed FOR VALUES WITH (MODULUS 2, REMAINDER 1); INSERT INTO hashed SELECT i, 'v' FROM generate_series(1, 3000) i;
+        CREATE TABLE logged (day date, line text) PARTITION BY LIST (day); ALTER TABLE logged REPLICA IDENTITY FULL;
+        CREATE TABLE logged_1 PARTITION OF logged FOR VALUES IN ('2027-01-01'); ALTER TABLE logged_1 REPLICA IDENTITY FULL;
+        INSERT INTO logged SELECT '2027-01-01', 'line ' || i % 10 FROM generate_series(1, 3000) i",
+    );
+    lab.admin(&format!("GRANT SELECT ON events, hashed, logged TO {name}_least"));
+    let tables: Vec<_> =
+        ["t", "events", "hashed", "logged"].map(|table| json!({"schema": "public", "name": table})).to_vec();
+    mirror.mirror["spec"]["tables"] = json!(tables);
+    // The publication is the owner's: membership in that role would be a privilege on everything.
+    let said = lab.command("check", &mirror, &[]).exits(1).text();
+    lab.sql(&format!(
+        "{}; {}",
+        statement(&said, "CREATE PUBLICATION"),
+        statement(&said, "COMMENT ON PUBLICATION")
+    ));
+    lab.command("check", &mirror, &[]).exits(0).says(&["through it alone"]);
+    let mut run = lab.streaming(&mirror);
+    let same = |run: &mut crate::support::Run, what: &str| {
+        lab.settle(run);
+        for (table, columns) in [("events", "id, day, v"), ("hashed", "id, v")] {
+            let target =
+                format!("SELECT {columns} FROM {table} FINAL WHERE _walferry_deleted = 0 ORDER BY ALL");
+            run.eventually(&format!("{table} after {what}"), || {
+                lab.source(&format!("SELECT {columns} FROM {table} ORDER BY 1, 2")) == lab.target(&target)
+            });
+        }
+        run.eventually(&format!("logged after {what}"), || {
+            let target = "SELECT day, line, sum(_walferry_sign) FROM logged FINAL GROUP BY ALL HAVING sum(_walferry_sign) > 0 ORDER BY ALL";
+            let target = lab.clickhouse.try_query(&lab.database, target);
+            target.is_ok_and(|target| target == lab.source("SELECT day, line, count(*) FROM logged GROUP BY 1, 2 ORDER BY 1, 2"))
+        });
+        run.until_streaming();
+    };
+    same(&mut run, "the copy");
+    lab.sql(
+        "CREATE TABLE events_2 PARTITION OF events FOR VALUES FROM ('2027-03-01') TO ('2027-04-01'); INSERT INTO events VALUES (1, '2027-03-05', 'new');
+        CREATE TABLE logged_2 (day date, line text); ALTER TABLE logged_2 REPLICA IDENTITY FULL; INSERT INTO logged_2 VALUES ('2027-02-02', 'attached');
+        ALTER TABLE logged ATTACH PARTITION logged_2 FOR VALUES IN ('2027-02-02'); DELETE FROM hashed WHERE id % 3 = 0",
+    );
+    same(&mut run, "new partitions");
+    lab.sql(
+        "CREATE TABLE closed.events_3 (LIKE events INCLUDING ALL); INSERT INTO closed.events_3 SELECT i, '2027-04-02', 'attached' FROM generate_series(1, 2000) i;
+        ALTER TABLE events ATTACH PARTITION closed.events_3 FOR VALUES FROM ('2027-04-01') TO ('2027-05-01'); TRUNCATE hashed_0; UPDATE events SET v = 'w' WHERE id = 7",
+    );
+    same(&mut run, "what the stream does not tell");
+    run.stop();
+    lab.verify(&mirror);
+    clean_up(&lab);
+}
+
+/// A privilege that is given back has the table copied again, by itself; the others stream all the while.
+fn a_privilege_that_is_given_back(pg: Pg) {
+    let lab = Lab::new(pg);
+    let role = &lab.database;
+    lab.sql(
+        "CREATE TABLE stays (id int PRIMARY KEY, n int); CREATE TABLE t (id int PRIMARY KEY, n int, big text); ALTER TABLE t ALTER big SET STORAGE EXTERNAL;
+        INSERT INTO t SELECT i, 0, repeat('x', 5000) FROM generate_series(1, 10) i; INSERT INTO stays VALUES (1, 0)",
+    );
+    let mirror = lab.mirror(&["stays", "t"]);
+    let mut run = lab.streaming(&mirror);
+    lab.admin(&format!("REVOKE SELECT ON t FROM {role}; UPDATE t SET n = 1"));
+    run.until_failed("t");
+    assert_eq!(run.table("t")["reason"], "SourcePrivilegeMissing");
+    lab.admin("DELETE FROM t WHERE id < 3; UPDATE t SET n = 2 WHERE id = 5; UPDATE stays SET n = 1");
+    lab.settle(&mut run);
+    lab.assert_table("stays", "id, n", "id");
+    // It stays so as long as the privilege is missing, also over a restart.
+    run.stop();
+    let mut run = lab.run(&mirror);
+    run.until_failed("t");
+    lab.admin(&format!("GRANT SELECT ON t TO {role}; INSERT INTO t VALUES (11, 3, 'y')"));
+    run.until_streaming();
+    lab.settle(&mut run);
+    lab.assert_table("t", "id, n, big", "id");
+    lab.assert_table("stays", "id, n", "id");
+    run.stop();
+    lab.verify(&mirror);
+}
+
+on_both!(
+    with_the_owners_role,
+    with_a_publication_made_by_the_owner,
+    partitions_without_a_grant,
+    a_privilege_that_is_given_back
+);

@@ -2,18 +2,38 @@
 //!
 //! <https://www.postgresql.org/docs/current/sql-copy.html>
 
-use super::quote::{self, ident, literal};
+use super::{
+    Error,
+    quote::{self, ident, literal},
+    session::Session,
+};
 use crate::model::{CellKind, Column, TableId, TableSchema};
 
-/// The statement that copies the mirrored columns of `storage` (a leaf partition of `table`, or the table itself),
-/// of the rows that the Mirror's filter and `condition` (such as a [`block_range`]; no bare OR) let through.
-pub fn copy_statement(table: &TableSchema, storage: &TableId, condition: Option<&str>) -> String {
-    copy(table, &[], &only(storage), condition, "")
+/// Where [`copy_statement`] reads from.
+#[derive(Clone, Copy, Debug)]
+pub enum Source<'a> {
+    /// One relation with rows of its own, by name: the table itself or a leaf partition.
+    Only(&'a TableId),
+    /// The whole table with its partitions; the condition says which rows.
+    Whole,
+}
+
+/// The statement that copies the mirrored columns of the rows that the Mirror's filter and `condition` (such as a [`block_range`];
+/// no bare OR) let through.
+pub fn copy_statement(table: &TableSchema, source: Source<'_>, condition: Option<&str>) -> String {
+    copy(table, &[], &from(table, source), condition, "")
 }
 
 /// [`copy_statement`] with each row's place behind its columns, for [`row_place`].
-pub fn placed_copy_statement(table: &TableSchema, storage: &TableId, condition: Option<&str>) -> String {
-    copy(table, &["ctid"], &only(storage), condition, "")
+pub fn placed_copy_statement(table: &TableSchema, source: Source<'_>, condition: Option<&str>) -> String {
+    copy(table, &["ctid"], &from(table, source), condition, "")
+}
+
+fn from(table: &TableSchema, source: Source<'_>) -> String {
+    match source {
+        Source::Only(storage) => only(storage),
+        Source::Whole => whole(table),
+    }
 }
 
 /// Block and number within the block of a row, from its place in binary form; `None` when that is malformed.
@@ -50,6 +70,27 @@ pub fn keys_statement(table: &TableSchema, columns: &[usize], keys: &[Vec<String
 pub fn whole_statement(table: &TableSchema, condition: Option<&str>, order: &[String]) -> String {
     let order = if order.is_empty() { String::new() } else { format!(" ORDER BY {}", order.join(", ")) };
     copy(table, &[], &whole(table), condition, &order)
+}
+
+/// The statement that PostgreSQL refuses for a missing privilege, or for row-level security, exactly when it refuses the copy; it gives
+/// no row.
+pub fn probe_statement(table: &TableSchema) -> String {
+    let columns: Vec<_> = table.columns.iter().map(projection).chain(["ctid".to_owned()]).collect();
+    format!("SELECT {} FROM {}{} LIMIT 0", columns.join(", "), whole(table), filter(table, None))
+}
+
+/// Whether the session's role may read what is copied of a table.
+///
+/// # Errors
+/// What the source answers, but for a missing privilege.
+pub async fn may_read(session: &Session, table: &TableSchema) -> Result<bool, Error> {
+    match session.client.query(&probe_statement(table), &[]).await.map_err(Error::from) {
+        Ok(_) => Ok(true),
+        Err(error) if error.sqlstate() == Some("42501") => Ok(false),
+        // The names may be others by now, which whoever reads it next finds out.
+        Err(error) if error.refuses_query() => Ok(true),
+        Err(error) => Err(error),
+    }
 }
 
 /// The number of rows that the Mirror's filter lets through.
@@ -150,26 +191,33 @@ mod tests {
     fn copies_a_table_or_a_part_of_it() {
         let mut table = table();
         assert_eq!(
-            copy_statement(&table, &table.id, None),
+            copy_statement(&table, Source::Only(&table.id), None),
             format!(r#"COPY (SELECT {COLUMNS} FROM ONLY "public"."Task") TO STDOUT (FORMAT binary)"#)
         );
         table.row_filter = Some("id > 3 OR id = 1 -- why".into());
         let leaf = TableId::new("parts", "task_1");
         assert_eq!(
-            copy_statement(&table, &leaf, Some(&block_range(0, Some(16)))),
+            copy_statement(&table, Source::Only(&leaf), Some(&block_range(0, Some(16)))),
             format!(
                 "COPY (SELECT {COLUMNS} FROM ONLY \"parts\".\"task_1\" WHERE (id > 3 OR id = 1 -- why\n) \
                  AND ctid >= '(0,0)'::tid AND ctid < '(16,0)'::tid) TO STDOUT (FORMAT binary)"
             )
         );
         assert_eq!(block_range(16, None), "ctid >= '(16,0)'::tid");
+        (table.partitioned, table.row_filter) = (true, None);
+        assert_eq!(
+            copy_statement(&table, Source::Whole, Some("tableoid = 7")),
+            format!(
+                "COPY (SELECT {COLUMNS} FROM \"public\".\"Task\" WHERE tableoid = 7) TO STDOUT (FORMAT binary)"
+            )
+        );
     }
 
     #[test]
     fn tells_each_row_s_place() {
         let table = table();
         assert_eq!(
-            placed_copy_statement(&table, &table.id, None),
+            placed_copy_statement(&table, Source::Only(&table.id), None),
             format!(r#"COPY (SELECT {COLUMNS}, ctid FROM ONLY "public"."Task") TO STDOUT (FORMAT binary)"#)
         );
         assert_eq!(row_place(&[0, 0, 1, 2, 0, 7]), Some((258, 7)));
@@ -189,6 +237,10 @@ mod tests {
                 "COPY (SELECT {COLUMNS} FROM ONLY \"public\".\"Task\" ORDER BY \"id\", \"Région\"::text COLLATE \"C\") \
                  TO STDOUT (FORMAT binary)"
             )
+        );
+        assert_eq!(
+            probe_statement(&table),
+            format!("SELECT {COLUMNS}, ctid FROM ONLY \"public\".\"Task\" LIMIT 0")
         );
         assert_eq!(count_statement(&table), "SELECT count(*) FROM ONLY \"public\".\"Task\"");
         table.partitioned = true;

@@ -211,7 +211,10 @@ impl Error {
             Error::Source(source) if source.tells_missing_table() => Error::dropped(table),
             // insufficient_privilege: also what a read says that row-level security would cut short.
             Error::Source(source) if source.sqlstate() == Some("42501") => {
-                let message = format!("it can't be read any more: {source}. walferry check says what to run");
+                let message = format!(
+                    "it can't be read any more: {source}. walferry check says what to run. Once it may be read, it is copied again, \
+                     automatically; with insertOnly or snapshot.mode: Never, give walferry.dev/resync another value"
+                );
                 Error::Table { table: table.clone(), reason: Reason::SourcePrivilegeMissing, message }
             }
             Error::Source(source) if source.tells_encoding() => Error::Table {

@@ -93,6 +93,7 @@ pub(super) async fn provision<D: Destination>(
         return Ok(Provisioned { state, joining: false, failed_over: None });
     }
     let mut apart = resync::set_apart(config, &mut state)?;
+    resync::take_readable(&mut state, &mut apart);
     let failed_over = state.source.as_ref().map(|source| origin.switch(source)).transpose()?.flatten();
     if let Some(at) = failed_over {
         let failover = Failover { config, session, destination, store, found: origin.timeline(), at };

@@ -11,9 +11,10 @@ use std::collections::BTreeMap;
 
 use super::{
     Destination, Error,
-    state::{MirrorState, ResyncRecord, StateStore, TableRecord},
+    state::{MirrorState, ResyncRecord, StateStore, TablePhase, TableRecord},
 };
 use crate::{
+    fault::Reason,
     model::{Lsn, ReplicatorConfig, TableId, TableSchema},
     postgres::{
         catalog, publication,
@@ -83,6 +84,22 @@ pub fn set_apart(config: &ReplicatorConfig, state: &mut MirrorState) -> Result<A
         }
     }
     Ok(apart)
+}
+
+/// Takes the records of those tables out of the state that have failed because they might not be read, and may be again: what the
+/// stream has passed over meanwhile comes with a copy, so they join once more.
+pub(super) fn take_readable(state: &mut MirrorState, apart: &mut Apart) {
+    let readable = |record: &TableRecord| {
+        record.phase == TablePhase::Failed
+            && record.reason == Some(Reason::SourcePrivilegeMissing)
+            && record.copy_anew.is_some()
+    };
+    let tables: Vec<TableId> =
+        state.tables.iter().filter(|(_, record)| readable(record)).map(|(id, _)| id.clone()).collect();
+    for table in tables {
+        state.chunks_done.remove(&table);
+        apart.records.extend(state.tables.remove_entry(&table));
+    }
 }
 
 /// Lets go of what the Mirror has at the source and of its records, if a resync is due. A new Mirror has nothing to let go of:

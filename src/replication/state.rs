@@ -68,6 +68,9 @@ pub struct Chunk {
     pub from: u64,
     /// The block after the last; `None` for everything from `from` on.
     pub to: Option<u64>,
+    /// The oid of a partition that the role may not read by its own name: it is read through the root.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub through_root: Option<u32>,
     /// The version of its rows, where it isn't that of the plan: a partition that was attached later.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub version: Option<Lsn>,
@@ -352,7 +355,7 @@ mod tests {
 
     fn record(plan: u64, chunks: usize) -> TableRecord {
         let storage = TableId::new("public", "t");
-        let chunk = Chunk { storage, file_node: 1, from: 0, to: None, version: None };
+        let chunk = Chunk { storage, file_node: 1, from: 0, to: None, through_root: None, version: None };
         let id = TableId::new("public", "t");
         let spec = TableSpec::new(id);
         let schema = TableSchema {

@@ -18,9 +18,10 @@ use super::{
     table::Table,
 };
 use crate::{
-    model::{Progress, ReplicatorConfig, TableId},
+    fault::Reason,
+    model::{Progress, ReplicatorConfig, SnapshotMode, TableId, TableKind},
     postgres::{
-        catalog,
+        catalog, copy,
         overview::{self, Membership},
         publication::{self, Publish},
         session::Session,
@@ -147,6 +148,7 @@ impl<D: Destination> Watch<D> {
                 retry(end, &self.notice, || table.fail(&error)).await?;
             }
         }
+        self.find_readable(session, &tables).await?;
         if !seen_before {
             self.compare_layouts(session, &oids, end).await?;
             self.marks().insert(publication, seen.mark);
@@ -186,6 +188,24 @@ impl<D: Destination> Watch<D> {
                 retry(end, &self.notice, || table.fail_again(&error)).await?;
             } else if let Some(error) = otherwise() {
                 retry(end, &self.notice, || table.fail(&error)).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether a table that has failed because it might not be read may be read again: privileges on schemas and of roles are not in
+    /// the catalog's mark. Its rows that were passed over come with a copy.
+    async fn find_readable(&self, session: &Session, tables: &[&Arc<Table<D>>]) -> Result<(), Error> {
+        if self.config.snapshot.mode == SnapshotMode::Never {
+            return Ok(());
+        }
+        for table in tables.iter().filter(|table| table.failed()) {
+            let TableRecord { reason, schema, .. } = table.record();
+            // Of a table without its deletes, a copy would lose rows that the source no longer has.
+            let waits =
+                reason == Some(Reason::SourcePrivilegeMissing) && schema.kind != TableKind::InsertOnly;
+            if waits && copy::may_read(session, &schema).await? {
+                return Err(Error::copy_anew(&table.id, "it may be read again"));
             }
         }
         Ok(())

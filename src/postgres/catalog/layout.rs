@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::{Deserialize, Serialize};
 use tokio_postgres::{Row, types::PgLsn};
 
+use super::storage::in_partition;
 use crate::{
     model::{Lsn, TableId},
     postgres::{Error, quote, session::Session},
@@ -172,7 +173,8 @@ async fn type_fingerprints(
 /// Partitions, the transaction that made each one, and whether it, or what it lies in, was a table before it was attached. One that
 /// was made as a partition has its place in the tree from the transaction that made its columns.
 const JOINED: &str = "\
-SELECT n.nspname::text, c.relname::text, own.xmin::text, EXISTS (
+SELECT n.nspname::text, c.relname::text, own.xmin::text, c.oid, pg_get_partition_constraintdef(c.oid),
+  has_table_privilege(c.oid, 'SELECT') AND has_schema_privilege(n.oid, 'USAGE') AND NOT row_security_active(c.oid), EXISTS (
   SELECT FROM pg_partition_ancestors(c.oid) AS ancestor JOIN pg_inherits i ON i.inhrelid = ancestor.relid
   JOIN pg_attribute a ON a.attrelid = i.inhrelid AND a.attname = 'tableoid' WHERE i.xmin::text <> a.xmin::text)
 FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace JOIN pg_inherits own ON own.inhrelid = c.oid
@@ -183,16 +185,23 @@ WHERE c.oid = ANY($1::oid[])";
 ///
 /// # Errors
 /// [`Error`] of the queries.
-pub async fn came_with_rows(session: &Session, oids: &BTreeSet<u32>) -> Result<bool, Error> {
+pub async fn came_with_rows(session: &Session, root: &TableId, oids: &BTreeSet<u32>) -> Result<bool, Error> {
     let oids: Vec<u32> = oids.iter().copied().collect();
     for row in session.client.query(JOINED, &[&oids]).await? {
-        if row.try_get(3)? {
+        if row.try_get(6)? {
             return Ok(true);
         }
         let partition = TableId::new(row.try_get::<_, String>(0)?, row.try_get::<_, String>(1)?);
         let maker: String = row.try_get(2)?;
-        let sql =
-            format!("SELECT EXISTS (SELECT FROM ONLY {} WHERE xmin::text = $1)", quote::table(&partition));
+        let rows = match row.try_get(5)? {
+            true => format!("ONLY {} WHERE", quote::table(&partition)),
+            false => {
+                let constraint: Option<String> = row.try_get(4)?;
+                let condition = in_partition(row.try_get(3)?, constraint.as_deref());
+                format!("{} WHERE {condition} AND", quote::table(root))
+            }
+        };
+        let sql = format!("SELECT EXISTS (SELECT FROM {rows} xmin::text = $1)");
         if session.patiently(session.client.query_one(&sql, &[&maker])).await?.try_get(0)? {
             return Ok(true);
         }

@@ -18,6 +18,8 @@ pub struct Storage {
     pub blocks: u64,
     /// Rows it probably has: the density that the last VACUUM or ANALYZE saw, times today's blocks.
     pub estimated_rows: f64,
+    /// Whether the session's role may read all of it by its own name. A partition needs no privilege to be read through its root.
+    pub readable: bool,
 }
 
 /// Rows a block is taken to hold when the table was never analyzed: 128 bytes a row.
@@ -26,7 +28,8 @@ const UNKNOWN_ROWS_PER_BLOCK: f64 = 64.0;
 /// `relpages` is as old as the last VACUUM, so blocks come from the file's size.
 const STORAGE: &str = "\
 SELECT n.nspname::text, c.relname::text, c.oid, pg_relation_filenode(c.oid),
-  pg_relation_size(c.oid) / current_setting('block_size')::bigint, c.relpages, c.reltuples
+  pg_relation_size(c.oid) / current_setting('block_size')::bigint, c.relpages, c.reltuples,
+  has_table_privilege(c.oid, 'SELECT') AND has_schema_privilege(n.oid, 'USAGE') AND NOT row_security_active(c.oid)
 FROM (SELECT $1::oid UNION SELECT relid FROM pg_partition_tree($1::oid) WHERE isleaf) AS member (oid)
 JOIN pg_class c ON c.oid = member.oid JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.relkind = 'r'
 ORDER BY n.nspname, c.relname";
@@ -51,6 +54,8 @@ pub async fn storage(session: &Session, table: &TableId) -> Result<Vec<Storage>,
             file_node,
             blocks,
             estimated_rows: estimated_rows(blocks, row.try_get(5)?, row.try_get(6)?),
+            // NULL for one that was dropped meanwhile.
+            readable: row.try_get::<_, Option<bool>>(7)?.unwrap_or(true),
         });
     }
     Ok(storage)
@@ -72,6 +77,32 @@ pub fn file_node_statement(storage: &TableId) -> String {
     format!("SELECT pg_relation_filenode({}::regclass)", quote::literal(&quote::table(storage)))
 }
 
+/// The same for a relation with this oid, whose schema the role may have no access to.
+pub fn file_node_statement_of(oid: u32) -> String {
+    format!("SELECT pg_relation_filenode({oid})")
+}
+
+/// The statement that answers what is true of every row of the partition with this oid, by its root's column names: with it PostgreSQL
+/// reads no other partition. NULL where there is nothing that it can say.
+pub fn partition_constraint_statement(oid: u32) -> String {
+    format!("SELECT pg_get_partition_constraintdef({oid})")
+}
+
+/// The condition for the rows of the partition with this oid among those of its root. `constraint` is what
+/// [`partition_constraint_statement`] answers.
+pub fn in_partition(oid: u32, constraint: Option<&str>) -> String {
+    match constraint.filter(|constraint| !constraint.is_empty()) {
+        Some(constraint) => format!("tableoid = {oid} AND ({constraint})"),
+        None => format!("tableoid = {oid}"),
+    }
+}
+
+/// The statement that has the partition's rows locked as a read of them does, until the end of the transaction. `condition` is that of
+/// [`in_partition`].
+pub fn lock_partition_statement(root: &TableId, condition: &str) -> String {
+    format!("SELECT FROM {} WHERE {condition} LIMIT 0", quote::table(root))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -81,6 +112,20 @@ mod tests {
         assert_eq!(
             file_node_statement(&TableId::new("public", "It's \"odd\"")),
             r#"SELECT pg_relation_filenode('"public"."It''s ""odd"""'::regclass)"#
+        );
+    }
+
+    #[test]
+    fn partitions_are_read_through_their_root() {
+        assert_eq!(partition_constraint_statement(7), "SELECT pg_get_partition_constraintdef(7)");
+        assert_eq!(file_node_statement_of(7), "SELECT pg_relation_filenode(7)");
+        assert_eq!(in_partition(7, None), "tableoid = 7");
+        assert_eq!(in_partition(7, Some("")), "tableoid = 7");
+        let condition = in_partition(7, Some("(a IS NOT NULL) AND (a = 1)"));
+        assert_eq!(condition, "tableoid = 7 AND ((a IS NOT NULL) AND (a = 1))");
+        assert_eq!(
+            lock_partition_statement(&TableId::new("public", "T"), &condition),
+            "SELECT FROM \"public\".\"T\" WHERE tableoid = 7 AND ((a IS NOT NULL) AND (a = 1)) LIMIT 0"
         );
     }
 

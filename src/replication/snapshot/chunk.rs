@@ -47,11 +47,16 @@ pub(super) struct Piece<'a> {
 }
 
 impl Piece<'_> {
-    fn statement(&self, schema: &TableSchema) -> String {
-        let condition = copy::block_range(self.chunk.from, self.chunk.to);
+    /// `partition` is the condition for its partition's rows, where they are read through the root.
+    fn statement(&self, schema: &TableSchema, partition: Option<&str>) -> String {
+        let blocks = copy::block_range(self.chunk.from, self.chunk.to);
+        let (source, condition) = match partition {
+            Some(partition) => (copy::Source::Whole, format!("{partition} AND {blocks}")),
+            None => (copy::Source::Only(&self.chunk.storage), blocks),
+        };
         match self.snapshot {
-            Some(_) => copy::placed_copy_statement(schema, &self.chunk.storage, Some(&condition)),
-            None => copy::copy_statement(schema, &self.chunk.storage, Some(&condition)),
+            Some(_) => copy::placed_copy_statement(schema, source, Some(&condition)),
+            None => copy::copy_statement(schema, source, Some(&condition)),
         }
     }
 
@@ -122,9 +127,14 @@ impl<D: Destination> Copier<D> {
             Ok(_) => *self.kept() = Some(kept),
             Err(error) => {
                 table.progress.rows_copied.fetch_sub(sent, Ordering::Relaxed);
-                // A partition went, not the table.
+                // A partition went, or may be read through the root alone from now on; the table is there.
                 let partition = piece.chunk.storage != table.id;
-                if partition && matches!(error, Error::Source(source) if source.tells_missing_table()) {
+                let denied = |source: &postgres::Error| {
+                    source.sqlstate() == Some("42501") && piece.chunk.through_root.is_none()
+                };
+                if partition
+                    && matches!(error, Error::Source(source) if source.tells_missing_table() || denied(source))
+                {
                     return Ok(Copied::Moved);
                 }
                 if matches!(error, Error::Source(source) if schema_change::outdated(source)) {
@@ -155,7 +165,6 @@ async fn copy_chunk<D: Destination>(
     sent: &mut u64,
 ) -> Result<Copied, Error> {
     let chunk = piece.chunk;
-    let storage = quote::table(&chunk.storage);
     kept.connection.query("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY").await?;
     if let Some(snapshot) = piece.snapshot {
         match kept.connection.query(&snapshot.import_statement()).await {
@@ -166,8 +175,12 @@ async fn copy_chunk<D: Destination>(
             imported => drop(imported?),
         }
     }
-    kept.connection.query(&format!("LOCK TABLE ONLY {storage} IN ACCESS SHARE MODE")).await?;
-    let found = kept.connection.query(&catalog::file_node_statement(&chunk.storage)).await?;
+    let partition = lock(kept, chunk).await?;
+    let file_node_statement = match chunk.through_root {
+        Some(oid) => catalog::file_node_statement_of(oid),
+        None => catalog::file_node_statement(&chunk.storage),
+    };
+    let found = kept.connection.query(&file_node_statement).await?;
     let file_node = found.first().and_then(|row| row.first()).and_then(Option::as_deref);
     if file_node != Some(chunk.file_node.to_string().as_str()) {
         kept.connection.query("ROLLBACK").await?;
@@ -183,17 +196,32 @@ async fn copy_chunk<D: Destination>(
         }
         Standing::Retyped => return Err(Error::copy_anew(&table.id, "a column changed its type")),
     }
-    copy_rows(kept, destination, table, piece, fence, sent).await?;
+    let statement = piece.statement(&kept.schema, partition.as_deref());
+    copy_rows(kept, destination, table, (piece, &statement), fence, sent).await?;
     kept.connection.query("COMMIT").await?;
     let seen = kept.connection.seen_until().await?;
     Ok(Copied::Rows { rows: *sent, seen })
+}
+
+/// Locks what holds a chunk's rows, and gives the condition for them where they are read through the root.
+async fn lock<D: Destination>(kept: &mut Kept<D>, chunk: &Chunk) -> Result<Option<String>, Error> {
+    let Some(oid) = chunk.through_root else {
+        let storage = quote::table(&chunk.storage);
+        kept.connection.query(&format!("LOCK TABLE ONLY {storage} IN ACCESS SHARE MODE")).await?;
+        return Ok(None);
+    };
+    let answer = kept.connection.query(&catalog::partition_constraint_statement(oid)).await?;
+    let constraint = answer.first().and_then(|row| row.first()).and_then(Option::as_deref);
+    let condition = catalog::in_partition(oid, constraint);
+    kept.connection.query(&catalog::lock_partition_statement(&kept.schema.id, &condition)).await?;
+    Ok(Some(condition))
 }
 
 async fn copy_rows<D: Destination>(
     kept: &mut Kept<D>,
     destination: &D,
     table: &Table<D>,
-    piece: Piece<'_>,
+    (piece, statement): (Piece<'_>, &str),
     fence: &str,
     sent: &mut u64,
 ) -> Result<(), Error> {
@@ -204,7 +232,7 @@ async fn copy_rows<D: Destination>(
     let mut cells: Vec<Cell> = Vec::with_capacity(kinds.len());
     let mut insert: Option<D::Insert> = None;
     let mut at = Position::from(*version);
-    let mut rows = connection.copy_out(&piece.statement(schema)).await?;
+    let mut rows = connection.copy_out(statement).await?;
     let mut unmeasured = 0;
     while let Some(row) = rows.next().await? {
         pgoutput::decode_copy_row(row, &kinds, &mut cells).map_err(crate::postgres::Error::from)?;

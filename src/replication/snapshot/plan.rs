@@ -46,7 +46,7 @@ pub(super) async fn chunks(
     )]
     let estimated = storages.iter().map(|storage| storage.estimated_rows.max(0.0)).sum::<f64>() as u64;
     let blocks: u64 = storages.iter().map(|storage| storage.blocks).sum();
-    Ok((cut(&storages, chunk_blocks(blocks, parallelism), None), estimated))
+    Ok((cut(schema, &storages, chunk_blocks(blocks, parallelism), None), estimated))
 }
 
 /// The chunks of the relations with these oids, which joined a table later; their rows have a version of their own.
@@ -58,15 +58,16 @@ pub(in crate::replication) async fn parts(
 ) -> Result<Vec<Chunk>, Error> {
     let mut storages = catalog::storage(session, &schema.id).await?;
     storages.retain(|storage| oids.contains(&storage.oid));
-    Ok(cut(&storages, SMALLEST, Some(version)))
+    Ok(cut(schema, &storages, SMALLEST, Some(version)))
 }
 
-fn cut(storages: &[Storage], size: u64, version: Option<Lsn>) -> Vec<Chunk> {
+fn cut(schema: &TableSchema, storages: &[Storage], size: u64, version: Option<Lsn>) -> Vec<Chunk> {
     let chunk = |storage: &Storage, from, to| Chunk {
         storage: storage.id.clone(),
         file_node: storage.file_node,
         from,
         to,
+        through_root: (schema.partitioned && !storage.readable).then_some(storage.oid),
         version,
     };
     let of = |storage| ranges_of(storage, size).map(move |(from, to)| chunk(storage, from, to));
