@@ -7,7 +7,7 @@ use crate::{
         native::{BlockBuilder, Rows},
         types::{ChType, Features, display, parse, target_type},
     },
-    model::{Cell, CellKind, Column, Lsn, OutOfRange, Position, SourceType, TableId, TableSchema, Tuple},
+    model::{Cell, CellKind, Column, OutOfRange, Position, SourceType, TableId, TableSchema, Tuple},
     postgres::{pgoutput, wire::fuzzing::assert_within},
     replication::{Op, TableBatch},
 };
@@ -153,7 +153,7 @@ pub fn values(data: &[u8]) {
 fn push(block: &mut BlockBuilder, kind: CellKind, value: &[u8]) {
     let (rows, bytes) = (block.rows(), block.bytes());
     let cells = [Cell { kind, start: 0, len: u32::try_from(value.len()).unwrap_or(0) }];
-    match block.push(Tuple { data: value, cells: &cells }, Position::from(Lsn(1)), Op::Upsert) {
+    match block.push(Tuple { data: value, cells: &cells }, Position::default(), Op::Upsert) {
         Ok(()) => assert_eq!(block.rows(), rows + 1),
         Err(error) => {
             assert_eq!((block.rows(), block.bytes()), (rows, bytes));

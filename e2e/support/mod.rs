@@ -2,6 +2,7 @@
 
 mod authority;
 mod clickhouse;
+mod gateway;
 mod http;
 mod impostor;
 mod keeper;
@@ -15,6 +16,7 @@ mod writer;
 
 pub use authority::{Authority, Identity};
 pub use clickhouse::ClickHouse;
+pub use gateway::Gateway;
 pub use http::get;
 pub use impostor::{Attack, Impostor};
 pub use keeper::Keeper;

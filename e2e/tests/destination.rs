@@ -10,8 +10,8 @@ use walferry::{
     clickhouse::{Client, Database, Error},
     fault::Reason,
     model::{
-        Cell, CellKind, ClickHouseEndpoint, Column, Lsn, OutOfRange, Password, SourceType, TableId,
-        TableSchema, TlsSettings, Tuple,
+        Cell, CellKind, ClickHouseEndpoint, Column, OutOfRange, Password, SourceType, TableId, TableSchema,
+        TlsSettings, Tuple, Version,
     },
     replication::{Destination, DestinationError, ErrorKind, Insert, Op, StateRow, TableBatch},
 };
@@ -95,7 +95,7 @@ fn push(batch: &mut impl TableBatch, values: &[Option<&str>], version: u64, op: 
             Cell { kind, start, len: value.map_or(0, str::len) as u32 }
         })
         .collect();
-    batch.push(Tuple { data: &data, cells: &cells }, Lsn(version).into(), op).unwrap();
+    batch.push(Tuple { data: &data, cells: &cells }, Version::from_number(version).into(), op).unwrap();
 }
 
 fn kind<T>(result: Result<T, DestinationError>) -> (ErrorKind, Reason) {
@@ -127,7 +127,7 @@ async fn the_last_of_equal_versions_wins_and_tombstones_hide() {
     database.insert(&table, &batch, &table.target).await.unwrap();
     database.insert(&table, &later, &table.target).await.unwrap();
     assert_eq!(rows(&database, &table).await, "1,\"streamed\"\n3,\\N");
-    database.truncate(&table, "truncate").await.unwrap();
+    database.empty(&table, "empty").await.unwrap();
     assert_eq!(rows(&database, &table).await, "");
     drop_table(&database, &table);
 }
@@ -169,7 +169,7 @@ async fn a_long_insert_makes_few_parts_and_a_dropped_one_is_not_finished() {
     // All blocks of the insert were squashed into one part.
     assert_eq!(ask(&database, &format!("SELECT uniqExact(_part) FROM {target}")).await, "1");
 
-    database.truncate(&table, "truncate").await.unwrap();
+    database.empty(&table, "empty").await.unwrap();
     let mut dropped = database.open_insert(&table, &table.target).await.unwrap();
     push(&mut batch, &[Some("1"), Some("x")], 0, Op::Upsert);
     dropped.send(&mut batch).await.unwrap();
@@ -323,7 +323,7 @@ async fn tables_are_made_as_asked_or_refused() {
     );
     drop(batch);
     assert_eq!(
-        kind(database.truncate(&table, "truncate").await),
+        kind(database.empty(&table, "empty").await),
         (ErrorKind::Table, Reason::DestinationTableMissing)
     );
 }
@@ -334,7 +334,7 @@ async fn older_rows_are_deleted() {
     let database = database().await;
     let table = fresh(&database, "older").await;
     database.ensure_table(&table).await.unwrap();
-    assert_eq!(database.newest_version(&table, &table.target).await.unwrap(), Lsn::ZERO);
+    assert_eq!(database.newest_version(&table, &table.target).await.unwrap(), Version::ZERO);
     let insert = async |rows: &[(&str, &str, u64, Op)]| {
         let mut batch = database.batch(&table).unwrap();
         for (id, v, version, op) in rows {
@@ -344,12 +344,12 @@ async fn older_rows_are_deleted() {
     };
     insert(&[("1", "old", 10, Op::Upsert), ("2", "old", 20, Op::Upsert), ("3", "old", 0, Op::Upsert)]).await;
     insert(&[("4", "gone", 20, Op::Delete), ("5", "gone", 20, Op::Delete)]).await;
-    assert_eq!(database.newest_version(&table, &table.target).await.unwrap(), Lsn(20));
+    assert_eq!(database.newest_version(&table, &table.target).await.unwrap(), Version::from_number(20));
     // Copied; and streamed meanwhile.
     insert(&[("1", "copied", 99, Op::Upsert), ("5", "copied", 99, Op::Upsert)]).await;
     insert(&[("6", "new", 120, Op::Upsert), ("1", "newer", 130, Op::Upsert)]).await;
     for _ in 0..2 {
-        database.delete_older(&table, Lsn(99), "rest").await.unwrap();
+        database.delete(&table, Version::ZERO..Version::from_number(99), "rest").await.unwrap();
         let rows = format!(
             "SELECT groupArray((id, v)) FROM (SELECT id, v FROM {} FINAL ORDER BY id)",
             target(&database, &table)

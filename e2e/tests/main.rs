@@ -27,6 +27,7 @@ mod identity;
 mod injection;
 mod keyless;
 mod large;
+mod late;
 mod names;
 mod partitions;
 mod pgbench;

@@ -2,6 +2,7 @@
 
 use std::{
     collections::HashMap,
+    ops::Range,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering::Relaxed},
@@ -20,13 +21,17 @@ use super::{
     types::{ChType, Features, target_type},
 };
 use crate::{
-    model::{ClickHouseEndpoint, Lsn, OutOfRange, TableSchema},
+    model::{ClickHouseEndpoint, OutOfRange, TableSchema, Version},
     replication::{Destination, DestinationError, StateRow},
 };
 
 /// How long a replica may take to learn of a column's new type, and how often it is looked at.
 const WIDENED_WITHIN: Duration = Duration::from_secs(30);
 const WIDENED_POLL: Duration = Duration::from_millis(100);
+
+/// ClickHouse's numbers of errors that are expected here.
+const NO_SUCH_DATA_PART: i32 = 232;
+const ACCESS_DENIED: i32 = 497;
 
 /// A ClickHouse database that rows are replicated into. Cheap to clone; clones share connections.
 #[derive(Clone, Debug)]
@@ -262,13 +267,41 @@ impl Database {
         }
     }
 
-    async fn max_version(&self, table: &TableSchema, fence: &str) -> Result<Lsn, Error> {
+    async fn max_version(&self, table: &TableSchema, fence: &str) -> Result<Version, Error> {
         let sql = ddl::newest_version(&self.shared.database, &table.target);
         let fence = insert::fence(fence);
         let settings = borrowed(&fence);
         let answer = self.shared.client.query_text(&sql, &settings).await?;
         let version = answer.trim().parse();
-        version.map(Lsn).map_err(|_| Error::Protocol("a row's version is not a number".to_owned()))
+        version
+            .map(Version::from_number)
+            .map_err(|_| Error::Protocol("a row's version is not a number".to_owned()))
+    }
+
+    /// Drops the parts that are there, by their names: a statement that runs late finds none of them.
+    async fn drop_parts(&self, table: &TableSchema, fence: &str) -> Result<(), Error> {
+        let (database, target) = (&self.shared.database, &table.target);
+        let fence = insert::fence(fence);
+        let settings = borrowed(&fence);
+        loop {
+            let answer = self.shared.client.query_text(&ddl::parts(database, target), &settings).await?;
+            let parts: Vec<&str> = answer.lines().collect();
+            if parts.is_empty() {
+                return Ok(());
+            }
+            for part in parts {
+                let sql = ddl::drop_part(database, target, part);
+                match self.shared.client.execute(&sql, &settings).await {
+                    // It was merged meanwhile: the next look finds what it has become.
+                    Ok(()) | Err(Error::Server { code: NO_SUCH_DATA_PART, .. }) => {}
+                    // The right to drop parts is optional.
+                    Err(Error::Server { code: ACCESS_DENIED, .. }) => {
+                        return self.shared.client.execute(&ddl::truncate(database, target), &settings).await;
+                    }
+                    Err(error) => return Err(error),
+                }
+            }
+        }
     }
 
     async fn read_state(&self, mirror: &str) -> Result<Vec<StateRow>, Error> {
@@ -393,31 +426,28 @@ impl Destination for Database {
         Ok(self.begin_insert(table, fence))
     }
 
-    async fn newest_version(&self, table: &TableSchema, fence: &str) -> Result<Lsn, DestinationError> {
+    async fn newest_version(&self, table: &TableSchema, fence: &str) -> Result<Version, DestinationError> {
         let doing = format!("look for the newest row of {}", self.qualified(table));
         self.max_version(table, fence).await.map_err(|error| error.while_doing(&doing))
     }
 
-    async fn delete_older(
+    async fn delete(
         &self,
         table: &TableSchema,
-        version: Lsn,
+        versions: Range<Version>,
         fence: &str,
     ) -> Result<(), DestinationError> {
         let settings = insert::settings(Some(fence));
         let settings = borrowed(&settings);
-        let sql = ddl::delete_older(&self.shared.database, table, version.0);
-        let doing = format!("delete rows that the copy did not bring from {}", self.qualified(table));
+        let sql = ddl::delete(&self.shared.database, table, versions);
+        let doing = format!("delete rows of older versions from {}", self.qualified(table));
         let done = self.shared.client.execute_long(&sql, &settings).await;
         done.map_err(|error| error.while_doing(&doing))
     }
 
-    async fn truncate(&self, table: &TableSchema, fence: &str) -> Result<(), DestinationError> {
-        let sql = ddl::truncate(&self.shared.database, &table.target);
-        let doing = format!("truncate {}", self.qualified(table));
-        let fence = insert::fence(fence);
-        let settings = borrowed(&fence);
-        self.shared.client.execute(&sql, &settings).await.map_err(|error| error.while_doing(&doing))
+    async fn empty(&self, table: &TableSchema, fence: &str) -> Result<(), DestinationError> {
+        let doing = format!("empty {}", self.qualified(table));
+        self.drop_parts(table, fence).await.map_err(|error| error.while_doing(&doing))
     }
 
     async fn settle(&self, fence: &str) -> Result<(), DestinationError> {

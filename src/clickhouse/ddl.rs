@@ -2,7 +2,7 @@
 //!
 //! <https://clickhouse.com/docs/engines/table-engines/mergetree-family/replacingmergetree>
 
-use std::collections::HashSet;
+use std::{collections::HashSet, ops::Range};
 
 use super::{
     TableProblem,
@@ -10,7 +10,7 @@ use super::{
     quote::{ident, literal, table as qualified},
     types::ChType,
 };
-use crate::model::TableSchema;
+use crate::model::{TableSchema, Version};
 
 /// Table settings that let merges remove tombstones. A copied row (version 0) that is written after that would bring
 /// its deleted key back.
@@ -28,12 +28,10 @@ pub fn create_table(database: &str, table: &TableSchema, types: &[ChType]) -> St
     }
     let layout = Layout::of(table.kind);
     let own: Vec<_> =
-        layout.own.iter().map(|own| format!("{} {}", ident(own.name()), own.column_type())).collect();
+        layout.all_own().map(|own| format!("{} {}", ident(own.name()), own.column_type())).collect();
     sql.push_str(&format!("{}) ENGINE = ReplacingMergeTree", own.join(", ")));
-    if !layout.arguments.is_empty() {
-        let arguments: Vec<_> = layout.arguments.iter().map(|own| ident(own.name())).collect();
-        sql.push_str(&format!("({})", arguments.join(", ")));
-    }
+    let arguments: Vec<_> = layout.arguments.iter().map(|own| ident(own.name())).collect();
+    sql.push_str(&format!("({})", arguments.join(", ")));
     if let Some(expression) = &table.partition_by {
         sql.push_str(&format!(" PARTITION BY ({expression})"));
     }
@@ -85,14 +83,39 @@ pub fn newest_version(database: &str, table: &str) -> String {
     format!("SELECT toString(max({})) FROM {}", ident(OwnColumn::Version.name()), qualified(database, table))
 }
 
-/// `INSERT INTO … SELECT` of a tombstone for each row that is older than `version`.
-pub fn delete_older(database: &str, table: &TableSchema, version: u64) -> String {
-    let key = key_names(table).map(ident).collect::<Vec<_>>().join(", ");
-    let (version_column, deleted) = (ident(OwnColumn::Version.name()), ident(OwnColumn::Deleted.name()));
+/// The parts that a table's rows are in, one a line.
+pub fn parts(database: &str, table: &str) -> String {
+    format!("SELECT DISTINCT _part FROM {} FORMAT TabSeparated", qualified(database, table))
+}
+
+/// `ALTER TABLE … DROP PART`
+pub fn drop_part(database: &str, table: &str, part: &str) -> String {
+    format!("ALTER TABLE {} DROP PART {}", qualified(database, table), literal(part))
+}
+
+/// `INSERT INTO … SELECT` that deletes the rows whose versions are in a range: of a tombstone for each row that is there; without a
+/// key, of a row that takes the place of each change, however often that is inserted again. It has the change's values, so that it is
+/// in the same partition and lives as long.
+pub fn delete(database: &str, table: &TableSchema, versions: Range<Version>) -> String {
+    let (from, to) = (versions.start.number(), versions.end.number());
     let name = qualified(database, &table.target);
+    let own = |own: OwnColumn| ident(own.name());
+    let version = own(OwnColumn::Version);
+    let within = format!("{version} >= {from} AND {version} < {to}");
+    if table.kind.is_keyed() {
+        let key = key_names(table).map(ident).collect::<Vec<_>>().join(", ");
+        let deleted = own(OwnColumn::Deleted);
+        return format!(
+            "INSERT INTO {name} ({key}, {version}, {deleted}) SELECT {key}, toUInt64({to}), toUInt8(1) FROM {name} FINAL \
+             WHERE {within} AND {deleted} = 0"
+        );
+    }
+    let columns = table.columns.iter().map(|column| ident(&column.target_name));
+    let columns = columns.chain([version, own(OwnColumn::Ordinal)]).collect::<Vec<_>>().join(", ");
+    let [sign, removal, removed] = [OwnColumn::Sign, OwnColumn::Removal, OwnColumn::Removed].map(own);
     format!(
-        "INSERT INTO {name} ({key}, {version_column}, {deleted}) SELECT {key}, toUInt64({version}), toUInt8(1) FROM {name} \
-         FINAL WHERE {version_column} < {version} AND {deleted} = 0"
+        "INSERT INTO {name} ({columns}, {sign}, {removal}, {removed}) SELECT {columns}, toInt8(0), toUInt64({to}), toUInt8(1) \
+         FROM {name} FINAL WHERE {within}"
     )
 }
 
@@ -161,7 +184,7 @@ fn key_names(table: &TableSchema) -> impl Iterator<Item = &str> {
 /// # Errors
 /// [`TableProblem::Engine`] saying what to change.
 pub fn validate(table: &TableSchema) -> Result<(), TableProblem> {
-    let own: Vec<&str> = Layout::of(table.kind).own.iter().map(|own| own.name()).collect();
+    let own: Vec<&str> = Layout::of(table.kind).all_own().map(OwnColumn::name).collect();
     let mut names: HashSet<&str> = own.iter().copied().collect();
     for column in &table.columns {
         if !names.insert(&column.target_name) {
@@ -316,8 +339,9 @@ mod tests {
         assert_eq!(
             create_table("app", &table, &types()),
             "CREATE TABLE IF NOT EXISTS `app`.`events` (`id` Int64, `created_at` DateTime64(6, 'UTC'), `it\\`s` \
-             Nullable(String), `_walferry_version` UInt64, `_walferry_ordinal` UInt64, `_walferry_sign` Int8) ENGINE = \
-             ReplacingMergeTree PARTITION BY (toYYYYMM(created_at)) ORDER BY (`_walferry_version`, `_walferry_ordinal`) TTL \
+             Nullable(String), `_walferry_version` UInt64, `_walferry_ordinal` UInt64, `_walferry_sign` Int8, `_walferry_removal` \
+             UInt64, `_walferry_removed` UInt8) ENGINE = ReplacingMergeTree(`_walferry_removal`, `_walferry_removed`) \
+             PARTITION BY (toYYYYMM(created_at)) ORDER BY (`_walferry_version`, `_walferry_ordinal`) TTL \
              (created_at + INTERVAL 90 DAY)"
         );
         table.order_by = vec![1];
@@ -349,10 +373,23 @@ mod tests {
             newest_version("app", "users"),
             "SELECT toString(max(`_walferry_version`)) FROM `app`.`users`"
         );
+        assert_eq!(parts("app", "users"), "SELECT DISTINCT _part FROM `app`.`users` FORMAT TabSeparated");
+        assert_eq!(drop_part("app", "users", "all_1_1_0"), "ALTER TABLE `app`.`users` DROP PART 'all_1_1_0'");
+        let versions = || Version::from_number(5)..Version::from_number(77);
         assert_eq!(
-            delete_older("app", &events(), 77),
+            delete("app", &events(), versions()),
             "INSERT INTO `app`.`events` (`created_at`, `id`, `_walferry_version`, `_walferry_deleted`) SELECT `created_at`, \
-             `id`, toUInt64(77), toUInt8(1) FROM `app`.`events` FINAL WHERE `_walferry_version` < 77 AND `_walferry_deleted` = 0"
+             `id`, toUInt64(77), toUInt8(1) FROM `app`.`events` FINAL WHERE `_walferry_version` >= 5 AND `_walferry_version` < 77 \
+             AND `_walferry_deleted` = 0"
+        );
+        let mut changes = events();
+        changes.kind = TableKind::History;
+        assert_eq!(
+            delete("app", &changes, versions()),
+            "INSERT INTO `app`.`events` (`id`, `created_at`, `it\\`s`, `_walferry_version`, `_walferry_ordinal`, `_walferry_sign`, \
+             `_walferry_removal`, `_walferry_removed`) SELECT `id`, `created_at`, `it\\`s`, `_walferry_version`, \
+             `_walferry_ordinal`, toInt8(0), toUInt64(77), toUInt8(1) FROM `app`.`events` FINAL WHERE `_walferry_version` >= 5 AND \
+             `_walferry_version` < 77"
         );
         assert_eq!(
             insert("app", &events()),

@@ -9,14 +9,18 @@ use crate::{
 /// A column of walferry's own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum OwnColumn {
-    /// The commit LSN of the row's transaction.
+    /// Which of two rows with one key is the newer ([`crate::model::Version`]).
     Version,
     /// 1 in a row that says that its key is gone.
     Deleted,
     /// Tells the changes of one transaction apart.
     Ordinal,
-    /// 1 where a row came, -1 where it went.
+    /// 1 where a row came, -1 where it went, 0 where a change was removed.
     Sign,
+    /// The version at which a change was removed, 0 in the change itself.
+    Removal,
+    /// 1 in a row that takes the place of a change that was removed.
+    Removed,
 }
 
 impl OwnColumn {
@@ -27,14 +31,16 @@ impl OwnColumn {
             OwnColumn::Deleted => "_walferry_deleted",
             OwnColumn::Ordinal => "_walferry_ordinal",
             OwnColumn::Sign => "_walferry_sign",
+            OwnColumn::Removal => "_walferry_removal",
+            OwnColumn::Removed => "_walferry_removed",
         }
     }
 
     /// Its type in every target.
     pub fn column_type(self) -> ChType {
         match self {
-            OwnColumn::Version | OwnColumn::Ordinal => ChType::UInt(64),
-            OwnColumn::Deleted => ChType::UInt(8),
+            OwnColumn::Version | OwnColumn::Ordinal | OwnColumn::Removal => ChType::UInt(64),
+            OwnColumn::Deleted | OwnColumn::Removed => ChType::UInt(8),
             OwnColumn::Sign => ChType::Int(8),
         }
     }
@@ -43,10 +49,12 @@ impl OwnColumn {
     #[inline]
     pub(super) fn push(self, at: Position, op: Op, values: &mut Vec<u8>) {
         match self {
-            OwnColumn::Version => values.extend_from_slice(&at.commit.0.to_le_bytes()),
+            OwnColumn::Version => values.extend_from_slice(&at.version.number().to_le_bytes()),
             OwnColumn::Ordinal => values.extend_from_slice(&at.ordinal.to_le_bytes()),
             OwnColumn::Deleted => values.push(u8::from(op == Op::Delete)),
             OwnColumn::Sign => values.push(if op == Op::Delete { u8::MAX } else { 1 }),
+            OwnColumn::Removal => values.extend_from_slice(&0_u64.to_le_bytes()),
+            OwnColumn::Removed => values.push(0),
         }
     }
 }
@@ -57,6 +65,8 @@ impl OwnColumn {
 pub struct Layout {
     /// walferry's own columns, which follow the source's.
     pub own: &'static [OwnColumn],
+    /// Further ones, which rows are inserted without and only deletions write.
+    pub removal: &'static [OwnColumn],
     /// The engine's arguments: by which of the rows with one sorting key the one that counts is chosen.
     pub arguments: &'static [OwnColumn],
     /// What the sorting key ends with.
@@ -67,20 +77,27 @@ pub struct Layout {
 
 static KEYED: Layout = Layout {
     own: &[OwnColumn::Version, OwnColumn::Deleted],
+    removal: &[],
     arguments: &[OwnColumn::Version, OwnColumn::Deleted],
     order: &[],
     alive: Some("`_walferry_deleted` = 0"),
 };
 
-/// A change is a row; one that was sent twice has the same sorting key both times.
+/// A change is a row; one that was sent twice has the same sorting key both times, and so has the row that removes it.
 static CHANGES: Layout = Layout {
     own: &[OwnColumn::Version, OwnColumn::Ordinal, OwnColumn::Sign],
-    arguments: &[],
+    removal: &[OwnColumn::Removal, OwnColumn::Removed],
+    arguments: &[OwnColumn::Removal, OwnColumn::Removed],
     order: &[OwnColumn::Version, OwnColumn::Ordinal],
     alive: None,
 };
 
 impl Layout {
+    /// All of walferry's own columns.
+    pub fn all_own(&self) -> impl Iterator<Item = OwnColumn> {
+        self.own.iter().chain(self.removal).copied()
+    }
+
     /// The layout for tables of this kind.
     pub fn of(kind: TableKind) -> &'static Layout {
         match kind {

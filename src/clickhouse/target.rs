@@ -6,7 +6,7 @@ use serde::{Deserialize, de::DeserializeOwned};
 
 use super::{
     Client, Error, TableProblem, ddl,
-    layout::Layout,
+    layout::{Layout, OwnColumn},
     types::{self, ChType},
 };
 use crate::model::TableSchema;
@@ -104,9 +104,9 @@ pub fn compare(
     types: &[ChType],
 ) -> Result<Lacks, TableProblem> {
     let layout = Layout::of(table.kind);
-    compare_engine(found, layout)?;
     compare_key(found, table)?;
-    for own in layout.own {
+    compare_engine(found, layout)?;
+    for own in layout.all_own() {
         let (name, own_type) = (own.name(), own.column_type().to_string());
         match found.columns.iter().find(|column| column.name == name) {
             Some(column) if column.column_type == own_type => {}
@@ -161,13 +161,22 @@ fn compare_engine(found: &TargetTable, layout: &Layout) -> Result<(), TableProbl
     if !found.engine.ends_with("ReplacingMergeTree") {
         return Err(other_table(&format!("its engine is {}, not ReplacingMergeTree", found.engine)));
     }
-    if layout.arguments.is_empty() {
-        return Ok(());
-    }
     // ReplicatedReplacingMergeTree has arguments of its own before these.
     let arguments = found.engine_full.split_once('(').and_then(|(_, rest)| rest.split_once(')'));
     let arguments = arguments.map_or("", |(arguments, _)| arguments);
     let wanted = layout.arguments.iter().map(|own| own.name()).collect::<Vec<_>>().join(", ");
+    if !layout.removal.is_empty() && found.columns.iter().any(|column| column.name == OwnColumn::Sign.name())
+    {
+        let lacks =
+            layout.removal.iter().any(|own| found.columns.iter().all(|column| column.name != own.name()));
+        if lacks {
+            return Err(TableProblem::Conflict(
+                "a release of walferry made it whose changes could not be removed one by one: drop or rename the table there, and \
+                 have it copied again by a resync"
+                    .to_owned(),
+            ));
+        }
+    }
     if !arguments.ends_with(&wanted) {
         return Err(other_table(&format!(
             "its engine is {}({arguments}), not ReplacingMergeTree({wanted})",
@@ -343,14 +352,20 @@ mod tests {
         assert!(compare(&keyed, "app", &table, &types).unwrap_err().to_string().contains("sorted by (id)"));
         let mut changes = found();
         changes.sorting_key = "_walferry_version, _walferry_ordinal".to_owned();
-        changes.engine_full = "ReplacingMergeTree ORDER BY (_walferry_version, _walferry_ordinal)".to_owned();
-        assert!(
-            compare(&changes, "app", &table, &types)
-                .unwrap_err()
-                .to_string()
-                .contains("_walferry_ordinal UInt64")
-        );
+        changes.engine_full = "ReplacingMergeTree(_walferry_removal, _walferry_removed) ORDER BY (_walferry_version, _walferry_ordinal)".to_owned();
+        let refusal =
+            |changes: &TargetTable| compare(changes, "app", &table, &types).unwrap_err().to_string();
+        assert!(refusal(&changes).contains("_walferry_ordinal UInt64"));
         for (name, column_type) in [("_walferry_ordinal", "UInt64"), ("_walferry_sign", "Int8")] {
+            let default_kind = String::new();
+            changes.columns.push(TargetColumn {
+                name: name.into(),
+                column_type: column_type.into(),
+                default_kind,
+            });
+        }
+        assert!(refusal(&changes).contains("drop or rename the table there"));
+        for (name, column_type) in [("_walferry_removal", "UInt64"), ("_walferry_removed", "UInt8")] {
             let default_kind = String::new();
             changes.columns.push(TargetColumn {
                 name: name.into(),

@@ -286,6 +286,9 @@ catalogue! {
         SourceReplaced: Stall,
             "Another database cluster answers at the source's address.",
             "Point the peer back, or annotate the Mirror with `walferry.dev/resync`.";
+        SourceLogTooLong: Stall,
+            "The source's log is longer than 32 PiB, which row versions have no room for.",
+            "Move the database to a new cluster and mirror that one.";
         SourceTimelineChanged: Stall,
             "A standby was promoted that never had transactions which were replicated, or the source is on a timeline that doesn't come from the former one. Of a table: it can't be copied anew by itself after a failover.",
             "Annotate the Mirror with `walferry.dev/resync` and the tables that the message names; or point the peer to the present primary.";
@@ -366,6 +369,9 @@ catalogue! {
         DestinationDatabaseMissing: Stall,
             "The destination has no database of this name.",
             "`CREATE DATABASE`, or correct `clickhouse.database`.";
+        DestinationVersionsOutdated: Stall,
+            "The rows at the destination were written by a release whose row versions mean something else.",
+            "Annotate the Mirror with `walferry.dev/resync`: every table is copied over the rows that are there.";
         DestinationStateUnusable: Stall,
             "walferry's own state table can't be read or written.",
             "Do what the message says; as a last resort copy anew with `walferry.dev/resync`.";
@@ -440,6 +446,9 @@ catalogue! {
         ValueOutOfRange: FailTable,
             "A value doesn't fit its column and `outOfRange` is Fail.",
             "Choose Nearest or Null, or another type in `columns.types`.";
+        TooManyTruncates: FailTable,
+            "One transaction has truncated the table more than a thousand times.",
+            "Annotate the Mirror with `walferry.dev/resync` and the table's name.";
         RowTooLong: FailTable,
             "A row is longer than the 128 MiB that walferry holds at most.",
             "Split what the row holds, or take the column out with `columns.exclude`; then resync.";

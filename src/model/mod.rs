@@ -9,6 +9,7 @@ mod redacted;
 mod table;
 mod transaction;
 mod tuple;
+mod version;
 
 pub use config::{
     BatchSettings, ClickHouseEndpoint, ClientIdentity, DeletionPolicy, INSERTS_SUFFIX, MirrorIdentity,
@@ -24,3 +25,4 @@ pub use redacted::Password;
 pub use table::{Column, IdentityKind, SourceType, TableId, TableKind, TableSchema};
 pub use transaction::{Position, TransactionSnapshot};
 pub use tuple::{Cell, CellKind, Tuple};
+pub use version::{Steps, Version};

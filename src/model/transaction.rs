@@ -2,13 +2,13 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::Lsn;
+use super::Version;
 
 /// A row's place in the order of all changes. Every time that the source sends a change it has the same one.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Position {
-    /// The LSN of its transaction's commit record; for a copied row that of the copy.
-    pub commit: Lsn,
+    /// Which of two rows with one key is the newer.
+    pub version: Version,
     /// Tells rows of one transaction, or of one copy, apart; it grows in their order.
     pub ordinal: u64,
 }
@@ -20,10 +20,10 @@ impl Position {
     }
 }
 
-impl From<Lsn> for Position {
-    /// The first row of a transaction.
-    fn from(commit: Lsn) -> Self {
-        Position { commit, ordinal: 0 }
+impl From<Version> for Position {
+    /// A row that its key alone tells apart from others.
+    fn from(version: Version) -> Self {
+        Position { version, ordinal: 0 }
     }
 }
 

@@ -6,6 +6,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+use tokio::sync::OwnedSemaphorePermit;
+
 use super::{
     Destination, Error, Op,
     batch::{Building, Inserter},
@@ -16,7 +18,7 @@ use super::{
     table::Table,
 };
 use crate::{
-    model::{BatchSettings, Lsn, Position, TableKind, TableSchema, TableSpec},
+    model::{BatchSettings, Lsn, Position, Steps, TableKind, TableSchema, TableSpec, Version},
     postgres::pgoutput::{self, Message, OldTuple, Relation},
 };
 
@@ -28,22 +30,36 @@ pub(super) struct Slot<D: Destination> {
     /// Changes up to here are in the table's copy.
     covered: Lsn,
     building: Option<Building<D>>,
-    /// The place of the next change, where there is no key.
-    next: Position,
+    /// Whether the batch is to be inserted as soon as it ends with a step.
+    due: bool,
+    /// The steps of the transaction being received.
+    steps: Steps,
+    /// The commit LSN and ordinal of the next change, where there is no key.
+    next: (Lsn, u64),
     /// When the last insert began.
     started: Instant,
 }
 
 impl<D: Destination> Slot<D> {
-    /// The place of a change in the transaction with this commit LSN: changes are counted by table, so that it is the same each time,
-    /// whatever else is sent. Each has two, for an update is two rows.
-    fn next_place(&mut self, commit: Lsn) -> Position {
-        if self.next.commit != commit {
-            self.next = commit.into();
+    /// The ordinal of a change in the transaction with this commit LSN: changes are counted by table, so that it is the same each
+    /// time, whatever else is sent. Each has two, for an update is two rows.
+    fn next_ordinal(&mut self, commit: Lsn) -> u64 {
+        if self.next.0 != commit {
+            self.next = (commit, 0);
         }
-        let place = self.next;
-        self.next.ordinal += 2;
-        place
+        let ordinal = self.next.1;
+        self.next.1 += 2;
+        ordinal
+    }
+
+    /// Whether what is being built has whole steps only, now that the stream has come as far as `transaction` says. Rows of one version
+    /// may be of one key: in one insert the last of them counts, in two the one that is inserted last.
+    fn is_whole(&self, transaction: Option<Transaction>) -> bool {
+        let last = self.building.as_ref().and_then(|building| building.last);
+        match (last, transaction) {
+            (Some(last), Some(transaction)) => self.steps.is_over(last, transaction.commit, transaction.at),
+            _ => true,
+        }
     }
 }
 
@@ -51,8 +67,10 @@ impl<D: Destination> Slot<D> {
 #[derive(Clone, Copy)]
 struct Transaction {
     xid: u32,
-    version: Lsn,
+    commit: Lsn,
     committed_at: PgMicros,
+    /// Where in the log its latest change is.
+    at: Lsn,
 }
 
 /// What a message does to a row.
@@ -68,8 +86,8 @@ pub(super) enum Step<D: Destination> {
     Done,
     /// A table's columns were announced.
     Relation(Relation),
-    /// Slots' tables were truncated.
-    Truncate(Vec<usize>),
+    /// Slots' tables were truncated, with these versions; `None` where there is no room for one.
+    Truncate(Vec<(usize, Option<Version>)>),
     /// A row is the first to need its relation, which was left unjudged: to be announced, then the message applied again.
     Late(Box<Relation>),
     /// The same message has to be applied again once a table's copy has its snapshot.
@@ -110,8 +128,8 @@ impl<D: Destination> Applier<D> {
         let slot = |(table, spec): (Arc<Table<D>>, TableSpec)| {
             table.sieve.begin_stream();
             let (schema, covered) = (Arc::new(table.schema()), table.record().covered);
-            let next = Position::default();
-            Slot { schema, covered, table, spec, building: None, next, started: long_ago }
+            let (steps, next) = (Steps::default(), (Lsn::ZERO, 0));
+            Slot { schema, covered, table, spec, building: None, due: false, steps, next, started: long_ago }
         };
         let slots = tables.into_iter().map(slot).collect();
         Applier {
@@ -130,7 +148,7 @@ impl<D: Destination> Applier<D> {
 
     /// The commit of the transaction being received lies before here.
     pub(super) fn after_commit(&self) -> Lsn {
-        Lsn(self.transaction.map_or(0, |transaction| transaction.version.0 + 1))
+        Lsn(self.transaction.map_or(0, |transaction| transaction.commit.0 + 1))
     }
 
     /// Whether the stream is between Begin and Commit.
@@ -144,21 +162,25 @@ impl<D: Destination> Applier<D> {
         self.unmeasured >= MEASURE_EVERY
     }
 
-    /// Applies one message of the stream.
+    /// Applies one message of the stream, of a change that is in the log at `at`.
     ///
     /// # Errors
-    /// A message that can't be decoded or breaks the protocol.
+    /// A message that can't be decoded or breaks the protocol; [`Error::LogTooLong`].
     #[inline]
-    pub(super) fn apply(&mut self, data: &[u8]) -> Result<Step<D>, Error> {
+    pub(super) fn apply(&mut self, at: Lsn, data: &[u8]) -> Result<Step<D>, Error> {
         self.unmeasured += data.len();
+        if let Some(transaction) = &mut self.transaction {
+            transaction.at = at;
+        }
         let message = pgoutput::decode(data, &mut self.scratch.old, &mut self.scratch.new)
             .map_err(crate::postgres::Error::from)?;
         match message {
             Message::Insert { relation } => self.row(data, relation, Change::Insert),
             Message::Update { relation, old } => self.row(data, relation, Change::Update(old)),
             Message::Delete { relation, old } => self.row(data, relation, Change::Delete(old)),
-            Message::Begin { final_lsn, commit_time, xid } => {
-                self.transaction = Some(Transaction { xid, version: final_lsn, committed_at: commit_time });
+            Message::Begin { final_lsn: commit, commit_time: committed_at, xid } => {
+                require_room(commit)?;
+                self.transaction = Some(Transaction { xid, commit, committed_at, at });
                 Ok(Step::Done)
             }
             Message::Commit { end_lsn, .. } => {
@@ -175,19 +197,19 @@ impl<D: Destination> Applier<D> {
     /// Appends the rows that a change makes to its table's batch.
     #[inline]
     fn row(&mut self, data: &[u8], relation: u32, change: Change) -> Result<Step<D>, Error> {
-        let Transaction { xid, version, committed_at } =
+        let Transaction { xid, commit, committed_at, at } =
             self.transaction.ok_or(Error::Protocol("a row outside a transaction"))?;
-        let Some(known) = self.relations.get(&relation) else { return self.unjudged_row(relation, version) };
+        let Some(known) = self.relations.get(&relation) else { return self.unjudged_row(relation, commit) };
         let Some(known) = known else { return Ok(Step::Done) };
-        let Some(slot) = self.slots.get_mut(known.slot).filter(|slot| !slot.table.failed()) else {
-            return Ok(Step::Done);
-        };
-        if version <= slot.covered {
+        let Some(slot) = self.slots.get_mut(known.slot) else { return Ok(Step::Done) };
+        // Before all that passes a change over: a transaction has the same versions each time that it is sent.
+        let version = slot.steps.change(commit, at);
+        if slot.table.failed() || commit <= slot.covered {
             return Ok(Step::Done);
         }
         let (kind, mut at) = (slot.schema.kind, Position::from(version));
         if !kind.is_keyed() {
-            match slot.table.sieve.judge(xid, version, || self.checkpoint.hold(committed_at)) {
+            match slot.table.sieve.judge(xid, commit, || self.checkpoint.hold(committed_at)) {
                 Verdict::Take => {}
                 Verdict::Leave => return Ok(Step::Done),
                 Verdict::Wait => return Ok(Step::Wait(Arc::clone(&slot.table))),
@@ -199,7 +221,10 @@ impl<D: Destination> Applier<D> {
                 (_, Change::Update(OldTuple::Full) | Change::Delete(OldTuple::Full)) => {}
                 _ => return Ok(Step::Fail(known.slot, schema_change::without_old_rows(&slot.schema))),
             }
-            at = slot.next_place(version);
+            at.ordinal = slot.next_ordinal(commit);
+        }
+        if slot.due && slot.building.as_ref().is_some_and(|building| building.last != Some(version)) {
+            try_insert(&self.inserter, &mut self.dirty, known.slot, slot);
         }
         if slot.building.is_none() {
             let batch = match self.inserter.spares.take(&slot.schema) {
@@ -257,8 +282,8 @@ impl<D: Destination> Applier<D> {
     }
 
     /// A row of a relation that is not known: passed over when it is in a copy already.
-    fn unjudged_row(&mut self, relation: u32, version: Lsn) -> Result<Step<D>, Error> {
-        let covered = |slot: usize| self.slots.get(slot).is_some_and(|slot| version <= slot.covered);
+    fn unjudged_row(&mut self, relation: u32, commit: Lsn) -> Result<Step<D>, Error> {
+        let covered = |slot: usize| self.slots.get(slot).is_some_and(|slot| commit <= slot.covered);
         match self.unjudged.get(&relation) {
             Some((slot, _)) if covered(*slot) => Ok(Step::Done),
             Some(_) => match self.unjudged.remove(&relation) {
@@ -276,14 +301,19 @@ impl<D: Destination> Applier<D> {
 
     /// Whether the transaction being received is in a slot's copy already.
     pub(super) fn is_covered(&self, slot: usize) -> bool {
-        let version = self.transaction.map(|transaction| transaction.version);
-        self.slots.get(slot).is_some_and(|slot| version.is_some_and(|version| version <= slot.covered))
+        let commit = self.transaction.map(|transaction| transaction.commit);
+        self.slots.get(slot).is_some_and(|slot| commit.is_some_and(|commit| commit <= slot.covered))
     }
 
     /// Keeps a relation until a row needs it.
     pub(super) fn judge_later(&mut self, slot: usize, relation: Relation) {
         self.relations.remove(&relation.oid);
         self.unjudged.insert(relation.oid, (slot, relation));
+    }
+
+    /// Whether a slot's batch has whole steps only.
+    pub(super) fn is_whole(&self, slot: usize) -> bool {
+        self.slots.get(slot).is_none_or(|slot| slot.is_whole(self.transaction))
     }
 
     /// Takes what is being built for a slot, to insert it or to set it aside.
@@ -304,22 +334,26 @@ impl<D: Destination> Applier<D> {
     }
 
     /// Which of our tables the transaction in hand has truncated, but for those whose copy shows that already.
-    fn truncated(&self, relations: &[u32]) -> Step<D> {
+    fn truncated(&mut self, relations: &[u32]) -> Step<D> {
         let mut slots = Vec::new();
+        let Some(Transaction { xid, commit, committed_at, at }) = self.transaction else { return Step::Done };
         let known = relations.iter().filter_map(|oid| self.relations.get(oid)?.as_ref());
         for index in known.map(|known| known.slot) {
-            let Some((slot, transaction)) = self.slots.get(index).zip(self.transaction) else { continue };
-            let Transaction { version, committed_at, xid } = transaction;
-            if slot.table.failed() || version <= slot.covered {
+            let Some(slot) = self.slots.get(index) else { continue };
+            if slot.table.failed() || commit <= slot.covered {
                 continue;
             }
-            match slot.table.sieve.judge(xid, version, || self.checkpoint.hold(committed_at)) {
+            match slot.table.sieve.judge(xid, commit, || self.checkpoint.hold(committed_at)) {
                 Verdict::Take => slots.push(index),
                 Verdict::Leave => {}
                 Verdict::Wait => return Step::Wait(Arc::clone(&slot.table)),
             }
         }
-        Step::Truncate(slots)
+        let versions = slots.into_iter().filter_map(|index| {
+            let slot = self.slots.get_mut(index)?;
+            Some((index, slot.steps.truncate(commit, at)))
+        });
+        Step::Truncate(versions.collect())
     }
 
     /// Starts the insert of a slot's batch, waiting for the one before it.
@@ -336,21 +370,19 @@ impl<D: Destination> Applier<D> {
         Ok(())
     }
 
-    fn start_insert(&mut self, slot: usize, permit: tokio::sync::OwnedSemaphorePermit) {
-        if let Some(mut building) = self.take_building(slot) {
-            building.account(&self.inserter.total_bytes);
-            if let Some(slot) = self.slots.get_mut(slot) {
-                slot.started = Instant::now();
-                self.inserter.spawn(Arc::clone(&slot.table), building, permit);
-            }
+    fn start_insert(&mut self, index: usize, permit: OwnedSemaphorePermit) {
+        if let Some(slot) = self.slots.get_mut(index) {
+            insert(&self.inserter, &mut self.dirty, index, slot, permit);
         }
     }
 
-    fn try_flush(&mut self, slot: usize) {
-        let permit =
-            self.slots.get(slot).map(|slot| Arc::clone(&slot.table.insert_permit).try_acquire_owned());
-        if let Some(Ok(permit)) = permit {
-            self.start_insert(slot, permit);
+    /// Starts the insert of a slot's batch, or leaves it due: until its last step is over, or the insert before it.
+    pub(super) fn try_flush(&mut self, index: usize) {
+        let transaction = self.transaction;
+        let Some(slot) = self.slots.get_mut(index) else { return };
+        slot.due = true;
+        if slot.is_whole(transaction) {
+            try_insert(&self.inserter, &mut self.dirty, index, slot);
         }
     }
 
@@ -379,6 +411,9 @@ impl<D: Destination> Applier<D> {
 
     /// Keeps the batches within the Mirror's memory: starts inserts of large ones, and waits when all of it is used.
     ///
+    /// Where steps that are not over use all of it alone, one of them is inserted in parts: of such a step the insert that comes
+    /// last counts, so for it the order of inserts matters.
+    ///
     /// # Errors
     /// As [`Applier::flush`].
     pub(super) async fn balance(&mut self) -> Result<(), Error> {
@@ -398,30 +433,39 @@ impl<D: Destination> Applier<D> {
             }
         }
         while total.load(Ordering::Relaxed) >= self.settings.max_bytes {
-            let fullest = self.fullest();
-            let Some(slot) = fullest else {
-                self.inserter.ended.notified().await;
-                continue;
-            };
-            self.flush(slot).await?;
+            let in_parts = self.built_bytes() >= self.settings.max_bytes;
+            match self.fullest(|slot| in_parts || slot.is_whole(self.transaction)) {
+                Some(slot) => self.flush(slot).await?,
+                None => self.inserter.ended.notified().await,
+            }
         }
         Ok(())
     }
 
-    fn fullest(&self) -> Option<usize> {
-        let bytes = |index: &usize| {
-            self.slots.get(*index).and_then(|slot| slot.building.as_ref()).map_or(0, Building::bytes)
-        };
-        self.dirty.iter().copied().max_by_key(|index| bytes(index))
+    /// Bytes in batches that are being built.
+    fn built_bytes(&self) -> usize {
+        let slots = self.dirty.iter().filter_map(|index| self.slots.get(*index));
+        slots.filter_map(|slot| slot.building.as_ref()).map(Building::bytes).sum()
     }
 
-    /// Starts and awaits every insert.
+    fn fullest(&self, may_go: impl Fn(&Slot<D>) -> bool) -> Option<usize> {
+        let slots = self.dirty.iter().filter_map(|index| Some((*index, self.slots.get(*index)?)));
+        let bytes = |slot: &Slot<D>| slot.building.as_ref().map_or(0, Building::bytes);
+        slots.filter(|(_, slot)| may_go(slot)).max_by_key(|(_, slot)| bytes(slot)).map(|(index, _)| index)
+    }
+
+    /// Starts and awaits every insert. What ends within a step is not inserted, and its hold stays: it is sent again.
     ///
     /// # Errors
     /// As [`Applier::flush`].
     pub(super) async fn drain(&mut self) -> Result<(), Error> {
-        for slot in self.dirty.clone() {
-            self.flush(slot).await?;
+        for index in self.dirty.clone() {
+            if self.is_whole(index) {
+                self.flush(index).await?;
+            } else if let Some(building) = self.take_building(index) {
+                building.release(&self.inserter.total_bytes);
+                std::mem::forget(building.hold);
+            }
         }
         self.settle().await
     }
@@ -436,5 +480,41 @@ impl<D: Destination> Applier<D> {
             drop(permit.map_err(|closed| Error::Task(closed.to_string()))?);
         }
         Ok(())
+    }
+}
+
+/// Refuses a log that is longer than versions have room for.
+///
+/// # Errors
+/// [`Error::LogTooLong`]
+pub(super) fn require_room(position: Lsn) -> Result<(), Error> {
+    if position < Version::LIMIT { Ok(()) } else { Err(Error::LogTooLong { position }) }
+}
+
+/// Starts the insert of a slot's batch, unless the one before it is still under way.
+fn try_insert<D: Destination>(
+    inserter: &Arc<Inserter<D>>,
+    dirty: &mut Vec<usize>,
+    index: usize,
+    slot: &mut Slot<D>,
+) {
+    if let Ok(permit) = Arc::clone(&slot.table.insert_permit).try_acquire_owned() {
+        insert(inserter, dirty, index, slot, permit);
+    }
+}
+
+fn insert<D: Destination>(
+    inserter: &Arc<Inserter<D>>,
+    dirty: &mut Vec<usize>,
+    index: usize,
+    slot: &mut Slot<D>,
+    permit: OwnedSemaphorePermit,
+) {
+    dirty.retain(|dirty| *dirty != index);
+    slot.due = false;
+    if let Some(mut building) = slot.building.take() {
+        building.account(&inserter.total_bytes);
+        slot.started = Instant::now();
+        inserter.spawn(Arc::clone(&slot.table), building, permit);
     }
 }

@@ -21,7 +21,7 @@ use super::{
     reread::Rereader,
     table::Table,
 };
-use crate::model::{Cell, Lsn, Position, TableSchema, Tuple};
+use crate::model::{Cell, Lsn, Position, TableSchema, Tuple, Version};
 
 /// Streamed rows by kind, counted when they are durable.
 #[derive(Clone, Copy, Debug, Default)]
@@ -54,8 +54,10 @@ const SPARES: usize = 4;
 /// Most rows completed by one query to the source.
 const GROUP_ROWS: usize = 256;
 
-/// Encoded bytes after which completed rows are inserted before more are read.
+/// Encoded bytes after which completed rows are inserted before more are read, at the end of a step; and within it, because they
+/// may be many times as long as what was sent of them.
 const GROUP_BYTES: usize = 8 << 20;
+const MOST_BYTES_OF_A_STEP: usize = 4 * GROUP_BYTES;
 
 /// Rows behind one with an unchanged TOAST value, in stream order.
 ///
@@ -118,6 +120,8 @@ pub(super) struct Building<D: Destination> {
     pub(super) counts: Counts,
     pub(super) hold: Hold,
     pub(super) since: Instant,
+    /// The version of the last row.
+    pub(super) last: Option<Version>,
     counted_bytes: usize,
 }
 
@@ -130,6 +134,7 @@ impl<D: Destination> Building<D> {
             counts: Counts::default(),
             hold,
             since: Instant::now(),
+            last: None,
             counted_bytes: 0,
         }
     }
@@ -137,6 +142,7 @@ impl<D: Destination> Building<D> {
     /// Appends a row, or lets it wait behind one that needs a re-read.
     #[inline]
     pub(super) fn push(&mut self, tuple: Tuple<'_>, at: Position, op: Op) -> Result<(), super::ValueError> {
+        self.last = Some(at.version);
         if self.waiting.is_empty() && !(op == Op::Upsert && tuple.has_unchanged()) {
             return self.batch.push(tuple, at, op);
         }
@@ -283,8 +289,11 @@ impl<D: Destination> Inserter<D> {
             let done = self.complete(table, building, &waiting, &left[..group.min(left.len())]).await?;
             // Large rows are asked for a few at a time.
             group = if done < group.min(left.len()) { done } else { (group * 2).min(GROUP_ROWS) };
+            let last = left.get(done.wrapping_sub(1)).map(|row| row.at.version);
             left = &left[done..];
-            if building.batch.bytes() >= GROUP_BYTES {
+            let ends_a_step = left.first().is_none_or(|next| Some(next.at.version) != last);
+            let most = if ends_a_step { GROUP_BYTES } else { MOST_BYTES_OF_A_STEP };
+            if building.batch.bytes() >= most {
                 self.insert(table, building).await?;
                 count_out_of_range(table, building);
                 building.batch.clear();
@@ -381,10 +390,10 @@ mod tests {
     fn waiting_rows_keep_their_values() {
         let mut waiting = Waiting::default();
         let cells = [cell(CellKind::Text, 2, 3), cell(CellKind::Unchanged, 0, 0), cell(CellKind::Null, 0, 0)];
-        waiting.push(Tuple { data: b"..abc", cells: &cells }, Lsn(1).into(), Op::Upsert);
+        waiting.push(Tuple { data: b"..abc", cells: &cells }, Version::ZERO.into(), Op::Upsert);
         waiting.push(
             Tuple { data: b"xyz", cells: &[cell(CellKind::Binary, 0, 3)] },
-            Lsn(2).into(),
+            Version::ZERO.into(),
             Op::Delete,
         );
         let tuples: Vec<_> = waiting.rows.iter().map(|row| waiting.tuple(row)).collect();

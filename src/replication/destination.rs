@@ -1,25 +1,27 @@
 //! The contract between the engine and a destination.
 //!
-//! **Versions.** Every row carries the commit LSN of its transaction; copied rows one that is lower than that of any change
-//! that is streamed to their table, and higher than any that the table had before the copy. The destination
-//! shows, for each key, the row with the highest version; among equal versions the one inserted last. A row pushed
-//! with [`Op::Delete`] hides its key from then on (until a higher version, or an equal one inserted later, shows it again).
+//! **Writes commute.** Whatever is sent to the destination may run late, more than once, or after what was sent later, by this process or
+//! by one that it has replaced: the destination shows the same in the end. Nothing depends on the order in which requests reach it.
+//!
+//! **Versions.** Every row carries a [`Version`]: that of its change, or of its copy, which is lower than any that is streamed to the
+//! table and higher than any that the table had before the copy. The destination shows, for each key, the row with the highest
+//! version; among equal versions, which are of one insert, the last of it. A row pushed with [`Op::Delete`] hides its key from
+//! then on, until a higher version shows it again.
 //!
 //! **Tables without a key** ([`crate::model::TableKind`]): each row that is pushed is one change, told apart by its [`Position`] alone.
 //! [`Op::Upsert`] adds the row once and [`Op::Delete`], which then has all values, takes it away once. A change that is pushed again
 //! has the same position and the same values.
 //!
-//! **Order.** The engine has at most one streamed insert in flight for a table and sends them in stream order. A
-//! streamed insert names a *fence*; the destination makes sure that nothing of an earlier insert with the same fence
-//! can still become visible after a later one has begun, also when the earlier one's connection was cut.
+//! **Fences.** An insert names a *fence*; the destination ends what is left of an earlier statement with the same fence, where it
+//! can. That saves work and memory, and nothing depends on it.
 //!
 //! **Durability.** When `insert` or `finish` answers `Ok`, the rows are durable: the engine then lets the source forget
 //! them. Any row may be sent again, and sending it again changes nothing.
 
-use std::{error::Error as StdError, future::Future};
+use std::{error::Error as StdError, future::Future, ops::Range};
 
 use crate::fault::Reason;
-use crate::model::{Lsn, Position, TableSchema, Tuple};
+use crate::model::{Position, TableSchema, Tuple, Version};
 
 /// What a row does to its key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -159,26 +161,26 @@ pub trait Destination: Clone + Send + Sync + 'static {
         fence: &str,
     ) -> impl Future<Output = Result<Self::Insert, DestinationError>> + Send;
 
-    /// The highest version of any row in the target table, deleted ones too; [`Lsn::ZERO`] when there is none. Nothing of an
+    /// The highest version of any row in the target table, deleted ones too; [`Version::ZERO`] when there is none. Nothing of an
     /// earlier insert with this fence becomes visible any more once it has been answered.
     fn newest_version(
         &self,
         table: &TableSchema,
         fence: &str,
-    ) -> impl Future<Output = Result<Lsn, DestinationError>> + Send;
+    ) -> impl Future<Output = Result<Version, DestinationError>> + Send;
 
-    /// Deletes every row whose version is lower than `version`, with `version` as that of the deletion. Durable when it
-    /// answers. Inserts of higher versions may run meanwhile. Idempotent.
-    fn delete_older(
+    /// Deletes every row whose version is in `versions`, with the end of it as the version of the deletion. Durable when it
+    /// answers. Rows of other versions are never touched, however late it runs. Rows that it has deleted stay so when they are
+    /// inserted again.
+    fn delete(
         &self,
         table: &TableSchema,
-        version: Lsn,
+        versions: Range<Version>,
         fence: &str,
     ) -> impl Future<Output = Result<(), DestinationError>> + Send;
 
-    /// Empties the target table, fenced: neither an earlier insert nor an earlier emptying with this fence takes effect once a
-    /// later one has begun.
-    fn truncate(
+    /// Empties the target table of rows whose versions mean nothing, before anything else is written to it.
+    fn empty(
         &self,
         table: &TableSchema,
         fence: &str,

@@ -3,7 +3,7 @@
 use super::{DestinationError, ErrorKind, ValueError};
 use crate::{
     fault::Reason,
-    model::{Lsn, MirrorFailure, RESYNC_ADVICE, TableId, TableSchema, resync_advice},
+    model::{Lsn, MirrorFailure, RESYNC_ADVICE, TableId, TableSchema, Version, resync_advice},
     postgres::{self, quote},
 };
 
@@ -78,6 +78,24 @@ pub enum Error {
         "this mirror has copied its tables (snapshot.mode: Only) and dropped its slot: it can't go on with another mode or other tables. Undo the change, or {RESYNC_ADVICE}"
     )]
     CopyFinished,
+    /// The rows at the destination were written by a release whose versions can't be compared with ours.
+    #[error(
+        "the rows at the destination carry versions of scheme {found}, and this release of walferry writes scheme {}: which of two rows is the newer could not be told. To go on, {RESYNC_ADVICE}",
+        super::state::VERSION_SCHEME
+    )]
+    OtherVersions {
+        /// The scheme in the state.
+        found: u32,
+    },
+    /// The source's log is longer than versions have room for.
+    #[error(
+        "the source's log has come to {position}, and rows at the destination can be told apart up to {} (32 PiB) only: move the database to a new cluster, whose log begins anew, and mirror that one",
+        Version::LIMIT
+    )]
+    LogTooLong {
+        /// Where the log is.
+        position: Lsn,
+    },
     /// The publication is gone or changed although this Mirror runs on it.
     #[error(
         "publication {publication} {problem}: changes made meanwhile were not sent. To go on, {RESYNC_ADVICE}"
@@ -243,6 +261,15 @@ impl Error {
         Error::Table { table: schema.id.clone(), reason: Reason::RowTooLong, message }
     }
 
+    /// A transaction has truncated a table more often than its changes' versions have room for.
+    pub(super) fn too_many_truncates(table: &TableId) -> Self {
+        let message = format!(
+            "one transaction has truncated it more than a thousand times, so its rows can't be told from older ones. To go on, {}",
+            resync_advice(table)
+        );
+        Error::Table { table: table.clone(), reason: Reason::TooManyTruncates, message }
+    }
+
     /// An error that the stream met, as what it means there.
     pub(super) fn of_stream(error: Error) -> Self {
         match error {
@@ -349,6 +376,8 @@ pub fn policy(error: &Error) -> (Policy, Reason) {
         Error::SlotInUse { .. } => (Policy::Retry, Reason::SourceSlotInUse),
         Error::SlotNotReady { .. } => (Policy::Retry, Reason::SourceSlotNotReady),
         Error::CopyFinished => (Policy::Stall, Reason::CopyFinished),
+        Error::OtherVersions { .. } => (Policy::Stall, Reason::DestinationVersionsOutdated),
+        Error::LogTooLong { .. } => (Policy::Stall, Reason::SourceLogTooLong),
         Error::PublicationChanged { .. } => (Policy::Stall, Reason::SourcePublicationChanged),
         Error::SourceReplaced { .. } => (Policy::Stall, Reason::SourceReplaced),
         Error::TimelineChanged { .. } => (Policy::Stall, Reason::SourceTimelineChanged),

@@ -11,16 +11,19 @@
 
 use super::{
     Destination, Error, Policy,
+    applier::require_room,
     batch::stream_fence,
     policy,
     provision::{check_slot, set_aside},
     resync::Apart,
     schema_change,
-    state::{MirrorState, SourceRecord, StateStore, TablePhase, TableRecord},
+    state::{MirrorState, SourceRecord, StateStore, TablePhase, TableRecord, VERSION_SCHEME},
 };
 use crate::{
     fault::Reason,
-    model::{Lsn, RESYNC_ADVICE, ReplicatorConfig, SnapshotMode, TableId, TableKind, resync_advice_for},
+    model::{
+        Lsn, RESYNC_ADVICE, ReplicatorConfig, SnapshotMode, TableId, TableKind, Version, resync_advice_for,
+    },
     postgres::{
         self, catalog,
         session::Session,
@@ -48,6 +51,14 @@ impl Origin {
         Ok(Origin { identity, history })
     }
 
+    /// Refuses a log that is longer than versions have room for.
+    ///
+    /// # Errors
+    /// [`Error::LogTooLong`]
+    pub(super) fn check_room(&self) -> Result<(), Error> {
+        require_room(self.identity.wal_position)
+    }
+
     /// The server's timeline.
     pub(super) fn timeline(&self) -> u32 {
         self.identity.timeline
@@ -63,6 +74,7 @@ impl Origin {
             start_lsn: start,
             finished: false,
             resync,
+            version_scheme: VERSION_SCHEME,
         })
     }
 
@@ -164,8 +176,8 @@ impl<D: Destination> Failover<'_, D> {
             }
             let fence = stream_fence(&self.config.mirror.fence(), &record.schema);
             match self.destination.newest_version(&record.schema, &fence).await {
-                Ok(version) if version >= self.at => {
-                    newest = newest.max(version);
+                Ok(version) if version >= Version::copied(self.at) => {
+                    newest = newest.max(version.lsn());
                     ahead.push(spec.id.clone());
                 }
                 Ok(_) => {}
@@ -262,6 +274,7 @@ mod tests {
             start_lsn: Lsn(1),
             finished: false,
             resync: None,
+            version_scheme: VERSION_SCHEME,
         };
         let (timeline, history, started) = found;
         let origin = Origin {

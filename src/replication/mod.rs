@@ -6,6 +6,8 @@ mod applier;
 mod backoff;
 mod batch;
 mod checkpoint;
+#[cfg(test)]
+mod commute;
 mod cut;
 mod destination;
 mod drift;
@@ -20,7 +22,9 @@ mod schema_change;
 mod snapshot;
 mod state;
 mod stream;
+mod sweep;
 mod table;
+mod truncate;
 mod watch;
 mod worker;
 

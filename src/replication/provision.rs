@@ -88,10 +88,12 @@ pub(super) async fn provision<D: Destination>(
     }
     resync::release_if_due(config, session, &mut state, store).await?;
     origin.check_system(state.source.as_ref())?;
+    origin.check_room()?;
     if state.source.as_ref().is_some_and(|source| source.finished) {
         check_finished(config, &state)?;
         return Ok(Provisioned { state, joining: false, failed_over: None });
     }
+    state.source.as_ref().map_or(Ok(()), SourceRecord::check_versions)?;
     let mut apart = resync::set_apart(config, &mut state)?;
     resync::take_readable(&mut state, &mut apart);
     let failed_over = state.source.as_ref().map(|source| origin.switch(source)).transpose()?.flatten();

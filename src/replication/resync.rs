@@ -15,7 +15,7 @@ use super::{
 };
 use crate::{
     fault::Reason,
-    model::{Lsn, ReplicatorConfig, TableId, TableSchema},
+    model::{Lsn, ReplicatorConfig, TableId, TableSchema, Version},
     postgres::{
         catalog, publication,
         session::Session,
@@ -188,9 +188,9 @@ pub(super) async fn copy_version<D: Destination>(
 ) -> Result<Lsn, Error> {
     let version = Lsn(start.0.saturating_sub(1));
     let newest = destination.newest_version(table, fence).await?;
-    if newest >= version {
-        tracing::warn!(table = %table.id, %newest, %start, "target has rows of another history; emptying it");
-        destination.truncate(table, fence).await?;
+    if newest >= Version::copied(version) {
+        tracing::warn!(table = %table.id, newest = %newest.lsn(), %start, "target has rows of another history; emptying it");
+        destination.empty(table, fence).await?;
     }
     Ok(version)
 }
@@ -209,6 +209,7 @@ mod tests {
             start_lsn: Lsn(5),
             finished: false,
             resync: resync.map(str::to_owned),
+            version_scheme: 1,
         })
     }
 

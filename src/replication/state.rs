@@ -1,14 +1,18 @@
 //! What a Mirror remembers at the destination: which source it follows, each table's schema and state, and the chunks
 //! of its snapshot that are done.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    ops::Range,
+    time::{SystemTime, UNIX_EPOCH},
+};
 
 use serde::{Deserialize, Serialize};
 
 use super::{Destination, Error, StateRow, cut::Cut};
 use crate::{
     fault::{Reason, optional},
-    model::{Lsn, TableId, TableSchema, TableSpec},
+    model::{Lsn, TableId, TableSchema, TableSpec, Version},
     postgres::{catalog::Layout, publication::PublishedTable},
 };
 
@@ -34,6 +38,25 @@ pub struct SourceRecord {
     /// The resync that this slot was made for, or the value that was there from the start.
     #[serde(default)]
     pub resync: Option<String>,
+    /// What the versions of the Mirror's rows mean: [`VERSION_SCHEME`], or an older number.
+    #[serde(default)]
+    pub version_scheme: u32,
+}
+
+/// What [`Version`](crate::model::Version) means. Rows of another scheme can't be compared with ours; 0 was the commit LSN alone.
+pub(super) const VERSION_SCHEME: u32 = 1;
+
+impl SourceRecord {
+    /// Refuses to go on with rows whose versions mean something else than ours.
+    ///
+    /// # Errors
+    /// [`Error::OtherVersions`]
+    pub fn check_versions(&self) -> Result<(), Error> {
+        match self.version_scheme {
+            VERSION_SCHEME => Ok(()),
+            found => Err(Error::OtherVersions { found }),
+        }
+    }
 }
 
 /// A resync under way: from the intent until every table has its new record.
@@ -123,6 +146,17 @@ pub struct TableRecord {
     /// Which transactions the copy has, for a table without a key: set when its present plan was made.
     #[serde(default)]
     pub cut: Option<Cut>,
+    /// No row with a lower version counts any more: since the last TRUNCATE, or since the table was copied again.
+    #[serde(default)]
+    pub floor: Version,
+    /// When that was recorded, in seconds since 1970.
+    #[serde(default)]
+    pub floor_set: u64,
+}
+
+/// The time, in seconds since 1970.
+pub(super) fn unix_seconds() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
 }
 
 /// As late as can be, for a record of before there was one.
@@ -171,7 +205,23 @@ impl TableRecord {
             published: None,
             copy_anew: None,
             cut: None,
+            floor: Version::ZERO,
+            floor_set: 0,
         }
+    }
+
+    /// Notes that rows with a lower version than this count no more.
+    pub fn raise_floor(&mut self, floor: Version) {
+        if floor > self.floor {
+            self.floor = floor;
+            self.floor_set = unix_seconds();
+        }
+    }
+
+    /// The versions of rows that a TRUNCATE with this version has to delete: those below the floor are deleted already. Where the
+    /// floor is as high as that, an earlier process may have come to record it and no further.
+    pub fn left_below(&self, version: Version) -> Range<Version> {
+        if self.floor < version { self.floor..version } else { Version::ZERO..version }
     }
 
     /// Notes that something of it was read up to this position.
@@ -381,6 +431,7 @@ mod tests {
             start_lsn: Lsn(5),
             finished: false,
             resync: None,
+            version_scheme: VERSION_SCHEME,
         };
         let resync = ResyncRecord { value: "1".into(), released: true };
         let chunk = |plan, index| {
@@ -408,7 +459,9 @@ mod tests {
     fn records_of_before_are_read() {
         let source = r#"{"systemIdentifier":"7","timeline":1,"startLsn":"0/5"}"#;
         let rows = [StateRow { item: SOURCE_ITEM.into(), value: source.into() }];
-        assert_eq!(parse(&rows).unwrap().source.unwrap().resync, None);
+        let source = parse(&rows).unwrap().source.unwrap();
+        assert_eq!(source.resync, None);
+        assert!(source.check_versions().unwrap_err().to_string().contains("walferry.dev/resync"));
         let mut old = serde_json::to_value(record(1, 0)).unwrap();
         for field in ["copy_version", "seen"] {
             old.as_object_mut().unwrap().remove(field).unwrap();
@@ -416,6 +469,23 @@ mod tests {
         let rows = [StateRow { item: "table/public.t".into(), value: old.to_string() }];
         let table = parse(&rows).unwrap().tables.into_values().next().unwrap();
         assert_eq!((table.copy_version, table.seen), (Lsn::ZERO, Lsn(u64::MAX)));
+    }
+
+    #[test]
+    fn a_truncate_deletes_what_the_one_before_has_not() {
+        let mut record = record(1, 0);
+        let version = |number| Version::from_number(number);
+        assert_eq!(record.left_below(version(9)), Version::ZERO..version(9));
+        record.raise_floor(version(9));
+        assert!(record.floor_set > 1_700_000_000);
+        assert_eq!(
+            record.left_below(version(9)),
+            Version::ZERO..version(9),
+            "of which only the record may be written"
+        );
+        assert_eq!(record.left_below(version(12)), version(9)..version(12));
+        record.raise_floor(version(5));
+        assert_eq!(record.floor, version(9));
     }
 
     #[test]

@@ -15,16 +15,16 @@ use super::{
     Destination, Error, Policy,
     applier::{Applier, Step},
     backoff::retry,
-    batch::stream_fence,
     checkpoint::{Checkpoint, PgMicros},
     drift::FILLED_BEFORE,
     policy,
     row::KnownRelation,
     schema_change::{self, CHANGED_COLUMNS, Fit, Projection},
     state::TableRecord,
+    truncate,
 };
 use crate::{
-    model::{PostgresEndpoint, Progress, TableId},
+    model::{PostgresEndpoint, Progress, TableId, Version},
     postgres::{
         catalog,
         pgoutput::Relation,
@@ -118,16 +118,16 @@ async fn pump<D: Destination>(
     loop {
         while let Some(message) = reader.try_next()? {
             match message {
-                ReplicationMessage::XLogData { data, .. } => {
-                    let mut step = applier.apply(data)?;
+                ReplicationMessage::XLogData { wal_start, data, .. } => {
+                    let mut step = applier.apply(wal_start, data)?;
                     loop {
                         step = match step {
                             Step::Late(relation) => {
                                 announce(surroundings, applier, *relation).await?;
-                                applier.apply(data)?
+                                applier.apply(wal_start, data)?
                             }
                             Step::Wait(table) => tokio::select! {
-                                () = table.sieve.resumed() => applier.apply(data)?,
+                                () = table.sieve.resumed() => applier.apply(wal_start, data)?,
                                 () = surroundings.abort.cancelled() => return Err(Error::Stopped),
                             },
                             _ => break,
@@ -226,8 +226,8 @@ async fn handle<D: Destination>(
         Step::Late(_) => Err(Error::Protocol("a relation that can't be judged")),
         Step::Relation(relation) => announce(surroundings, applier, relation).await,
         Step::Truncate(slots) => {
-            for slot in slots {
-                truncate(surroundings, applier, slot).await?;
+            for (slot, version) in slots {
+                truncate(surroundings, applier, slot, version).await?;
             }
             Ok(())
         }
@@ -365,8 +365,11 @@ async fn change_schema<D: Destination>(
     if merged == *old {
         return Ok(());
     }
-    // Rows of the old schema go first: within one version, the row inserted last wins.
-    applier.flush(index).await?;
+    // Rows of the old schema go first, but not without the rest of their step: that comes with the new schema, when all is sent again.
+    let whole = applier.is_whole(index);
+    if whole {
+        applier.flush(index).await?;
+    }
     let destination = &applier.inserter.destination;
     let filled =
         retry(&surroundings.abort, &notice, || async { Ok(destination.add_columns(&merged, &added).await?) })
@@ -386,45 +389,29 @@ async fn change_schema<D: Destination>(
     let names: Vec<_> =
         added.iter().filter_map(|index| merged.columns.get(*index)).map(|c| &c.name).collect();
     tracing::info!(table = %table.id, added = ?names, "applied a schema change");
+    if !whole {
+        let why = "its columns changed between rows of one step".to_owned();
+        return Err(Error::CatalogChanged { table: old.id.clone(), why, copy: false });
+    }
     if let Some(slot) = applier.slots.get_mut(index) {
         slot.schema = Arc::new(merged);
     }
     Ok(())
 }
 
-/// Empties a target in stream order.
-///
-/// Whatever exists at the source after a TRUNCATE was inserted after it, so it is in the stream: a snapshot that is
-/// still running has nothing left to copy. The record comes first: of a TRUNCATE that a failover loses, no row tells.
+/// Deletes what a target has from before a TRUNCATE, or fails the table alone.
 async fn truncate<D: Destination>(
     surroundings: &Surroundings,
     applier: &mut Applier<D>,
     index: usize,
+    version: Option<Version>,
 ) -> Result<(), Error> {
-    let Some(table) = applier.slots.get(index).map(|slot| Arc::clone(&slot.table)) else { return Ok(()) };
-    if table.failed() {
-        return Ok(());
-    }
-    applier.flush(index).await?;
-    let _after_the_insert =
-        table.insert_permit.acquire().await.map_err(|closed| Error::Task(closed.to_string()))?;
-    table.stop_copying().await;
-    let schema = table.schema();
-    let destination = applier.inserter.destination.clone();
-    let notice = Arc::clone(&applier.inserter.notice);
-    let fence = stream_fence(&applier.inserter.fence, &schema);
-    retry(&surroundings.abort, &notice, || table.finish_snapshot(applier.after_commit())).await?;
-    let emptied =
-        retry(&surroundings.abort, &notice, || async { Ok(destination.truncate(&schema, &fence).await?) })
-            .await;
-    match emptied {
+    match truncate::apply(&surroundings.abort, applier, index, version).await {
         Err(error) if policy(&error).0 == Policy::FailTable => {
-            return fail(surroundings, applier, index, &error).await;
+            fail(surroundings, applier, index, &error).await
         }
-        other => other?,
+        other => other,
     }
-    table.progress.truncated.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-    Ok(())
 }
 
 /// Tells the source, and our own status, what is durable: at its own pace, however slow the destination is.

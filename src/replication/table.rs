@@ -16,9 +16,10 @@ use super::{
     error::table_failure,
     policy,
     state::{StateStore, TablePhase, TableRecord},
+    sweep::is_recent,
 };
 use crate::fault::Reason;
-use crate::model::{Lsn, TableId, TableKind, TableProgress, TableSchema, TableState};
+use crate::model::{Lsn, TableId, TableKind, TableProgress, TableSchema, TableState, Version};
 
 /// A table's shared state. One exists for each table of the Mirror, over reconnections of the stream.
 pub(super) struct Table<D: Destination> {
@@ -36,6 +37,8 @@ pub(super) struct Table<D: Destination> {
     failed: AtomicBool,
     snapshot_over: AtomicBool,
     insert_micros: AtomicU64,
+    /// Whether rows from before the floor may still arrive that no confirmed insert had.
+    sweep_due: AtomicBool,
     /// Orders changes of the record, which are written to the destination's state.
     writing: tokio::sync::Mutex<()>,
     store: StateStore<D>,
@@ -67,6 +70,7 @@ impl<D: Destination> Table<D> {
             failed: AtomicBool::new(record.phase == TablePhase::Failed),
             snapshot_over: AtomicBool::new(record.phase != TablePhase::Snapshotting),
             insert_micros: AtomicU64::new(0),
+            sweep_due: AtomicBool::new(is_recent(&record)),
             record: RwLock::new(record),
             writing: tokio::sync::Mutex::default(),
             store,
@@ -151,13 +155,15 @@ impl<D: Destination> Table<D> {
         drop(self.chunk_gate.write().await);
     }
 
-    /// Records that nothing is left to copy, as is known from what the source's log had up to `seen`.
-    pub(super) async fn finish_snapshot(&self, seen: Lsn) -> Result<(), Error> {
+    /// Records that nothing is left to copy, as is known from what the source's log had up to `seen`, and that rows below `floor` count no
+    /// more.
+    pub(super) async fn finish_snapshot(&self, seen: Lsn, floor: Version) -> Result<(), Error> {
         let _one_at_a_time = self.writing.lock().await;
         if self.failed() {
             return Ok(());
         }
         let mut record = self.record();
+        record.raise_floor(floor);
         record.phase = TablePhase::Streaming;
         (record.reason, record.message) = (None, String::new());
         record.copy_version = Lsn::ZERO;
@@ -165,9 +171,18 @@ impl<D: Destination> Table<D> {
         let chunks = std::mem::take(&mut record.chunks).len();
         self.store.finish_snapshot(&record, chunks).await?;
         self.replace(record);
+        if floor > Version::ZERO {
+            self.sweep_due.store(true, Ordering::Release);
+        }
         self.snapshot_over.store(true, Ordering::Release);
         self.progress.set_state(TableState::Streaming, None, "");
         Ok(())
+    }
+
+    /// The floor below which late rows have to be looked for from now on, once each time that there is reason to.
+    pub(super) fn take_sweep(&self) -> Option<Version> {
+        let due = self.sweep_due.swap(false, Ordering::AcqRel);
+        due.then(|| self.record.read().unwrap_or_else(PoisonError::into_inner).floor)
     }
 
     /// Remembers how long an insert took.

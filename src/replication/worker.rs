@@ -25,7 +25,7 @@ use super::{
     reread::Rereader,
     resync, snapshot,
     state::{MirrorState, StateStore, TableRecord},
-    stream,
+    stream, sweep,
     table::Table,
     watch::Watch,
 };
@@ -240,6 +240,7 @@ impl<D: Destination> Worker<D> {
         let copied = report_copy(&mut copying, Arc::clone(&notice), fatal.clone());
         let (end, abort) = (self.stop.child_token(), self.abort.child_token());
         let watcher = tokio::spawn(watch.run(fatal.clone(), end.clone()));
+        tokio::spawn(self.sweep(&tables, end.clone()));
         let finisher = ends.then(|| tokio::spawn(self.until_caught_up(&tables, fatal.clone(), end.clone())));
         let inserter = self.inserter(fatal, notice, abort.clone());
         let applier = Applier::new(tables, Arc::new(inserter), Checkpoint::new(confirmed), self.config.batch);
@@ -324,6 +325,15 @@ impl<D: Destination> Worker<D> {
         tracing::info!(slot = slot_name, start = %confirmed, binary, "streaming");
         self.progress.set_durable_lsn(confirmed);
         Ok(Some(Started { session, state, joining, tables, watch, reader, writer, confirmed, binary }))
+    }
+
+    fn sweep(
+        &self,
+        tables: &[(Arc<Table<D>>, TableSpec)],
+        end: CancellationToken,
+    ) -> impl Future<Output = ()> + use<D> {
+        let tables = tables.iter().map(|(table, _)| Arc::clone(table)).collect();
+        sweep::run(self.destination.clone(), tables, self.config.mirror.fence(), end)
     }
 
     fn watch(&self, state: &MirrorState, tables: &[(Arc<Table<D>>, TableSpec)]) -> Watch<D> {

@@ -14,7 +14,7 @@ use crate::{
         quote as clickhouse_quote, target,
         types::{ChType, display, parse},
     },
-    model::{CellKind, Column, Lsn, OutOfRange, SourceType, TableSchema},
+    model::{CellKind, Column, Lsn, OutOfRange, SourceType, TableSchema, Version},
     postgres::{copy, quote as postgres_quote},
 };
 
@@ -202,7 +202,8 @@ impl TablePlan {
         let names: Vec<String> = self.target_values().chain([sign]).collect();
         let table = clickhouse_quote::table(&self.database, &self.schema.target);
         let version = clickhouse_quote::ident(OwnColumn::Version.name());
-        format!("SELECT {} FROM {table} FINAL WHERE {version} < {} FORMAT RowBinary", names.join(", "), end.0)
+        let end = Version::copied(end).number();
+        format!("SELECT {} FROM {table} FINAL WHERE {version} < {end} FORMAT RowBinary", names.join(", "))
     }
 
     /// The number of the destination's rows.

@@ -5,7 +5,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::{
     clickhouse::types::{Features, display, parse, target_type},
-    model::{Cell, CellKind, Column as SourceColumn, Lsn, SourceType, TableId},
+    model::{Cell, CellKind, Column as SourceColumn, SourceType, TableId, Version},
 };
 
 struct Table {
@@ -47,7 +47,7 @@ fn push(builder: &mut BlockBuilder, kind: CellKind, value: &[u8], op: Op) -> Res
     data.extend_from_slice(value);
     let cells =
         [Cell { kind: CellKind::Binary, start: 0, len: 8 }, Cell { kind, start: 8, len: value.len() as u32 }];
-    builder.push(Tuple { data: &data, cells: &cells }, Lsn(9).into(), op)
+    builder.push(Tuple { data: &data, cells: &cells }, Version::from_number(9).into(), op)
 }
 
 /// What is stored for one value, for a human, and how many values were adjusted.
@@ -163,8 +163,9 @@ fn key_values_are_never_adjusted() {
     let mut builder = table.builder();
     let cells =
         [Cell { kind: CellKind::Text, start: 0, len: 8 }, Cell { kind: CellKind::Null, start: 0, len: 0 }];
-    let error =
-        builder.push(Tuple { data: b"infinity", cells: &cells }, Lsn(1).into(), Op::Upsert).unwrap_err();
+    let error = builder
+        .push(Tuple { data: b"infinity", cells: &cells }, Version::ZERO.into(), Op::Upsert)
+        .unwrap_err();
     assert!(matches!(error, ValueError::OutOfRange { column, .. } if column == "id"));
 }
 

@@ -4,7 +4,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError, atomic::Ordering};
 
 use super::{Destination, Error, Surroundings, Table, copy_fence};
 use crate::{
-    model::{Cell, CellKind, Lsn, Position, TableSchema, Tuple},
+    model::{Cell, CellKind, Lsn, Position, TableSchema, Tuple, Version},
     postgres::{
         self,
         catalog::{self, LiveColumn},
@@ -76,7 +76,7 @@ struct Kept<D: Destination> {
     schema: TableSchema,
     batch: D::Batch,
     /// The version of the rows.
-    version: Lsn,
+    version: Version,
 }
 
 /// One worker's way to copy chunks.
@@ -102,7 +102,7 @@ impl<D: Destination> Copier<D> {
         piece: Piece<'_>,
     ) -> Result<Copied, Error> {
         let TableRecord { schema, copy_version, .. } = table.record();
-        let version = piece.chunk.version.unwrap_or(copy_version);
+        let version = Version::copied(piece.chunk.version.unwrap_or(copy_version));
         let kept = self.kept().take();
         let mut kept = match kept {
             Some(kept) if kept.schema == schema => Kept { version, ..kept },

@@ -8,8 +8,8 @@ use std::sync::{Arc, atomic::Ordering};
 
 use super::{Destination, Error, SharedSnapshot, Snapshot, Table, plan, retry};
 use crate::{
-    model::Lsn,
-    postgres::shared_snapshot::Locking,
+    model::{Lsn, Version},
+    postgres::{catalog, shared_snapshot::Locking},
     replication::{batch::stream_fence, cut::Cut},
 };
 
@@ -68,18 +68,26 @@ impl<D: Destination> Snapshot<D> {
             let session = self.session().await?;
             plan::wait_for_writers(&session, table, &self.around.stop).await?;
         }
-        if record.plan > 0 || record.copy_version > Lsn::ZERO {
-            self.empty(table).await?;
+        let mut version = record.copy_version;
+        if record.plan > 0 || version > Lsn::ZERO {
+            version = self.take_away(table).await?;
         }
         let number = plan::next_number(record.plan);
-        table.update(|record| (record.plan, record.chunks) = (number, Vec::new())).await
+        table
+            .update(|record| {
+                (record.plan, record.chunks, record.copy_version) = (number, Vec::new(), version);
+            })
+            .await
     }
 
-    /// Empties a target for good: nothing that an earlier process has left on its way arrives later.
-    async fn empty(&self, table: &Table<D>) -> Result<(), Error> {
+    /// Takes away all that a target has. Gives the position of the next copy, whose rows lie where none of before did.
+    async fn take_away(&self, table: &Table<D>) -> Result<Lsn, Error> {
+        let position = catalog::firm_position(&self.session().await?).await?;
         let schema = table.schema();
         let fence = stream_fence(&self.around.fence, &schema);
-        Ok(self.around.destination.truncate(&schema, &fence).await?)
+        let older = Version::ZERO..Version::copied(position);
+        self.around.destination.delete(&schema, older, &fence).await?;
+        Ok(position)
     }
 
     /// Takes a snapshot and opens the stream for what it does not see. Gives the tables of which it sees all that the stream has left

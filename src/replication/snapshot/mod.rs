@@ -31,7 +31,7 @@ use super::{
     table::Table,
 };
 use crate::{
-    model::{Lsn, PostgresEndpoint, Progress, TableId, TableState},
+    model::{Lsn, PostgresEndpoint, Progress, TableId, TableState, Version},
     postgres::{self, catalog, session::Session, shared_snapshot::SharedSnapshot},
 };
 
@@ -345,9 +345,11 @@ impl<D: Destination> Snapshot<D> {
         retry(&self.around.stop, &self.around.notice, || async {
             if version > Lsn::ZERO && schema.kind.is_keyed() {
                 let fence = format!("{}.rest-{}", self.around.fence, schema.target);
-                self.around.destination.delete_older(&schema, version, &fence).await?;
+                let older = Version::ZERO..Version::copied(version);
+                self.around.destination.delete(&schema, older, &fence).await?;
+                return table.finish_snapshot(seen, Version::copied(version)).await;
             }
-            table.finish_snapshot(seen).await
+            table.finish_snapshot(seen, Version::ZERO).await
         })
         .await
     }

@@ -1,0 +1,261 @@
+//! Requests that reach ClickHouse late, twice, at another server, or from a process that was replaced, do no harm.
+
+use std::sync::Arc;
+
+use nix::sys::signal::Signal;
+use serde_json::json;
+
+use crate::{
+    on_both,
+    support::{Direction, Gateway, Lab, Mirror, Pg, Proxy, Server, eventually},
+};
+
+const TABLE: &str = "CREATE TABLE t (id int PRIMARY KEY, v text)";
+
+fn through(lab: &Lab, tables: &[&str], port: u16) -> Mirror {
+    let mut mirror = lab.mirror(tables);
+    mirror.clickhouse["spec"]["clickhouse"]["url"] = format!("http://127.0.0.1:{port}").into();
+    mirror
+}
+
+/// What marks the inserts of streamed and copied rows of a table in their URL.
+fn inserts_into(lab: &Lab, table: &str) -> String {
+    format!("INSERT INTO `{}`.`{table}`", lab.database)
+}
+
+fn assert_delivered(answers: &[String]) {
+    for answer in answers {
+        assert!(answer.starts_with("HTTP/1.1 200"), "a late request was refused: {answer}");
+    }
+}
+
+/// The first inserts of a transaction run again, and for the first time, after all the others.
+fn ties_within_a_transaction(pg: Pg) {
+    let lab = Lab::new(pg);
+    lab.sql(TABLE);
+    let gateway = Gateway::to(lab.clickhouse.port);
+    let mut mirror = through(&lab, &["t"], gateway.port);
+    mirror.mirror["spec"]["batch"] = json!({"maxBytes": "1Mi", "maxDelayMilliseconds": 1});
+    let mut run = lab.streaming(&mirror);
+    gateway.hold(&inserts_into(&lab, "t"), 3);
+    lab.sql(
+        "BEGIN; INSERT INTO t VALUES (1, 'first'), (2, 'x'); INSERT INTO t SELECT i, repeat('v', 60) FROM generate_series(3, 60000) i;
+         UPDATE t SET v = 'second' WHERE id = 1; DELETE FROM t WHERE id = 2; UPDATE t SET v = 'last' WHERE id % 100 = 0; COMMIT",
+    );
+    lab.settle(&mut run);
+    assert_eq!(gateway.kept(), 3);
+    lab.assert_table("t", "id, v", "id");
+    let parts = "SELECT uniqExact(_walferry_version) > 10, uniqExact(_part) > 1 FROM t";
+    assert_eq!(lab.target_value(parts), "1\t1", "the transaction was to be inserted in several steps");
+    assert_delivered(&gateway.deliver());
+    lab.assert_table("t", "id, v", "id");
+    assert_eq!(lab.target_value("SELECT v FROM t FINAL WHERE id IN (1, 2)"), "second");
+    run.stop();
+}
+
+/// What deletes the rows of before a TRUNCATE runs again after rows were inserted, into a table with a key and one without.
+fn a_late_truncate(pg: Pg) {
+    let lab = Lab::new(pg);
+    lab.sql(TABLE);
+    lab.sql("CREATE TABLE log (n int); ALTER TABLE log REPLICA IDENTITY FULL");
+    lab.sql("INSERT INTO t VALUES (1, 'old'), (2, 'old'); INSERT INTO log SELECT i % 5 FROM generate_series(1, 100) i");
+    let gateway = Gateway::to(lab.clickhouse.port);
+    let mut run = lab.streaming(&through(&lab, &["t", "log"], gateway.port));
+    lab.sql("INSERT INTO log VALUES (7), (7); DELETE FROM log WHERE n = 1");
+    lab.settle(&mut run);
+    gateway.hold(" SELECT ", 2);
+    lab.sql("TRUNCATE t, log");
+    eventually("what the TRUNCATE runs to be held back", || gateway.kept() == 2);
+    lab.sql("INSERT INTO t SELECT i, 'new' FROM generate_series(2, 100) i; INSERT INTO log SELECT i % 3 FROM generate_series(1, 10) i");
+    lab.settle(&mut run);
+    let compare = || {
+        lab.assert_table("t", "id, v", "id");
+        lab.assert_same(
+            "SELECT n, count(*) FROM log GROUP BY n ORDER BY n",
+            "SELECT n, sum(_walferry_sign) AS times FROM log FINAL GROUP BY n HAVING times != 0 ORDER BY n",
+        );
+    };
+    compare();
+    assert_delivered(&gateway.deliver());
+    compare();
+    run.stop();
+}
+
+/// The inserts of the copy, and of what was streamed, run again after a TRUNCATE.
+fn inserts_after_a_truncate(pg: Pg) {
+    let lab = Lab::new(pg);
+    lab.sql(TABLE);
+    lab.sql("INSERT INTO t SELECT i, 'copied' FROM generate_series(1, 100) i");
+    let gateway = Gateway::to(lab.clickhouse.port);
+    gateway.hold(&inserts_into(&lab, "t"), 1);
+    let mut run = lab.streaming(&through(&lab, &["t"], gateway.port));
+    assert_eq!(gateway.kept(), 1);
+    gateway.hold(&inserts_into(&lab, "t"), 1);
+    lab.sql("INSERT INTO t SELECT i, 'streamed' FROM generate_series(101, 200) i");
+    lab.settle(&mut run);
+    assert_eq!(gateway.kept(), 2);
+    lab.sql("TRUNCATE t; INSERT INTO t VALUES (7, 'new')");
+    lab.settle(&mut run);
+    assert_delivered(&gateway.deliver());
+    lab.assert_table("t", "id, v", "id");
+    run.stop();
+}
+
+/// An insert of the copy that nobody repeats: its process was killed, and the rows are gone when the next one reads them.
+#[test]
+fn an_insert_that_nobody_repeats() {
+    let lab = Lab::new(Pg::V18);
+    lab.sql(TABLE);
+    lab.sql("INSERT INTO t SELECT i, 'copied' FROM generate_series(1, 100) i");
+    let gateway = Gateway::to(lab.clickhouse.port);
+    gateway.hold(&inserts_into(&lab, "t"), usize::MAX);
+    let killed = lab.run(&through(&lab, &["t"], gateway.port));
+    eventually("an insert to be held back", || gateway.kept() > 0);
+    killed.kill();
+    lab.sql("TRUNCATE t; INSERT INTO t VALUES (7, 'new')");
+    let run = lab.streaming(&lab.mirror(&["t"]));
+    lab.assert_table("t", "id, v", "id");
+    gateway.let_pass();
+    assert_delivered(&gateway.deliver());
+    eventually("the late rows to be deleted", || lab.target_value("SELECT count() FROM t FINAL") == "1");
+    lab.assert_table("t", "id, v", "id");
+    run.stop();
+}
+
+/// A process is cut off from both servers with a TRUNCATE in its hands, another one takes over and goes on, and the first comes back.
+fn a_replaced_process_comes_back(pg: Pg) {
+    let lab = Lab::new(pg);
+    lab.sql(TABLE);
+    lab.sql("INSERT INTO t VALUES (1, 'old')");
+    let (source, target) = (Proxy::to(lab.postgres_port), Proxy::to(lab.clickhouse.port));
+    let mut mirror = through(&lab, &["t"], target.port);
+    mirror.postgres["spec"]["postgres"]["port"] = source.port.into();
+    let first = lab.streaming(&mirror);
+    let freeze = |proxy: &Proxy, frozen| {
+        proxy.set_frozen(Direction::ToServer, frozen);
+        proxy.set_frozen(Direction::ToClient, frozen);
+    };
+    freeze(&target, true);
+    lab.sql("TRUNCATE t");
+    std::thread::sleep(std::time::Duration::from_millis(1500));
+    freeze(&source, true);
+    lab.sql("INSERT INTO t SELECT i, 'new' FROM generate_series(1, 100) i");
+    let mut second = lab.streaming(&lab.mirror(&["t"]));
+    lab.assert_table("t", "id, v", "id");
+    freeze(&target, false);
+    freeze(&source, false);
+    // The first one's TRUNCATE runs, or its process has heard that the slot is another's.
+    std::thread::sleep(std::time::Duration::from_secs(3));
+    lab.assert_table("t", "id, v", "id");
+    first.kill();
+    lab.sql("UPDATE t SET v = 'newer' WHERE id < 10");
+    second.until_streaming();
+    lab.settle(&mut second);
+    lab.assert_table("t", "id, v", "id");
+    second.stop();
+}
+
+/// A process that is stopped in the middle of its work goes on after another one has done all of it, and more.
+#[test]
+fn a_frozen_process_goes_on() {
+    let lab = Lab::new(Pg::V18);
+    lab.sql(TABLE);
+    lab.sql("CREATE TABLE log (n int); ALTER TABLE log REPLICA IDENTITY FULL");
+    let mirror = lab.mirror(&["t", "log"]);
+    let first = lab.streaming(&mirror);
+    for round in 0..5 {
+        lab.sql(&format!(
+            "BEGIN; INSERT INTO t SELECT i, 'a{round}' FROM generate_series(1, 20000) i; INSERT INTO log SELECT i % 7 FROM generate_series(1, 20000) i;
+             UPDATE t SET v = 'b' WHERE id % 3 = 0; DELETE FROM t WHERE id % 5 = 0; COMMIT"
+        ));
+        if round == 3 {
+            first.signal(Signal::SIGSTOP);
+        }
+        lab.sql(if round % 2 == 0 {
+            "TRUNCATE t, log"
+        } else {
+            "DELETE FROM t; DELETE FROM log WHERE n < 5"
+        });
+    }
+    lab.sql("INSERT INTO t VALUES (1, 'last'); INSERT INTO log VALUES (1), (1)");
+    let mut second = lab.streaming(&mirror);
+    let compare = || {
+        lab.assert_table("t", "id, v", "id");
+        lab.assert_same(
+            "SELECT n, count(*) FROM log GROUP BY n ORDER BY n",
+            "SELECT n, sum(_walferry_sign) AS times FROM log FINAL GROUP BY n HAVING times != 0 ORDER BY n",
+        );
+    };
+    compare();
+    first.signal(Signal::SIGCONT);
+    std::thread::sleep(std::time::Duration::from_secs(3));
+    lab.settle(&mut second);
+    compare();
+    first.kill();
+    second.stop();
+}
+
+/// Inserts go to one of two servers or to both, whichever a balancer takes, as to replicas. Brought together, in either order, their rows are
+/// the source's.
+#[test]
+fn replicas_behind_a_balancer() {
+    let clickhouse = Arc::new(Server::clickhouse(&[]));
+    let other = Server::clickhouse(&[]);
+    let lab = Lab::on(Server::shared_postgres(Pg::V18), clickhouse);
+    let (first, second) = (lab.clickhouse.port, other.port);
+    let mut count = 0_usize;
+    let gateway = Gateway::routed(move |request| {
+        let data = request.contains("INSERT INTO `") && !request.contains("_walferry_state");
+        count += usize::from(data);
+        match (data, count % 3) {
+            // Both replicas have what a deletion reads, in the end.
+            (true, _) if request.contains(" SELECT ") => vec![second, first],
+            (true, 0) => vec![first],
+            (true, 1) => vec![second],
+            (true, _) => vec![second, first],
+            _ if request.contains("CREATE TABLE") => vec![second, first],
+            _ => vec![first],
+        }
+    });
+    other.as_clickhouse().query("default", &format!("CREATE DATABASE {}", lab.database));
+    lab.sql(TABLE);
+    lab.sql("INSERT INTO t SELECT i, 'copied' FROM generate_series(1, 1000) i");
+    let mut mirror = through(&lab, &["t"], gateway.port);
+    mirror.mirror["spec"]["batch"] = json!({"maxBytes": "1Mi", "maxDelayMilliseconds": 1});
+    let mut run = lab.streaming(&mirror);
+    for round in 0..40 {
+        lab.sql(&format!(
+            "UPDATE t SET v = 'r{round}' WHERE id % 7 = {round} % 7; DELETE FROM t WHERE id % 40 = {round};
+             INSERT INTO t SELECT i, 'again' FROM generate_series({round}, {round} + 60) i ON CONFLICT (id) DO UPDATE SET v = 'again';
+             UPDATE t SET id = id + 100000 WHERE id = {round} + 500"
+        ));
+        if round % 8 == 0 {
+            lab.settle(&mut run);
+        }
+    }
+    lab.sql("BEGIN; INSERT INTO t SELECT i, repeat('v', 60) FROM generate_series(200001, 230000) i; UPDATE t SET v = 'w' WHERE id > 200000; COMMIT");
+    lab.settle(&mut run);
+    run.stop();
+    let (here, there) = (&lab.clickhouse, other.as_clickhouse());
+    let spread = there.query(&lab.database, "SELECT count() FROM t");
+    assert!(spread.trim().parse::<u64>().unwrap() > 1000, "the other replica has {spread} rows");
+    // What each replica has comes to the other one after its own rows.
+    let fetch = |port: u16| {
+        format!(
+            "INSERT INTO t SELECT * FROM url('http://127.0.0.1:{port}/?user=admin&password=clickhouse-test&query=SELECT%20*%20FROM%20{}.t%20FORMAT%20Native', Native)",
+            lab.database
+        )
+    };
+    let held = there.query(&lab.database, "SELECT count() FROM t");
+    there.query(&lab.database, &fetch(first));
+    assert_ne!(there.query(&lab.database, "SELECT count() FROM t"), held);
+    let rows = "SELECT id, v FROM t FINAL WHERE _walferry_deleted = 0 ORDER BY id";
+    here.query(&lab.database, &fetch(second));
+    lab.assert_table("t", "id, v", "id");
+    assert!(
+        here.query(&lab.database, rows) == there.query(&lab.database, rows),
+        "the order in which they came matters"
+    );
+}
+
+on_both!(ties_within_a_transaction, a_late_truncate, inserts_after_a_truncate, a_replaced_process_comes_back);
