@@ -136,6 +136,11 @@ impl Lab {
         self.admin("SELECT pg_reload_conf()");
     }
 
+    /// Closes the connection that queries are asked on.
+    pub fn forget_connections(&self) {
+        *self.asking.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+
     /// A connection as a superuser.
     pub fn connect_admin(&self) -> Client {
         self.connect_admin_to(&self.database)

@@ -6,7 +6,7 @@ use nix::{sys::signal::Signal, unistd::Pid};
 
 use crate::{
     on_both,
-    support::{Lab, Mirror, Pg, Proxy, Run, Server, Writer, eventually, until},
+    support::{Direction, Lab, Mirror, Pg, Proxy, Run, Server, Writer, eventually, parse_lsn, until},
 };
 
 const TABLES: &str = "CREATE TABLE small (id int PRIMARY KEY, n int NOT NULL, v text);
@@ -371,6 +371,60 @@ fn stops_in_time() {
     nix::sys::signal::kill(server, Signal::SIGCONT).unwrap();
     lab.catch_up(&mirror);
     assert_equal(&lab, &mirror);
+}
+
+/// Every insert of many tables is refused for good while a TRUNCATE waits for one of them: the fault is told, it passes when it is
+/// mended, and SIGTERM is answered.
+#[test]
+fn many_refusals_at_once() {
+    const TABLES: usize = 40;
+    let lab = Lab::new(Pg::V18);
+    let names: Vec<String> = (0..TABLES).map(|number| format!("t{number}")).collect();
+    let each = |statement: &str| {
+        lab.sql(&names.iter().map(|name| statement.replace('@', name)).collect::<Vec<_>>().join(";"));
+    };
+    each("CREATE TABLE @ (id int PRIMARY KEY)");
+    let target = Proxy::to(lab.clickhouse.port);
+    let mut mirror = lab.mirror(&names.iter().map(String::as_str).collect::<Vec<_>>());
+    mirror.clickhouse["spec"]["clickhouse"]["url"] = format!("http://127.0.0.1:{}", target.port).into();
+    let mut run = lab.streaming(&mirror);
+    let database = &lab.database;
+    let rename = |from: &str, to: &str| {
+        lab.clickhouse.query("default", &format!("RENAME DATABASE {from} TO {to}"));
+    };
+    for stops in [false, true] {
+        target.set_frozen(Direction::ToServer, true);
+        each(&format!("INSERT INTO @ VALUES ({})", u8::from(stops)));
+        lab.sql("TRUNCATE t0");
+        let end = lab.lsn();
+        run.eventually("all of it to be sent", || {
+            let sent = lab.source_value(
+                "SELECT max(sent_lsn) FROM pg_stat_replication WHERE application_name LIKE 'walferry%'",
+            );
+            parse_lsn(&sent).is_some_and(|sent| sent >= end)
+        });
+        rename(database, &format!("{database}_away"));
+        target.set_frozen(Direction::ToServer, false);
+        run.until_status("the refusal to be told", |status| {
+            let ready =
+                status["conditions"].as_array()?.iter().find(|condition| condition["type"] == "Ready")?;
+            (ready["status"] == "False").then_some(())
+        });
+        if stops {
+            run.stop();
+            rename(&format!("{database}_away"), database);
+            break;
+        }
+        rename(&format!("{database}_away"), database);
+        // A stalled Mirror looks again within half a minute.
+        lab.settle(&mut run);
+        assert_eq!(lab.target("SELECT count() FROM t0 FINAL"), "0\n");
+        assert_eq!(lab.target("SELECT id FROM t39 FINAL"), "0\n");
+    }
+    lab.catch_up(&mirror);
+    for name in &names {
+        lab.assert_table(name, "id", "id");
+    }
 }
 
 /// Two processes with the same file: the second waits, nothing is spoilt.

@@ -37,6 +37,7 @@ mod replicate;
 mod resync;
 mod schema;
 mod schema_changes;
+mod shutdown;
 mod snapshot;
 mod standby;
 mod stored_values;

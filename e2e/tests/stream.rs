@@ -393,6 +393,10 @@ fn leaves_another_walsender_alone() {
         let ready = status["conditions"].as_array()?.iter().find(|condition| condition["type"] == "Ready")?;
         (ready["status"] != "True" && ready["message"].as_str()?.contains(&slot)).then_some(())
     });
+    let failure = run.status()["failure"].clone();
+    assert_eq!(failure["reason"], "SourceSlotInUse", "{failure}");
+    let who = format!("PID {theirs} (pg_recvlogical)");
+    assert!(failure["message"].as_str().is_some_and(|message| message.contains(&who)), "{failure}");
     assert_eq!(active(), theirs);
     other.kill().unwrap();
     other.wait().unwrap();

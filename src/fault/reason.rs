@@ -265,6 +265,9 @@ catalogue! {
         SourceSlotUnusable: Stall,
             "A slot of the Mirror's name exists and isn't its own, or can't be read any more.",
             "Run the statement of the message.";
+        SourceShuttingDown: Retry,
+            "The source was told to shut down, which ends the stream; it goes on when the source is back.",
+            "Nothing.";
         SourceSlotInUse: Retry,
             "Another session reads the slot; it is taken over when it is an old one of this Mirror's.",
             "End the session that the message names when it lasts.";

@@ -227,6 +227,12 @@ impl Error {
         matches!(self.sqlstate(), Some("0A000" | "25006"))
     }
 
+    /// Whether it says that the server, or this session alone, is being shut down, or that the server takes no sessions now.
+    pub fn tells_shutdown(&self) -> bool {
+        // admin_shutdown, cannot_connect_now
+        matches!(self.sqlstate(), Some("57P01" | "57P03"))
+    }
+
     /// Whether it says that a table, or its schema, is not there.
     pub fn tells_missing_table(&self) -> bool {
         // undefined_table, invalid_schema_name

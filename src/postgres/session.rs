@@ -1,8 +1,10 @@
 //! Ordinary SQL sessions.
 
 use std::{
+    convert::Infallible,
     future::Future,
     io,
+    pin::pin,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering::Relaxed},
@@ -11,8 +13,12 @@ use std::{
 };
 
 use futures::stream::{StreamExt as _, poll_fn};
-use tokio::task::JoinHandle;
-use tokio_postgres::{Client, Config, NoTls, config::SslMode};
+use tokio::{
+    sync::{oneshot, watch},
+    task::JoinHandle,
+    time::timeout,
+};
+use tokio_postgres::{Client, Config, NoTls, config::SslMode, error::SqlState};
 
 use super::{
     Error,
@@ -54,9 +60,13 @@ pub(super) const WITHOUT_TRANSACTION_TIMEOUT: &str =
 /// leaves nothing behind that would go on waiting.
 const STATEMENT_TIMEOUT: &str = "300s";
 
+/// How long a session that is closed may take to end what it has begun.
+const CLOSES_WITHIN: Duration = Duration::from_secs(1);
+
 /// A session for SQL, with its connection driven by a task of its own.
 ///
-/// Dropping it closes the connection; a statement that is running at the server then goes on until it notices.
+/// Dropping it closes the connection: within a second what is running is ended in order; a statement that takes longer goes on at
+/// the server until that notices.
 #[derive(Debug)]
 pub struct Session {
     /// Runs statements.
@@ -64,7 +74,29 @@ pub struct Session {
     version: u32,
     /// Whether the present statement may take any time.
     patient: Arc<AtomicBool>,
+    /// How the connection has ended, once it has.
+    end: watch::Receiver<Option<End>>,
     driver: JoinHandle<Option<tokio_postgres::Error>>,
+    /// Tells the driver that the session is closed, by being dropped.
+    _open: oneshot::Sender<Infallible>,
+}
+
+/// How a session has ended that nobody has closed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum End {
+    /// The server said that it shuts down, or somebody has ended this session alone.
+    Shutdown,
+    /// By anything else, such as the network.
+    Cut,
+}
+
+impl End {
+    fn of(error: &tokio_postgres::Error) -> End {
+        match error.code() {
+            Some(&(SqlState::ADMIN_SHUTDOWN | SqlState::CANNOT_CONNECT_NOW)) => End::Shutdown,
+            _ => End::Cut,
+        }
+    }
 }
 
 impl Session {
@@ -110,15 +142,27 @@ impl Session {
             .ssl_mode(SslMode::Disable);
         let (client, mut connection) =
             config.connect_raw(transport, NoTls).await.map_err(|error| log_in_error(endpoint, error))?;
+        let (ended, end) = watch::channel(None);
+        let (open, closed) = oneshot::channel::<Infallible>();
         let mut driver = tokio::spawn(async move {
             // The driver itself would log the server's notices, whatever they say.
-            let mut messages = std::pin::pin!(poll_fn(|context| connection.poll_message(context)));
-            let error = loop {
-                match messages.next().await? {
-                    Ok(_) => {}
-                    Err(error) => break error,
+            let mut messages = pin!(poll_fn(|context| connection.poll_message(context)));
+            let mut fault = pin!(async {
+                loop {
+                    if let Err(error) = messages.next().await? {
+                        return Some(error);
+                    }
+                }
+            });
+            let error = tokio::select! {
+                error = &mut fault => error?,
+                _ = closed => {
+                    // A server that answers a client which has gone logs a lost connection.
+                    drop(timeout(CLOSES_WITHIN, fault).await);
+                    return None;
                 }
             };
+            ended.send_replace(Some(End::of(&error)));
             // Whose statement this ended hears only that the connection is closed.
             if is_networks_fault(&error) {
                 tracing::debug!(%error, "session ended");
@@ -140,7 +184,7 @@ impl Session {
             }
             Err(error) => return Err(error.into()),
         };
-        Ok(Session { client, version: version.unsigned_abs(), patient, driver })
+        Ok(Session { client, version: version.unsigned_abs(), patient, end, driver, _open: open })
     }
 
     /// Runs a statement that may take any time, such as one that reads a whole table.
@@ -162,15 +206,26 @@ impl Session {
         Ok(answer)
     }
 
+    /// Waits until the connection ends, which it tells also while no statement runs. Cancel-safe.
+    pub async fn ended(&self) -> End {
+        let mut end = self.end.clone();
+        let ended = end.wait_for(Option::is_some).await.map(|end| *end);
+        // The driver goes without a word when the client has closed the connection.
+        ended.ok().flatten().unwrap_or(End::Cut)
+    }
+
+    /// Closes the session, and waits until it has ended.
+    pub async fn close(self) {
+        let Session { client, driver, _open: open, .. } = self;
+        drop((client, open));
+        if let Err(error) = driver.await {
+            tracing::debug!(%error, "a session did not end in order");
+        }
+    }
+
     /// The server's version as `server_version_num` gives it: 180004 for 18.4.
     pub fn server_version_num(&self) -> u32 {
         self.version
-    }
-}
-
-impl Drop for Session {
-    fn drop(&mut self) {
-        self.driver.abort();
     }
 }
 
@@ -190,7 +245,7 @@ pub(super) async fn within_connect_timeout<T>(
     endpoint: &PostgresEndpoint,
     connecting: impl Future<Output = Result<T, Error>>,
 ) -> Result<T, Error> {
-    tokio::time::timeout(CONNECT_TIMEOUT, connecting).await.unwrap_or_else(|_| {
+    timeout(CONNECT_TIMEOUT, connecting).await.unwrap_or_else(|_| {
         Err(Error::ConnectTimeout {
             host: endpoint.host.clone(),
             port: endpoint.port,

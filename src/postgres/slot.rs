@@ -2,7 +2,7 @@
 //!
 //! <https://www.postgresql.org/docs/current/view-pg-replication-slots.html>
 
-use std::time::Duration;
+use std::{fmt, time::Duration};
 
 use tokio::time::{Instant, sleep};
 use tokio_postgres::{Row, types::PgLsn};
@@ -184,14 +184,14 @@ pub async fn drop(session: &Session, name: &str) -> Result<bool, Error> {
 }
 
 /// Who reads from a slot after [`release_own_walsender`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Release {
     /// Nobody, and nothing had to be done for it but wait.
     Free,
     /// Nobody: the walsender that an earlier run had left behind was ended.
     TakenOver,
-    /// Another application, another process for the same Mirror, or our own that didn't go.
-    Held,
+    /// Another application, another process for the same Mirror, or our own that didn't go, as words say.
+    Held(String),
 }
 
 /// Waits until nobody reads from the slot, and ends the walsender that an earlier run of the same Mirror left behind
@@ -213,7 +213,7 @@ pub async fn release_own_walsender(
     while let Some(reader) = read_reader(session, slot_name, application_name).await? {
         let known = first.get_or_insert_with(|| reader.clone());
         if !reader.ours || reader != *known || started.elapsed() >= RELEASE_TIMEOUT {
-            return Ok(Release::Held);
+            return Ok(Release::Held(reader.to_string()));
         }
         if !ended && started.elapsed() >= SILENCE {
             session.client.execute("SELECT pg_terminate_backend($1)", &[&reader.pid]).await?;
@@ -225,12 +225,31 @@ pub async fn release_own_walsender(
     Ok(if ended { Release::TakenOver } else { Release::Free })
 }
 
+/// Who reads from a slot, as words say; `None` for nobody.
+///
+/// # Errors
+/// [`Error`] of the query.
+pub async fn reader(session: &Session, slot_name: &str) -> Result<Option<String>, Error> {
+    Ok(read_reader(session, slot_name, "").await?.map(|reader| reader.to_string()))
+}
+
 /// Who reads from a slot, and when it last reported.
 #[derive(Clone, PartialEq, Eq)]
 struct Reader {
     pid: i32,
     ours: bool,
+    /// What it calls itself, where the role may see that.
+    application_name: Option<String>,
     reported: Option<String>,
+}
+
+impl fmt::Display for Reader {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.application_name.as_deref().filter(|name| !name.is_empty()) {
+            Some(name) => write!(f, "PID {} ({name})", self.pid),
+            None => write!(f, "PID {}", self.pid),
+        }
+    }
 }
 
 async fn read_reader(
@@ -238,13 +257,18 @@ async fn read_reader(
     slot_name: &str,
     application_name: &str,
 ) -> Result<Option<Reader>, Error> {
-    let sql = "SELECT s.active_pid, coalesce(a.application_name = $2::text, false), r.reply_time::text \
+    let sql = "SELECT s.active_pid, coalesce(a.application_name = $2::text, false), r.reply_time::text, a.application_name \
                FROM pg_replication_slots s LEFT JOIN pg_stat_activity a ON a.pid = s.active_pid \
                LEFT JOIN pg_stat_replication r ON r.pid = s.active_pid \
                WHERE s.slot_name::text = $1::text AND s.active_pid IS NOT NULL";
     let row = session.client.query_opt(sql, &[&slot_name, &application_name]).await?;
     let reader = |row: &Row| -> Result<Reader, Error> {
-        Ok(Reader { pid: row.try_get(0)?, ours: row.try_get(1)?, reported: row.try_get(2)? })
+        Ok(Reader {
+            pid: row.try_get(0)?,
+            ours: row.try_get(1)?,
+            reported: row.try_get(2)?,
+            application_name: row.try_get(3)?,
+        })
     };
     row.as_ref().map(reader).transpose()
 }

@@ -10,13 +10,14 @@ use std::{
     time::Instant,
 };
 
-use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 
 use super::{
     Destination, Error, Op, Policy, TableBatch,
     backoff::{Notice, retry},
     checkpoint::Hold,
+    fatal::Fatal,
     policy,
     reread::Rereader,
     table::Table,
@@ -216,7 +217,7 @@ pub(super) struct Inserter<D: Destination> {
     /// Wakes the stream when an insert has ended.
     pub(super) ended: Arc<Notify>,
     /// Takes errors that stop the whole Mirror.
-    pub(super) fatal: mpsc::Sender<Error>,
+    pub(super) fatal: Fatal,
     /// Prefix of the fence, unique to the Mirror.
     pub(super) fence: String,
     /// Hears of faults that pass, for the status.
@@ -243,7 +244,11 @@ impl<D: Destination> Inserter<D> {
     }
 
     async fn run(&self, table: &Table<D>, mut building: Building<D>) {
-        let outcome = self.complete_and_insert(table, &mut building).await;
+        // Ends with the stream whatever it waits for: the source and its locks, the destination, or other inserts.
+        let outcome = tokio::select! {
+            outcome = self.complete_and_insert(table, &mut building) => outcome,
+            () = self.abort.cancelled() => Err(Error::Stopped),
+        };
         building.release(&self.total_bytes);
         let error = match outcome {
             Ok(read) => {
@@ -265,8 +270,8 @@ impl<D: Destination> Inserter<D> {
         };
         // The hold must outlive this run of the stream: the rows are neither durable nor set aside.
         std::mem::forget(building.hold);
-        if policy(&error).0 != Policy::Stop && self.fatal.send(error).await.is_err() {
-            tracing::debug!("the mirror had already stopped");
+        if policy(&error).0 != Policy::Stop {
+            self.fatal.report(error);
         }
     }
 
@@ -278,11 +283,7 @@ impl<D: Destination> Inserter<D> {
     ) -> Result<Option<Lsn>, Error> {
         let waiting = std::mem::take(&mut building.waiting);
         if !waiting.is_empty() {
-            let seen = self.rereader.wait_until_seen(&table.id, &waiting.transactions);
-            tokio::select! {
-                seen = seen => seen?,
-                () = self.abort.cancelled() => return Err(Error::Stopped),
-            }
+            self.rereader.wait_until_seen(&table.id, &waiting.transactions).await?;
         }
         let (mut left, mut group) = (waiting.rows.as_slice(), GROUP_ROWS);
         while !left.is_empty() {

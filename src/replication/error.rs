@@ -60,10 +60,14 @@ pub enum Error {
         found: String,
     },
     /// Another process of the same Mirror is at work.
-    #[error("replication slot {slot} is read by another process: end that before a resync")]
+    #[error(
+        "replication slot {slot} is in use by {by}: this mirror waits until it is free. If nothing should read it, end that at the source with pg_terminate_backend"
+    )]
     SlotInUse {
         /// The slot's name.
         slot: String,
+        /// Who reads it.
+        by: String,
     },
     /// The slot is still being made.
     #[error(
@@ -131,6 +135,11 @@ pub enum Error {
         "two connections to the source's address have reached two different servers: if that lasts, give the address of one server, or one that always leads to the primary"
     )]
     TwoServers,
+    /// The source shuts down, and waits until its stream has ended.
+    #[error(
+        "the source is shutting down: everything that is not replicated yet stays in its replication slot"
+    )]
+    SourceShuttingDown,
     /// A standby was promoted, and has not this Mirror's slot.
     #[error(
         "a standby was promoted at {at}, and replication slot {slot} {problem}: changes from before can't be had any more. For the next time: the standby keeps it with sync_replication_slots, hot_standby_feedback and a dbname in primary_conninfo, when the primary's synchronized_standby_slots names the standby's slot (PostgreSQL 17 and later). To go on, {RESYNC_ADVICE}"
@@ -382,6 +391,7 @@ pub fn policy(error: &Error) -> (Policy, Reason) {
         Error::SourceReplaced { .. } => (Policy::Stall, Reason::SourceReplaced),
         Error::TimelineChanged { .. } => (Policy::Stall, Reason::SourceTimelineChanged),
         Error::TwoServers => (Policy::Retry, Reason::SourceUnreachable),
+        Error::SourceShuttingDown => (Policy::Retry, Reason::SourceShuttingDown),
         Error::TimelineLeft => (Policy::StartOver, Reason::SourceTimelineChanged),
         Error::SpecChanged { .. } => (Policy::Stall, Reason::SpecChanged),
         Error::ResyncUnknownTable { .. } => (Policy::Stall, Reason::ResyncUnknownTable),

@@ -64,6 +64,11 @@ impl Origin {
         self.identity.timeline
     }
 
+    /// When the server's process began.
+    pub(super) fn server_started(&self) -> &str {
+        &self.identity.started
+    }
+
     /// The record of a slot that was made there at `start`.
     pub(super) fn new_record(&self, start: Lsn, resync: Option<String>) -> SourceRecord {
         self.record(SourceRecord {

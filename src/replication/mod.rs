@@ -13,6 +13,7 @@ mod destination;
 mod drift;
 mod error;
 mod failover;
+mod fatal;
 mod guard;
 mod provision;
 mod reread;

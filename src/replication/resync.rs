@@ -128,8 +128,8 @@ pub(super) async fn release_if_due<D: Destination>(
         require_own(config, &found)?;
     }
     let application_name = config.mirror.application_name();
-    if slot::release_own_walsender(session, &slot_name, &application_name).await? == Release::Held {
-        return Err(Error::SlotInUse { slot: slot_name });
+    if let Release::Held(by) = slot::release_own_walsender(session, &slot_name, &application_name).await? {
+        return Err(Error::SlotInUse { slot: slot_name, by });
     }
     tracing::info!(mirror = config.mirror.name, value, "resync: every table is copied anew");
     let record = store.begin_resync(value).await?;

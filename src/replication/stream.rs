@@ -5,10 +5,7 @@ use std::{
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
-use tokio::{
-    sync::{Notify, mpsc},
-    task::JoinHandle,
-};
+use tokio::{sync::Notify, task::JoinHandle};
 use tokio_util::sync::CancellationToken;
 
 use super::{
@@ -17,6 +14,7 @@ use super::{
     backoff::retry,
     checkpoint::{Checkpoint, PgMicros},
     drift::FILLED_BEFORE,
+    fatal::Fatal,
     policy,
     row::KnownRelation,
     schema_change::{self, CHANGED_COLUMNS, Fit, Projection},
@@ -68,6 +66,23 @@ pub(super) struct Surroundings {
     pub(super) stop: CancellationToken,
     /// Ends waits on a destination that does not answer, and tries of this stream's inserts once it has failed.
     pub(super) abort: CancellationToken,
+    /// Where the stream's tasks report what ends it.
+    pub(super) fatal: Fatal,
+}
+
+impl Surroundings {
+    /// Awaits `work`, unless something ends the stream first: so whatever the stream waits for, it can end.
+    ///
+    /// # Errors
+    /// What a task has reported, [`Error::Stopped`] when the time is over, or those of `work`.
+    async fn while_open<T>(&self, work: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
+        tokio::select! {
+            biased;
+            error = self.fatal.reported() => Err(error),
+            () = self.abort.cancelled() => Err(Error::Stopped),
+            done = work => done,
+        }
+    }
 }
 
 /// Streams until `stop`, then makes everything received durable and says so to the source.
@@ -77,9 +92,8 @@ pub(super) struct Surroundings {
 pub(super) async fn run<D: Destination>(
     surroundings: &Surroundings,
     mut applier: Applier<D>,
-    reader: ReplicationReader,
+    mut reader: ReplicationReader,
     writer: ReplicationWriter,
-    fatal: &mut mpsc::Receiver<Error>,
 ) -> Result<(), Error> {
     let asked = Arc::new(Notify::new());
     let feedback = Feedback {
@@ -89,28 +103,28 @@ pub(super) async fn run<D: Destination>(
         done: CancellationToken::new(),
     };
     let done = feedback.done.clone();
-    let teller: JoinHandle<()> = tokio::spawn(feedback.run(writer));
-    let outcome = pump(surroundings, &mut applier, reader, fatal, &asked).await;
-    let drained = match &outcome {
-        Ok(()) => applier.drain().await,
-        // What is not durable comes again, so nothing is tried again; tasks must end before a new stream begins.
-        Err(_) => {
-            surroundings.abort.cancel();
-            applier.settle().await
-        }
+    let teller: JoinHandle<ReplicationWriter> = tokio::spawn(feedback.run(writer));
+    let outcome = pump(surroundings, &mut applier, &mut reader, &asked).await;
+    let outcome = match outcome {
+        Ok(()) => surroundings.while_open(applier.drain()).await,
+        failed => failed,
     };
+    // What is not durable comes again, so nothing is tried again. Tasks must end before a new stream begins: none waits
+    // for anything after this.
+    surroundings.abort.cancel();
+    let settled = applier.settle().await;
     done.cancel();
-    if let Err(error) = teller.await {
-        tracing::warn!(%error, "feedback task failed");
+    match teller.await {
+        Ok(writer) => reader.end(writer, applier.checkpoint.confirmed()).await,
+        Err(error) => tracing::warn!(%error, "feedback task failed"),
     }
-    outcome.and(drained)
+    outcome.and(settled)
 }
 
 async fn pump<D: Destination>(
     surroundings: &Surroundings,
     applier: &mut Applier<D>,
-    mut reader: ReplicationReader,
-    fatal: &mut mpsc::Receiver<Error>,
+    reader: &mut ReplicationReader,
     asked: &Notify,
 ) -> Result<(), Error> {
     let ended = Arc::clone(&applier.inserter.ended);
@@ -123,29 +137,30 @@ async fn pump<D: Destination>(
                     loop {
                         step = match step {
                             Step::Late(relation) => {
-                                announce(surroundings, applier, *relation).await?;
+                                let announced = announce(surroundings, applier, *relation);
+                                surroundings.while_open(announced).await?;
                                 applier.apply(wal_start, data)?
                             }
-                            Step::Wait(table) => tokio::select! {
-                                () = table.sieve.resumed() => applier.apply(wal_start, data)?,
-                                () = surroundings.abort.cancelled() => return Err(Error::Stopped),
-                            },
+                            Step::Wait(table) => {
+                                let resumed = async {
+                                    table.sieve.resumed().await;
+                                    Ok(())
+                                };
+                                surroundings.while_open(resumed).await?;
+                                applier.apply(wal_start, data)?
+                            }
                             _ => break,
                         };
                     }
                     if !matches!(step, Step::Done) {
-                        handle(surroundings, applier, step).await?;
+                        surroundings.while_open(handle(surroundings, applier, step)).await?;
                     } else if applier.wants_balance() {
-                        tokio::select! {
-                            balanced = applier.balance() => balanced?,
-                            Some(error) = fatal.recv() => return Err(error),
-                            () = surroundings.abort.cancelled() => return Err(Error::Stopped),
-                        }
+                        surroundings.while_open(applier.balance()).await?;
                     }
                 }
                 ReplicationMessage::TooLong { data, bytes } => {
                     let step = applier.too_long(data, bytes);
-                    handle(surroundings, applier, step).await?;
+                    surroundings.while_open(handle(surroundings, applier, step)).await?;
                 }
                 ReplicationMessage::Keepalive { wal_end, reply_requested } => {
                     surroundings.progress.set_source_lsn(wal_end);
@@ -166,7 +181,7 @@ async fn pump<D: Destination>(
         tokio::select! {
             biased;
             () = surroundings.stop.cancelled() => return Ok(()),
-            Some(error) = fatal.recv() => return Err(error),
+            error = surroundings.fatal.reported() => return Err(error),
             read = reader.fill() => pace.read(read?),
             () = ended.notified() => {}
             () = until(next) => {}
@@ -352,13 +367,12 @@ async fn change_schema<D: Destination>(
     let (table, spec, old) = (Arc::clone(&slot.table), slot.spec.clone(), Arc::clone(&slot.schema));
     let notice = Arc::clone(&applier.inserter.notice);
     let xid = applier.xid();
-    let (fresh, seen) = retry(&surroundings.abort, &notice, || async {
-        let session = Session::connect(&surroundings.source, &surroundings.application_name).await?;
-        wait_until_seen(&session, &old.id, xid).await?;
-        let fresh = schema_change::describe(&session, &spec, &old).await?;
-        Ok((fresh, catalog::seen_until(&session).await?))
-    })
-    .await?;
+    // Not tried again here: a source that shuts down waits for the stream, which must end then and begin again.
+    let session = Session::connect(&surroundings.source, &surroundings.application_name).await?;
+    wait_until_seen(&session, &old.id, xid).await?;
+    let fresh = schema_change::describe(&session, &spec, &old).await?;
+    let seen = catalog::seen_until(&session).await?;
+    drop(session);
     schema_change::require_old_rows(&old, &fresh)?;
     let (merged, added) =
         schema_change::evolve(&old, &fresh).map_err(|message| Error::copy_anew(&old.id, message))?;
@@ -423,34 +437,36 @@ struct Feedback {
 }
 
 impl Feedback {
-    async fn run(self, mut writer: ReplicationWriter) {
+    /// Reports until `done`, and gives the writer back for the stream's end.
+    async fn run(self, mut writer: ReplicationWriter) -> ReplicationWriter {
         let mut told = self.checkpoint.confirmed();
         let mut told_at = Instant::now();
         let mut asked_at = Instant::now();
         loop {
-            let (finished, asked) = tokio::select! {
-                () = self.done.cancelled() => (true, true),
-                () = self.asked.notified() => (false, true),
-                () = tokio::time::sleep(FEEDBACK_EVERY) => (false, false),
+            let asked = tokio::select! {
+                () = self.done.cancelled() => return writer,
+                () = self.asked.notified() => true,
+                () = tokio::time::sleep(FEEDBACK_EVERY) => false,
             };
             let confirmed = self.checkpoint.confirmed();
             self.progress.set_durable_lsn(self.checkpoint.durable());
             self.progress.set_lag_seconds(self.checkpoint.oldest_commit().map_or(0.0, seconds_since));
             if asked || confirmed != told || told_at.elapsed() >= FEEDBACK_AT_LEAST {
                 let asks = asked_at.elapsed() >= ASK_EVERY;
-                if let Err(error) = writer.feedback(confirmed, asks).await {
+                let sent = tokio::select! {
+                    sent = writer.feedback(confirmed, asks) => sent,
+                    // The server may have stopped reading.
+                    () = self.done.cancelled() => return writer,
+                };
+                if let Err(error) = sent {
                     // The reader meets the same cut and reports it.
                     tracing::debug!(%error, "feedback could not be sent");
-                    return;
+                    return writer;
                 }
                 (told, told_at) = (confirmed, Instant::now());
                 if asks {
                     asked_at = told_at;
                 }
-            }
-            if finished {
-                writer.finish().await;
-                return;
             }
         }
     }

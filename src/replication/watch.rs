@@ -1,18 +1,24 @@
-//! Looks at the source's catalog now and then, for what the stream does not say.
+//! Looks at the source's catalog now and then, for what the stream does not say; and hears at once when the source shuts down.
+//!
+//! A server that shuts down ends its sessions first, and then waits until the reader of a stream has confirmed everything or goes.
+//! Confirming may take as long as the destination is away, so the stream ends: the slot has everything.
 
 use std::{
     collections::HashMap,
+    convert::Infallible,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 
-use tokio::sync::{Notify, mpsc};
+use tokio::{sync::Notify, time};
 use tokio_util::sync::CancellationToken;
 
 use super::{
     Destination, Error,
     backoff::{Notice, retry},
-    drift, guard,
+    drift,
+    fatal::Fatal,
+    guard,
     provision::{check_publication, check_slot},
     state::{SourceRecord, TableRecord},
     table::Table,
@@ -24,7 +30,7 @@ use crate::{
         catalog, copy,
         overview::{self, Membership},
         publication::{self, Publish},
-        session::Session,
+        session::{End, Session},
         slot::SlotInfo,
     },
 };
@@ -35,10 +41,22 @@ const EVERY: Duration = Duration::from_secs(10);
 /// Time from a change of a table in the stream to the look.
 const SOON: Duration = Duration::from_millis(200);
 
+/// How long the session is kept until another one takes its place. A server that was told to wait for its sessions (smart shutdown) tells
+/// it only to new ones.
+const SESSION_LIVES: Duration = Duration::from_secs(30);
+
+/// Time between two tries to have a session again.
+const AGAIN: Duration = Duration::from_secs(1);
+
+/// How long a server that has ended the session as it does when it shuts down may take to say whether it does.
+const ANSWERS_WITHIN: Duration = Duration::from_secs(1);
+
 /// What is looked at, and who is told.
 pub(super) struct Watch<D: Destination> {
     pub(super) config: Arc<ReplicatorConfig>,
     pub(super) source: Option<SourceRecord>,
+    /// When the server that streams began, by which to tell it from another one at its address.
+    pub(super) server_started: String,
     pub(super) progress: Arc<Progress>,
     pub(super) tables: Vec<Arc<Table<D>>>,
     pub(super) notice: Notice,
@@ -51,49 +69,97 @@ pub(super) struct Watch<D: Destination> {
 }
 
 impl<D: Destination> Watch<D> {
-    /// Watches until `end`, or until something is found that stops the Mirror, which goes to `fatal`.
+    /// Watches until something is found that stops the stream, which goes to `fatal`. From `end` on it looks no more, but still hears of a
+    /// shutdown, until the stream is `over`.
     ///
     /// A dropped publication must be seen here: since PostgreSQL 18 the walsender only warns and leaves the changes out.
-    pub(super) async fn run(self, fatal: mpsc::Sender<Error>, end: CancellationToken) {
-        let mut session: Option<Session> = None;
+    pub(super) async fn run(
+        self,
+        mut session: Session,
+        fatal: Fatal,
+        end: CancellationToken,
+        over: CancellationToken,
+    ) {
+        tokio::select! {
+            watched = self.watch(&mut session, &end) => match watched {
+                Ok(never) => match never {},
+                Err(error) => fatal.report(error),
+            },
+            () = over.cancelled() => {}
+        }
+        session.close().await;
+    }
+
+    async fn watch(&self, session: &mut Session, end: &CancellationToken) -> Result<Infallible, Error> {
+        let mut opened = Instant::now();
         loop {
-            tokio::select! {
-                () = end.cancelled() => return,
-                // Statements seldom come alone.
-                () = self.look.notified() => tokio::time::sleep(SOON).await,
-                () = tokio::time::sleep(EVERY) => {}
-            }
-            match self.look_again(&mut session, &end).await {
-                Ok(_) => {}
-                // The stream meets the same fault and retries it.
+            let ended = tokio::select! {
+                biased;
+                ended = session.ended() => ended,
+                looked = self.look_in_a_while(session, end) => match looked {
+                    Ok(()) if opened.elapsed() < SESSION_LIVES => continue,
+                    Err(Error::Source(error)) if error.tells_shutdown() => End::Shutdown,
+                    // The stream meets the same fault and retries it.
+                    Ok(()) | Err(Error::Source(_)) => End::Cut,
+                    Err(error) => return Err(error),
+                },
+            };
+            // The old one stays until another is there, so that nothing is missed.
+            *session = self.another_session(ended).await?;
+            opened = Instant::now();
+        }
+    }
+
+    /// Waits until it is time to look, and looks.
+    async fn look_in_a_while(&self, session: &Session, end: &CancellationToken) -> Result<(), Error> {
+        tokio::select! {
+            biased;
+            () = end.cancelled() => return std::future::pending().await,
+            // Statements seldom come alone.
+            () = self.look.notified() => time::sleep(SOON).await,
+            () = time::sleep(EVERY) => {}
+        }
+        match self.look(session, end).await {
+            Ok(_) => Ok(()),
+            Err(Error::Stopped) => std::future::pending().await,
+            Err(error) => Err(error),
+        }
+    }
+
+    /// A session in the place of one that has ended, or has lived long.
+    ///
+    /// # Errors
+    /// [`Error::SourceShuttingDown`] when the server says so, or has said so and does not answer; [`Error::TwoServers`] when
+    /// another one answers.
+    async fn another_session(&self, ended: End) -> Result<Session, Error> {
+        if ended == End::Shutdown {
+            // Somebody may have ended this session alone.
+            let opened = time::timeout(ANSWERS_WITHIN, self.open_session()).await;
+            return match opened {
+                Ok(Ok(session)) => Ok(session),
+                _ => Err(Error::SourceShuttingDown),
+            };
+        }
+        loop {
+            match self.open_session().await {
+                Err(Error::Source(error)) if error.tells_shutdown() => return Err(Error::SourceShuttingDown),
+                // The stream may well go on: others have taken all places for sessions, for example.
                 Err(Error::Source(error)) => {
-                    tracing::debug!(%error, "could not look at the source's catalog");
-                    session = None;
+                    tracing::debug!(%error, "no session to look at the source's catalog");
+                    time::sleep(AGAIN).await;
                 }
-                Err(Error::Stopped) => return,
-                Err(error) => {
-                    if fatal.send(error).await.is_err() {
-                        tracing::debug!("the stream had ended already");
-                    }
-                    return;
-                }
+                opened => return opened,
             }
         }
     }
 
-    async fn look_again(
-        &self,
-        session: &mut Option<Session>,
-        end: &CancellationToken,
-    ) -> Result<Option<SlotInfo>, Error> {
-        let session = match session {
-            Some(session) => session,
-            None => {
-                let name = self.config.mirror.application_name();
-                session.insert(Session::connect(&self.config.source, &name).await?)
-            }
-        };
-        self.look(session, end).await
+    async fn open_session(&self) -> Result<Session, Error> {
+        let name = self.config.mirror.application_name();
+        let session = Session::connect(&self.config.source, &name).await?;
+        match catalog::server_started(&session).await? == self.server_started {
+            true => Ok(session),
+            false => Err(Error::TwoServers),
+        }
     }
 
     /// Looks once. A table whose changes don't come any more stops alone. Gives the slot.

@@ -7,10 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use tokio::{
-    sync::{Notify, mpsc},
-    task::JoinHandle,
-};
+use tokio::{sync::Notify, task::JoinHandle};
 use tokio_util::sync::CancellationToken;
 
 use super::{
@@ -20,7 +17,9 @@ use super::{
     batch::{self, Inserter, Spares},
     checkpoint::Checkpoint,
     failover::Origin,
-    failure, policy,
+    failure,
+    fatal::Fatal,
+    policy,
     provision::{self, Provisioned},
     reread::Rereader,
     resync, snapshot,
@@ -94,6 +93,10 @@ pub async fn run<D: Destination>(
             worker.progress.set_slot(SlotReport { wal_status: Some(wal_status.clone()), ..slot });
         }
         let (what, reason) = policy(&error);
+        if matches!(error, Error::SourceShuttingDown) {
+            // The copy's sessions would keep a server that waits for them.
+            worker.let_go().await;
+        }
         if what == Policy::StartOver {
             tracing::info!(mirror = worker.config.mirror.name, %error, "taking the tables up anew");
             worker.start_over(error).await;
@@ -228,7 +231,7 @@ impl<D: Destination> Worker<D> {
         else {
             return Ok(());
         };
-        let (fatal, mut fatal_errors) = mpsc::channel(16);
+        let fatal = Fatal::default();
         *self.began() = Some(Began { at: Instant::now(), durable: self.progress.durable_lsn() });
         let (notice, look) = (Arc::clone(&watch.notice), Arc::clone(&watch.look));
         notice(None);
@@ -239,10 +242,12 @@ impl<D: Destination> Worker<D> {
         }
         let copied = report_copy(&mut copying, Arc::clone(&notice), fatal.clone());
         let (end, abort) = (self.stop.child_token(), self.abort.child_token());
-        let watcher = tokio::spawn(watch.run(fatal.clone(), end.clone()));
+        let over = CancellationToken::new();
+        // It outlives `end`: the last inserts may take long, and the source may have to shut down meanwhile.
+        let watcher = tokio::spawn(watch.run(session, fatal.clone(), end.clone(), over.clone()));
         tokio::spawn(self.sweep(&tables, end.clone()));
         let finisher = ends.then(|| tokio::spawn(self.until_caught_up(&tables, fatal.clone(), end.clone())));
-        let inserter = self.inserter(fatal, notice, abort.clone());
+        let inserter = self.inserter(fatal.clone(), notice, abort.clone());
         let applier = Applier::new(tables, Arc::new(inserter), Checkpoint::new(confirmed), self.config.batch);
         let surroundings = stream::Surroundings {
             source: self.config.source.clone(),
@@ -252,13 +257,14 @@ impl<D: Destination> Worker<D> {
             look,
             stop: end.clone(),
             abort,
+            fatal,
         };
         let outcome = tokio::select! {
-            outcome = stream::run(&surroundings, applier, reader, writer, &mut fatal_errors) => outcome,
+            outcome = stream::run(&surroundings, applier, reader, writer) => outcome,
             never = copied => match never {},
         };
         end.cancel();
-        watcher.abort();
+        over.cancel();
         // What it was writing must not be written after what comes next.
         drop(watcher.await);
         if let Some(finisher) = finisher {
@@ -269,7 +275,7 @@ impl<D: Destination> Worker<D> {
             return Err(Error::Stopped);
         }
         if self.config.snapshot.mode == SnapshotMode::Only {
-            self.finish(&session, state).await?;
+            self.finish(state).await?;
         }
         Ok(())
     }
@@ -312,16 +318,26 @@ impl<D: Destination> Worker<D> {
         }
         let tables = self.take_up(&state);
         let slot_name = self.config.mirror.slot_name();
-        if slot::release_own_walsender(&session, &slot_name, &application_name).await? == Release::TakenOver {
-            self.progress.add_takeover();
+        match slot::release_own_walsender(&session, &slot_name, &application_name).await? {
+            Release::Free => {}
+            Release::TakenOver => self.progress.add_takeover(),
+            Release::Held(by) => return Err(Error::SlotInUse { slot: slot_name, by }),
         }
-        let watch = self.watch(&state, &tables);
+        let watch = self.watch(&state, &tables, origin.server_started());
         let found = watch.look(&session, &self.stop).await?;
         let confirmed = found.and_then(|slot| slot.confirmed_flush_lsn).unwrap_or_default();
         let binary = tables.iter().all(|(table, _)| table.schema().has_binary_decoder());
-        let (reader, writer) = wire
-            .start_replication(&slot_name, confirmed, &provision::publications(&self.config), binary)
-            .await?;
+        let publications = provision::publications(&self.config);
+        let streaming = wire.start_replication(&slot_name, confirmed, &publications, binary).await;
+        let (reader, writer) = match streaming {
+            // object_in_use: somebody else was faster.
+            Err(error) if error.sqlstate() == Some("55006") => {
+                let by = slot::reader(&session, &slot_name).await?;
+                let by = by.unwrap_or_else(|| "a process that is just ending".to_owned());
+                return Err(Error::SlotInUse { slot: slot_name, by });
+            }
+            streaming => streaming?,
+        };
         tracing::info!(slot = slot_name, start = %confirmed, binary, "streaming");
         self.progress.set_durable_lsn(confirmed);
         Ok(Some(Started { session, state, joining, tables, watch, reader, writer, confirmed, binary }))
@@ -336,10 +352,11 @@ impl<D: Destination> Worker<D> {
         sweep::run(self.destination.clone(), tables, self.config.mirror.fence(), end)
     }
 
-    fn watch(&self, state: &MirrorState, tables: &[(Arc<Table<D>>, TableSpec)]) -> Watch<D> {
+    fn watch(&self, state: &MirrorState, tables: &[(Arc<Table<D>>, TableSpec)], started: &str) -> Watch<D> {
         Watch {
             config: Arc::clone(&self.config),
             source: state.source.clone(),
+            server_started: started.to_owned(),
             progress: Arc::clone(&self.progress),
             tables: tables.iter().map(|(table, _)| Arc::clone(table)).collect(),
             notice: self.notice(tables),
@@ -379,7 +396,7 @@ impl<D: Destination> Worker<D> {
         })
     }
 
-    fn inserter(&self, fatal: mpsc::Sender<Error>, notice: Notice, abort: CancellationToken) -> Inserter<D> {
+    fn inserter(&self, fatal: Fatal, notice: Notice, abort: CancellationToken) -> Inserter<D> {
         Inserter {
             destination: self.destination.clone(),
             rereader: Arc::new(Rereader::new(
@@ -456,7 +473,7 @@ impl<D: Destination> Worker<D> {
     fn until_caught_up(
         &self,
         tables: &[(Arc<Table<D>>, TableSpec)],
-        fatal: mpsc::Sender<Error>,
+        fatal: Fatal,
         end: CancellationToken,
     ) -> impl Future<Output = ()> + Send + use<D> {
         let tables: Vec<_> = tables.iter().map(|(table, _)| Arc::clone(table)).collect();
@@ -476,22 +493,20 @@ impl<D: Destination> Worker<D> {
                     }
                     end.cancel();
                 }
-                Err(error) => {
-                    if fatal.send(error.into()).await.is_err() {
-                        tracing::debug!("the stream had ended already");
-                    }
-                }
+                Err(error) => fatal.report(error.into()),
             }
         }
     }
 
     /// Records that a copy, which was all that was asked for, is done, and lets go of the slot.
-    async fn finish(&self, session: &Session, state: MirrorState) -> Result<(), Error> {
+    async fn finish(&self, state: MirrorState) -> Result<(), Error> {
+        let application_name = self.config.mirror.application_name();
+        let session = Session::connect(&self.config.source, &application_name).await?;
         if let Some(mut source) = state.source {
             source.finished = true;
             self.store.save_source(&source).await?;
         }
-        self.release(session).await
+        self.release(&session).await
     }
 
     /// Lets go of slot and publication.
@@ -516,22 +531,14 @@ fn note(record: &mut TableRecord, error: &Error) {
 }
 
 /// Hands the end of the copy to the present stream, for as long as that is polled.
-async fn report_copy(
-    copying: &mut Option<Copying>,
-    notice: Notice,
-    fatal: mpsc::Sender<Error>,
-) -> Infallible {
+async fn report_copy(copying: &mut Option<Copying>, notice: Notice, fatal: Fatal) -> Infallible {
     if let Some(Copying { task, .. }) = copying {
         let ended = task.await.unwrap_or_else(|error| Err(Error::Task(error.to_string())));
         *copying = None;
         match ended {
             Ok(()) => notice(None),
             Err(Error::Stopped) => {}
-            Err(error) => {
-                if fatal.send(error).await.is_err() {
-                    tracing::debug!("the stream had ended before the copy failed");
-                }
-            }
+            Err(error) => fatal.report(error),
         }
     }
     std::future::pending().await

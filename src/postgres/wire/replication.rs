@@ -25,8 +25,8 @@ const EPOCH: Duration = Duration::from_secs(946_684_800);
 /// transaction of which nothing is sent, and old releases say nothing meanwhile.
 const SILENCE: Duration = Duration::from_secs(300);
 
-/// How long [`ReplicationWriter::finish`] tries.
-const FINISH_TIMEOUT: Duration = Duration::from_secs(2);
+/// How long [`ReplicationReader::end`] tries.
+const END_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// One message of the stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -106,6 +106,39 @@ impl ReplicationReader {
     pub async fn nap_until(&mut self, moment: Instant) {
         self.stream.leave_alone();
         tokio::time::sleep_until(moment.into()).await;
+    }
+
+    /// Reports what is durable for the last time, and ends the stream and the connection in order: the slot is free then, and
+    /// nothing is left in the server's log. Best effort, within two seconds: the server notices a cut connection too.
+    pub async fn end(mut self, mut writer: ReplicationWriter, flushed: Lsn) {
+        let ending = async {
+            writer.feedback(flushed, false).await?;
+            frontend::copy_done(&mut writer.out);
+            flush(&mut writer.stream, &mut writer.out).await?;
+            // A server that still sends when its client goes logs a lost connection.
+            self.skip_to_end().await?;
+            frontend::terminate(&mut writer.out);
+            flush(&mut writer.stream, &mut writer.out).await
+        };
+        match tokio::time::timeout(END_TIMEOUT, ending).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::debug!(%error, "replication stream was cut before its end"),
+            Err(_) => tracing::debug!("the server does not end the replication stream"),
+        }
+    }
+
+    /// Reads to where the server takes statements again, and leaves out what it still sends until then.
+    async fn skip_to_end(&mut self) -> Result<(), Error> {
+        loop {
+            while let Some(Frame { tag, body, .. }) = self.buffer.next_frame()? {
+                match tag {
+                    b'Z' => return Ok(()),
+                    b'E' => return Err(ErrorFields::parse(self.buffer.slice(body)).into_error()),
+                    _ => {}
+                }
+            }
+            self.fill().await?;
+        }
     }
 
     /// Bytes received that [`ReplicationReader::try_next`] has not given out.
@@ -188,18 +221,6 @@ impl ReplicationWriter {
         let now = i64::try_from(now.as_micros()).unwrap_or(i64::MAX);
         put_feedback(&mut self.out, flushed, now, asks);
         flush(&mut self.stream, &mut self.out).await
-    }
-
-    /// Ends the stream and the connection, so that the slot is free at once. Best effort: the server notices a cut
-    /// connection too, only later.
-    pub async fn finish(mut self) {
-        frontend::copy_done(&mut self.out);
-        frontend::terminate(&mut self.out);
-        match tokio::time::timeout(FINISH_TIMEOUT, flush(&mut self.stream, &mut self.out)).await {
-            Ok(Ok(())) => {}
-            Ok(Err(error)) => tracing::debug!(%error, "replication stream was cut before its end"),
-            Err(_) => tracing::debug!("server does not read the end of the replication stream"),
-        }
     }
 }
 
