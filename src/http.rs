@@ -51,7 +51,7 @@ pub async fn serve(
     stop: CancellationToken,
 ) -> io::Result<()> {
     let app = Router::new()
-        .route("/healthz", get(async || "alive\n"))
+        .route("/healthz", get(healthz))
         .route("/readyz", get(readyz))
         .route("/metrics", get(show_metrics))
         .route("/status", get(show_status))
@@ -78,6 +78,23 @@ pub async fn serve_metrics(
 
 fn reports(mirrors: &Mirrors) -> Vec<MirrorReport> {
     mirrors.iter().map(|mirror| mirror.report()).collect()
+}
+
+/// 200 unless a Mirror's tasks wait for each other, which only another process can end; then the body names it.
+async fn healthz(State(mirrors): State<Mirrors>) -> (StatusCode, String) {
+    let stuck = mirrors.iter().filter_map(|mirror| {
+        let (report, still) = (mirror.report(), mirror.liveness().stuck()?);
+        let seconds = still.as_secs();
+        Some(format!(
+            "{}/{}: nothing has moved for {seconds} s, and no server is waited for: start walferry again\n",
+            report.namespace, report.name
+        ))
+    });
+    let stuck: String = stuck.collect();
+    match stuck.is_empty() {
+        true => (StatusCode::OK, "alive\n".to_owned()),
+        false => (StatusCode::SERVICE_UNAVAILABLE, stuck),
+    }
 }
 
 /// 200 when no Mirror is being provisioned, retried or stalled; the body has a line for each.
@@ -168,6 +185,13 @@ mod tests {
             MirrorFailure { reason: crate::fault::Reason::SourceUnreachable, message: "refused".into() };
         progress.set_phase(MirrorPhase::Retrying, Some(failure));
         assert!(get(address, "/readyz").await.starts_with("HTTP/1.1 503"));
+        assert!(get(address, "/healthz").await.starts_with("HTTP/1.1 200"));
+
+        let hour = std::time::Duration::from_secs(3600);
+        progress.liveness().moved_at(std::time::Instant::now().checked_sub(hour).unwrap());
+        let response = get(address, "/healthz").await;
+        assert!(response.starts_with("HTTP/1.1 503") && response.contains("default/demo: nothing has moved"));
+        progress.liveness().moved();
         assert!(get(address, "/healthz").await.starts_with("HTTP/1.1 200"));
 
         let response = get(address, "/status").await;

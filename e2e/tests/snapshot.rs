@@ -2,9 +2,11 @@
 
 use serde_json::json;
 
+use std::time::{Duration, Instant};
+
 use crate::{
     on_both,
-    support::{Lab, Pg, Writer, eventually},
+    support::{Direction, Lab, Pg, Proxy, Writer, eventually},
 };
 
 /// Tables of every shape: empty, one row, many blocks, other kinds of keys, odd names, partitions, another schema.
@@ -86,7 +88,53 @@ fn while_the_application_writes(pg: Pg) {
     lab.verify(&mirror);
 }
 
-on_both!(tables_of_every_shape, while_the_application_writes);
+/// The application changes a table while it is copied to a destination that is slow, and then hangs: it waits for seconds at most, and
+/// so does whoever comes after it.
+fn locks_nobody_out(pg: Pg) {
+    let lab = Lab::new(pg);
+    let rows = "SELECT i, repeat(md5(i::text), 30) FROM generate_series(1, 30000) i";
+    lab.sql(&format!(
+        "CREATE TABLE t (id int PRIMARY KEY, v text); INSERT INTO t {rows};
+         CREATE TABLE log (id int, v text); ALTER TABLE log REPLICA IDENTITY FULL; INSERT INTO log {rows}"
+    ));
+    let target = Proxy::to(lab.clickhouse.port);
+    for (table, column) in [("t", "x"), ("log", "y")] {
+        let mut mirror = lab.mirror(&[table]);
+        mirror.mirror["metadata"]["name"] = json!(format!("only-{table}"));
+        mirror.clickhouse["spec"]["clickhouse"]["url"] = json!(format!("http://127.0.0.1:{}", target.port));
+        target.set_bytes_per_second(Direction::ToServer, 1 << 20);
+        let mut run = lab.run(&mirror);
+        run.eventually("copied rows", || run_copied(&lab, table));
+        for (number, frozen) in [false, true].into_iter().enumerate() {
+            target.set_frozen(Direction::ToServer, frozen);
+            std::thread::sleep(Duration::from_secs(3));
+            let began = Instant::now();
+            lab.sql(&format!("ALTER TABLE {table} ADD {column}{number} int; SELECT count(*) FROM {table}"));
+            assert!(began.elapsed() < Duration::from_secs(6), "{table} was locked for {:?}", began.elapsed());
+        }
+        target.set_bytes_per_second(Direction::ToServer, 0);
+        target.set_frozen(Direction::ToServer, false);
+        lab.sql(&format!(
+            "UPDATE {table} SET {column}1 = 1 WHERE id % 100 = 0; DELETE FROM {table} WHERE id % 100 = 1"
+        ));
+        run.until_streaming();
+        lab.settle(&mut run);
+        lab.verify(&mirror);
+        run.stop();
+    }
+}
+
+/// Whether the copy is under way.
+fn run_copied(lab: &Lab, table: &str) -> bool {
+    let waits = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND query LIKE 'COPY (%' AND state = 'active'";
+    lab.source_value(waits) != "0"
+        || lab
+            .clickhouse
+            .try_query(&lab.database, &format!("SELECT count() FROM {table}"))
+            .is_ok_and(|count| count.trim() != "0")
+}
+
+on_both!(locks_nobody_out, tables_of_every_shape, while_the_application_writes);
 
 /// A copy goes on after kill -9 where it was, and what was copied is not copied again.
 #[test]

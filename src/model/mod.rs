@@ -3,6 +3,7 @@
 //! Nothing here knows a driver, a server or Kubernetes.
 
 mod config;
+mod liveness;
 mod lsn;
 mod progress;
 mod redacted;
@@ -16,6 +17,7 @@ pub use config::{
     OutOfRange, PostgresEndpoint, RESYNC_ADVICE, RESYNC_COMMAND, ReplicatorConfig, SnapshotMode,
     SnapshotSettings, TableSpec, TlsMode, TlsSettings, resync_advice, resync_advice_for,
 };
+pub use liveness::{Liveness, Outside};
 pub use lsn::{Lsn, ParseLsnError};
 pub use progress::{
     CopiesAnew, LagReport, MirrorFailure, MirrorPhase, MirrorReport, Progress, SlotReport, SlotRisk,

@@ -10,7 +10,7 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use super::{Lsn, MirrorIdentity, TableId};
+use super::{Liveness, Lsn, MirrorIdentity, TableId};
 use crate::fault::{Reason, optional};
 
 /// What is happening to one table.
@@ -166,6 +166,7 @@ pub struct Progress {
     /// The end of the source's log as last heard of.
     source_lsn: AtomicU64,
     overall: Mutex<Overall>,
+    liveness: Arc<Liveness>,
 }
 
 impl Progress {
@@ -176,7 +177,13 @@ impl Progress {
             durable_lsn: AtomicU64::new(0),
             source_lsn: AtomicU64::new(0),
             overall: Mutex::default(),
+            liveness: Arc::default(),
         }
+    }
+
+    /// Whether its tasks get on.
+    pub fn liveness(&self) -> &Arc<Liveness> {
+        &self.liveness
     }
 
     fn overall(&self) -> MutexGuard<'_, Overall> {

@@ -2,6 +2,7 @@
 //!
 //! <https://www.postgresql.org/docs/current/functions-admin.html#FUNCTIONS-SNAPSHOT-SYNCHRONIZATION>
 
+use tokio::sync::Mutex;
 use tokio_postgres::types::PgLsn;
 
 use super::{Error, quote, session::Session};
@@ -59,7 +60,7 @@ impl Locking {
             id: row.try_get(0)?,
             sees: parse(row.try_get(1)?)?,
             end: Lsn(end.into()),
-            _session: self.0,
+            session: Mutex::new(Some(self.0)),
         })
     }
 }
@@ -72,13 +73,34 @@ pub struct SharedSnapshot {
     pub sees: TransactionSnapshot,
     /// The end of the log when it had been taken: it sees nothing that was committed later.
     pub end: Lsn,
-    _session: Session,
+    session: Mutex<Option<Session>>,
 }
 
 impl SharedSnapshot {
     /// The statement by which another transaction takes this snapshot for its own, before any query.
     pub fn import_statement(&self) -> String {
         format!("SET TRANSACTION SNAPSHOT {}", quote::literal(&self.id))
+    }
+}
+
+impl SharedSnapshot {
+    /// Whether somebody waits for a lock on a table that is kept from being rewritten for this snapshot.
+    ///
+    /// # Errors
+    /// [`Error`] of the query: the snapshot is then gone.
+    pub async fn keeps_somebody_waiting(&self) -> Result<bool, Error> {
+        let session = self.session.lock().await;
+        let Some(session) = session.as_ref() else { return Ok(false) };
+        let sql = "SELECT EXISTS (SELECT FROM pg_locks WHERE locktype = 'relation' AND NOT granted \
+                   AND pg_backend_pid() = ANY (pg_blocking_pids(pid)))";
+        Ok(session.client.query_one(sql, &[]).await?.try_get(0)?)
+    }
+
+    /// Gives up the locks, and the snapshot with them.
+    pub async fn release(&self) {
+        if let Some(session) = self.session.lock().await.take() {
+            session.close().await;
+        }
     }
 }
 

@@ -5,6 +5,7 @@ use std::{sync::Arc, time::Duration};
 use tokio_util::sync::CancellationToken;
 
 use super::{Error, Policy, policy};
+use crate::model::{Liveness, Outside};
 
 /// Grows from 100 ms to 15 s, doubling, with the fraction that spreads many Mirrors apart taken from the clock.
 #[derive(Debug, Default)]
@@ -36,8 +37,34 @@ fn spread() -> f64 {
     f64::from(now.subsec_nanos() % 1000) / 1000.0
 }
 
-/// Told of a fault that is being retried, and with `None` when it has passed.
-pub(super) type Notice = Arc<dyn Fn(Option<&Error>) + Send + Sync>;
+type Report = dyn Fn(Option<&Error>) + Send + Sync;
+
+/// Hears of what is tried.
+#[derive(Clone)]
+pub(super) struct Notice {
+    report: Arc<Report>,
+    liveness: Arc<Liveness>,
+}
+
+impl Notice {
+    /// `report` is called with each fault that is being retried, and with `None` when it has passed.
+    pub(super) fn new(
+        liveness: Arc<Liveness>,
+        report: impl Fn(Option<&Error>) + Send + Sync + 'static,
+    ) -> Self {
+        Notice { report: Arc::new(report), liveness }
+    }
+
+    /// A fault is being retried, or has passed.
+    pub(super) fn report(&self, error: Option<&Error>) {
+        (self.report)(error);
+    }
+
+    /// A server is waited for, until the guard is dropped.
+    pub(super) fn outside(&self) -> Outside {
+        self.liveness.outside()
+    }
+}
 
 /// Repeats `attempt` while its error is one that passes, until `stop`, which also ends an attempt that hangs.
 ///
@@ -55,6 +82,7 @@ where
     Fut: Future<Output = Result<T, Error>>,
 {
     let mut backoff = Backoff::default();
+    let _outside = notice.outside();
     loop {
         let outcome = tokio::select! {
             biased;
@@ -64,7 +92,7 @@ where
         let error = match outcome {
             Ok(value) => {
                 if backoff.tries() > 0 {
-                    notice(None);
+                    notice.report(None);
                 }
                 return Ok(value);
             }
@@ -77,7 +105,7 @@ where
         let pause = backoff.next(policy);
         let pause_ms = u64::try_from(pause.as_millis()).unwrap_or(u64::MAX);
         tracing::warn!(%reason, %error, try_number = backoff.tries(), pause_ms, "will try again");
-        notice(Some(&error));
+        notice.report(Some(&error));
         tokio::select! {
             () = stop.cancelled() => return Err(Error::Stopped),
             () = tokio::time::sleep(pause) => {}
@@ -106,7 +134,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn repeats_until_it_works_and_not_for_what_stays() {
         let stop = CancellationToken::new();
-        let notice: Notice = Arc::new(|_| ());
+        let notice = Notice::new(Arc::default(), |_| ());
         let mut tries = 0;
         let answer = retry(&stop, &notice, || {
             tries += 1;

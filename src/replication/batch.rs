@@ -282,6 +282,8 @@ impl<D: Destination> Inserter<D> {
         building: &mut Building<D>,
     ) -> Result<Option<Lsn>, Error> {
         let waiting = std::mem::take(&mut building.waiting);
+        // The source may take long to show a commit, and a table may be locked there.
+        let reading = (!waiting.is_empty()).then(|| self.notice.outside());
         if !waiting.is_empty() {
             self.rereader.wait_until_seen(&table.id, &waiting.transactions).await?;
         }
@@ -301,6 +303,7 @@ impl<D: Destination> Inserter<D> {
             }
         }
         let read = if waiting.is_empty() { None } else { Some(self.rereader.seen_until().await?) };
+        drop(reading);
         self.insert(table, building).await?;
         Ok(read)
     }

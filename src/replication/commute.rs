@@ -11,14 +11,16 @@ use std::{
 };
 
 use proptest::{prelude::*, sample::Index};
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use super::{
     Destination, DestinationError, Insert, Op, StateRow, StateStore, TableBatch, ValueError,
     applier::{Applier, Step},
+    backoff::Notice,
     batch::{self, Inserter, Spares},
     checkpoint::Checkpoint,
+    fatal::Fatal,
     reread::Rereader,
     row::KnownRelation,
     schema_change::Projection,
@@ -435,9 +437,9 @@ impl Process {
             abort: abort.clone(),
             total_bytes: Arc::default(),
             ended: Arc::new(Notify::new()),
-            fatal: mpsc::channel(1).0,
+            fatal: Fatal::default(),
             fence: "fence".to_owned(),
-            notice: Arc::new(|_| {}),
+            notice: Notice::new(Arc::default(), |_| {}),
             turns: batch::turns(),
             spares: Spares::default(),
         });

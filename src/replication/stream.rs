@@ -175,6 +175,7 @@ async fn pump<D: Destination>(
         }
         let backlog = pace.backlog();
         let next = applier.flush_due(backlog);
+        surroundings.progress.liveness().moved();
         if backlog {
             reader.nap_until(pace.next_read()).await;
         }
@@ -185,6 +186,8 @@ async fn pump<D: Destination>(
             read = reader.fill() => pace.read(read?),
             () = ended.notified() => {}
             () = until(next) => {}
+            // A quiet stream is alive.
+            () = tokio::time::sleep(FEEDBACK_AT_LEAST) => {}
         }
     }
 }
@@ -365,7 +368,7 @@ async fn change_schema<D: Destination>(
 ) -> Result<(), Error> {
     let Some(slot) = applier.slots.get(index) else { return Ok(()) };
     let (table, spec, old) = (Arc::clone(&slot.table), slot.spec.clone(), Arc::clone(&slot.schema));
-    let notice = Arc::clone(&applier.inserter.notice);
+    let notice = applier.inserter.notice.clone();
     let xid = applier.xid();
     // Not tried again here: a source that shuts down waits for the stream, which must end then and begin again.
     let session = Session::connect(&surroundings.source, &surroundings.application_name).await?;

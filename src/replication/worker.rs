@@ -69,10 +69,17 @@ pub async fn run<D: Destination>(
         progress.set_phase(MirrorPhase::Suspended, None);
         return Ok(());
     }
-    let worker = Worker::new(config, destination, progress, stop);
+    let worker = Worker::new(config, destination, Arc::clone(&progress), stop);
+    let outcome = keep_running(&worker, until_caught_up).await;
+    progress.liveness().rest();
+    outcome
+}
+
+async fn keep_running<D: Destination>(worker: &Worker<D>, until_caught_up: bool) -> Result<(), Error> {
     let ends = until_caught_up || worker.config.snapshot.mode == SnapshotMode::Only;
     let mut backoff = Backoff::default();
     loop {
+        worker.progress.liveness().moved();
         let error = match worker.session(ends).await {
             Ok(()) => {
                 worker.progress.set_phase(MirrorPhase::Finished, None);
@@ -222,6 +229,7 @@ impl<D: Destination> Worker<D> {
     /// One connection's life, from provisioning to its end.
     async fn session(&self, ends: bool) -> Result<(), Error> {
         // Making a slot can wait for hours, for transactions that run at the source.
+        let outside = self.progress.liveness().outside();
         let started = tokio::select! {
             started = self.start() => started?,
             () = self.stop.cancelled() => return Err(Error::Stopped),
@@ -231,16 +239,17 @@ impl<D: Destination> Worker<D> {
         else {
             return Ok(());
         };
+        drop(outside);
         let fatal = Fatal::default();
         *self.began() = Some(Began { at: Instant::now(), durable: self.progress.durable_lsn() });
-        let (notice, look) = (Arc::clone(&watch.notice), Arc::clone(&watch.look));
-        notice(None);
+        let (notice, look) = (watch.notice.clone(), Arc::clone(&watch.look));
+        notice.report(None);
         let mut copying = self.copying.lock().await;
         // A copy outlives connections; one that has ended may have ended by a fault.
         if copying.as_ref().is_none_or(|copying| copying.task.is_finished()) {
             *copying = Some(self.copy(&tables, &state, joining, &notice));
         }
-        let copied = report_copy(&mut copying, Arc::clone(&notice), fatal.clone());
+        let copied = report_copy(&mut copying, notice.clone(), fatal.clone());
         let (end, abort) = (self.stop.child_token(), self.abort.child_token());
         let over = CancellationToken::new();
         // It outlives `end`: the last inserts may take long, and the source may have to shut down meanwhile.
@@ -386,7 +395,7 @@ impl<D: Destination> Worker<D> {
     fn notice(&self, tables: &[(Arc<Table<D>>, TableSpec)]) -> Notice {
         let progress = Arc::clone(&self.progress);
         let tables: Vec<_> = tables.iter().map(|(table, _)| Arc::clone(table)).collect();
-        Arc::new(move |error| match error {
+        Notice::new(Arc::clone(self.progress.liveness()), move |error| match error {
             Some(error) => progress.set_phase(MirrorPhase::Retrying, Some(failure(error))),
             None => {
                 let copying = tables.iter().any(|table| !table.failed() && !table.snapshot_over());
@@ -433,7 +442,7 @@ impl<D: Destination> Worker<D> {
             fence: self.config.mirror.fence(),
             stop,
             progress: Arc::clone(&self.progress),
-            notice: Arc::clone(notice),
+            notice: notice.clone(),
         };
         let tables: Vec<_> = tables.iter().map(|(table, _)| Arc::clone(table)).collect();
         tables.iter().for_each(|table| table.copy_anew());
@@ -536,7 +545,7 @@ async fn report_copy(copying: &mut Option<Copying>, notice: Notice, fatal: Fatal
         let ended = task.await.unwrap_or_else(|error| Err(Error::Task(error.to_string())));
         *copying = None;
         match ended {
-            Ok(()) => notice(None),
+            Ok(()) => notice.report(None),
             Err(Error::Stopped) => {}
             Err(error) => fatal.report(error),
         }

@@ -76,6 +76,15 @@ impl<'a> CopyOut<'a> {
         }
         Ok(None)
     }
+
+    /// Leaves out the rows that are still to come. Cancel-safe.
+    ///
+    /// # Errors
+    /// As [`CopyOut::next`].
+    pub async fn skip(&mut self) -> Result<(), Error> {
+        while self.next().await?.is_some() {}
+        Ok(())
+    }
 }
 
 /// The length of the header that `data` begins with.

@@ -1,30 +1,23 @@
-//! Copies one chunk: a short transaction at the source, one insert at the destination.
+//! Copies one chunk: short transactions at the source, one insert at the destination.
 
-use std::sync::{Mutex, MutexGuard, PoisonError, atomic::Ordering};
+use std::{
+    ops::Range,
+    sync::{Mutex, MutexGuard, PoisonError, atomic::Ordering},
+};
 
-use super::{Destination, Error, Surroundings, Table, copy_fence};
+use super::{
+    Destination, Error, Surroundings, Table, copy_fence,
+    plan::LARGEST,
+    range::{RangeEnd, RangeReader, Rows},
+};
 use crate::{
-    model::{Cell, CellKind, Lsn, Position, TableSchema, Tuple, Version},
-    postgres::{
-        self,
-        catalog::{self, LiveColumn},
-        copy, pgoutput, quote,
-        session::Session,
-        shared_snapshot::{self, SharedSnapshot},
-        wire::{Connection, Purpose},
-    },
+    model::{Lsn, TableSchema, Version},
+    postgres::{self, copy, session::Session, shared_snapshot::SharedSnapshot},
     replication::{
-        Insert, Op, TableBatch,
-        schema_change::{self, Standing},
+        Insert, TableBatch, schema_change,
         state::{Chunk, TableRecord},
     },
 };
-
-/// Encoded bytes gathered before they are handed to the running insert.
-const SEND_BYTES: usize = 1 << 20;
-
-/// Bytes read between two looks at a batch's size.
-const MEASURE_EVERY: usize = 64 << 10;
 
 /// How a chunk ended.
 pub(super) enum Copied {
@@ -47,9 +40,15 @@ pub(super) struct Piece<'a> {
 }
 
 impl Piece<'_> {
-    /// `partition` is the condition for its partition's rows, where they are read through the root.
-    fn statement(&self, schema: &TableSchema, partition: Option<&str>) -> String {
-        let blocks = copy::block_range(self.chunk.from, self.chunk.to);
+    /// Reads those of its rows that lie in these blocks. `partition` is the condition for its partition's rows, where they are read through
+    /// the root.
+    pub(super) fn statement(
+        &self,
+        schema: &TableSchema,
+        blocks: Range<u64>,
+        partition: Option<&str>,
+    ) -> String {
+        let blocks = copy::block_range(blocks.start, Some(blocks.end));
         let (source, condition) = match partition {
             Some(partition) => (copy::Source::Whole, format!("{partition} AND {blocks}")),
             None => (copy::Source::Only(&self.chunk.storage), blocks),
@@ -60,9 +59,14 @@ impl Piece<'_> {
         }
     }
 
+    /// Its blocks. What lies behind those that were planned was written after the slot was made, so the stream has it.
+    fn blocks(&self) -> Range<u64> {
+        self.chunk.from..self.chunk.to.unwrap_or(self.chunk.from + LARGEST)
+    }
+
     /// Tells a row of a plan from all others by where it lies, which is the same each time that a snapshot is read. A chunk has
     /// fewer than 2^16 blocks.
-    fn ordinal(&self, place: &[u8]) -> Result<u64, postgres::Error> {
+    pub(super) fn ordinal(&self, place: &[u8]) -> Result<u64, postgres::Error> {
         let malformed = || postgres::Error::Protocol("a row's ctid is malformed".to_owned());
         let (block, number) = copy::row_place(place).ok_or_else(malformed)?;
         let block = u64::from(block).checked_sub(self.chunk.from).ok_or_else(malformed)?;
@@ -72,7 +76,7 @@ impl Piece<'_> {
 
 /// What a worker keeps from chunk to chunk.
 struct Kept<D: Destination> {
-    connection: Connection,
+    reader: RangeReader,
     schema: TableSchema,
     batch: D::Batch,
     /// The version of the rows.
@@ -106,19 +110,24 @@ impl<D: Destination> Copier<D> {
         let kept = self.kept().take();
         let mut kept = match kept {
             Some(kept) if kept.schema == schema => Kept { version, ..kept },
-            Some(Kept { connection, .. }) => {
-                Kept { connection, batch: around.destination.batch(&schema)?, schema, version }
+            Some(Kept { reader, .. }) => {
+                Kept { reader, batch: around.destination.batch(&schema)?, schema, version }
             }
             None => {
-                let connection =
-                    Connection::connect(&around.source, &around.application_name, Purpose::Copy).await?;
-                Kept { connection, batch: around.destination.batch(&schema)?, schema, version }
+                let reader = RangeReader::new(around.source.clone(), around.application_name.clone());
+                Kept { reader, batch: around.destination.batch(&schema)?, schema, version }
             }
         };
         kept.batch.clear();
-        let fence = copy_fence(&around.fence, self.worker);
-        let mut sent = 0;
-        let copied = copy_chunk(&mut kept, &around.destination, table, piece, &fence, &mut sent).await;
+        let mut sender = Sender {
+            destination: &around.destination,
+            table,
+            fence: copy_fence(&around.fence, self.worker),
+            insert: None,
+            sent: 0,
+        };
+        let copied = copy_chunk(&mut kept, &mut sender, piece).await;
+        let sent = sender.sent;
         match &copied {
             Ok(Copied::Renamed) => {
                 *self.kept() = Some(kept);
@@ -155,133 +164,81 @@ async fn rename_columns<D: Destination>(around: &Surroundings<D>, table: &Table<
     table.update(|record| record.schema = schema_change::as_now(&record.schema, &fresh)).await
 }
 
-/// The lock keeps rewrites out between the look at the file node and the last row.
+/// Copies a chunk by one insert, in as many ranges of blocks as it takes.
 async fn copy_chunk<D: Destination>(
     kept: &mut Kept<D>,
-    destination: &D,
-    table: &Table<D>,
+    sender: &mut Sender<'_, D>,
     piece: Piece<'_>,
-    fence: &str,
-    sent: &mut u64,
 ) -> Result<Copied, Error> {
-    let chunk = piece.chunk;
-    kept.connection.query("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY").await?;
-    if let Some(snapshot) = piece.snapshot {
-        match kept.connection.query(&snapshot.import_statement()).await {
-            Err(error) if shared_snapshot::tells_lost_snapshot(&error) => {
-                kept.connection.query("ROLLBACK").await?;
-                return Ok(Copied::Moved);
+    let Kept { reader, schema, batch, version } = kept;
+    let mut rows = Rows::new(piece, schema, *version);
+    let mut left = piece.blocks();
+    while !left.is_empty() {
+        let before = sender.sent;
+        let blocks = reader.next_of(&left);
+        match reader.read(&mut rows, blocks.clone(), batch, sender).await? {
+            RangeEnd::Read => {
+                sender.send(batch, schema).await?;
+                left.start = blocks.end;
             }
-            imported => drop(imported?),
+            RangeEnd::Overdue => sender.forget_since(before),
+            // What was sent is made durable: it must not arrive after a TRUNCATE that waits for this chunk.
+            RangeEnd::Moved => return sender.finish().await.map(|_| Copied::Moved),
+            RangeEnd::Renamed => {
+                sender.finish().await?;
+                sender.forget_since(0);
+                return Ok(Copied::Renamed);
+            }
         }
     }
-    let partition = lock(kept, chunk).await?;
-    let file_node_statement = match chunk.through_root {
-        Some(oid) => catalog::file_node_statement_of(oid),
-        None => catalog::file_node_statement(&chunk.storage),
-    };
-    let found = kept.connection.query(&file_node_statement).await?;
-    let file_node = found.first().and_then(|row| row.first()).and_then(Option::as_deref);
-    if file_node != Some(chunk.file_node.to_string().as_str()) {
-        kept.connection.query("ROLLBACK").await?;
-        return Ok(Copied::Moved);
-    }
-    let live = kept.connection.query(&catalog::live_columns_statement(kept.schema.oid)).await?;
-    let live: Vec<_> = live.iter().filter_map(|row| LiveColumn::from_text(row)).collect();
-    match schema_change::standing(&kept.schema, &live) {
-        Standing::Same => {}
-        Standing::Renamed => {
-            kept.connection.query("ROLLBACK").await?;
-            return Ok(Copied::Renamed);
-        }
-        Standing::Retyped => return Err(Error::copy_anew(&table.id, "a column changed its type")),
-    }
-    let statement = piece.statement(&kept.schema, partition.as_deref());
-    copy_rows(kept, destination, table, (piece, &statement), fence, sent).await?;
-    kept.connection.query("COMMIT").await?;
-    let seen = kept.connection.seen_until().await?;
-    Ok(Copied::Rows { rows: *sent, seen })
+    let rows = sender.finish().await?;
+    let seen = reader.seen_until().await?;
+    Ok(Copied::Rows { rows, seen })
 }
 
-/// Locks what holds a chunk's rows, and gives the condition for them where they are read through the root.
-async fn lock<D: Destination>(kept: &mut Kept<D>, chunk: &Chunk) -> Result<Option<String>, Error> {
-    let Some(oid) = chunk.through_root else {
-        let storage = quote::table(&chunk.storage);
-        kept.connection.query(&format!("LOCK TABLE ONLY {storage} IN ACCESS SHARE MODE")).await?;
-        return Ok(None);
-    };
-    let answer = kept.connection.query(&catalog::partition_constraint_statement(oid)).await?;
-    let constraint = answer.first().and_then(|row| row.first()).and_then(Option::as_deref);
-    let condition = catalog::in_partition(oid, constraint);
-    kept.connection.query(&catalog::lock_partition_statement(&kept.schema.id, &condition)).await?;
-    Ok(Some(condition))
+/// The insert of a chunk's rows.
+pub(super) struct Sender<'a, D: Destination> {
+    destination: &'a D,
+    table: &'a Table<D>,
+    fence: String,
+    insert: Option<D::Insert>,
+    /// Rows sent that count as copied.
+    sent: u64,
 }
 
-async fn copy_rows<D: Destination>(
-    kept: &mut Kept<D>,
-    destination: &D,
-    table: &Table<D>,
-    (piece, statement): (Piece<'_>, &str),
-    fence: &str,
-    sent: &mut u64,
-) -> Result<(), Error> {
-    let Kept { connection, schema, batch, version } = kept;
-    let mut kinds = copy::cell_kinds(schema);
-    let columns = kinds.len();
-    kinds.extend(piece.snapshot.map(|_| CellKind::Binary));
-    let mut cells: Vec<Cell> = Vec::with_capacity(kinds.len());
-    let mut insert: Option<D::Insert> = None;
-    let mut at = Position::from(*version);
-    let mut rows = connection.copy_out(statement).await?;
-    let mut unmeasured = 0;
-    while let Some(row) = rows.next().await? {
-        pgoutput::decode_copy_row(row, &kinds, &mut cells).map_err(crate::postgres::Error::from)?;
-        if piece.snapshot.is_some() {
-            at.ordinal = piece.ordinal(Tuple { data: row, cells: &cells }.bytes(columns))?;
-            cells.truncate(columns);
+impl<D: Destination> Sender<'_, D> {
+    /// Sends the batch's rows and clears it.
+    pub(super) async fn send(&mut self, batch: &mut D::Batch, schema: &TableSchema) -> Result<(), Error> {
+        if batch.rows() == 0 {
+            return Ok(());
         }
-        batch
-            .push(Tuple { data: row, cells: &cells }, at, Op::Upsert)
-            .map_err(|error| Error::value(schema, &error))?;
-        unmeasured += row.len();
-        if unmeasured < MEASURE_EVERY {
-            continue;
+        let running = match self.insert.take() {
+            Some(running) => self.insert.insert(running),
+            None => self.insert.insert(self.destination.open_insert(schema, &self.fence).await?),
+        };
+        let rows = batch.rows() as u64;
+        for (column, values) in batch.take_out_of_range() {
+            if let Some(column) = schema.columns.get(column) {
+                self.table.progress.count_out_of_range(&column.target_name, values);
+            }
         }
-        unmeasured = 0;
-        if batch.bytes() >= SEND_BYTES {
-            send(destination, table, schema, batch, &mut insert, fence, sent).await?;
-        }
+        running.send(batch).await?;
+        self.sent += rows;
+        self.table.progress.rows_copied.fetch_add(rows, Ordering::Relaxed);
+        Ok(())
     }
-    if batch.rows() > 0 {
-        send(destination, table, schema, batch, &mut insert, fence, sent).await?;
-    }
-    if let Some(insert) = insert {
-        insert.finish().await?;
-    }
-    Ok(())
-}
 
-async fn send<D: Destination>(
-    destination: &D,
-    table: &Table<D>,
-    schema: &TableSchema,
-    batch: &mut D::Batch,
-    insert: &mut Option<D::Insert>,
-    fence: &str,
-    sent: &mut u64,
-) -> Result<(), Error> {
-    let running = match insert.take() {
-        Some(running) => insert.insert(running),
-        None => insert.insert(destination.open_insert(schema, fence).await?),
-    };
-    let rows = batch.rows() as u64;
-    for (column, values) in batch.take_out_of_range() {
-        if let Some(column) = schema.columns.get(column) {
-            table.progress.count_out_of_range(&column.target_name, values);
-        }
+    /// Rows that were sent since then will be sent once more.
+    fn forget_since(&mut self, before: u64) {
+        self.table.progress.rows_copied.fetch_sub(self.sent - before, Ordering::Relaxed);
+        self.sent = before;
     }
-    running.send(batch).await?;
-    *sent += rows;
-    table.progress.rows_copied.fetch_add(rows, Ordering::Relaxed);
-    Ok(())
+
+    /// Makes what was sent durable, and gives the number of its rows.
+    async fn finish(&mut self) -> Result<u64, Error> {
+        if let Some(insert) = self.insert.take() {
+            insert.finish().await?;
+        }
+        Ok(self.sent)
+    }
 }

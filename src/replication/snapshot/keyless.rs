@@ -4,7 +4,10 @@
 //! with its process or without, begins anew with an empty target. What the stream brought meanwhile and the source has forgotten is
 //! in the new snapshot: its transactions are waited for where they are not yet seen.
 
-use std::sync::{Arc, atomic::Ordering};
+use std::{
+    sync::{Arc, MutexGuard, PoisonError, Weak, atomic::Ordering},
+    time::Duration,
+};
 
 use super::{Destination, Error, SharedSnapshot, Snapshot, Table, plan, retry};
 use crate::{
@@ -12,6 +15,9 @@ use crate::{
     postgres::{catalog, shared_snapshot::Locking},
     replication::{batch::stream_fence, cut::Cut},
 };
+
+/// How often it is looked whether the application waits for the locks of a copy. It waits for two looks at most.
+const LOCKS_EVERY: Duration = Duration::from_secs(1);
 
 impl<D: Destination> Snapshot<D> {
     /// Takes one snapshot for all tables without a key that are still to be copied, and queues their chunks.
@@ -39,6 +45,7 @@ impl<D: Destination> Snapshot<D> {
                 }
                 Err(error) => return Err(error),
             };
+            self.shared().push(Arc::downgrade(&snapshot));
             for table in &opened {
                 let planned =
                     retry(&self.around.stop, &self.around.notice, || self.plan_keyless(table, &snapshot))
@@ -51,6 +58,37 @@ impl<D: Destination> Snapshot<D> {
             }
         }
         Ok(())
+    }
+
+    /// Gives a snapshot up for which the application has to wait: ALTER TABLE and TRUNCATE wait for its locks, and whoever
+    /// comes after them, readers too.
+    ///
+    /// Gives [`Error::SnapshotLost`], after which the copies begin again; until then it doesn't end.
+    pub(super) async fn watch_locks(&self) -> Error {
+        let mut waited = false;
+        loop {
+            tokio::time::sleep(LOCKS_EVERY).await;
+            let shared: Vec<_> = self.shared().iter().filter_map(Weak::upgrade).collect();
+            let mut waits = false;
+            for snapshot in &shared {
+                // A snapshot that is gone keeps nobody waiting; who reads in it meets that.
+                waits |= snapshot.keeps_somebody_waiting().await.unwrap_or(false);
+            }
+            if waits && waited {
+                tracing::info!(
+                    "the application waits for a table without a key that is being copied; its copy begins again"
+                );
+                for snapshot in shared {
+                    snapshot.release().await;
+                }
+                return Error::SnapshotLost;
+            }
+            waited = waits;
+        }
+    }
+
+    fn shared(&self) -> MutexGuard<'_, Vec<Weak<SharedSnapshot>>> {
+        self.shared.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     async fn pause(&self) -> Result<(), Error> {

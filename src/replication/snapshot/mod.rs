@@ -7,10 +7,11 @@ mod chunk;
 mod keyless;
 mod plan;
 mod queue;
+mod range;
 
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::Ordering},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak, atomic::Ordering},
     time::Duration,
 };
 
@@ -71,6 +72,8 @@ pub(super) async fn settle<D: Destination>(destination: &D, fence: &str) -> Resu
     Ok(())
 }
 
+type Tables<D> = Vec<Arc<Table<D>>>;
+
 struct Job<D: Destination> {
     table: Arc<Table<D>>,
     plan: u64,
@@ -93,6 +96,8 @@ struct Snapshot<D: Destination> {
     plans: Mutex<HashMap<TableId, PlanInProgress>>,
     /// Sessions for plans that have no work just now.
     idle: Mutex<Vec<Session>>,
+    /// What tables without a key are copied in.
+    shared: Mutex<Vec<Weak<SharedSnapshot>>>,
 }
 
 /// Copies every table that is not yet copied. Ends when nothing is left, or at `stop`.
@@ -108,9 +113,14 @@ pub(super) async fn run<D: Destination>(
     state: &MirrorState,
     joining: bool,
 ) -> Result<(), Error> {
-    let snapshot =
-        Arc::new(Snapshot { around, queue: Queue::new(1), plans: Mutex::default(), idle: Mutex::default() });
-    let (keyed, keyless): (Vec<_>, Vec<_>) =
+    let snapshot = Arc::new(Snapshot {
+        around,
+        queue: Queue::new(1),
+        plans: Mutex::default(),
+        idle: Mutex::default(),
+        shared: Mutex::default(),
+    });
+    let (keyed, keyless): (Tables<D>, Tables<D>) =
         tables.into_iter().partition(|table| table.schema().kind.is_keyed());
     if keyless.iter().any(|table| !table.failed() && !table.snapshot_over()) {
         // A row that comes late is one too many, and there is no key by which it would be replaced.
@@ -122,6 +132,23 @@ pub(super) async fn run<D: Destination>(
         let snapshot = Arc::clone(&snapshot);
         tasks.spawn(async move { snapshot.work(worker).await });
     }
+    let copied = tokio::select! {
+        copied = copy_all(&snapshot, &mut tasks, (keyed, keyless), state, joining) => copied,
+        error = snapshot.watch_locks() => Err(error),
+    };
+    // After an error: what waits for the destination is begun again by the next copy.
+    tasks.shutdown().await;
+    copied
+}
+
+/// Makes the plans, and waits until the workers have done them.
+async fn copy_all<D: Destination>(
+    snapshot: &Snapshot<D>,
+    tasks: &mut JoinSet<Result<(), Error>>,
+    (keyed, keyless): (Tables<D>, Tables<D>),
+    state: &MirrorState,
+    joining: bool,
+) -> Result<(), Error> {
     let (keyed, keyless) =
         tokio::join!(snapshot.prepare(keyed, state, joining), snapshot.prepare_keyless(keyless, joining));
     let prepared = keyed.and(keyless);

@@ -20,8 +20,8 @@ use crate::{
 };
 
 /// Blocks of 8 KiB in a chunk: at least 8 MiB and at most 128 MiB of table.
-const SMALLEST: u64 = 1024;
-const LARGEST: u64 = 16384;
+pub(super) const SMALLEST: u64 = 1024;
+pub(super) const LARGEST: u64 = 16384;
 
 /// How often the transactions that a joining table waits for are looked at.
 pub(super) const POLL: Duration = Duration::from_millis(250);
