@@ -328,6 +328,32 @@ async fn tables_are_made_as_asked_or_refused() {
     );
 }
 
+/// Rows with one key and one version are in one part, in their order, however many there are: half of a batch is never written alone.
+#[tokio::test]
+async fn a_batch_is_one_part() {
+    let database = database().await;
+    let table = fresh(&database, "one_part").await;
+    database.ensure_table(&table).await.unwrap();
+    let mut batch = database.batch(&table).unwrap();
+    let rows = 1_200_000;
+    for row in 0..rows {
+        push(
+            &mut batch,
+            &[Some(&(row % (rows - 1)).to_string()), Some(if row == rows - 1 { "last" } else { "" })],
+            7,
+            Op::Upsert,
+        );
+    }
+    database.insert(&table, &batch, &table.target).await.unwrap();
+    let target = target(&database, &table);
+    assert_eq!(
+        ask(&database, &format!("SELECT uniqExact(_part), count() FROM {target}")).await,
+        format!("1\t{}", rows - 1)
+    );
+    assert_eq!(ask(&database, &format!("SELECT v FROM {target} FINAL WHERE id = 0")).await, "last");
+    drop_table(&database, &table);
+}
+
 /// What a resync needs: rows are copied over older ones, and those that were not are deleted.
 #[tokio::test]
 async fn older_rows_are_deleted() {

@@ -401,3 +401,37 @@ fn of_single_tables() {
     // The same value asks for nothing more.
     lab.catch_up(&again).says(&["0 rows copied"]);
 }
+
+/// Rows and records that a release wrote whose versions were commit LSNs: nothing is mixed with them, and a resync is the way on.
+#[test]
+fn rows_of_a_release_with_other_versions() {
+    let lab = Lab::new(Pg::V18);
+    lab.sql("CREATE TABLE t (id int PRIMARY KEY, v text); INSERT INTO t SELECT i, 'v' FROM generate_series(1, 100) i");
+    let mut mirror = lab.mirror(&["t"]);
+    lab.catch_up(&mirror);
+    // Its record of the source had no scheme.
+    let before = lab.target_value("SELECT value FROM _walferry_state FINAL WHERE item = 'source'");
+    assert!(before.contains(r#","versionScheme":1"#), "{before}");
+    lab.target(
+        r#"INSERT INTO _walferry_state SELECT * REPLACE (replaceOne(value, ',"versionScheme":1', '') AS value, version + 1 AS version)
+           FROM _walferry_state FINAL WHERE item = 'source'"#,
+    );
+    lab.target("TRUNCATE TABLE t");
+    let lsn = lab.lsn();
+    lab.target(&format!(
+        "INSERT INTO t (id, v, _walferry_version, _walferry_deleted) SELECT number, 'old', {lsn} - number, 0 FROM numbers(1, 120)"
+    ));
+    lab.sql("UPDATE t SET v = 'w' WHERE id < 9; DELETE FROM t WHERE id = 10");
+    let mut run = lab.run(&mirror);
+    let (reason, message) = run.until_stalled();
+    assert_eq!(reason, "DestinationVersionsOutdated");
+    assert!(message.contains("walferry.dev/resync"), "{message}");
+    assert_eq!(lab.target_value("SELECT count() FROM t WHERE v != 'old'"), "0");
+    run.stop();
+    mirror.mirror["metadata"]["annotations"] = json!({"walferry.dev/resync": "1"});
+    let mut run = lab.streaming(&mirror);
+    lab.sql("INSERT INTO t VALUES (200, 'new')");
+    lab.settle(&mut run);
+    lab.assert_table("t", "id, v", "id");
+    run.stop();
+}
