@@ -3,7 +3,7 @@
 
 use k8s_openapi::{api::core::v1::Pod, apimachinery::pkg::apis::meta::v1::Condition};
 use kube::ResourceExt;
-use serde_json::json;
+use serde_json::{Value, json};
 use walferry::api::{self, conditions};
 
 use crate::{
@@ -287,9 +287,7 @@ fn two_want_one_target() {
     lab.streaming(&older);
     lab.apply_mirror(&another(&older, "younger", &["t"]));
     let message = lab.until_stalled("younger", "TargetTableTaken");
-    for words in [&format!("Mirror {}/older", lab.space.name), "target.table", &lab.database] {
-        assert!(message.contains(words), "{message}");
-    }
+    assert_says(&message, &["Mirror older", "target.table", &lab.database]);
     assert!(lab.replicators("younger").is_empty());
     assert!(!lab.left_at_source().contains(&lab.name_at_source("younger")));
     lab.sql("INSERT INTO t VALUES (2)");
@@ -302,6 +300,44 @@ fn two_want_one_target() {
     lab.until_ready("younger");
     lab.settle("younger");
     lab.assert_table("t", "id", "id");
+}
+
+/// Objects of the names that a replicator gets, with all of its labels, were there before: they stay as they are, also when the Mirror goes.
+#[test]
+fn objects_of_strangers_are_left_alone() {
+    let lab = Lab::new();
+    lab.sql("CREATE TABLE t (id int PRIMARY KEY); INSERT INTO t VALUES (1)");
+    let labels = json!({"app.kubernetes.io/managed-by": "walferry", "app.kubernetes.io/component": "replicator", "team": "theirs"});
+    let metadata = json!({"name": "walferry-shop", "labels": labels});
+    let map =
+        json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata, "data": {"theirs": "yes"}});
+    let selector = json!({"app": "theirs"});
+    let container = json!({"name": "c", "image": "registry.invalid/theirs:1"});
+    let deployment = json!({"apiVersion": "apps/v1", "kind": "Deployment", "metadata": metadata, "spec": {
+        "replicas": 0, "selector": {"matchLabels": selector},
+        "template": {"metadata": {"labels": selector}, "spec": {"containers": [container]}}}});
+    let as_made = |kind: &str, made: &Value| {
+        let now: Value =
+            serde_json::from_str(&lab.space.kubectl(&["get", kind, "walferry-shop", "-o", "json"]).stdout)
+                .unwrap();
+        for field in ["uid", "labels", "ownerReferences", "deletionTimestamp"] {
+            assert_eq!(now["metadata"][field], made["metadata"][field], "{kind} {field}");
+        }
+        assert_eq!(now["data"], made["data"]);
+    };
+    for (kind, document) in [("configmap", map), ("deployment", deployment)] {
+        let made = lab.space.apply(&document);
+        lab.apply(&another(&lab.mirror(&["t"]), "shop", &["t"]));
+        let message = lab.until_stalled("shop", "ObjectNotOurs");
+        assert_says(
+            &message,
+            &["walferry-shop in namespace", &format!("kubectl delete {kind} walferry-shop")],
+        );
+        as_made(kind, &made);
+        lab.delete::<api::Mirror>("shop");
+        as_made(kind, &made);
+        lab.space.kubectl(&["delete", kind, "walferry-shop"]);
+    }
 }
 
 /// One Mirror is new, one streams and one is being deleted when the operator ends without warning. Of the one that streams, nothing

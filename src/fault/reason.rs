@@ -195,6 +195,9 @@ catalogue! {
         SecretKeyMissing: Retry,
             "A Secret has no such key, or its value can't be used.",
             "Add or correct the key; the rest happens by itself.";
+        ObjectNotOurs: Stall,
+            "A ConfigMap or Deployment of the name that the Mirror needs was not made for it; it is left as it is.",
+            "Delete the object if nobody needs it, or make the Mirror under another name.";
         TargetTableTaken: FailTable,
             "An older Mirror writes this target table already.",
             "Give one of them another `target.table`.";

@@ -241,8 +241,12 @@ impl Mapper {
     }
 
     fn pod_changed(&self, change: Change<'_, Pod>) {
-        let Some(uid) = change.object().and_then(|pod| pod.labels().get(MIRROR_UID)) else { return };
-        if let Some(mirror) = self.scope.mirrors.find(|mirror| mirror.uid().as_ref() == Some(uid)) {
+        let Some(pod) = change.object() else { return };
+        let Some(uid) = pod.labels().get(MIRROR_UID) else { return };
+        let theirs = |mirror: &Guarded<Mirror>| {
+            mirror.uid().as_ref() == Some(uid) && mirror.namespace() == pod.namespace()
+        };
+        if let Some(mirror) = self.scope.mirrors.find(theirs) {
             let namespace = mirror.namespace().unwrap_or_default();
             self.queues.mirror(&namespace, &mirror.name_any(), "its pod changed");
         }

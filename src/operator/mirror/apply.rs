@@ -11,20 +11,22 @@ use k8s_openapi::{
     api::{apps::v1::Deployment, core::v1::ConfigMap},
 };
 use kube::{
-    Api, Resource, ResourceExt,
-    api::{Patch, PatchParams},
+    Api, Client, Resource, ResourceExt,
+    api::{ListParams, Patch, PatchParams},
     core::PartialObjectMeta,
 };
 use serde::{Serialize, de::DeserializeOwned};
 use tokio::time::Instant;
 
 use super::{
-    build::{self, MIRROR_UID, Replicator, applied_hash},
+    build::{self, Replicator, applied_hash},
+    owned::Owner,
     validate::Plan,
 };
 use crate::{
     api::Mirror,
-    operator::{context::Context, error::Error, finalizer, labels, obstacle::Obstacle, scope::Scope},
+    fault::Reason,
+    operator::{context::Context, error::Error, finalizer, labels, obstacle::Obstacle},
 };
 
 /// How long the watch may take to show what was applied.
@@ -101,11 +103,13 @@ impl Wanted {
 impl Present {
     /// What the stores have.
     pub(super) fn read(context: &Context, mirror: &Mirror) -> Present {
-        let deployment = |scope: &Scope| scope.deployments.find(|found| belongs(found, mirror));
-        let config_map = |scope: &Scope| scope.config_maps.find(|found| belongs(found, mirror));
+        let owner = Owner::of(mirror);
+        let (namespace, name) = (&owner.namespace, &owner.object);
+        let deployment = context.find(|scope| &scope.deployments, namespace, name);
+        let config_map = context.find(|scope| &scope.config_maps, namespace, name);
         Present {
-            deployment: context.scopes.iter().find_map(deployment).as_deref().cloned(),
-            config_map: context.scopes.iter().find_map(config_map).as_deref().cloned(),
+            deployment: deployment.filter(|found| owner.owns(&**found)).as_deref().cloned(),
+            config_map: config_map.filter(|found| owner.owns(&**found)).as_deref().cloned(),
         }
     }
 
@@ -138,18 +142,15 @@ fn version(object: &impl ResourceExt) -> u128 {
     object.resource_version().and_then(|version| version.parse().ok()).unwrap_or(u128::MAX)
 }
 
-fn belongs(object: &impl ResourceExt, mirror: &Mirror) -> bool {
-    mirror.metadata.uid.is_some() && object.labels().get(MIRROR_UID) == mirror.metadata.uid.as_ref()
-}
-
 fn replicas(deployment: &Deployment) -> i32 {
     deployment.spec.as_ref().and_then(|spec| spec.replicas).unwrap_or(1)
 }
 
 /// Applies what is wanted, if it isn't there, and gives the Deployment as the API server has it. Before anything is made, the Mirror gets its finalizer.
+/// An object of somebody else is never written to.
 ///
 /// # Errors
-/// [`Error::Obstacle`] for what the cluster refuses, and what else the API server says.
+/// [`Error::Obstacle`] for what the cluster refuses and for objects of somebody else, and what else the API server says.
 pub(super) async fn apply(
     context: &Context,
     mirror: &Mirror,
@@ -165,11 +166,15 @@ pub(super) async fn apply(
             |found: &Deployment| found.metadata.generation == applied.deployment.metadata.generation;
         return Ok(newest.filter(caught_up).unwrap_or(applied.deployment));
     }
-    let namespace = mirror.namespace().unwrap_or_default();
-    let mirrors: Api<Mirror> = Api::namespaced(context.client.clone(), &namespace);
+    let owner = Owner::of(mirror);
+    let namespace = &owner.namespace;
+    // Both before either is written: a Mirror that can't have one of them makes nothing.
+    let their_config_map = look::<ConfigMap>(&context.client, &owner).await?;
+    let their_deployment = look::<Deployment>(&context.client, &owner).await?;
+    let mirrors: Api<Mirror> = Api::namespaced(context.client.clone(), namespace);
     finalizer::add(&mirrors, mirror, labels::CLEANUP).await?;
-    let config_map = write(context, &namespace, &wanted.config_map).await?;
-    let deployment = write(context, &namespace, &wanted.deployment).await?;
+    let config_map = write(&context.client, namespace, &wanted.config_map, their_config_map).await?;
+    let deployment = write(&context.client, namespace, &wanted.deployment, their_deployment).await?;
     let applied = Applied {
         digest: wanted.digest,
         config_hash: wanted.config_hash.clone(),
@@ -187,7 +192,29 @@ pub(super) async fn apply(
     Ok(deployment)
 }
 
-async fn write<K>(context: &Context, namespace: &str, object: &K) -> Result<K, Error>
+/// The UID of the object that the Mirror has under the name of what it owns; `None` when there is no object of that name. The API server is
+/// asked, because the stores hold only what has walferry's labels.
+///
+/// # Errors
+/// [`Error::Obstacle`] for an object of somebody else.
+async fn look<K>(client: &Client, owner: &Owner) -> Result<Option<String>, Error>
+where
+    K: Resource<DynamicType = (), Scope = NamespaceResourceScope> + Clone + Debug + DeserializeOwned,
+{
+    let api: Api<K> = Api::namespaced(client.clone(), &owner.namespace);
+    let of_this_name = ListParams::default().fields(&format!("metadata.name={}", owner.object));
+    let found = api.list_metadata(&of_this_name).await?.items;
+    match found.iter().find(|found| found.name_any() == owner.object) {
+        None => Ok(None),
+        Some(found) => match owner.blocker::<K>(found) {
+            Some(blocker) => Err(blocker.into()),
+            None => Ok(found.uid()),
+        },
+    }
+}
+
+/// Applies an object, over the one of this UID or as a new one.
+async fn write<K>(client: &Client, namespace: &str, object: &K, over: Option<String>) -> Result<K, Error>
 where
     K: Resource<DynamicType = (), Scope = NamespaceResourceScope>
         + Clone
@@ -195,10 +222,15 @@ where
         + DeserializeOwned
         + Serialize,
 {
-    let api: Api<K> = Api::namespaced(context.client.clone(), namespace);
-    let apply = PatchParams::apply(labels::FIELD_MANAGER).force();
+    let api: Api<K> = Api::namespaced(client.clone(), namespace);
+    let mut apply = PatchParams::apply(labels::FIELD_MANAGER);
+    // Fields of an object that appeared since it was looked for are nobody's to take.
+    apply.force = over.is_some();
     let name = object.name_any();
-    api.patch(&name, &apply, &Patch::Apply(object)).await.map_err(|error| {
+    let mut object = object.clone();
+    // One that took its place since then has another UID, which is a conflict.
+    object.meta_mut().uid = over;
+    api.patch(&name, &apply, &Patch::Apply(&object)).await.map_err(|error| {
         let what = format!("{} {name}", K::kind(&()));
         Obstacle::refused(&what, &error).map_or(Error::Api(error), Error::Obstacle)
     })
@@ -214,7 +246,8 @@ pub(super) async fn scale_down(context: &Context, deployment: &Deployment) -> Re
     }
     let namespace = deployment.namespace().unwrap_or_default();
     let api: Api<Deployment> = Api::namespaced(context.client.clone(), &namespace);
-    let patch = Patch::Merge(serde_json::json!({"spec": {"replicas": 0}}));
+    let patch =
+        Patch::Merge(serde_json::json!({"metadata": {"uid": deployment.uid()}, "spec": {"replicas": 0}}));
     let params =
         PatchParams { field_manager: Some(labels::FIELD_MANAGER.to_owned()), ..PatchParams::default() };
     api.patch(&deployment.name_any(), &params, &patch).await.map(drop)
@@ -222,10 +255,18 @@ pub(super) async fn scale_down(context: &Context, deployment: &Deployment) -> Re
 
 #[cfg(test)]
 mod tests {
+    use std::{
+        convert::Infallible,
+        sync::{Arc, Mutex},
+    };
+
+    use http_body_util::BodyExt;
     use k8s_openapi::{
         api::{apps::v1::DeploymentSpec, core::v1::PodTemplateSpec},
         apimachinery::pkg::apis::meta::v1::ObjectMeta,
     };
+    use kube::client::Body;
+    use serde_json::{Value, json};
 
     use super::*;
 
@@ -282,6 +323,63 @@ mod tests {
             deployment: deployment("a", 1, 3),
             config_map: config_map("9"),
             at: Instant::now(),
+        }
+    }
+
+    /// An API server that has this ConfigMap, and keeps what it is asked.
+    fn cluster(found: Option<Value>) -> (Client, Arc<Mutex<Vec<(String, Value)>>>) {
+        let asked = Arc::new(Mutex::new(Vec::new()));
+        let requests = Arc::clone(&asked);
+        let items: Vec<Value> = found.into_iter().collect();
+        let list = json!({"kind": "PartialObjectMetadataList", "apiVersion": "meta.k8s.io/v1", "metadata": {}, "items": items});
+        let service = tower::service_fn(move |request: hyper::Request<Body>| {
+            let (requests, list) = (Arc::clone(&requests), list.clone());
+            async move {
+                let (head, body) = request.into_parts();
+                let body = body.collect().await.unwrap().to_bytes();
+                let body: Value = serde_json::from_slice(&body).unwrap_or_default();
+                let answer = if head.method == hyper::Method::GET { list } else { body.clone() };
+                requests.lock().unwrap().push((format!("{} {}", head.method, head.uri), body));
+                Ok::<_, Infallible>(hyper::Response::new(Body::from(answer.to_string().into_bytes())))
+            }
+        });
+        (Client::new(service, "team"), asked)
+    }
+
+    fn metadata(owner: &str) -> Value {
+        let owner = json!({"apiVersion": "walferry.dev/v1alpha1", "kind": "Mirror", "name": "shop", "uid": owner, "controller": true});
+        json!({"kind": "PartialObjectMetadata", "apiVersion": "meta.k8s.io/v1",
+            "metadata": {"namespace": "team", "name": "walferry-shop", "uid": "c", "ownerReferences": [owner]}})
+    }
+
+    #[tokio::test]
+    async fn an_object_is_looked_for_before_it_is_written() {
+        let owner = Owner { namespace: "team".into(), uid: "0a".into(), object: "walferry-shop".into() };
+        let mut stranger = metadata("0a");
+        stranger["metadata"]["ownerReferences"] = json!([]);
+        let (client, asked) = cluster(Some(stranger));
+        let refused = look::<ConfigMap>(&client, &owner).await.unwrap_err();
+        assert!(matches!(refused, Error::Obstacle(found) if found.failure.reason == Reason::ObjectNotOurs));
+        let list = "GET /api/v1/namespaces/team/configmaps?&fieldSelector=metadata.name%3Dwalferry-shop";
+        assert_eq!(
+            asked.lock().unwrap().iter().map(|(request, _)| request.as_str()).collect::<Vec<_>>(),
+            [list]
+        );
+
+        let wanted = ConfigMap {
+            metadata: ObjectMeta { name: Some("walferry-shop".to_owned()), ..ObjectMeta::default() },
+            ..ConfigMap::default()
+        };
+        for (found, query, uid) in [
+            (Some(metadata("0a")), "?&force=true&fieldManager=walferry", json!("c")),
+            (None, "?&fieldManager=walferry", Value::Null),
+        ] {
+            let (client, asked) = cluster(found);
+            let over = look::<ConfigMap>(&client, &owner).await.unwrap();
+            write(&client, "team", &wanted, over).await.unwrap();
+            let (request, body) = asked.lock().unwrap().pop().unwrap();
+            assert_eq!(request, format!("PATCH /api/v1/namespaces/team/configmaps/walferry-shop{query}"));
+            assert_eq!(body["metadata"]["uid"], uid);
         }
     }
 

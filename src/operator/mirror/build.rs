@@ -35,7 +35,7 @@ use crate::{
 
 /// The annotation of the pod template that holds the hash of [`config_hash`].
 pub(super) const CONFIG_HASH: &str = "walferry.dev/config-hash";
-/// The label that holds the Mirror's UID; pods are found by it.
+/// The label that holds the Mirror's UID. It selects the pods of the Deployment; that they are the Mirror's is told by [`super::owned`].
 pub(in crate::operator) const MIRROR_UID: &str = "walferry.dev/mirror-uid";
 /// The name of the container, whose state tells how the replicator fares.
 pub(super) const CONTAINER: &str = "replicator";
@@ -75,11 +75,7 @@ pub(super) struct Replicator<'a> {
 impl Replicator<'_> {
     /// The name of the ConfigMap and of the Deployment: a DNS label, because pods and their host names are called after it.
     pub(super) fn name(&self) -> String {
-        let name = self.mirror.metadata.name.as_deref().unwrap_or_default();
-        if name.contains('.') {
-            return shortened(&format!("walferry-{}", name.replace('.', "-")), &hex(&[name]));
-        }
-        fitting(&format!("walferry-{name}"))
+        object_name(self.mirror.metadata.name.as_deref().unwrap_or_default())
     }
 
     /// The labels of everything that is owned.
@@ -302,6 +298,14 @@ impl Replicator<'_> {
         let reference = |name: &String| LocalObjectReference { name: name.clone() };
         Some(names.into_iter().map(reference).collect()).filter(|names: &Vec<_>| !names.is_empty())
     }
+}
+
+/// The name of the ConfigMap and of the Deployment of a Mirror of this name.
+pub(super) fn object_name(mirror: &str) -> String {
+    if mirror.contains('.') {
+        return shortened(&format!("walferry-{}", mirror.replace('.', "-")), &hex(&[mirror]));
+    }
+    fitting(&format!("walferry-{mirror}"))
 }
 
 /// The hash of the configuration that a Deployment runs with.

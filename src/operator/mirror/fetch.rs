@@ -2,10 +2,11 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::ResourceExt;
 
 use crate::{
-    api::{Mirror, ReplicationPeer},
+    api::{Mirror, MirrorStatus, ReplicationPeer, conditions::DESTINATION_READY},
     operator::{
         context::Context,
         login::{self, Login},
@@ -46,8 +47,10 @@ pub(super) struct Other {
     pub(super) name: String,
     /// Its age.
     pub(super) seniority: Seniority,
-    /// The tables that it writes.
+    /// The tables that it names as targets.
     pub(super) targets: Vec<Target>,
+    /// Whether it has ever reached its destination. Until then it may name a server that it has no login for.
+    pub(super) reached: bool,
 }
 
 /// Which of two Mirrors was there first: time of creation, then UID.
@@ -97,5 +100,11 @@ fn writes(context: &Context, mirror: &Arc<Guarded<Mirror>>) -> Option<Other> {
         name: mirror.name_any(),
         seniority: seniority(mirror),
         targets: resolve::targets(mirror, destination),
+        reached: mirror.status.as_ref().is_some_and(has_reached_destination),
     })
+}
+
+fn has_reached_destination(status: &MirrorStatus) -> bool {
+    let ready = |condition: &Condition| condition.type_ == DESTINATION_READY && condition.status == "True";
+    status.last_lsn.is_some() || status.conditions.iter().any(ready)
 }

@@ -10,7 +10,7 @@ use k8s_openapi::{
 };
 use kube::{
     Api, Resource, ResourceExt,
-    api::{DeleteParams, DynamicObject, ListParams},
+    api::{DeleteParams, DynamicObject, ListParams, Preconditions},
     core::ApiResource,
     runtime::controller::Action,
 };
@@ -19,6 +19,7 @@ use tokio::time::timeout;
 
 use super::{
     build::MIRROR_UID,
+    owned::Owner,
     publish::publish,
     replicator::{pods, unasked},
 };
@@ -95,7 +96,7 @@ pub(super) async fn finalize(
         return abandon(context, mirror, identity).await;
     }
     if !has_ended(context, mirror).await? {
-        let pods = pods(context, &uid);
+        let pods = pods(context, &Owner::of(mirror));
         let failure = pods.iter().find_map(|pod| ending(pod, Timestamp::now()));
         let report = unasked(identity, MirrorPhase::Deleting, failure);
         publish(context, mirror, &report).await.or_else(gone)?;
@@ -130,19 +131,27 @@ fn gone(error: kube::Error) -> Result<(), kube::Error> {
 
 /// Deletes the Deployment, and says whether it and its pods are gone. Foreground: while pods are left, so is the Deployment, and it makes no new ones.
 async fn has_ended(context: &Context, mirror: &Guarded<Mirror>) -> Result<bool, kube::Error> {
-    let namespace = mirror.namespace().unwrap_or_default();
-    let ours = ListParams::default().labels(&format!("{MIRROR_UID}={}", mirror.uid().unwrap_or_default()));
-    let deployments: Api<Deployment> = Api::namespaced(context.client.clone(), &namespace);
-    let found = deployments.list_metadata(&ours).await?.items;
+    let owner = Owner::of(mirror);
+    let of_this_name = ListParams::default().fields(&format!("metadata.name={}", owner.object));
+    let deployments: Api<Deployment> = Api::namespaced(context.client.clone(), &owner.namespace);
+    let mut found = deployments.list_metadata(&of_this_name).await?.items;
+    found.retain(|found| owner.owns(found));
     for deployment in found.iter().filter(|found| found.metadata.deletion_timestamp.is_none()) {
-        match deployments.delete(&deployment.name_any(), &DeleteParams::foreground()).await {
+        let this = Preconditions { uid: deployment.uid(), ..Preconditions::default() };
+        match deployments
+            .delete(&deployment.name_any(), &DeleteParams::foreground().preconditions(this))
+            .await
+        {
             Ok(_) => {}
-            Err(kube::Error::Api(status)) if status.code == 404 => {}
+            // It is gone, or another one has taken its place.
+            Err(kube::Error::Api(status)) if status.code == 404 || status.code == 409 => {}
             Err(error) => return Err(error),
         }
     }
-    let pods: Api<Pod> = Api::namespaced(context.client.clone(), &namespace);
-    Ok(found.is_empty() && pods.list_metadata(&ours).await?.items.is_empty())
+    let labelled = ListParams::default().labels(&format!("{MIRROR_UID}={}", owner.uid));
+    let pods: Api<Pod> = Api::namespaced(context.client.clone(), &owner.namespace);
+    let pods = pods.list_metadata(&labelled).await?.items;
+    Ok(found.is_empty() && !pods.iter().any(|pod| owner.owns_pod(pod)))
 }
 
 /// What is being waited for while this pod is there.

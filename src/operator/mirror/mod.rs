@@ -8,6 +8,7 @@ mod build;
 mod fetch;
 mod finalize;
 mod observe;
+mod owned;
 mod preflight;
 mod publish;
 mod replicator;
@@ -39,6 +40,7 @@ use crate::{
 };
 use apply::{Applied, Present, Wanted, apply};
 use finalize::{Endpoints, finalize};
+use owned::Owner;
 use publish::publish;
 use replicator::{hindered, unasked};
 use tell::Told;
@@ -133,7 +135,7 @@ async fn drive(context: &Context, mirror: &Mirror, identity: &MirrorIdentity) ->
     if mirror.spec.suspend {
         return Ok(unasked(identity, MirrorPhase::Suspended, None));
     }
-    Ok(replicator::report(context, identity, &uid, Some(&deployment)).await)
+    Ok(replicator::report(context, identity, &Owner::of(mirror), Some(&deployment)).await)
 }
 
 /// Keeps what a later clean-up may not find any more, and tells of a resync that begins.
@@ -169,8 +171,7 @@ async fn standing(
         apply::scale_down(context, &deployment).await?;
         return Ok(told);
     }
-    let uid = mirror.uid().unwrap_or_default();
-    let running = replicator::report(context, identity, &uid, Some(&deployment)).await;
+    let running = replicator::report(context, identity, &Owner::of(mirror), Some(&deployment)).await;
     if running.tables.is_empty() {
         return Ok(told);
     }

@@ -12,12 +12,11 @@ use k8s_openapi::{
     api::{apps::v1::Deployment, core::v1::Pod},
     jiff::{SignedDuration, Timestamp},
 };
-use kube::ResourceExt;
 use tokio::time::timeout;
 
 use super::{
-    build::MIRROR_UID,
     observe::{ReplicatorState, replicator_state},
+    owned::Owner,
 };
 use crate::{
     fault::{Reason, innermost},
@@ -103,10 +102,10 @@ pub(super) fn hindered(mirror: &MirrorIdentity, obstacle: Obstacle) -> MirrorRep
 pub(super) async fn report(
     context: &Context,
     mirror: &MirrorIdentity,
-    mirror_uid: &str,
+    owner: &Owner,
     deployment: Option<&Deployment>,
 ) -> MirrorReport {
-    let pods = pods(context, mirror_uid);
+    let pods = pods(context, owner);
     match replicator_state(deployment, &pods) {
         ReplicatorState::Absent => unasked(mirror, MirrorPhase::Provisioning, None),
         ReplicatorState::Starting { message } => {
@@ -142,9 +141,8 @@ fn has_just_started(pods: &[Pod], now: Timestamp) -> bool {
 }
 
 /// The pods of this Mirror's replicator, as the store has them.
-pub(super) fn pods(context: &Context, mirror_uid: &str) -> Vec<Pod> {
-    let ours = |pod: &Pod| pod.labels().get(MIRROR_UID).is_some_and(|uid| uid == mirror_uid);
-    let pods = context.scopes.iter().flat_map(|scope| scope.pods.state_filter(ours));
+pub(super) fn pods(context: &Context, owner: &Owner) -> Vec<Pod> {
+    let pods = context.scopes.iter().flat_map(|scope| scope.pods.state_filter(|pod| owner.owns_pod(pod)));
     pods.map(|pod| Pod::clone(&pod)).collect()
 }
 

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use kube::ResourceExt;
 
-use super::fetch::{Fetched, Peer, Seniority, seniority};
+use super::fetch::{Fetched, Peer, seniority};
 use crate::{
     api::{self, Mirror, Problem, ReplicationPeer},
     fault::Reason,
@@ -56,7 +56,7 @@ pub(super) fn validate<'a>(mirror: &Mirror, fetched: &'a Fetched) -> Result<Plan
     let (source, from) = valid_peer(fetched, &mirror.spec.source_ref.name)?;
     let (destination, to) = valid_peer(fetched, &mirror.spec.destination_ref.name)?;
     if let Some(clickhouse) = &destination.spec.clickhouse {
-        taken_targets(&resolve::targets(mirror, clickhouse), &seniority(mirror), fetched)?;
+        taken_targets(mirror, &resolve::targets(mirror, clickhouse), fetched)?;
     }
     let config = match (&from.0, &to.0) {
         (Endpoint::Postgres(source), Endpoint::ClickHouse(destination)) => {
@@ -106,12 +106,19 @@ fn valid_peer<'a>(
     }
 }
 
-/// No table of a destination is written twice: by two tables of the Mirror, or by an older Mirror.
-fn taken_targets(targets: &[Target], age: &Seniority, fetched: &Fetched) -> Result<(), Obstacle> {
+/// No table of a destination is written twice: by two tables of the Mirror, or by an older Mirror. One of another namespace counts only when it has
+/// reached its destination, since anybody can name a server, and it is not named, since its name may be none of this namespace's business.
+fn taken_targets(mirror: &Mirror, targets: &[Target], fetched: &Fetched) -> Result<(), Obstacle> {
+    let (namespace, age) = (mirror.namespace().unwrap_or_default(), seniority(mirror));
     let mut writers: HashMap<&Target, String> = HashMap::new();
-    for other in fetched.others.iter().filter(|other| other.seniority < *age) {
+    for other in fetched.others.iter().filter(|other| other.seniority < age) {
+        let writer = match other.namespace == namespace {
+            true => format!("Mirror {}", other.name),
+            false if other.reached => "a Mirror of another namespace".to_owned(),
+            false => continue,
+        };
         for target in &other.targets {
-            writers.insert(target, format!("Mirror {}/{}", other.namespace, other.name));
+            writers.insert(target, writer.clone());
         }
     }
     let mut problems = Vec::new();
@@ -133,7 +140,10 @@ mod tests {
     use k8s_openapi::{apimachinery::pkg::apis::meta::v1::Time, jiff::Timestamp};
     use serde_json::json;
 
-    use super::{super::fetch::Other, *};
+    use super::{
+        super::fetch::{Other, Seniority},
+        *,
+    };
     use crate::{
         model::{ClickHouseEndpoint, Password, PostgresEndpoint, TlsSettings},
         operator::login::Login,
@@ -262,21 +272,25 @@ mod tests {
             database: "analytics".to_owned(),
             table: "users".to_owned(),
         };
-        let other = |second, uid: &str| Other {
-            namespace: "other".to_owned(),
-            name: "first".to_owned(),
-            seniority: (Some(Timestamp::from_second(second).unwrap()), Some(uid.to_owned())),
-            targets: vec![target.clone()],
+        let other = |second, uid: &str| {
+            let seniority: Seniority = (Some(Timestamp::from_second(second).unwrap()), Some(uid.to_owned()));
+            let (namespace, name) = ("team".to_owned(), "first".to_owned());
+            Other { namespace, name, seniority, targets: vec![target.clone()], reached: false }
         };
         let with = |other| Fetched { others: vec![other], ..fetched() };
         for older in [other(99, "f"), other(100, "01")] {
             let (reason, message) = wrong(&users(), &with(older));
             assert_eq!(reason, Reason::TargetTableTaken);
             assert!(
-                message
-                    .contains("table users in database analytics is already written by Mirror other/first;")
+                message.contains("table users in database analytics is already written by Mirror first;"),
+                "{message}"
             );
         }
+        let elsewhere = |reached| Other { namespace: "other".to_owned(), reached, ..other(99, "f") };
+        assert!(validate(&users(), &with(elsewhere(false))).is_ok(), "it only names the target");
+        let (reason, message) = wrong(&users(), &with(elsewhere(true)));
+        assert_eq!(reason, "TargetTableTaken");
+        assert!(message.contains("already written by a Mirror of another namespace;"), "{message}");
         assert!(validate(&users(), &with(other(101, "0"))).is_ok());
         assert!(validate(&users(), &with(other(100, "f"))).is_ok());
     }
