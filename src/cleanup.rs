@@ -1,38 +1,41 @@
-//! Removes what a Mirror has: its slot and publication at the source and its state at the destination. Never a target table.
-
-use std::time::Duration;
-
-use tokio::time::{Instant, sleep};
+//! Removes what a Mirror has: its slot and publications at the source and its state at the destination. Never a target table.
 
 use crate::{
-    clickhouse::{Database, Error as ClickHouseError},
+    clickhouse::{Database, Error as ClickHouseError, state::STATE_TABLE},
     fault::Reason,
-    model::{ClickHouseEndpoint, INSERTS_SUFFIX, OutOfRange, PostgresEndpoint},
-    postgres::{self, publication, session::Session, slot},
-    replication::{Destination, DestinationError},
+    model::{ClickHouseEndpoint, INSERTS_SUFFIX, MirrorIdentity, OutOfRange, PostgresEndpoint, SlotPlace},
+    postgres::{
+        self, catalog,
+        removal::{self, Fate, MirrorObjects, RemovalError, Removed},
+        session::Session,
+        slot,
+    },
+    replication::{Destination, DestinationError, StateStore},
 };
-
-/// How long a replicator that is just ending may still hold its slot.
-const RELEASE_WITHIN: Duration = Duration::from_secs(5);
 
 /// Why something could not be removed.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The source answered with an error or could not be reached.
     #[error("source: {0}")]
-    Source(#[from] postgres::Error),
+    Source(postgres::Error),
     /// The destination answered with an error or could not be reached.
     #[error("destination: {0}")]
     Destination(#[from] DestinationError),
     /// Somebody reads from the slot.
+    #[error(transparent)]
+    SlotInUse(RemovalError),
+    /// The peer names another server or database than that in which slot and publication were made.
     #[error(
-        "slot {slot} is in use by the walsender with pid {pid}: stop the replicator first, or run SELECT pg_terminate_backend({pid}) at the source"
+        "slot {slot} and its publication were made at {made_at}, but the peer now names {found}: nothing was dropped. Point the peer to where they were made"
     )]
-    SlotInUse {
+    OtherSource {
         /// The slot.
         slot: String,
-        /// The process that reads from it.
-        pid: i32,
+        /// Where it was made.
+        made_at: SlotPlace,
+        /// What answers now.
+        found: Box<SlotPlace>,
     },
 }
 
@@ -44,7 +47,23 @@ impl Error {
             Error::Source(source) if source.is_transient() => Reason::SourceUnreachable,
             Error::Source(_) => Reason::SourceError,
             Error::Destination(destination) => destination.reason,
-            Error::SlotInUse { .. } => Reason::SourceSlotInUse,
+            Error::SlotInUse(_) => Reason::SourceSlotInUse,
+            Error::OtherSource { .. } => Reason::SourceReplaced,
+        }
+    }
+}
+
+impl From<postgres::Error> for Error {
+    fn from(error: postgres::Error) -> Self {
+        Error::Source(error)
+    }
+}
+
+impl From<RemovalError> for Error {
+    fn from(error: RemovalError) -> Self {
+        match error {
+            RemovalError::Source(source) => Error::Source(source),
+            in_use @ RemovalError::SlotInUse { .. } => Error::SlotInUse(in_use),
         }
     }
 }
@@ -55,73 +74,105 @@ impl From<ClickHouseError> for Error {
     }
 }
 
-/// What belongs to a Mirror at its source.
+/// A Mirror that goes, and where.
 #[derive(Clone, Copy, Debug)]
-pub struct SourceObjects<'a> {
-    /// The replicator's `application_name`: a walsender of this name that has fallen silent is ended.
-    pub application_name: &'a str,
-    /// The replication slot.
-    pub slot: &'a str,
-    /// The publication, and with it that for inserts alone; one that walferry didn't make stays.
-    pub publication: &'a str,
+pub struct Leaving<'a> {
+    /// The Mirror; its UID names what it has.
+    pub mirror: &'a MirrorIdentity,
+    /// The source that its peer names now.
+    pub source: &'a PostgresEndpoint,
+    /// The destination that its peer names now.
+    pub destination: &'a ClickHouseEndpoint,
+    /// Where its slot was made, as its status says; without one, its state at the destination is asked.
+    pub made_at: Option<&'a SlotPlace>,
 }
 
-/// Drops slot and publication, and says for each what became of it. Idempotent.
+/// What was removed, and what somebody else has to.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Report {
+    /// What became of each, in a few words.
+    pub done: Vec<String>,
+    /// Whether something stays until a statement of `done` is run.
+    pub incomplete: bool,
+}
+
+/// Removes slot, publications and state. Idempotent. What only its owner can drop stays, and its statement is in the report.
 ///
 /// # Errors
-/// [`Error::Source`], and [`Error::SlotInUse`] when the slot's reader is alive.
-pub async fn source(endpoint: &PostgresEndpoint, objects: SourceObjects<'_>) -> Result<Vec<String>, Error> {
-    let SourceObjects { application_name, slot, publication } = objects;
-    let session = Session::connect(endpoint, application_name).await?;
-    slot::end_creation(&session, application_name).await?;
-    slot::release_own_walsender(&session, slot, application_name).await?;
-    wait_until_released(&session, slot).await?;
-    let slot_dropped = slot::drop(&session, slot).await?;
-    let mut done = vec![outcome("slot", slot, slot_dropped), drop_publication(&session, publication).await?];
-    let inserts = format!("{publication}{INSERTS_SUFFIX}");
-    if publication::read(&session, &inserts).await?.is_some() {
-        done.push(drop_publication(&session, &inserts).await?);
-    }
-    Ok(done)
+/// [`Error::OtherSource`], before anything is touched; [`Error::SlotInUse`] when the slot's reader is alive; what the servers answer.
+pub async fn remove(leaving: Leaving<'_>) -> Result<Report, Error> {
+    let Leaving { mirror, source, destination, made_at } = leaving;
+    let database = Database::new(destination, OutOfRange::default())?;
+    let recorded = match made_at {
+        Some(place) => Some(place.clone()),
+        None => recorded_place(&database, &mirror.uid).await,
+    };
+    let session = Session::connect(source, &mirror.application_name()).await?;
+    require_same_source(&session, leaving, recorded).await?;
+    let objects = MirrorObjects {
+        application_name: mirror.application_name(),
+        slot: mirror.slot_name(),
+        publications: vec![mirror.publication_name(), mirror.inserts_publication_name()],
+    };
+    let mut removed = removal::remove(&session, &objects).await?;
+    // Few Mirrors ever have this one.
+    removed.retain(|removed| removed.fate != Fate::Absent || !removed.name.ends_with(INSERTS_SUFFIX));
+    database.drop_state(&mirror.uid).await?;
+    let mut done: Vec<String> = removed.iter().map(ToString::to_string).collect();
+    done.extend(["state removed".to_owned(), "target tables stay".to_owned()]);
+    let stays = |removed: &Removed| matches!(removed.fate, Fate::Stays { .. });
+    Ok(Report { done, incomplete: removed.iter().any(stays) })
 }
 
-async fn drop_publication(session: &Session, name: &str) -> Result<String, Error> {
-    Ok(match publication::read(session, name).await? {
-        Some(found) if !found.owned_by_us => {
-            format!("publication {name} isn't this mirror's and stays")
+/// Where the slot was made, as the Mirror's state says. A destination that can't say it keeps nothing from being dropped at the source, where a slot
+/// holds back WAL; without the destination the removal is incomplete anyway, and asks again.
+async fn recorded_place(database: &Database, mirror_uid: &str) -> Option<SlotPlace> {
+    let recorded = async {
+        if database.target_table(STATE_TABLE).await.map_err(DestinationError::from)?.is_none() {
+            return Ok(None);
         }
-        None => outcome("publication", name, false),
-        Some(_) => match publication::drop(session, name).await {
-            Err(postgres::Error::Standby { statements }) => {
-                format!("publication {name} stays: run {statements} at the primary")
-            }
-            dropped => outcome("publication", name, dropped?),
-        },
+        let state = StateStore::new(database.clone(), mirror_uid).load().await?;
+        Ok::<_, crate::replication::Error>(state.source.map(|source| source.place()))
+    };
+    recorded.await.unwrap_or_else(|error| {
+        tracing::warn!(%error, "the state does not say where the slot was made");
+        None
     })
 }
 
-/// Removes the state records of the Mirror with this UID. Idempotent.
-///
-/// # Errors
-/// [`Error::Destination`].
-pub async fn state(endpoint: &ClickHouseEndpoint, mirror_uid: &str) -> Result<(), Error> {
-    let destination = Database::new(endpoint, OutOfRange::default())?;
-    Ok(destination.drop_state(mirror_uid).await?)
-}
-
-async fn wait_until_released(session: &Session, slot_name: &str) -> Result<(), Error> {
-    let deadline = Instant::now() + RELEASE_WITHIN;
-    while let Some(pid) = slot::read(session, slot_name).await?.and_then(|slot| slot.active_pid) {
-        if Instant::now() >= deadline {
-            return Err(Error::SlotInUse { slot: slot_name.to_owned(), pid });
-        }
-        sleep(Duration::from_millis(100)).await;
+/// Refuses another server or database than that in which slot and publication were made.
+async fn require_same_source(
+    session: &Session,
+    leaving: Leaving<'_>,
+    recorded: Option<SlotPlace>,
+) -> Result<(), Error> {
+    let PostgresEndpoint { host, port, database, .. } = leaving.source;
+    let found = SlotPlace {
+        system_identifier: catalog::system_identifier(session).await?,
+        host: host.clone(),
+        port: *port,
+        database: database.clone(),
+    };
+    let slot = leaving.mirror.slot_name();
+    let elsewhere = recorded.filter(|recorded| !recorded.is_same(&found));
+    let made_at = match elsewhere {
+        Some(made_at) => Some(made_at),
+        // A slot belongs to one database, and so does its publication.
+        None => slot::read(session, &slot).await?.and_then(|slot| slot.database).and_then(|of_slot| {
+            (of_slot != *database).then(|| SlotPlace { database: of_slot, ..found.clone() })
+        }),
+    };
+    match made_at {
+        Some(made_at) => Err(Error::OtherSource { slot, made_at, found: Box::new(found) }),
+        None => Ok(()),
     }
-    Ok(())
 }
 
-fn outcome(what: &str, name: &str, was_there: bool) -> String {
-    if was_there { format!("{what} {name} dropped") } else { format!("{what} {name} was not there") }
+/// The statements that drop a Mirror's slot and publications, for somebody who has to run them by hand.
+pub fn statements(mirror: &MirrorIdentity) -> String {
+    let (slot, publication) = (mirror.slot_name(), mirror.publication_name());
+    let inserts = mirror.inserts_publication_name();
+    format!("SELECT pg_drop_replication_slot('{slot}'); DROP PUBLICATION IF EXISTS {publication}, {inserts};")
 }
 
 #[cfg(test)]
@@ -129,12 +180,45 @@ mod tests {
     use super::*;
     use crate::fault::Side;
 
+    fn place(system: &str) -> SlotPlace {
+        SlotPlace {
+            system_identifier: system.into(),
+            host: "db.example".into(),
+            port: 5432,
+            database: "app".into(),
+        }
+    }
+
     #[test]
     fn reasons_tell_the_side() {
-        assert_eq!(Error::Source(postgres::Error::Closed).reason(), Reason::SourceUnreachable);
-        let in_use = Error::SlotInUse { slot: "walferry_0a".to_owned(), pid: 7 };
-        assert_eq!(in_use.reason(), Reason::SourceSlotInUse);
+        assert_eq!(Error::Source(postgres::Error::Closed).reason(), "SourceUnreachable");
+        let in_use = RemovalError::SlotInUse { slot: "walferry_0a".to_owned(), pid: 7 };
+        assert_eq!(Error::from(in_use).reason(), "SourceSlotInUse");
         let refused = ClickHouseError::Settings("no".to_owned());
         assert_eq!(Error::from(refused).reason().side(), Side::Destination);
+    }
+
+    #[test]
+    fn another_server_is_refused_with_the_right_one() {
+        let error = Error::OtherSource {
+            slot: "walferry_0a".into(),
+            made_at: place("7"),
+            found: Box::new(SlotPlace { host: "new.example".into(), ..place("8") }),
+        };
+        assert_eq!(error.reason(), "SourceReplaced");
+        assert_eq!(
+            error.to_string(),
+            "slot walferry_0a and its publication were made at db.example:5432 in database app (system identifier 7), but the peer now names \
+             new.example:5432 in database app (system identifier 8): nothing was dropped. Point the peer to where they were made"
+        );
+    }
+
+    #[test]
+    fn statements_drop_everything() {
+        let mirror = MirrorIdentity { namespace: "team".into(), name: "shop".into(), uid: "0a".into() };
+        assert_eq!(
+            statements(&mirror),
+            "SELECT pg_drop_replication_slot('walferry_0a'); DROP PUBLICATION IF EXISTS walferry_0a, walferry_0a_inserts;"
+        );
     }
 }

@@ -15,7 +15,7 @@
 //! | [`clickhouse`] | client, DDL, types, column encoders, state, the destination | `fault`, `model`, `tls`, the destination contract |
 //! | [`resolve`] | references and Secrets into one configuration | `api`, `model` |
 //! | [`check`] | what must hold before replication starts | `fault`, `model`, `postgres`, `clickhouse`, `replication` |
-//! | [`cleanup`] | removes slot, publication and state | `fault`, `model`, `postgres`, `clickhouse`, the destination contract |
+//! | [`cleanup`] | removes slot, publication and state | `fault`, `model`, `postgres`, `clickhouse`, `replication` |
 //! | [`http`], [`telemetry`] | `/status` and `/metrics`; logs | `fault`, `api`, `model`, `status` |
 //! | [`operator`] | the Kubernetes controllers | `fault`, `api`, `model`, `status`, `resolve`, `check`, `cleanup`, `postgres`, `clickhouse`, `http`, `telemetry` |
 //! | [`cli`] | one file a command | everything |

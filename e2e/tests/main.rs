@@ -42,6 +42,7 @@ mod snapshot;
 mod standby;
 mod stored_values;
 mod stream;
+mod teardown;
 mod tls;
 mod toast;
 mod truncate;

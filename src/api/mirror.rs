@@ -282,6 +282,9 @@ pub struct MirrorStatus {
     /// The publication at the source.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub publication_name: Option<String>,
+    /// Where the slot and the publication were made: they are removed there, whatever the peer names by then.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub slot: Option<SlotStatus>,
     /// Everything committed at the source up to this position is durable at the destination.
     #[serde(rename = "lastLSN", default, skip_serializing_if = "Option::is_none")]
     pub last_lsn: Option<String>,
@@ -302,6 +305,20 @@ pub struct MirrorStatus {
     /// How far the copy of the existing rows is.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub snapshot: Option<SnapshotStatus>,
+}
+
+/// The server and database in which the slot and the publication were made.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct SlotStatus {
+    /// Host name or address, as the peer named it last.
+    pub host: String,
+    /// TCP port.
+    pub port: i32,
+    /// The database.
+    pub database: String,
+    /// PostgreSQL's system identifier, which tells the server from any other.
+    pub system_identifier: String,
 }
 
 /// Distance between source and destination.

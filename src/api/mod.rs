@@ -25,8 +25,8 @@ mod rules;
 pub use byte_size::{MAX_BATCH_BYTES, MIN_BATCH_BYTES, batch_bytes};
 pub use mirror::{
     BatchSpec, ColumnsSpec, DeletionPolicy, EngineSpec, FailedTable, LagStatus, Mirror, MirrorSpec,
-    MirrorStatus, MirrorTable, OutOfRange, SnapshotMode, SnapshotSpec, SnapshotStatus, TableCounts,
-    TargetSpec,
+    MirrorStatus, MirrorTable, OutOfRange, SlotStatus, SnapshotMode, SnapshotSpec, SnapshotStatus,
+    TableCounts, TargetSpec,
 };
 pub use names::{is_namespace, is_object_name, is_secret_key};
 pub use peer::{

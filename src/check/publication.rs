@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use super::{report::Check, source::SUBJECT};
 use crate::{
     fault::Reason,
-    model::{RESYNC_ADVICE, ReplicatorConfig, TableId, TableSchema, resync_advice},
+    model::{RESYNC_ADVICE, ReplicatorConfig, TableId, resync_advice},
     postgres::{
         Error,
         catalog::{ServerFacts, TableFacts},
@@ -112,7 +112,18 @@ fn to_be_made(wanted: &Wanted<'_>) -> Check {
     }
     let names: Vec<_> = strangers.iter().map(|table| table.schema.id.to_string()).collect();
     // Ownership is much to ask for; a publication made by somebody who has it will do.
-    refuse(format!("does not own {}", names.join(", ")), format!("-- as superuser\n{}", creation(wanted)))
+    let owner = sole(wanted.tables().map(|table| table.relation.owner.as_str()));
+    let who = match owner {
+        Some(owner) => format!("as {owner}, with CREATE on database {}", server.database),
+        None => "as superuser, or as a member of all owners of the tables".to_owned(),
+    };
+    refuse(format!("does not own {}", names.join(", ")), format!("-- {who}\n{}", creation(wanted)))
+}
+
+/// The one role of these; `None` when they are several.
+fn sole<'a>(mut roles: impl Iterator<Item = &'a str>) -> Option<&'a str> {
+    let first = roles.next()?;
+    roles.all(|role| role == first).then_some(first)
 }
 
 fn not_owned<'a>(tables: impl Iterator<Item = &'a TableFacts>) -> Vec<&'a TableFacts> {
@@ -152,7 +163,7 @@ fn existing(wanted: &Wanted<'_>, found: &Publication) -> Vec<Check> {
     checks.extend(members(wanted, found));
     checks.extend(wanted.tables().filter_map(|table| {
         let published = found.tables.iter().find(|published| published.id == table.schema.id)?;
-        member(&name, &table.schema, published, wanted.probes.get(&table.schema.id))
+        member(wanted, found, table, published)
     }));
     if checks.is_empty() {
         checks.push(Check::ok(SUBJECT, NAME, format!("{name} exists")));
@@ -192,12 +203,13 @@ fn members(wanted: &Wanted<'_>, found: &Publication) -> Option<Check> {
     }
     let detail = format!("{} tables join {name}, {} leave it", joining.len(), leaving.len());
     let strangers = not_owned(joining.iter().copied());
+    let by = whoever_may_alter(found, &strangers);
     let (obstacle, who) = if server.in_recovery {
         ("a standby can't change it".to_owned(), "at the primary")
     } else if !found.may_alter {
-        (format!("it belongs to {}, not to {}", found.owner, server.role), "as superuser")
+        (format!("it belongs to {}, not to {}", found.owner, server.role), by.as_str())
     } else if let Some(stranger) = strangers.first() {
-        (format!("{} does not own {}", server.role, stranger.schema.id), "as superuser")
+        (format!("{} does not own {}", server.role, stranger.schema.id), by.as_str())
     } else {
         return Some(Check::ok(SUBJECT, NAME, detail));
     };
@@ -213,16 +225,33 @@ fn members(wanted: &Wanted<'_>, found: &Publication) -> Option<Check> {
     Some(check.fix(format!("-- {who}\n{};", statements.join(";\n"))))
 }
 
+/// Who has the privileges of those owners that the session's role lacks.
+fn whoever_may_alter(found: &Publication, strangers: &[&TableFacts]) -> String {
+    let of_publication = (!found.may_alter).then_some(found.owner.as_str());
+    match sole(of_publication.into_iter().chain(strangers.iter().map(|table| table.relation.owner.as_str())))
+    {
+        Some(owner) => format!("as {owner}"),
+        None => "as superuser, or as a member of the owners of the publication and the tables".to_owned(),
+    }
+}
+
 /// A published table with another filter than the Mirror's, or with a column list.
 fn member(
-    name: &str,
-    schema: &TableSchema,
+    wanted: &Wanted<'_>,
+    found: &Publication,
+    table: &TableFacts,
     published: &PublishedTable,
-    probe: Option<&Result<PublishedTable, Error>>,
 ) -> Option<Check> {
+    let schema = &table.schema;
+    let probe = wanted.probes.get(&schema.id);
     let fix = || {
-        let statements = publication::alter_statements(name, &[], &[], &[schema]);
-        format!("BEGIN;\n{};\nCOMMIT;", statements.join(";\n"))
+        let statements = publication::alter_statements(&wanted.name(), &[], &[], &[schema]);
+        let statements = format!("BEGIN;\n{};\nCOMMIT;", statements.join(";\n"));
+        let strangers = not_owned([table].into_iter());
+        match found.may_alter && strangers.is_empty() {
+            true => statements,
+            false => format!("-- {}\n{statements}", whoever_may_alter(found, &strangers)),
+        }
     };
     let subject = schema.id.to_string();
     let failure = |detail: String| {
@@ -317,7 +346,7 @@ mod tests {
         foreign.relation.owned = false;
         let owned = check(&server_facts(), foreign, &Probes::new(), None);
         assert_eq!(owned.reason, Some(Reason::SourcePrivilegeMissing));
-        assert_eq!(owned.fix, Some(format!("-- as superuser\n{CREATION}")));
+        assert_eq!(owned.fix, Some(format!("-- as app, with CREATE on database app\n{CREATION}")));
         let standby = ServerFacts { in_recovery: true, ..server_facts() };
         assert_eq!(simple(&standby, None).fix, Some(format!("-- at the primary\n{CREATION}")));
     }
@@ -363,7 +392,7 @@ mod tests {
         assert_eq!(
             check_foreign.fix.as_deref(),
             Some(
-                "-- as superuser\nALTER PUBLICATION \"walferry_1f\" DROP TABLE \"public\".\"old\";\n\
+                "-- as postgres\nALTER PUBLICATION \"walferry_1f\" DROP TABLE \"public\".\"old\";\n\
                  ALTER PUBLICATION \"walferry_1f\" ADD TABLE \"public\".\"users\";"
             )
         );

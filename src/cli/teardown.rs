@@ -3,8 +3,8 @@
 use std::process::ExitCode;
 
 use crate::{
-    cleanup::{self, SourceObjects},
-    model::{DeletionPolicy, ReplicatorConfig},
+    cleanup::{self, Leaving},
+    model::DeletionPolicy,
 };
 
 /// Drops slot, publication and state of each Mirror; never a target table
@@ -17,7 +17,8 @@ pub struct Args {
 
 /// Drops slot, publication and state of each Mirror; never a target table. Doing it again changes nothing.
 ///
-/// Exit code 0 when nothing is left, 1 when something could not be dropped, 2 when the files are wrong.
+/// Exit code 0 when nothing is left but what only its owner can drop, whose statement is printed; 1 when something could not be dropped, 2 when
+/// the files are wrong.
 pub async fn execute(args: Args) -> ExitCode {
     let configs = match args.files.load() {
         Ok(configs) => configs,
@@ -30,8 +31,19 @@ pub async fn execute(args: Args) -> ExitCode {
             super::say(&format!("mirror {name}: deletionPolicy is Retain, nothing dropped"));
             continue;
         }
-        match tear_down(config).await {
-            Ok(done) => super::say(&format!("mirror {name}: {}", done.join(", "))),
+        let leaving = Leaving {
+            mirror: &config.mirror,
+            source: &config.source,
+            destination: &config.destination,
+            made_at: None,
+        };
+        match cleanup::remove(leaving).await {
+            Ok(report) => super::say(&format!("mirror {name}: {}", report.done.join(", "))),
+            Err(error @ cleanup::Error::OtherSource { .. }) => {
+                let statements = cleanup::statements(&config.mirror);
+                super::complain(&format!("mirror {name}: {error}, or run there: {statements}"));
+                outcome = ExitCode::FAILURE;
+            }
             Err(error) => {
                 super::complain(&format!("mirror {name}: {error}"));
                 outcome = ExitCode::FAILURE;
@@ -39,17 +51,4 @@ pub async fn execute(args: Args) -> ExitCode {
         }
     }
     outcome
-}
-
-async fn tear_down(config: &ReplicatorConfig) -> Result<Vec<String>, cleanup::Error> {
-    let mirror = &config.mirror;
-    let objects = SourceObjects {
-        application_name: &mirror.application_name(),
-        slot: &mirror.slot_name(),
-        publication: &mirror.publication_name(),
-    };
-    let mut done = cleanup::source(&config.source, objects).await?;
-    cleanup::state(&config.destination, &mirror.uid).await?;
-    done.extend(["state removed".to_owned(), "target tables stay".to_owned()]);
-    Ok(done)
 }

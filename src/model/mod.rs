@@ -5,6 +5,7 @@
 mod config;
 mod liveness;
 mod lsn;
+mod place;
 mod progress;
 mod redacted;
 mod table;
@@ -19,6 +20,7 @@ pub use config::{
 };
 pub use liveness::{Liveness, Outside};
 pub use lsn::{Lsn, ParseLsnError};
+pub use place::SlotPlace;
 pub use progress::{
     CopiesAnew, LagReport, MirrorFailure, MirrorPhase, MirrorReport, Progress, SlotReport, SlotRisk,
     TableProgress, TableReport, TableState,

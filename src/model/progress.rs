@@ -10,7 +10,7 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use super::{Liveness, Lsn, MirrorIdentity, TableId};
+use super::{Liveness, Lsn, MirrorIdentity, SlotPlace, TableId};
 use crate::fault::{Reason, optional};
 
 /// What is happening to one table.
@@ -154,6 +154,7 @@ struct Overall {
     failure: Option<MirrorFailure>,
     tables: BTreeMap<TableId, Arc<TableProgress>>,
     slot: SlotReport,
+    slot_place: Option<SlotPlace>,
     lag_seconds: Option<f64>,
 }
 
@@ -235,6 +236,11 @@ impl Progress {
         self.overall().slot.clone()
     }
 
+    /// Records where the slot is.
+    pub fn set_slot_place(&self, place: SlotPlace) {
+        self.overall().slot_place = Some(place);
+    }
+
     /// Records that the slot was taken from a walsender that an earlier run had left behind.
     pub fn add_takeover(&self) {
         self.overall().slot.takeovers += 1;
@@ -274,6 +280,7 @@ impl Progress {
                 seconds: overall.lag_seconds.unwrap_or(0.0),
             },
             slot: overall.slot.clone(),
+            slot_place: overall.slot_place.clone(),
             tables: overall.tables.iter().map(|(id, table)| table_report(mirror, id, table)).collect(),
         }
     }
@@ -440,6 +447,9 @@ pub struct MirrorReport {
     /// The slot at the source.
     #[serde(flatten)]
     pub slot: SlotReport,
+    /// Where the slot and the publication were made; `None` before, and where nobody knows.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub slot_place: Option<SlotPlace>,
     /// Every table, by name.
     pub tables: Vec<TableReport>,
 }

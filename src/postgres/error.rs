@@ -176,6 +176,18 @@ pub enum Error {
         /// The statements, in their order.
         statements: String,
     },
+    /// A publication that only its owner, or that of its tables, can change.
+    #[error(
+        "publication {publication} has to be changed, and only a role with the privileges of {owners} can do that. As {owners}, run: {statements}"
+    )]
+    NotOwner {
+        /// The publication.
+        publication: String,
+        /// The owners of the publication and of its tables whose privileges the session lacks.
+        owners: String,
+        /// The statements, in their order and in one transaction.
+        statements: String,
+    },
     /// The server lacks something we need.
     #[error("{what} is not supported: {message}")]
     Unsupported {

@@ -11,6 +11,7 @@ pub mod overview;
 pub mod pgoutput;
 pub mod publication;
 pub mod quote;
+pub mod removal;
 pub mod reread;
 pub mod session;
 pub mod shared_snapshot;

@@ -46,6 +46,9 @@ impl Publish {
     }
 }
 
+/// What PostgreSQL answers to a role that owns neither the object nor is a member of its owner.
+pub(super) const INSUFFICIENT_PRIVILEGE: &str = "42501";
+
 /// Name of the publication that [`probe`] makes and rolls back.
 const PROBE: &str = "walferry_probe";
 
@@ -235,7 +238,7 @@ pub async fn create(
 /// The session must be in no transaction and used by nobody else meanwhile.
 ///
 /// # Errors
-/// [`Error::Standby`]; else [`Error`] of the statements.
+/// [`Error::Standby`]; [`Error::NotOwner`]; else [`Error`] of the statements.
 pub async fn alter(
     session: &Session,
     name: &str,
@@ -243,7 +246,31 @@ pub async fn alter(
     drop: &[TableId],
     reset: &[&TableSchema],
 ) -> Result<(), Error> {
-    in_transaction(session, &alter_statements(name, add, drop, reset)).await
+    let statements = alter_statements(name, add, drop, reset);
+    match in_transaction(session, &statements).await {
+        Err(error) if error.sqlstate() == Some(INSUFFICIENT_PRIVILEGE) => {
+            let tables: Vec<u32> = add.iter().chain(reset).map(|table| table.oid).collect();
+            Err(Error::NotOwner {
+                publication: name.to_owned(),
+                owners: missing_owners(session, name, &tables).await?,
+                statements: transaction(&statements),
+            })
+        }
+        altered => altered,
+    }
+}
+
+/// Statements as somebody else runs them: all or none.
+pub fn transaction(statements: &[String]) -> String {
+    format!("BEGIN; {}; COMMIT;", statements.join("; "))
+}
+
+/// The owners of a publication and of tables whose privileges the session's role doesn't have, as `a and b`.
+async fn missing_owners(session: &Session, name: &str, tables: &[u32]) -> Result<String, Error> {
+    let sql = "SELECT coalesce(string_agg(DISTINCT pg_get_userbyid(o.owner)::text, ' and '), 'a superuser') FROM ( \
+               SELECT pubowner FROM pg_publication WHERE pubname::text = $1::text UNION \
+               SELECT relowner FROM pg_class WHERE oid = ANY ($2)) AS o (owner) WHERE NOT pg_has_role(o.owner, 'USAGE')";
+    Ok(session.client.query_one(sql, &[&name, &tables]).await?.try_get(0)?)
 }
 
 /// Drops a publication; `false` when it was not there.

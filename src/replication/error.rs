@@ -4,7 +4,7 @@ use super::{DestinationError, ErrorKind, ValueError};
 use crate::{
     fault::Reason,
     model::{Lsn, MirrorFailure, RESYNC_ADVICE, TableId, TableSchema, Version, resync_advice},
-    postgres::{self, quote},
+    postgres::{self, quote, removal::RemovalError},
 };
 
 /// What can go wrong while a Mirror runs.
@@ -221,6 +221,17 @@ pub enum Error {
     Stopped,
 }
 
+impl From<RemovalError> for Error {
+    fn from(error: RemovalError) -> Self {
+        match error {
+            RemovalError::Source(source) => Error::Source(source),
+            RemovalError::SlotInUse { slot, pid } => {
+                Error::SlotInUse { slot, by: format!("the walsender with pid {pid}") }
+            }
+        }
+    }
+}
+
 impl Error {
     /// A mirrored table is no more.
     pub(super) fn dropped(table: &TableId) -> Self {
@@ -418,7 +429,7 @@ fn source_reason(error: &postgres::Error) -> Reason {
         E::TableMissing { .. } => Reason::SourceTableMissing,
         E::UnknownColumn { .. } => Reason::SourceUnknownColumn,
         E::Unsupported { .. } => Reason::SourceVersionUnsupported,
-        E::Standby { .. } => Reason::SourcePublicationUnusable,
+        E::Standby { .. } | E::NotOwner { .. } => Reason::SourcePublicationUnusable,
         E::Schema { .. } => Reason::SourceTableUnsupported,
         E::RowTooLong { .. } => Reason::RowTooLong,
         E::Decode(_) | E::Protocol(_) => Reason::SourceProtocolError,

@@ -22,7 +22,8 @@ use super::{
 use crate::{
     fault::Reason,
     model::{
-        Lsn, RESYNC_ADVICE, ReplicatorConfig, SnapshotMode, TableId, TableKind, Version, resync_advice_for,
+        Lsn, PostgresEndpoint, RESYNC_ADVICE, ReplicatorConfig, SlotPlace, SnapshotMode, TableId, TableKind,
+        Version, resync_advice_for,
     },
     postgres::{
         self, catalog,
@@ -35,6 +36,7 @@ use crate::{
 /// The server that answers, and how it came to its timeline, as far as it can tell.
 pub(super) struct Origin {
     identity: SystemIdentity,
+    place: SlotPlace,
     history: Result<TimelineHistory, postgres::Error>,
 }
 
@@ -43,12 +45,27 @@ impl Origin {
     ///
     /// # Errors
     /// What the server answers, but for a history that it doesn't have.
-    pub(super) async fn of(wire: &mut Connection, identity: SystemIdentity) -> Result<Origin, Error> {
+    pub(super) async fn of(
+        wire: &mut Connection,
+        identity: SystemIdentity,
+        source: &PostgresEndpoint,
+    ) -> Result<Origin, Error> {
         let history = match wire.timeline_history(identity.timeline).await {
             Err(error @ postgres::Error::Server { .. }) if !error.is_transient() => Err(error),
             other => Ok(other?),
         };
-        Ok(Origin { identity, history })
+        let place = SlotPlace {
+            system_identifier: identity.system_identifier.clone(),
+            host: source.host.clone(),
+            port: source.port,
+            database: source.database.clone(),
+        };
+        Ok(Origin { identity, place, history })
+    }
+
+    /// The server and database that answer.
+    pub(super) fn place(&self) -> &SlotPlace {
+        &self.place
     }
 
     /// Refuses a log that is longer than versions have room for.
@@ -80,6 +97,7 @@ impl Origin {
             finished: false,
             resync,
             version_scheme: VERSION_SCHEME,
+            place: None,
         })
     }
 
@@ -90,6 +108,7 @@ impl Origin {
             timeline: self.identity.timeline,
             branch: self.history.as_ref().map_or(known, TimelineHistory::branch),
             server_started: self.identity.started.clone(),
+            place: Some(self.place.clone()),
             ..record
         }
     }
@@ -280,6 +299,7 @@ mod tests {
             finished: false,
             resync: None,
             version_scheme: VERSION_SCHEME,
+            place: None,
         };
         let (timeline, history, started) = found;
         let origin = Origin {
@@ -289,6 +309,7 @@ mod tests {
                 wal_position: Lsn(1),
                 started: started.into(),
             },
+            place: SlotPlace::default(),
             history: TimelineHistory::parse(timeline, history),
         };
         let switch = origin.switch(&record).map_err(|error| error.to_string())?;

@@ -17,7 +17,8 @@ use crate::{
     fault::Reason,
     model::{Lsn, ReplicatorConfig, TableId, TableSchema, Version},
     postgres::{
-        catalog, publication,
+        catalog,
+        removal::{self, Fate, MirrorObjects},
         session::Session,
         slot::{self, Release, SlotInfo},
     },
@@ -142,22 +143,15 @@ pub(super) async fn release_if_due<D: Destination>(
 /// Drops slot and publication where they are this Mirror's, and says whether there was anything to drop. Idempotent: a run
 /// that was killed before it is made up for by the next.
 pub(super) async fn release(config: &ReplicatorConfig, session: &Session) -> Result<bool, Error> {
-    let slot_name = config.mirror.slot_name();
-    slot::release_own_walsender(session, &slot_name, &config.mirror.application_name()).await?;
-    let slot_dropped = slot::drop(session, &slot_name).await?;
-    let mut dropped = slot_dropped;
-    for name in [config.mirror.publication_name(), config.mirror.inserts_publication_name()] {
-        dropped |= drop_publication(session, &name).await?;
-    }
-    Ok(dropped)
-}
-
-async fn drop_publication(session: &Session, name: &str) -> Result<bool, Error> {
-    match publication::read(session, name).await? {
-        Some(found) if found.owned_by_us && found.may_alter => Ok(publication::drop(session, name).await?),
-        // Somebody else made it for us, and it will do again; so will the primary's.
-        _ => Ok(false),
-    }
+    let mirror = &config.mirror;
+    let objects = MirrorObjects {
+        application_name: mirror.application_name(),
+        slot: mirror.slot_name(),
+        publications: vec![mirror.publication_name(), mirror.inserts_publication_name()],
+    };
+    // A publication that stays, the owner's or the primary's, will do again.
+    let removed = removal::remove(session, &objects).await?;
+    Ok(removed.iter().any(|removed| removed.fate == Fate::Dropped))
 }
 
 /// Refuses a slot that has the name of ours and is none of ours.
@@ -210,6 +204,7 @@ mod tests {
             finished: false,
             resync: resync.map(str::to_owned),
             version_scheme: 1,
+            place: None,
         })
     }
 

@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use super::{Destination, Error, StateRow, cut::Cut};
 use crate::{
     fault::{Reason, optional},
-    model::{Lsn, TableId, TableSchema, TableSpec, Version},
+    model::{Lsn, SlotPlace, TableId, TableSchema, TableSpec, Version},
     postgres::{catalog::Layout, publication::PublishedTable},
 };
 
@@ -41,12 +41,21 @@ pub struct SourceRecord {
     /// What the versions of the Mirror's rows mean: [`VERSION_SCHEME`], or an older number.
     #[serde(default)]
     pub version_scheme: u32,
+    /// Where the slot was made; `None` in a record of before that was kept.
+    #[serde(default)]
+    pub place: Option<SlotPlace>,
 }
 
 /// What [`Version`](crate::model::Version) means. Rows of another scheme can't be compared with ours; 0 was the commit LSN alone.
 pub(super) const VERSION_SCHEME: u32 = 1;
 
 impl SourceRecord {
+    /// Where the slot was made, as far as it is on record.
+    pub fn place(&self) -> SlotPlace {
+        let system_identifier = self.system_identifier.clone();
+        self.place.clone().unwrap_or_else(|| SlotPlace { system_identifier, ..SlotPlace::default() })
+    }
+
     /// Refuses to go on with rows whose versions mean something else than ours.
     ///
     /// # Errors
@@ -432,6 +441,12 @@ mod tests {
             finished: false,
             resync: None,
             version_scheme: VERSION_SCHEME,
+            place: Some(SlotPlace {
+                system_identifier: "7".into(),
+                host: "db".into(),
+                port: 5432,
+                database: "app".into(),
+            }),
         };
         let resync = ResyncRecord { value: "1".into(), released: true };
         let chunk = |plan, index| {

@@ -306,7 +306,7 @@ impl<D: Destination> Worker<D> {
             // What is under way may come from the former primary.
             self.let_go().await;
         }
-        let origin = Origin::of(&mut wire, identity).await?;
+        let origin = Origin::of(&mut wire, identity, &self.config.source).await?;
         let copying = self.copying.lock().await.as_ref().is_some_and(|copying| !copying.task.is_finished());
         let Provisioned { state, joining, failed_over } = provision::provision(
             &self.config,
@@ -318,6 +318,7 @@ impl<D: Destination> Worker<D> {
             copying,
         )
         .await?;
+        self.progress.set_slot_place(origin.place().clone());
         if failed_over.is_some() {
             self.progress.add_failover();
         }

@@ -9,8 +9,10 @@ use super::{
     conditions::{conditions, in_state, rows_copied, rows_estimated},
 };
 use crate::{
-    api::{FailedTable, LagStatus, MirrorStatus, SnapshotStatus, TableCounts, conditions as types},
-    model::{Lsn, MirrorPhase, MirrorReport, TableReport, TableState},
+    api::{
+        FailedTable, LagStatus, MirrorStatus, SlotStatus, SnapshotStatus, TableCounts, conditions as types,
+    },
+    model::{Lsn, MirrorPhase, MirrorReport, SlotPlace, TableReport, TableState},
 };
 
 /// Failed tables that a status lists.
@@ -25,7 +27,7 @@ const FIGURES: Duration = Duration::from_secs(5);
 /// The status of a Mirror.
 ///
 /// `generation` is the `metadata.generation` that the report is about, `previous` the status that the API server has. What the
-/// report doesn't know is kept from there as far as it still holds: names and, where it doesn't know the tables' state, `lastLSN`,
+/// report doesn't know is kept from there as far as it still holds: names, the slot's place and, where it doesn't know the tables' state, `lastLSN`,
 /// the tables, the copy's figures and the condition `Snapshotted`. A condition's time is `now` when its status differs from the previous one's.
 pub fn mirror_status(
     report: &MirrorReport,
@@ -50,6 +52,7 @@ pub fn mirror_status(
         conditions,
         slot_name: name(&report.slot_name, &previous.slot_name),
         publication_name: name(&report.publication_name, &previous.publication_name),
+        slot: report.slot_place.as_ref().map(slot).or_else(|| previous.slot.clone()),
         last_lsn: if known { Some(report.last_lsn.to_string()) } else { previous.last_lsn.clone() },
         // A lag that nobody measures any more is worse than none.
         lag: known.then(|| LagStatus {
@@ -81,7 +84,7 @@ fn matters(status: &MirrorStatus) -> impl PartialEq + use<'_> {
     let conditions: Vec<_> = lasting.map(|c| (&c.type_, &c.status, &c.reason, order(c))).collect();
     let failed: Vec<_> =
         status.failed_tables.iter().map(|table| (&table.schema, &table.name, &table.reason)).collect();
-    let names = (&status.slot_name, &status.publication_name);
+    let names = (&status.slot_name, &status.publication_name, &status.slot);
     (status.observed_generation, names, conditions, &status.tables, failed)
 }
 
@@ -131,6 +134,25 @@ fn snapshot(report: &MirrorReport, previous: &MirrorStatus) -> SnapshotStatus {
     match &previous.snapshot {
         Some(previous) if estimated == 0 => previous.clone(),
         _ => now,
+    }
+}
+
+fn slot(place: &SlotPlace) -> SlotStatus {
+    SlotStatus {
+        host: place.host.clone(),
+        port: i32::from(place.port),
+        database: place.database.clone(),
+        system_identifier: place.system_identifier.clone(),
+    }
+}
+
+/// Where a Mirror's slot was made, as its status says.
+pub fn slot_place(status: &SlotStatus) -> SlotPlace {
+    SlotPlace {
+        host: status.host.clone(),
+        port: u16::try_from(status.port).unwrap_or_default(),
+        database: status.database.clone(),
+        system_identifier: status.system_identifier.clone(),
     }
 }
 

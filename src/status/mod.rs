@@ -6,7 +6,7 @@ mod peer;
 mod slot;
 
 pub use conditions::{Condition, ConditionStatus, conditions};
-pub use kubernetes::{mirror_status, write_now};
+pub use kubernetes::{mirror_status, slot_place, write_now};
 pub use peer::{PeerOutcome, PeerReport, peer_status};
 pub use slot::slot_warning;
 

@@ -25,7 +25,6 @@ use super::{
 };
 use crate::{
     api::Mirror,
-    fault::Reason,
     operator::{context::Context, error::Error, finalizer, labels, obstacle::Obstacle},
 };
 
@@ -326,8 +325,11 @@ mod tests {
         }
     }
 
+    /// Requests with their bodies.
+    type Asked = Arc<Mutex<Vec<(String, Value)>>>;
+
     /// An API server that has this ConfigMap, and keeps what it is asked.
-    fn cluster(found: Option<Value>) -> (Client, Arc<Mutex<Vec<(String, Value)>>>) {
+    fn cluster(found: Option<Value>) -> (Client, Asked) {
         let asked = Arc::new(Mutex::new(Vec::new()));
         let requests = Arc::clone(&asked);
         let items: Vec<Value> = found.into_iter().collect();
@@ -359,7 +361,7 @@ mod tests {
         stranger["metadata"]["ownerReferences"] = json!([]);
         let (client, asked) = cluster(Some(stranger));
         let refused = look::<ConfigMap>(&client, &owner).await.unwrap_err();
-        assert!(matches!(refused, Error::Obstacle(found) if found.failure.reason == Reason::ObjectNotOurs));
+        assert!(matches!(refused, Error::Obstacle(found) if found.failure.reason == "ObjectNotOurs"));
         let list = "GET /api/v1/namespaces/team/configmaps?&fieldSelector=metadata.name%3Dwalferry-shop";
         assert_eq!(
             asked.lock().unwrap().iter().map(|(request, _)| request.as_str()).collect::<Vec<_>>(),

@@ -24,12 +24,10 @@ use super::{
     replicator::{pods, unasked},
 };
 use crate::{
-    api::{ABANDON, DeletionPolicy, Mirror, PeerRef},
-    cleanup::{self, SourceObjects},
+    api::{ABANDON, DeletionPolicy, Mirror, PeerRef, SlotStatus},
+    cleanup,
     fault::Reason,
-    model::{
-        ClickHouseEndpoint, INSERTS_SUFFIX, MirrorFailure, MirrorIdentity, MirrorPhase, PostgresEndpoint,
-    },
+    model::{ClickHouseEndpoint, MirrorFailure, MirrorIdentity, MirrorPhase, PostgresEndpoint},
     operator::{
         context::Context,
         error::Error,
@@ -39,6 +37,7 @@ use crate::{
         scope::{Guarded, valid},
     },
     resolve::Endpoint,
+    status::slot_place,
 };
 
 /// How often to look whether the replicator has ended; its pod's end is told by a watch too.
@@ -66,10 +65,8 @@ struct LeavingSpec {
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
-#[serde(rename_all = "camelCase")]
 struct LeavingStatus {
-    slot_name: Option<String>,
-    publication_name: Option<String>,
+    slot: Option<SlotStatus>,
 }
 
 /// The databases that a Mirror was last run with.
@@ -177,35 +174,35 @@ async fn clean_up(
     identity: &MirrorIdentity,
 ) -> Result<Notice, Error> {
     let leaving = read(context, mirror).await?;
-    let slot = leaving.status.slot_name.unwrap_or_else(|| identity.slot_name());
-    let publication = leaving.status.publication_name.unwrap_or_else(|| identity.publication_name());
     if leaving.spec.deletion_policy == DeletionPolicy::Retain {
-        let note = format!("deletionPolicy is Retain: {} stay", what(&slot, &publication));
+        let note = format!("deletionPolicy is Retain: {} stay", what(identity));
         return Ok(Notice::normal(Reason::Retained, note));
     }
     let endpoints = endpoints(context, mirror, &leaving.spec).await?;
-    let objects = SourceObjects {
-        application_name: &identity.application_name(),
-        slot: &slot,
-        publication: &publication,
-    };
-    let cleaned = async {
-        let mut done = cleanup::source(&endpoints.source, objects).await?;
-        cleanup::state(&endpoints.destination, &identity.uid).await?;
-        done.push("state removed, target tables stay".to_owned());
-        Ok::<_, cleanup::Error>(done)
-    };
-    let done = match timeout(CLEANED_WITHIN, cleaned).await {
-        Ok(done) => done.map_err(|error| Obstacle::passing(error.reason(), error.to_string()))?,
+    let made_at = leaving.status.slot.as_ref().map(slot_place);
+    let cleaned = cleanup::remove(cleanup::Leaving {
+        mirror: identity,
+        source: &endpoints.source,
+        destination: &endpoints.destination,
+        made_at: made_at.as_ref(),
+    });
+    let report = match timeout(CLEANED_WITHIN, cleaned).await {
+        Ok(report) => report.map_err(|error| Obstacle::passing(error.reason(), error.to_string()))?,
         Err(_) => {
             let message = format!("a server did not answer within {} s", CLEANED_WITHIN.as_secs());
             return Err(Obstacle::passing(Reason::CleanupFailed, message).into());
         }
     };
-    Ok(Notice::normal(Reason::CleanedUp, done.join(", ")))
+    let note = report.done.join(", ");
+    Ok(if report.incomplete {
+        Notice::warning(Reason::CleanedUp, note)
+    } else {
+        Notice::normal(Reason::CleanedUp, note)
+    })
 }
 
-fn what(slot: &str, publication: &str) -> String {
+fn what(identity: &MirrorIdentity) -> String {
+    let (slot, publication) = (identity.slot_name(), identity.publication_name());
     format!("slot {slot} and publication {publication} at the source, and the state at the destination,")
 }
 
@@ -219,7 +216,7 @@ async fn read(context: &Context, mirror: &Guarded<Mirror>) -> Result<Leaving, Er
                 destination_ref: mirror.spec.destination_ref.clone(),
                 deletion_policy: mirror.spec.deletion_policy,
             },
-            status: LeavingStatus { slot_name: status.slot_name, publication_name: status.publication_name },
+            status: LeavingStatus { slot: status.slot },
         });
     }
     let namespace = mirror.namespace().unwrap_or_default();
@@ -287,7 +284,7 @@ async fn abandon(
     let left = left(context, mirror, identity).await;
     let note = format!(
         "let go as asked: {} stay if they are there; a slot keeps WAL until it is dropped: {}",
-        what(&left.slot, &left.publication),
+        what(identity),
         left.by_hand()
     );
     let_go(context, mirror, identity, &Notice::warning(Reason::Abandoned, note)).await
@@ -295,8 +292,8 @@ async fn abandon(
 
 /// What stays of a Mirror at its source when nobody cleans up.
 struct Left {
-    slot: String,
-    publication: String,
+    /// What drops slot and publication.
+    statements: String,
     /// The server and the database, as far as that is known.
     place: Option<String>,
 }
@@ -304,32 +301,28 @@ struct Left {
 impl Left {
     /// What its user has to run, and where.
     fn by_hand(&self) -> String {
-        let Left { slot, publication, place } = self;
-        let place = place.as_deref().unwrap_or("the source");
-        format!(
-            "at {place}: SELECT pg_drop_replication_slot('{slot}'); DROP PUBLICATION IF EXISTS {publication}, {publication}{INSERTS_SUFFIX};"
-        )
+        let Left { statements, place } = self;
+        format!("at {}: {statements}", place.as_deref().unwrap_or("the source"))
     }
 }
 
 /// What stays, told without any Secret: a namespace that goes takes those first.
 async fn left(context: &Context, mirror: &Guarded<Mirror>, identity: &MirrorIdentity) -> Left {
-    let remembered =
-        context.memory.mirrors.of(&mirror.uid().unwrap_or_default(), |memory| memory.endpoints.clone());
-    let mut place =
-        remembered.map(|Endpoints { source, .. }| place(&source.host, source.port, &source.database));
     let leaving = read(context, mirror).await.ok();
+    let made_at = leaving.as_ref().and_then(|leaving| leaving.status.slot.as_ref());
+    let mut place = made_at.map(|made_at| slot_place(made_at).to_string());
+    if place.is_none() {
+        let remembered =
+            context.memory.mirrors.of(&mirror.uid().unwrap_or_default(), |memory| memory.endpoints.clone());
+        place = remembered
+            .map(|Endpoints { source, .. }| self::place(&source.host, source.port, &source.database));
+    }
     if let (None, Some(leaving)) = (&place, &leaving) {
         let peer = context.peer(&identity.namespace, &leaving.spec.source_ref.name).await.ok().flatten();
         let postgres = peer.as_deref().and_then(valid).and_then(|peer| peer.spec.postgres.as_ref());
         place = postgres.map(|postgres| self::place(&postgres.host, postgres.port, &postgres.database));
     }
-    let status = leaving.map(|leaving| leaving.status).unwrap_or_default();
-    Left {
-        slot: status.slot_name.unwrap_or_else(|| identity.slot_name()),
-        publication: status.publication_name.unwrap_or_else(|| identity.publication_name()),
-        place,
-    }
+    Left { statements: cleanup::statements(identity), place }
 }
 
 fn place(host: &str, port: impl Display, database: &str) -> String {
@@ -364,8 +357,8 @@ mod tests {
     #[test]
     fn what_is_left_is_told_with_what_to_run_and_where() {
         let left = |place: Option<&str>| {
-            let name = "walferry_0a".to_owned();
-            Left { slot: name.clone(), publication: name, place: place.map(str::to_owned) }.by_hand()
+            let identity = MirrorIdentity { namespace: "team".into(), name: "shop".into(), uid: "0a".into() };
+            Left { statements: cleanup::statements(&identity), place: place.map(str::to_owned) }.by_hand()
         };
         let run = "SELECT pg_drop_replication_slot('walferry_0a'); DROP PUBLICATION IF EXISTS walferry_0a, walferry_0a_inserts;";
         assert_eq!(
@@ -404,12 +397,12 @@ mod tests {
                 "sourceRef": {"name": "app"}, "destinationRef": {"name": "analytics"}, "deletionPolicy": "Retain",
                 "tables": "none", "batch": 7,
             },
-            "status": {"slotName": "walferry_0a", "conditions": 5},
+            "status": {"slot": {"host": "db", "port": 5432, "database": "app", "systemIdentifier": "7"}, "conditions": 5},
         });
         let leaving: Leaving = serde_json::from_value(broken).unwrap();
         assert_eq!(leaving.spec.source_ref.name, "app");
         assert_eq!(leaving.spec.deletion_policy, DeletionPolicy::Retain);
-        assert_eq!(leaving.status.slot_name.as_deref(), Some("walferry_0a"));
+        assert_eq!(leaving.status.slot.unwrap().system_identifier, "7");
         assert!(serde_json::from_value::<Leaving>(json!({"spec": {"sourceRef": {"name": "app"}}})).is_err());
     }
 }

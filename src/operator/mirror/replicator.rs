@@ -88,6 +88,7 @@ pub(super) fn unasked(
         last_lsn: Lsn::ZERO,
         lag: Default::default(),
         slot: Default::default(),
+        slot_place: None,
         tables: Vec::new(),
     }
 }

@@ -8,14 +8,18 @@ use tokio::time::{Instant, timeout};
 use super::{Memory, replicator::hindered};
 use crate::{
     api::Mirror,
+    cleanup,
     fault::{Reason, Side},
-    model::{MirrorIdentity, MirrorPhase, MirrorReport, PostgresEndpoint, RESYNC_ADVICE, SlotReport},
+    model::{
+        MirrorIdentity, MirrorPhase, MirrorReport, PostgresEndpoint, RESYNC_ADVICE, SlotPlace, SlotReport,
+    },
     operator::{context::Context, obstacle::Obstacle},
     postgres::{
-        self,
+        self, catalog,
         session::Session,
         slot::{self, SlotInfo},
     },
+    status::slot_place,
 };
 
 /// How often the source is asked.
@@ -26,8 +30,16 @@ const ANSWER_WITHIN: Duration = Duration::from_secs(15);
 /// A slot as last seen.
 #[derive(Clone, Debug)]
 pub(super) struct Seen {
-    slot: Option<SlotInfo>,
+    look: Look,
     at: Instant,
+}
+
+/// What the source has answered; nothing when it didn't.
+#[derive(Clone, Debug, Default)]
+struct Look {
+    slot: Option<SlotInfo>,
+    /// The server and database that the peer names now.
+    place: Option<SlotPlace>,
 }
 
 /// The report with what the slot holds back.
@@ -43,11 +55,17 @@ pub(super) async fn look_where_unread(
     let uid = mirror.uid().unwrap_or_default();
     match asks(mirror, &report).then(|| source(context, &uid)).flatten() {
         Some(source) => {
-            let slot = look(context, identity, &uid, &source).await;
-            if let Some(lost) = slot.as_ref().filter(|slot| is_lost(slot))
-                && report.phase == MirrorPhase::Suspended
-            {
-                report = hindered(identity, invalidated(identity, lost));
+            let Look { slot, place } = look(context, identity, &uid, &source).await;
+            if report.phase == MirrorPhase::Suspended {
+                let made_at = mirror.status.as_ref().and_then(|status| status.slot.as_ref()).map(slot_place);
+                let lost = slot.as_ref().filter(|slot| is_lost(slot));
+                let blocker = made_at
+                    .zip(place)
+                    .and_then(|(made_at, found)| elsewhere(identity, &made_at, &found))
+                    .or_else(|| lost.map(|lost| invalidated(identity, lost)));
+                if let Some(blocker) = blocker {
+                    report = hindered(identity, blocker);
+                }
             }
             // What the replicator counts stays.
             let SlotReport { takeovers, failovers, .. } = report.slot;
@@ -87,25 +105,44 @@ async fn look(
     mirror: &MirrorIdentity,
     mirror_uid: &str,
     source: &PostgresEndpoint,
-) -> Option<SlotInfo> {
+) -> Look {
     let seen = context.memory.mirrors.of(mirror_uid, |Memory { seen, .. }| seen.clone());
     if let Some(seen) = seen.filter(|seen| seen.at.elapsed() < EVERY) {
-        return seen.slot;
+        return seen.look;
     }
     let read = async {
         let session = Session::connect(source, &mirror.application_name()).await?;
-        slot::read(&session, &mirror.slot_name()).await
+        let place = SlotPlace {
+            system_identifier: catalog::system_identifier(&session).await?,
+            host: source.host.clone(),
+            port: source.port,
+            database: source.database.clone(),
+        };
+        Ok(Look { slot: slot::read(&session, &mirror.slot_name()).await?, place: Some(place) })
     };
-    let slot = match timeout(ANSWER_WITHIN, read).await {
-        Ok(slot) => slot.unwrap_or_else(|error: postgres::Error| {
+    let look = match timeout(ANSWER_WITHIN, read).await {
+        Ok(look) => look.unwrap_or_else(|error: postgres::Error| {
             tracing::warn!(mirror = mirror.name, namespace = mirror.namespace, %error, "cannot look at the slot");
-            None
+            Look::default()
         }),
-        Err(_) => None,
+        Err(_) => Look::default(),
     };
-    let seen = Seen { slot: slot.clone(), at: Instant::now() };
+    let seen = Seen { look: look.clone(), at: Instant::now() };
     context.memory.mirrors.of(mirror_uid, |memory| memory.seen = Some(seen));
-    slot
+    look
+}
+
+/// What is wrong when the peer names another server or database than that which has the slot: there it holds back WAL, unseen.
+fn elsewhere(mirror: &MirrorIdentity, made_at: &SlotPlace, found: &SlotPlace) -> Option<Obstacle> {
+    if made_at.is_same(found) {
+        return None;
+    }
+    let slot = mirror.slot_name();
+    let message = format!(
+        "slot {slot} is at {made_at} and holds back WAL there, but the peer now names {found}. Point the peer back, or run there: {}",
+        cleanup::statements(mirror)
+    );
+    Some(Obstacle::lasting(Reason::SourceReplaced, message))
 }
 
 fn is_lost(slot: &SlotInfo) -> bool {
@@ -119,4 +156,30 @@ fn invalidated(mirror: &MirrorIdentity, slot: &SlotInfo) -> Obstacle {
         slot.cure()
     );
     Obstacle::lasting(Reason::SourceSlotInvalidated, mirror.named(&message))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_slot_at_another_server_is_told_with_its_place() {
+        let mirror = MirrorIdentity { namespace: "team".into(), name: "shop".into(), uid: "0a".into() };
+        let place = |system: &str, host: &str| SlotPlace {
+            system_identifier: system.into(),
+            host: host.into(),
+            port: 5432,
+            database: "app".into(),
+        };
+        let (old, new) = (place("7", "old"), place("8", "new"));
+        assert_eq!(elsewhere(&mirror, &old, &place("7", "alias")), None);
+        let Obstacle { failure, passing } = elsewhere(&mirror, &old, &new).unwrap();
+        assert_eq!((failure.reason, passing), (Reason::SourceReplaced, false));
+        assert_eq!(
+            failure.message,
+            "slot walferry_0a is at old:5432 in database app (system identifier 7) and holds back WAL there, but the peer now names \
+             new:5432 in database app (system identifier 8). Point the peer back, or run there: \
+             SELECT pg_drop_replication_slot('walferry_0a'); DROP PUBLICATION IF EXISTS walferry_0a, walferry_0a_inserts;"
+        );
+    }
 }

@@ -19,7 +19,7 @@ pub(in crate::postgres) use layout::{SEEN_UNTIL, TYPE_CLOSURE};
 pub use locks::{LockHolder, lock_holders};
 pub use relation::{GENERATED_IN_IDENTITY, KeyCandidate, RelationFacts, relations};
 pub(in crate::postgres) use server::{CURRENT_LSN, STARTED};
-pub use server::{ServerFacts, current_wal_lsn, is_standby, server_facts, server_started};
+pub use server::{ServerFacts, current_wal_lsn, is_standby, server_facts, server_started, system_identifier};
 pub use storage::{
     Storage, file_node_statement, file_node_statement_of, in_partition, lock_partition_statement,
     partition_constraint_statement, storage,

@@ -104,6 +104,15 @@ pub async fn server_started(session: &Session) -> Result<String, Error> {
     Ok(session.client.query_one(&format!("SELECT {STARTED}"), &[]).await?.try_get(0)?)
 }
 
+/// The cluster's unique number, which its standbys have too.
+///
+/// # Errors
+/// [`Error`] of the query.
+pub async fn system_identifier(session: &Session) -> Result<String, Error> {
+    let sql = "SELECT system_identifier::text FROM pg_control_system()";
+    Ok(session.client.query_one(sql, &[]).await?.try_get(0)?)
+}
+
 /// Up to where the write-ahead log is durable here: flushed, or on a standby replayed.
 ///
 /// # Errors

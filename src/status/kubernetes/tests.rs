@@ -44,6 +44,7 @@ fn report(phase: MirrorPhase, failure: Option<(Reason, &str)>, tables: Vec<Table
         last_lsn: Lsn(0),
         lag: LagReport::default(),
         slot: SlotReport::default(),
+        slot_place: None,
         tables,
     }
 }
@@ -59,6 +60,26 @@ fn streaming() -> MirrorReport {
 
 fn named<'a>(status: &'a MirrorStatus, type_: &str) -> &'a ApiCondition {
     status.conditions.iter().find(|condition| condition.type_ == type_).unwrap()
+}
+
+#[test]
+fn keeps_where_the_slot_was_made_until_another_place_is_told() {
+    let place = |host: &str| SlotPlace {
+        system_identifier: "7".into(),
+        host: host.into(),
+        port: 5432,
+        database: "app".into(),
+    };
+    let made_at = |host| MirrorReport { slot_place: Some(place(host)), ..streaming() };
+    let first = mirror_status(&made_at("a"), Some(1), None, &at(1));
+    assert_eq!(first.slot.as_ref().map(slot_place), Some(place("a")));
+    let suspended = report(MirrorPhase::Suspended, None, Vec::new());
+    let unasked = mirror_status(&suspended, Some(1), Some(&first), &at(2));
+    assert_eq!(unasked.slot, first.slot);
+    let next = mirror_status(&made_at("b"), Some(1), Some(&unasked), &at(3));
+    assert_eq!(next.slot.as_ref().map(slot_place), Some(place("b")));
+    let moved = MirrorStatus { slot: next.slot, ..unasked.clone() };
+    assert!(write_now(Some(&unasked), &moved, Duration::ZERO));
 }
 
 #[test]
