@@ -33,6 +33,7 @@ mod partitions;
 mod pgbench;
 mod privileges;
 mod publication;
+mod refusals;
 mod replicate;
 mod resync;
 mod schema;

@@ -61,7 +61,7 @@ impl MissingRights {
 /// A statement, or the connection itself, failed.
 pub(super) fn failed(name: &str, error: Error) -> Check {
     let DestinationError { kind, reason, message, .. } = DestinationError::from(error);
-    let transient = matches!(kind, ErrorKind::Transient | ErrorKind::Overloaded);
+    let transient = matches!(kind, ErrorKind::Transient | ErrorKind::Overloaded | ErrorKind::Unclear);
     Check::failure(SUBJECT, name, reason, message).transient(transient)
 }
 

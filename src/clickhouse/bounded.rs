@@ -1,9 +1,11 @@
-//! Connections that take answers up to a length: the HTTP driver holds an error's whole body in memory, however long it is.
+//! Connections that take answers up to a length: the HTTP driver holds an error's whole body in memory, however long it is. They also
+//! remember the head of the last answer that was refused, of which the driver tells the body alone.
 
 use std::{
     future::Future,
     io,
     pin::Pin,
+    sync::{Arc, Mutex, PoisonError},
     task::{Context, Poll},
 };
 
@@ -30,11 +32,49 @@ pub(super) enum Held {
     Errors,
 }
 
+/// Longest head of an answer that is looked at.
+const LONGEST_HEAD: usize = 16 << 10;
+
+/// Status and content type of the last answer that was no success, shared by all connections of a client.
+#[derive(Clone, Debug, Default)]
+pub(super) struct LastRefusal(Arc<Mutex<String>>);
+
+impl LastRefusal {
+    /// In words: `HTTP status 403, text/html`.
+    pub(super) fn shown(&self) -> String {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn set(&self, head: &[u8]) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = describe_head(head);
+    }
+}
+
+/// The status code and the content type of an answer's head, and no other word of it.
+fn describe_head(head: &[u8]) -> String {
+    let head = String::from_utf8_lossy(head);
+    let mut lines = head.split("\r\n");
+    let status =
+        lines.next().and_then(|line| line.split(' ').nth(1)).and_then(|code| code.parse::<u16>().ok());
+    let status = status.map_or_else(|| "no HTTP status".to_owned(), |code| format!("HTTP status {code}"));
+    let content_type = lines.filter_map(|line| line.split_once(':')).find_map(|(name, value)| {
+        name.eq_ignore_ascii_case("content-type").then(|| value.split(';').next().unwrap_or_default().trim())
+    });
+    let is_type = |text: &&str| {
+        text.len() <= 60 && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"/+.-".contains(&byte))
+    };
+    match content_type.filter(is_type) {
+        Some(content_type) => format!("{status}, {content_type}"),
+        None => status,
+    }
+}
+
 /// Makes the connections of an inner connector bounded.
 #[derive(Clone, Debug)]
 pub(super) struct BoundedConnector<C> {
     pub(super) inner: C,
     pub(super) held: Held,
+    pub(super) refusal: LastRefusal,
 }
 
 impl<C> Service<Uri> for BoundedConnector<C>
@@ -51,10 +91,10 @@ where
     }
 
     fn call(&mut self, uri: Uri) -> Self::Future {
-        let (connecting, held) = (self.inner.call(uri), self.held);
+        let (connecting, held, refusal) = (self.inner.call(uri), self.held, self.refusal.clone());
         Box::pin(async move {
             let stream = TokioIo::new(connecting.await?);
-            Ok(TokioIo::new(Bounded::new(stream, held)))
+            Ok(TokioIo::new(Bounded::new(stream, held, refusal)))
         })
     }
 }
@@ -68,17 +108,41 @@ pub(super) struct Bounded<S> {
     received: usize,
     /// Whether all of them are those of an answer that is no error.
     success: bool,
+    /// The head of an answer that is one, until it is complete.
+    head: Vec<u8>,
+    refusal: LastRefusal,
 }
 
 impl<S> Bounded<S> {
-    fn new(stream: S, held: Held) -> Self {
-        Bounded { stream, held, received: 0, success: true }
+    fn new(stream: S, held: Held, refusal: LastRefusal) -> Self {
+        Bounded { stream, held, received: 0, success: true, head: Vec::new(), refusal }
     }
 
     /// A request begins with its method; the pieces of a long one don't.
     fn sends(&mut self, bytes: &[u8]) {
         if bytes.starts_with(b"POST ") || bytes.starts_with(b"GET ") {
             (self.received, self.success) = (0, true);
+            self.head.clear();
+        }
+    }
+
+    /// Keeps the head of an answer, and shares it once it is complete and no success.
+    fn note_head(&mut self, bytes: &[u8]) {
+        const END: &[u8] = b"\r\n\r\n";
+        if self.head.len() >= LONGEST_HEAD || self.head.ends_with(END) {
+            return;
+        }
+        if self.success && self.received >= SUCCESS.len() {
+            return;
+        }
+        let from = self.head.len().saturating_sub(END.len());
+        self.head.extend(bytes.iter().take(LONGEST_HEAD - self.head.len()));
+        let end = self.head[from..].windows(END.len()).position(|window| window == END);
+        if let Some(end) = end {
+            self.head.truncate(from + end + END.len());
+            if !self.head.starts_with(SUCCESS) {
+                self.refusal.set(&self.head);
+            }
         }
     }
 
@@ -86,6 +150,7 @@ impl<S> Bounded<S> {
     fn receives(&mut self, bytes: &[u8]) -> bool {
         let expected = SUCCESS.get(self.received..).unwrap_or_default();
         self.success &= expected.iter().zip(bytes).all(|(expected, byte)| expected == byte);
+        self.note_head(bytes);
         self.received = self.received.saturating_add(bytes.len());
         self.received <= LONGEST || (self.held == Held::Errors && self.success)
     }
@@ -151,7 +216,7 @@ mod tests {
     use super::*;
 
     fn too_long(held: Held, answer: &[u8]) -> bool {
-        let mut bounded = Bounded::new((), held);
+        let mut bounded = Bounded::new((), held, LastRefusal::default());
         bounded.sends(b"POST / HTTP/1.1");
         // Byte by byte, as a hostile server might.
         assert!(answer.iter().all(|byte| bounded.receives(std::slice::from_ref(byte))));
@@ -169,7 +234,7 @@ mod tests {
 
     #[test]
     fn every_request_has_an_answer_of_its_own() {
-        let mut bounded = Bounded::new((), Held::Errors);
+        let mut bounded = Bounded::new((), Held::Errors, LastRefusal::default());
         for answer in [&b"HTTP/1.1 404"[..], b"HTTP/1.1 200", b"HTTP/1.1 500"] {
             bounded.sends(b"POST / HTTP/1.1");
             assert_eq!(bounded.received, 0);
@@ -183,7 +248,7 @@ mod tests {
     #[tokio::test]
     async fn a_connection_that_gets_too_long_an_answer_fails() {
         let (ours, mut theirs) = duplex(256);
-        let mut bounded = Bounded::new(ours, Held::Errors);
+        let mut bounded = Bounded::new(ours, Held::Errors, LastRefusal::default());
         for _ in 0..3 {
             bounded.write_all(b"POST / HTTP/1.1").await.unwrap();
             theirs.write_all(&[1; 90]).await.unwrap();
@@ -193,5 +258,27 @@ mod tests {
         theirs.write_all(&[1; 20]).await.unwrap();
         let error = bounded.read_exact(&mut [0; 20]).await.unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::InvalidData);
+    }
+
+    #[test]
+    fn of_a_refused_answer_status_and_type_are_kept() {
+        let refusal = LastRefusal::default();
+        let mut bounded = Bounded::new((), Held::All, refusal.clone());
+        let answers: [(&[u8], &str); 4] = [
+            (
+                b"HTTP/1.1 403 Forbidden\r\nContent-Type: text/html; charset=x\r\n\r\n<p>secret",
+                "HTTP status 403, text/html",
+            ),
+            (b"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\n\r\nx", "HTTP status 403, text/html"),
+            (b"HTTP/1.1 302 Found\r\nLocation: http://secret\r\n\r\n", "HTTP status 302"),
+            (b"HTTP/1.1 404 secret\r\ncontent-type: se cret\r\n\r\n", "HTTP status 404"),
+        ];
+        for (answer, shown) in answers {
+            for piece in [1, 7, answer.len()] {
+                bounded.sends(b"POST / HTTP/1.1");
+                assert!(answer.chunks(piece).all(|bytes| bounded.receives(bytes)));
+                assert_eq!(refusal.shown(), shown);
+            }
+        }
     }
 }

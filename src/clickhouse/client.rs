@@ -16,7 +16,8 @@ use url::Url;
 
 use super::{
     Error,
-    bounded::{BoundedConnector, Held},
+    bounded::{BoundedConnector, Held, LastRefusal},
+    policy::Quotes,
     types::Features,
 };
 use crate::{
@@ -81,6 +82,7 @@ pub struct Client {
     /// The same for answers of any length, which are read piece by piece.
     streaming: clickhouse::Client,
     url: String,
+    refusal: LastRefusal,
 }
 
 impl Client {
@@ -91,7 +93,9 @@ impl Client {
     /// certificates that can't be used.
     pub fn new(endpoint: &ClickHouseEndpoint) -> Result<Client, Error> {
         let url = parse_url(endpoint)?;
-        let drivers = [driver(endpoint, &url, Held::All)?, driver(endpoint, &url, Held::Errors)?];
+        let refusal = LastRefusal::default();
+        let drivers =
+            [driver(endpoint, &url, Held::All, &refusal)?, driver(endpoint, &url, Held::Errors, &refusal)?];
         // Not the X-ClickHouse-User and -Key headers: those can't carry a password beyond ASCII.
         let credentials = format!("{}:{}", endpoint.username, endpoint.password.expose());
         let authorization = format!("Basic {}", BASE64_STANDARD.encode(credentials));
@@ -100,7 +104,7 @@ impl Client {
                 .with_header("Authorization", authorization.as_str())
                 .with_product_info("walferry", env!("CARGO_PKG_VERSION"))
         });
-        Ok(Client { http, streaming, url: url.origin().ascii_serialization() })
+        Ok(Client { http, streaming, url: url.origin().ascii_serialization(), refusal })
     }
 
     /// Runs a statement that answers nothing, with a time-out of a minute.
@@ -109,7 +113,7 @@ impl Client {
     /// [`Error::Server`] where the server refuses, the other variants where it isn't reached or doesn't answer.
     pub async fn execute(&self, sql: &str, settings: &[(&str, &str)]) -> Result<(), Error> {
         let query = self.query(sql, settings).with_setting("wait_end_of_query", "1");
-        self.within(STATEMENT_TIMEOUT, query.execute()).await
+        self.within(STATEMENT_TIMEOUT, Quotes::Statement, query.execute()).await
     }
 
     /// As [`Client::execute`], for a statement that goes through a whole table: with a time-out of hours.
@@ -118,7 +122,7 @@ impl Client {
     /// As [`Client::execute`].
     pub async fn execute_long(&self, sql: &str, settings: &[(&str, &str)]) -> Result<(), Error> {
         let query = self.query(sql, settings).with_setting("wait_end_of_query", "1");
-        self.within(WHOLE_TABLE_TIMEOUT, query.execute()).await
+        self.within(WHOLE_TABLE_TIMEOUT, Quotes::Rows, query.execute()).await
     }
 
     /// Runs a query with a small result and gives its body, in the format that `sql` names, with a time-out of a
@@ -130,7 +134,7 @@ impl Client {
         // The whole result before the first byte of the answer: an error then has a status of its own.
         let query = self.query(sql, settings).with_setting("wait_end_of_query", "1");
         let mut cursor = query.fetch_bytes("TabSeparated").map_err(|error| self.error(error))?;
-        let body = self.within(STATEMENT_TIMEOUT, cursor.collect()).await?;
+        let body = self.within(STATEMENT_TIMEOUT, Quotes::Rows, cursor.collect()).await?;
         String::from_utf8(body.to_vec()).map_err(|_| Error::Protocol("a text answer is not UTF-8".to_owned()))
     }
 
@@ -178,16 +182,22 @@ impl Client {
     async fn within<T>(
         &self,
         limit: Duration,
+        quotes: Quotes,
         work: impl Future<Output = Result<T, clickhouse::error::Error>>,
     ) -> Result<T, Error> {
         match tokio::time::timeout(limit, work).await {
-            Ok(result) => result.map_err(|error| self.error(error)),
+            Ok(result) => result.map_err(|error| self.read_error(error, quotes)),
             Err(_) => Err(Error::Timeout { url: self.url.clone(), seconds: limit.as_secs() }),
         }
     }
 
+    /// The error of a statement that had to do with rows.
     fn error(&self, error: clickhouse::error::Error) -> Error {
-        Error::from_driver(error, &self.url, STREAM_TIMEOUT)
+        self.read_error(error, Quotes::Rows)
+    }
+
+    fn read_error(&self, error: clickhouse::error::Error, quotes: Quotes) -> Error {
+        Error::from_driver(error, &self.url, STREAM_TIMEOUT, quotes, || self.refusal.shown())
     }
 }
 
@@ -204,7 +214,7 @@ impl QueryStream {
     /// As [`Client::execute`]; also where the query failed after its first rows were sent. Five minutes without a byte
     /// are an [`Error::Timeout`].
     pub async fn next(&mut self) -> Result<Option<Bytes>, Error> {
-        self.client.within(STREAM_TIMEOUT, self.cursor.next()).await
+        self.client.within(STREAM_TIMEOUT, Quotes::Rows, self.cursor.next()).await
     }
 }
 
@@ -248,7 +258,13 @@ fn with_settings(query: clickhouse::query::Query, settings: &[(&str, &str)]) -> 
 }
 
 /// The HTTP driver with our connections, which bound the answers that are held in memory.
-fn driver(endpoint: &ClickHouseEndpoint, url: &Url, held: Held) -> Result<clickhouse::Client, Error> {
+fn driver(
+    endpoint: &ClickHouseEndpoint,
+    url: &Url,
+    held: Held,
+    refusal: &LastRefusal,
+) -> Result<clickhouse::Client, Error> {
+    let refusal = refusal.clone();
     let mut connector = HttpConnector::new();
     connector.enforce_http(false);
     connector.set_nodelay(true);
@@ -266,10 +282,10 @@ fn driver(endpoint: &ClickHouseEndpoint, url: &Url, held: Held) -> Result<clickh
             let tls = tls::client_config(&endpoint.tls)?;
             let https = HttpsConnectorBuilder::new().with_tls_config(tls).https_only().enable_http1();
             let inner = https.wrap_connector(connector);
-            clickhouse::Client::with_http_client(builder.build(BoundedConnector { inner, held }))
+            clickhouse::Client::with_http_client(builder.build(BoundedConnector { inner, held, refusal }))
         }
         _ => {
-            let connector = BoundedConnector { inner: connector, held };
+            let connector = BoundedConnector { inner: connector, held, refusal };
             clickhouse::Client::with_http_client(builder.build(connector))
         }
     })

@@ -6,6 +6,7 @@ mod database;
 pub mod ddl;
 mod defaults;
 mod error;
+mod exception;
 mod insert;
 pub mod layout;
 pub mod native;

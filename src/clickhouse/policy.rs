@@ -1,8 +1,33 @@
 //! What a fault means for the engine: one total function from the layer's error to kind, reason and advice.
 
+mod codes;
+
+pub(super) use codes::name_of;
+use codes::{Class, class_of};
+
 use super::{Error, error::TableProblem};
-use crate::fault::Reason;
-use crate::replication::{DestinationError, ErrorKind};
+use crate::{
+    fault::Reason,
+    replication::{DestinationError, ErrorKind},
+};
+
+/// What the message of a statement's exception may quote.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Quotes {
+    /// The statement alone: it had nothing to do with rows.
+    Statement,
+    /// Values of rows that were sent, read or written.
+    Rows,
+}
+
+/// Whether the message with this code may have a row's value in it.
+pub(super) fn may_quote_values(code: i32, quotes: Quotes) -> bool {
+    let about_values = matches!(
+        class_of(code),
+        Class::Statement | Class::Rows | Class::Unclear | Class::Elsewhere | Class::Unlisted
+    );
+    quotes == Quotes::Rows && about_values
+}
 
 /// Kind, reason and what to do about it (empty where the error's own words say it).
 struct Policy {
@@ -33,7 +58,7 @@ impl Error {
     pub(super) fn unless_it_passes(self, otherwise: impl FnOnce(String) -> Error) -> Error {
         match classify(&self).kind {
             ErrorKind::Transient | ErrorKind::Overloaded => self,
-            ErrorKind::Table | ErrorKind::Refused => otherwise(self.to_string()),
+            ErrorKind::Unclear | ErrorKind::Table | ErrorKind::Refused => otherwise(self.to_string()),
         }
     }
 }
@@ -87,58 +112,49 @@ fn disk_full() -> Policy {
     policy(ErrorKind::Transient, Reason::DestinationDiskFull, "free disk space at the ClickHouse server")
 }
 
-/// By number, as in `src/Common/ErrorCodes.cpp` of ClickHouse. A number that isn't here is taken for a passing fault:
-/// trying again loses nothing and the reason is told, while giving up a table would need a new copy of it.
+/// By what the code stands for. Transient are conditions of the server and its surroundings, which end without us; a refusal that
+/// tells neither is tried again for a bounded time.
 fn classify_code(code: i32, message: &str) -> Policy {
-    use ErrorKind::{Overloaded, Refused, Table, Transient};
-    match code {
-        // UNKNOWN_USER, WRONG_PASSWORD, REQUIRED_PASSWORD, IP_ADDRESS_NOT_ALLOWED, AUTHENTICATION_FAILED,
-        // USER_EXPIRED, REQUIRED_SECOND_FACTOR
-        192..=195 | 516 | 720 | 767 => policy(
+    use ErrorKind::{Overloaded, Refused, Table, Transient, Unclear};
+    match class_of(code) {
+        Class::Authentication => policy(
             Refused,
             Reason::DestinationAuthenticationFailed,
             "correct user name and password in the peer's credentialsSecretRef",
         ),
-        // DATABASE_ACCESS_DENIED, ACCESS_DENIED
-        291 | 497 => policy(
+        Class::Access => policy(
             Refused,
             Reason::DestinationAccessDenied,
             "grant that to the peer's user at the ClickHouse server",
         ),
-        // SETTING_CONSTRAINT_VIOLATION
-        452 => policy(
+        Class::Constraint => policy(
             Refused,
             Reason::DestinationSettingsForbidden,
             "remove the constraint on this setting from the user's settings profile",
         ),
-        // UNKNOWN_DATABASE
-        81 => policy(
+        Class::Database => policy(
             Refused,
             Reason::DestinationDatabaseMissing,
             "run CREATE DATABASE at the ClickHouse server, or correct clickhouse.database",
         ),
-        // READONLY, READONLY_SETTING, QUERY_IS_PROHIBITED
-        164 | 392 | 472 => policy(
+        Class::Readonly => policy(
             Transient,
             Reason::DestinationReadOnly,
             "the user's settings profile must have readonly = 0",
         ),
-        // TABLE_IS_READ_ONLY
-        242 => policy(
+        Class::TableReadonly => policy(
             Transient,
             Reason::DestinationReadOnly,
             "the replica has lost ClickHouse Keeper, or the disk is read-only",
         ),
-        // TABLE_IS_PERMANENTLY_READ_ONLY: someone set it so, or the disk can only be written once; what set it can take it back.
-        774 => policy(
+        // Someone set it so, or the disk can only be written once; what set it can take it back.
+        Class::WriteOnce => policy(
             Transient,
             Reason::DestinationReadOnly,
             "run ALTER TABLE … MODIFY SETTING table_readonly = 0, or put the table on a disk that can be written",
         ),
-        // NOT_ENOUGH_SPACE
-        243 => disk_full(),
-        // TOO_MANY_PARTS
-        252 => policy(
+        Class::Disk => disk_full(),
+        Class::Parts => policy(
             Overloaded,
             Reason::DestinationTooManyParts,
             if message.contains("partitions") {
@@ -147,110 +163,52 @@ fn classify_code(code: i32, message: &str) -> Policy {
                 "merges do not keep up"
             },
         ),
-        // MEMORY_LIMIT_EXCEEDED, CANNOT_ALLOCATE_MEMORY, MEMORY_RESERVATION_*
-        173 | 241 | 777 | 778 => policy(
+        Class::Memory => policy(
             Overloaded,
             Reason::DestinationMemoryLimit,
             "give the ClickHouse server or its user more memory",
         ),
-        // QUOTA_EXCEEDED, TOO_MANY_SIMULTANEOUS_QUERIES, LIMIT_EXCEEDED, RECEIVED_ERROR_TOO_MANY_REQUESTS,
-        // CANNOT_SCHEDULE_TASK, DISTRIBUTED_TOO_MANY_PENDING_BYTES, TOO_MANY_MUTATIONS, USER_SESSION_LIMIT_EXCEEDED,
-        // SERVER_OVERLOADED, TCP_ and HTTP_CONNECTION_LIMIT_REACHED, RESOURCE_LIMIT_EXCEEDED
-        201 | 202 | 290 | 364 | 439 | 574 | 692 | 700 | 745 | 749 | 762 | 776 => {
-            policy(Overloaded, Reason::DestinationOverloaded, "")
-        }
-        // TIMEOUT_EXCEEDED, SOCKET_TIMEOUT
-        159 | 209 => policy(Transient, Reason::DestinationTimeout, ""),
-        // NETWORK_ERROR, ALL_CONNECTION_TRIES_FAILED and the body that ends too early
-        3 | 32 | 33 | 95 | 96 | 210 | 279 => policy(Transient, Reason::DestinationConnectionLost, ""),
-        // QUERY_WITH_SAME_ID_IS_ALREADY_RUNNING, QUERY_WAS_CANCELLED, …_BY_CLIENT: an insert that a later one replaced
-        216 | 394 | 735 => policy(Transient, Reason::DestinationInsertReplaced, ""),
-        // ABORTED, TABLE_IS_BEING_RESTARTED, THREAD_WAS_CANCELED
-        236 | 677 | 733 => policy(Transient, Reason::DestinationShuttingDown, ""),
-        // Replication and ClickHouse Keeper
-        224 | 225 | 244 | 254 | 285 | 286 | 319 | 415 | 416 | 571 | 999 => {
+        Class::Overload => policy(Overloaded, Reason::DestinationOverloaded, ""),
+        Class::Timeout => policy(Transient, Reason::DestinationTimeout, ""),
+        Class::Network => policy(Transient, Reason::DestinationConnectionLost, ""),
+        Class::Replaced => policy(Transient, Reason::DestinationInsertReplaced, ""),
+        Class::Restart => policy(Transient, Reason::DestinationShuttingDown, ""),
+        Class::Keeper => {
             policy(Transient, Reason::DestinationReplicationFault, "check ClickHouse Keeper and the replicas")
         }
-        // TABLE_SIZE_EXCEEDS_MAX_DROP_SIZE_LIMIT
-        359 => policy(
+        Class::Storage | Class::Os => policy(
+            Transient,
+            Reason::DestinationError,
+            "look at the ClickHouse server's disks, storage and log",
+        ),
+        Class::Truncate => policy(
             Table,
             Reason::DestinationTruncateRefused,
             "raise max_table_size_to_drop at the ClickHouse server",
         ),
-        // UNKNOWN_TABLE, TABLE_IS_DROPPED
-        60 | 218 => policy(Table, Reason::DestinationTableMissing, TABLE_MISSING),
-        // The table has other columns, or a materialized view reads some that it doesn't have.
-        7 | 8 | 9 | 10 | 15 | 16 | 20 | 47 => policy(
+        Class::MissingTable => policy(Table, Reason::DestinationTableMissing, TABLE_MISSING),
+        Class::Columns => policy(
             Table,
             Reason::DestinationTableConflict,
             "the target table's columns, or a materialized view on it, were changed by hand",
         ),
-        // What the server can't make a table of: names, types, expressions and settings come from the Mirror.
-        36
-        | 42
-        | 43
-        | 46
-        | 48
-        | 50
-        | 55
-        | 56
-        | 57
-        | 58
-        | 62
-        | 115
-        | 127
-        | 161
-        | 344
-        | 370
-        | 377
-        | 378
-        | 386
-        | 431..=433
-        | 450
-        | 455
-        | 471
-        | 478
-        | 479
-        | 524
-        | 549
-        | 703
-        | 724 => policy(
+        Class::Nested => policy(
+            Table,
+            Reason::DestinationTableConflict,
+            "ClickHouse takes arrays whose names begin with the same word and a dot for one Nested, in which all have the same \
+             length; give them names without a dot with columns.rename",
+        ),
+        Class::Statement => policy(
             Table,
             Reason::DestinationStatementRefused,
             "correct the table's engine or columns.types in the Mirror",
         ),
-        // A value that the table, its defaults, its constraints or a materialized view on it does not take.
-        6
-        | 25..=27
-        | 38
-        | 41
-        | 44
-        | 53
-        | 69
-        | 70
-        | 72
-        | 117
-        | 122
-        | 130
-        | 131
-        | 153
-        | 321
-        | 349
-        | 376
-        | 395
-        | 407
-        | 441
-        | 467
-        | 469
-        | 632
-        | 675
-        | 676
-        | 691 => policy(
+        Class::Rows => policy(
             Table,
             Reason::DestinationRejectsRows,
             "the target table's columns or constraints, or a materialized view on it, do not take the rows",
         ),
-        _ => policy(Transient, Reason::DestinationError, ""),
+        Class::Unclear | Class::Elsewhere | Class::Unlisted => policy(Unclear, Reason::DestinationError, ""),
     }
 }
 
@@ -265,7 +223,7 @@ mod tests {
 
     #[test]
     fn classifies_server_errors() {
-        use ErrorKind::{Overloaded, Refused, Table, Transient};
+        use ErrorKind::{Overloaded, Refused, Table, Transient, Unclear};
         let expected = [
             (60, Table, Reason::DestinationTableMissing),
             (81, Refused, Reason::DestinationDatabaseMissing),
@@ -291,7 +249,12 @@ mod tests {
             (27, Table, Reason::DestinationRejectsRows),
             (469, Table, Reason::DestinationRejectsRows),
             (115, Table, Reason::DestinationStatementRefused),
-            (123_456, Transient, Reason::DestinationError),
+            (184, Table, Reason::DestinationStatementRefused),
+            (190, Table, Reason::DestinationTableConflict),
+            (75, Transient, Reason::DestinationError),
+            (49, Unclear, Reason::DestinationError),
+            (619, Unclear, Reason::DestinationError),
+            (123_456, Unclear, Reason::DestinationError),
         ];
         for (code, kind, reason) in expected {
             assert_eq!(of(code), (kind, reason), "{code}");

@@ -2,6 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::{Error, Policy, policy};
@@ -66,6 +67,19 @@ impl Notice {
     }
 }
 
+/// How long a refusal that doesn't say whether it will pass is repeated until it counts as a table's own fault: both have to be over.
+#[derive(Clone, Copy, Debug)]
+struct Patience {
+    time: Duration,
+    tries: u32,
+}
+
+/// While others stream meanwhile.
+const OF_A_TABLE: Patience = Patience { time: Duration::from_secs(120), tries: 10 };
+
+/// While others wait for it to begin.
+const AT_THE_START: Patience = Patience { time: Duration::from_secs(1), tries: 4 };
+
 /// Repeats `attempt` while its error is one that passes, until `stop`, which also ends an attempt that hangs.
 ///
 /// `notice` hears of each fault before the pause, and of the success after one, so that a status can show it.
@@ -75,13 +89,86 @@ impl Notice {
 pub(super) async fn retry<T, F, Fut>(
     stop: &CancellationToken,
     notice: &Notice,
+    attempt: F,
+) -> Result<T, Error>
+where
+    F: FnMut() -> Fut,
+    Fut: Future<Output = Result<T, Error>>,
+{
+    repeat(stop, notice, None, attempt).await
+}
+
+/// As [`retry`], for what the destination is asked to do to one table: a refusal that may stay, repeated for two minutes, becomes
+/// the table's own fault, so that the others go on.
+///
+/// # Errors
+/// As [`retry`].
+pub(super) async fn retry_for_table<T, F, Fut>(
+    stop: &CancellationToken,
+    notice: &Notice,
+    attempt: F,
+) -> Result<T, Error>
+where
+    F: FnMut() -> Fut,
+    Fut: Future<Output = Result<T, Error>>,
+{
+    repeat(stop, notice, Some(OF_A_TABLE), attempt).await
+}
+
+/// Does something to one table at the destination before anything streams. What may stay refused is the table's own fault after a few
+/// tries; any other error is given back.
+///
+/// # Errors
+/// The first error that is no unclear refusal, or such a one as the table's own.
+pub(super) async fn start_table<T, F, Fut>(mut attempt: F) -> Result<T, Error>
+where
+    F: FnMut() -> Fut,
+    Fut: Future<Output = Result<T, Error>>,
+{
+    let (mut backoff, mut refusals) = (Backoff::default(), Refusals::default());
+    loop {
+        let error = match attempt().await {
+            Err(error) if error.is_unclear() => error,
+            outcome => return outcome,
+        };
+        if refusals.exhaust(&error, AT_THE_START) {
+            return Err(error.for_good(refusals.count));
+        }
+        tokio::time::sleep(backoff.next(Policy::Retry)).await;
+    }
+}
+
+/// Refusals in a row that don't say whether they will pass.
+#[derive(Debug, Default)]
+struct Refusals {
+    since: Option<Instant>,
+    count: u32,
+}
+
+impl Refusals {
+    /// Counts one, and says whether there were enough of them.
+    fn exhaust(&mut self, error: &Error, patience: Patience) -> bool {
+        if !error.is_unclear() {
+            *self = Refusals::default();
+            return false;
+        }
+        self.count = self.count.saturating_add(1);
+        let since = *self.since.get_or_insert_with(Instant::now);
+        self.count >= patience.tries && since.elapsed() >= patience.time
+    }
+}
+
+async fn repeat<T, F, Fut>(
+    stop: &CancellationToken,
+    notice: &Notice,
+    patience: Option<Patience>,
     mut attempt: F,
 ) -> Result<T, Error>
 where
     F: FnMut() -> Fut,
     Fut: Future<Output = Result<T, Error>>,
 {
-    let mut backoff = Backoff::default();
+    let (mut backoff, mut refusals) = (Backoff::default(), Refusals::default());
     let _outside = notice.outside();
     loop {
         let outcome = tokio::select! {
@@ -102,6 +189,10 @@ where
         if !matches!(policy, Policy::Retry | Policy::SlowDown) {
             return Err(error);
         }
+        if patience.is_some_and(|patience| refusals.exhaust(&error, patience)) {
+            notice.report(None);
+            return Err(error.for_good(refusals.count));
+        }
         let pause = backoff.next(policy);
         let pause_ms = u64::try_from(pause.as_millis()).unwrap_or(u64::MAX);
         tracing::warn!(%reason, %error, try_number = backoff.tries(), pause_ms, "will try again");
@@ -116,6 +207,10 @@ where
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{
+        fault::Reason,
+        replication::{DestinationError, ErrorKind},
+    };
 
     #[test]
     fn grows_and_stays_bounded() {
@@ -146,5 +241,52 @@ mod tests {
             Err::<(), _>(Error::SlotMissing { slot: "s".into(), since: crate::model::Lsn(1) })
         });
         assert!(matches!(refused.await, Err(Error::SlotMissing { .. })));
+    }
+
+    fn refusal(kind: ErrorKind) -> Error {
+        let message = "code 123456: odd".to_owned();
+        Error::Destination(DestinationError { kind, reason: Reason::DestinationError, message, source: None })
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_unclear_refusal_of_a_table_becomes_its_own_after_minutes() {
+        let stop = CancellationToken::new();
+        let notice = Notice::new(Arc::default(), |_| ());
+        let began = Instant::now();
+        let refused = || async { Err::<(), _>(refusal(ErrorKind::Unclear)) };
+        let error = retry_for_table(&stop, &notice, refused).await.unwrap_err();
+        assert_eq!(super::policy(&error).0, Policy::FailTable);
+        assert!(error.to_string().contains("it was refused 1"), "{error}");
+        let took = began.elapsed();
+        assert!(took >= OF_A_TABLE.time && took < 2 * OF_A_TABLE.time, "{took:?}");
+
+        let began = Instant::now();
+        let error = start_table(refused).await.unwrap_err();
+        assert_eq!(super::policy(&error).0, Policy::FailTable);
+        assert!(began.elapsed() < Duration::from_secs(10));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_passes_is_never_a_table_s_own_and_begins_the_count_anew() {
+        let stop = CancellationToken::new();
+        let notice = Notice::new(Arc::default(), |_| ());
+        let mut tries = 0_u32;
+        let outcome = retry_for_table(&stop, &notice, || {
+            tries += 1;
+            let now = tries;
+            async move {
+                match now {
+                    // Half an hour of transient faults, with an unclear one now and then.
+                    1..=120 if now.is_multiple_of(9) => Err(refusal(ErrorKind::Unclear)),
+                    1..=120 => Err(refusal(ErrorKind::Transient)),
+                    _ => Ok(now),
+                }
+            }
+        });
+        assert_eq!(outcome.await.unwrap(), 121);
+        let ended = tokio::time::timeout(Duration::from_secs(3600), async {
+            retry(&stop, &notice, || async { Err::<(), _>(refusal(ErrorKind::Unclear)) }).await
+        });
+        assert!(ended.await.is_err(), "what concerns no table is tried again");
     }
 }

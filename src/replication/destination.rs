@@ -213,6 +213,8 @@ pub enum ErrorKind {
     Transient,
     /// The destination asks for less: too many parts, memory limit, too many queries at once.
     Overloaded,
+    /// A refusal that doesn't say whether it will pass. What is refused so for minutes, table by table, is the table's own fault.
+    Unclear,
     /// This table alone can't go on: its target is missing, has other columns, refuses a value.
     Table,
     /// Nothing can go on until a human acts: wrong password, missing right, unknown database.

@@ -12,6 +12,7 @@ use std::collections::BTreeSet;
 
 use super::{
     Destination, Error, Policy,
+    backoff::start_table,
     batch::stream_fence,
     policy, resync,
     schema_change::{self, CHANGED_COLUMNS},
@@ -171,8 +172,8 @@ impl<D: Destination> Surroundings<'_, D> {
         match schema_change::evolve(&record.schema, fresh) {
             Ok((merged, added)) => {
                 let problem = |error: Error| schema_change::refused(&record.schema, CHANGED_COLUMNS, error);
-                let changed = self.destination.add_columns(&merged, &added).await;
-                let filled = changed.map_err(|error| problem(error.into()))?;
+                let change = || async { Ok(self.destination.add_columns(&merged, &added).await?) };
+                let filled = start_table(change).await.map_err(problem)?;
                 if !filled.is_empty() {
                     return self.copy_anew(record, fresh, FILLED_BEFORE.to_owned()).await;
                 }
@@ -202,7 +203,7 @@ impl<D: Destination> Surroundings<'_, D> {
         }
         let schema = schema_change::anew(&record.schema, fresh);
         let problem = |error: Error| schema_change::refused(&record.schema, &why, error);
-        self.destination.ensure_table(&schema).await.map_err(|error| problem(error.into()))?;
+        start_table(|| async { Ok(self.destination.ensure_table(&schema).await?) }).await.map_err(problem)?;
         let position = catalog::firm_position(self.session).await?;
         let fence = stream_fence(&self.config.mirror.fence(), &schema);
         let version = resync::copy_version(self.destination, &schema, position, &fence).await?;

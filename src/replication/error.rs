@@ -310,6 +310,22 @@ impl Error {
         }
     }
 
+    /// Whether the destination refused something without saying whether that will pass.
+    pub(super) fn is_unclear(&self) -> bool {
+        matches!(self, Error::Destination(refusal) if refusal.kind == ErrorKind::Unclear)
+    }
+
+    /// An unclear refusal of a statement on one table, which was repeated long enough, as the table's own fault.
+    pub(super) fn for_good(self, tries: u32) -> Self {
+        match self {
+            Error::Destination(refusal) if refusal.kind == ErrorKind::Unclear => {
+                let message = format!("{}; it was refused {tries} times", refusal.message);
+                Error::Destination(DestinationError { kind: ErrorKind::Table, message, ..refusal })
+            }
+            other => other,
+        }
+    }
+
     /// A mirrored table has to be copied anew.
     pub(super) fn copy_anew(table: &TableId, why: impl Into<String>) -> Self {
         Error::CatalogChanged { table: table.clone(), why: why.into(), copy: true }
@@ -383,7 +399,7 @@ pub fn policy(error: &Error) -> (Policy, Reason) {
         }
         Error::Source(source) => (Policy::Stall, source_reason(source)),
         Error::Destination(destination) => match destination.kind {
-            ErrorKind::Transient => (Policy::Retry, destination.reason),
+            ErrorKind::Transient | ErrorKind::Unclear => (Policy::Retry, destination.reason),
             ErrorKind::Overloaded => (Policy::SlowDown, destination.reason),
             ErrorKind::Table => (Policy::FailTable, destination.reason),
             ErrorKind::Refused => (Policy::Stall, destination.reason),

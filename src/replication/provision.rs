@@ -6,6 +6,7 @@ use futures::{StreamExt, stream};
 
 use super::{
     Destination, Error, Policy,
+    backoff::start_table,
     batch::stream_fence,
     drift,
     error::table_failure,
@@ -161,7 +162,10 @@ async fn bring_up<D: Destination>(
     for (record, stands) in state.tables.values_mut().filter(|record| is_going(record)).zip(standing) {
         let stands = match stands {
             true => Ok(()),
-            false => around.destination.add_columns(&record.schema, &[]).await.map(drop).map_err(Error::from),
+            false => {
+                let change = || async { Ok(around.destination.add_columns(&record.schema, &[]).await?) };
+                start_table(change).await.map(drop)
+            }
         };
         let plan = record.plan;
         let outcome = match (stands, layouts.get(&record.schema.oid)) {
@@ -495,7 +499,7 @@ async fn join<D: Destination>(
         SnapshotMode::Initial | SnapshotMode::Only => TablePhase::Snapshotting,
     };
     let mut record = TableRecord { layout, published, ..TableRecord::new(spec, schema, phase) };
-    let made = async {
+    let made = start_table(|| async {
         destination.ensure_table(&record.schema).await?;
         match over_rows_from {
             Some(start) if phase == TablePhase::Snapshotting => {
@@ -504,7 +508,7 @@ async fn join<D: Destination>(
             }
             _ => Ok(Lsn::ZERO),
         }
-    };
+    });
     match made.await {
         Ok(version) => record.copy_version = version,
         Err(error) => set_aside(&mut record, error)?,

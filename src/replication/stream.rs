@@ -11,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 use super::{
     Destination, Error, Policy,
     applier::{Applier, Step},
-    backoff::retry,
+    backoff::{retry, retry_for_table},
     checkpoint::{Checkpoint, PgMicros},
     drift::FILLED_BEFORE,
     fatal::Fatal,
@@ -388,10 +388,10 @@ async fn change_schema<D: Destination>(
         applier.flush(index).await?;
     }
     let destination = &applier.inserter.destination;
-    let filled =
-        retry(&surroundings.abort, &notice, || async { Ok(destination.add_columns(&merged, &added).await?) })
-            .await
-            .map_err(|error| schema_change::refused(&old, CHANGED_COLUMNS, error))?;
+    let changed = retry_for_table(&surroundings.abort, &notice, || async {
+        Ok(destination.add_columns(&merged, &added).await?)
+    });
+    let filled = changed.await.map_err(|error| schema_change::refused(&old, CHANGED_COLUMNS, error))?;
     if !filled.is_empty() {
         return Err(Error::copy_anew(&old.id, FILLED_BEFORE));
     }

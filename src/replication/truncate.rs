@@ -4,7 +4,12 @@ use std::sync::{Arc, atomic::Ordering};
 
 use tokio_util::sync::CancellationToken;
 
-use super::{Destination, Error, applier::Applier, backoff::retry, batch::stream_fence};
+use super::{
+    Destination, Error,
+    applier::Applier,
+    backoff::{retry, retry_for_table},
+    batch::stream_fence,
+};
 use crate::model::Version;
 
 /// Deletes the rows of a slot's table with lower versions than the TRUNCATE's; `None` where it can have none.
@@ -35,8 +40,10 @@ pub(super) async fn apply<D: Destination>(
     let notice = &applier.inserter.notice;
     let fence = stream_fence(&applier.inserter.fence, &schema);
     retry(abort, notice, || table.finish_snapshot(applier.after_commit(), version)).await?;
-    retry(abort, notice, || async { Ok(destination.delete(&schema, versions.clone(), &fence).await?) })
-        .await?;
+    retry_for_table(abort, notice, || async {
+        Ok(destination.delete(&schema, versions.clone(), &fence).await?)
+    })
+    .await?;
     table.progress.truncated.fetch_add(1, Ordering::Relaxed);
     Ok(())
 }

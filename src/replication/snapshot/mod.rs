@@ -26,7 +26,7 @@ use self::{
 };
 use super::{
     Destination, Error, Policy,
-    backoff::{Notice, retry},
+    backoff::{Notice, retry, retry_for_table},
     policy,
     state::{MirrorState, StateStore},
     table::Table,
@@ -351,11 +351,11 @@ impl<D: Destination> Snapshot<D> {
         piece: Piece<'_>,
     ) -> Result<Copied, Error> {
         let copy = || copier.copy(&self.around, table, piece);
-        let copied = retry(&self.around.stop, &self.around.notice, copy).await?;
+        let copied = retry_for_table(&self.around.stop, &self.around.notice, copy).await?;
         if !matches!(copied, Copied::Renamed) {
             return Ok(copied);
         }
-        retry(&self.around.stop, &self.around.notice, copy).await
+        retry_for_table(&self.around.stop, &self.around.notice, copy).await
     }
 
     /// Every row of the table is copied. What was there before and was not copied over is no more at the source.
@@ -369,7 +369,7 @@ impl<D: Destination> Snapshot<D> {
                 () = tokio::time::sleep(DURABLE_POLL) => {}
             }
         }
-        retry(&self.around.stop, &self.around.notice, || async {
+        retry_for_table(&self.around.stop, &self.around.notice, || async {
             if version > Lsn::ZERO && schema.kind.is_keyed() {
                 let fence = format!("{}.rest-{}", self.around.fence, schema.target);
                 let older = Version::ZERO..Version::copied(version);

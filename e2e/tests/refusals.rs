@@ -1,0 +1,124 @@
+//! What ClickHouse, or something in its place, refuses: whose fault it becomes, how soon, and what is shown of it.
+
+use std::{
+    io::{Read, Write},
+    net::TcpListener,
+    thread,
+    time::{Duration, Instant},
+};
+
+use serde_json::json;
+
+use crate::support::{Lab, Pg, Server};
+
+/// A release with codes that nobody has judged yet fails here.
+#[test]
+fn every_code_of_this_server_is_listed() {
+    let server = Server::shared_clickhouse();
+    let all = server.as_clickhouse().query(
+        "default",
+        "SELECT number, errorCodeToName(number) FROM numbers(1, 2000) WHERE errorCodeToName(number) != '' ORDER BY number",
+    );
+    let listed: String = include_str!("../../src/clickhouse/policy/codes.tsv")
+        .lines()
+        .map(|line| format!("{}\n", line.rsplit_once('\t').unwrap().0))
+        .collect();
+    assert_eq!(all, listed);
+}
+
+/// A refusal that no list explains, of one table's inserts: it may pass, so it is repeated; as it doesn't, that table fails.
+#[test]
+fn a_table_whose_inserts_are_refused_for_minutes_stops_alone() {
+    let lab = Lab::new(Pg::V18);
+    lab.sql("CREATE TABLE a (id int PRIMARY KEY, v text); CREATE TABLE b (id int PRIMARY KEY)");
+    let mut run = lab.streaming(&lab.mirror(&["a", "b"]));
+    lab.target(
+        "CREATE MATERIALIZED VIEW a_view ENGINE = MergeTree ORDER BY tuple() AS
+        SELECT throwIf(v = 'geheim', 'words', toInt32(123456)) AS x FROM a SETTINGS allow_custom_error_code_in_throwif = 1",
+    );
+    lab.sql("INSERT INTO a VALUES (1, 'geheim'); INSERT INTO b VALUES (1)");
+    let began = Instant::now();
+    run.eventually("the other table's row", || lab.target_value("SELECT count() FROM b") == "1");
+    while run.table("a")["state"] != "Failed" {
+        assert!(began.elapsed() < Duration::from_secs(240), "{:#}", run.status());
+        thread::sleep(Duration::from_millis(100));
+    }
+    assert!(began.elapsed() > Duration::from_secs(60), "given up after {:?}", began.elapsed());
+    let table = run.table("a");
+    assert_eq!(table["reason"], "DestinationError");
+    let message = table["message"].as_str().unwrap();
+    assert!(message.contains("code 123456") && message.contains("a_view"), "{message}");
+    assert!(message.contains("times"), "{message}");
+    lab.sql("INSERT INTO b VALUES (2)");
+    lab.settle(&mut run);
+    assert_eq!(lab.target_value("SELECT count() FROM b"), "2");
+    assert_eq!(run.table("b")["state"], "Streaming");
+    assert!(!format!("{:#}{}", run.status(), run.log()).contains("geheim"));
+}
+
+/// What can never work is the table's own at once, and its message has no value of a row, whichever code it comes with.
+#[test]
+fn refused_rows_are_not_shown() {
+    let lab = Lab::new(Pg::V18);
+    let cases = [
+        ("number", "toInt32(v)"),
+        ("network", "toIPv4(v)"),
+        ("label", "CAST(v, 'Enum8(\\'x\\' = 1)')"),
+        ("throw", "throwIf(v != 'x', 'geheim')"),
+        ("object", "CAST(v, 'JSON')"),
+        ("ident", "toUUID(v)"),
+        ("moment", "toDateTime64(v, 3)"),
+    ];
+    let names: Vec<&str> = cases.iter().map(|(name, _)| *name).collect();
+    for name in &names {
+        lab.sql(&format!("CREATE TABLE {name} (id int PRIMARY KEY, v text NOT NULL)"));
+    }
+    let mut run = lab.streaming(&lab.mirror(&names));
+    for (name, expression) in cases {
+        lab.target(&format!(
+            "CREATE MATERIALIZED VIEW {name}_view ENGINE = MergeTree ORDER BY tuple() AS SELECT {expression} AS x FROM {name}"
+        ));
+        lab.sql(&format!("INSERT INTO {name} VALUES (1, 'geheim 4711{{'), (2, '{{\"geheim\" 4711')"));
+    }
+    for name in names {
+        let message = run.until_failed(name);
+        assert!(message.contains("code ") && message.contains(&format!("{name}_view")), "{message}");
+    }
+    let shown = format!("{:#}{}", run.status(), run.log());
+    for secret in ["geheim", "4711"] {
+        assert!(!shown.contains(secret), "{shown}");
+    }
+}
+
+/// Something at the address that is no ClickHouse: its status and type are shown, nothing that it said.
+#[test]
+fn answers_of_others_are_not_shown() {
+    let lab = Lab::new(Pg::V18);
+    lab.sql("CREATE TABLE t (id int PRIMARY KEY)");
+    for (head, shown) in [
+        ("403 Forbidden\r\nContent-Type: text/html; charset=utf-8", "HTTP status 403, text/html"),
+        ("404 Not Found\r\nContent-Type: application/json", "HTTP status 404, application/json"),
+        ("302 Found\r\nLocation: http://geheim/", "HTTP status 302"),
+        ("500 Internal Server Error\r\nX-Secret: geheim", "HTTP status 500"),
+        ("200 OK\r\nContent-Type: text/plain", "not a version"),
+    ] {
+        let listener = TcpListener::bind(("127.0.0.1", 0)).unwrap();
+        let port = listener.local_addr().unwrap().port();
+        thread::spawn(move || {
+            for mut client in listener.incoming().map_while(Result::ok) {
+                let mut request = [0; 4096];
+                let _ = client.read(&mut request);
+                let body = "{\"password\": \"geheim\"}";
+                let answer = format!(
+                    "HTTP/1.1 {head}\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{body}",
+                    body.len()
+                );
+                let _ = client.write_all(answer.as_bytes());
+            }
+        });
+        let mut mirror = lab.mirror(&["t"]);
+        mirror.clickhouse["spec"]["clickhouse"]["url"] = json!(format!("http://127.0.0.1:{port}"));
+        let outcome = lab.command("check", &mirror, &["--log-level", "debug"]).exits(1).says(&[shown]);
+        assert!(!outcome.text().contains("geheim"), "{}", outcome.text());
+    }
+}
