@@ -12,13 +12,13 @@ use crate::{
 const UID: &str = "4b0f7f7e-1c2d-4e5f-8a9b-0c1d2e3f4a5b";
 
 /// What a pod finds mounted.
-struct Mounted {
+pub struct Mounted {
     folder: tempfile::TempDir,
 }
 
 impl Mounted {
     /// Secrets behind the links that kubelet makes of a projected volume.
-    fn new(mirror: &Mirror) -> Mounted {
+    pub fn new(mirror: &Mirror) -> Mounted {
         let folder = tempfile::tempdir().unwrap();
         let mut alone = mirror.clone();
         alone.secrets.clear();
@@ -44,7 +44,7 @@ impl Mounted {
         self.folder.path().join("secrets")
     }
 
-    fn run(&self) -> Run {
+    pub fn run(&self) -> Run {
         Run::replicate(&self.config(), &self.secrets())
     }
 }

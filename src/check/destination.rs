@@ -4,6 +4,8 @@ use super::{report::Check, source::is_local};
 use crate::{
     clickhouse::{
         Error, OLDEST_VERSION, ServerVersion, ddl,
+        difference::Difference,
+        names,
         quote::{ident, table},
         target::{Lacks, TargetTable, compare},
         types::{ChType, Features, Fidelity, fidelity, target_type},
@@ -258,7 +260,7 @@ pub(super) fn target(
     let drop = || {
         format!("DROP TABLE {}; -- or choose another target.table", table(&endpoint.database, &schema.target))
     };
-    if let Err(problem) = ddl::validate(schema) {
+    if let Err(problem) = ddl::validate(schema, types) {
         return failure(Reason::DestinationEngineInvalid, problem.to_string());
     }
     match (&facts.found, facts.tracked) {
@@ -302,6 +304,38 @@ pub(super) fn target(
     }
 }
 
+/// A target that the server refuses to make.
+pub(super) fn refused_target(schema: &TableSchema, error: Error) -> Check {
+    Check { subject: schema.id.to_string(), ..failed("target table", error) }
+}
+
+/// What the Mirror's entry asks for and the target has not.
+pub(super) fn layout(schema: &TableSchema, differences: &[Difference]) -> Option<Check> {
+    if differences.is_empty() {
+        return None;
+    }
+    let details: Vec<&str> = differences.iter().map(|difference| difference.detail.as_str()).collect();
+    let mut fixes: Vec<&str> = differences.iter().map(|difference| difference.fix.as_str()).collect();
+    fixes.dedup();
+    let detail = format!("the target keeps the layout it was made with: {}", details.join("; "));
+    let reason = Reason::DestinationLayoutDiffers;
+    Some(Check::warning(schema.id.to_string(), "layout", reason, detail).fix(fixes.join("\n")))
+}
+
+/// Columns that hide those that ClickHouse itself shows of a table.
+pub(super) fn hidden_columns(schema: &TableSchema) -> Option<Check> {
+    let names = names::hiding(schema);
+    if names.is_empty() {
+        return None;
+    }
+    let detail = format!("{} at the target hides ClickHouse's virtual column of that name", names.join(", "));
+    let reason = Reason::DestinationLayoutDiffers;
+    Some(
+        Check::warning(schema.id.to_string(), "column names", reason, detail)
+            .fix("to be able to read that one too, give the column another name with columns.rename"),
+    )
+}
+
 /// Which columns a run will make wider.
 fn widened(schema: &TableSchema, lacks: &Lacks) -> String {
     let columns = lacks.width.iter().filter_map(|index| schema.columns.get(*index));
@@ -337,7 +371,7 @@ mod tests {
         let column = |(name, of): (&str, &str)| TargetColumn {
             name: name.to_owned(),
             column_type: of.to_owned(),
-            default_kind: String::new(),
+            ..TargetColumn::default()
         };
         let columns = [
             ("id", "Int64"),
@@ -350,6 +384,7 @@ mod tests {
             engine_full: format!("{ENGINE}(_walferry_version, _walferry_deleted) ORDER BY id"),
             sorting_key: "id".to_owned(),
             columns: columns.into_iter().map(column).collect(),
+            ..TargetTable::default()
         }
     }
 

@@ -10,8 +10,8 @@ use super::{
 };
 use crate::{
     clickhouse::{
-        Client, Database, Error as ClickHouseError, ServerVersion, quote, state::STATE_TABLE,
-        target::TargetTable, types::Features,
+        Client, Database, Error as ClickHouseError, ServerVersion, difference::differences, quote,
+        state::STATE_TABLE, target::TargetTable, types::Features,
     },
     model::{ClickHouseEndpoint, OutOfRange, PostgresEndpoint, ReplicatorConfig, TableSchema},
     postgres::{
@@ -301,14 +301,32 @@ async fn targets(
         let (types, check) = destination::column_types(schema, features);
         checks.push(check.alone_if(tracked));
         let Some(types) = types else { continue };
-        checks.push(
-            match target_facts(config, database, schema, state, found.remove(&schema.target)).await {
-                Ok(facts) => {
-                    destination::target(&config.destination, schema, &types, &facts).alone_if(tracked)
+        let facts = target_facts(config, database, schema, state, found.remove(&schema.target)).await;
+        let facts = match facts {
+            Ok(facts) => facts,
+            Err(error) => {
+                checks.push(destination::failed("target table", error));
+                continue;
+            }
+        };
+        let mut target = destination::target(&config.destination, schema, &types, &facts);
+        if target.outcome != Outcome::Failure {
+            match database.try_definition(schema, &types).await {
+                Ok(Some(trial)) => {
+                    let spec = config.tables.iter().find(|spec| spec.id == schema.id);
+                    let ordered = spec.is_some_and(|spec| !spec.order_by.is_empty());
+                    let layout = facts
+                        .found
+                        .as_ref()
+                        .map(|found| differences(found, database.name(), schema, &types, (&trial, ordered)));
+                    checks.extend(destination::layout(schema, &layout.unwrap_or_default()));
                 }
-                Err(error) => destination::failed("target table", error),
-            },
-        );
+                Ok(None) => {}
+                Err(error) => target = destination::refused_target(schema, error),
+            }
+        }
+        checks.push(target.alone_if(tracked));
+        checks.extend(destination::hidden_columns(schema));
     }
     checks
 }

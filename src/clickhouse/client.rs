@@ -2,7 +2,7 @@
 //!
 //! <https://clickhouse.com/docs/interfaces/http>
 
-use std::{fmt, future::Future, str::FromStr, time::Duration};
+use std::{collections::HashSet, fmt, future::Future, str::FromStr, sync::Arc, time::Duration};
 
 use base64::{Engine as _, prelude::BASE64_STANDARD};
 use bytes::Bytes;
@@ -12,12 +12,14 @@ use hyper_util::{
     client::legacy::{Client as HyperClient, connect::HttpConnector},
     rt::{TokioExecutor, TokioTimer},
 };
+use tokio::sync::OnceCell;
 use url::Url;
 
 use super::{
     Error,
     bounded::{BoundedConnector, Held, LastRefusal},
     policy::Quotes,
+    settings::{self, Kind},
     types::Features,
 };
 use crate::{
@@ -83,6 +85,8 @@ pub struct Client {
     streaming: clickhouse::Client,
     url: String,
     refusal: LastRefusal,
+    /// The names of the settings that the server has, once they were asked for.
+    settings: Arc<OnceCell<HashSet<String>>>,
 }
 
 impl Client {
@@ -104,7 +108,13 @@ impl Client {
                 .with_header("Authorization", authorization.as_str())
                 .with_product_info("walferry", env!("CARGO_PKG_VERSION"))
         });
-        Ok(Client { http, streaming, url: url.origin().ascii_serialization(), refusal })
+        Ok(Client {
+            http,
+            streaming,
+            url: url.origin().ascii_serialization(),
+            refusal,
+            settings: Arc::default(),
+        })
     }
 
     /// Runs a statement that answers nothing, with a time-out of a minute.
@@ -112,7 +122,7 @@ impl Client {
     /// # Errors
     /// [`Error::Server`] where the server refuses, the other variants where it isn't reached or doesn't answer.
     pub async fn execute(&self, sql: &str, settings: &[(&str, &str)]) -> Result<(), Error> {
-        let query = self.query(sql, settings).with_setting("wait_end_of_query", "1");
+        let query = self.query(Kind::Definition, sql, settings).await?;
         self.within(STATEMENT_TIMEOUT, Quotes::Statement, query.execute()).await
     }
 
@@ -121,7 +131,7 @@ impl Client {
     /// # Errors
     /// As [`Client::execute`].
     pub async fn execute_long(&self, sql: &str, settings: &[(&str, &str)]) -> Result<(), Error> {
-        let query = self.query(sql, settings).with_setting("wait_end_of_query", "1");
+        let query = self.query(Kind::Query, sql, settings).await?;
         self.within(WHOLE_TABLE_TIMEOUT, Quotes::Rows, query.execute()).await
     }
 
@@ -131,33 +141,53 @@ impl Client {
     /// # Errors
     /// As [`Client::execute`].
     pub async fn query_text(&self, sql: &str, settings: &[(&str, &str)]) -> Result<String, Error> {
+        let query = self.query(Kind::Query, sql, settings).await?;
+        self.text(query).await
+    }
+
+    async fn text(&self, query: clickhouse::query::Query) -> Result<String, Error> {
         // The whole result before the first byte of the answer: an error then has a status of its own.
-        let query = self.query(sql, settings).with_setting("wait_end_of_query", "1");
+        let query = query.with_setting("wait_end_of_query", "1");
         let mut cursor = query.fetch_bytes("TabSeparated").map_err(|error| self.error(error))?;
         let body = self.within(STATEMENT_TIMEOUT, Quotes::Rows, cursor.collect()).await?;
         String::from_utf8(body.to_vec()).map_err(|_| Error::Protocol("a text answer is not UTF-8".to_owned()))
+    }
+
+    /// The settings that are pinned for a statement.
+    async fn pinned(&self, kind: Kind) -> Result<Vec<(&'static str, &'static str)>, Error> {
+        let ask = || async {
+            let query = with_settings(self.http.query_raw(settings::KNOWN), &settings::first());
+            Ok::<_, Error>(self.text(query).await?.lines().map(str::to_owned).collect())
+        };
+        Ok(settings::pinned(kind, self.settings.get_or_try_init(ask).await?))
     }
 
     /// Starts a query and gives its body as it comes, in the format that `sql` names.
     ///
     /// # Errors
     /// [`Error::Protocol`] where no request can be made of it; the server's own errors come with the first piece.
-    pub fn query_stream(&self, sql: &str, settings: &[(&str, &str)]) -> Result<QueryStream, Error> {
-        let query = with_settings(self.streaming.query_raw(sql), settings);
+    pub async fn query_stream(&self, sql: &str, settings: &[(&str, &str)]) -> Result<QueryStream, Error> {
+        let pinned = self.pinned(Kind::Query).await?;
+        let query = with_settings(with_settings(self.streaming.query_raw(sql), &pinned), settings);
         let cursor = query.fetch_bytes("RowBinary").map_err(|error| self.error(error))?;
         Ok(QueryStream { cursor, client: self.clone() })
     }
 
     /// Begins an insert whose data follows, in the format that `sql` names.
-    pub(super) fn insert(&self, sql: &str, settings: &[(&str, &str)]) -> InsertStream {
+    ///
+    /// # Errors
+    /// As [`Client::execute`], where the server's settings are not known yet.
+    pub(super) async fn insert(&self, sql: &str, settings: &[(&str, &str)]) -> Result<InsertStream, Error> {
+        let pinned = self.pinned(Kind::Insert).await?;
         // The statement goes before the data: the names of 1,600 columns don't fit a URL.
         let insert = self
             .http
             .insert_formatted_with("")
             .with_timeouts(Some(STREAM_TIMEOUT), Some(STREAM_TIMEOUT))
             .with_setting("wait_end_of_query", "1");
-        let insert = settings.iter().fold(insert, |insert, (name, value)| insert.with_setting(*name, *value));
-        InsertStream { insert, statement: Some(format!("{sql}\n")), client: self.clone(), failed: false }
+        let settings = pinned.iter().chain(settings);
+        let insert = settings.fold(insert, |insert, (name, value)| insert.with_setting(*name, *value));
+        Ok(InsertStream { insert, statement: Some(format!("{sql}\n")), client: self.clone(), failed: false })
     }
 
     /// The server's release.
@@ -175,8 +205,16 @@ impl Client {
         &self.url
     }
 
-    fn query(&self, sql: &str, settings: &[(&str, &str)]) -> clickhouse::query::Query {
-        with_settings(self.http.query_raw(sql), settings)
+    /// A statement whose answer comes when it has ended.
+    async fn query(
+        &self,
+        kind: Kind,
+        sql: &str,
+        settings: &[(&str, &str)],
+    ) -> Result<clickhouse::query::Query, Error> {
+        let pinned = self.pinned(kind).await?;
+        let query = with_settings(with_settings(self.http.query_raw(sql), &pinned), settings);
+        Ok(query.with_setting("wait_end_of_query", "1"))
     }
 
     async fn within<T>(

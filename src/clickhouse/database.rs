@@ -131,12 +131,69 @@ impl Database {
 
     async fn create_table(&self, table: &TableSchema) -> Result<(), Error> {
         let problem = |problem| Error::Table { table: table.target.clone(), problem };
-        ddl::validate(table).map_err(problem)?;
         let features = self.version().await?.features();
         let types = self.types(table, features)?;
+        ddl::validate(table, &types).map_err(problem)?;
         let sql = ddl::create_table(&self.shared.database, table, &types);
-        self.shared.client.execute(&sql, &type_settings(&types)).await?;
-        self.fit(table, &types, |_| true).await.map(drop)
+        let made = self.shared.client.execute(&sql, &type_settings(&types)).await;
+        made.map_err(|error| error.of_creation(&table.target))?;
+        self.fit(table, &types, |_| true).await?;
+        self.require_readable(table).await
+    }
+
+    /// Refuses a table whose columns can't all be read: a type that was changed there waits for values that don't fit it.
+    async fn require_readable(&self, table: &TableSchema) -> Result<(), Error> {
+        let names: Vec<&str> = table.columns.iter().map(|column| column.target_name.as_str()).collect();
+        let Err(refusal) = self.read_columns(table, &names).await else { return Ok(()) };
+        if refusal.passes() {
+            return Err(refusal);
+        }
+        for name in names {
+            if self.read_columns(table, &[name]).await.is_err_and(|error| !error.passes()) {
+                let unreadable = ddl::discard_column(&self.shared.database, &table.target, name);
+                let conflict = format!(
+                    "column {name} can't be read there ({refusal}): a change of its type does not get through its old values; run {unreadable}"
+                );
+                return Err(Error::Table {
+                    table: table.target.clone(),
+                    problem: TableProblem::Conflict(conflict),
+                });
+            }
+        }
+        Err(refusal)
+    }
+
+    /// Reads columns of as many rows as can be read in a moment.
+    async fn read_columns(&self, table: &TableSchema, names: &[&str]) -> Result<(), Error> {
+        let sql = ddl::read_columns(&self.shared.database, &table.target, names);
+        let within = [("max_execution_time", "20"), ("timeout_overflow_mode", "break")];
+        self.shared.client.query_text(&sql, &within).await.map(drop)
+    }
+
+    /// Has the server make a table like the target that goes again at once, and gives the statement by which it shows it. `None` where
+    /// the server, or the user's privileges, don't allow that.
+    ///
+    /// # Errors
+    /// [`Error::Creation`] where the server refuses the table, and as [`Client::execute`].
+    pub async fn try_definition(
+        &self,
+        table: &TableSchema,
+        types: &[ChType],
+    ) -> Result<Option<String>, Error> {
+        let client = &self.shared.client;
+        let session = insert::unique_token();
+        let session: [(&str, &str); 2] = [("session_id", &session), ("session_timeout", "10")];
+        let settings = [type_settings(types), session.to_vec()].concat();
+        if let Err(error) = client.execute(&ddl::create_trial(table, types), &settings).await {
+            // A server that makes no temporary table of this engine says nothing about this one.
+            client.execute(&ddl::drop_trial(), &session).await.ok();
+            let possible = client.execute(&ddl::create_plain_trial(), &[]).await;
+            return if possible.is_ok() { Err(error.of_creation(&table.target)) } else { Ok(None) };
+        }
+        // Behind a balancer the session may be at another server.
+        let shown = client.query_text(&ddl::show_trial(), &session).await.ok();
+        client.execute(&ddl::drop_trial(), &session).await.ok();
+        Ok(shown)
     }
 
     /// Gives the target what it lacks: width, and those of the columns that are `wanted`. Gives the columns that were added.
@@ -258,13 +315,13 @@ impl Database {
         Ok(tables.iter().map(stands).collect())
     }
 
-    fn begin_insert(&self, table: &TableSchema, fence: &str) -> BlockInsert {
+    async fn begin_insert(&self, table: &TableSchema, fence: &str) -> Result<BlockInsert, DestinationError> {
         let settings = insert::settings(Some(fence));
         let settings = borrowed(&settings);
-        BlockInsert {
-            stream: self.shared.client.insert(&ddl::insert(&self.shared.database, table), &settings),
-            table: self.qualified(table),
-        }
+        let begun = self.shared.client.insert(&ddl::insert(&self.shared.database, table), &settings).await;
+        let table = self.qualified(table);
+        let stream = begun.map_err(|error| error.while_doing(&format!("insert into {table}")))?;
+        Ok(BlockInsert { stream, table })
     }
 
     async fn max_version(&self, table: &TableSchema, fence: &str) -> Result<Version, Error> {
@@ -324,7 +381,7 @@ impl Database {
             self.shared.state_version.fetch_update(Relaxed, Relaxed, |last| Some(next(last))).unwrap_or(0);
         let settings = insert::settings(None);
         let settings = borrowed(&settings);
-        let mut stream = self.shared.client.insert(&state::insert(&self.shared.database), &settings);
+        let mut stream = self.shared.client.insert(&state::insert(&self.shared.database), &settings).await?;
         stream.send(state::body(mirror, rows, next(last))?.into()).await?;
         stream.end().await
     }
@@ -415,7 +472,7 @@ impl Destination for Database {
         batch: &BlockBuilder,
         fence: &str,
     ) -> Result<(), DestinationError> {
-        let mut insert = self.begin_insert(table, fence);
+        let mut insert = self.begin_insert(table, fence).await?;
         match insert.send_block(batch).await {
             Ok(()) => insert.end().await,
             Err(error) => Err(error.while_doing(&format!("insert into {}", self.qualified(table)))),
@@ -423,7 +480,7 @@ impl Destination for Database {
     }
 
     async fn open_insert(&self, table: &TableSchema, fence: &str) -> Result<BlockInsert, DestinationError> {
-        Ok(self.begin_insert(table, fence))
+        self.begin_insert(table, fence).await
     }
 
     async fn newest_version(&self, table: &TableSchema, fence: &str) -> Result<Version, DestinationError> {

@@ -7,22 +7,47 @@ use std::{collections::HashSet, ops::Range};
 use super::{
     TableProblem,
     layout::{Layout, OwnColumn},
+    names,
     quote::{ident, literal, table as qualified},
+    retention,
     types::ChType,
 };
 use crate::model::{TableSchema, Version};
 
-/// Table settings that let merges remove tombstones. A copied row (version 0) that is written after that would bring
-/// its deleted key back.
-const CLEANUP_SETTINGS: [&str; 3] = [
-    "allow_experimental_replacing_merge_with_cleanup",
-    "enable_replacing_merge_with_cleanup_for_min_age_to_force_merge",
-    "clean_deleted_rows",
-];
+/// How a table gets a layout that ClickHouse can't change.
+pub const NEW_TARGET: &str = "rename it there, or give the Mirror's table another target.table, and a resync of the table then fills a new one";
+
+/// The name of a table that is made to see whether the server takes its definition, and goes with its session.
+const TRIAL: &str = "_walferry_trial";
 
 /// `CREATE TABLE IF NOT EXISTS` for a table whose columns have these types.
 pub fn create_table(database: &str, table: &TableSchema, types: &[ChType]) -> String {
-    let mut sql = format!("CREATE TABLE IF NOT EXISTS {} (", qualified(database, &table.target));
+    format!("CREATE TABLE IF NOT EXISTS {} {}", qualified(database, &table.target), definition(table, types))
+}
+
+/// `CREATE TEMPORARY TABLE` with the same definition.
+pub(super) fn create_trial(table: &TableSchema, types: &[ChType]) -> String {
+    format!("CREATE TEMPORARY TABLE {} {}", ident(TRIAL), definition(table, types))
+}
+
+/// The same with nothing that could be refused.
+pub(super) fn create_plain_trial() -> String {
+    format!("CREATE TEMPORARY TABLE {} (`x` UInt8) ENGINE = ReplacingMergeTree ORDER BY `x`", ident(TRIAL))
+}
+
+/// What the server made of [`create_trial`], in the form of `system.tables`.
+pub(super) fn show_trial() -> String {
+    format!("SHOW CREATE TEMPORARY TABLE {} FORMAT TSVRaw", ident(TRIAL))
+}
+
+/// Removes what [`create_trial`] made.
+pub(super) fn drop_trial() -> String {
+    format!("DROP TEMPORARY TABLE IF EXISTS {}", ident(TRIAL))
+}
+
+/// Columns, engine and clauses.
+fn definition(table: &TableSchema, types: &[ChType]) -> String {
+    let mut sql = "(".to_owned();
     for (column, column_type) in table.columns.iter().zip(types) {
         sql.push_str(&format!("{} {column_type}, ", ident(&column.target_name)));
     }
@@ -39,10 +64,6 @@ pub fn create_table(database: &str, table: &TableSchema, types: &[ChType]) -> St
     sql.push_str(&format!(" ORDER BY ({})", order.join(", ")));
     if let Some(expression) = &table.ttl {
         sql.push_str(&format!(" TTL ({expression})"));
-        if let Some(alive) = layout.alive.filter(|_| !outside_key(expression, table).is_empty()) {
-            // A tombstone has no such value: it would be gone at once, and an older row of its key would show again.
-            sql.push_str(&format!(" DELETE WHERE {alive}"));
-        }
     }
     if !table.settings.is_empty() {
         let settings: Vec<String> =
@@ -71,6 +92,31 @@ pub fn modify_columns(database: &str, table: &str, columns: &[(&str, &ChType)]) 
         .map(|(name, column_type)| format!("MODIFY COLUMN {} {column_type}", ident(name)))
         .collect();
     format!("ALTER TABLE {} {}", qualified(database, table), changes.join(", "))
+}
+
+/// `ALTER TABLE … DROP COLUMN`: it works whatever the column's values are, and a resync adds the column anew.
+pub fn drop_column(database: &str, table: &str, column: &str) -> String {
+    format!("ALTER TABLE {} DROP COLUMN {}", qualified(database, table), ident(column))
+}
+
+/// The statements that get rid of a column whose type is being changed in vain.
+pub fn discard_column(database: &str, table: &str, column: &str) -> String {
+    format!(
+        "KILL MUTATION WHERE database = {} AND table = {}; {}",
+        literal(database),
+        literal(table),
+        drop_column(database, table, column)
+    )
+}
+
+/// Reads these columns of all rows, for nothing.
+pub(super) fn read_columns(database: &str, table: &str, columns: &[&str]) -> String {
+    let columns: Vec<String> = columns.iter().map(|column| ident(column)).collect();
+    format!(
+        "SELECT count() FROM {} WHERE NOT ignore({}) FORMAT TabSeparated",
+        qualified(database, table),
+        columns.join(", ")
+    )
 }
 
 /// `TRUNCATE TABLE`
@@ -145,7 +191,7 @@ pub fn exists(database: &str, table: &str) -> String {
 /// Name, engine, engine with clauses and sorting key of these tables, a JSON object a line.
 pub fn describe_tables(database: &str, tables: &[&str]) -> String {
     format!(
-        "SELECT name, engine, engine_full, sorting_key FROM system.tables WHERE database = {} AND name IN ({}) FORMAT JSONEachRow",
+        "SELECT name, engine, engine_full, create_table_query, sorting_key FROM system.tables WHERE database = {} AND name IN ({}) FORMAT JSONEachRow",
         literal(database),
         literals(tables)
     )
@@ -154,11 +200,18 @@ pub fn describe_tables(database: &str, tables: &[&str]) -> String {
 /// Name, type and kind of default of each column of these tables, in order, a JSON object a line.
 pub fn describe_columns(database: &str, tables: &[&str]) -> String {
     format!(
-        "SELECT table, name, type, default_kind FROM system.columns WHERE database = {} AND table IN ({}) ORDER BY table, position \
+        "SELECT table, name, type, default_kind, is_in_partition_key FROM system.columns WHERE database = {} AND table IN ({}) ORDER BY table, position \
          FORMAT JSONEachRow",
         literal(database),
         literals(tables)
     )
+}
+
+/// The server's defaults of settings of MergeTree tables, in this order.
+pub fn merge_tree_settings<'a>(names: impl Iterator<Item = &'a str>) -> String {
+    let values: Vec<String> =
+        names.map(|name| format!("toString(getMergeTreeSetting({}))", literal(name))).collect();
+    format!("SELECT {} FORMAT TabSeparated", values.join(", "))
 }
 
 fn literals(values: &[&str]) -> String {
@@ -179,15 +232,16 @@ fn key_names(table: &TableSchema) -> impl Iterator<Item = &str> {
         .map(|column| column.target_name.as_str())
 }
 
-/// Whether the Mirror's wishes make a table that works: what ClickHouse would accept and then show wrong rows with.
+/// Whether the Mirror's wishes make a table that works: what ClickHouse would accept and then show wrong rows with, and names that it
+/// refuses.
 ///
 /// # Errors
 /// [`TableProblem::Engine`] saying what to change.
-pub fn validate(table: &TableSchema) -> Result<(), TableProblem> {
+pub fn validate(table: &TableSchema, types: &[ChType]) -> Result<(), TableProblem> {
     let own: Vec<&str> = Layout::of(table.kind).all_own().map(OwnColumn::name).collect();
-    let mut names: HashSet<&str> = own.iter().copied().collect();
+    let mut columns: HashSet<&str> = own.iter().copied().collect();
     for column in &table.columns {
-        if !names.insert(&column.target_name) {
+        if !columns.insert(&column.target_name) {
             return Err(TableProblem::Engine(format!(
                 "two columns would be named {} at the destination ({} are walferry's own); rename one with columns.rename",
                 column.target_name,
@@ -200,76 +254,20 @@ pub fn validate(table: &TableSchema) -> Result<(), TableProblem> {
             "it has no key to sort by; give it a primary key or set engine.orderBy".to_owned(),
         ));
     }
-    // Without a key it is one and the same row that may come twice, so it lands in one partition both times.
-    if let Some(expression) = table.partition_by.as_ref().filter(|_| table.kind.is_keyed()) {
-        let outside = outside_key(expression, table);
-        if !outside.is_empty() {
-            return Err(TableProblem::Engine(format!(
-                "engine.partitionBy uses {}, which is not in the sorting key: rows of one key could land in different \
-                 partitions and would never replace each other; partition by columns of engine.orderBy",
-                outside.join(", ")
-            )));
-        }
-    }
-    for (name, value) in &table.settings {
+    names::refuse(table, types)?;
+    retention::refuse_spec(table)?;
+    for (name, _) in &table.settings {
         if name.is_empty() || !name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_') {
             return Err(TableProblem::Engine(format!(
                 "engine.settings: '{name}' is not the name of a setting"
             )));
         }
-        refuse_cleanup(name, value, "engine.settings")?;
     }
     Ok(())
 }
 
-/// Refuses a table setting that removes tombstones; `place` says where it is set.
-pub(super) fn refuse_cleanup(name: &str, value: &str, place: &str) -> Result<(), TableProblem> {
-    let off = matches!(value.trim_matches('\'').to_ascii_lowercase().as_str(), "0" | "false" | "never");
-    if off || !CLEANUP_SETTINGS.contains(&name) {
-        return Ok(());
-    }
-    Err(TableProblem::Engine(format!(
-        "{place} switches {name} on: merges would forget which rows were deleted, and a row that is copied or sent again \
-         would come back; switch it off"
-    )))
-}
-
-/// Columns of the table that an expression names and the sorting key doesn't have.
-fn outside_key<'a>(expression: &str, table: &'a TableSchema) -> Vec<&'a str> {
-    let mentioned = identifiers(expression);
-    let key: HashSet<&str> = key_names(table).collect();
-    let names = table.columns.iter().map(|column| column.target_name.as_str());
-    names.filter(|name| !key.contains(name) && mentioned.contains(*name)).collect()
-}
-
-/// The identifiers of an expression, quoted or not; also those of functions, which do no harm here.
-fn identifiers(expression: &str) -> HashSet<String> {
-    let mut found = HashSet::new();
-    let mut characters = expression.chars().peekable();
-    while let Some(first) = characters.next() {
-        if matches!(first, '\'' | '`' | '"') {
-            let mut text = String::new();
-            while let Some(character) = characters.next().filter(|character| *character != first) {
-                text.extend(if character == '\\' { characters.next() } else { Some(character) });
-            }
-            if first != '\'' {
-                found.insert(text);
-            }
-        } else if first.is_alphanumeric() || first == '_' {
-            let mut text = String::from(first);
-            while let Some(character) =
-                characters.next_if(|character| character.is_alphanumeric() || *character == '_')
-            {
-                text.push(character);
-            }
-            found.insert(text);
-        }
-    }
-    found
-}
-
 /// Numbers as they are, everything else as a string.
-fn setting_value(value: &str) -> String {
+pub(super) fn setting_value(value: &str) -> String {
     match value.parse::<f64>() {
         Ok(number) if number.is_finite() => value.to_owned(),
         _ => literal(value),
@@ -322,9 +320,10 @@ mod tests {
         ));
         table.order_by = vec![0];
         table.partition_by = None;
-        assert!(create_table("app", &table, &types()).contains(
-            " ORDER BY (`id`) TTL (created_at + INTERVAL 90 DAY) DELETE WHERE `_walferry_deleted` = 0 SETTINGS"
-        ));
+        assert!(
+            create_table("app", &table, &types())
+                .contains(" ORDER BY (`id`) TTL (created_at + INTERVAL 90 DAY) SETTINGS")
+        );
     }
 
     #[test]
@@ -335,7 +334,7 @@ mod tests {
         table.order_by.clear();
         table.partition_by = Some("toYYYYMM(created_at)".to_owned());
         table.ttl = Some("created_at + INTERVAL 90 DAY".to_owned());
-        validate(&table).unwrap();
+        validate(&table, &types()).unwrap();
         assert_eq!(
             create_table("app", &table, &types()),
             "CREATE TABLE IF NOT EXISTS `app`.`events` (`id` Int64, `created_at` DateTime64(6, 'UTC'), `it\\`s` \
@@ -367,6 +366,14 @@ mod tests {
         assert_eq!(
             modify_columns("app", "users", &[("a", &long), ("b", &nullable)]),
             "ALTER TABLE `app`.`users` MODIFY COLUMN `a` Int64, MODIFY COLUMN `b` Nullable(String)"
+        );
+        assert_eq!(
+            discard_column("app", "users", "a"),
+            "KILL MUTATION WHERE database = 'app' AND table = 'users'; ALTER TABLE `app`.`users` DROP COLUMN `a`"
+        );
+        assert_eq!(
+            read_columns("app", "users", &["a", "b"]),
+            "SELECT count() FROM `app`.`users` WHERE NOT ignore(`a`, `b`) FORMAT TabSeparated"
         );
         assert_eq!(truncate("app", "users"), "TRUNCATE TABLE `app`.`users`");
         assert_eq!(
@@ -402,12 +409,12 @@ mod tests {
         assert_eq!(exists("app", "it`s"), "EXISTS TABLE `app`.`it\\`s`");
         assert_eq!(
             describe_tables("app", &["it's", "t"]),
-            "SELECT name, engine, engine_full, sorting_key FROM system.tables WHERE database = 'app' AND name IN ('it\\'s', 't') \
+            "SELECT name, engine, engine_full, create_table_query, sorting_key FROM system.tables WHERE database = 'app' AND name IN ('it\\'s', 't') \
              FORMAT JSONEachRow"
         );
         assert_eq!(
             describe_columns("app", &["users"]),
-            "SELECT table, name, type, default_kind FROM system.columns WHERE database = 'app' AND table IN ('users') ORDER BY \
+            "SELECT table, name, type, default_kind, is_in_partition_key FROM system.columns WHERE database = 'app' AND table IN ('users') ORDER BY \
              table, position FORMAT JSONEachRow"
         );
     }
@@ -426,7 +433,7 @@ mod tests {
         let problem = |change: &dyn Fn(&mut TableSchema)| {
             let mut table = events();
             change(&mut table);
-            validate(&table).map_err(|problem| problem.to_string())
+            validate(&table, &types()).map_err(|problem| problem.to_string())
         };
         assert_eq!(problem(&|_| {}), Ok(()));
         assert_eq!(problem(&|table| table.partition_by = Some("toYYYYMM(`created_at`)".to_owned())), Ok(()));
@@ -436,7 +443,7 @@ mod tests {
         );
         let refused =
             problem(&|table| table.partition_by = Some("cityHash64(\"it`s\") % 8".to_owned())).unwrap_err();
-        assert!(refused.contains("it`s, which is not in the sorting key"), "{refused}");
+        assert!(refused.contains("it`s: that is not in the sorting key"), "{refused}");
         assert!(problem(&|table| table.order_by.clear()).unwrap_err().contains("no key"));
         for name in ["created_at", "_walferry_version"] {
             let refused = problem(&|table| table.columns[2].target_name = name.to_owned()).unwrap_err();

@@ -81,6 +81,14 @@ pub enum Error {
         /// What is wrong.
         source: TypeError,
     },
+    /// ClickHouse refuses to make the target table.
+    #[error("table {table}: ClickHouse refuses to make it: {refusal}")]
+    Creation {
+        /// Target table.
+        table: String,
+        /// What it says.
+        refusal: String,
+    },
     /// The target table can't be made as the Mirror asks, or the one that is there doesn't fit.
     #[error("table {table}: {problem}")]
     Table {

@@ -54,7 +54,8 @@ pub(super) fn fence(fence: &str) -> [(&'static str, String); 3] {
     ]
 }
 
-fn unique_token() -> String {
+/// A text that is used once.
+pub(super) fn unique_token() -> String {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_nanos();
     format!("walferry-{now:x}-{:x}", RandomState::new().hash_one(now))
 }

@@ -71,8 +71,6 @@ pub struct Layout {
     pub arguments: &'static [OwnColumn],
     /// What the sorting key ends with.
     pub order: &'static [OwnColumn],
-    /// The condition for rows that are there, where a row can say that it is not.
-    pub alive: Option<&'static str>,
 }
 
 static KEYED: Layout = Layout {
@@ -80,7 +78,6 @@ static KEYED: Layout = Layout {
     removal: &[],
     arguments: &[OwnColumn::Version, OwnColumn::Deleted],
     order: &[],
-    alive: Some("`_walferry_deleted` = 0"),
 };
 
 /// A change is a row; one that was sent twice has the same sorting key both times, and so has the row that removes it.
@@ -89,7 +86,6 @@ static CHANGES: Layout = Layout {
     removal: &[OwnColumn::Removal, OwnColumn::Removed],
     arguments: &[OwnColumn::Removal, OwnColumn::Removed],
     order: &[OwnColumn::Version, OwnColumn::Ordinal],
-    alive: None,
 };
 
 impl Layout {

@@ -5,13 +5,18 @@ mod client;
 mod database;
 pub mod ddl;
 mod defaults;
+pub mod difference;
 mod error;
 mod exception;
+mod expression;
 mod insert;
 pub mod layout;
+pub mod names;
 pub mod native;
 mod policy;
 pub mod quote;
+mod retention;
+mod settings;
 pub mod state;
 pub mod target;
 #[cfg(test)]

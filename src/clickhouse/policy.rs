@@ -45,7 +45,9 @@ impl Error {
     pub(super) fn while_doing(self, doing: &str) -> DestinationError {
         // What is being done names the table already.
         let table = match &self {
-            Error::Type { table, .. } | Error::Table { table, .. } => format!("table {table}: "),
+            Error::Type { table, .. } | Error::Creation { table, .. } | Error::Table { table, .. } => {
+                format!("table {table}: ")
+            }
             _ => String::new(),
         };
         let mut fault = DestinationError::from(self);
@@ -54,12 +56,25 @@ impl Error {
         fault
     }
 
+    /// Whether it will probably pass.
+    pub(super) fn passes(&self) -> bool {
+        matches!(classify(self).kind, ErrorKind::Transient | ErrorKind::Overloaded)
+    }
+
+    /// What a refused statement that makes a table means: whatever the code, the table can't be made so. Trouble of the server and
+    /// of the user's stays what it is.
+    pub(super) fn of_creation(self, table: &str) -> Error {
+        match (classify(&self).kind, self) {
+            (ErrorKind::Table | ErrorKind::Unclear, Error::Server { code, message }) => {
+                Error::Creation { table: table.to_owned(), refusal: format!("code {code}: {message}") }
+            }
+            (_, other) => other,
+        }
+    }
+
     /// The error itself where it will probably pass, else what `otherwise` makes of its words.
     pub(super) fn unless_it_passes(self, otherwise: impl FnOnce(String) -> Error) -> Error {
-        match classify(&self).kind {
-            ErrorKind::Transient | ErrorKind::Overloaded => self,
-            ErrorKind::Unclear | ErrorKind::Table | ErrorKind::Refused => otherwise(self.to_string()),
-        }
+        if self.passes() { self } else { otherwise(self.to_string()) }
     }
 }
 
@@ -92,6 +107,7 @@ fn classify(error: &Error) -> Policy {
         Error::Protocol(_) => policy(Transient, Reason::DestinationProtocolError, ""),
         Error::TooOld(_) => policy(Refused, Reason::DestinationVersionUnsupported, ""),
         Error::Type { .. } => policy(Table, Reason::DestinationTypeUnsupported, ""),
+        Error::Creation { .. } => policy(Table, Reason::DestinationStatementRefused, CORRECT_ENGINE),
         Error::Table { problem: TableProblem::Missing, .. } => {
             policy(Table, Reason::DestinationTableMissing, TABLE_MISSING)
         }
@@ -106,6 +122,7 @@ fn classify(error: &Error) -> Policy {
     }
 }
 
+const CORRECT_ENGINE: &str = "correct the table's engine or columns.types in the Mirror";
 const TABLE_MISSING: &str = "it was dropped or renamed there";
 
 fn disk_full() -> Policy {
@@ -198,11 +215,7 @@ fn classify_code(code: i32, message: &str) -> Policy {
             "ClickHouse takes arrays whose names begin with the same word and a dot for one Nested, in which all have the same \
              length; give them names without a dot with columns.rename",
         ),
-        Class::Statement => policy(
-            Table,
-            Reason::DestinationStatementRefused,
-            "correct the table's engine or columns.types in the Mirror",
-        ),
+        Class::Statement => policy(Table, Reason::DestinationStatementRefused, CORRECT_ENGINE),
         Class::Rows => policy(
             Table,
             Reason::DestinationRejectsRows,

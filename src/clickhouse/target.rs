@@ -5,27 +5,33 @@ use std::collections::HashMap;
 use serde::{Deserialize, de::DeserializeOwned};
 
 use super::{
-    Client, Error, TableProblem, ddl,
+    Client, Error, TableProblem, ddl, expression,
     layout::{Layout, OwnColumn},
+    names,
+    retention::{self, CLEANUP_SETTINGS},
     types::{self, ChType},
 };
 use crate::model::TableSchema;
 
 /// A table as `system.tables` and `system.columns` show it.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct TargetTable {
     /// The engine's name, `ReplacingMergeTree`.
     pub engine: String,
     /// The engine with its arguments and clauses.
     pub engine_full: String,
+    /// The statement that would make it as it is.
+    pub create_table_query: String,
     /// The sorting key's expressions.
     pub sorting_key: String,
     /// Its columns, in order.
     pub columns: Vec<TargetColumn>,
+    /// The server's defaults of the settings that decide about tombstones, where it tells them.
+    pub server_settings: Vec<(String, String)>,
 }
 
 /// A column as `system.columns` shows it.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 pub struct TargetColumn {
     /// The column's name.
     pub name: String,
@@ -34,6 +40,9 @@ pub struct TargetColumn {
     pub column_type: String,
     /// `DEFAULT`, `MATERIALIZED`, `ALIAS`, `EPHEMERAL` or empty.
     pub default_kind: String,
+    /// 1 where the partition key's expression uses it.
+    #[serde(rename = "is_in_partition_key")]
+    pub in_partition_key: u8,
 }
 
 #[derive(Deserialize)]
@@ -41,6 +50,7 @@ struct TableRow {
     name: String,
     engine: String,
     engine_full: String,
+    create_table_query: String,
     sorting_key: String,
 }
 
@@ -61,10 +71,21 @@ pub(super) async fn read(
     tables: &[&str],
 ) -> Result<HashMap<String, TargetTable>, Error> {
     let mut found = HashMap::with_capacity(tables.len());
+    let server_settings = cleanup_defaults(client).await?;
     for tables in tables.chunks(AT_ONCE) {
         let rows = client.query_text(&ddl::describe_tables(database, tables), &[]).await?;
-        for TableRow { name, engine, engine_full, sorting_key } in json_lines(&rows)? {
-            found.insert(name, TargetTable { engine, engine_full, sorting_key, columns: Vec::new() });
+        for TableRow { name, engine, engine_full, create_table_query, sorting_key } in json_lines(&rows)? {
+            let server_settings = server_settings.clone();
+            let columns = Vec::new();
+            let table = TargetTable {
+                engine,
+                engine_full,
+                create_table_query,
+                sorting_key,
+                columns,
+                server_settings,
+            };
+            found.insert(name, table);
         }
         let columns = client.query_text(&ddl::describe_columns(database, tables), &[]).await?;
         for ColumnRow { table, column } in json_lines(&columns)? {
@@ -74,6 +95,19 @@ pub(super) async fn read(
         }
     }
     Ok(found)
+}
+
+/// The server's defaults of the settings that decide about tombstones; none where the release, or the user's privileges, don't tell them.
+async fn cleanup_defaults(client: &Client) -> Result<Vec<(String, String)>, Error> {
+    let names = || CLEANUP_SETTINGS.iter().map(|(name, _)| *name);
+    match client.query_text(&ddl::merge_tree_settings(names()), &[]).await {
+        Ok(answer) => {
+            let values = answer.trim_end_matches('\n').split('\t').map(str::to_owned);
+            Ok(names().map(str::to_owned).zip(values).collect())
+        }
+        Err(error) if error.code().is_some() && !error.passes() => Ok(Vec::new()),
+        Err(error) => Err(error),
+    }
 }
 
 /// The objects of a `JSONEachRow` answer.
@@ -113,6 +147,8 @@ pub fn compare(
             _ => return Err(other_table(&format!("it has no column {name} {own_type}"))),
         }
     }
+    names::refuse(table, types)?;
+    retention::refuse_found(found, database, table)?;
     let mut lacks = Lacks::default();
     for (index, (column, wanted)) in table.columns.iter().zip(types).enumerate() {
         let Some(there) = found.columns.iter().find(|there| there.name == column.target_name) else {
@@ -136,14 +172,14 @@ pub fn compare(
             format!("column {} is {} there but {wanted} is needed", column.target_name, there.column_type);
         if table.order_by.contains(&index) {
             return Err(TableProblem::Conflict(format!(
-                "{differs}, and ClickHouse can't change a column that a table is sorted by: drop or rename the table there, or set \
-                 columns.types"
+                "{differs}, and ClickHouse can't change a column that a table is sorted by: {}, or set columns.types",
+                ddl::NEW_TARGET
             )));
         }
         if !type_there.is_some_and(|there| there.widens_to(wanted)) {
             return Err(TableProblem::Conflict(format!(
-                "{differs}; run {}, or set columns.types",
-                ddl::modify_columns(database, &table.target, &[(&column.target_name, wanted)])
+                "{differs}; run {}, after which the column is made anew and a resync fills it, or set columns.types",
+                ddl::drop_column(database, &table.target, &column.target_name)
             )));
         }
         lacks.width.push(index);
@@ -183,10 +219,6 @@ fn compare_engine(found: &TargetTable, layout: &Layout) -> Result<(), TableProbl
             found.engine
         )));
     }
-    let settings = found.engine_full.rsplit_once(" SETTINGS ").map_or("", |(_, settings)| settings);
-    for (name, value) in settings.split(", ").filter_map(|setting| setting.split_once(" = ")) {
-        ddl::refuse_cleanup(name, value, "the target table")?;
-    }
     Ok(())
 }
 
@@ -196,63 +228,25 @@ fn compare_key(found: &TargetTable, table: &TableSchema) -> Result<(), TableProb
     let shown = wanted.join(", ");
     wanted.sort_unstable();
     // Newer releases keep the parentheses of ORDER BY (id).
-    let inner = found.sorting_key.strip_prefix('(').and_then(|key| key.strip_suffix(')'));
-    for key in inner.into_iter().chain([found.sorting_key.as_str()]) {
-        let mut there = split_key(key);
-        there.sort_unstable();
-        if there == wanted {
+    let key = expression::tokens(&found.sorting_key);
+    for key in [expression::without_parentheses(&key), &key] {
+        let names = expression::list(key).into_iter().map(|part| match part {
+            [name] => name.name(),
+            _ => None,
+        });
+        let there: Option<Vec<&str>> = names.collect();
+        if there.is_some_and(|mut there| {
+            there.sort_unstable();
+            there == wanted
+        }) {
             return Ok(());
         }
     }
     Err(TableProblem::Conflict(format!(
-        "it is sorted by ({}) but ({shown}) is needed, and ClickHouse can't change that; set engine.orderBy, or rename \
-         the table there",
-        found.sorting_key
+        "it is sorted by ({}) but ({shown}) is needed, and ClickHouse can't change that; set engine.orderBy, or {}",
+        found.sorting_key,
+        ddl::NEW_TARGET
     )))
-}
-
-/// The expressions of a sorting key, identifiers without their quotes.
-fn split_key(key: &str) -> Vec<String> {
-    let mut parts = vec![String::new()];
-    let mut depth = 0;
-    let mut characters = key.chars();
-    while let Some(character) = characters.next() {
-        let Some(part) = parts.last_mut() else { break };
-        match character {
-            '`' => {
-                while let Some(inner) = characters.next().filter(|inner| *inner != '`') {
-                    part.extend(if inner == '\\' { characters.next().map(unescaped) } else { Some(inner) });
-                }
-            }
-            ',' if depth == 0 => parts.push(String::new()),
-            ' ' if depth == 0 && part.is_empty() => {}
-            _ => {
-                depth += match character {
-                    '(' => 1,
-                    ')' => -1,
-                    _ => 0,
-                };
-                part.push(character);
-            }
-        }
-    }
-    parts.retain(|part| !part.is_empty());
-    parts
-}
-
-/// What a letter stands for after a backslash.
-fn unescaped(letter: char) -> char {
-    match letter {
-        '0' => '\0',
-        'a' => '\u{7}',
-        'b' => '\u{8}',
-        't' => '\t',
-        'n' => '\n',
-        'v' => '\u{b}',
-        'f' => '\u{c}',
-        'r' => '\r',
-        other => other,
-    }
 }
 
 #[cfg(test)]
@@ -267,7 +261,7 @@ mod tests {
         let column = |name: &str, column_type: &str| TargetColumn {
             name: name.to_owned(),
             column_type: column_type.to_owned(),
-            default_kind: String::new(),
+            ..TargetColumn::default()
         };
         TargetTable {
             engine: "ReplacingMergeTree".to_owned(),
@@ -275,6 +269,8 @@ mod tests {
                           index_granularity = 8192"
                 .to_owned(),
             sorting_key: "id".to_owned(),
+            create_table_query: String::new(),
+            server_settings: Vec::new(),
             columns: vec![
                 column("id", "Int64"),
                 column("name", "Nullable(String)"),
@@ -326,7 +322,7 @@ mod tests {
         let lacks = |there: &str| {
             let mut found = found();
             found.columns[1] =
-                TargetColumn { name: "n".into(), column_type: there.into(), default_kind: String::new() };
+                TargetColumn { name: "n".into(), column_type: there.into(), ..TargetColumn::default() };
             compare(&found, "app", &table, &[ChType::Int(64), ChType::Int(64).into_nullable()])
                 .map(|lacks| lacks.width)
                 .map_err(|problem| problem.to_string())
@@ -334,7 +330,7 @@ mod tests {
         assert_eq!(lacks("Nullable(Int64)"), Ok(vec![]));
         assert_eq!(lacks("Nullable(Int32)"), Ok(vec![1]));
         assert_eq!(lacks("Int64"), Ok(vec![1]));
-        assert!(lacks("Nullable(String)").unwrap_err().contains("MODIFY COLUMN `n` Nullable(Int64)"));
+        assert!(lacks("Nullable(String)").unwrap_err().contains("DROP COLUMN `n`"));
     }
 
     #[test]
@@ -357,20 +353,18 @@ mod tests {
             |changes: &TargetTable| compare(changes, "app", &table, &types).unwrap_err().to_string();
         assert!(refusal(&changes).contains("_walferry_ordinal UInt64"));
         for (name, column_type) in [("_walferry_ordinal", "UInt64"), ("_walferry_sign", "Int8")] {
-            let default_kind = String::new();
             changes.columns.push(TargetColumn {
                 name: name.into(),
                 column_type: column_type.into(),
-                default_kind,
+                ..TargetColumn::default()
             });
         }
         assert!(refusal(&changes).contains("drop or rename the table there"));
         for (name, column_type) in [("_walferry_removal", "UInt64"), ("_walferry_removed", "UInt8")] {
-            let default_kind = String::new();
             changes.columns.push(TargetColumn {
                 name: name.into(),
                 column_type: column_type.into(),
-                default_kind,
+                ..TargetColumn::default()
             });
         }
         assert_eq!(compare(&changes, "app", &table, &types), Ok(Lacks::default()));
@@ -388,7 +382,7 @@ mod tests {
         );
         refused(
             &|found| found.columns[1].column_type = "UUID".to_owned(),
-            "column name is UUID there but String is needed; run ALTER TABLE `app`.`users` MODIFY COLUMN `name` String",
+            "column name is UUID there but String is needed; run ALTER TABLE `app`.`users` DROP COLUMN `name`, after",
         );
         refused(&|found| found.columns[1].default_kind = "ALIAS".to_owned(), "column name is ALIAS there");
         refused(&|found| found.engine = "MergeTree".to_owned(), "its engine is MergeTree");
@@ -402,18 +396,11 @@ mod tests {
         );
         refused(&|found| drop(found.columns.remove(2)), "no column _walferry_version UInt64");
         refused(
-            &|found| found.engine_full.push_str(", clean_deleted_rows = 'Always'"),
+            &|found| {
+                found.create_table_query =
+                    "CREATE TABLE app.users (`id` Int64) ENGINE = ReplacingMergeTree ORDER BY id SETTINGS clean_deleted_rows = 'Always'".into();
+            },
             "the target table switches clean_deleted_rows on",
         );
-    }
-
-    #[test]
-    fn splits_sorting_keys() {
-        assert_eq!(split_key("id"), ["id"]);
-        assert_eq!(split_key("`a'b`, u, `x\\`, y`"), ["a'b", "u", "x`, y"]);
-        assert_eq!(split_key(r"`a\tb`, `\n\0\\n`"), ["a\tb", "\n\0\\n"]);
-        assert_eq!(split_key("cityHash64(a, b), c"), ["cityHash64(a, b)", "c"]);
-        assert_eq!(split_key("id, `(x`"), ["id", "(x"]);
-        assert!(split_key("").is_empty());
     }
 }

@@ -390,6 +390,9 @@ catalogue! {
         DestinationEngineInvalid: FailTable,
             "What the Mirror asks of the engine can't work.",
             "Correct `engine` of the table.";
+        DestinationLayoutDiffers: Nothing,
+            "The target keeps a layout that the Mirror no longer asks for, or a column hides one of ClickHouse's. A warning of `walferry check`.",
+            "Run the statement that the message names, or have a new target made.";
         DestinationTypeUnsupported: FailTable,
             "A column can't become the type that is asked for.",
             "Correct `columns.types`.";

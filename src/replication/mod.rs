@@ -25,6 +25,7 @@ mod state;
 mod stream;
 mod sweep;
 mod table;
+mod target_watch;
 mod truncate;
 mod watch;
 mod worker;

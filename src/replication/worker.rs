@@ -26,6 +26,7 @@ use super::{
     state::{MirrorState, StateStore, TableRecord},
     stream, sweep,
     table::Table,
+    target_watch,
     watch::Watch,
 };
 use crate::{
@@ -254,6 +255,9 @@ impl<D: Destination> Worker<D> {
         let over = CancellationToken::new();
         // It outlives `end`: the last inserts may take long, and the source may have to shut down meanwhile.
         let watcher = tokio::spawn(watch.run(session, fatal.clone(), end.clone(), over.clone()));
+        let watched: Vec<_> = tables.iter().map(|(table, _)| Arc::clone(table)).collect();
+        let target_watcher =
+            tokio::spawn(target_watch::run(self.destination.clone(), watched, notice.clone(), end.clone()));
         tokio::spawn(self.sweep(&tables, end.clone()));
         let finisher = ends.then(|| tokio::spawn(self.until_caught_up(&tables, fatal.clone(), end.clone())));
         let inserter = self.inserter(fatal.clone(), notice, abort.clone());
@@ -274,8 +278,10 @@ impl<D: Destination> Worker<D> {
         };
         end.cancel();
         over.cancel();
-        // What it was writing must not be written after what comes next.
+        target_watcher.abort();
+        // What they were writing must not be written after what comes next.
         drop(watcher.await);
+        drop(target_watcher.await);
         if let Some(finisher) = finisher {
             finisher.abort();
         }

@@ -165,7 +165,7 @@ impl Comparison<'_> {
 
     async fn read_target(&self, end: Lsn, mut each: impl FnMut(Counted<'_>)) -> Result<(), VerifyError> {
         let plan = self.sides.plan;
-        let mut chunks = self.sides.target_changes(&plan.target_changes(end))?;
+        let mut chunks = self.sides.target_changes(&plan.target_changes(end)).await?;
         while let Some(rows) = chunks.next().await? {
             for row in 0..rows.len() {
                 // The sign comes after the columns.

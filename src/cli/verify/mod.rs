@@ -163,7 +163,7 @@ async fn compare_all(
 ) -> Result<TableReport, VerifyError> {
     let mut connection = sides.connect().await?;
     let source = sides.source_in_order(&mut connection).await?;
-    let target = sides.target_in_order()?;
+    let target = sides.target_in_order().await?;
     let mut merge = Merge::new(sides.plan, source, target);
     while let Some(key) = merge.next_difference(bar).await? {
         settler.suspect(key).await?;

@@ -43,7 +43,7 @@ pub(super) async fn compare(
     }
     drop(connection);
     let mut lookups = sides.connect().await?;
-    let mut rows = sides.target_rows(&sides.plan.target_sample(percent))?;
+    let mut rows = sides.target_rows(&sides.plan.target_sample(percent)).await?;
     while let Some(chunk) = rows.next().await? {
         picked += chunk.len();
         look_up(sides, &mut settler, &chunk, Some(&mut lookups)).await?;

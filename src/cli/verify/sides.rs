@@ -45,23 +45,23 @@ impl Sides<'_> {
     }
 
     /// All rows of the destination, by key.
-    pub(super) fn target_in_order(&self) -> Result<TargetRows, VerifyError> {
-        self.target_rows(&self.plan.target_in_order())
+    pub(super) async fn target_in_order(&self) -> Result<TargetRows, VerifyError> {
+        self.target_rows(&self.plan.target_in_order()).await
     }
 
     /// Rows of the destination.
-    pub(super) fn target_rows(&self, query: &str) -> Result<TargetRows, VerifyError> {
-        self.rows_of(self.plan.types.clone(), query)
+    pub(super) async fn target_rows(&self, query: &str) -> Result<TargetRows, VerifyError> {
+        self.rows_of(self.plan.types.clone(), query).await
     }
 
     /// Changes at the destination, each with its sign.
-    pub(super) fn target_changes(&self, query: &str) -> Result<TargetRows, VerifyError> {
+    pub(super) async fn target_changes(&self, query: &str) -> Result<TargetRows, VerifyError> {
         let types = self.plan.types.iter().cloned().chain([OwnColumn::Sign.column_type()]);
-        self.rows_of(types.collect(), query)
+        self.rows_of(types.collect(), query).await
     }
 
-    fn rows_of(&self, types: Vec<ChType>, query: &str) -> Result<TargetRows, VerifyError> {
-        let stream = self.database.client().query_stream(query, &self.plan.target_settings())?;
+    async fn rows_of(&self, types: Vec<ChType>, query: &str) -> Result<TargetRows, VerifyError> {
+        let stream = self.database.client().query_stream(query, &self.plan.target_settings()).await?;
         Ok(TargetRows::new(types, stream))
     }
 
@@ -77,6 +77,6 @@ impl Sides<'_> {
 
     /// The destination's rows with these keys.
     pub(super) async fn target_by_key(&self, keys: &[Key]) -> Result<HashMap<Key, Vec<Row>>, VerifyError> {
-        rows::collect(self.plan, self.target_rows(&self.plan.target_by_key(keys))?).await
+        rows::collect(self.plan, self.target_rows(&self.plan.target_by_key(keys)).await?).await
     }
 }

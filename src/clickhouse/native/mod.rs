@@ -11,6 +11,7 @@ mod array;
 mod codec;
 mod column;
 mod float_text;
+mod json;
 mod number;
 mod numeric;
 mod rows;

@@ -2,7 +2,10 @@
 
 use std::net::{IpAddr, Ipv4Addr};
 
-use super::codec::{Encoded, Fit, Malformed, Params};
+use super::{
+    codec::{Encoded, Fit, Malformed, Params},
+    json,
+};
 
 /// Appends an unsigned LEB128 number, which strings and arrays begin with.
 #[inline]
@@ -70,12 +73,11 @@ fn jsonb_text(bytes: &[u8]) -> Result<&[u8], Malformed> {
     }
 }
 
-/// `json` to the type `JSON`, which holds objects only.
+/// `json` to the type `JSON`, which holds objects only, and not all of them.
 pub(super) fn json_object(_: &Params, bytes: &[u8], out: &mut Vec<u8>) -> Encoded {
-    let first = bytes.iter().find(|byte| !byte.is_ascii_whitespace());
-    let object = first == Some(&b'{');
-    put_string(if object { bytes } else { b"{}" }, out);
-    Ok(if object { Fit::Exact } else { Fit::Adjusted })
+    let held = json::is_held(bytes);
+    put_string(if held { bytes } else { b"{}" }, out);
+    Ok(if held { Fit::Exact } else { Fit::Adjusted })
 }
 
 /// `jsonb`'s binary form to the type `JSON`.
