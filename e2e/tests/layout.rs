@@ -222,7 +222,6 @@ fn advice_for_another_type_works_whatever_the_values_are() {
         ("to_array", "text", "'x y'", "text[] USING ARRAY[a]"),
         ("to_length", "text NOT NULL", "'word'", "int USING length(a)"),
         ("to_text", "int", "7", "text USING 'seven'"),
-        ("to_json", "text", "'not json'", "jsonb USING to_jsonb(a)"),
         ("to_uuid", "text NOT NULL", "'x'", "uuid USING gen_random_uuid()"),
         ("to_day", "text", "'some day'", "date USING date '2020-01-02'"),
         ("to_scalar", "int[]", "'{1,2}'", "int USING a[1]"),

@@ -20,7 +20,7 @@ pub(super) enum Kind {
 pub(super) const KNOWN: &str = "SELECT name FROM system.settings FORMAT TabSeparated";
 
 /// For what is read: that nothing is cut short. Every supported release has them.
-const COMPLETE: [(&str, &str); 18] = [
+const COMPLETE: [(&str, &str); 25] = [
     ("limit", "0"),
     ("offset", "0"),
     ("max_result_rows", "0"),
@@ -39,6 +39,13 @@ const COMPLETE: [(&str, &str); 18] = [
     ("force_index_by_date", "0"),
     ("force_primary_key", "0"),
     ("output_format_tsv_crlf_end_of_line", "0"),
+    ("group_by_overflow_mode", "throw"),
+    ("sort_overflow_mode", "throw"),
+    ("distinct_overflow_mode", "throw"),
+    ("set_overflow_mode", "throw"),
+    ("join_overflow_mode", "throw"),
+    ("transfer_overflow_mode", "throw"),
+    ("timeout_overflow_mode", "throw"),
 ];
 
 /// For every statement: how long its text may be. Every supported release has them.
@@ -61,30 +68,23 @@ const TEXT: [(&str, &str); 6] = [
 ];
 
 /// For what is read, where the release has them: other limits, what an expression means, and how the answer is written.
-const QUERY: [(&str, &str); 65] = [
+const QUERY: [(&str, &str); 58] = [
     ("max_subquery_depth", "100"),
     ("max_rows_to_read_leaf", "0"),
     ("max_bytes_to_read_leaf", "0"),
     ("read_overflow_mode_leaf", "throw"),
     ("max_rows_to_group_by", "0"),
-    ("group_by_overflow_mode", "throw"),
     ("max_rows_to_sort", "0"),
     ("max_bytes_to_sort", "0"),
-    ("sort_overflow_mode", "throw"),
     ("max_rows_in_distinct", "0"),
     ("max_bytes_in_distinct", "0"),
-    ("distinct_overflow_mode", "throw"),
     ("max_rows_in_set", "0"),
     ("max_bytes_in_set", "0"),
-    ("set_overflow_mode", "throw"),
     ("max_rows_in_join", "0"),
     ("max_bytes_in_join", "0"),
-    ("join_overflow_mode", "throw"),
     ("max_rows_to_transfer", "0"),
     ("max_bytes_to_transfer", "0"),
-    ("transfer_overflow_mode", "throw"),
     ("max_partitions_to_read", "-1"),
-    ("timeout_overflow_mode", "throw"),
     ("timeout_overflow_mode_leaf", "throw"),
     ("max_execution_time_leaf", "0"),
     ("max_estimated_execution_time", "0"),

@@ -35,9 +35,10 @@ pub(super) const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 ///
 /// The first five decide the text form of values (<https://www.postgresql.org/docs/current/runtime-config-client.html>), the
 /// sixth that of types' names.
-/// `row_security=off` makes a read that a policy would cut short an error instead of a silent loss of rows. The
+/// `row_security=off` makes a read that a policy would cut short an error instead of a silent loss of rows. A
+/// transaction that can't write would be taken for that of a standby, and a standby has no serializable ones. The
 /// time-outs would end a long copy or an idle session; `jit` costs more than a chunk's read gains from it.
-pub(super) const PINNED_SETTINGS: [(&str, &str); 11] = [
+pub(super) const PINNED_SETTINGS: [(&str, &str); 17] = [
     ("DateStyle", "ISO"),
     ("IntervalStyle", "postgres"),
     ("TimeZone", "UTC"),
@@ -48,6 +49,12 @@ pub(super) const PINNED_SETTINGS: [(&str, &str); 11] = [
     ("statement_timeout", "0"),
     ("idle_session_timeout", "0"),
     ("idle_in_transaction_session_timeout", "0"),
+    ("lock_timeout", "0"),
+    ("default_transaction_read_only", "off"),
+    ("default_transaction_isolation", "read committed"),
+    ("default_transaction_deferrable", "off"),
+    ("standard_conforming_strings", "on"),
+    ("array_nulls", "on"),
     ("jit", "off"),
 ];
 
@@ -130,7 +137,8 @@ impl Session {
         let patient = Arc::new(AtomicBool::new(false));
         let transport = Guarded::new(transport, longest_answer, Arc::clone(&patient));
         let settings = PINNED_SETTINGS.iter().chain(&[("statement_timeout", STATEMENT_TIMEOUT)]);
-        let options: Vec<_> = settings.map(|(name, value)| format!("-c {name}={value}")).collect();
+        let options: Vec<_> =
+            settings.map(|(name, value)| format!("-c {name}={}", value.replace(' ', "\\ "))).collect();
         let mut config = Config::new();
         config
             .user(&endpoint.username)
