@@ -13,7 +13,7 @@ use walferry::{
         Cell, CellKind, ClickHouseEndpoint, Column, OutOfRange, Password, SourceType, TableId, TableSchema,
         TlsSettings, Tuple, Version,
     },
-    replication::{Destination, DestinationError, ErrorKind, Insert, Op, StateRow, TableBatch},
+    replication::{Destination, DestinationError, ErrorKind, Insert, Op, StateRow, StateVersion, TableBatch},
 };
 
 /// The server, and the database that these tests share.
@@ -392,25 +392,29 @@ fn gone_row(database: &Database, table: &TableSchema) -> <Database as Destinatio
 async fn state_is_replaced_and_removed() {
     let database = database().await;
     let mirror = "test-state";
+    let rows = async |mirror: &str| database.load_state(mirror, None).await.unwrap().rows;
+    let save = async |mirror: &str, rows: &[StateRow], version: u64| {
+        database.save_state(mirror, rows, StateVersion(version)).await.unwrap();
+    };
     database.drop_state(mirror).await.unwrap();
-    assert_eq!(database.load_state(mirror).await.unwrap(), []);
+    assert_eq!(rows(mirror).await, []);
+    let newest = database.load_state(mirror, None).await.unwrap().newest;
     let row = |item: &str, value: &str| StateRow { item: item.to_owned(), value: value.to_owned() };
-    database.save_state(mirror, &[row("a", "{\"n\":1}"), row("b", "[\"it's\\n\"]")]).await.unwrap();
-    database.save_state(mirror, &[row("a", "{\"n\":2}")]).await.unwrap();
-    database.save_state("test-other", &[row("a", "{}")]).await.unwrap();
-    // Another process, and a clock that was set back: the record on the server is from the future.
-    let other = self::database().await;
-    let future = format!(
-        "INSERT INTO {} VALUES ('{mirror}', 'c', 'x', 9999999999999999)",
-        walferry::clickhouse::quote::table(database.name(), walferry::clickhouse::state::STATE_TABLE)
-    );
-    database.client().execute(&future, &[("async_insert", "0")]).await.unwrap();
-    other.load_state(mirror).await.unwrap();
-    other.save_state(mirror, &[row("c", "y"), row("b", "")]).await.unwrap();
-    assert_eq!(database.load_state(mirror).await.unwrap(), [row("a", "{\"n\":2}"), row("c", "y")]);
+    let first = newest.next_epoch(0).0;
+    save(mirror, &[row("a", "{\"n\":1}"), row("b", "[\"it's\\n\"]")], first).await;
+    save(mirror, &[row("a", "{\"n\":3}"), row("c", "x")], first + 2).await;
+    // What was written before and comes late, and what an earlier epoch writes, changes nothing.
+    save(mirror, &[row("a", "{\"n\":2}"), row("b", "")], first + 1).await;
+    save(mirror, &[row("a", ""), row("c", "late")], first - 1).await;
+    save("test-other", &[row("a", "{}")], first).await;
+    assert_eq!(rows(mirror).await, [row("a", "{\"n\":3}"), row("c", "x")]);
+    let found = database.load_state(mirror, Some(&["b", "c"])).await.unwrap();
+    assert_eq!((found.rows, found.newest), (vec![row("c", "x")], StateVersion(first + 2)));
     database.drop_state(mirror).await.unwrap();
-    assert_eq!(database.load_state(mirror).await.unwrap(), []);
-    assert_eq!(database.load_state("test-other").await.unwrap(), [row("a", "{}")]);
+    assert_eq!(rows(mirror).await, []);
+    save(mirror, &[row("a", "late")], first + 3).await;
+    assert_eq!(rows(mirror).await, [], "a process that is still at work when its state is removed");
+    assert_eq!(rows("test-other").await, [row("a", "{}")]);
     database.drop_state("test-other").await.unwrap();
 }
 

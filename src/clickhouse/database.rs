@@ -3,11 +3,8 @@
 use std::{
     collections::HashMap,
     ops::Range,
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering::Relaxed},
-    },
-    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+    sync::Arc,
+    time::{Duration, Instant},
 };
 
 use tokio::sync::OnceCell;
@@ -22,7 +19,7 @@ use super::{
 };
 use crate::{
     model::{ClickHouseEndpoint, OutOfRange, TableSchema, Version},
-    replication::{Destination, DestinationError, StateRow},
+    replication::{Destination, DestinationError, StateRow, StateRows, StateVersion},
 };
 
 /// How long a replica may take to learn of a column's new type, and how often it is looked at.
@@ -45,8 +42,6 @@ struct Shared {
     database: String,
     out_of_range: OutOfRange,
     version: OnceCell<ServerVersion>,
-    /// The highest version of a state record that was read or written.
-    state_version: AtomicU64,
 }
 
 impl Database {
@@ -61,7 +56,6 @@ impl Database {
                 database: endpoint.database.clone(),
                 out_of_range,
                 version: OnceCell::new(),
-                state_version: AtomicU64::new(0),
             }),
         })
     }
@@ -361,28 +355,19 @@ impl Database {
         }
     }
 
-    async fn read_state(&self, mirror: &str) -> Result<Vec<StateRow>, Error> {
-        let answer =
-            self.shared.client.query_text(&state::select(&self.shared.database, mirror), &[]).await?;
-        let (records, newest) = state::parse(&answer)?;
-        self.shared.state_version.fetch_max(newest, Relaxed);
-        Ok(records)
+    async fn read_state(&self, mirror: &str, items: Option<&[&str]>) -> Result<StateRows, Error> {
+        let sql = state::select(&self.shared.database, mirror, items);
+        state::parse(&self.shared.client.query_text(&sql, &[]).await?)
     }
 
-    async fn write_state(&self, mirror: &str, rows: &[StateRow]) -> Result<(), Error> {
+    async fn write_state(&self, mirror: &str, rows: &[StateRow], version: StateVersion) -> Result<(), Error> {
         if rows.is_empty() {
             return Ok(());
         }
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_micros();
-        let now = u64::try_from(now).unwrap_or(u64::MAX);
-        // Higher than every record before it, also when the clock was set back.
-        let next = |last: u64| last.saturating_add(1).max(now);
-        let last =
-            self.shared.state_version.fetch_update(Relaxed, Relaxed, |last| Some(next(last))).unwrap_or(0);
         let settings = insert::settings(None);
         let settings = borrowed(&settings);
         let mut stream = self.shared.client.insert(&state::insert(&self.shared.database), &settings).await?;
-        stream.send(state::body(mirror, rows, next(last))?.into()).await?;
+        stream.send(state::body(mirror, rows, version)?.into()).await?;
         stream.end().await
     }
 
@@ -514,28 +499,33 @@ impl Destination for Database {
         answer.map(drop).map_err(|error| error.while_doing("end earlier inserts"))
     }
 
-    async fn load_state(&self, mirror: &str) -> Result<Vec<StateRow>, DestinationError> {
+    async fn load_state(&self, mirror: &str, items: Option<&[&str]>) -> Result<StateRows, DestinationError> {
         let doing = format!("read {}.{}", self.shared.database, state::STATE_TABLE);
-        self.read_state(mirror).await.map_err(|error| error.while_doing(&doing))
+        self.read_state(mirror, items).await.map_err(|error| error.while_doing(&doing))
     }
 
-    async fn save_state(&self, mirror: &str, rows: &[StateRow]) -> Result<(), DestinationError> {
+    async fn save_state(
+        &self,
+        mirror: &str,
+        rows: &[StateRow],
+        version: StateVersion,
+    ) -> Result<(), DestinationError> {
         let doing = format!("write {}.{}", self.shared.database, state::STATE_TABLE);
-        self.write_state(mirror, rows).await.map_err(|error| error.while_doing(&doing))
+        self.write_state(mirror, rows, version).await.map_err(|error| error.while_doing(&doing))
     }
 
     async fn drop_state(&self, mirror: &str) -> Result<(), DestinationError> {
         let doing =
             format!("remove the records of {mirror} from {}.{}", self.shared.database, state::STATE_TABLE);
         let work = async {
-            let records = match self.read_state(mirror).await {
+            let found = match self.read_state(mirror, None).await {
                 // Nothing was ever prepared here.
                 Err(Error::Server { code: 60, .. }) => return Ok(()),
                 records => records?,
             };
-            let gone: Vec<StateRow> =
-                records.into_iter().map(|row| StateRow { item: row.item, value: String::new() }).collect();
-            self.write_state(mirror, &gone).await
+            let removed = |row: StateRow| StateRow { value: String::new(), ..row };
+            let rows: Vec<StateRow> = found.rows.into_iter().map(removed).collect();
+            self.write_state(mirror, &rows, found.newest.next_epoch(fastrand::u16(..))).await
         };
         work.await.map_err(|error: Error| error.while_doing(&doing))
     }

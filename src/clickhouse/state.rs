@@ -10,7 +10,7 @@ use super::{
     quote::{literal, table as qualified},
     target::json_lines,
 };
-use crate::replication::StateRow;
+use crate::replication::{StateRow, StateRows, StateVersion};
 
 /// The state table's name, in the peer's database.
 pub const STATE_TABLE: &str = "_walferry_state";
@@ -25,12 +25,14 @@ pub fn create(database: &str) -> String {
     )
 }
 
-/// A Mirror's newest records, deleted ones too: their versions count.
-pub fn select(database: &str, mirror: &str) -> String {
+/// A Mirror's newest records, or those of these items; deleted ones too, for their versions count.
+pub fn select(database: &str, mirror: &str, items: Option<&[&str]>) -> String {
+    let items = items.map(|items| items.iter().map(|item| literal(item)).collect::<Vec<_>>().join(", "));
     format!(
-        "SELECT item, value, toString(version) AS version FROM {} FINAL WHERE mirror = {} ORDER BY item FORMAT JSONEachRow",
+        "SELECT item, value, toString(version) AS version FROM {} FINAL WHERE mirror = {}{} ORDER BY item FORMAT JSONEachRow",
         qualified(database, STATE_TABLE),
-        literal(mirror)
+        literal(mirror),
+        items.map(|items| format!(" AND item IN ({items})")).unwrap_or_default()
     )
 }
 
@@ -58,28 +60,27 @@ struct Read {
 }
 
 /// The body of [`insert`]: one JSON object a line.
-pub(super) fn body(mirror: &str, rows: &[StateRow], version: u64) -> Result<String, Error> {
+pub(super) fn body(mirror: &str, rows: &[StateRow], version: StateVersion) -> Result<String, Error> {
     let lines: Result<Vec<String>, _> = rows
         .iter()
-        .map(|row| serde_json::to_string(&Written { mirror, item: &row.item, value: &row.value, version }))
+        .map(|row| serde_json::to_string(&Written { mirror, item: &row.item, value: &row.value, version: version.0 }))
         .collect();
     lines.map(|lines| lines.join("\n")).map_err(|error| Error::Protocol(error.to_string()))
 }
 
-/// The records of an answer to [`select`], and the highest version among them.
-pub(super) fn parse(answer: &str) -> Result<(Vec<StateRow>, u64), Error> {
-    let mut newest = 0;
-    let mut records = Vec::new();
+/// The records of an answer to [`select`].
+pub(super) fn parse(answer: &str) -> Result<StateRows, Error> {
+    let mut found = StateRows::default();
     for Read { item, value, version } in json_lines(answer)? {
         let version: u64 = version
             .parse()
             .map_err(|_| Error::Protocol(format!("{STATE_TABLE} has a version that is no number")))?;
-        newest = newest.max(version);
+        found.newest = found.newest.max(StateVersion(version));
         if !value.is_empty() {
-            records.push(StateRow { item, value });
+            found.rows.push(StateRow { item, value });
         }
     }
-    Ok((records, newest))
+    Ok(found)
 }
 
 #[cfg(test)]
@@ -95,9 +96,14 @@ mod tests {
              fsync_part_directory = 1"
         );
         assert_eq!(
-            select("app", "x'y"),
+            select("app", "x'y", None),
             "SELECT item, value, toString(version) AS version FROM `app`.`_walferry_state` FINAL WHERE mirror = 'x\\'y' \
              ORDER BY item FORMAT JSONEachRow"
+        );
+        assert_eq!(
+            select("app", "x", Some(&["epoch", "it's"])),
+            "SELECT item, value, toString(version) AS version FROM `app`.`_walferry_state` FINAL WHERE mirror = 'x' \
+             AND item IN ('epoch', 'it\\'s') ORDER BY item FORMAT JSONEachRow"
         );
         assert_eq!(
             insert("app"),
@@ -112,16 +118,16 @@ mod tests {
             StateRow { item: "gone".to_owned(), value: String::new() },
         ];
         assert_eq!(
-            body("m", &rows, 7).unwrap(),
+            body("m", &rows, StateVersion(7)).unwrap(),
             "{\"mirror\":\"m\",\"item\":\"source\",\"value\":\"{\\\"a\\\":\\\"\\\\n'\\\"}\",\"version\":7}\n\
              {\"mirror\":\"m\",\"item\":\"gone\",\"value\":\"\",\"version\":7}"
         );
-        let (records, newest) = parse(
+        let StateRows { rows, newest } = parse(
             "{\"item\":\"source\",\"value\":\"{}\",\"version\":\"5\"}\n{\"item\":\"gone\",\"value\":\"\",\"version\":\"9\"}\n",
         )
         .unwrap();
-        assert_eq!(records, [StateRow { item: "source".to_owned(), value: "{}".to_owned() }]);
-        assert_eq!(newest, 9);
+        assert_eq!(rows, [StateRow { item: "source".to_owned(), value: "{}".to_owned() }]);
+        assert_eq!(newest, StateVersion(9));
         assert!(parse("nonsense").is_err());
     }
 }

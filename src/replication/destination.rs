@@ -17,6 +17,8 @@
 //!
 //! **Durability.** When `insert` or `finish` answers `Ok`, the rows are durable: the engine then lets the source forget
 //! them. Any row may be sent again, and sending it again changes nothing.
+//!
+//! **Records.** Of the records of one item the one with the highest [`StateVersion`] counts, in whatever order they were written.
 
 use std::{error::Error as StdError, future::Future, ops::Range};
 
@@ -104,13 +106,52 @@ pub trait Insert: Send + 'static {
     fn finish(self) -> impl Future<Output = Result<(), DestinationError>> + Send;
 }
 
-/// One record of the Mirror's durable state. A later record replaces an earlier one with the same item.
+/// One record of the Mirror's durable state. A record replaces one of a lower version with the same item.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StateRow {
     /// What the record is about; unique within the Mirror.
     pub item: String,
     /// JSON; empty means that the record is deleted.
     pub value: String,
+}
+
+/// The version of a state record: of two records of one item the higher one counts, in whatever order they were written.
+///
+/// Its upper bits are the *epoch* of the process that wrote it, the rest counts that process's writes. Each process that takes a
+/// Mirror over claims a higher epoch than any record has, so what an earlier process writes late never replaces what it left. The
+/// lowest bits of an epoch are random: two processes that claim one at the same moment get two.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct StateVersion(pub u64);
+
+impl StateVersion {
+    const COUNTER_BITS: u32 = 26;
+    const NONCE_BITS: u32 = 16;
+
+    /// The epoch of the process that wrote the record.
+    pub fn epoch(self) -> u64 {
+        self.0 >> Self::COUNTER_BITS
+    }
+
+    /// The first version of an epoch above that of `self`. Versions of before there were epochs, microseconds of the Unix epoch,
+    /// count as very low ones.
+    pub fn next_epoch(self, nonce: u16) -> StateVersion {
+        let generation = (self.0 >> (Self::COUNTER_BITS + Self::NONCE_BITS)) + 1;
+        StateVersion(((generation << Self::NONCE_BITS) | u64::from(nonce)) << Self::COUNTER_BITS)
+    }
+
+    /// This version and all above it of the same epoch.
+    pub fn to_end_of_epoch(self) -> Range<u64> {
+        self.0..(self.epoch() + 1) << Self::COUNTER_BITS
+    }
+}
+
+/// What a Mirror has on record.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct StateRows {
+    /// The newest record of each item, without those that are deleted.
+    pub rows: Vec<StateRow>,
+    /// The highest version of any record that was looked at, deleted ones too.
+    pub newest: StateVersion,
 }
 
 /// A database that rows are replicated into. Cheap to clone; clones share connections.
@@ -189,20 +230,22 @@ pub trait Destination: Clone + Send + Sync + 'static {
     /// Answers when nothing of an earlier insert with this fence becomes visible any more.
     fn settle(&self, fence: &str) -> impl Future<Output = Result<(), DestinationError>> + Send;
 
-    /// All state records of a Mirror that are not deleted, newest of each item.
+    /// The state records of a Mirror, all of them or those of these items.
     fn load_state(
         &self,
         mirror: &str,
-    ) -> impl Future<Output = Result<Vec<StateRow>, DestinationError>> + Send;
+        items: Option<&[&str]>,
+    ) -> impl Future<Output = Result<StateRows, DestinationError>> + Send;
 
-    /// Writes state records, durable when it answers.
+    /// Writes state records with this version, durable when it answers.
     fn save_state(
         &self,
         mirror: &str,
         rows: &[StateRow],
+        version: StateVersion,
     ) -> impl Future<Output = Result<(), DestinationError>> + Send;
 
-    /// Removes all state records of a Mirror. Idempotent.
+    /// Removes all state records of a Mirror, in an epoch above theirs. Idempotent.
     fn drop_state(&self, mirror: &str) -> impl Future<Output = Result<(), DestinationError>> + Send;
 }
 

@@ -69,6 +69,9 @@ pub enum Error {
         /// Who reads it.
         by: String,
     },
+    /// Another process has taken this Mirror over: its records are newer than what this one knows.
+    #[error("another process has taken this mirror over")]
+    Replaced,
     /// The slot is still being made.
     #[error(
         "replication slot {slot} is not ready: PostgreSQL waits for transactions that ran when it was asked for"
@@ -410,6 +413,7 @@ pub fn policy(error: &Error) -> (Policy, Reason) {
         Error::SlotInvalidated { .. } => (Policy::Stall, Reason::SourceSlotInvalidated),
         Error::SlotForeign { .. } => (Policy::Stall, Reason::SourceSlotUnusable),
         Error::SlotInUse { .. } => (Policy::Retry, Reason::SourceSlotInUse),
+        Error::Replaced => (Policy::StartOver, Reason::SourceSlotInUse),
         Error::SlotNotReady { .. } => (Policy::Retry, Reason::SourceSlotNotReady),
         Error::CopyFinished => (Policy::Stall, Reason::CopyFinished),
         Error::OtherVersions { .. } => (Policy::Stall, Reason::DestinationVersionsOutdated),

@@ -11,6 +11,7 @@ mod commute;
 mod cut;
 mod destination;
 mod drift;
+mod epoch;
 mod error;
 mod failover;
 mod fatal;
@@ -31,7 +32,8 @@ mod watch;
 mod worker;
 
 pub use destination::{
-    Destination, DestinationError, ErrorKind, Insert, Op, StateRow, TableBatch, ValueError,
+    Destination, DestinationError, ErrorKind, Insert, Op, StateRow, StateRows, StateVersion, TableBatch,
+    ValueError,
 };
 pub use error::{Error, Policy, failure, policy};
 pub use provision::publication_comment;

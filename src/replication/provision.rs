@@ -81,7 +81,7 @@ pub(super) async fn provision<D: Destination>(
     copying: bool,
 ) -> Result<Provisioned, Error> {
     destination.prepare().await?;
-    let mut state = store.load().await?;
+    let mut state = store.take().await?;
     let unfinished =
         |record: &TableRecord| record.phase == TablePhase::Snapshotting || !record.chunks.is_empty();
     if !copying && state.tables.values().any(unfinished) {

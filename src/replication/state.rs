@@ -4,12 +4,17 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     ops::Range,
+    sync::Arc,
     time::{SystemTime, UNIX_EPOCH},
 };
 
 use serde::{Deserialize, Serialize};
 
-use super::{Destination, Error, StateRow, cut::Cut};
+use super::{
+    Destination, Error, StateRow,
+    cut::Cut,
+    epoch::{EPOCH_ITEM, Writer},
+};
 use crate::{
     fault::{Reason, optional},
     model::{Lsn, SlotPlace, TableId, TableSchema, TableSpec, Version},
@@ -274,17 +279,40 @@ fn chunk_item(table: &TableId, index: usize) -> String {
 pub struct StateStore<D> {
     destination: D,
     mirror: String,
+    writer: Arc<Writer>,
 }
 
 impl<D: Destination> StateStore<D> {
     /// The state of the Mirror with this UID.
     pub fn new(destination: D, mirror: &str) -> Self {
-        StateStore { destination, mirror: mirror.to_owned() }
+        StateStore { destination, mirror: mirror.to_owned(), writer: Arc::new(Writer::new()) }
     }
 
-    /// Reads everything.
+    /// Reads everything, to look at it alone.
     pub async fn load(&self) -> Result<MirrorState, Error> {
-        parse(&self.destination.load_state(&self.mirror).await?)
+        parse(&self.destination.load_state(&self.mirror, None).await?.rows)
+    }
+
+    /// Reads everything, to go on from there: claims an epoch, unless the newest is this process's still.
+    ///
+    /// # Errors
+    /// [`Error::Replaced`] when another process has claimed one since this one did, or at the same moment: what is in memory is older
+    /// than what is on record.
+    pub async fn take(&self) -> Result<MirrorState, Error> {
+        let found = self.destination.load_state(&self.mirror, None).await?;
+        if self.writer.owns(&found) {
+            return parse(&found.rows);
+        }
+        if self.writer.end() {
+            return Err(Error::Replaced);
+        }
+        let claim = self.writer.begin(found.newest);
+        self.save(vec![row(EPOCH_ITEM.to_owned(), &claim)?]).await?;
+        let found = self.destination.load_state(&self.mirror, None).await?;
+        match self.writer.owns(&found) {
+            true => parse(&found.rows),
+            false => Err(Error::Replaced),
+        }
     }
 
     /// Writes the source's record.
@@ -353,7 +381,7 @@ impl<D: Destination> StateStore<D> {
         if rows.is_empty() {
             return Ok(());
         }
-        Ok(self.destination.save_state(&self.mirror, &rows).await?)
+        Ok(self.destination.save_state(&self.mirror, &rows, self.writer.next()?).await?)
     }
 }
 

@@ -313,6 +313,13 @@ impl<D: Destination> Worker<D> {
             self.let_go().await;
         }
         let origin = Origin::of(&mut wire, identity, &self.config.source).await?;
+        let slot_name = self.config.mirror.slot_name();
+        // Nothing is written beside a process that is at work.
+        match slot::release_own_walsender(&session, &slot_name, &application_name).await? {
+            Release::Held(by) => return Err(Error::SlotInUse { slot: slot_name, by }),
+            Release::TakenOver => self.progress.add_takeover(),
+            Release::Free => {}
+        }
         let copying = self.copying.lock().await.as_ref().is_some_and(|copying| !copying.task.is_finished());
         let Provisioned { state, joining, failed_over } = provision::provision(
             &self.config,
@@ -333,12 +340,6 @@ impl<D: Destination> Worker<D> {
             return Ok(None);
         }
         let tables = self.take_up(&state);
-        let slot_name = self.config.mirror.slot_name();
-        match slot::release_own_walsender(&session, &slot_name, &application_name).await? {
-            Release::Free => {}
-            Release::TakenOver => self.progress.add_takeover(),
-            Release::Held(by) => return Err(Error::SlotInUse { slot: slot_name, by }),
-        }
         let watch = self.watch(&state, &tables, origin.server_started());
         let found = watch.look(&session, &self.stop).await?;
         let confirmed = found.and_then(|slot| slot.confirmed_flush_lsn).unwrap_or_default();

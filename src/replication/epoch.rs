@@ -1,0 +1,119 @@
+//! Which process of a Mirror writes its records.
+//!
+//! A process claims an epoch before it writes anything, above that of every record there is, and its records have versions of that
+//! epoch (see [`StateVersion`]). So what a process that was replaced writes late, or what a queue on the way still holds of it, never
+//! replaces a record of the one that goes on.
+
+use std::{
+    ops::Range,
+    sync::{Mutex, MutexGuard, PoisonError},
+};
+
+use serde::{Deserialize, Serialize};
+
+use super::{Error, StateRows, StateVersion};
+
+/// The record that claims an epoch; it is an epoch's first.
+pub(super) const EPOCH_ITEM: &str = "epoch";
+
+/// What the claim of an epoch says.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct EpochRecord {
+    /// The random name of the process that claimed it.
+    pub(super) process: String,
+}
+
+/// This process as a writer of one Mirror's records.
+#[derive(Debug)]
+pub(super) struct Writer {
+    process: String,
+    /// The versions that are left of the epoch; `None` while none is claimed.
+    versions: Mutex<Option<Range<u64>>>,
+}
+
+impl Writer {
+    pub(super) fn new() -> Writer {
+        Writer { process: format!("{:016x}", fastrand::u64(..)), versions: Mutex::new(None) }
+    }
+
+    fn versions(&self) -> MutexGuard<'_, Option<Range<u64>>> {
+        self.versions.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Begins an epoch above everything that was found, and gives the record that claims it.
+    pub(super) fn begin(&self, newest: StateVersion) -> EpochRecord {
+        *self.versions() = Some(newest.next_epoch(fastrand::u16(..)).to_end_of_epoch());
+        EpochRecord { process: self.process.clone() }
+    }
+
+    /// Gives the epoch up, and says whether there was one.
+    pub(super) fn end(&self) -> bool {
+        self.versions().take().is_some()
+    }
+
+    /// The version of the next record.
+    ///
+    /// # Errors
+    /// [`Error::Replaced`] without an epoch, or when all of its versions are used.
+    pub(super) fn next(&self) -> Result<StateVersion, Error> {
+        let next = self.versions().as_mut().and_then(Iterator::next);
+        next.map(StateVersion).ok_or(Error::Replaced)
+    }
+
+    /// Whether the newest record is one of this process's present epoch.
+    pub(super) fn owns(&self, found: &StateRows) -> bool {
+        let epoch = self.versions().as_ref().map(|left| StateVersion(left.start).epoch());
+        let claim = found.rows.iter().find(|row| row.item == EPOCH_ITEM);
+        let claim = claim.and_then(|row| serde_json::from_str::<EpochRecord>(&row.value).ok());
+        epoch == Some(found.newest.epoch()) && claim.is_some_and(|claim| claim.process == self.process)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::replication::StateRow;
+
+    fn claimed(writer: &Writer, newest: StateVersion) -> StateRows {
+        let value = serde_json::to_string(&writer.begin(newest)).unwrap();
+        let rows = vec![StateRow { item: EPOCH_ITEM.into(), value }];
+        StateRows { rows, newest: writer.next().unwrap() }
+    }
+
+    #[test]
+    fn versions_of_a_later_epoch_are_higher() {
+        let writer = Writer::new();
+        assert!(matches!(writer.next(), Err(Error::Replaced)), "nothing is claimed");
+        let found = claimed(&writer, StateVersion::default());
+        assert!(writer.owns(&found));
+        let last = writer.next().unwrap();
+        assert!(last > found.newest && last.epoch() == found.newest.epoch());
+        let other = Writer::new();
+        let taken = claimed(&other, last);
+        assert!(taken.newest > writer.next().unwrap() && other.owns(&taken) && !writer.owns(&taken));
+        assert!(writer.end() && !writer.end());
+        assert!(matches!(writer.next(), Err(Error::Replaced)));
+    }
+
+    #[test]
+    fn the_last_version_of_an_epoch_is_followed_by_none() {
+        let writer = Writer::new();
+        let first = claimed(&writer, StateVersion(7)).newest;
+        *writer.versions() = Some(StateVersion(first.0 + (1 << 26) - 2).to_end_of_epoch());
+        assert_eq!(writer.next().unwrap().epoch(), first.epoch());
+        assert!(writer.next().is_ok() && writer.next().is_err());
+    }
+
+    proptest! {
+        /// Whatever random bits two epochs have; also above records of before there were epochs.
+        #[test]
+        fn the_next_epoch_is_above_all_of_this_one(version in 0..1_u64 << 62, nonce: u16) {
+            let first = StateVersion(version).next_epoch(nonce);
+            let highest = StateVersion(version).to_end_of_epoch().end - 1;
+            prop_assert!(first.0 > highest);
+            prop_assert_eq!(first.to_end_of_epoch().end - first.0, 1 << 26);
+        }
+    }
+}
