@@ -1,7 +1,8 @@
 //! Servers kept by `e2e/servers hold`.
 
 use std::{
-    path::PathBuf,
+    path::{Path, PathBuf},
+    process::Command,
     sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
 };
 
@@ -75,6 +76,24 @@ impl Server {
         assert_eq!(ready(&self.keeper().order("start")).0, self.port);
     }
 
+    /// Copies the files of a server that is down: what a snapshot of its disk has.
+    pub fn snapshot(&self) -> tempfile::TempDir {
+        let snapshot = tempfile::tempdir().unwrap();
+        copy_files(&self.folder.join("data"), snapshot.path());
+        snapshot
+    }
+
+    /// Gives a server that is down the files of a snapshot.
+    pub fn restore(&self, snapshot: &tempfile::TempDir) {
+        for entry in std::fs::read_dir(self.folder.join("data")).unwrap() {
+            let path = entry.unwrap().path();
+            let removed =
+                if path.is_dir() { std::fs::remove_dir_all(&path) } else { std::fs::remove_file(&path) };
+            removed.unwrap();
+        }
+        copy_files(snapshot.path(), &self.folder.join("data"));
+    }
+
     /// The server's process.
     pub fn pid(&self) -> i32 {
         std::fs::read_to_string(self.folder.join("pid")).unwrap().trim().parse().unwrap()
@@ -83,6 +102,12 @@ impl Server {
     fn keeper(&self) -> MutexGuard<'_, Keeper> {
         self.keeper.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Copies what is in a folder, with owners and rights.
+fn copy_files(from: &Path, to: &Path) {
+    let copied = Command::new("cp").arg("-a").arg(from.join(".")).arg(to).status().unwrap();
+    assert!(copied.success(), "cp -a {} {}", from.display(), to.display());
 }
 
 /// Port and folder of a server that is ready.

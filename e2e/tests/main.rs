@@ -32,6 +32,7 @@ mod layout;
 mod names;
 mod partitions;
 mod pgbench;
+mod positions;
 mod privileges;
 mod profiles;
 mod publication;

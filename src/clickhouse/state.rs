@@ -63,7 +63,9 @@ struct Read {
 pub(super) fn body(mirror: &str, rows: &[StateRow], version: StateVersion) -> Result<String, Error> {
     let lines: Result<Vec<String>, _> = rows
         .iter()
-        .map(|row| serde_json::to_string(&Written { mirror, item: &row.item, value: &row.value, version: version.0 }))
+        .map(|row| {
+            serde_json::to_string(&Written { mirror, item: &row.item, value: &row.value, version: version.0 })
+        })
         .collect();
     lines.map(|lines| lines.join("\n")).map_err(|error| Error::Protocol(error.to_string()))
 }

@@ -259,6 +259,15 @@ catalogue! {
         SourceSlotLost: Stall,
             "The slot is gone; changes since then can't be had any more.",
             "Annotate the Mirror with `walferry.dev/resync`.";
+        SourceSlotAdvanced: Stall,
+            "The slot is further than this Mirror has confirmed: somebody else read it, it was moved or made again, or the destination was restored from a backup. Changes are missing.",
+            "Annotate the Mirror with `walferry.dev/resync`.";
+        SourceSlotUnknown: Stall,
+            "A slot of the Mirror's name exists, and the destination has no record of it: it may be read into another destination.",
+            "Point the peer back to the destination that has the records; or annotate the Mirror with `walferry.dev/resync`, which drops the slot.";
+        SourceWentBack: Stall,
+            "The source was restored from a snapshot of its disk: it lacks transactions that the destination has.",
+            "Annotate the Mirror with `walferry.dev/resync`.";
         SourceSlotInvalidated: Stall,
             "The source has removed WAL, or on a standby rows of the catalog, that the slot needed.",
             "Change the setting that the message names, then annotate the Mirror with `walferry.dev/resync`.";
@@ -381,6 +390,12 @@ catalogue! {
         DestinationStateUnusable: Stall,
             "walferry's own state table can't be read or written.",
             "Do what the message says; as a last resort copy anew with `walferry.dev/resync`.";
+        DestinationRestored: Stall,
+            "The destination has forgotten what was recorded there: it was restored from a backup.",
+            "Annotate the Mirror with `walferry.dev/resync`.";
+        DestinationPositionMissing: Stall,
+            "The destination has no record of how far the slot was confirmed: it was removed, or an older release of walferry wrote the state.",
+            "Annotate the Mirror with `walferry.dev/resync`.";
         DestinationTableMissing: FailTable,
             "A target table was dropped or renamed.",
             "Take the table out of the Mirror and put it back: it is copied anew.";

@@ -11,8 +11,9 @@ use tokio::sync::OwnedSemaphorePermit;
 use super::{
     Destination, Error, Op,
     batch::{Building, Inserter},
-    checkpoint::{Checkpoint, PgMicros},
+    checkpoint::{Checkpoint, Commit, PgMicros},
     cut::Verdict,
+    position::Witness,
     row::{KnownRelation, Scratch, Which},
     schema_change,
     table::Table,
@@ -73,6 +74,12 @@ struct Transaction {
     at: Lsn,
 }
 
+impl Transaction {
+    fn mark(self) -> Commit {
+        Commit { lsn: self.commit, xid: self.xid, at: self.committed_at }
+    }
+}
+
 /// What a message does to a row.
 #[derive(Clone, Copy)]
 enum Change {
@@ -101,6 +108,8 @@ pub(super) struct Applier<D: Destination> {
     pub(super) slots: Vec<Slot<D>>,
     pub(super) inserter: Arc<Inserter<D>>,
     pub(super) checkpoint: Arc<Checkpoint>,
+    /// The transaction by which the source proves to be the one of before.
+    pub(super) witness: Witness,
     /// `None` marks a relation that is not ours.
     relations: HashMap<u32, Option<KnownRelation>>,
     /// Relations of rows that are in a copy already, which don't fit the table as it is now: a later row says whether they matter.
@@ -122,6 +131,7 @@ impl<D: Destination> Applier<D> {
         tables: Vec<(Arc<Table<D>>, TableSpec)>,
         inserter: Arc<Inserter<D>>,
         checkpoint: Arc<Checkpoint>,
+        witness: Witness,
         settings: BatchSettings,
     ) -> Self {
         let long_ago = Instant::now().checked_sub(Duration::from_secs(3600)).unwrap_or_else(Instant::now);
@@ -136,6 +146,7 @@ impl<D: Destination> Applier<D> {
             slots,
             inserter,
             checkpoint,
+            witness,
             relations: HashMap::new(),
             unjudged: HashMap::new(),
             scratch: Scratch::default(),
@@ -180,12 +191,14 @@ impl<D: Destination> Applier<D> {
             Message::Delete { relation, old } => self.row(data, relation, Change::Delete(old)),
             Message::Begin { final_lsn: commit, commit_time: committed_at, xid } => {
                 require_room(commit)?;
-                self.transaction = Some(Transaction { xid, commit, committed_at, at });
+                let transaction = Transaction { xid, commit, committed_at, at };
+                self.witness.meet(transaction.mark())?;
+                self.transaction = Some(transaction);
                 Ok(Step::Done)
             }
             Message::Commit { end_lsn, .. } => {
-                self.transaction = None;
-                self.checkpoint.received(end_lsn);
+                let commit = self.transaction.take().map(Transaction::mark);
+                self.checkpoint.received(end_lsn, commit);
                 Ok(Step::Done)
             }
             Message::Relation(relation) => Ok(Step::Relation(relation)),

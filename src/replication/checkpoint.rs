@@ -14,21 +14,41 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
+use serde::{Deserialize, Serialize};
+
 use crate::model::Lsn;
 
 /// Microseconds since 2000-01-01 UTC, PostgreSQL's epoch.
 pub(super) type PgMicros = i64;
 
+/// A transaction that the source sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Commit {
+    /// Where its commit is in the log.
+    pub lsn: Lsn,
+    /// Its number.
+    pub xid: u32,
+    /// When it was committed.
+    pub at: PgMicros,
+}
+
+/// A position, with the last transaction up to there that the source sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Mark {
+    pub(super) lsn: Lsn,
+    pub(super) commit: Option<Commit>,
+}
+
 #[derive(Debug)]
 struct Bound {
-    safe: Lsn,
+    safe: Mark,
     committed_at: PgMicros,
 }
 
 /// Durable rows with values that were read at `until`.
 #[derive(Debug)]
 struct Read {
-    safe: Lsn,
+    safe: Mark,
     until: Lsn,
 }
 
@@ -37,7 +57,7 @@ struct Inner {
     holds: BTreeMap<u64, Bound>,
     reads: Vec<Read>,
     next: u64,
-    received: Lsn,
+    received: Mark,
 }
 
 /// Tracks which position is durable. Shared by the stream, the insert tasks and the feedback task.
@@ -55,7 +75,7 @@ pub(super) struct Hold {
 
 impl Checkpoint {
     /// Starts where the slot stands.
-    pub(super) fn new(confirmed: Lsn) -> Arc<Self> {
+    pub(super) fn new(confirmed: Mark) -> Arc<Self> {
         Arc::new(Checkpoint {
             inner: Mutex::new(Inner {
                 holds: BTreeMap::new(),
@@ -80,24 +100,26 @@ impl Checkpoint {
         Hold { checkpoint: Arc::clone(self), id }
     }
 
-    /// Records that everything the source sent up to `lsn` has been received: the end of a transaction, or, between
-    /// transactions, the position of a keepalive.
-    pub(super) fn received(&self, lsn: Lsn) {
+    /// Records that everything the source sent up to `lsn` has been received: the end of a transaction, which is given too, or,
+    /// between transactions, the position of a keepalive.
+    pub(super) fn received(&self, lsn: Lsn, commit: Option<Commit>) {
         let mut inner = self.inner();
-        inner.received = inner.received.max(lsn);
         let received = inner.received;
+        inner.received = Mark { lsn: received.lsn.max(lsn), commit: commit.or(received.commit) };
+        let received = inner.received.lsn;
         inner.reads.retain(|read| read.until > received);
     }
 
     /// Everything committed up to here is durable.
     pub(super) fn durable(&self) -> Lsn {
-        self.inner().durable()
+        self.inner().durable().lsn
     }
 
     /// Everything committed up to here is durable, and was not completed with values that the source may still lose.
-    pub(super) fn confirmed(&self) -> Lsn {
+    pub(super) fn confirmed(&self) -> Mark {
         let inner = self.inner();
-        inner.reads.iter().map(|read| read.safe).fold(inner.durable(), Lsn::min)
+        let earlier = |one: Mark, other: Mark| if other.lsn < one.lsn { other } else { one };
+        inner.reads.iter().map(|read| read.safe).fold(inner.durable(), earlier)
     }
 
     /// When the oldest transaction that is not yet durable was committed, if there is one.
@@ -107,7 +129,7 @@ impl Checkpoint {
 }
 
 impl Inner {
-    fn durable(&self) -> Lsn {
+    fn durable(&self) -> Mark {
         self.holds.values().next().map_or(self.received, |oldest| oldest.safe)
     }
 }
@@ -116,7 +138,7 @@ impl Hold {
     /// The rows are durable, with values that were read when the source's log ended at `until`.
     pub(super) fn read(self, until: Lsn) {
         let mut inner = self.checkpoint.inner();
-        if until > inner.received
+        if until > inner.received.lsn
             && let Some(safe) = inner.holds.get(&self.id).map(|bound| bound.safe)
         {
             inner.reads.push(Read { safe, until });
@@ -136,45 +158,62 @@ mod tests {
 
     use super::*;
 
+    fn start(lsn: u64) -> Arc<Checkpoint> {
+        Checkpoint::new(Mark { lsn: Lsn(lsn), commit: None })
+    }
+
     #[test]
     fn moves_with_what_is_received_when_nothing_is_held() {
-        let checkpoint = Checkpoint::new(Lsn(10));
-        assert_eq!(checkpoint.confirmed(), Lsn(10));
-        checkpoint.received(Lsn(20));
-        checkpoint.received(Lsn(15));
-        assert_eq!(checkpoint.confirmed(), Lsn(20));
+        let checkpoint = start(10);
+        assert_eq!(checkpoint.confirmed().lsn, Lsn(10));
+        checkpoint.received(Lsn(20), None);
+        checkpoint.received(Lsn(15), None);
+        assert_eq!(checkpoint.confirmed().lsn, Lsn(20));
         assert_eq!(checkpoint.oldest_commit(), None);
     }
 
     #[test]
     fn stays_before_the_oldest_hold() {
-        let checkpoint = Checkpoint::new(Lsn(10));
+        let checkpoint = start(10);
         let first = checkpoint.hold(1);
-        checkpoint.received(Lsn(20));
+        checkpoint.received(Lsn(20), None);
         let second = checkpoint.hold(2);
-        checkpoint.received(Lsn(30));
-        assert_eq!((checkpoint.confirmed(), checkpoint.oldest_commit()), (Lsn(10), Some(1)));
+        checkpoint.received(Lsn(30), None);
+        assert_eq!((checkpoint.confirmed().lsn, checkpoint.oldest_commit()), (Lsn(10), Some(1)));
         drop(first);
-        assert_eq!((checkpoint.confirmed(), checkpoint.oldest_commit()), (Lsn(20), Some(2)));
+        assert_eq!((checkpoint.confirmed().lsn, checkpoint.oldest_commit()), (Lsn(20), Some(2)));
         drop(second);
-        assert_eq!(checkpoint.confirmed(), Lsn(30));
+        assert_eq!(checkpoint.confirmed().lsn, Lsn(30));
+    }
+
+    #[test]
+    fn a_position_has_the_last_transaction_before_it() {
+        let commit = |lsn| Some(Commit { lsn: Lsn(lsn), xid: 1, at: 2 });
+        let checkpoint = start(10);
+        checkpoint.received(Lsn(20), commit(15));
+        let hold = checkpoint.hold(1);
+        checkpoint.received(Lsn(30), commit(25));
+        checkpoint.received(Lsn(40), None);
+        assert_eq!(checkpoint.confirmed(), Mark { lsn: Lsn(20), commit: commit(15) });
+        drop(hold);
+        assert_eq!(checkpoint.confirmed(), Mark { lsn: Lsn(40), commit: commit(25) });
     }
 
     #[test]
     fn what_was_completed_by_a_query_waits_for_its_position_in_the_stream() {
-        let checkpoint = Checkpoint::new(Lsn(10));
+        let checkpoint = start(10);
         let hold = checkpoint.hold(1);
-        checkpoint.received(Lsn(20));
+        checkpoint.received(Lsn(20), None);
         hold.read(Lsn(35));
-        let positions = || (checkpoint.durable(), checkpoint.confirmed());
+        let positions = || (checkpoint.durable(), checkpoint.confirmed().lsn);
         assert_eq!((positions(), checkpoint.oldest_commit()), ((Lsn(20), Lsn(10)), None));
         let hold = checkpoint.hold(2);
-        checkpoint.received(Lsn(30));
+        checkpoint.received(Lsn(30), None);
         assert_eq!(positions(), (Lsn(20), Lsn(10)));
         hold.read(Lsn(40));
-        checkpoint.received(Lsn(35));
+        checkpoint.received(Lsn(35), None);
         assert_eq!(positions(), (Lsn(35), Lsn(20)));
-        checkpoint.received(Lsn(40));
+        checkpoint.received(Lsn(40), None);
         assert_eq!(positions(), (Lsn(40), Lsn(40)));
         checkpoint.hold(3).read(Lsn(40));
         assert_eq!(positions(), (Lsn(40), Lsn(40)), "the stream was there already");
@@ -184,17 +223,17 @@ mod tests {
         /// Against a model that keeps every transaction: confirmed is the last end before the first unfinished one.
         #[test]
         fn never_passes_a_transaction_with_rows_outstanding(steps in prop::collection::vec((0u8..3, 0usize..4), 1..60)) {
-            let checkpoint = Checkpoint::new(Lsn(0));
+            let checkpoint = start(0);
             let mut holds: Vec<(Hold, u64)> = Vec::new();
             let mut end = 0u64;
             for (step, pick) in steps {
                 match step {
                     0 => holds.push((checkpoint.hold(0), end)),
-                    1 => { end += 10; checkpoint.received(Lsn(end)); }
+                    1 => { end += 10; checkpoint.received(Lsn(end), None); }
                     _ => if !holds.is_empty() { let at = pick % holds.len(); holds.remove(at); }
                 }
                 let expected = holds.iter().map(|(_, safe)| *safe).min().unwrap_or(end);
-                prop_assert_eq!(checkpoint.confirmed(), Lsn(expected));
+                prop_assert_eq!(checkpoint.confirmed().lsn, Lsn(expected));
             }
         }
     }

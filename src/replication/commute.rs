@@ -15,12 +15,14 @@ use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    Destination, DestinationError, Insert, Op, StateRow, StateStore, TableBatch, ValueError,
+    Destination, DestinationError, Insert, Op, StateRow, StateRows, StateStore, StateVersion, TableBatch,
+    ValueError,
     applier::{Applier, Step},
     backoff::Notice,
     batch::{self, Inserter, Spares},
-    checkpoint::Checkpoint,
+    checkpoint::{Checkpoint, Mark},
     fatal::Fatal,
+    position::Witness,
     reread::Rereader,
     row::KnownRelation,
     schema_change::Projection,
@@ -171,11 +173,11 @@ impl Destination for Model {
         Ok(())
     }
 
-    async fn load_state(&self, _: &str) -> Result<Vec<StateRow>, DestinationError> {
-        Ok(Vec::new())
+    async fn load_state(&self, _: &str, _: Option<&[&str]>) -> Result<StateRows, DestinationError> {
+        Ok(StateRows::default())
     }
 
-    async fn save_state(&self, _: &str, _: &[StateRow]) -> Result<(), DestinationError> {
+    async fn save_state(&self, _: &str, _: &[StateRow], _: StateVersion) -> Result<(), DestinationError> {
         self.send(None).await
     }
 
@@ -420,7 +422,7 @@ fn schema(keyed: bool) -> TableSchema {
 
 impl Process {
     fn begin(model: &Model, record: TableRecord, confirmed: Lsn) -> Process {
-        let store = StateStore::new(model.clone(), "mirror");
+        let store = StateStore::new(model.clone(), "mirror").claimed();
         let table = Arc::new(Table::new(record.clone(), Arc::new(TableProgress::default()), store));
         let endpoint = PostgresEndpoint {
             host: String::new(),
@@ -430,7 +432,8 @@ impl Process {
             password: Password::new(String::new()),
             tls: TlsSettings::default(),
         };
-        let (abort, checkpoint) = (CancellationToken::new(), Checkpoint::new(confirmed));
+        let (abort, checkpoint) =
+            (CancellationToken::new(), Checkpoint::new(Mark { lsn: confirmed, commit: None }));
         let inserter = Arc::new(Inserter {
             destination: model.clone(),
             rereader: Arc::new(Rereader::new(endpoint, String::new())),
@@ -445,7 +448,8 @@ impl Process {
         });
         let settings = BatchSettings { max_bytes: 1 << 20, max_delay: std::time::Duration::from_secs(3600) };
         let tables = vec![(Arc::clone(&table), record.spec)];
-        let mut applier = Applier::new(tables, inserter, Arc::clone(&checkpoint), settings);
+        let mut applier =
+            Applier::new(tables, inserter, Arc::clone(&checkpoint), Witness::default(), settings);
         let projection = Projection { places: vec![Some(0), Some(1)], identical: true };
         applier.know(OID, Some(KnownRelation::new(0, Arc::new(record.schema), projection)));
         Process { applier, table, checkpoint, abort }
@@ -473,7 +477,7 @@ impl Process {
     /// Ends as a killed process does, and gives its record and where the slot stands.
     fn killed(self) -> (TableRecord, Lsn) {
         self.abort.cancel();
-        (self.table.record(), self.checkpoint.confirmed())
+        (self.table.record(), self.checkpoint.confirmed().lsn)
     }
 }
 

@@ -169,7 +169,7 @@ impl Drop for Paused<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::replication::checkpoint::Checkpoint;
+    use crate::replication::checkpoint::{Checkpoint, Mark};
 
     fn cut(snapshot: &str, end: u64) -> Cut {
         Cut { snapshot: snapshot.to_owned().try_into().unwrap(), end: Lsn(end) }
@@ -178,7 +178,7 @@ mod tests {
     #[test]
     fn takes_what_the_copy_has_not() {
         let sieve = Sieve::copied(Some(cut("10:20:12", 1000)));
-        let checkpoint = Checkpoint::new(Lsn(1));
+        let checkpoint = Checkpoint::new(Mark { lsn: Lsn(1), commit: None });
         let takes = |xid, commit| sieve.judge(xid, Lsn(commit), || checkpoint.hold(0)) == Verdict::Take;
         assert!(!takes(5, 900) && !takes(11, 900), "seen by the snapshot");
         assert!(takes(12, 900) && takes(20, 900), "not seen by it");
@@ -188,19 +188,19 @@ mod tests {
 
     #[test]
     fn leaves_out_what_the_snapshot_is_going_to_see() {
-        let checkpoint = Checkpoint::new(Lsn(1));
+        let checkpoint = Checkpoint::new(Mark { lsn: Lsn(1), commit: None });
         let sieve = Sieve::closed();
         let judge = |xid, commit| sieve.judge(xid, Lsn(commit), || checkpoint.hold(0));
         assert_eq!((judge(12, 50), judge(13, 60)), (Verdict::Leave, Verdict::Leave));
-        checkpoint.received(Lsn(70));
-        assert_eq!(checkpoint.confirmed(), Lsn(1), "what was left out would be sent again after a crash");
+        checkpoint.received(Lsn(70), None);
+        assert_eq!(checkpoint.confirmed().lsn, Lsn(1), "what was left out would be sent again after a crash");
         assert!(!sieve.pause().open(&cut("10:20:12", 100)), "12 was left out and is not in the copy");
         sieve.forget_seen(&cut("10:20:12", 100).snapshot);
         let paused = sieve.pause();
         assert_eq!(judge(30, 120), Verdict::Wait, "the snapshot may have been taken before");
         assert!(paused.open(&cut("13:20:", 110)));
         assert_eq!((judge(30, 120), judge(12, 50)), (Verdict::Take, Verdict::Leave));
-        assert_eq!(checkpoint.confirmed(), Lsn(70));
+        assert_eq!(checkpoint.confirmed().lsn, Lsn(70));
         sieve.close();
         assert_eq!(judge(30, 200), Verdict::Leave);
     }

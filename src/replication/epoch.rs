@@ -6,7 +6,10 @@
 
 use std::{
     ops::Range,
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{
+        Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
 };
 
 use serde::{Deserialize, Serialize};
@@ -29,11 +32,17 @@ pub(super) struct Writer {
     process: String,
     /// The versions that are left of the epoch; `None` while none is claimed.
     versions: Mutex<Option<Range<u64>>>,
+    /// The highest version of an epoch that was given up.
+    used: AtomicU64,
 }
 
 impl Writer {
     pub(super) fn new() -> Writer {
-        Writer { process: format!("{:016x}", fastrand::u64(..)), versions: Mutex::new(None) }
+        Writer {
+            process: format!("{:016x}", fastrand::u64(..)),
+            versions: Mutex::new(None),
+            used: AtomicU64::new(0),
+        }
     }
 
     fn versions(&self) -> MutexGuard<'_, Option<Range<u64>>> {
@@ -42,13 +51,19 @@ impl Writer {
 
     /// Begins an epoch above everything that was found, and gives the record that claims it.
     pub(super) fn begin(&self, newest: StateVersion) -> EpochRecord {
+        // A destination that was restored has forgotten versions which may be on their way to it still.
+        let newest = newest.max(StateVersion(self.used.load(Relaxed)));
         *self.versions() = Some(newest.next_epoch(fastrand::u16(..)).to_end_of_epoch());
         EpochRecord { process: self.process.clone() }
     }
 
     /// Gives the epoch up, and says whether there was one.
     pub(super) fn end(&self) -> bool {
-        self.versions().take().is_some()
+        let left = self.versions().take();
+        if let Some(left) = &left {
+            self.used.fetch_max(left.start, Relaxed);
+        }
+        left.is_some()
     }
 
     /// The version of the next record.
@@ -60,13 +75,28 @@ impl Writer {
         next.map(StateVersion).ok_or(Error::Replaced)
     }
 
+    /// Whether another process has claimed a newer epoch, or the same one. A claim that is missing was not replaced, but removed.
+    pub(super) fn is_replaced(&self, found: &StateRows) -> bool {
+        let newest = Some(found.newest.epoch());
+        let other = claim(found).is_some_and(|claim| claim.process != self.process);
+        self.epoch() < newest || (self.epoch() == newest && other)
+    }
+
+    fn epoch(&self) -> Option<u64> {
+        self.versions().as_ref().map(|left| StateVersion(left.start).epoch())
+    }
+
     /// Whether the newest record is one of this process's present epoch.
     pub(super) fn owns(&self, found: &StateRows) -> bool {
-        let epoch = self.versions().as_ref().map(|left| StateVersion(left.start).epoch());
-        let claim = found.rows.iter().find(|row| row.item == EPOCH_ITEM);
-        let claim = claim.and_then(|row| serde_json::from_str::<EpochRecord>(&row.value).ok());
-        epoch == Some(found.newest.epoch()) && claim.is_some_and(|claim| claim.process == self.process)
+        let ours = claim(found).is_some_and(|claim| claim.process == self.process);
+        self.epoch() == Some(found.newest.epoch()) && ours
     }
+}
+
+/// The newest claim of an epoch.
+fn claim(found: &StateRows) -> Option<EpochRecord> {
+    let row = found.rows.iter().find(|row| row.item == EPOCH_ITEM)?;
+    serde_json::from_str(&row.value).ok()
 }
 
 #[cfg(test)]
@@ -93,6 +123,9 @@ mod tests {
         let other = Writer::new();
         let taken = claimed(&other, last);
         assert!(taken.newest > writer.next().unwrap() && other.owns(&taken) && !writer.owns(&taken));
+        assert!(writer.is_replaced(&taken) && !other.is_replaced(&taken) && !other.is_replaced(&found));
+        let removed = StateRows { rows: Vec::new(), ..taken };
+        assert!(!other.owns(&removed) && !other.is_replaced(&removed), "nobody has replaced it");
         assert!(writer.end() && !writer.end());
         assert!(matches!(writer.next(), Err(Error::Replaced)));
     }

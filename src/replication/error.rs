@@ -80,6 +80,55 @@ pub enum Error {
         /// The slot's name.
         slot: String,
     },
+    /// A slot of our name exists, and nothing is on record of it.
+    #[error(
+        "replication slot {slot} exists, and this mirror has no record of it at the destination: another process may read it into another destination, or the destination has lost its records. To drop the slot and begin with a new one, {RESYNC_ADVICE}"
+    )]
+    SlotUnknown {
+        /// The slot's name.
+        slot: String,
+    },
+    /// The Mirror runs, and it isn't on record how far its slot was confirmed.
+    #[error(
+        "the destination has no record of how far replication slot {slot} was confirmed: its records were changed, or are those of an older release of walferry. To go on, {RESYNC_ADVICE}"
+    )]
+    PositionUnknown {
+        /// The slot's name.
+        slot: String,
+    },
+    /// The slot is further than this Mirror has confirmed.
+    #[error(
+        "changes from {recorded} to {confirmed} are missing at the destination: replication slot {slot} was read by somebody else, moved or made again, or the destination was restored from a backup. To go on, {RESYNC_ADVICE}"
+    )]
+    SlotAdvanced {
+        /// The slot's name.
+        slot: String,
+        /// What this Mirror has confirmed at most.
+        recorded: Lsn,
+        /// Where the slot is.
+        confirmed: Lsn,
+    },
+    /// The source has lost what the destination has.
+    #[error(
+        "the source went back: this mirror had come to {recorded} of its log, and {found}. It was restored from a snapshot of its disk, or lost what it had written. To go on, {RESYNC_ADVICE}"
+    )]
+    SourceWentBack {
+        /// A position that the destination has.
+        recorded: Lsn,
+        /// What shows it, as a clause.
+        found: String,
+    },
+    /// The destination has forgotten what was written to it.
+    #[error(
+        "the destination was restored from a backup: it had a record of position {recorded}, and has {} now. To go on, {RESYNC_ADVICE}",
+        .found.map_or_else(|| "none".to_owned(), |found| format!("one of {found}"))
+    )]
+    DestinationRestored {
+        /// The position that was recorded.
+        recorded: Lsn,
+        /// The position that is on record.
+        found: Option<Lsn>,
+    },
     /// A Mirror with `snapshot.mode: Only` is over, and something else is asked of it now.
     #[error(
         "this mirror has copied its tables (snapshot.mode: Only) and dropped its slot: it can't go on with another mode or other tables. Undo the change, or {RESYNC_ADVICE}"
@@ -415,6 +464,11 @@ pub fn policy(error: &Error) -> (Policy, Reason) {
         Error::SlotInUse { .. } => (Policy::Retry, Reason::SourceSlotInUse),
         Error::Replaced => (Policy::StartOver, Reason::SourceSlotInUse),
         Error::SlotNotReady { .. } => (Policy::Retry, Reason::SourceSlotNotReady),
+        Error::SlotUnknown { .. } => (Policy::Stall, Reason::SourceSlotUnknown),
+        Error::PositionUnknown { .. } => (Policy::Stall, Reason::DestinationPositionMissing),
+        Error::SlotAdvanced { .. } => (Policy::Stall, Reason::SourceSlotAdvanced),
+        Error::SourceWentBack { .. } => (Policy::Stall, Reason::SourceWentBack),
+        Error::DestinationRestored { .. } => (Policy::Stall, Reason::DestinationRestored),
         Error::CopyFinished => (Policy::Stall, Reason::CopyFinished),
         Error::OtherVersions { .. } => (Policy::Stall, Reason::DestinationVersionsOutdated),
         Error::LogTooLong { .. } => (Policy::Stall, Reason::SourceLogTooLong),

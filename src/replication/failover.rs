@@ -14,7 +14,8 @@ use super::{
     applier::require_room,
     batch::stream_fence,
     policy,
-    provision::{check_slot, set_aside},
+    position::PositionRecord,
+    provision::{check_slot, publications, set_aside},
     resync::Apart,
     schema_change,
     state::{MirrorState, SourceRecord, StateStore, TablePhase, TableRecord, VERSION_SCHEME},
@@ -99,6 +100,18 @@ impl Origin {
             version_scheme: VERSION_SCHEME,
             place: None,
         })
+    }
+
+    /// The record of a slot that everything up to `lsn` was confirmed to.
+    pub(super) fn position(&self, config: &ReplicatorConfig, lsn: Lsn) -> PositionRecord {
+        PositionRecord {
+            lsn,
+            commit: None,
+            system_identifier: self.identity.system_identifier.clone(),
+            timeline: self.identity.timeline,
+            slot: config.mirror.slot_name(),
+            publications: publications(config),
+        }
     }
 
     /// The record with what it says of the server as it is now.

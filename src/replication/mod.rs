@@ -16,6 +16,7 @@ mod error;
 mod failover;
 mod fatal;
 mod guard;
+mod position;
 mod provision;
 mod reread;
 mod resync;
@@ -31,11 +32,13 @@ mod truncate;
 mod watch;
 mod worker;
 
+pub use checkpoint::Commit;
 pub use destination::{
     Destination, DestinationError, ErrorKind, Insert, Op, StateRow, StateRows, StateVersion, TableBatch,
     ValueError,
 };
 pub use error::{Error, Policy, failure, policy};
+pub use position::PositionRecord;
 pub use provision::publication_comment;
 pub use resync::{Apart, copies_over_rows, resync_due, set_apart};
 pub use state::{MirrorState, ResyncRecord, SourceRecord, StateStore};

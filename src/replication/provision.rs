@@ -102,17 +102,20 @@ pub(super) async fn provision<D: Destination>(
         let failover = Failover { config, session, destination, store, found: origin.timeline(), at };
         failover.follow(&mut state, &mut apart).await?;
     }
+    check_position(config, session, origin, &state).await?;
     let mut new = describe(config, session, &state, &mut apart).await?;
     let inserts = config.has_insert_only().then_some(Publish::Inserts);
     for what in [Publish::Everything].into_iter().chain(inserts) {
         publish(config, session, &state, &mut new, what).await?;
     }
-    let (found, joining) = ensure_slot(config, session, &state, progress).await?;
+    let making = origin.position(config, Lsn::ZERO);
+    let (found, joining) =
+        ensure_slot(config, session, &state, progress, || store.save_position(&making)).await?;
     if state.source.is_none() {
         let resync = state.resync.as_ref().map(|resync| resync.value.clone());
-        let record = origin.new_record(found, resync);
-        store.save_source(&record).await?;
-        state.source = Some(record);
+        let (record, position) = (origin.new_record(found, resync), origin.position(config, found));
+        store.save_source(&record, Some(&position)).await?;
+        (state.source, state.position) = (Some(record), Some(position));
     }
     forget_left(config, &mut state, store).await?;
     bring_up(&drift::Surroundings { config, session, destination }, &mut state, store).await?;
@@ -120,8 +123,12 @@ pub(super) async fn provision<D: Destination>(
     if let Some(source) = &mut state.source {
         let resync = apart.value.or_else(|| source.resync.clone());
         let now = origin.record(SourceRecord { resync, ..source.clone() });
+        if now.timeline != source.timeline {
+            // What the slot has of the new timeline; further positions of the old one say nothing there.
+            state.position = Some(origin.position(config, found));
+        }
         if now != *source {
-            store.save_source(&now).await?;
+            store.save_source(&now, state.position.as_ref()).await?;
         }
         if now.timeline != source.timeline {
             tracing::warn!(from = source.timeline, to = now.timeline, at = ?failed_over, "a standby was promoted; it is followed");
@@ -129,6 +136,25 @@ pub(super) async fn provision<D: Destination>(
         *source = now;
     }
     Ok(Provisioned { state, joining, failed_over })
+}
+
+/// Compares a started Mirror's slot and source with the position on record, before anything is changed.
+///
+/// # Errors
+/// [`Error::PositionUnknown`], and those of [`PositionRecord::check`].
+async fn check_position(
+    config: &ReplicatorConfig,
+    session: &Session,
+    origin: &Origin,
+    state: &MirrorState,
+) -> Result<(), Error> {
+    if state.source.is_none() {
+        return Ok(());
+    }
+    let name = config.mirror.slot_name();
+    let Some(slot) = slot::read(session, &name).await? else { return Ok(()) };
+    let Some(position) = &state.position else { return Err(Error::PositionUnknown { slot: name }) };
+    position.check(&slot, origin.timeline(), catalog::is_standby(session).await?)
 }
 
 /// Forgets the tables that the Mirror no longer asks for.
@@ -352,18 +378,24 @@ pub(super) fn check_publication(name: &str, what: Publish, found: Option<Standin
     Err(Error::PublicationChanged { publication: name.to_owned(), problem: problem.to_owned() })
 }
 
-/// The slot's position, and whether it was there before.
+/// The slot's position, and whether it was there before. `announce` records that one is about to be made.
 async fn ensure_slot(
     config: &ReplicatorConfig,
     session: &Session,
     state: &MirrorState,
     progress: &Progress,
+    announce: impl AsyncFnOnce() -> Result<(), Error>,
 ) -> Result<(Lsn, bool), Error> {
     let name = config.mirror.slot_name();
     let found = slot::read(session, &name).await?;
-    if let Some(found) = check_slot(config, state.source.as_ref(), found)? {
-        return Ok((found.confirmed_flush_lsn.unwrap_or_default(), true));
+    if state.source.is_some() {
+        let found = check_slot(config, state.source.as_ref(), found)?;
+        return Ok((found.and_then(|slot| slot.confirmed_flush_lsn).unwrap_or_default(), true));
     }
+    if let Some(found) = found {
+        drop_unrecorded(config, session, state, &found).await?;
+    }
+    announce().await?;
     let standby = catalog::is_standby(session).await?;
     let lsn = tokio::select! {
         made = slot::create(session, &name) => made?,
@@ -373,6 +405,29 @@ async fn ensure_slot(
     progress.set_phase(MirrorPhase::Provisioning, None);
     wait_for_commits(session).await?;
     Ok((lsn, false))
+}
+
+/// Drops a slot of this Mirror's name of which nothing is on record: one that a killed run was making, or one that a resync may
+/// replace. Where it stands says nothing about what the destination has.
+///
+/// # Errors
+/// [`Error::SlotUnknown`] where it may be somebody else's.
+async fn drop_unrecorded(
+    config: &ReplicatorConfig,
+    session: &Session,
+    state: &MirrorState,
+    found: &SlotInfo,
+) -> Result<(), Error> {
+    resync::require_own(config, found)?;
+    let being_made = state.position.as_ref().is_some_and(|position| position.lsn == Lsn::ZERO);
+    if !being_made && state.resync.is_none() {
+        return Err(Error::SlotUnknown { slot: found.name.clone() });
+    }
+    slot::end_creation(session, &config.mirror.application_name()).await?;
+    if slot::drop(session, &found.name).await? {
+        tracing::info!(slot = found.name, "dropped a replication slot that was made and not recorded");
+    }
+    Ok(())
 }
 
 /// Says what a slot that is being made waits for, when it takes long.

@@ -14,6 +14,7 @@ use super::{
     Destination, Error, StateRow,
     cut::Cut,
     epoch::{EPOCH_ITEM, Writer},
+    position::PositionRecord,
 };
 use crate::{
     fault::{Reason, optional},
@@ -249,6 +250,8 @@ impl TableRecord {
 pub struct MirrorState {
     /// The source, once a slot was made.
     pub source: Option<SourceRecord>,
+    /// Up to where the source was told that everything is durable, from before its slot is made.
+    pub position: Option<PositionRecord>,
     /// Tables by name.
     pub tables: BTreeMap<TableId, TableRecord>,
     /// Finished chunks of each table's present plan, with the rows they held.
@@ -266,6 +269,7 @@ struct ChunkRecord {
 }
 
 const SOURCE_ITEM: &str = "source";
+const POSITION_ITEM: &str = "position";
 const RESYNC_ITEM: &str = "resync";
 const TABLE_PREFIX: &str = "table/";
 const CHUNK_PREFIX: &str = "chunk/";
@@ -286,6 +290,13 @@ impl<D: Destination> StateStore<D> {
     /// The state of the Mirror with this UID.
     pub fn new(destination: D, mirror: &str) -> Self {
         StateStore { destination, mirror: mirror.to_owned(), writer: Arc::new(Writer::new()) }
+    }
+
+    /// The same with an epoch, of which nobody else is told.
+    #[cfg(test)]
+    pub(super) fn claimed(self) -> Self {
+        self.writer.begin(super::StateVersion::default());
+        self
     }
 
     /// Reads everything, to look at it alone.
@@ -315,9 +326,34 @@ impl<D: Destination> StateStore<D> {
         }
     }
 
-    /// Writes the source's record.
-    pub async fn save_source(&self, record: &SourceRecord) -> Result<(), Error> {
-        self.save(vec![row(SOURCE_ITEM.to_owned(), record)?]).await
+    /// Writes the source's record, and with it the position that it may have been told.
+    pub async fn save_source(
+        &self,
+        record: &SourceRecord,
+        position: Option<&PositionRecord>,
+    ) -> Result<(), Error> {
+        let position = position.map(|position| row(POSITION_ITEM.to_owned(), position)).transpose()?;
+        let source = row(SOURCE_ITEM.to_owned(), record)?;
+        self.save([source].into_iter().chain(position).collect()).await
+    }
+
+    /// Writes the position that the source may be told.
+    pub async fn save_position(&self, record: &PositionRecord) -> Result<(), Error> {
+        self.save(vec![row(POSITION_ITEM.to_owned(), record)?]).await
+    }
+
+    /// Reads the position on record; `None` where there is none of this process's epoch.
+    ///
+    /// # Errors
+    /// [`Error::Replaced`] when another process has claimed a newer epoch.
+    pub async fn load_position(&self) -> Result<Option<PositionRecord>, Error> {
+        let items = [EPOCH_ITEM, POSITION_ITEM];
+        let found = self.destination.load_state(&self.mirror, Some(&items)).await?;
+        if self.writer.is_replaced(&found) {
+            return Err(Error::Replaced);
+        }
+        let position = parse(&found.rows)?.position;
+        Ok(position.filter(|_| self.writer.owns(&found)))
     }
 
     /// Writes a table's record.
@@ -359,7 +395,8 @@ impl<D: Destination> StateStore<D> {
         record: &ResyncRecord,
     ) -> Result<ResyncRecord, Error> {
         let record = ResyncRecord { value: record.value.clone(), released: true };
-        let mut rows = vec![row(RESYNC_ITEM.to_owned(), &record)?, removed(SOURCE_ITEM.to_owned())];
+        let mut rows = vec![row(RESYNC_ITEM.to_owned(), &record)?];
+        rows.extend([SOURCE_ITEM, POSITION_ITEM].map(|item| removed(item.to_owned())));
         for table in state.tables.values() {
             rows.extend(forgotten(table));
         }
@@ -408,6 +445,8 @@ fn parse(rows: &[StateRow]) -> Result<MirrorState, Error> {
         let failed = |source| Error::State { item: row.item.clone(), source };
         if row.item == SOURCE_ITEM {
             state.source = Some(serde_json::from_str(&row.value).map_err(failed)?);
+        } else if row.item == POSITION_ITEM {
+            state.position = Some(serde_json::from_str(&row.value).map_err(failed)?);
         } else if row.item == RESYNC_ITEM {
             state.resync = Some(serde_json::from_str(&row.value).map_err(failed)?);
         } else if row.item.starts_with(TABLE_PREFIX) {

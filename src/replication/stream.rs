@@ -16,13 +16,14 @@ use super::{
     drift::FILLED_BEFORE,
     fatal::Fatal,
     policy,
+    position::{Confirmable, Recorder},
     row::KnownRelation,
     schema_change::{self, CHANGED_COLUMNS, Fit, Projection},
     state::TableRecord,
     truncate,
 };
 use crate::{
-    model::{PostgresEndpoint, Progress, TableId, Version},
+    model::{Lsn, PostgresEndpoint, Progress, TableId, Version},
     postgres::{
         catalog,
         pgoutput::Relation,
@@ -64,6 +65,8 @@ pub(super) struct Surroundings {
     pub(super) look: Arc<Notify>,
     /// Ends the stream in order.
     pub(super) stop: CancellationToken,
+    /// How far the source may be told.
+    pub(super) confirmable: Arc<Confirmable>,
     /// Ends waits on a destination that does not answer, and tries of this stream's inserts once it has failed.
     pub(super) abort: CancellationToken,
     /// Where the stream's tasks report what ends it.
@@ -94,16 +97,21 @@ pub(super) async fn run<D: Destination>(
     mut applier: Applier<D>,
     mut reader: ReplicationReader,
     writer: ReplicationWriter,
+    recorder: Recorder<D>,
 ) -> Result<(), Error> {
     let asked = Arc::new(Notify::new());
     let feedback = Feedback {
         checkpoint: Arc::clone(&applier.checkpoint),
+        confirmable: Arc::clone(&surroundings.confirmable),
         progress: Arc::clone(&surroundings.progress),
         asked: Arc::clone(&asked),
         done: CancellationToken::new(),
     };
     let done = feedback.done.clone();
-    let teller: JoinHandle<ReplicationWriter> = tokio::spawn(feedback.run(writer));
+    let teller: JoinHandle<ReplicationWriter> = tokio::spawn(feedback.clone().run(writer));
+    let (checkpoint, ended) = (Arc::clone(&applier.checkpoint), CancellationToken::new());
+    let recording =
+        tokio::spawn(recorder.run(Arc::clone(&checkpoint), surroundings.fatal.clone(), ended.clone()));
     let outcome = pump(surroundings, &mut applier, &mut reader, &asked).await;
     let outcome = match outcome {
         Ok(()) => surroundings.while_open(applier.drain()).await,
@@ -113,9 +121,17 @@ pub(super) async fn run<D: Destination>(
     // for anything after this.
     surroundings.abort.cancel();
     let settled = applier.settle().await;
+    ended.cancel();
+    match recording.await {
+        Ok(mut recorder) if outcome.is_ok() && settled.is_ok() => {
+            recorder.finish(checkpoint.confirmed()).await;
+        }
+        Ok(_) => {}
+        Err(error) => tracing::warn!(%error, "the task that records positions failed"),
+    }
     done.cancel();
     match teller.await {
-        Ok(writer) => reader.end(writer, applier.checkpoint.confirmed()).await,
+        Ok(writer) => reader.end(writer, feedback.confirmed()).await,
         Err(error) => tracing::warn!(%error, "feedback task failed"),
     }
     outcome.and(settled)
@@ -165,10 +181,12 @@ async fn pump<D: Destination>(
                 ReplicationMessage::Keepalive { wal_end, reply_requested } => {
                     surroundings.progress.set_source_lsn(wal_end);
                     if !applier.in_transaction() {
-                        applier.checkpoint.received(wal_end);
+                        applier.witness.pass(wal_end)?;
+                        applier.checkpoint.received(wal_end, None);
                     }
                     if reply_requested {
                         asked.notify_one();
+                        surroundings.confirmable.await_up_to(wal_end);
                     }
                 }
             }
@@ -432,17 +450,25 @@ async fn truncate<D: Destination>(
 }
 
 /// Tells the source, and our own status, what is durable: at its own pace, however slow the destination is.
+#[derive(Clone)]
 struct Feedback {
     checkpoint: Arc<Checkpoint>,
+    confirmable: Arc<Confirmable>,
     progress: Arc<Progress>,
     asked: Arc<Notify>,
     done: CancellationToken,
 }
 
 impl Feedback {
+    /// What is durable, as far as it is on record. A stream that begins before the record is not told to be further than it has come:
+    /// by what it brings the source has to prove that it is the one of before.
+    fn confirmed(&self) -> Lsn {
+        self.checkpoint.confirmed().lsn.min(self.confirmable.recorded())
+    }
+
     /// Reports until `done`, and gives the writer back for the stream's end.
     async fn run(self, mut writer: ReplicationWriter) -> ReplicationWriter {
-        let mut told = self.checkpoint.confirmed();
+        let mut told = self.confirmed();
         let mut told_at = Instant::now();
         let mut asked_at = Instant::now();
         loop {
@@ -451,7 +477,7 @@ impl Feedback {
                 () = self.asked.notified() => true,
                 () = tokio::time::sleep(FEEDBACK_EVERY) => false,
             };
-            let confirmed = self.checkpoint.confirmed();
+            let confirmed = self.confirmed();
             self.progress.set_durable_lsn(self.checkpoint.durable());
             self.progress.set_lag_seconds(self.checkpoint.oldest_commit().map_or(0.0, seconds_since));
             if asked || confirmed != told || told_at.elapsed() >= FEEDBACK_AT_LEAST {

@@ -19,6 +19,7 @@ use super::{
     drift,
     fatal::Fatal,
     guard,
+    position::Confirmable,
     provision::{check_publication, check_slot},
     state::{SourceRecord, TableRecord},
     table::Table,
@@ -57,6 +58,8 @@ pub(super) struct Watch<D: Destination> {
     pub(super) source: Option<SourceRecord>,
     /// When the server that streams began, by which to tell it from another one at its address.
     pub(super) server_started: String,
+    /// How far the source may have been told.
+    pub(super) confirmable: Arc<Confirmable>,
     pub(super) progress: Arc<Progress>,
     pub(super) tables: Vec<Arc<Table<D>>>,
     pub(super) notice: Notice,
@@ -203,6 +206,7 @@ impl<D: Destination> Watch<D> {
         let slot = check_slot(&self.config, self.source.as_ref(), seen.slot)?;
         if let Some(slot) = &slot {
             self.progress.set_source_lsn(slot.current_lsn);
+            self.confirmable.check(slot)?;
         }
         check_publication(&publication, what, seen.publication)?;
         let seen_before = self.marks().get(&publication) == Some(&seen.mark);

@@ -15,11 +15,12 @@ use super::{
     applier::Applier,
     backoff::{Backoff, Notice},
     batch::{self, Inserter, Spares},
-    checkpoint::Checkpoint,
+    checkpoint::{Checkpoint, Mark},
     failover::Origin,
     failure,
     fatal::Fatal,
     policy,
+    position::{Confirmable, PositionRecord, Recorder, Witness},
     provision::{self, Provisioned},
     reread::Rereader,
     resync, snapshot,
@@ -154,8 +155,12 @@ struct Started<D: Destination> {
     watch: Watch<D>,
     reader: ReplicationReader,
     writer: ReplicationWriter,
-    /// Where the slot stands.
-    confirmed: Lsn,
+    /// Where the slot stands, and the last transaction on record.
+    start: Mark,
+    /// Records how far the source may be told.
+    recorder: Recorder<D>,
+    /// What the stream has to bring again.
+    witness: Witness,
     /// Whether values come in binary form.
     binary: bool,
 }
@@ -235,11 +240,11 @@ impl<D: Destination> Worker<D> {
             started = self.start() => started?,
             () = self.stop.cancelled() => return Err(Error::Stopped),
         };
-        let Some(Started { session, state, joining, tables, watch, reader, writer, confirmed, binary }) =
-            started
-        else {
+        let Some(started) = started else {
             return Ok(());
         };
+        let Started { session, state, joining, tables, watch, reader, writer, .. } = started;
+        let Started { start, recorder, witness, binary, .. } = started;
         drop(outside);
         let fatal = Fatal::default();
         *self.began() = Some(Began { at: Instant::now(), durable: self.progress.durable_lsn() });
@@ -261,19 +266,21 @@ impl<D: Destination> Worker<D> {
         tokio::spawn(self.sweep(&tables, end.clone()));
         let finisher = ends.then(|| tokio::spawn(self.until_caught_up(&tables, fatal.clone(), end.clone())));
         let inserter = self.inserter(fatal.clone(), notice, abort.clone());
-        let applier = Applier::new(tables, Arc::new(inserter), Checkpoint::new(confirmed), self.config.batch);
+        let checkpoint = Checkpoint::new(start);
+        let applier = Applier::new(tables, Arc::new(inserter), checkpoint, witness, self.config.batch);
         let surroundings = stream::Surroundings {
             source: self.config.source.clone(),
             application_name: self.config.mirror.application_name(),
             progress: Arc::clone(&self.progress),
             binary,
             look,
+            confirmable: Arc::clone(&recorder.confirmable),
             stop: end.clone(),
             abort,
             fatal,
         };
         let outcome = tokio::select! {
-            outcome = stream::run(&surroundings, applier, reader, writer) => outcome,
+            outcome = stream::run(&surroundings, applier, reader, writer, recorder) => outcome,
             never = copied => match never {},
         };
         end.cancel();
@@ -313,6 +320,7 @@ impl<D: Destination> Worker<D> {
             self.let_go().await;
         }
         let origin = Origin::of(&mut wire, identity, &self.config.source).await?;
+        let timeline = origin.timeline();
         let slot_name = self.config.mirror.slot_name();
         // Nothing is written beside a process that is at work.
         match slot::release_own_walsender(&session, &slot_name, &application_name).await? {
@@ -340,7 +348,11 @@ impl<D: Destination> Worker<D> {
             return Ok(None);
         }
         let tables = self.take_up(&state);
-        let watch = self.watch(&state, &tables, origin.server_started());
+        let Some(record) = state.position.clone() else {
+            return Err(Error::PositionUnknown { slot: slot_name });
+        };
+        let confirmable = Confirmable::new(record.lsn);
+        let watch = self.watch(&state, &tables, origin.server_started(), &confirmable);
         let found = watch.look(&session, &self.stop).await?;
         let confirmed = found.and_then(|slot| slot.confirmed_flush_lsn).unwrap_or_default();
         let binary = tables.iter().all(|(table, _)| table.schema().has_binary_decoder());
@@ -355,9 +367,25 @@ impl<D: Destination> Worker<D> {
             }
             streaming => streaming?,
         };
+        let witness = record.witness(confirmed, timeline, &publications);
+        let start = Mark { lsn: confirmed, commit: record.commit };
+        let record = PositionRecord { publications, ..record };
+        let recorder = Recorder { store: self.store.clone(), confirmable, record };
         tracing::info!(slot = slot_name, start = %confirmed, binary, "streaming");
         self.progress.set_durable_lsn(confirmed);
-        Ok(Some(Started { session, state, joining, tables, watch, reader, writer, confirmed, binary }))
+        Ok(Some(Started {
+            session,
+            state,
+            joining,
+            tables,
+            watch,
+            reader,
+            writer,
+            start,
+            recorder,
+            witness,
+            binary,
+        }))
     }
 
     fn sweep(
@@ -369,11 +397,18 @@ impl<D: Destination> Worker<D> {
         sweep::run(self.destination.clone(), tables, self.config.mirror.fence(), end)
     }
 
-    fn watch(&self, state: &MirrorState, tables: &[(Arc<Table<D>>, TableSpec)], started: &str) -> Watch<D> {
+    fn watch(
+        &self,
+        state: &MirrorState,
+        tables: &[(Arc<Table<D>>, TableSpec)],
+        started: &str,
+        confirmable: &Arc<Confirmable>,
+    ) -> Watch<D> {
         Watch {
             config: Arc::clone(&self.config),
             source: state.source.clone(),
             server_started: started.to_owned(),
+            confirmable: Arc::clone(confirmable),
             progress: Arc::clone(&self.progress),
             tables: tables.iter().map(|(table, _)| Arc::clone(table)).collect(),
             notice: self.notice(tables),
@@ -521,7 +556,7 @@ impl<D: Destination> Worker<D> {
         let session = Session::connect(&self.config.source, &application_name).await?;
         if let Some(mut source) = state.source {
             source.finished = true;
-            self.store.save_source(&source).await?;
+            self.store.save_source(&source, None).await?;
         }
         self.release(&session).await
     }

@@ -1,0 +1,389 @@
+//! Slot, source and destination that are not at the same point any more: nothing is lost in silence.
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicU32, Ordering::SeqCst},
+};
+
+use nix::sys::signal::Signal;
+use serde_json::json;
+
+use crate::{
+    on_both,
+    support::{Lab, Mirror, Outcome, Pg, Run, Server, Writer, eventually, parse_lsn, until},
+};
+
+const TABLE: &str = "CREATE TABLE t (id int PRIMARY KEY, v text); INSERT INTO t SELECT i, 'copied' FROM generate_series(1, 100) i";
+
+/// The slot's name at the source.
+fn slot(lab: &Lab) -> String {
+    lab.source_value("SELECT slot_name FROM pg_replication_slots WHERE database = current_database() AND slot_name LIKE 'walferry%'")
+}
+
+fn mirrored(lab: &Lab) -> Mirror {
+    lab.sql(TABLE);
+    let mirror = lab.mirror(&["t"]);
+    lab.catch_up(&mirror);
+    lab.sql("INSERT INTO t VALUES (101, 'streamed')");
+    lab.catch_up(&mirror);
+    mirror
+}
+
+fn asks(mirror: &Mirror, value: &str) -> Mirror {
+    let mut mirror = mirror.clone();
+    mirror.mirror["metadata"]["annotations"] = json!({"walferry.dev/resync": value});
+    mirror
+}
+
+fn run_once(lab: &Lab, mirror: &Mirror) -> Outcome {
+    lab.command("run", mirror, &["--until-caught-up", "--http", "127.0.0.1:0"])
+}
+
+/// A process says so at once, names the remedy, and the remedy heals with the application writing.
+#[track_caller]
+fn stalls_until_a_resync(lab: &Lab, mirror: &Mirror, reason: &str, words: &[&str]) {
+    let before = lab.target_value("SELECT count() FROM t");
+    let mut run = lab.run(mirror);
+    let (found, message) = run.until_stalled();
+    assert_eq!(found, reason, "{message}");
+    for word in words.iter().chain(&["walferry.dev/resync"]) {
+        assert!(message.contains(word), "'{word}' is not said in: {message}");
+    }
+    assert_eq!(lab.target_value("SELECT count() FROM t"), before, "nothing is written");
+    run.stop();
+    heals(lab, mirror);
+}
+
+#[track_caller]
+fn heals(lab: &Lab, mirror: &Mirror) -> Mirror {
+    let writer = Writer::start(lab.connect(), |n| format!("UPDATE t SET v = 'n{n}' WHERE id = {n} % 100"));
+    static VALUE: AtomicU32 = AtomicU32::new(0);
+    let healed = asks(mirror, &format!("heal-{}", VALUE.fetch_add(1, SeqCst)));
+    let mut run = lab.run(&healed);
+    run.until_streaming();
+    assert!(writer.finish() > 0);
+    lab.settle(&mut run);
+    run.stop();
+    lab.assert_table("t", "id, v", "id");
+    healed
+}
+
+fn advanced_by_hand(pg: Pg) {
+    let lab = Lab::new(pg);
+    let mirror = mirrored(&lab);
+    lab.sql("INSERT INTO t VALUES (200, 'missed')");
+    lab.admin(&format!("SELECT pg_replication_slot_advance('{}', pg_current_wal_lsn())", slot(&lab)));
+    stalls_until_a_resync(&lab, &mirror, "SourceSlotAdvanced", &["changes from"]);
+}
+
+fn dropped_and_made_again(pg: Pg) {
+    let lab = Lab::new(pg);
+    let mirror = mirrored(&lab);
+    let slot = slot(&lab);
+    lab.admin(&format!("SELECT pg_drop_replication_slot('{slot}')"));
+    lab.sql("INSERT INTO t VALUES (200, 'missed')");
+    lab.admin(&format!("SELECT pg_create_logical_replication_slot('{slot}', 'pgoutput')"));
+    stalls_until_a_resync(&lab, &mirror, "SourceSlotAdvanced", &["changes from"]);
+}
+
+fn copied_from_another(pg: Pg) {
+    let lab = Lab::new(pg);
+    let mirror = mirrored(&lab);
+    let slot = slot(&lab);
+    lab.sql("INSERT INTO t VALUES (200, 'missed')");
+    lab.admin(&format!(
+        "SELECT pg_create_logical_replication_slot('{0}_other', 'pgoutput'); SELECT pg_drop_replication_slot('{0}');
+         SELECT pg_copy_logical_replication_slot('{0}_other', '{0}'); SELECT pg_drop_replication_slot('{0}_other')",
+        slot
+    ));
+    stalls_until_a_resync(&lab, &mirror, "SourceSlotAdvanced", &["changes from"]);
+}
+
+/// Another destination is not begun with a slot that it knows nothing of, and the first one is told what it has missed.
+fn pointed_elsewhere_and_back(pg: Pg) {
+    let lab = Lab::new(pg);
+    let mirror = mirrored(&lab);
+    let elsewhere = format!("{}_elsewhere", lab.database);
+    lab.clickhouse.query("default", &format!("CREATE DATABASE {elsewhere}"));
+    let mut other = mirror.clone();
+    other.clickhouse["spec"]["clickhouse"]["database"] = json!(elsewhere);
+    run_once(&lab, &other)
+        .exits(1)
+        .says(&["exists, and this mirror has no record of it", "walferry.dev/resync"]);
+    assert_eq!(run_once(&lab, &mirror).code, Some(0), "the first one goes on");
+    run_once(&lab, &asks(&other, "1")).exits(0);
+    lab.sql("INSERT INTO t VALUES (200, 'elsewhere')");
+    run_once(&lab, &other).exits(0);
+    stalls_until_a_resync(&lab, &mirror, "SourceSlotAdvanced", &["changes from"]);
+    run_once(&lab, &other).exits(1).says(&["changes from", "walferry.dev/resync"]);
+    lab.clickhouse.query("default", &format!("DROP DATABASE {elsewhere}"));
+}
+
+/// A slot may be behind the record: the server forgets what it was told last when it crashes.
+fn behind_after_a_crash(pg: Pg) {
+    let lab = Lab::on(Arc::new(Server::postgres(pg, &[])), Server::shared_clickhouse());
+    let mirror = mirrored(&lab);
+    lab.admin("CHECKPOINT");
+    let before = lab.source_value("SELECT confirmed_flush_lsn FROM pg_replication_slots");
+    let mut run = lab.streaming(&mirror);
+    for n in 200..205 {
+        lab.sql(&format!("INSERT INTO t VALUES ({n}, 'x')"));
+        lab.settle(&mut run);
+    }
+    run.eventually("the slot to move", || {
+        lab.source_value("SELECT confirmed_flush_lsn FROM pg_replication_slots") != before
+    });
+    lab.restart_postgres(false, || {});
+    lab.sql("INSERT INTO t VALUES (300, 'after')");
+    lab.settle(&mut run);
+    lab.restart_postgres(false, || {});
+    run.kill();
+    lab.catch_up(&mirror);
+    lab.assert_table("t", "id, v", "id");
+}
+
+on_both!(
+    advanced_by_hand,
+    dropped_and_made_again,
+    copied_from_another,
+    pointed_elsewhere_and_back,
+    behind_after_a_crash
+);
+
+/// At every moment the destination has on record at least what the source was told, also when the process is killed.
+#[test]
+fn the_record_is_never_behind_the_slot() {
+    let lab = Lab::new(Pg::V18);
+    let mirror = mirrored(&lab);
+    let name = slot(&lab);
+    let confirmed = || {
+        let lsn = lab.source_value(&format!(
+            "SELECT confirmed_flush_lsn FROM pg_replication_slots WHERE slot_name = '{name}'"
+        ));
+        parse_lsn(&lsn).unwrap()
+    };
+    let recorded = || {
+        let value = lab.target_value("SELECT value FROM _walferry_state FINAL WHERE item = 'position'");
+        let value: serde_json::Value = serde_json::from_str(&value).unwrap();
+        parse_lsn(value["lsn"].as_str().unwrap()).unwrap()
+    };
+    assert_eq!(confirmed(), recorded(), "an orderly end records all of it");
+    for _ in 0..3 {
+        let mut run = lab.run(&mirror);
+        let writer =
+            Writer::start(lab.connect(), |n| format!("UPDATE t SET v = 'n{n}' WHERE id = {n} % 100"));
+        let first = confirmed();
+        let mut moved = 0;
+        run.eventually("the slot to move twice", || {
+            let told = confirmed();
+            assert!(recorded() >= told, "the source was told {told:X}, which is not on record");
+            moved = if told > first { moved + 1 } else { 0 };
+            moved > 30
+        });
+        run.kill();
+        assert!(recorded() >= confirmed());
+        assert!(writer.finish() > 0);
+    }
+    lab.catch_up(&mirror);
+    lab.assert_table("t", "id, v", "id");
+}
+
+/// What passes in the log while nothing is mirrored is confirmed too, so that the source can remove it.
+#[test]
+fn an_idle_mirror_lets_the_log_go() {
+    let lab = Lab::new(Pg::V18);
+    let mirror = mirrored(&lab);
+    lab.sql("CREATE TABLE other (id int)");
+    let run = lab.run(&mirror);
+    let writer = Writer::start(lab.connect(), |n| format!("INSERT INTO other VALUES ({n})"));
+    let goal = until("other changes", || {
+        Some(lab.lsn()).filter(|_| lab.source_value("SELECT count(*) > 50 FROM other") == "t")
+    });
+    let reached = format!(
+        "SELECT confirmed_flush_lsn >= pg_lsn '0/0' + {goal} FROM pg_replication_slots WHERE slot_name = '{}'",
+        slot(&lab)
+    );
+    eventually("the slot to pass them", || lab.source_value(&reached) == "t");
+    assert!(writer.finish() > 0);
+    run.stop();
+}
+
+/// A second process with another destination waits for the first, and then is told that the slot is none of its own.
+#[test]
+fn two_processes_with_one_file_and_two_destinations() {
+    let lab = Lab::new(Pg::V18);
+    // Others are not told when a walsender last heard from its reader.
+    lab.admin(&format!("GRANT pg_read_all_stats TO {}", lab.database));
+    let mirror = mirrored(&lab);
+    let elsewhere = format!("{}_elsewhere", lab.database);
+    lab.clickhouse.query("default", &format!("CREATE DATABASE {elsewhere}"));
+    let mut other = mirror.clone();
+    other.clickhouse["spec"]["clickhouse"]["database"] = json!(elsewhere);
+    let mut first = lab.streaming(&mirror);
+    let mut second = lab.run(&other);
+    second
+        .until_status("the wait", |status| (status["failure"]["reason"] == "SourceSlotInUse").then_some(()));
+    first.stop();
+    assert_eq!(second.until_stalled().0, "SourceSlotUnknown");
+    first = lab.run(&mirror);
+    lab.sql("INSERT INTO t VALUES (200, 'x')");
+    lab.settle(&mut first);
+    first.stop();
+    second.stop();
+    lab.assert_table("t", "id, v", "id");
+    lab.clickhouse.query("default", &format!("DROP DATABASE {elsewhere}"));
+}
+
+fn own_clickhouse() -> Lab {
+    Lab::on(Server::shared_postgres(Pg::V18), Arc::new(Server::clickhouse(&[])))
+}
+
+/// A backup of ClickHouse from before some of the changes.
+fn backup(lab: &Lab) -> tempfile::TempDir {
+    let mut taken = None;
+    lab.restart_clickhouse(|| taken = Some(lab.clickhouse_server.snapshot()));
+    taken.unwrap()
+}
+
+#[test]
+fn clickhouse_restored_while_down() {
+    let lab = own_clickhouse();
+    let mirror = mirrored(&lab);
+    let yesterday = backup(&lab);
+    lab.sql("INSERT INTO t VALUES (200, 'today'); DELETE FROM t WHERE id = 5");
+    lab.catch_up(&mirror);
+    lab.restart_clickhouse(|| lab.clickhouse_server.restore(&yesterday));
+    stalls_until_a_resync(&lab, &mirror, "SourceSlotAdvanced", &["the destination was restored"]);
+}
+
+#[test]
+fn clickhouse_restored_while_running() {
+    let lab = own_clickhouse();
+    let mirror = mirrored(&lab);
+    let yesterday = backup(&lab);
+    let mut run = lab.streaming(&mirror);
+    lab.sql("INSERT INTO t VALUES (200, 'today'); DELETE FROM t WHERE id = 5");
+    lab.settle(&mut run);
+    run.eventually("the position to be recorded", || {
+        lab.target_value("SELECT value FROM _walferry_state FINAL WHERE item = 'position'")
+            .contains("\"lsn\"")
+            && lab.source_value(
+                "SELECT confirmed_flush_lsn > restart_lsn FROM pg_replication_slots WHERE active",
+            ) == "t"
+    });
+    lab.restart_clickhouse(|| lab.clickhouse_server.restore(&yesterday));
+    let (reason, message) = run.until_stalled();
+    assert!(["DestinationRestored", "SourceSlotAdvanced"].contains(&reason.as_str()), "{reason}: {message}");
+    assert!(
+        message.contains("restored from a backup") && message.contains("walferry.dev/resync"),
+        "{message}"
+    );
+    run.stop();
+    heals(&lab, &mirror);
+}
+
+/// All that walferry knows is gone, beneath a Mirror that runs and one that doesn't.
+#[test]
+fn records_removed() {
+    let lab = Lab::new(Pg::V18);
+    let mirror = mirrored(&lab);
+    let mut run = lab.streaming(&mirror);
+    lab.target("TRUNCATE TABLE _walferry_state");
+    let (reason, message) = run.until_stalled();
+    assert!(["DestinationRestored", "SourceSlotUnknown"].contains(&reason.as_str()), "{reason}: {message}");
+    run.stop();
+    run_once(&lab, &mirror).exits(1).says(&["rows that this Mirror does not know of", "walferry.dev/resync"]);
+    let mirror = heals(&lab, &mirror);
+    let removed = "INSERT INTO _walferry_state SELECT mirror, item, '', version + 1 FROM _walferry_state FINAL WHERE item = 'position'";
+    lab.target(removed);
+    stalls_until_a_resync(&lab, &mirror, "DestinationPositionMissing", &["no record of how far"]);
+}
+
+fn own_postgres() -> Lab {
+    Lab::on(Arc::new(Server::postgres(Pg::V18, &[])), Server::shared_clickhouse())
+}
+
+/// A snapshot of PostgreSQL's disk from before some of the changes.
+fn disk(lab: &Lab) -> tempfile::TempDir {
+    let mut taken = None;
+    lab.restart_postgres(false, || taken = Some(lab.postgres_server.snapshot()));
+    taken.unwrap()
+}
+
+#[test]
+fn postgres_restored_on_its_timeline() {
+    let lab = own_postgres();
+    let mirror = mirrored(&lab);
+    let yesterday = disk(&lab);
+    lab.sql("INSERT INTO t SELECT i, 'lost' FROM generate_series(200, 20000) i");
+    lab.catch_up(&mirror);
+    lab.restart_postgres(false, || lab.postgres_server.restore(&yesterday));
+    stalls_until_a_resync(&lab, &mirror, "SourceWentBack", &["its log ends at"]);
+}
+
+/// The log has grown past what was lost, with other transactions.
+#[test]
+fn postgres_restored_and_written_to() {
+    let lab = own_postgres();
+    let mirror = mirrored(&lab);
+    let yesterday = disk(&lab);
+    lab.sql("INSERT INTO t SELECT i, 'lost' FROM generate_series(200, 2000) i; UPDATE t SET v = 'lost' WHERE id = 1");
+    let lost = lab.lsn();
+    lab.catch_up(&mirror);
+    lab.restart_postgres(false, || lab.postgres_server.restore(&yesterday));
+    lab.sql("CREATE TABLE other (v text)");
+    while lab.lsn() <= lost + 1_000_000 {
+        lab.sql("INSERT INTO other SELECT repeat('x', 1000) FROM generate_series(1, 1000); UPDATE t SET v = 'kept' WHERE id = 2");
+    }
+    let mut run = lab.run(&mirror);
+    let (reason, message) = run.until_stalled();
+    assert_eq!(reason, "SourceWentBack", "{message}");
+    assert!(
+        message.contains("was committed there before") && message.contains("walferry.dev/resync"),
+        "{message}"
+    );
+    run.stop();
+    // It stays so.
+    run_once(&lab, &mirror).exits(1).says(&["the source went back"]);
+    heals(&lab, &mirror);
+}
+
+#[test]
+fn postgres_restored_while_running() {
+    let lab = own_postgres();
+    let mirror = mirrored(&lab);
+    let yesterday = disk(&lab);
+    let mut run = lab.streaming(&mirror);
+    lab.sql("INSERT INTO t SELECT i, 'lost' FROM generate_series(200, 2000) i");
+    lab.settle(&mut run);
+    let recorded = "SELECT count() FROM _walferry_state FINAL WHERE item = 'position' AND value LIKE '%xid%'";
+    run.eventually("the position to be recorded", || lab.target_value(recorded) == "1");
+    lab.restart_postgres(false, || lab.postgres_server.restore(&yesterday));
+    assert_eq!(run.until_stalled().0, "SourceWentBack");
+    run.stop();
+    heals(&lab, &mirror);
+}
+
+/// What a process that was replaced writes late does not replace what the one that goes on has on record.
+#[test]
+fn a_frozen_process_and_the_one_that_took_over() {
+    let lab = Lab::new(Pg::V18);
+    let mirror = mirrored(&lab);
+    let mut frozen = lab.streaming(&mirror);
+    frozen.signal(Signal::SIGSTOP);
+    lab.sql("INSERT INTO t VALUES (200, 'x')");
+    let second: Run = lab.streaming(&mirror);
+    let epoch = "SELECT value, version FROM _walferry_state FINAL WHERE item = 'epoch'";
+    let taken = lab.target_value(epoch);
+    second.signal(Signal::SIGSTOP);
+    frozen.signal(Signal::SIGCONT);
+    lab.sql("UPDATE t SET v = 'y' WHERE id < 50");
+    frozen.eventually("the first to take over again", || lab.target_value(epoch) != taken);
+    lab.settle(&mut frozen);
+    second.signal(Signal::SIGCONT);
+    second.stop();
+    lab.sql("INSERT INTO t VALUES (300, 'z')");
+    lab.settle(&mut frozen);
+    frozen.stop();
+    lab.assert_table("t", "id, v", "id");
+}
