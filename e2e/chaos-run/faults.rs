@@ -38,6 +38,8 @@ pub enum Fault {
     KillReplicator,
     TerminateReplicator,
     FreezeReplicator,
+    /// It stands still until another has taken its place, then continues.
+    ReplaceReplicator,
     JumpClock,
     KillSource,
     RestartSourceFast,
@@ -56,6 +58,12 @@ pub enum Fault {
     FailOver,
     LoseSlot,
     ChangePublication,
+    /// A partition is detached, changed and attached again in one transaction.
+    ExchangePartition,
+    /// Rows are rewritten by statements of which the stream has nothing.
+    RewriteTable,
+    /// A request reaches ClickHouse after its client has gone, and after newer ones.
+    DeliverLate,
 }
 
 /// What a fault needs for itself: two that share a part don't overlap.
@@ -85,6 +93,8 @@ const COMMON: &[(Fault, std::ops::Range<u64>)] = {
         (TerminateReplicator, 0..1),
         (TerminateReplicator, 0..20),
         (FreezeReplicator, 10..60),
+        (ReplaceReplicator, 40..80),
+        (ReplaceReplicator, 40..80),
         (JumpClock, 10..60),
         (KillSource, 0..20),
         (RestartSourceFast, 0..10),
@@ -101,6 +111,12 @@ const COMMON: &[(Fault, std::ops::Range<u64>)] = {
         (TargetTooManyParts, 10..60),
         (TargetWantsFreeDisk, 10..40),
         (TargetDiskFull, 10..50),
+        (DeliverLate, 5..60),
+        (DeliverLate, 5..60),
+        (ExchangePartition, 0..1),
+        (ExchangePartition, 0..1),
+        (RewriteTable, 0..1),
+        (RewriteTable, 0..1),
         (Network(Source, Cut), 0..1),
         (Network(Source, CutUnnoticed), 0..1),
         (Network(Source, Refused), 5..40),
@@ -127,12 +143,19 @@ impl Fault {
     fn parts(self) -> &'static [Part] {
         use Fault::*;
         match self {
-            KillReplicator | TerminateReplicator | FreezeReplicator | JumpClock => &[Part::Replicator],
-            KillSource | RestartSourceImmediate | EndWalsender | EndSessions => &[Part::Source],
-            // An orderly end waits for the replicator to confirm what it was sent.
-            RestartSourceFast => &PARTS,
+            KillReplicator | TerminateReplicator | FreezeReplicator | ReplaceReplicator | JumpClock => {
+                &[Part::Replicator]
+            }
+            KillSource
+            | RestartSourceImmediate
+            | EndWalsender
+            | EndSessions
+            | ExchangePartition
+            | RewriteTable => &[Part::Source],
+            // An orderly end waits until the replicator has heard of it, whatever becomes of the destination meanwhile.
+            RestartSourceFast => &[Part::Replicator, Part::Source, Part::SourceNetwork],
             KillTarget | FreezeTarget | TargetTablesReadOnly | TargetUserReadOnly | TargetOutOfMemory
-            | TargetTooManyParts | TargetWantsFreeDisk | TargetDiskFull => &[Part::Target],
+            | TargetTooManyParts | TargetWantsFreeDisk | TargetDiskFull | DeliverLate => &[Part::Target],
             Network(Side::Source, _) => &[Part::SourceNetwork],
             Network(Side::Target, _) => &[Part::TargetNetwork],
             FailOver | LoseSlot | ChangePublication => &PARTS,
@@ -147,6 +170,7 @@ impl fmt::Display for Fault {
             KillReplicator => "kill -9 replicator",
             TerminateReplicator => "SIGTERM replicator",
             FreezeReplicator => "SIGSTOP replicator",
+            ReplaceReplicator => "SIGSTOP replicator until another has taken its place, then SIGCONT",
             JumpClock => "clock of the replicator jumps, and back",
             KillSource => "kill -9 PostgreSQL",
             RestartSourceFast => "fast restart of PostgreSQL",
@@ -164,6 +188,9 @@ impl fmt::Display for Fault {
             FailOver => "failover to a standby with the slot",
             LoseSlot => "slot lost by max_slot_wal_keep_size, then resync",
             ChangePublication => "table taken out of the publication, then resync",
+            ExchangePartition => "partition detached, changed and attached again",
+            RewriteTable => "rows rewritten by ALTER TABLE … USING",
+            DeliverLate => "requests reach ClickHouse late",
             Network(side, trouble) => {
                 let side = match side {
                     Side::Source => "PostgreSQL",

@@ -21,7 +21,9 @@ use serde_json::{Value, json};
 
 use crate::{
     faults::{Fault, Side, Trouble},
-    support::{Lab, Mirror, Pg, Proxy, Run, Server, Standby, TlsProxy, eventually, parse_lsn, until},
+    support::{
+        Gateway, Lab, Mirror, Pg, Proxy, Run, Server, Standby, TlsProxy, eventually, parse_lsn, until,
+    },
     tables::{TABLES, Table},
     workload::Login,
 };
@@ -34,6 +36,12 @@ const RESTART_AFTER: Duration = Duration::from_millis(300);
 
 /// The destination's disk, in memory.
 const TARGET_DISK: &str = "1g";
+
+/// Within which the replicator looks at the catalog again, with some to spare for a busy machine.
+const NOTICED_WITHIN: Duration = Duration::from_secs(20);
+
+/// Requests that are kept back at a time.
+const LATE_REQUESTS: usize = 4;
 
 /// Time between two looks at the status.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
@@ -50,15 +58,22 @@ pub struct Site {
     source_network: Proxy,
     target_network: Proxy,
     _target_tls: TlsProxy,
+    /// Between the TLS proxy and ClickHouse: keeps requests back.
+    gateway: Gateway,
     /// PostgreSQL reads them at each start.
     _certificates: tempfile::TempDir,
     /// Whether ClickHouse has a small disk of its own.
     small_disk: bool,
     clock: Option<Clock>,
     run: Run,
+    /// One that stands still while `run` has its place.
+    replaced: Option<Run>,
+    /// When something happened that shows in the catalog alone.
+    rewritten: Option<Instant>,
     /// Whether the replicator is down, or stands still, because it was ordered to.
     held: bool,
     resyncs: u32,
+    rewrites: u32,
     failovers: u32,
     standbys: u32,
     started: Instant,
@@ -107,7 +122,8 @@ impl Site {
             port: Arc::new(lab.postgres_port.into()),
             paused: Arc::default(),
         };
-        let target_tls = TlsProxy::to(lab.clickhouse.port, &certificate, &key);
+        let gateway = Gateway::to(lab.clickhouse.port);
+        let target_tls = TlsProxy::to(gateway.port, &certificate, &key);
         let (source_network, target_network) = (Proxy::to(lab.postgres_port), Proxy::to(target_tls.port));
         let names: Vec<&str> = TABLES.iter().map(|table| table.name).collect();
         let mut mirror = lab.mirror(&names);
@@ -125,6 +141,10 @@ impl Site {
         let clock = Clock::find();
         Site {
             run: run(&lab, &mirror, clock.as_ref()),
+            replaced: None,
+            rewritten: None,
+            rewrites: 0,
+            gateway,
             clock,
             lab,
             standby,
@@ -262,6 +282,11 @@ impl Site {
                 self.held = true;
                 self.run.signal(Signal::SIGSTOP);
             }
+            Fault::ReplaceReplicator => {
+                self.run.signal(Signal::SIGSTOP);
+                let run = run(&self.lab, &self.mirror, self.clock.as_ref());
+                self.replaced = Some(std::mem::replace(&mut self.run, run));
+            }
             Fault::JumpClock => self.set_clock(["+3d", "-2h", "-30", "+90"][self.counts.len() % 4]),
             Fault::KillSource => self.lab.postgres_server.kill(),
             Fault::RestartSourceFast => self.lab.postgres_server.stop(),
@@ -289,6 +314,9 @@ impl Site {
             Fault::FailOver => self.fail_over(),
             Fault::LoseSlot => self.lose_slot(),
             Fault::ChangePublication => self.change_publication(),
+            Fault::ExchangePartition => self.exchange_partition(),
+            Fault::RewriteTable => self.rewrite_table(),
+            Fault::DeliverLate => self.gateway.hold("INSERT INTO", LATE_REQUESTS),
         }
     }
 
@@ -300,7 +328,9 @@ impl Site {
                 self.run.signal(Signal::SIGCONT);
                 self.held = false;
             }
+            Fault::ReplaceReplicator => self.end_replaced(),
             Fault::JumpClock => self.set_clock("+0"),
+            Fault::DeliverLate => drop(self.gateway.deliver()),
             Fault::KillSource | Fault::RestartSourceFast | Fault::RestartSourceImmediate => {
                 self.lab.postgres_server.start_again()
             }
@@ -320,8 +350,19 @@ impl Site {
             | Fault::EndSessions
             | Fault::FailOver
             | Fault::LoseSlot
-            | Fault::ChangePublication => {}
+            | Fault::ChangePublication
+            | Fault::ExchangePartition
+            | Fault::RewriteTable => {}
         }
+    }
+
+    /// The replicator that was replaced continues, beside the one that has its place, and is killed.
+    fn end_replaced(&mut self) {
+        let Some(replaced) = self.replaced.take() else { return };
+        replaced.signal(Signal::SIGCONT);
+        self.wait_until(Instant::now() + Duration::from_millis(1500));
+        replaced.signal(Signal::SIGKILL);
+        self.logs.push(replaced.ended().1);
     }
 
     fn set_clock(&self, offset: &str) {
@@ -440,6 +481,9 @@ impl Site {
 
     /// Waits until what is at the source now has arrived.
     pub fn settle(&mut self) {
+        if let Some(rewritten) = self.rewritten.take() {
+            self.wait_until(rewritten + NOTICED_WITHIN);
+        }
         self.until_streaming();
         self.say("every table streams");
         let lsn = self.lab.lsn();

@@ -129,6 +129,24 @@ impl Site {
         self.resync();
     }
 
+    /// A partition is changed while it is none: nothing of that is in the stream.
+    pub(super) fn exchange_partition(&mut self) {
+        self.lab.sql(
+            "BEGIN; ALTER TABLE parted DETACH PARTITION parted_1;
+             UPDATE parted_1 SET n = -1 WHERE id % 7 = 0; DELETE FROM parted_1 WHERE id % 11 = 0;
+             ALTER TABLE parted ATTACH PARTITION parted_1 FOR VALUES WITH (MODULUS 3, REMAINDER 1); COMMIT",
+        );
+        self.rewritten = Some(Instant::now());
+    }
+
+    /// The column becomes wider and narrower in turn, and each row gets another value on the way.
+    pub(super) fn rewrite_table(&mut self) {
+        self.rewrites += 1;
+        let wider = if self.rewrites % 2 == 1 { "bigint" } else { "int" };
+        self.lab.sql(&format!("ALTER TABLE plain_2 ALTER n TYPE {wider} USING n + 1"));
+        self.rewritten = Some(Instant::now());
+    }
+
     /// Asks for every table to be copied anew and starts a replicator that does it.
     fn resync(&mut self) {
         self.resyncs += 1;
