@@ -37,6 +37,7 @@ mod privileges;
 mod profiles;
 mod publication;
 mod refusals;
+mod renames;
 mod replicate;
 mod resync;
 mod schema;

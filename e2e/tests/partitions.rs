@@ -85,7 +85,9 @@ on_both!(
     rows_of_every_leaf,
     partitions_come_and_go,
     a_partition_that_was_away,
-    a_partition_that_was_away_while_it_is_down
+    a_partition_that_was_away_while_it_is_down,
+    partitions_with_another_identity,
+    partitions_below_a_mirrored_table
 );
 
 /// The same while nothing runs, and columns that change in all leaves.
@@ -205,6 +207,176 @@ fn partitions_outside_the_log() {
     mirror.mirror["metadata"]["annotations"] = json!({"walferry.dev/resync": "1 public.u public.f"});
     lab.catch_up(&mirror);
     lab.assert_table("u", "id, v", "id");
+    lab.verify(&mirror);
+}
+
+/// Tables of which an old row says less, or something else, where a partition has another replica identity.
+const UNLIKE: &str = "CREATE TABLE by_key (id int, day date, doc text, PRIMARY KEY (id, day)) PARTITION BY RANGE (day);
+    CREATE TABLE by_order (id int, day date, status int NOT NULL, PRIMARY KEY (id, day)) PARTITION BY RANGE (day);
+    CREATE TABLE by_index (id int, day date, code text NOT NULL, v text, PRIMARY KEY (id, day)) PARTITION BY RANGE (day);
+    CREATE UNIQUE INDEX by_index_code ON by_index (code, day);
+    CREATE TABLE by_none (id int, day date, v text) PARTITION BY RANGE (day);
+    ALTER TABLE by_key REPLICA IDENTITY FULL; ALTER TABLE by_order REPLICA IDENTITY FULL; ALTER TABLE by_none REPLICA IDENTITY FULL;
+    ALTER TABLE by_index REPLICA IDENTITY USING INDEX by_index_code; ALTER TABLE by_key ALTER doc SET STORAGE EXTERNAL;
+    CREATE TABLE bystander (id int PRIMARY KEY)";
+
+const UNLIKE_TABLES: [&str; 4] = ["by_key", "by_order", "by_index", "by_none"];
+
+/// The partition of a month for each table, with an identity of its own.
+fn partitions(month: u32, identity: &str) -> String {
+    let (from, to) = (format!("2026-{month:02}-01"), format!("2026-{:02}-01", month + 1));
+    let of = |table: &&str| {
+        let key = if *table == "by_none" {
+            format!("ALTER TABLE by_none_{month} ADD PRIMARY KEY (id);")
+        } else {
+            String::new()
+        };
+        let identity = identity.replace("{t}", table).replace("{m}", &month.to_string());
+        format!(
+            "CREATE TABLE {table}_{month} PARTITION OF {table} FOR VALUES FROM ('{from}') TO ('{to}'); {key} {identity};"
+        )
+    };
+    UNLIKE_TABLES.iter().map(of).collect()
+}
+
+/// Rows of a month that change in every way.
+fn changes(month: u32) -> String {
+    let day = format!("'2026-{month:02}-02'");
+    let at = format!("day = {day}");
+    format!(
+        "INSERT INTO by_key SELECT i, {day}, repeat('doc' || i, 4000) FROM generate_series(1, 3) i; INSERT INTO by_order SELECT i, {day}, 1 FROM generate_series(1, 3) i;
+         INSERT INTO by_index SELECT i, {day}, 'c' || i, 'v' FROM generate_series(1, 4) i; INSERT INTO by_none SELECT i, {day}, 'v' FROM generate_series(1, 3) i;
+         UPDATE by_key SET id = 10 WHERE id = 1 AND {at}; DELETE FROM by_key WHERE id = 2 AND {at};
+         UPDATE by_order SET status = 2 WHERE id = 1 AND {at}; DELETE FROM by_order WHERE id = 2 AND {at};
+         UPDATE by_index SET code = 'x' WHERE id = 1 AND {at}; UPDATE by_index SET id = 20 WHERE id = 2 AND {at}; DELETE FROM by_index WHERE id = 3 AND {at};
+         UPDATE by_none SET v = 'w' WHERE id = 1 AND {at}; DELETE FROM by_none WHERE id = 2 AND {at}"
+    )
+}
+
+fn unlike_mirror(lab: &Lab) -> crate::support::Mirror {
+    let mut mirror = lab.mirror(&["by_key", "by_order", "by_index", "by_none", "bystander"]);
+    mirror.table(1)["engine"] = json!({"orderBy": ["status", "id", "day"]});
+    mirror
+}
+
+#[track_caller]
+fn unlike_equal(lab: &Lab, run: &mut Run) {
+    run.eventually("all tables to be equal", || {
+        let keyed = [("by_key", "id, day, md5(doc)", "id, day, lower(hex(MD5(doc)))"), ("by_order", "id, day, status", "id, day, status"), ("by_index", "id, day, code, v", "id, day, code, v")];
+        let same = |(table, source, target): &(&str, &str, &str)| {
+            lab.source(&format!("SELECT {source} FROM {table} ORDER BY id, day"))
+                == lab.target(&format!("SELECT {target} FROM {table} FINAL WHERE _walferry_deleted = 0 ORDER BY id, day"))
+        };
+        let counts = "SELECT id, day, v, sum(_walferry_sign) AS n FROM by_none FINAL GROUP BY ALL HAVING n != 0 ORDER BY id, day, v";
+        keyed.iter().all(same)
+            && lab.source("SELECT id, day, v, count(*) FROM by_none GROUP BY 1, 2, 3 ORDER BY 1, 2, 3") == lab.target(counts)
+    });
+    run.until_streaming();
+}
+
+/// The statements that a message says to run.
+fn advice(message: &str) -> String {
+    let statements = message.split("Run ").nth(1).and_then(|rest| rest.split("; the table").next());
+    statements.unwrap_or_else(|| panic!("no statement: {message}")).to_owned()
+}
+
+/// A new partition has not its table's replica identity. What it gives wrongly never arrives, and heals when it gets it.
+fn partitions_with_another_identity(pg: Pg) {
+    let lab = Lab::new(pg);
+    lab.sql(UNLIKE);
+    let full = "ALTER TABLE {t}_{m} REPLICA IDENTITY FULL";
+    lab.sql(&partitions(1, full));
+    let mirror = unlike_mirror(&lab);
+    let mut run = lab.streaming(&mirror);
+    lab.sql(&changes(1));
+    lab.settle(&mut run);
+    unlike_equal(&lab, &mut run);
+    lab.sql(&partitions(2, ""));
+    lab.sql(&changes(2));
+    lab.sql("INSERT INTO bystander VALUES (1)");
+    for table in UNLIKE_TABLES {
+        let message = run.until_failed(table);
+        assert_eq!(run.table(table)["reason"], "SourceReplicaIdentityDiffers", "{message}");
+        assert!(message.contains(&format!("partition public.{table}_2 ")), "{message}");
+        lab.sql(&advice(&message));
+    }
+    lab.settle(&mut run);
+    lab.assert_table("bystander", "id", "id");
+    unlike_equal(&lab, &mut run);
+    // It is so, and healed, while nothing looks.
+    run.stop();
+    lab.sql(&partitions(3, ""));
+    lab.sql(&changes(3));
+    lab.command("check", &mirror, &[]).exits(0).says(&["public.by_index_3", "REPLICA IDENTITY FULL"]);
+    for table in UNLIKE_TABLES {
+        lab.sql(&full.replace("{t}", table).replace("{m}", "3"));
+    }
+    let mut run = lab.run(&mirror);
+    unlike_equal(&lab, &mut run);
+    // Between two looks.
+    lab.sql(&partitions(4, ""));
+    lab.sql(&changes(4));
+    for table in UNLIKE_TABLES {
+        lab.sql(&full.replace("{t}", table).replace("{m}", "4"));
+    }
+    unlike_equal(&lab, &mut run);
+    // Made with it, nothing has to be copied.
+    let copied = |run: &mut Run| UNLIKE_TABLES.map(|table| run.table(table)["rowsCopied"].to_string());
+    let before = copied(&mut run);
+    let mut client = lab.connect();
+    client.batch_execute(&format!("BEGIN; {} COMMIT", partitions(5, full))).unwrap();
+    lab.sql(&changes(5));
+    lab.settle(&mut run);
+    unlike_equal(&lab, &mut run);
+    assert_eq!(copied(&mut run)[2..], before[2..]);
+    run.stop();
+    lab.verify(&mirror);
+}
+
+/// A partition's changes are sent as those of the topmost table above it that is published.
+fn partitions_below_a_mirrored_table(pg: Pg) {
+    let lab = Lab::new(pg);
+    lab.sql(
+        "CREATE TABLE p (id int, at int, v text, PRIMARY KEY (id, at)) PARTITION BY RANGE (at);
+         CREATE TABLE p_1 PARTITION OF p FOR VALUES FROM (0) TO (100); CREATE TABLE mid PARTITION OF p FOR VALUES FROM (100) TO (200) PARTITION BY RANGE (at);
+         CREATE TABLE leaf (LIKE p INCLUDING ALL); CREATE TABLE deep (LIKE p INCLUDING ALL); CREATE TABLE parent (id int PRIMARY KEY, v text); CREATE TABLE child (id int PRIMARY KEY, v text);
+         INSERT INTO p VALUES (1, 1, 'p'); INSERT INTO leaf VALUES (1, 201, 'leaf'); INSERT INTO deep VALUES (1, 101, 'deep')",
+    );
+    lab.command("check", &lab.mirror(&["p", "p_1"]), &[]).exits(1).says(&[
+        "public.p_1",
+        "partition of public.p,",
+        "take public.p_1 out",
+    ]);
+    let mut mirror = lab.mirror(&["p", "leaf", "deep", "parent", "child"]);
+    mirror.table(2)["insertOnly"] = json!(true);
+    let mut run = lab.streaming(&mirror);
+    lab.sql("ALTER TABLE p ATTACH PARTITION leaf FOR VALUES FROM (200) TO (300); ALTER TABLE mid ATTACH PARTITION deep FOR VALUES FROM (100) TO (150); ALTER TABLE child INHERIT parent");
+    lab.sql("INSERT INTO p VALUES (2, 202, 'x'), (3, 103, 'x'); UPDATE p SET v = 'y' WHERE at IN (101, 201); INSERT INTO parent VALUES (1, 'p'); INSERT INTO child VALUES (2, 'c'); UPDATE parent SET v = 'both'");
+    for table in ["leaf", "deep"] {
+        let message = run.until_failed(table);
+        assert_eq!(run.table(table)["reason"], "SourceAncestorPublished", "{message}");
+        assert!(
+            message.contains("partition of public.p,")
+                && message.contains(&format!("Take public.{table} out")),
+            "{message}"
+        );
+    }
+    lab.settle(&mut run);
+    run.eventually("the table above them to have their rows", || {
+        lab.source("SELECT id, at, v FROM p ORDER BY id, at")
+            == lab.target("SELECT id, at, v FROM p FINAL WHERE _walferry_deleted = 0 ORDER BY id, at")
+    });
+    lab.assert_table("child", "id, v", "id");
+    lab.assert_same(
+        "SELECT id, v FROM ONLY parent ORDER BY id",
+        "SELECT id, v FROM parent FINAL WHERE _walferry_deleted = 0 ORDER BY id",
+    );
+    run.stop();
+    lab.command("check", &mirror, &[]).exits(0).says(&["warning", "public.deep", "partition of public.p,"]);
+    // As the message says.
+    mirror.mirror["spec"]["tables"] =
+        json!([{"schema": "public", "name": "p"}, {"schema": "public", "name": "child"}]);
+    lab.catch_up(&mirror);
     lab.verify(&mirror);
 }
 

@@ -99,7 +99,7 @@ fn a_standby_is_a_source() {
     lab.sql("ALTER TABLE keyed DROP CONSTRAINT keyed_pkey; INSERT INTO keyed VALUES (2, 'x')");
     let message = run.until_failed("keyed");
     let publication = run.status()["publicationName"].as_str().unwrap().to_owned();
-    let statement = format!("ALTER PUBLICATION \"{publication}\" DROP TABLE \"public\".\"keyed\"");
+    let statement = format!("ALTER PUBLICATION \"{publication}\" DROP TABLE ONLY \"public\".\"keyed\"");
     assert!(message.contains(&statement), "{message}");
     lab.sql(&format!(
         "{statement}; UPDATE keyed SET v = 'b'; TRUNCATE filtered; INSERT INTO filtered VALUES (9, 'c')"

@@ -13,7 +13,7 @@ use crate::{
         Client, Database, Error as ClickHouseError, ServerVersion, difference::differences, quote,
         state::STATE_TABLE, target::TargetTable, types::Features,
     },
-    model::{ClickHouseEndpoint, OutOfRange, PostgresEndpoint, ReplicatorConfig, TableSchema},
+    model::{ClickHouseEndpoint, OutOfRange, PostgresEndpoint, ReplicatorConfig, TableSchema, TableSpec},
     postgres::{
         self,
         catalog::{self, TableFacts},
@@ -22,7 +22,7 @@ use crate::{
         slot,
         wire::{Connection, Purpose},
     },
-    replication::{self, Apart, DestinationError, MirrorState, StateStore},
+    replication::{self, Apart, DestinationError, MirrorState, StateStore, TableRecord},
 };
 
 /// Checks everything that a Mirror needs. A server that isn't reached is a failure, and what depends on it is skipped.
@@ -156,7 +156,12 @@ async fn source_facts(
     }
     let mut tables = Vec::new();
     let specs: Vec<_> = config.tables.iter().collect();
-    for (spec, described) in specs.iter().zip(catalog::describe_all(session, &specs).await?) {
+    let named = |spec: &TableSpec| {
+        let record = joined.tables.get(&spec.id).filter(|record| record.spec == *spec)?;
+        Some(record.named.as_ref()?.columns.as_slice())
+    };
+    let asked: Vec<_> = specs.iter().map(|spec| (*spec, named(spec).unwrap_or_default())).collect();
+    for (spec, described) in specs.iter().zip(catalog::describe_all(session, &asked).await?) {
         if joined.tables.get(&spec.id).is_some_and(|record| record.spec != **spec) {
             checks.push(table::asked_for_otherwise(&spec.id));
         }
@@ -165,8 +170,14 @@ async fn source_facts(
             Ok(mut facts) => match table::unsupported(&facts) {
                 Some(check) => checks.push(check.alone_if(tracked)),
                 None => {
-                    if let Some(record) = joined.tables.get(&spec.id) {
-                        facts.schema.told_apart_as(&record.schema);
+                    match joined.tables.get(&spec.id) {
+                        Some(record) => facts.schema.told_apart_as(&record.schema),
+                        // It joins again: its names are resolved again.
+                        None => {
+                            let alone = apart.record(&spec.id);
+                            let refused = withheld(alone.or(state.tables.get(&spec.id)), spec, &facts);
+                            checks.extend(refused.map(|check| check.alone_if(alone.is_some())));
+                        }
                     }
                     tables.push(facts);
                 }
@@ -193,14 +204,25 @@ async fn source_facts(
         }));
         published.extend(found.into_iter().flat_map(|found| found.tables));
     }
+    let oids: Vec<u32> = tables.iter().map(|facts| facts.relation.oid).collect();
+    let names = [config.mirror.publication_name(), config.mirror.inserts_publication_name()];
+    let ancestors = catalog::published_ancestors(session, &oids, &names).await?;
     for facts in &tables {
         let id = &facts.schema.id;
+        let nested = ancestors.get(&facts.relation.oid).map(|above| table::ancestor_published(id, above));
+        checks.extend(nested.map(|check| check.alone_if(joined.tables.contains_key(id))));
         let published = published.iter().find(|published| published.id == *id);
         let of_table = table::table(facts, &server, probes.get(id), published);
         let tracked = joined.tables.contains_key(id);
         checks.extend(of_table.into_iter().map(|check| check.alone_if(tracked)));
     }
     Ok((checks, tables))
+}
+
+/// Whether a table that is copied again would have a column mirrored that was left out.
+fn withheld(record: Option<&TableRecord>, spec: &TableSpec, facts: &TableFacts) -> Option<Check> {
+    let refused = replication::require_withheld(record?, spec, &facts.schema);
+    refused.err().map(|error| table::column_renamed(&spec.id, &error.to_string()))
 }
 
 /// Has PostgreSQL read the row filters of the tables that the role could publish.

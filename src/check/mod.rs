@@ -83,6 +83,7 @@ mod tests {
                 candidate: Some(KeyCandidate::PrimaryKey),
             },
             partitions: Vec::new(),
+            columns: Vec::new(),
             generated_columns: Vec::new(),
             inherits_children: false,
         }

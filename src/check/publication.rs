@@ -332,7 +332,7 @@ mod tests {
         check(server, table_facts(), &Probes::new(), found)
     }
 
-    const CREATION: &str = "CREATE PUBLICATION \"walferry_1f\" FOR TABLE \"public\".\"users\" \
+    const CREATION: &str = "CREATE PUBLICATION \"walferry_1f\" FOR TABLE ONLY \"public\".\"users\" \
         WITH (publish = 'insert, update, delete, truncate', publish_via_partition_root = true);\n\
         COMMENT ON PUBLICATION \"walferry_1f\" IS 'walferry mirror 1f';";
 
@@ -392,8 +392,8 @@ mod tests {
         assert_eq!(
             check_foreign.fix.as_deref(),
             Some(
-                "-- as postgres\nALTER PUBLICATION \"walferry_1f\" DROP TABLE \"public\".\"old\";\n\
-                 ALTER PUBLICATION \"walferry_1f\" ADD TABLE \"public\".\"users\";"
+                "-- as postgres\nALTER PUBLICATION \"walferry_1f\" DROP TABLE ONLY \"public\".\"old\";\n\
+                 ALTER PUBLICATION \"walferry_1f\" ADD TABLE ONLY \"public\".\"users\";"
             )
         );
         let too_many = vec![published("users", None), published("old", None)];

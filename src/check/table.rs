@@ -28,10 +28,27 @@ pub(super) fn not_described(table: &TableId, error: &Error, tracked: bool) -> Ch
     let reason = match error {
         Error::TableMissing { .. } => Reason::SourceTableMissing,
         Error::UnknownColumn { .. } => Reason::SourceUnknownColumn,
+        Error::ColumnRenamed { .. } => return column_renamed(table, &error.to_string()),
         Error::Schema { .. } => Reason::SourceTableSpecInvalid,
         _ => Reason::SourceError,
     };
     Check::failure(table.to_string(), "table", reason, error.to_string())
+}
+
+/// A partition whose changes are sent as those of a table above it.
+pub(super) fn ancestor_published(table: &TableId, ancestor: &TableId) -> Check {
+    let detail = format!(
+        "it is a partition of {ancestor}, which is published too: its changes are sent as those of {ancestor}, and none as its own"
+    );
+    Check::failure(table.to_string(), "table", Reason::SourceAncestorPublished, detail)
+        .fix(format!("take {table} out of the Mirror's tables, for its rows come with {ancestor}"))
+}
+
+/// A name of a table's entry that no longer means the same column.
+pub(super) fn column_renamed(table: &TableId, detail: &str) -> Check {
+    let detail = detail.strip_prefix(&format!("table {table}: ")).unwrap_or(detail);
+    Check::failure(table.to_string(), "columns", Reason::SourceColumnRenamed, detail)
+        .fix(format!("name the columns in the Mirror as they are called now; then {}", resync_advice(table)))
 }
 
 /// A table whose rows at the destination were made from another entry of the Mirror.
@@ -186,12 +203,9 @@ fn replica_identity(subject: &str, facts: &TableFacts, version: u32) -> Check {
         return failure(detail.to_owned(), identity_fix(root));
     }
     if let Some((leaf, detail)) =
-        facts.partitions.iter().find_map(|leaf| Some((leaf, unlike_root(root, leaf)?)))
+        facts.partitions.iter().find_map(|leaf| Some((leaf, leaf.unlike_root(root)?)))
     {
-        return failure(
-            format!("partition {} {detail}", leaf.id),
-            format!("ALTER TABLE {} REPLICA IDENTITY FULL;", qualified(&leaf.id)),
-        );
+        return failure(format!("partition {} {detail}", leaf.id), format!("{};", leaf.identity_statement()));
     }
     if version >= GENERATED_IN_IDENTITY
         && !facts.generated_columns.is_empty()
@@ -221,18 +235,6 @@ fn replica_identity(subject: &str, facts: &TableFacts, version: u32) -> Check {
         _ => "primary key",
     };
     Check::ok(subject, NAME, format!("{kind} {}", root.key.join(", ")))
-}
-
-/// PostgreSQL logs the old row by the leaf's own identity and sends it as if it were the root's.
-fn unlike_root(root: &RelationFacts, leaf: &RelationFacts) -> Option<String> {
-    if leaf.identity == IdentityKind::Nothing {
-        return Some("has no replica identity of its own: UPDATE and DELETE on it would fail".to_owned());
-    }
-    if root.identity == IdentityKind::Full && leaf.identity != IdentityKind::Full {
-        return Some("is not FULL as its table is, so old rows would come incomplete".to_owned());
-    }
-    let lacking = root.key.iter().find(|column| !leaf.identifies(column))?;
-    Some(format!("does not have {lacking} in its replica identity"))
 }
 
 fn identity_fix(relation: &RelationFacts) -> String {

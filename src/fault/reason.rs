@@ -328,6 +328,15 @@ catalogue! {
         SourceUnknownColumn: Stall,
             "The Mirror names a column that isn't there.",
             "Correct `columns`, `engine` or `where` of the table.";
+        SourceColumnRenamed: FailTable,
+            "A name in `columns` or `where` of a table no longer means the column that it meant: that one was renamed or dropped.",
+            "Name the columns as they are called now, then name the table in a resync.";
+        SourceAncestorPublished: FailTable,
+            "The table is a partition of one that is published too: its changes are sent as that one's, and none as its own.",
+            "Take it, or the table above it, out of the Mirror.";
+        SourceReplicaIdentityDiffers: FailTable,
+            "A partition has another replica identity than its table, so that old rows come incomplete.",
+            "Run the statement of the message; the table is then copied again automatically.";
         SourceReplicaIdentityMissing: FailTable,
             "Updates and deletes can't name their row, and would fail at the source.",
             "Add a primary key, or ALTER TABLE … REPLICA IDENTITY.";

@@ -2,6 +2,7 @@
 
 use std::io;
 
+use super::catalog::Parted;
 use crate::{fault::causes, model::TableId, tls::TlsError};
 
 /// Bytes of a message or a row that are not what the protocol promises.
@@ -159,6 +160,14 @@ pub enum Error {
         list: &'static str,
         /// The column.
         column: String,
+    },
+    /// A name that the Mirror's entry of a table gives no longer means the column that it was resolved to.
+    #[error("table {table}: {parted}")]
+    ColumnRenamed {
+        /// The table.
+        table: TableId,
+        /// The name and its column.
+        parted: Box<Parted>,
     },
     /// The table can't be mirrored as the Mirror asks.
     #[error("table {table}: {message}")]

@@ -168,9 +168,14 @@ fn published_table(row: &Row) -> Result<PublishedTable, Error> {
     })
 }
 
+/// A table alone: without ONLY, tables that inherit from it come and go with it. A partitioned table's partitions are part of it.
+fn only(table: &TableId) -> String {
+    format!("ONLY {}", quote::table(table))
+}
+
 /// A table with its row filter, as a publication takes it.
 fn member(table: &TableSchema) -> String {
-    let name = quote::table(&table.id);
+    let name = only(&table.id);
     match &table.row_filter {
         // A comment at the filter's end must not swallow what follows.
         Some(filter) => format!("{name} WHERE ({filter}\n)"),
@@ -203,7 +208,7 @@ pub fn alter_statements(
     reset: &[&TableSchema],
 ) -> Vec<String> {
     let publication = quote::ident(name);
-    let leaving: Vec<_> = drop.iter().chain(reset.iter().map(|table| &table.id)).map(quote::table).collect();
+    let leaving: Vec<_> = drop.iter().chain(reset.iter().map(|table| &table.id)).map(only).collect();
     let joining: Vec<_> = reset.iter().chain(add).copied().collect();
     let mut statements = Vec::new();
     if !leaving.is_empty() {
@@ -361,7 +366,7 @@ mod tests {
             [table("users", None), table("Task\"Run", Some("\"projectId\" IS NOT NULL -- all of them"))];
         assert_eq!(
             create_statement("walferry_1f", Publish::Everything, &tables),
-            "CREATE PUBLICATION \"walferry_1f\" FOR TABLE \"public\".\"users\", \"public\".\"Task\"\"Run\" \
+            "CREATE PUBLICATION \"walferry_1f\" FOR TABLE ONLY \"public\".\"users\", ONLY \"public\".\"Task\"\"Run\" \
              WHERE (\"projectId\" IS NOT NULL -- all of them\n) \
              WITH (publish = 'insert, update, delete, truncate', publish_via_partition_root = true)"
         );
@@ -382,8 +387,8 @@ mod tests {
         assert_eq!(
             alter_statements("p", &[&new], &[TableId::new("public", "old")], &[&changed]),
             [
-                "ALTER PUBLICATION \"p\" DROP TABLE \"public\".\"old\", \"public\".\"changed\"",
-                "ALTER PUBLICATION \"p\" ADD TABLE \"public\".\"changed\" WHERE (id > 5\n), \"public\".\"new\"",
+                "ALTER PUBLICATION \"p\" DROP TABLE ONLY \"public\".\"old\", ONLY \"public\".\"changed\"",
+                "ALTER PUBLICATION \"p\" ADD TABLE ONLY \"public\".\"changed\" WHERE (id > 5\n), ONLY \"public\".\"new\"",
             ]
         );
         assert_eq!(alter_statements("p", &[], &[], &[]), Vec::<String>::new());

@@ -50,3 +50,15 @@ pub async fn sees(session: &Session, transactions: &[u32]) -> Result<bool, Error
     let snapshot = shared_snapshot::current(session).await?;
     Ok(transactions.iter().all(|xid| snapshot.sees(*xid)))
 }
+
+/// Whether a transaction that has committed, but is not visible yet, has altered the table with this oid: it holds its locks until it is.
+///
+/// # Errors
+/// What [`Session`] gives for a cut connection.
+pub async fn alters(session: &Session, transaction: u32, table: u32) -> Result<bool, Error> {
+    const LOCKED: &str = "\
+        SELECT EXISTS (SELECT FROM pg_locks x JOIN pg_locks l ON l.virtualtransaction = x.virtualtransaction \
+        WHERE x.locktype = 'transactionid' AND x.granted AND x.transactionid::text = $1 AND l.locktype = 'relation' \
+          AND l.relation = $2 AND l.granted AND l.mode = 'AccessExclusiveLock')";
+    Ok(session.client.query_one(LOCKED, &[&transaction.to_string(), &table]).await?.try_get(0)?)
+}

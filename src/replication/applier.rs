@@ -99,6 +99,8 @@ pub(super) enum Step<D: Destination> {
     Late(Box<Relation>),
     /// The same message has to be applied again once a table's copy has its snapshot.
     Wait(Arc<Table<D>>),
+    /// A row of a table that shows a partition's replica identity to be another one than the table's.
+    IdentityDiffers(usize),
     /// A row can't be stored.
     Fail(usize, Error),
 }
@@ -162,6 +164,11 @@ impl<D: Destination> Applier<D> {
         Lsn(self.transaction.map_or(0, |transaction| transaction.commit.0 + 1))
     }
 
+    /// The commit of the transaction being received.
+    pub(super) fn commit(&self) -> Lsn {
+        self.transaction.map(|transaction| transaction.commit).unwrap_or_default()
+    }
+
     /// Whether the stream is between Begin and Commit.
     pub(super) fn in_transaction(&self) -> bool {
         self.transaction.is_some()
@@ -219,6 +226,12 @@ impl<D: Destination> Applier<D> {
         let version = slot.steps.change(commit, at);
         if slot.table.failed() || commit <= slot.covered {
             return Ok(Step::Done);
+        }
+        if let Change::Update(old) | Change::Delete(old) = change
+            && slot.schema.kind != TableKind::InsertOnly
+            && known.identity_differs(old, &self.scratch)
+        {
+            return Ok(Step::IdentityDiffers(known.slot));
         }
         let (kind, mut at) = (slot.schema.kind, Position::from(version));
         if !kind.is_keyed() {

@@ -334,9 +334,8 @@ impl<D: Destination> Inserter<D> {
     ) -> Result<usize, Error> {
         let wanted: Vec<Tuple<'_>> =
             group.iter().filter(|row| row.incomplete).map(|row| waiting.tuple(row)).collect();
-        let spec = table.record().spec;
         // Not retried here: a source that shuts down waits for what we hold, so its stream must end and begin again.
-        let found = self.rereader.read(&spec, &building.schema, &wanted).await;
+        let found = self.rereader.read(&table.record(), &building.schema, &wanted).await;
         let found = found.map_err(|error| Error::of_reread(&table.id, error))?;
         table.progress.reread.fetch_add(found.len() as u64, Ordering::Relaxed);
         let mut found = found.into_iter();

@@ -451,7 +451,8 @@ impl Process {
         let mut applier =
             Applier::new(tables, inserter, Arc::clone(&checkpoint), Witness::default(), settings);
         let projection = Projection { places: vec![Some(0), Some(1)], identical: true };
-        applier.know(OID, Some(KnownRelation::new(0, Arc::new(record.schema), projection)));
+        let identity = record.schema.identity;
+        applier.know(OID, Some(KnownRelation::new(0, Arc::new(record.schema), projection, identity)));
         Process { applier, table, checkpoint, abort }
     }
 

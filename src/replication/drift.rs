@@ -14,6 +14,7 @@ use super::{
     Destination, Error, Policy,
     backoff::start_table,
     batch::stream_fence,
+    named_columns::{EXCLUDED_RENAMED, NamedColumns, Renewal},
     policy, resync,
     schema_change::{self, CHANGED_COLUMNS},
     snapshot::parts,
@@ -122,11 +123,15 @@ pub(super) async fn is_taken_up(
     if found(record, now) != Drift::Columns {
         return Ok(false);
     }
-    let fresh = match schema_change::describe(session, &record.spec, &record.schema).await {
+    let fresh = match schema_change::describe(session, record).await {
         Err(error) if policy(&error).0 == Policy::FailTable => return Ok(false),
         other => other?,
     };
-    let evolved = schema_change::evolve(&record.schema, &fresh);
+    let renewal = record.named.as_ref().map(|named| named.renew(&fresh.columns, Lsn::ZERO));
+    if renewal != Some(Renewal::Same) {
+        return Ok(false);
+    }
+    let evolved = schema_change::evolve(&record.schema, &fresh.schema);
     Ok(evolved.is_ok_and(|(merged, _)| merged == record.schema))
 }
 
@@ -143,16 +148,30 @@ impl<D: Destination> Surroundings<'_, D> {
     /// # Errors
     /// The table's own fault where it can't be followed, and what the servers answer.
     pub(super) async fn bring_up(&self, record: &mut TableRecord, now: &Layout) -> Result<bool, Error> {
-        if record.layout.as_ref() == Some(now) && record.copy_anew.is_none() {
+        if record.layout.as_ref() == Some(now) && record.copy_anew.is_none() && record.named.is_some() {
             return Ok(false);
         }
-        let fresh = schema_change::describe(self.session, &record.spec, &record.schema).await?;
+        let described = schema_change::describe(self.session, record).await?;
+        let read_lsn = catalog::seen_until(self.session).await?;
+        let fresh = described.schema;
         if fresh.key.is_empty() && !record.schema.key.is_empty() && fresh.identity != IdentityKind::Full {
             // The watch says so, and takes it out of the publication.
             return Ok(false);
         }
         schema_change::require_old_rows(&record.schema, &fresh)?;
-        let drift = found(record, now);
+        let mut drift = found(record, now);
+        let named = match &record.named {
+            Some(named) => named.clone(),
+            None => NamedColumns::adopt(record, &described.columns)?,
+        };
+        record.named = Some(match named.renew(&described.columns, read_lsn) {
+            Renewal::Same => named,
+            Renewal::Renewed(renewed) => renewed,
+            Renewal::Ambiguous => {
+                drift = Drift::Rows(EXCLUDED_RENAMED.to_owned());
+                named.resolved_again(&record.spec, &described.columns)
+            }
+        });
         record.layout = Some(now.clone());
         record.copy_anew = None;
         match drift {
@@ -211,6 +230,7 @@ impl<D: Destination> Surroundings<'_, D> {
         *record = TableRecord {
             layout: record.layout.take(),
             published: record.published.take(),
+            named: record.named.take(),
             reason: Some(Reason::CopiedAnew),
             message: format!("it is copied anew: {why}"),
             copy_version: version,
@@ -237,6 +257,13 @@ impl<D: Destination> Surroundings<'_, D> {
                 return self.copy_anew(record, fresh, why).await;
             }
             _ => {}
+        }
+        // Changes that an old row of another identity told of look like others.
+        let told_by_identity =
+            !record.schema.kind.is_keyed() || record.schema.identity == IdentityKind::Index;
+        if told_by_identity && catalog::identity_came_later(self.session, joined).await? {
+            let why = "a new partition had another replica identity at first".to_owned();
+            return self.copy_anew(record, fresh, why).await;
         }
         let position = catalog::firm_position(self.session).await?;
         let version = Lsn(position.0.saturating_sub(1));

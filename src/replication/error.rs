@@ -502,6 +502,7 @@ fn source_reason(error: &postgres::Error) -> Reason {
         E::Authentication { .. } => Reason::SourceAuthenticationFailed,
         E::TableMissing { .. } => Reason::SourceTableMissing,
         E::UnknownColumn { .. } => Reason::SourceUnknownColumn,
+        E::ColumnRenamed { .. } => Reason::SourceColumnRenamed,
         E::Unsupported { .. } => Reason::SourceVersionUnsupported,
         E::Standby { .. } | E::NotOwner { .. } => Reason::SourcePublicationUnusable,
         E::Schema { .. } => Reason::SourceTableUnsupported,
@@ -515,7 +516,8 @@ fn source_reason(error: &postgres::Error) -> Reason {
 pub fn failure(error: &Error) -> MirrorFailure {
     let (what, reason) = policy(error);
     let mut message = error.to_string();
-    if what == Policy::FailTable && !message.contains("walferry.dev/resync") {
+    let heals = reason == Reason::SourceReplicaIdentityDiffers;
+    if what == Policy::FailTable && !heals && !message.contains("walferry.dev/resync") {
         let advice = match error {
             Error::Table { table, .. } => resync_advice(table),
             _ => RESYNC_ADVICE.to_owned(),

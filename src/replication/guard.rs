@@ -17,7 +17,7 @@ use crate::{
 };
 
 /// Takes tables out of the publication on which UPDATE and DELETE fail for being in it, and gives each, by oid, with what to say; also
-/// those with partitions whose rows are never sent.
+/// those with partitions whose rows are never sent, or whose old rows come incomplete.
 ///
 /// `what` is what the publication sends; `looked` is when nothing was wrong the last time.
 ///
@@ -50,9 +50,41 @@ pub(super) async fn unfit(
             );
             let reason = Reason::SourceTableUnsupported;
             taken.insert(table.oid, Error::Table { table: table.id.clone(), reason, message });
+        } else if what == Publish::Everything
+            && let Some(error) = identity_differs(&table.id, members)
+        {
+            taken.insert(table.oid, error);
         }
     }
     Ok(taken)
+}
+
+/// The partitions of a table whose old rows are not what the table's replica identity says; `members` has the table first.
+pub(super) fn identity_differs(table: &TableId, members: &[RelationFacts]) -> Option<Error> {
+    let (root, leaves) = members.split_first()?;
+    let unlike: Vec<_> =
+        leaves.iter().filter_map(|leaf| Some((leaf, leaf.unlike_root(root)?))).take(MOST_NAMED).collect();
+    let (leaf, why) = unlike.first()?;
+    let statements: Vec<_> = unlike.iter().map(|(leaf, _)| leaf.identity_statement()).collect();
+    let message = format!(
+        "partition {} {why}. Run {}; the table is then copied again automatically",
+        leaf.id,
+        statements.join("; ")
+    );
+    Some(Error::Table { table: table.clone(), reason: Reason::SourceReplicaIdentityDiffers, message })
+}
+
+/// Partitions that one message names at most.
+const MOST_NAMED: usize = 10;
+
+/// A table whose changes are sent as those of a table above it.
+pub(super) fn ancestor_published(table: &TableId, ancestor: &TableId) -> Error {
+    let message = format!(
+        "it is a partition of {ancestor}, which is published too: its changes are sent as those of {ancestor}, and none as its own. Take \
+         {table} out of the mirror's tables, for its rows come with {ancestor}; or detach it, or take {ancestor} out, and {}",
+        resync_advice(table)
+    );
+    Error::Table { table: table.clone(), reason: Reason::SourceAncestorPublished, message }
 }
 
 /// Why a table is not published as it was when it joined, if that is so.

@@ -16,6 +16,7 @@ mod error;
 mod failover;
 mod fatal;
 mod guard;
+mod named_columns;
 mod position;
 mod provision;
 mod reread;
@@ -38,8 +39,9 @@ pub use destination::{
     ValueError,
 };
 pub use error::{Error, Policy, failure, policy};
+pub use named_columns::NamedColumns;
 pub use position::PositionRecord;
 pub use provision::publication_comment;
-pub use resync::{Apart, copies_over_rows, resync_due, set_apart};
-pub use state::{MirrorState, ResyncRecord, SourceRecord, StateStore};
+pub use resync::{Apart, copies_over_rows, require_withheld, resync_due, set_apart};
+pub use state::{MirrorState, ResyncRecord, SourceRecord, StateStore, TableRecord};
 pub use worker::run;

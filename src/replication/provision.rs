@@ -11,6 +11,7 @@ use super::{
     drift,
     error::table_failure,
     failover::{Failover, Origin},
+    named_columns::NamedColumns,
     policy,
     resync::{self, Apart},
     schema_change, snapshot,
@@ -23,7 +24,7 @@ use crate::{
         TableSchema, TableSpec,
     },
     postgres::{
-        catalog::{self, Layout},
+        catalog::{self, Layout, LiveColumn, TableFacts},
         overview::Standing,
         publication::{self, Publish, PublishedTable},
         session::Session,
@@ -96,14 +97,14 @@ pub(super) async fn provision<D: Destination>(
     }
     state.source.as_ref().map_or(Ok(()), SourceRecord::check_versions)?;
     let mut apart = resync::set_apart(config, &mut state)?;
-    resync::take_readable(&mut state, &mut apart);
+    resync::take_healed(&mut state, &mut apart);
     let failed_over = state.source.as_ref().map(|source| origin.switch(source)).transpose()?.flatten();
     if let Some(at) = failed_over {
         let failover = Failover { config, session, destination, store, found: origin.timeline(), at };
         failover.follow(&mut state, &mut apart).await?;
     }
     check_position(config, session, origin, &state).await?;
-    let mut new = describe(config, session, &state, &mut apart).await?;
+    let mut new = describe(config, session, store, &mut state, &mut apart).await?;
     let inserts = config.has_insert_only().then_some(Publish::Inserts);
     for what in [Publish::Everything].into_iter().chain(inserts) {
         publish(config, session, &state, &mut new, what).await?;
@@ -233,6 +234,8 @@ fn check_finished(config: &ReplicatorConfig, state: &MirrorState) -> Result<(), 
 struct New {
     spec: TableSpec,
     schema: TableSchema,
+    /// All its columns.
+    columns: Vec<LiveColumn>,
     /// Its marks from before it was described: what changes later is seen by them.
     layout: Option<Layout>,
     published: Option<PublishedAs>,
@@ -267,10 +270,11 @@ impl New {
 }
 
 /// The tables that are new to the Mirror, or join once more; known ones must still be asked for as they were.
-async fn describe(
+async fn describe<D: Destination>(
     config: &ReplicatorConfig,
     session: &Session,
-    state: &MirrorState,
+    store: &StateStore<D>,
+    state: &mut MirrorState,
     apart: &mut Apart,
 ) -> Result<Vec<New>, Error> {
     let mut specs = Vec::new();
@@ -284,15 +288,27 @@ async fn describe(
     let ids: Vec<&TableId> = specs.iter().map(|spec| &spec.id).collect();
     let oids: Vec<u32> = catalog::table_oids(session, &ids).await?.into_values().collect();
     let mut layouts = catalog::layouts(session, &oids).await?;
-    let described = catalog::describe_all(session, &specs).await?;
-    let new = specs.into_iter().zip(described).map(|(spec, described)| {
-        let schema = described?.schema;
+    let asked: Vec<_> = specs.iter().map(|spec| (*spec, [].as_slice())).collect();
+    let described = catalog::describe_all(session, &asked).await?;
+    let mut new = Vec::new();
+    for (spec, described) in specs.into_iter().zip(described) {
+        let TableFacts { schema, columns, .. } = described?;
+        let before = apart.records.remove(&spec.id);
+        if let Some(mut record) = before.clone()
+            && let Err(error) = resync::require_withheld(&record, spec, &schema)
+        {
+            record.spec = spec.clone();
+            set_aside(&mut record, error)?;
+            store.save_table(&record).await?;
+            state.tables.insert(spec.id.clone(), record);
+            continue;
+        }
         let layout = layouts.remove(&schema.oid);
-        let mut joins = New { spec: spec.clone(), schema, layout, published: None, before: None };
-        joins.take_up(apart.records.remove(&spec.id));
-        Ok(joins)
-    });
-    new.collect()
+        let mut joins = New { spec: spec.clone(), schema, columns, layout, published: None, before: None };
+        joins.take_up(before);
+        new.push(joins);
+    }
+    Ok(new)
 }
 
 /// Makes the publication, or adds what is new to the one that is there.
@@ -546,14 +562,16 @@ async fn join_all<D: Destination>(
 async fn join<D: Destination>(
     config: &ReplicatorConfig,
     destination: &D,
-    New { spec, schema, layout, published, .. }: New,
+    New { spec, schema, columns, layout, published, .. }: New,
     over_rows_from: Option<Lsn>,
 ) -> Result<TableRecord, Error> {
     let phase = match config.snapshot.mode {
         SnapshotMode::Never => TablePhase::Streaming,
         SnapshotMode::Initial | SnapshotMode::Only => TablePhase::Snapshotting,
     };
-    let mut record = TableRecord { layout, published, ..TableRecord::new(spec, schema, phase) };
+    let filter_columns = published.as_ref().map(|published| published.filter_columns.as_slice());
+    let named = Some(NamedColumns::resolve(&spec, filter_columns.unwrap_or_default(), &columns));
+    let mut record = TableRecord { layout, published, named, ..TableRecord::new(spec, schema, phase) };
     let made = start_table(|| async {
         destination.ensure_table(&record.schema).await?;
         match over_rows_from {

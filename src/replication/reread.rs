@@ -10,9 +10,10 @@ use tokio::sync::Semaphore;
 use super::{
     Error,
     schema_change::{self, Standing},
+    state::TableRecord,
 };
 use crate::{
-    model::{Cell, CellKind, Lsn, PostgresEndpoint, TableId, TableSchema, TableSpec, Tuple},
+    model::{Cell, CellKind, Lsn, PostgresEndpoint, TableId, TableSchema, Tuple},
     postgres::{self, catalog, reread, session::Session, visibility},
 };
 
@@ -71,7 +72,7 @@ impl Rereader {
     /// those of the first tuples alone, at least one.
     pub(super) async fn read(
         &self,
-        spec: &TableSpec,
+        record: &TableRecord,
         schema: &TableSchema,
         tuples: &[Tuple<'_>],
     ) -> Result<Vec<Option<FreshRow>>, Error> {
@@ -83,12 +84,12 @@ impl Rereader {
         let (rows, session) = match self.read_with(session, schema, tuples).await {
             Ok((rows, session)) => match standing(&session, schema).await? {
                 Standing::Same => (rows, session),
-                Standing::Renamed => self.read_as_now(session, spec, schema, tuples).await?,
+                Standing::Renamed => self.read_as_now(session, record, schema, tuples).await?,
                 Standing::Retyped => return Err(Error::copy_anew(&schema.id, "a column changed its type")),
             },
             // The rows came before a column went or got another name; the stream has not said so yet.
             Err(error) if schema_change::outdated(&error) => {
-                self.read_as_now(self.session().await?, spec, schema, tuples).await?
+                self.read_as_now(self.session().await?, record, schema, tuples).await?
             }
             Err(error) => return Err(error.into()),
         };
@@ -121,11 +122,11 @@ impl Rereader {
     async fn read_as_now(
         &self,
         session: Session,
-        spec: &TableSpec,
+        record: &TableRecord,
         schema: &TableSchema,
         tuples: &[Tuple<'_>],
     ) -> Result<(Vec<Option<reread::OwnedRow>>, Session), Error> {
-        let now = schema_change::catch_up(&session, spec, schema).await?;
+        let now = schema_change::as_now(schema, &schema_change::describe(&session, record).await?.schema);
         let (rows, session) = self.read_with(session, &now, tuples).await?;
         match standing(&session, &now).await? {
             Standing::Same => Ok((rows, session)),

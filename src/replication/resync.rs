@@ -15,7 +15,7 @@ use super::{
 };
 use crate::{
     fault::Reason,
-    model::{Lsn, ReplicatorConfig, TableId, TableSchema, Version},
+    model::{Lsn, ReplicatorConfig, TableId, TableSchema, TableSpec, Version},
     postgres::{
         catalog,
         removal::{self, Fate, MirrorObjects},
@@ -60,6 +60,11 @@ pub struct Apart {
 }
 
 impl Apart {
+    /// What was recorded of one of them.
+    pub fn record(&self, table: &TableId) -> Option<&TableRecord> {
+        self.records.get(table)
+    }
+
     /// Whether this table is one of them, and was there before.
     pub fn has(&self, table: &TableId) -> bool {
         self.records.contains_key(table)
@@ -87,16 +92,15 @@ pub fn set_apart(config: &ReplicatorConfig, state: &mut MirrorState) -> Result<A
     Ok(apart)
 }
 
-/// Takes the records of those tables out of the state that have failed because they might not be read, and may be again: what the
-/// stream has passed over meanwhile comes with a copy, so they join once more.
-pub(super) fn take_readable(state: &mut MirrorState, apart: &mut Apart) {
-    let readable = |record: &TableRecord| {
-        record.phase == TablePhase::Failed
-            && record.reason == Some(Reason::SourcePrivilegeMissing)
-            && record.copy_anew.is_some()
+/// Takes the records of those tables out of the state that have failed because they might not be read, or a partition had another
+/// replica identity, and that is over: what the stream has passed over meanwhile comes with a copy, so they join once more.
+pub(super) fn take_healed(state: &mut MirrorState, apart: &mut Apart) {
+    let healed = |record: &TableRecord| {
+        let heals = [Reason::SourcePrivilegeMissing, Reason::SourceReplicaIdentityDiffers].map(Some);
+        record.phase == TablePhase::Failed && heals.contains(&record.reason) && record.copy_anew.is_some()
     };
     let tables: Vec<TableId> =
-        state.tables.iter().filter(|(_, record)| readable(record)).map(|(id, _)| id.clone()).collect();
+        state.tables.iter().filter(|(_, record)| healed(record)).map(|(id, _)| id.clone()).collect();
     for table in tables {
         state.chunks_done.remove(&table);
         apart.records.extend(state.tables.remove_entry(&table));
@@ -122,7 +126,10 @@ pub(super) async fn release_if_due<D: Destination>(
         return Ok(());
     };
     for spec in &config.tables {
-        catalog::describe(session, spec).await?;
+        let facts = catalog::describe(session, spec).await?;
+        if let Some(record) = state.tables.get(&spec.id) {
+            require_withheld(record, spec, &facts.schema)?;
+        }
     }
     let slot_name = config.mirror.slot_name();
     if let Some(found) = slot::read(session, &slot_name).await? {
@@ -138,6 +145,18 @@ pub(super) async fn release_if_due<D: Destination>(
     let record = store.release_for_resync(state, &record).await?;
     *state = MirrorState { resync: Some(record), ..MirrorState::default() };
     Ok(())
+}
+
+/// Refuses to resolve a table's names again where a column that is left out would be mirrored, and its entry does not say so.
+///
+/// # Errors
+/// The table's own fault.
+pub fn require_withheld(record: &TableRecord, spec: &TableSpec, fresh: &TableSchema) -> Result<(), Error> {
+    match &record.named {
+        // Another table of that name has other columns.
+        Some(named) if record.schema.oid == fresh.oid => named.require_withheld(spec, fresh),
+        _ => Ok(()),
+    }
 }
 
 /// Drops slot and publication where they are this Mirror's, and says whether there was anything to drop. Idempotent: a run

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::schema_change::Projection;
 use crate::{
-    model::{Cell, CellKind, SourceType, TableSchema, Tuple},
+    model::{Cell, CellKind, IdentityKind, SourceType, TableSchema, Tuple},
     postgres::pgoutput::OldTuple,
 };
 
@@ -27,16 +27,46 @@ pub(super) struct KnownRelation {
     pub(super) projection: Projection,
     /// Whether a column the relation lacks has to be filled with a constant.
     filled: bool,
+    /// For a partitioned table, where a whole old row has a value in any case; a partition logs it by its own replica identity.
+    never_null: Option<Vec<usize>>,
+    /// Whether each change should tell the whole old row.
+    full: bool,
 }
 
 impl KnownRelation {
-    pub(super) fn new(slot: usize, schema: Arc<TableSchema>, projection: Projection) -> Self {
+    pub(super) fn new(
+        slot: usize,
+        schema: Arc<TableSchema>,
+        projection: Projection,
+        identity: IdentityKind,
+    ) -> Self {
         let filled = projection
             .places
             .iter()
             .zip(&schema.columns)
             .any(|(place, column)| place.is_none() && !column.dropped && column.missing_value.is_some());
-        KnownRelation { slot, schema, projection, filled }
+        let told = |index: &usize| match schema.kind.is_keyed() {
+            true => schema.key.contains(index) || schema.order_by.contains(index),
+            false => identity == IdentityKind::Full,
+        };
+        let columns = || schema.columns.iter().enumerate().filter(|(index, c)| !c.nullable && told(index));
+        let places = || columns().filter_map(|(index, _)| projection.places.get(index).copied().flatten());
+        let never_null = schema.partitioned.then(|| places().collect());
+        let full = identity == IdentityKind::Full;
+        KnownRelation { slot, schema, projection, filled, never_null, full }
+    }
+
+    /// Whether the old row shows that a partition has another replica identity than its table.
+    pub(super) fn identity_differs(&self, old: OldTuple, scratch: &Scratch) -> bool {
+        let Some(never_null) = &self.never_null else { return false };
+        let is_null = |place: &usize| scratch.old.get(*place).is_some_and(|cell| cell.kind == CellKind::Null);
+        match old {
+            OldTuple::None => self.full,
+            _ if never_null.iter().any(is_null) => true,
+            // Without a key, nothing tells what the other values were.
+            OldTuple::Full => !self.schema.kind.is_keyed() && has_unchanged_null(scratch),
+            OldTuple::Key => false,
+        }
     }
 
     /// Hands `cells` over in schema order. Borrows them where the relation is the schema.
@@ -89,14 +119,15 @@ impl KnownRelation {
     }
 
     /// Fills unchanged values of the new tuple from the old one where it has them: all of them when it is full, the
-    /// key's when it is a key.
+    /// key's when it is a key, whatever it is called.
     pub(super) fn fill_from_old(&self, kind: OldTuple, scratch: &mut Scratch) {
         if kind == OldTuple::None {
             return;
         }
+        let whole = kind == OldTuple::Full && !has_unchanged_null(scratch);
         for (schema_index, place) in self.projection.places.iter().enumerate() {
             let Some(place) = *place else { continue };
-            let known = kind == OldTuple::Full || self.schema.key.contains(&schema_index);
+            let known = whole || self.schema.key.contains(&schema_index);
             if let (true, Some(new), Some(old)) = (known, scratch.new.get_mut(place), scratch.old.get(place))
                 && new.kind == CellKind::Unchanged
             {
@@ -128,6 +159,12 @@ impl KnownRelation {
             kind(&old) != kind(&new) || old.bytes(place) != new.bytes(place)
         })
     }
+}
+
+/// Whether a value that did not change is NULL in the old row: a whole old row would have it, so this one has its key only.
+fn has_unchanged_null(scratch: &Scratch) -> bool {
+    let pairs = scratch.new.iter().zip(&scratch.old);
+    pairs.into_iter().any(|(new, old)| new.kind == CellKind::Unchanged && old.kind == CellKind::Null)
 }
 
 /// An integer or a UUID as text.
@@ -174,7 +211,7 @@ mod tests {
             vec![column("id", None), column("a", None), column("b", missing_value)],
         );
         let identical = places.iter().enumerate().all(|(index, place)| *place == Some(index));
-        KnownRelation::new(0, Arc::new(schema), Projection { places, identical })
+        KnownRelation::new(0, Arc::new(schema), Projection { places, identical }, IdentityKind::Full)
     }
 
     fn cell(kind: CellKind, start: u32, len: u32) -> Cell {
@@ -217,6 +254,14 @@ mod tests {
         assert_eq!(kinds, [CellKind::Text, CellKind::Unchanged, CellKind::Unchanged]);
         known.fill_from_old(OldTuple::Full, &mut scratch);
         let kinds: Vec<_> = scratch.new.iter().map(|cell| cell.kind).collect();
-        assert_eq!(kinds, [CellKind::Text, CellKind::Null, CellKind::Text]);
+        assert_eq!(
+            kinds,
+            [CellKind::Text, CellKind::Unchanged, CellKind::Unchanged],
+            "a whole row has no NULL there"
+        );
+        scratch.old[1] = cell(CellKind::Text, 0, 0);
+        known.fill_from_old(OldTuple::Full, &mut scratch);
+        let kinds: Vec<_> = scratch.new.iter().map(|cell| cell.kind).collect();
+        assert_eq!(kinds, [CellKind::Text, CellKind::Text, CellKind::Text]);
     }
 }

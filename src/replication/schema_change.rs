@@ -1,9 +1,9 @@
 //! What a Relation message means for a table whose columns are known from before.
 
-use super::{Error, Policy, policy};
+use super::{Error, Policy, named_columns, policy, state::TableRecord};
 use crate::{
     fault::Reason,
-    model::{Column, IdentityKind, SourceType, TableKind, TableSchema, TableSpec, resync_advice},
+    model::{Column, IdentityKind, SourceType, TableKind, TableSchema, resync_advice},
     postgres::{
         self,
         catalog::{self, LiveColumn},
@@ -263,40 +263,45 @@ fn rename(column: &mut Column, name: &str) {
     }
 }
 
-/// [`as_now`] by the catalog, after a query with the names of `schema` was refused.
-///
-/// # Errors
-/// The table's own fault where it can't be mirrored as asked any more, and what passes.
-pub(super) async fn catch_up(
-    session: &Session,
-    spec: &TableSpec,
-    schema: &TableSchema,
-) -> Result<TableSchema, Error> {
-    Ok(as_now(schema, &describe(session, spec, schema).await?))
+/// A table as the catalog has it, by the names of its entry as they were resolved.
+pub(super) struct Described {
+    /// What is mirrored of it.
+    pub(super) schema: TableSchema,
+    /// All its columns.
+    pub(super) columns: Vec<LiveColumn>,
 }
 
-/// What the catalog says of a table whose columns were `known`.
+/// What the catalog says of a table that is on record.
 ///
 /// # Errors
-/// As [`catch_up`].
-pub(super) async fn describe(
-    session: &Session,
-    spec: &TableSpec,
-    known: &TableSchema,
-) -> Result<TableSchema, Error> {
-    match catalog::describe(session, spec).await {
+/// The table's own fault where it can't be mirrored as asked any more, and transient errors.
+pub(super) async fn describe(session: &Session, record: &TableRecord) -> Result<Described, Error> {
+    let known = &record.schema;
+    let named = record.named.as_ref().map(|named| named.columns.as_slice()).unwrap_or_default();
+    match catalog::describe_known(session, &record.spec, named).await {
         Ok(mut facts) if facts.schema.oid == known.oid => {
             facts.schema.told_apart_as(known);
-            Ok(facts.schema)
+            Ok(Described { schema: facts.schema, columns: facts.columns })
         }
-        Err(error) if !error.tells_missing_table() && error.is_transient() => Err(error.into()),
-        Err(error) if !error.tells_missing_table() => Err(changed(known, &error.to_string())),
+        // Another table with that name has other columns, whatever they are called.
+        Err(postgres::Error::ColumnRenamed { parted, .. })
+            if catalog::table_name(session, known.oid).await?.as_ref() == Some(&known.id) =>
+        {
+            Err(named_columns::renamed(&known.id, &parted.to_string()))
+        }
+        Err(error) if is_of_columns(&error) && error.is_transient() => Err(error.into()),
+        Err(error) if is_of_columns(&error) => Err(changed(known, &error.to_string())),
         // No table has its name any more, or another one has it.
         _ => Err(match catalog::table_name(session, known.oid).await? {
             Some(name) if name != known.id => Error::renamed(&known.id, &name),
             _ => Error::dropped(&known.id),
         }),
     }
+}
+
+/// Whether an error says something of the table that is on record, and not that it is gone.
+fn is_of_columns(error: &postgres::Error) -> bool {
+    !error.tells_missing_table() && !matches!(error, postgres::Error::ColumnRenamed { .. })
 }
 
 /// Whether a query named a column that is no more: undefined_column.
@@ -471,6 +476,8 @@ mod tests {
             name: name.into(),
             type_oid,
             type_modifier: -1,
+            generated: false,
+            written_by: 7,
         };
         let now = |last| [live("id", 1, 20), live("b", 2, 25), last];
         assert_eq!(standing(&merged, &now(live("a", 3, 25))), Standing::Same);

@@ -14,6 +14,7 @@ use super::{
     Destination, Error, StateRow,
     cut::Cut,
     epoch::{EPOCH_ITEM, Writer},
+    named_columns::NamedColumns,
     position::PositionRecord,
 };
 use crate::{
@@ -155,6 +156,9 @@ pub struct TableRecord {
     /// How it was published when it joined.
     #[serde(default)]
     pub published: Option<PublishedAs>,
+    /// What the names of its entry mean; `None` in a record of before there was one.
+    #[serde(default)]
+    pub named: Option<NamedColumns>,
     /// Why the table has to be copied anew before it is streamed again.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub copy_anew: Option<String>,
@@ -189,6 +193,9 @@ pub struct PublishedAs {
     pub row_filter: Option<String>,
     /// The column list, if somebody made one.
     pub columns: Option<Vec<String>>,
+    /// The columns that the row filter names.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub filter_columns: Vec<String>,
 }
 
 impl From<&PublishedTable> for PublishedAs {
@@ -197,6 +204,12 @@ impl From<&PublishedTable> for PublishedAs {
             entry: found.entry,
             row_filter: found.row_filter.clone(),
             columns: found.columns.clone(),
+            filter_columns: found
+                .filter_columns
+                .iter()
+                .filter(|_| found.row_filter.is_some())
+                .cloned()
+                .collect(),
         }
     }
 }
@@ -218,6 +231,7 @@ impl TableRecord {
             seen: Lsn::ZERO,
             layout: None,
             published: None,
+            named: None,
             copy_anew: None,
             cut: None,
             floor: Version::ZERO,

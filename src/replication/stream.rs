@@ -15,6 +15,8 @@ use super::{
     checkpoint::{Checkpoint, PgMicros},
     drift::FILLED_BEFORE,
     fatal::Fatal,
+    guard,
+    named_columns::{EXCLUDED_RENAMED, NamedColumns, Renewal},
     policy,
     position::{Confirmable, Recorder},
     row::KnownRelation,
@@ -61,6 +63,8 @@ pub(super) struct Surroundings {
     pub(super) progress: Arc<Progress>,
     /// Whether values come in binary form.
     pub(super) binary: bool,
+    /// A session for questions to the catalog that the stream waits for; made at first use and again after a fault.
+    pub(super) catalog: tokio::sync::Mutex<Option<Session>>,
     /// Has the catalog looked at.
     pub(super) look: Arc<Notify>,
     /// Ends the stream in order.
@@ -267,6 +271,10 @@ async fn handle<D: Destination>(
             }
             Ok(())
         }
+        Step::IdentityDiffers(slot) => {
+            let error = identity_differs(surroundings, applier, slot).await?;
+            fail(surroundings, applier, slot, &error).await
+        }
         Step::Fail(slot, error) if policy(&error).0 == Policy::FailTable => {
             fail(surroundings, applier, slot, &error).await
         }
@@ -311,6 +319,23 @@ async fn announce<D: Destination>(
         // Something may have happened to the table that its rows don't tell.
         surroundings.look.notify_one();
     }
+    let named = slot.table.named();
+    if !named.is_empty() {
+        if applier.is_covered(index) {
+            applier.judge_later(index, relation);
+            return Ok(());
+        }
+        match check_names(surroundings, applier, index, &relation, named).await {
+            Ok(()) => {}
+            Err(error) if policy(&error).0 == Policy::FailTable => {
+                fail(surroundings, applier, index, &error).await?;
+                applier.know(relation.oid, None);
+                return Ok(());
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    let Some(slot) = applier.slots.get(index) else { return Ok(()) };
     let projection = match schema_change::fit(&slot.schema, &relation, &slot.spec.exclude) {
         Fit::Known(projection) => projection,
         Fit::Unknown(_) if applier.is_covered(index) => {
@@ -330,9 +355,76 @@ async fn announce<D: Destination>(
         }
     };
     let Some(slot) = applier.slots.get(index) else { return Ok(()) };
-    let known = KnownRelation::new(index, Arc::clone(&slot.schema), projection);
+    let known = KnownRelation::new(index, Arc::clone(&slot.schema), projection, relation.identity);
     applier.know(relation.oid, Some(known));
     Ok(())
+}
+
+/// The fault of a table with a partition whose old rows come incomplete.
+///
+/// # Errors
+/// [`Error::CatalogChanged`] where no partition is such a one any more: what came until now has to be copied again. What the source
+/// answers.
+async fn identity_differs<D: Destination>(
+    surroundings: &Surroundings,
+    applier: &Applier<D>,
+    index: usize,
+) -> Result<Error, Error> {
+    let Some(schema) = applier.slots.get(index).map(|slot| Arc::clone(&slot.schema)) else {
+        return Err(Error::Stopped);
+    };
+    let session = Session::connect(&surroundings.source, &surroundings.application_name).await?;
+    let relations = catalog::relations(&session, &[schema.oid]).await?;
+    let members = relations.get(&schema.oid).map(Vec::as_slice).unwrap_or_default();
+    match guard::identity_differs(&schema.id, members) {
+        Some(error) => Ok(error),
+        None => Err(Error::copy_anew(&schema.id, "a partition had another replica identity")),
+    }
+}
+
+/// Sees to it that the names of a table's entry mean the columns that they meant, before a row is read by a relation's names.
+///
+/// # Errors
+/// The table's own fault where they don't, [`Error::CatalogChanged`] where that can't be told, and what the source answers: nothing is
+/// tried again, for a source that shuts down waits for what this stream holds.
+async fn check_names<D: Destination>(
+    surroundings: &Surroundings,
+    applier: &Applier<D>,
+    index: usize,
+    relation: &Relation,
+    mut named: NamedColumns,
+) -> Result<(), Error> {
+    let Some(table) = applier.slots.get(index).map(|slot| Arc::clone(&slot.table)) else { return Ok(()) };
+    let mut kept = surroundings.catalog.lock().await;
+    let session = match kept.take() {
+        Some(session) => session,
+        None => Session::connect(&surroundings.source, &surroundings.application_name).await?,
+    };
+    // Before another transaction could write to a table that was altered, the catalog showed that; this one may have altered it itself.
+    let altering = applier.xid();
+    let show = || visibility::alters(&session, altering.unwrap_or_default(), relation.oid);
+    wait_until(&table.id, || async { Ok(!show().await?) }).await?;
+    let live = catalog::live_columns(&session, relation.oid).await?;
+    let read_lsn = catalog::seen_until(&session).await?;
+    *kept = Some(session);
+    drop(kept);
+    if live.is_empty() {
+        return Err(Error::dropped(&table.id));
+    }
+    named.require(&table.id, &live)?;
+    match named.renew(&live, read_lsn) {
+        Renewal::Same => {}
+        Renewal::Renewed(renewed) => {
+            let record = |record: &mut TableRecord| record.named = Some(renewed.clone());
+            retry(&surroundings.abort, &applier.inserter.notice, || table.update(record)).await?;
+            named = renewed;
+        }
+        Renewal::Ambiguous => return Err(Error::copy_anew(&table.id, EXCLUDED_RENAMED)),
+    }
+    match named.tell_apart(relation, applier.commit()) {
+        true => Ok(()),
+        false => Err(Error::copy_anew(&table.id, EXCLUDED_RENAMED)),
+    }
 }
 
 /// Takes a change of columns up from the catalog, and says where the columns are in the relation's rows.
@@ -344,8 +436,14 @@ async fn follow<D: Destination>(
 ) -> Result<Projection, Error> {
     change_schema(surroundings, applier, index).await?;
     let Some(slot) = applier.slots.get(index) else { return Err(Error::Stopped) };
-    let (projection, _) = schema_change::projection(&slot.schema, relation);
+    let (projection, strangers) = schema_change::projection(&slot.schema, relation);
+    let lacks =
+        projection.places.iter().zip(&slot.schema.columns).any(|(place, c)| place.is_none() && !c.dropped);
     match schema_change::unreadable(&slot.schema, relation, &projection) {
+        // A column that it lacks may be one of those that nobody knows by their names.
+        None if lacks && strangers.iter().any(|name| !slot.spec.exclude.contains(name)) => {
+            Err(Error::copy_anew(&slot.table.id, "its columns had other names for a while"))
+        }
         Some(detail) => Err(Error::copy_anew(&slot.table.id, detail)),
         // Binary values were asked for, and this column's can't be read so.
         None if surroundings.binary && !slot.schema.has_binary_decoder() => Err(Error::CatalogChanged {
@@ -363,8 +461,16 @@ async fn follow<D: Destination>(
 /// # Errors
 /// [`Error::CatalogChanged`], after which the stream begins anew, when it takes long, and what the source answers.
 async fn wait_until_seen(session: &Session, table: &TableId, xid: Option<u32>) -> Result<(), Error> {
+    wait_until(table, || async { Ok(visibility::sees(session, xid.as_slice()).await?) }).await
+}
+
+/// The same for what `shows` says.
+async fn wait_until<F: Future<Output = Result<bool, Error>>>(
+    table: &TableId,
+    shows: impl Fn() -> F,
+) -> Result<(), Error> {
     let began = Instant::now();
-    while !visibility::sees(session, xid.as_slice()).await? {
+    while !shows().await? {
         if began.elapsed() >= SEEN_WITHIN {
             tracing::info!(%table, "waits for a change of columns whose commit the source does not show yet");
             return Err(Error::CatalogChanged {
@@ -385,13 +491,14 @@ async fn change_schema<D: Destination>(
     index: usize,
 ) -> Result<(), Error> {
     let Some(slot) = applier.slots.get(index) else { return Ok(()) };
-    let (table, spec, old) = (Arc::clone(&slot.table), slot.spec.clone(), Arc::clone(&slot.schema));
+    let (table, old) = (Arc::clone(&slot.table), Arc::clone(&slot.schema));
+    let known = TableRecord { schema: (*old).clone(), ..table.record() };
     let notice = applier.inserter.notice.clone();
     let xid = applier.xid();
     // Not tried again here: a source that shuts down waits for the stream, which must end then and begin again.
     let session = Session::connect(&surroundings.source, &surroundings.application_name).await?;
     wait_until_seen(&session, &old.id, xid).await?;
-    let fresh = schema_change::describe(&session, &spec, &old).await?;
+    let fresh = schema_change::describe(&session, &known).await?.schema;
     let seen = catalog::seen_until(&session).await?;
     drop(session);
     schema_change::require_old_rows(&old, &fresh)?;

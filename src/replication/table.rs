@@ -14,6 +14,7 @@ use super::{
     Destination, Error,
     cut::Sieve,
     error::table_failure,
+    named_columns::NamedColumns,
     policy,
     state::{StateStore, TablePhase, TableRecord},
     sweep::is_recent,
@@ -85,6 +86,12 @@ impl<D: Destination> Table<D> {
     /// The schema as last applied to the target.
     pub(super) fn schema(&self) -> TableSchema {
         self.record().schema
+    }
+
+    /// What the names of the table's entry mean.
+    pub(super) fn named(&self) -> NamedColumns {
+        let record = self.record.read().unwrap_or_else(PoisonError::into_inner);
+        record.named.clone().unwrap_or_default()
     }
 
     /// Whether the table has stopped alone.

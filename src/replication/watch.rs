@@ -18,9 +18,9 @@ use super::{
     backoff::{Notice, retry},
     drift,
     fatal::Fatal,
-    guard,
+    guard, policy,
     position::Confirmable,
-    provision::{check_publication, check_slot},
+    provision::{self, check_publication, check_slot},
     state::{SourceRecord, TableRecord},
     table::Table,
 };
@@ -212,6 +212,7 @@ impl<D: Destination> Watch<D> {
         let seen_before = self.marks().get(&publication) == Some(&seen.mark);
         if !seen_before {
             self.guard(session, end, &publication, what).await?;
+            self.fail_partitions(session, end).await?;
         }
         for (table, membership) in tables.iter().zip(&seen.tables).filter(|(table, _)| !table.failed()) {
             if let Some(error) = cut_off(&table.id, membership, &publication) {
@@ -254,8 +255,18 @@ impl<D: Destination> Watch<D> {
                 let before = table.record().published?;
                 guard::published_otherwise(&table.id, name, &before, now)
             };
+            let differs = |error: &Error| policy(error).1 == Reason::SourceReplicaIdentityDiffers;
             if let Some(error) = unfit.remove(&now.oid) {
-                retry(end, &self.notice, || table.fail_again(&error)).await?;
+                match differs(&error) {
+                    // It heals by itself, and no other failure with it.
+                    true => retry(end, &self.notice, || table.fail(&error)).await?,
+                    false => retry(end, &self.notice, || table.fail_again(&error)).await?,
+                }
+            } else if self.config.snapshot.mode != SnapshotMode::Never
+                && table.failed()
+                && table.record().reason == Some(Reason::SourceReplicaIdentityDiffers)
+            {
+                return Err(Error::copy_anew(&table.id, "a partition had another replica identity"));
             } else if let Some(error) = otherwise() {
                 retry(end, &self.notice, || table.fail(&error)).await?;
             }
@@ -276,6 +287,20 @@ impl<D: Destination> Watch<D> {
                 reason == Some(Reason::SourcePrivilegeMissing) && schema.kind != TableKind::InsertOnly;
             if waits && copy::may_read(session, &schema).await? {
                 return Err(Error::copy_anew(&table.id, "it may be read again"));
+            }
+        }
+        Ok(())
+    }
+
+    /// Stops the tables whose changes are sent as those of a table above them.
+    async fn fail_partitions(&self, session: &Session, end: &CancellationToken) -> Result<(), Error> {
+        let oids: Vec<u32> = self.tables.iter().map(|table| table.schema().oid).collect();
+        let publications = provision::publications(&self.config);
+        let ancestors = catalog::published_ancestors(session, &oids, &publications).await?;
+        for (table, oid) in self.tables.iter().zip(oids) {
+            if let Some(ancestor) = ancestors.get(&oid) {
+                let error = guard::ancestor_published(&table.id, ancestor);
+                retry(end, &self.notice, || table.fail(&error)).await?;
             }
         }
         Ok(())

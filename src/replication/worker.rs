@@ -273,6 +273,7 @@ impl<D: Destination> Worker<D> {
             application_name: self.config.mirror.application_name(),
             progress: Arc::clone(&self.progress),
             binary,
+            catalog: tokio::sync::Mutex::default(),
             look,
             confirmable: Arc::clone(&recorder.confirmable),
             stop: end.clone(),

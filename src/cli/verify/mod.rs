@@ -29,7 +29,7 @@ use crate::{
     model::{ReplicatorConfig, TableSpec},
     postgres::{
         self,
-        catalog::{describe, storage},
+        catalog::{describe_known, storage},
         session::Session,
     },
     replication::ValueError,
@@ -130,11 +130,13 @@ async fn verify_table(
     let application = config.mirror.application_name();
     let session = Session::connect(&config.source, &application).await?;
     let database = Database::new(&config.destination, config.out_of_range)?;
-    let mut schema = describe(&session, spec).await?.schema;
     let state = check::recorded_state(config, &database).await;
-    if let Some(joined) =
-        state.map_err(|error| VerifyError::Unsupported(error.to_string()))?.tables.get(&spec.id)
-    {
+    let state = state.map_err(|error| VerifyError::Unsupported(error.to_string()))?;
+    let joined = state.tables.get(&spec.id);
+    let named = joined.filter(|joined| joined.spec == *spec).and_then(|joined| joined.named.as_ref());
+    let named = named.map(|named| named.columns.as_slice()).unwrap_or_default();
+    let mut schema = describe_known(&session, spec, named).await?.schema;
+    if let Some(joined) = joined {
         schema.told_apart_as(&joined.schema);
     }
     let plan = TablePlan::new(schema, &database, config.out_of_range).await?;

@@ -209,6 +209,20 @@ pub async fn came_with_rows(session: &Session, root: &TableId, oids: &BTreeSet<u
     Ok(false)
 }
 
+/// Whether one of the partitions with these oids got its replica identity after it became one: until then it had another.
+///
+/// # Errors
+/// [`Error`] of the query.
+pub async fn identity_came_later(session: &Session, oids: &BTreeSet<u32>) -> Result<bool, Error> {
+    const LATER: &str = "\
+        SELECT EXISTS (SELECT FROM pg_inherits h JOIN pg_class c ON c.oid = h.inhrelid \
+        LEFT JOIN pg_index i ON i.indrelid = c.oid AND i.indisreplident \
+        WHERE c.oid = ANY($1::oid[]) AND c.relreplident IN ('f', 'i') \
+          AND h.xmin::text <> CASE c.relreplident WHEN 'i' THEN i.xmin ELSE c.xmin END::text)";
+    let oids: Vec<u32> = oids.iter().copied().collect();
+    Ok(session.client.query_one(LATER, &[&oids]).await?.try_get(0)?)
+}
+
 /// A position in the log that lies between two records and is flushed. On a primary a message of no content is written for it: what
 /// `pg_current_wal_flush_lsn` gives may lie within a record that a crash of the server would undo.
 const FIRM_POSITION: &str = "SELECT pg_logical_emit_message(true, 'walferry', '')";
@@ -246,59 +260,6 @@ pub async fn seen_until(session: &Session) -> Result<Lsn, Error> {
     Ok(Lsn(lsn.into()))
 }
 
-/// The names and types that a table's columns have now.
-const LIVE_COLUMNS: &str = "\
-SELECT attnum, attname::text, atttypid, atttypmod FROM pg_attribute WHERE attrelid = $1::oid AND attnum > 0 AND NOT attisdropped";
-
-/// A column as it is called and typed.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct LiveColumn {
-    /// `pg_attribute.attnum`
-    pub attnum: i16,
-    /// Its name.
-    pub name: String,
-    /// `pg_attribute.atttypid`
-    pub type_oid: u32,
-    /// `pg_attribute.atttypmod`
-    pub type_modifier: i32,
-}
-
-/// The columns that the table with this oid has now.
-///
-/// # Errors
-/// [`Error`] of the query.
-pub async fn live_columns(session: &Session, oid: u32) -> Result<Vec<LiveColumn>, Error> {
-    let rows = session.client.query(LIVE_COLUMNS, &[&oid]).await?;
-    rows.iter()
-        .map(|row| {
-            Ok(LiveColumn {
-                attnum: row.try_get(0)?,
-                name: row.try_get(1)?,
-                type_oid: row.try_get(2)?,
-                type_modifier: row.try_get(3)?,
-            })
-        })
-        .collect()
-}
-
-/// The statement that answers the same on any connection, each value as text.
-pub fn live_columns_statement(oid: u32) -> String {
-    LIVE_COLUMNS.replace("$1::oid", &oid.to_string())
-}
-
-impl LiveColumn {
-    /// From a row of [`live_columns_statement`]; `None` when it is none.
-    pub fn from_text(row: &[Option<String>]) -> Option<Self> {
-        let [Some(attnum), Some(name), Some(type_oid), Some(type_modifier)] = row else { return None };
-        Some(LiveColumn {
-            attnum: attnum.parse().ok()?,
-            name: name.clone(),
-            type_oid: type_oid.parse().ok()?,
-            type_modifier: type_modifier.parse().ok()?,
-        })
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -310,14 +271,5 @@ mod tests {
         let text = serde_json::to_string(&layout).unwrap();
         assert_eq!(text, r#"{"files":{"16400":7},"columns":{"1":700}}"#);
         assert_eq!(serde_json::from_str::<Layout>(&text).unwrap(), layout);
-    }
-
-    #[test]
-    fn columns_are_read_from_text() {
-        assert!(live_columns_statement(7).contains("attrelid = 7 AND"));
-        let row = ["2", "a", "25", "-1"].map(|value| Some(value.to_owned()));
-        let column = LiveColumn { attnum: 2, name: "a".to_owned(), type_oid: 25, type_modifier: -1 };
-        assert_eq!(LiveColumn::from_text(&row), Some(column));
-        assert_eq!(LiveColumn::from_text(&[None]), None);
     }
 }

@@ -2,8 +2,10 @@
 //!
 //! Every statement works on PostgreSQL 14 to 18 and takes the tables as they are when it runs.
 
+mod ancestors;
 mod closest;
 mod layout;
+mod live;
 mod locks;
 mod relation;
 mod server;
@@ -11,11 +13,12 @@ mod storage;
 mod table;
 mod types;
 
+pub use ancestors::published_ancestors;
 pub use layout::{
-    Layout, LiveColumn, TypeFingerprint, came_with_rows, firm_position, layouts, live_columns,
-    live_columns_statement, seen_until,
+    Layout, TypeFingerprint, came_with_rows, firm_position, identity_came_later, layouts, seen_until,
 };
 pub(in crate::postgres) use layout::{SEEN_UNTIL, TYPE_CLOSURE};
+pub use live::{ColumnList, LiveColumn, NamedColumn, Parted, live_columns, live_columns_statement};
 pub use locks::{LockHolder, lock_holders};
 pub use relation::{GENERATED_IN_IDENTITY, KeyCandidate, RelationFacts, relations};
 pub(in crate::postgres) use server::{CURRENT_LSN, STARTED};
@@ -24,4 +27,4 @@ pub use storage::{
     Storage, file_node_statement, file_node_statement_of, in_partition, lock_partition_statement,
     partition_constraint_statement, storage,
 };
-pub use table::{TableFacts, describe, describe_all, table_name, table_oids};
+pub use table::{TableFacts, describe, describe_all, describe_known, table_name, table_oids};

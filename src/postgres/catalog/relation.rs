@@ -6,7 +6,7 @@ use tokio_postgres::Row;
 
 use crate::{
     model::{IdentityKind, TableId},
-    postgres::{Error, session::Session},
+    postgres::{Error, quote, session::Session},
 };
 
 /// One relation: a mirrored table itself, or a leaf partition that holds its rows.
@@ -68,6 +68,24 @@ impl RelationFacts {
             IdentityKind::Default | IdentityKind::Index => self.key.iter().any(|key| key == column),
             IdentityKind::Nothing => false,
         }
+    }
+
+    /// Why old rows of this leaf partition are not what its `root` makes of them; `None` when they are. PostgreSQL logs the old row by the
+    /// leaf's own identity and sends it as if it were the root's.
+    pub fn unlike_root(&self, root: &RelationFacts) -> Option<String> {
+        if self.identity == IdentityKind::Nothing {
+            return Some("has no replica identity of its own: UPDATE and DELETE on it would fail".to_owned());
+        }
+        if root.identity == IdentityKind::Full && self.identity != IdentityKind::Full {
+            return Some("is not FULL as its table is, so old rows would come incomplete".to_owned());
+        }
+        let lacking = root.key.iter().find(|column| !self.identifies(column))?;
+        Some(format!("does not have {lacking} in its replica identity"))
+    }
+
+    /// The statement that gives this leaf partition an identity with all that any root asks for.
+    pub fn identity_statement(&self) -> String {
+        format!("ALTER TABLE {} REPLICA IDENTITY FULL", quote::table(&self.id))
     }
 
     /// Whether its rows never get into the log.

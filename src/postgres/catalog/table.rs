@@ -9,6 +9,7 @@ use tokio_postgres::Row;
 
 use super::{
     closest::closest,
+    live::{LiveColumn, NamedColumn, Parted},
     relation::{self, NOT_NULL, RelationFacts},
     types::{TYPES, TypeRow, source_type},
 };
@@ -26,6 +27,8 @@ pub struct TableFacts {
     pub relation: RelationFacts,
     /// Its leaf partitions, by name.
     pub partitions: Vec<RelationFacts>,
+    /// All its columns.
+    pub columns: Vec<LiveColumn>,
     /// Generated columns, which are not mirrored.
     pub generated_columns: Vec<String>,
     /// Whether other tables inherit from it (partitions don't count).
@@ -64,7 +67,7 @@ SELECT a.attname::text, a.attnum, a.atttypid, a.atttypmod, format_type(a.atttypi
     (SELECT p.value FROM pg_partition_tree(c.oid) t CROSS JOIN LATERAL (
        SELECT array_to_string(m.attmissingval, '') FROM pg_attribute m
        WHERE m.attrelid = t.relid AND m.attname = a.attname AND m.atthasmissing OFFSET 0) AS p (value)
-     WHERE t.relid <> c.oid LIMIT 1) END), a.attrelid
+     WHERE t.relid <> c.oid LIMIT 1) END), a.attrelid, a.xmin::text::int8
 FROM pg_attribute a JOIN pg_class c ON c.oid = a.attrelid
 WHERE a.attrelid = ANY($1::oid[]) AND a.attnum > 0 AND NOT a.attisdropped ORDER BY a.attrelid, a.attnum"
     )
@@ -84,6 +87,7 @@ struct ColumnRow {
     not_null: bool,
     generated: bool,
     missing_value: Option<String>,
+    written_by: u32,
 }
 
 /// What the catalog says of a table, before the Mirror's wishes.
@@ -131,21 +135,33 @@ pub async fn table_name(session: &Session, oid: u32) -> Result<Option<TableId>, 
 /// [`Error::TableMissing`]; [`Error::UnknownColumn`] when a list names a column that is not there; [`Error::Schema`] when
 /// the lists leave out a key column, give one target name twice, or make an `orderBy` that would lose rows; else the query's.
 pub async fn describe(session: &Session, spec: &TableSpec) -> Result<TableFacts, Error> {
-    let described = describe_all(session, &[spec]).await?.into_iter().next();
+    describe_known(session, spec, &[]).await
+}
+
+/// [`describe`] for a table whose entry's names were resolved before: they must still mean the columns of `named`.
+///
+/// # Errors
+/// [`Error::ColumnRenamed`] where they don't; else as [`describe`].
+pub async fn describe_known(
+    session: &Session,
+    spec: &TableSpec,
+    named: &[NamedColumn],
+) -> Result<TableFacts, Error> {
+    let described = describe_all(session, &[(spec, named)]).await?.into_iter().next();
     described.unwrap_or_else(|| Err(Error::Protocol("a table was not described".to_owned())))
 }
 
 /// The same for many tables, in their order, with six queries for a hundred of them.
 ///
 /// # Errors
-/// Those of the queries; what [`describe`] says of a single table is in its place.
+/// Those of the queries; what [`describe_known`] says of a single table is in its place.
 pub async fn describe_all(
     session: &Session,
-    specs: &[&TableSpec],
+    specs: &[(&TableSpec, &[NamedColumn])],
 ) -> Result<Vec<Result<TableFacts, Error>>, Error> {
     let mut described = Vec::with_capacity(specs.len());
     for specs in specs.chunks(AT_ONCE) {
-        let ids: Vec<&TableId> = specs.iter().map(|spec| &spec.id).collect();
+        let ids: Vec<&TableId> = specs.iter().map(|(spec, _)| &spec.id).collect();
         let by_place = table_oids(session, &ids).await?;
         let oids: Vec<u32> = by_place.values().copied().collect();
         let mut relations = relation::relations(session, &oids).await?;
@@ -157,7 +173,7 @@ pub async fn describe_all(
         let types = Arc::new(types.iter().map(type_row).collect::<Result<HashMap<_, _>, _>>()?);
         let parents = session.client.query(WITH_CHILDREN, &[&oids]).await?;
         let parents = parents.iter().map(|row| row.try_get(0)).collect::<Result<HashSet<u32>, _>>()?;
-        for (place, spec) in specs.iter().enumerate() {
+        for (place, (spec, named)) in specs.iter().enumerate() {
             let found = by_place.get(&place).and_then(|oid| Some((*oid, relations.remove(oid)?)));
             let Some((oid, mut members)) = found.filter(|(_, members)| !members.is_empty()) else {
                 described.push(Err(missing(session, &spec.id).await?));
@@ -167,20 +183,26 @@ pub async fn describe_all(
             let Some(relation) = members.pop() else { continue };
             let columns = columns.remove(&oid).unwrap_or_default();
             let table = CatalogTable { relation, columns, types: Arc::clone(&types) };
-            described.push(facts(spec, table, partitions, parents.contains(&oid)));
+            described.push(facts((spec, named), table, partitions, parents.contains(&oid)));
         }
     }
     Ok(described)
 }
 
 fn facts(
-    spec: &TableSpec,
+    (spec, named): (&TableSpec, &[NamedColumn]),
     table: CatalogTable,
     partitions: Vec<RelationFacts>,
     inherits_children: bool,
 ) -> Result<TableFacts, Error> {
+    let columns: Vec<LiveColumn> = table.columns.iter().map(live_column).collect();
+    // Before anything else is made of the names: what is not excluded any more would be a column like any other.
+    if let Some(parted) = Parted::find(named, &columns) {
+        return Err(Error::ColumnRenamed { table: spec.id.clone(), parted: Box::new(parted) });
+    }
     Ok(TableFacts {
         schema: resolve(spec, &table)?,
+        columns,
         generated_columns: table.columns.into_iter().filter(|c| c.generated).map(|c| c.name).collect(),
         relation: table.relation,
         partitions,
@@ -207,6 +229,17 @@ async fn missing(session: &Session, table: &TableId) -> Result<Error, Error> {
     })
 }
 
+fn live_column(column: &ColumnRow) -> LiveColumn {
+    LiveColumn {
+        attnum: column.attnum,
+        name: column.name.clone(),
+        type_oid: column.type_oid,
+        type_modifier: column.type_modifier,
+        generated: column.generated,
+        written_by: column.written_by,
+    }
+}
+
 fn column_row(row: &Row) -> Result<ColumnRow, Error> {
     Ok(ColumnRow {
         name: row.try_get(0)?,
@@ -217,6 +250,7 @@ fn column_row(row: &Row) -> Result<ColumnRow, Error> {
         not_null: row.try_get(5)?,
         generated: row.try_get(6)?,
         missing_value: row.try_get(7)?,
+        written_by: u32::try_from(row.try_get::<_, i64>(9)?).unwrap_or_default(),
     })
 }
 
@@ -435,6 +469,7 @@ mod tests {
             not_null: true,
             generated: false,
             missing_value: None,
+            written_by: 7,
         }
     }
 

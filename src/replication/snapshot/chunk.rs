@@ -160,7 +160,7 @@ impl<D: Destination> Copier<D> {
 async fn rename_columns<D: Destination>(around: &Surroundings<D>, table: &Table<D>) -> Result<(), Error> {
     let session = Session::connect(&around.source, &around.application_name).await?;
     let record = table.record();
-    let fresh = schema_change::describe(&session, &record.spec, &record.schema).await?;
+    let fresh = schema_change::describe(&session, &record).await?.schema;
     table.update(|record| record.schema = schema_change::as_now(&record.schema, &fresh)).await
 }
 
@@ -199,7 +199,7 @@ async fn copy_chunk<D: Destination>(
 /// The insert of a chunk's rows.
 pub(super) struct Sender<'a, D: Destination> {
     destination: &'a D,
-    table: &'a Table<D>,
+    pub(super) table: &'a Table<D>,
     fence: String,
     insert: Option<D::Insert>,
     /// Rows sent that count as copied.

@@ -26,6 +26,7 @@ use crate::{
     },
     replication::{
         Op, TableBatch,
+        named_columns::NamedColumns,
         schema_change::{self, Standing},
         state::Chunk,
     },
@@ -100,14 +101,15 @@ impl RangeReader {
         sender: &mut Sender<'_, D>,
     ) -> Result<RangeEnd, Error> {
         let mut reading = self.take_connection().await?;
-        let partition = match begin(&mut reading.connection, rows.piece, rows.schema).await? {
-            Ok(partition) => partition,
-            Err(end) => {
-                reading.connection.query("ROLLBACK").await?;
-                self.connection = Some(reading);
-                return Ok(end);
-            }
-        };
+        let partition =
+            match begin(&mut reading.connection, rows.piece, rows.schema, &sender.table.named()).await? {
+                Ok(partition) => partition,
+                Err(end) => {
+                    reading.connection.query("ROLLBACK").await?;
+                    self.connection = Some(reading);
+                    return Ok(end);
+                }
+            };
         let began = Instant::now();
         // A single block can't be split; it is met only where a destination is slow, not where it hangs.
         let single = blocks.end - blocks.start <= 1;
@@ -203,9 +205,12 @@ async fn begin(
     connection: &mut Connection,
     piece: Piece<'_>,
     schema: &TableSchema,
+    named: &NamedColumns,
 ) -> Result<Result<Option<String>, RangeEnd>, Error> {
     let chunk = piece.chunk;
-    connection.query("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY").await?;
+    // Without a snapshot to share, each statement has its own: the catalog is looked at as it is once the lock is there.
+    let isolation = if piece.snapshot.is_some() { "REPEATABLE READ" } else { "READ COMMITTED" };
+    connection.query(&format!("BEGIN ISOLATION LEVEL {isolation} READ ONLY")).await?;
     if let Some(snapshot) = piece.snapshot {
         match connection.query(&snapshot.import_statement()).await {
             Err(error) if shared_snapshot::tells_lost_snapshot(&error) => return Ok(Err(RangeEnd::Moved)),
@@ -224,6 +229,7 @@ async fn begin(
     }
     let live = connection.query(&catalog::live_columns_statement(schema.oid)).await?;
     let live: Vec<_> = live.iter().filter_map(|row| LiveColumn::from_text(row)).collect();
+    named.require(&schema.id, &live)?;
     match schema_change::standing(schema, &live) {
         Standing::Same => Ok(Ok(partition)),
         Standing::Renamed => Ok(Err(RangeEnd::Renamed)),
