@@ -13,7 +13,9 @@ use walferry::{
         Cell, CellKind, ClickHouseEndpoint, Column, OutOfRange, Password, SourceType, TableId, TableSchema,
         TlsSettings, Tuple, Version,
     },
-    replication::{Destination, DestinationError, ErrorKind, Insert, Op, StateRow, StateVersion, TableBatch},
+    replication::{
+        Destination, DestinationError, ErrorKind, Insert, Op, Rows, StateRow, StateVersion, TableBatch,
+    },
 };
 
 /// The server, and the database that these tests share.
@@ -368,7 +370,7 @@ async fn older_rows_are_deleted() {
     insert(&[("1", "copied", 99, Op::Upsert), ("5", "copied", 99, Op::Upsert)]).await;
     insert(&[("6", "new", 120, Op::Upsert), ("1", "newer", 130, Op::Upsert)]).await;
     for _ in 0..2 {
-        database.delete(&table, Version::ZERO..Version::from_number(99), "rest").await.unwrap();
+        database.delete(&table, Rows::All, Version::ZERO..Version::from_number(99), "rest").await.unwrap();
         let rows = format!(
             "SELECT groupArray((id, v)) FROM (SELECT id, v FROM {} FINAL ORDER BY id)",
             target(&database, &table)

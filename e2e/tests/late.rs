@@ -122,6 +122,27 @@ fn an_insert_that_nobody_repeats() {
     run.stop();
 }
 
+/// The same where there is no key: the copy begins again, with other positions than those of the late rows.
+#[test]
+fn a_keyless_copy_that_nobody_repeats() {
+    let lab = Lab::new(Pg::V18);
+    lab.sql("CREATE TABLE log (n int); ALTER TABLE log REPLICA IDENTITY FULL; INSERT INTO log SELECT i % 3 FROM generate_series(1, 100) i");
+    let gateway = Gateway::to(lab.clickhouse.port);
+    gateway.hold(&inserts_into(&lab, "log"), usize::MAX);
+    let killed = lab.run(&through(&lab, &["log"], gateway.port));
+    eventually("an insert to be held back", || gateway.kept() > 0);
+    killed.kill();
+    let run = lab.streaming(&lab.mirror(&["log"]));
+    gateway.let_pass();
+    assert_delivered(&gateway.deliver());
+    eventually("the late rows to be removed", || lab.target_value("SELECT count() FROM log FINAL") == "100");
+    lab.assert_same(
+        "SELECT n, count(*) FROM log GROUP BY n ORDER BY n",
+        "SELECT n, sum(_walferry_sign) AS times FROM log FINAL GROUP BY n HAVING times != 0 ORDER BY n",
+    );
+    run.stop();
+}
+
 /// A process is cut off from both servers with a TRUNCATE in its hands, another one takes over and goes on, and the first comes back.
 fn a_replaced_process_comes_back(pg: Pg) {
     let lab = Lab::new(pg);

@@ -19,7 +19,7 @@ use super::{
 };
 use crate::{
     model::{ClickHouseEndpoint, OutOfRange, TableSchema, Version},
-    replication::{Destination, DestinationError, StateRow, StateRows, StateVersion},
+    replication::{Destination, DestinationError, Rows, StateRow, StateRows, StateVersion},
 };
 
 /// How long a replica may take to learn of a column's new type, and how often it is looked at.
@@ -476,12 +476,13 @@ impl Destination for Database {
     async fn delete(
         &self,
         table: &TableSchema,
+        rows: Rows,
         versions: Range<Version>,
         fence: &str,
     ) -> Result<(), DestinationError> {
         let settings = insert::settings(Some(fence));
         let settings = borrowed(&settings);
-        let sql = ddl::delete(&self.shared.database, table, versions);
+        let sql = ddl::delete(&self.shared.database, table, rows, versions);
         let doing = format!("delete rows of older versions from {}", self.qualified(table));
         let done = self.shared.client.execute_long(&sql, &settings).await;
         done.map_err(|error| error.while_doing(&doing))

@@ -12,7 +12,10 @@ use super::{
     retention,
     types::ChType,
 };
-use crate::model::{TableSchema, Version};
+use crate::{
+    model::{TableSchema, Version},
+    replication::Rows,
+};
 
 /// How a table gets a layout that ClickHouse can't change.
 pub const NEW_TARGET: &str = "rename it there, or give the Mirror's table another target.table, and a resync of the table then fills a new one";
@@ -142,12 +145,16 @@ pub fn drop_part(database: &str, table: &str, part: &str) -> String {
 /// `INSERT INTO … SELECT` that deletes the rows whose versions are in a range: of a tombstone for each row that is there; without a
 /// key, of a row that takes the place of each change, however often that is inserted again. It has the change's values, so that it is
 /// in the same partition and lives as long.
-pub fn delete(database: &str, table: &TableSchema, versions: Range<Version>) -> String {
+pub fn delete(database: &str, table: &TableSchema, rows: Rows, versions: Range<Version>) -> String {
     let (from, to) = (versions.start.number(), versions.end.number());
     let name = qualified(database, &table.target);
     let own = |own: OwnColumn| ident(own.name());
     let version = own(OwnColumn::Version);
-    let within = format!("{version} >= {from} AND {version} < {to}");
+    let copied = match rows {
+        Rows::All => String::new(),
+        Rows::Copied => format!(" AND bitAnd({version}, {}) = 0", Version::STEP_MASK),
+    };
+    let within = format!("{version} >= {from} AND {version} < {to}{copied}");
     if table.kind.is_keyed() {
         let key = key_names(table).map(ident).collect::<Vec<_>>().join(", ");
         let deleted = own(OwnColumn::Deleted);
@@ -384,7 +391,7 @@ mod tests {
         assert_eq!(drop_part("app", "users", "all_1_1_0"), "ALTER TABLE `app`.`users` DROP PART 'all_1_1_0'");
         let versions = || Version::from_number(5)..Version::from_number(77);
         assert_eq!(
-            delete("app", &events(), versions()),
+            delete("app", &events(), Rows::All, versions()),
             "INSERT INTO `app`.`events` (`created_at`, `id`, `_walferry_version`, `_walferry_deleted`) SELECT `created_at`, \
              `id`, toUInt64(77), toUInt8(1) FROM `app`.`events` FINAL WHERE `_walferry_version` >= 5 AND `_walferry_version` < 77 \
              AND `_walferry_deleted` = 0"
@@ -392,11 +399,11 @@ mod tests {
         let mut changes = events();
         changes.kind = TableKind::History;
         assert_eq!(
-            delete("app", &changes, versions()),
+            delete("app", &changes, Rows::Copied, versions()),
             "INSERT INTO `app`.`events` (`id`, `created_at`, `it\\`s`, `_walferry_version`, `_walferry_ordinal`, `_walferry_sign`, \
              `_walferry_removal`, `_walferry_removed`) SELECT `id`, `created_at`, `it\\`s`, `_walferry_version`, \
              `_walferry_ordinal`, toInt8(0), toUInt64(77), toUInt8(1) FROM `app`.`events` FINAL WHERE `_walferry_version` >= 5 AND \
-             `_walferry_version` < 77"
+             `_walferry_version` < 77 AND bitAnd(`_walferry_version`, 4095) = 0"
         );
         assert_eq!(
             insert("app", &events()),

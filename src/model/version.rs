@@ -44,6 +44,14 @@ impl Version {
         Version((commit >> ALIGNMENT_BITS) << STEP_BITS | step)
     }
 
+    /// Whether it is that of a copied row.
+    pub const fn is_copied(self) -> bool {
+        self.0 & LAST_STEP == 0
+    }
+
+    /// The bits of a version, as a target holds it, that are 0 in copied rows alone.
+    pub const STEP_MASK: u64 = LAST_STEP;
+
     /// As a target holds it.
     pub const fn from_number(number: u64) -> Version {
         Version(number)

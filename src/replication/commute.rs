@@ -15,8 +15,8 @@ use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    Destination, DestinationError, Insert, Op, StateRow, StateRows, StateStore, StateVersion, TableBatch,
-    ValueError,
+    Destination, DestinationError, Insert, Op, Rows, StateRow, StateRows, StateStore, StateVersion,
+    TableBatch, ValueError,
     applier::{Applier, Step},
     backoff::Notice,
     batch::{self, Inserter, Spares},
@@ -80,9 +80,9 @@ impl Model {
 }
 
 #[derive(Default)]
-struct Rows(Vec<Row>);
+struct Encoded(Vec<Row>);
 
-impl TableBatch for Rows {
+impl TableBatch for Encoded {
     fn push(&mut self, tuple: Tuple<'_>, at: Position, op: Op) -> Result<(), ValueError> {
         let text = |index| String::from_utf8_lossy(tuple.bytes(index)).into_owned();
         self.0.push(Row { key: text(0), value: text(1), at, op, removed: false });
@@ -109,9 +109,9 @@ impl TableBatch for Rows {
 struct Unused;
 
 impl Insert for Unused {
-    type Batch = Rows;
+    type Batch = Encoded;
 
-    async fn send(&mut self, _: &mut Rows) -> Result<(), DestinationError> {
+    async fn send(&mut self, _: &mut Encoded) -> Result<(), DestinationError> {
         unreachable!("the test copies by itself")
     }
 
@@ -121,11 +121,11 @@ impl Insert for Unused {
 }
 
 impl Destination for Model {
-    type Batch = Rows;
+    type Batch = Encoded;
     type Insert = Unused;
 
-    fn batch(&self, _: &TableSchema) -> Result<Rows, DestinationError> {
-        Ok(Rows::default())
+    fn batch(&self, _: &TableSchema) -> Result<Encoded, DestinationError> {
+        Ok(Encoded::default())
     }
 
     async fn prepare(&self) -> Result<(), DestinationError> {
@@ -144,7 +144,7 @@ impl Destination for Model {
         Ok(Vec::new())
     }
 
-    async fn insert(&self, _: &TableSchema, batch: &Rows, _: &str) -> Result<(), DestinationError> {
+    async fn insert(&self, _: &TableSchema, batch: &Encoded, _: &str) -> Result<(), DestinationError> {
         self.send(Some(Request::Insert(batch.0.clone()))).await
     }
 
@@ -159,6 +159,7 @@ impl Destination for Model {
     async fn delete(
         &self,
         _: &TableSchema,
+        _: Rows,
         versions: Range<Version>,
         _: &str,
     ) -> Result<(), DestinationError> {

@@ -34,6 +34,15 @@ pub enum Op {
     Delete,
 }
 
+/// Which rows of some versions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Rows {
+    /// All of them.
+    All,
+    /// Those that a copy brought: [`Version::is_copied`].
+    Copied,
+}
+
 /// A value that can't be stored. The batch is as it was before the row.
 #[derive(Debug, thiserror::Error)]
 pub enum ValueError {
@@ -210,12 +219,13 @@ pub trait Destination: Clone + Send + Sync + 'static {
         fence: &str,
     ) -> impl Future<Output = Result<Version, DestinationError>> + Send;
 
-    /// Deletes every row whose version is in `versions`, with the end of it as the version of the deletion. Durable when it
+    /// Deletes every row (of `rows`) whose version is in `versions`, with the end of it as the version of the deletion. Durable when it
     /// answers. Rows of other versions are never touched, however late it runs. Rows that it has deleted stay so when they are
     /// inserted again.
     fn delete(
         &self,
         table: &TableSchema,
+        rows: Rows,
         versions: Range<Version>,
         fence: &str,
     ) -> impl Future<Output = Result<(), DestinationError>> + Send;

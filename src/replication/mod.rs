@@ -35,8 +35,8 @@ mod worker;
 
 pub use checkpoint::Commit;
 pub use destination::{
-    Destination, DestinationError, ErrorKind, Insert, Op, StateRow, StateRows, StateVersion, TableBatch,
-    ValueError,
+    Destination, DestinationError, ErrorKind, Insert, Op, Rows, StateRow, StateRows, StateVersion,
+    TableBatch, ValueError,
 };
 pub use error::{Error, Policy, failure, policy};
 pub use named_columns::NamedColumns;

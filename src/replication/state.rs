@@ -168,7 +168,10 @@ pub struct TableRecord {
     /// No row with a lower version counts any more: since the last TRUNCATE, or since the table was copied again.
     #[serde(default)]
     pub floor: Version,
-    /// When that was recorded, in seconds since 1970.
+    /// No copied row with a lower version counts any more: set when a table without a key was copied again.
+    #[serde(default)]
+    pub copy_floor: Version,
+    /// When either was recorded, in seconds since 1970.
     #[serde(default)]
     pub floor_set: u64,
 }
@@ -181,6 +184,17 @@ pub(super) fn unix_seconds() -> u64 {
 /// As late as can be, for a record of before there was one.
 fn unknown() -> Lsn {
     Lsn(u64::MAX)
+}
+
+/// Which rows count no more when something was done with a table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Floor {
+    /// Those that did not count before.
+    Unchanged,
+    /// All with a lower version.
+    Rows(Version),
+    /// Of copied rows, those with a lower version.
+    CopiedRows(Version),
 }
 
 /// A table's membership in the publication: another one sends other rows, or has not sent some.
@@ -235,14 +249,20 @@ impl TableRecord {
             copy_anew: None,
             cut: None,
             floor: Version::ZERO,
+            copy_floor: Version::ZERO,
             floor_set: 0,
         }
     }
 
-    /// Notes that rows with a lower version than this count no more.
-    pub fn raise_floor(&mut self, floor: Version) {
-        if floor > self.floor {
-            self.floor = floor;
+    /// Notes which rows count no more.
+    pub fn raise_floor(&mut self, floor: Floor) {
+        let (known, version) = match floor {
+            Floor::Unchanged => return,
+            Floor::Rows(version) => (&mut self.floor, version),
+            Floor::CopiedRows(version) => (&mut self.copy_floor, version),
+        };
+        if version > *known {
+            *known = version;
             self.floor_set = unix_seconds();
         }
     }
@@ -572,7 +592,7 @@ mod tests {
         let mut record = record(1, 0);
         let version = |number| Version::from_number(number);
         assert_eq!(record.left_below(version(9)), Version::ZERO..version(9));
-        record.raise_floor(version(9));
+        record.raise_floor(Floor::Rows(version(9)));
         assert!(record.floor_set > 1_700_000_000);
         assert_eq!(
             record.left_below(version(9)),
@@ -580,7 +600,7 @@ mod tests {
             "of which only the record may be written"
         );
         assert_eq!(record.left_below(version(12)), version(9)..version(12));
-        record.raise_floor(version(5));
+        record.raise_floor(Floor::Rows(version(5)));
         assert_eq!(record.floor, version(9));
     }
 

@@ -11,11 +11,11 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    Destination,
+    Destination, DestinationError, Rows,
     state::{TableRecord, unix_seconds},
     table::Table,
 };
-use crate::model::{TableSchema, Version};
+use crate::model::Version;
 
 /// When a table is looked at again, counted from when there was reason to.
 const AFTER: [Duration; 5] = [
@@ -34,13 +34,13 @@ const POLL: Duration = Duration::from_secs(1);
 
 /// Whether rows from before the table's floor may still be on their way.
 pub(super) fn is_recent(record: &TableRecord) -> bool {
-    record.floor > Version::ZERO && unix_seconds().saturating_sub(record.floor_set) < RECENT.as_secs()
+    record.floor.max(record.copy_floor) > Version::ZERO
+        && unix_seconds().saturating_sub(record.floor_set) < RECENT.as_secs()
 }
 
 /// A table that is looked at again.
 struct Due<D: Destination> {
     table: Arc<Table<D>>,
-    floor: Version,
     since: Instant,
     round: usize,
 }
@@ -58,34 +58,38 @@ pub(super) async fn run<D: Destination>(
             () = stop.cancelled() => return,
             () = tokio::time::sleep(POLL) => {}
         }
-        for table in &tables {
-            if let Some(floor) = table.take_sweep() {
-                match due.iter_mut().find(|due| due.table.id == table.id) {
-                    // One that is truncated all the time is looked at all the same.
-                    Some(due) if due.round == 0 => due.floor = floor,
-                    Some(due) => (due.floor, due.since, due.round) = (floor, Instant::now(), 0),
-                    None => {
-                        due.push(Due { table: Arc::clone(table), floor, since: Instant::now(), round: 0 })
-                    }
-                }
+        for table in tables.iter().filter(|table| table.take_sweep()) {
+            match due.iter_mut().find(|due| due.table.id == table.id) {
+                // One that is truncated all the time is looked at all the same.
+                Some(due) if due.round == 0 => {}
+                Some(due) => (due.since, due.round) = (Instant::now(), 0),
+                None => due.push(Due { table: Arc::clone(table), since: Instant::now(), round: 0 }),
             }
         }
-        for due in &mut due {
-            let Some(after) = AFTER.get(due.round).filter(|after| due.since.elapsed() >= **after) else {
-                continue;
-            };
-            if due.table.failed() {
-                continue;
-            }
-            let schema: TableSchema = due.table.schema();
-            let fence = format!("{fence}.rest-{}", schema.target);
-            match destination.delete(&schema, Version::ZERO..due.floor, &fence).await {
+        let now = Instant::now();
+        let is_due = |due: &&mut Due<D>| AFTER.get(due.round).is_some_and(|after| due.since + *after <= now);
+        for due in due.iter_mut().filter(is_due).filter(|due| !due.table.failed()) {
+            match sweep(&destination, &due.table.record(), &fence).await {
                 Ok(()) => due.round += 1,
                 Err(error) => {
-                    tracing::warn!(table = %due.table.id, %error, after = after.as_secs(), "could not look for late rows; tried again");
+                    tracing::warn!(table = %due.table.id, %error, "could not look for late rows; tried again");
                 }
             }
         }
         due.retain(|due| due.round < AFTER.len());
     }
+}
+
+async fn sweep<D: Destination>(
+    destination: &D,
+    record: &TableRecord,
+    fence: &str,
+) -> Result<(), DestinationError> {
+    let fence = format!("{fence}.rest-{}", record.schema.target);
+    for (rows, floor) in [(Rows::All, record.floor), (Rows::Copied, record.copy_floor)] {
+        if floor > Version::ZERO {
+            destination.delete(&record.schema, rows, Version::ZERO..floor, &fence).await?;
+        }
+    }
+    Ok(())
 }

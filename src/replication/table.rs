@@ -16,11 +16,11 @@ use super::{
     error::table_failure,
     named_columns::NamedColumns,
     policy,
-    state::{StateStore, TablePhase, TableRecord},
+    state::{Floor, StateStore, TablePhase, TableRecord},
     sweep::is_recent,
 };
 use crate::fault::Reason;
-use crate::model::{Lsn, TableId, TableKind, TableProgress, TableSchema, TableState, Version};
+use crate::model::{Lsn, TableId, TableKind, TableProgress, TableSchema, TableState};
 
 /// A table's shared state. One exists for each table of the Mirror, over reconnections of the stream.
 pub(super) struct Table<D: Destination> {
@@ -162,9 +162,8 @@ impl<D: Destination> Table<D> {
         drop(self.chunk_gate.write().await);
     }
 
-    /// Records that nothing is left to copy, as is known from what the source's log had up to `seen`, and that rows below `floor` count no
-    /// more.
-    pub(super) async fn finish_snapshot(&self, seen: Lsn, floor: Version) -> Result<(), Error> {
+    /// Records that nothing is left to copy, as is known from what the source's log had up to `seen`, and what `floor` says.
+    pub(super) async fn finish_snapshot(&self, seen: Lsn, floor: Floor) -> Result<(), Error> {
         let _one_at_a_time = self.writing.lock().await;
         if self.failed() {
             return Ok(());
@@ -178,7 +177,7 @@ impl<D: Destination> Table<D> {
         let chunks = std::mem::take(&mut record.chunks).len();
         self.store.finish_snapshot(&record, chunks).await?;
         self.replace(record);
-        if floor > Version::ZERO {
+        if floor != Floor::Unchanged {
             self.sweep_due.store(true, Ordering::Release);
         }
         self.snapshot_over.store(true, Ordering::Release);
@@ -186,10 +185,9 @@ impl<D: Destination> Table<D> {
         Ok(())
     }
 
-    /// The floor below which late rows have to be looked for from now on, once each time that there is reason to.
-    pub(super) fn take_sweep(&self) -> Option<Version> {
-        let due = self.sweep_due.swap(false, Ordering::AcqRel);
-        due.then(|| self.record.read().unwrap_or_else(PoisonError::into_inner).floor)
+    /// Whether late rows have to be looked for from now on; once each time that there is reason to.
+    pub(super) fn take_sweep(&self) -> bool {
+        self.sweep_due.swap(false, Ordering::AcqRel)
     }
 
     /// Remembers how long an insert took.

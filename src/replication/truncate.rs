@@ -5,10 +5,11 @@ use std::sync::{Arc, atomic::Ordering};
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    Destination, Error,
+    Destination, Error, Rows,
     applier::Applier,
     backoff::{retry, retry_for_table},
     batch::stream_fence,
+    state::Floor,
 };
 use crate::model::Version;
 
@@ -39,9 +40,9 @@ pub(super) async fn apply<D: Destination>(
     let destination = &applier.inserter.destination;
     let notice = &applier.inserter.notice;
     let fence = stream_fence(&applier.inserter.fence, &schema);
-    retry(abort, notice, || table.finish_snapshot(applier.after_commit(), version)).await?;
+    retry(abort, notice, || table.finish_snapshot(applier.after_commit(), Floor::Rows(version))).await?;
     retry_for_table(abort, notice, || async {
-        Ok(destination.delete(&schema, versions.clone(), &fence).await?)
+        Ok(destination.delete(&schema, Rows::All, versions.clone(), &fence).await?)
     })
     .await?;
     table.progress.truncated.fetch_add(1, Ordering::Relaxed);

@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use super::{Destination, Error, SharedSnapshot, Snapshot, Table, plan, retry};
+use super::{Destination, Error, Rows, SharedSnapshot, Snapshot, Table, plan, retry};
 use crate::{
     model::{Lsn, Version},
     postgres::{catalog, shared_snapshot::Locking},
@@ -124,7 +124,7 @@ impl<D: Destination> Snapshot<D> {
         let schema = table.schema();
         let fence = stream_fence(&self.around.fence, &schema);
         let older = Version::ZERO..Version::copied(position);
-        self.around.destination.delete(&schema, older, &fence).await?;
+        self.around.destination.delete(&schema, Rows::All, older, &fence).await?;
         Ok(position)
     }
 

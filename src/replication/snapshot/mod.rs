@@ -25,10 +25,10 @@ use self::{
     queue::Queue,
 };
 use super::{
-    Destination, Error, Policy,
+    Destination, Error, Policy, Rows,
     backoff::{Notice, retry, retry_for_table},
     policy,
-    state::{MirrorState, StateStore},
+    state::{Floor, MirrorState, StateStore},
     table::Table,
 };
 use crate::{
@@ -370,13 +370,17 @@ impl<D: Destination> Snapshot<D> {
             }
         }
         retry_for_table(&self.around.stop, &self.around.notice, || async {
-            if version > Lsn::ZERO && schema.kind.is_keyed() {
+            let older = Version::ZERO..Version::copied(version);
+            let floor = match schema.kind.is_keyed() {
+                _ if version == Lsn::ZERO => Floor::Unchanged,
+                true => Floor::Rows(older.end),
+                false => Floor::CopiedRows(older.end),
+            };
+            if matches!(floor, Floor::Rows(_)) {
                 let fence = format!("{}.rest-{}", self.around.fence, schema.target);
-                let older = Version::ZERO..Version::copied(version);
-                self.around.destination.delete(&schema, older, &fence).await?;
-                return table.finish_snapshot(seen, Version::copied(version)).await;
+                self.around.destination.delete(&schema, Rows::All, older.clone(), &fence).await?;
             }
-            table.finish_snapshot(seen, Version::ZERO).await
+            table.finish_snapshot(seen, floor).await
         })
         .await
     }
