@@ -468,6 +468,56 @@ fn overrides_choose_another_type() {
     );
 }
 
+/// JSON that PostgreSQL takes and ClickHouse's type of that name doesn't: each value by `outOfRange`, copied and streamed alike.
+#[test]
+fn json_that_the_type_does_not_hold() {
+    let lab = Lab::new(Pg::V18);
+    lab.sql("CREATE TABLE t (id int PRIMARY KEY, j json); CREATE TABLE other (id int PRIMARY KEY)");
+    let odd = [
+        r#"{"a":"\ud83d"}"#,
+        r#"{"n": 18446744073709551616}"#,
+        r#"{"n": [-9223372036854775809]}"#,
+        r#"{"e": 1e400}"#,
+        r#"{"a": 1, "a": 2}"#,
+        r#"{"a.b": 1, "a": {"b": 2}}"#,
+        "[1]",
+        "null",
+    ];
+    let deep = format!("{{\"a\":{}1{}}}", "[".repeat(1100), "]".repeat(1100));
+    let mut insert = String::new();
+    for (id, value) in
+        odd.into_iter().chain([deep.as_str(), r#"{"a":{"b":1},"n":18446744073709551615}"#]).enumerate()
+    {
+        insert.push_str(&format!("INSERT INTO t VALUES ({id} + first, '{value}');"));
+    }
+    let rows = |first: u32| insert.replace("first", &first.to_string());
+    lab.sql(&rows(0));
+    let mut mirror = lab.mirror(&["t", "other"]);
+    mirror.table(0)["columns"] = json!({"types": {"j": "JSON"}});
+    let mut run = lab.streaming(&mirror);
+    lab.sql(&rows(100));
+    lab.settle(&mut run);
+    let empty =
+        "SELECT groupArray(id % 100) FROM (SELECT id FROM t FINAL WHERE toString(j) = '{}' ORDER BY id)";
+    assert_eq!(lab.target_value(empty), "[0,1,2,3,4,5,6,7,8,0,1,2,3,4,5,6,7,8]");
+    let (_, metrics) = run.http("/metrics").unwrap();
+    let counted = metrics.lines().find(|line| line.contains("out_of_range") && line.contains("column=\"j\""));
+    assert!(counted.is_some_and(|line| line.ends_with(" 18")), "{metrics}");
+    run.stop();
+    mirror.mirror["metadata"]["annotations"] = json!({"walferry.dev/resync": "1"});
+    mirror.mirror["spec"]["outOfRange"] = json!("Null");
+    lab.catch_up(&mirror);
+    assert_eq!(lab.target_value("SELECT count() FROM t FINAL WHERE j IS NULL"), "18");
+    mirror.mirror["metadata"]["annotations"] = json!({"walferry.dev/resync": "2"});
+    mirror.mirror["spec"]["outOfRange"] = json!("Fail");
+    let mut run = lab.run(&mirror);
+    let message = run.until_failed("t");
+    assert!(message.contains("column j") && !message.contains("ud83d"), "{message}");
+    lab.sql("INSERT INTO other VALUES (1)");
+    lab.settle(&mut run);
+    assert_eq!(lab.target("SELECT id FROM other FINAL"), "1\n");
+}
+
 /// An array in PostgreSQL has no fixed number of dimensions; a ClickHouse column has.
 #[test]
 fn arrays_of_more_dimensions_do_not_stop_other_tables() {

@@ -57,18 +57,19 @@ const LENGTH: [(&str, &str); 5] = [
     ("max_expanded_ast_elements", "500000"),
 ];
 
-/// For every statement: how its text and its answer are framed.
-const TEXT: [(&str, &str); 6] = [
+/// For every statement: how its text and its answer are framed, and that the answer is its own.
+const TEXT: [(&str, &str); 7] = [
     ("dialect", "clickhouse"),
     ("format_binary_max_string_size", "1073741824"),
     ("format_binary_max_array_size", "1073741824"),
     ("http_write_exception_in_output_format", "0"),
     ("send_progress_in_http_headers", "0"),
     ("implicit_select", "0"),
+    ("use_query_cache", "0"),
 ];
 
 /// For what is read, where the release has them: other limits, what an expression means, and how the answer is written.
-const QUERY: [(&str, &str); 58] = [
+const QUERY: [(&str, &str); 57] = [
     ("max_subquery_depth", "100"),
     ("max_rows_to_read_leaf", "0"),
     ("max_bytes_to_read_leaf", "0"),
@@ -105,7 +106,6 @@ const QUERY: [(&str, &str); 58] = [
     ("transform_null_in", "0"),
     ("cast_keep_nullable", "0"),
     ("prefer_column_name_to_alias", "0"),
-    ("use_query_cache", "0"),
     ("session_timezone", ""),
     ("format_tsv_null_representation", "\\N"),
     ("output_format_json_array_of_rows", "0"),
@@ -141,7 +141,7 @@ const DEFINITION: [(&str, &str); 7] = [
 ];
 
 /// For inserts: what the bytes mean, and that none of them is left out.
-const INSERT: [(&str, &str); 10] = [
+const INSERT: [(&str, &str); 12] = [
     ("input_format_allow_errors_num", "0"),
     ("input_format_allow_errors_ratio", "0"),
     ("input_format_defaults_for_omitted_fields", "1"),
@@ -152,6 +152,8 @@ const INSERT: [(&str, &str); 10] = [
     ("insert_allow_materialized_columns", "0"),
     ("insert_shard_id", "0"),
     ("throw_on_max_partitions_per_insert_block", "1"),
+    ("min_execution_speed", "0"),
+    ("min_execution_speed_bytes", "0"),
 ];
 
 /// What is pinned for [`KNOWN`].
