@@ -11,8 +11,8 @@ use serde_json::json;
 use walferry::api::{self, ReplicationPeer, conditions};
 
 use crate::{
-    harness::{Lab, another, cluster, condition},
-    support::{eventually, until},
+    harness::{Lab, another, assert_says, clickhouse, cluster, condition, own_postgres},
+    support::{self, eventually, until},
 };
 
 /// How many records of this Mirror there are at the destination.
@@ -25,6 +25,37 @@ fn records(lab: &Lab, uid: &str) -> String {
 /// The UID as slot, publication and state have it.
 fn uid_of(name_at_source: &str) -> &str {
     name_at_source.strip_prefix("walferry_").unwrap()
+}
+
+/// The peer names another server by the time that its Mirror goes: nothing there is taken for the Mirror's slot, and the message has the place.
+#[test]
+fn stays_while_the_peer_names_another_server() {
+    let lab = Lab::new();
+    lab.sql("CREATE TABLE t (id int PRIMARY KEY); INSERT INTO t VALUES (1)");
+    let mirror = lab.mirror(&["t"]);
+    let name = lab.streaming(&mirror);
+    let at_source = lab.name_at_source(&name);
+    lab.patch_mirror(&name, &json!({"spec": {"suspend": true}}));
+    let other = support::Lab::on(own_postgres(&[]), clickhouse());
+    let there = other.mirror(&["t"]);
+    let mut moved = mirror.postgres.clone();
+    for field in ["port", "database"] {
+        moved["spec"]["postgres"][field] = there.postgres["spec"]["postgres"][field].clone();
+    }
+    lab.space.apply_secret("source-login", &there.secrets[0].1);
+    lab.space.apply(&moved);
+    let made_at = format!("in database {}", lab.database);
+    let message = lab.until_stalled(&name, "SourceReplaced");
+    assert_says(&message, &[&made_at, "Point the peer back", &at_source]);
+    lab.begin_delete::<api::Mirror>(&name);
+    let words = ["SourceReplaced", &made_at, "nothing was dropped", "walferry.dev/abandon"];
+    lab.until_told(&name, "CleanupFailed", &words);
+    assert!(lab.left_at_source().contains(&at_source));
+
+    lab.space.apply_secret("source-login", &mirror.secrets[0].1);
+    lab.space.apply(&mirror.postgres);
+    lab.until_gone(&name);
+    assert!(!lab.left_at_source().contains(&at_source));
 }
 
 /// In all ways that a Mirror can go while its servers answer: its pod was killed just now, it is to be retained, it has no pod, and its

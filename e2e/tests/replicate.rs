@@ -71,6 +71,41 @@ fn rows_flow(pg: Pg) {
     lab.command("teardown", &mirror, &[]).exits(0).says(&[&uid.replace('-', ""), "dropped"]);
 }
 
+/// A publication that only the tables' owner can change, and a row filter that needs another one: the Mirror waits with the statements for the
+/// owner, and continues once they are run.
+#[test]
+fn waits_for_the_owner_of_the_publication() {
+    let lab = Lab::new(Pg::V18);
+    let name = &lab.database;
+    lab.sql("CREATE TABLE t (id int PRIMARY KEY); INSERT INTO t SELECT generate_series(1, 20)");
+    lab.admin(&format!(
+        "CREATE ROLE {name}_least LOGIN REPLICATION PASSWORD 'least-test';
+        GRANT USAGE ON SCHEMA public TO {name}_least; GRANT SELECT ON public.t TO {name}_least"
+    ));
+    let mut mirror = lab.mirror(&["t"]);
+    // The owner's role makes the publication; a role that may only read goes on with it.
+    lab.catch_up(&mirror);
+    mirror.secrets[0].1 = json!({"username": format!("{name}_least"), "password": "least-test"});
+    mirror.table(0)["where"] = json!("id > 5");
+    mirror.mirror["metadata"]["annotations"] = json!({"walferry.dev/resync": "filter public.t"});
+    let mounted = Mounted::new(&mirror);
+    let mut run = mounted.run();
+    let (reason, message) = run.until_stalled();
+    assert_eq!(reason, "SourcePublicationUnusable");
+    let (_, statements) =
+        message.split_once(&format!("As {name}, run: ")).unwrap_or_else(|| panic!("{message}"));
+    let (statements, _) = statements.split_once("COMMIT;").unwrap();
+    lab.sql(&format!("{statements}COMMIT;"));
+    run.stop();
+    let mut run = mounted.run();
+    run.until_streaming();
+    lab.settle(&mut run);
+    assert_eq!(lab.target_value("SELECT min(id) FROM t FINAL"), "6");
+    run.stop();
+    lab.command("teardown", &mirror, &[]).exits(0).says(&["DROP PUBLICATION", &format!("as {name}")]);
+    lab.admin(&format!("DROP OWNED BY {name}_least; DROP ROLE {name}_least"));
+}
+
 on_both!(rows_flow);
 
 /// Without a preflight, what needs a human shows in the status, and the process goes on.
