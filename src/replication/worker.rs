@@ -263,7 +263,7 @@ impl<D: Destination> Worker<D> {
         let watched: Vec<_> = tables.iter().map(|(table, _)| Arc::clone(table)).collect();
         let target_watcher =
             tokio::spawn(target_watch::run(self.destination.clone(), watched, notice.clone(), end.clone()));
-        tokio::spawn(self.sweep(&tables, end.clone()));
+        let sweeper = tokio::spawn(self.sweep(&tables, end.clone()));
         let finisher = ends.then(|| tokio::spawn(self.until_caught_up(&tables, fatal.clone(), end.clone())));
         let inserter = self.inserter(fatal.clone(), notice, abort.clone());
         let checkpoint = Checkpoint::new(start);
@@ -287,6 +287,7 @@ impl<D: Destination> Worker<D> {
         end.cancel();
         over.cancel();
         target_watcher.abort();
+        sweeper.abort();
         // What they were writing must not be written after what comes next.
         drop(watcher.await);
         drop(target_watcher.await);
@@ -298,7 +299,10 @@ impl<D: Destination> Worker<D> {
             return Err(Error::Stopped);
         }
         if self.config.snapshot.mode == SnapshotMode::Only {
-            self.finish(state).await?;
+            tokio::select! {
+                finished = self.finish(state) => finished?,
+                () = self.stop.cancelled() => return Err(Error::Stopped),
+            }
         }
         Ok(())
     }
@@ -511,10 +515,15 @@ impl<D: Destination> Worker<D> {
         let tables = self.let_go().await;
         if let Error::CatalogChanged { table, copy: true, .. } | Error::NullCame { table, .. } = &error
             && let Some(table) = tables.get(table)
-            && let Err(error) = table.update(|record| note(record, &error)).await
         {
-            // The stream meets the same change again.
-            tracing::warn!(%error, "a table's change could not be noted; it will be met again");
+            let noted = tokio::select! {
+                noted = table.update(|record| note(record, &error)) => noted,
+                () = self.stop.cancelled() => return,
+            };
+            if let Err(error) = noted {
+                // The stream meets the same change again.
+                tracing::warn!(%error, "a table's change could not be noted; it will be met again");
+            }
         }
         tokio::select! {
             () = self.stop.cancelled() => {}
