@@ -45,8 +45,8 @@ fn ties_within_a_transaction(pg: Pg) {
     lab.settle(&mut run);
     assert_eq!(gateway.kept(), 3);
     lab.assert_table("t", "id, v", "id");
-    let parts = "SELECT uniqExact(_walferry_version) > 10, uniqExact(_part) > 1 FROM t";
-    assert_eq!(lab.target_value(parts), "1\t1", "the transaction was to be inserted in several steps");
+    let steps = "SELECT uniqExact(_walferry_version) > 10 FROM t";
+    assert_eq!(lab.target_value(steps), "1", "the transaction was to be inserted in several steps");
     assert_delivered(&gateway.deliver());
     lab.assert_table("t", "id, v", "id");
     assert_eq!(lab.target_value("SELECT v FROM t FINAL WHERE id IN (1, 2)"), "second");

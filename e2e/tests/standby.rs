@@ -184,19 +184,18 @@ fn conflicts_with_recovery() {
     let (lab, standby) = pair(Some(&["max_standby_streaming_delay=0"]));
     lab.sql(
         "CREATE TABLE wide (id int PRIMARY KEY, v text);
-        INSERT INTO wide SELECT i, repeat(md5(i::text) || md5((-i)::text), 8) FROM generate_series(1, 1000) i",
+        INSERT INTO wide SELECT i, repeat(md5(i::text) || md5((-i)::text), 8) FROM generate_series(1, 60000) i",
     );
     standby.until_replayed(lab.lsn());
-    let destination = Proxy::to(lab.clickhouse.port);
-    let mut mirror = mirror_from(standby.server.port, &lab, &["wide"]);
-    mirror.clickhouse["spec"]["clickhouse"]["url"] = format!("http://127.0.0.1:{}", destination.port).into();
+    let source = Proxy::to(standby.server.port);
+    let mut mirror = mirror_from(source.port, &lab, &["wide"]);
     let check = lab.command("check", &mirror, &[]).says(&["hot_standby_feedback"]);
     run_at_the_primary(&lab, &standby, check);
 
-    // A destination so slow that the copy's transaction is open when the rows that it has read are vacuumed.
-    destination.set_bytes_per_second(Direction::ToServer, 10_000);
+    // A network so slow that the copy still reads when the rows that it has read are vacuumed.
     let mut run = lab.run(&mirror);
     slot_made(&lab, &mut run);
+    source.set_bytes_per_second(Direction::ToClient, 200_000);
     let copies = || {
         standby.value(
             "SELECT count(*) FROM pg_stat_activity WHERE query LIKE 'COPY %' AND backend_xmin IS NOT NULL",
@@ -213,7 +212,7 @@ fn conflicts_with_recovery() {
         vacuum("wide");
         (copies() == "0").then_some(())
     });
-    destination.set_bytes_per_second(Direction::ToServer, 0);
+    source.set_bytes_per_second(Direction::ToClient, 0);
     until("the copy to be ended", || run.log().contains("conflict with recovery").then_some(()));
     run.until_streaming();
     lab.settle(&mut run);
