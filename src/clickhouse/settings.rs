@@ -130,7 +130,9 @@ const QUERY: [(&str, &str); 57] = [
 ];
 
 /// For definitions: what they mean, and that the answer comes when they are in force.
-const DEFINITION: [(&str, &str); 7] = [
+const DEFINITION: [(&str, &str); 9] = [
+    ("max_temporary_columns", "0"),
+    ("max_temporary_non_const_columns", "0"),
     ("data_type_default_nullable", "0"),
     ("flatten_nested", "1"),
     ("distributed_ddl_output_mode", "throw"),
