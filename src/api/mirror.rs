@@ -313,7 +313,7 @@ pub struct MirrorStatus {
 pub struct SlotStatus {
     /// Host name or address, as the peer named it last.
     pub host: String,
-    /// TCP port.
+    /// The TCP port of the server.
     pub port: i32,
     /// The database.
     pub database: String,
