@@ -224,7 +224,8 @@ fn what_is_wrong_is_told_without_a_loop_and_passes_when_it_is_corrected() {
 #[test]
 fn a_mirror_deleted_while_it_is_being_created_leaves_nothing() {
     let lab = Lab::new();
-    lab.sql("CREATE TABLE t (id bigint PRIMARY KEY); INSERT INTO t SELECT n FROM generate_series(1, 1000) n");
+    // Without rows: a target that has some is refused to the Mirror that is made next.
+    lab.sql("CREATE TABLE t (id bigint PRIMARY KEY)");
     let mirror = lab.mirror(&["t"]);
     let name = lab.apply(&mirror);
     lab.delete::<api::Mirror>(&name);

@@ -175,8 +175,10 @@ fn while_the_source_is_down() {
         }
         for name in ["waits", "abandoned"] {
             let (server, database) = (format!("{address}:{}", lab.postgres_port), &lab.database);
-            let by_hand = format!("at {server} in database {database}: SELECT pg_drop_replication_slot(");
-            let words = ["source", "kubectl annotate mirror", name, "walferry.dev/abandon=true", &by_hand];
+            let place = format!("at {server} in database {database}");
+            let by_hand = "SELECT pg_drop_replication_slot(";
+            let words =
+                ["source", "kubectl annotate mirror", name, "walferry.dev/abandon=true", &place, by_hand];
             lab.until_told(name, "CleanupFailed", &words);
             lab.until(name, "the side that the fault lies on", |mirror| {
                 let source = condition(&mirror.status.as_ref()?.conditions, conditions::SOURCE_READY)?;

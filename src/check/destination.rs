@@ -63,7 +63,9 @@ impl MissingRights {
 /// A statement, or the connection itself, failed.
 pub(super) fn failed(name: &str, error: Error) -> Check {
     let DestinationError { kind, reason, message, .. } = DestinationError::from(error);
-    let transient = matches!(kind, ErrorKind::Transient | ErrorKind::Overloaded | ErrorKind::Unclear);
+    // A profile that refuses settings stays so until somebody changes it.
+    let transient = matches!(kind, ErrorKind::Transient | ErrorKind::Overloaded | ErrorKind::Unclear)
+        && reason != Reason::DestinationReadOnly;
     Check::failure(SUBJECT, name, reason, message).transient(transient)
 }
 
