@@ -192,7 +192,7 @@ fn wrong_settings_are_told_and_correcting_them_is_seen() {
         ("target-port", reconciling, "DestinationUnreachable", &[&format!("{address}:1")]),
         ("target-database", stalled, "DestinationDatabaseMissing", &["app_nowhere", "CREATE DATABASE"]),
         ("reader", stalled, "DestinationAccessDenied", &["reader", "GRANT"]),
-        ("frozen", stalled, "DestinationReadOnly", &["frozen", "readonly"]),
+        ("frozen", stalled, "DestinationReadOnly", &["readonly = 0"]),
     ] {
         let message = until_failing(&lab, name, kind, reason);
         println!("{name}: {reason}: {message}");
