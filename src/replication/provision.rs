@@ -461,7 +461,7 @@ async fn tell_of_wait(progress: &Progress, slot: &str, standby: bool) -> Infalli
         ),
     };
     tracing::info!(message, "waits for the replication slot");
-    let failure = MirrorFailure { reason: Reason::SourceSlotNotReady.to_owned(), message };
+    let failure = MirrorFailure { reason: Reason::SourceSlotNotReady, message };
     progress.set_phase(MirrorPhase::Provisioning, Some(failure));
     std::future::pending().await
 }

@@ -164,7 +164,7 @@ fn ending(pod: &Pod, now: Timestamp) -> Option<MirrorFailure> {
             "{message}. It should have ended at {ends_by:.0}. If {node} is gone for good: kubectl delete pod {name} --namespace {namespace} --force"
         );
     }
-    Some(MirrorFailure { reason: Reason::Deleting.to_owned(), message })
+    Some(MirrorFailure { reason: Reason::Deleting, message })
 }
 
 /// Removes what the Mirror's policy says.

@@ -110,7 +110,7 @@ pub(super) async fn report(
     match replicator_state(deployment, &pods) {
         ReplicatorState::Absent => unasked(mirror, MirrorPhase::Provisioning, None),
         ReplicatorState::Starting { message } => {
-            let failure = MirrorFailure { reason: Reason::ReplicatorStarting.to_owned(), message };
+            let failure = MirrorFailure { reason: Reason::ReplicatorStarting, message };
             unasked(mirror, MirrorPhase::Provisioning, Some(failure))
         }
         ReplicatorState::Failing { reason, message, needs_human } => {
@@ -121,7 +121,7 @@ pub(super) async fn report(
             context.status_client.ask(&address, mirror).await.unwrap_or_else(|error| {
                 if has_just_started(&pods, Timestamp::now()) {
                     let message = "the replicator's container has started".to_owned();
-                    let failure = MirrorFailure { reason: Reason::ReplicatorStarting.to_owned(), message };
+                    let failure = MirrorFailure { reason: Reason::ReplicatorStarting, message };
                     return unasked(mirror, MirrorPhase::Provisioning, Some(failure));
                 }
                 let message = format!(
