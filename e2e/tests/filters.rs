@@ -79,6 +79,115 @@ fn a_column_that_may_not_be_read() {
     lab.command("check", &mirror, &[]).exits(1).says(&["GRANT SELECT ON", "\"t\""]);
 }
 
+/// A filter that fails for a changed row: nobody gets past it, which is said with a name and without a value, and with what to do.
+#[test]
+fn a_filter_that_fails_in_the_stream() {
+    let lab = Lab::new(Pg::V18);
+    lab.sql(
+        "CREATE TABLE a (id int PRIMARY KEY, total int, quantity int, unit text, at timestamp); ALTER TABLE a REPLICA IDENTITY FULL; CREATE TABLE b (id int PRIMARY KEY);
+        INSERT INTO a VALUES (1, 60, 10, 'day', '2027-01-09')",
+    );
+    for (round, (filter, row, condition)) in [
+        ("total / quantity > 5", "(2, 70, 0, 'day', '2027-01-09')", "division_by_zero (SQLSTATE 22012)"),
+        (
+            "date_part(unit, at) > 5",
+            "(3, 70, 1, '4111 SECRET', '2027-01-09')",
+            "invalid_parameter_value (SQLSTATE 22023)",
+        ),
+        (
+            "date_part(unit, at) > 5",
+            "(4, 70, 1, 'timezone', '2027-01-09')",
+            "feature_not_supported (SQLSTATE 0A000)",
+        ),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        lab.sql("DELETE FROM a WHERE id > 1; INSERT INTO b SELECT coalesce(max(id), 0) + 1 FROM b");
+        let mut mirror = lab.mirror(&["a", "b"]);
+        mirror.table(0)["where"] = json!(filter);
+        mirror.mirror["metadata"]["annotations"] = json!({"walferry.dev/resync": format!("broken-{round}")});
+        let used = if filter.starts_with("total") { "int4div" } else { "date_part" };
+        lab.command("check", &mirror, &[]).exits(0).says(&[used, "fails for some values"]);
+        let mut run = lab.streaming(&mirror);
+        lab.sql(&format!(
+            "BEGIN; INSERT INTO b SELECT max(id) + 1 FROM b; INSERT INTO a VALUES {row}; COMMIT"
+        ));
+        let (reason, message) = run.until_stalled();
+        assert_eq!(reason, "SourceRowFilterFailed", "{message}");
+        for words in [condition, "public.a", "walferry.dev/resync"] {
+            assert!(message.contains(words), "{message}");
+        }
+        let log = run.log();
+        assert!(!log.contains("4111") && !log.contains("\"timezone\""), "{log}");
+        run.stop();
+        // As it says: another filter, and all is copied again.
+        mirror.table(0)["where"] = json!("CASE WHEN quantity <> 0 THEN total / quantity > 5 ELSE false END");
+        mirror.mirror["metadata"]["annotations"] = json!({"walferry.dev/resync": format!("mended-{round}")});
+        let mut run = lab.streaming(&mirror);
+        lab.sql("INSERT INTO a VALUES (90, 1, 0), (91, 90, 1); DELETE FROM a WHERE id >= 90; INSERT INTO b SELECT max(id) + 1 FROM b");
+        lab.settle(&mut run);
+        lab.assert_table("b", "id", "id");
+        lab.assert_same(
+            "SELECT id, total FROM a WHERE CASE WHEN quantity <> 0 THEN total / quantity > 5 ELSE false END ORDER BY id",
+            "SELECT id, total FROM a FINAL WHERE _walferry_deleted = 0 ORDER BY id",
+        );
+        run.stop();
+    }
+}
+
+/// A filter that fails for a row that is there stops the copy of that table alone, and leaves the publication, so that no other is held up.
+#[test]
+fn a_filter_that_fails_in_the_copy() {
+    let lab = Lab::new(Pg::V18);
+    lab.sql(
+        "CREATE TABLE a (id int PRIMARY KEY, total int, quantity int); ALTER TABLE a REPLICA IDENTITY FULL; CREATE TABLE b (id int PRIMARY KEY);
+        INSERT INTO a VALUES (1, 60, 10), (2, 70, 0)",
+    );
+    let mut mirror = lab.mirror(&["a", "b"]);
+    mirror.table(0)["where"] = json!("total / quantity > 5");
+    let mut run = lab.run(&mirror);
+    let message = run.until_failed("a");
+    assert!(message.contains("division_by_zero") && message.contains("public.a"), "{message}");
+    run.eventually("the table to leave the publication", || {
+        lab.source_value("SELECT count(*) FROM pg_publication_tables WHERE tablename = 'a'") == "0"
+    });
+    lab.sql("INSERT INTO a VALUES (3, 1, 0); INSERT INTO b VALUES (1)");
+    lab.settle(&mut run);
+    lab.assert_table("b", "id", "id");
+    run.stop();
+    mirror.table(0)["where"] = json!("total > 5 * quantity AND quantity <> 0");
+    mirror.mirror["metadata"]["annotations"] = json!({"walferry.dev/resync": "1 public.a"});
+    let mut run = lab.streaming(&mirror);
+    lab.sql("INSERT INTO a VALUES (4, 99, 1), (5, 99, 0)");
+    lab.settle(&mut run);
+    assert_eq!(lab.target("SELECT id FROM a FINAL WHERE _walferry_deleted = 0 ORDER BY id"), "1\n4\n");
+    run.stop();
+}
+
+/// Filters that can't fail are not warned of.
+#[test]
+fn a_filter_that_cannot_fail() {
+    let lab = Lab::new(Pg::V18);
+    lab.sql(
+        "CREATE TABLE t (id int PRIMARY KEY, n numeric, f float8, v text, w varchar(9), d date, at timestamptz, j jsonb, a int[], u uuid, b bool); ALTER TABLE t REPLICA IDENTITY FULL",
+    );
+    let mut mirror = lab.mirror(&["t"]);
+    for filter in [
+        "id > 5 AND n >= 1 AND f < 3 AND v = 'x' AND b",
+        "d >= '2027-01-01' AND at < '2027-01-01' AND u <> 'a0eebc99-9c0b-4ef8-bb6d-6bb9bd380a11'",
+        "v LIKE 'a%' AND lower(w) = 'x' AND j ->> 'k' = 'v' AND j @> '{}' AND a && '{1}' AND id = ANY ('{1,2}') AND v IS NOT NULL",
+    ] {
+        mirror.table(0)["where"] = json!(filter);
+        let said = lab.command("check", &mirror, &[]).exits(0).text();
+        assert!(!said.contains("fails for some values"), "{filter}: {said}");
+    }
+    for filter in ["id + 1 > 5", "substring(v from 1 for id) = 'a'", "n / id > 1"] {
+        mirror.table(0)["where"] = json!(filter);
+        lab.command("check", &mirror, &[]).exits(0).says(&["fails for some values"]);
+    }
+}
+
 /// A right that is taken away while rows are read stops that table alone.
 #[test]
 fn a_right_that_is_taken_away() {

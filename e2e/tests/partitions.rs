@@ -85,6 +85,7 @@ on_both!(
     rows_of_every_leaf,
     partitions_come_and_go,
     a_partition_that_was_away,
+    short_lived_partitions,
     a_partition_that_was_away_while_it_is_down,
     partitions_with_another_identity,
     partitions_below_a_mirrored_table
@@ -146,6 +147,60 @@ fn a_partition_that_was_away_while_it_is_down(pg: Pg) {
         lab.assert_table("t", COLUMNS, "id, region, at");
     }
     lab.verify(&mirror);
+}
+
+/// Partitions whose rows came in the stream and are gone at the next look at the catalog, which knew nothing of them before.
+const SHORT_LIVED: [&str; 3] = [
+    "CREATE TABLE t_x PARTITION OF t FOR VALUES IN ('x'); INSERT INTO t SELECT 'x', i, '2022-01-01', 'x' FROM generate_series(1, 50) i; DROP TABLE t_x",
+    "CREATE TABLE t_y PARTITION OF t FOR VALUES IN ('y'); INSERT INTO t SELECT 'y', i, '2022-01-01', 'x' FROM generate_series(1, 50) i; ALTER TABLE t DETACH PARTITION t_y",
+    "CREATE TABLE t_z PARTITION OF t FOR VALUES IN ('z'); INSERT INTO t VALUES ('z', 1, '2022-01-01', 'x'); TRUNCATE t_z; INSERT INTO t VALUES ('z', 2, '2022-01-01', 'y')",
+];
+
+fn short_lived_partitions(pg: Pg) {
+    let lab = Lab::new(pg);
+    lab.sql(TREE);
+    let mirror = lab.mirror(&["t", "bystander"]);
+    let mut run = lab.streaming(&mirror);
+    let change = |statements: &str| {
+        let mut application = lab.connect();
+        statements.split("; ").for_each(|statement| application.batch_execute(statement).unwrap());
+    };
+    for statements in SHORT_LIVED {
+        change(statements);
+        equal(&lab, &mut run, statements);
+    }
+    run.stop();
+    lab.sql("DROP TABLE t_y, t_z");
+    for statements in SHORT_LIVED {
+        change(statements);
+        let mut run = lab.run(&mirror);
+        equal(&lab, &mut run, statements);
+        run.stop();
+    }
+    lab.verify(&mirror);
+}
+
+/// A new partition below a root without a key has no replica identity, and makes the application's DELETE fail: not for long.
+#[test]
+fn a_partition_without_identity() {
+    let lab = Lab::new(Pg::V18);
+    lab.sql(
+        "CREATE TABLE log (day date, line text) PARTITION BY LIST (day); ALTER TABLE log REPLICA IDENTITY FULL; CREATE TABLE bystander (id int PRIMARY KEY);
+        CREATE TABLE log_1 PARTITION OF log FOR VALUES IN ('2027-01-01'); ALTER TABLE log_1 REPLICA IDENTITY FULL",
+    );
+    let mirror = lab.mirror(&["log", "bystander"]);
+    let words = ["a new partition gets no replica identity", "REPLICA IDENTITY FULL"];
+    lab.command("check", &mirror, &[]).exits(0).says(&words);
+    let mut run = lab.streaming(&mirror);
+    lab.sql("CREATE TABLE log_2 PARTITION OF log FOR VALUES IN ('2027-01-02'); INSERT INTO log VALUES ('2027-01-02', 'x')");
+    let (started, mut application) = (std::time::Instant::now(), lab.connect());
+    run.eventually("DELETE to work again", || {
+        application.batch_execute("DELETE FROM log WHERE line = 'x'").is_ok()
+    });
+    assert!(started.elapsed().as_secs() < 5, "DELETE failed for {:?}", started.elapsed());
+    let message = run.until_failed("log");
+    assert!(message.contains("log_2") && message.contains("walferry.dev/resync"), "{message}");
+    run.stop();
 }
 
 /// A partition that comes, goes or is emptied while the table is copied; one worker, so that the copy takes a while.

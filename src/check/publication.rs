@@ -308,6 +308,7 @@ mod tests {
             oid: 1,
             row_filter: row_filter.map(str::to_owned),
             filter_columns: Vec::new(),
+            may_fail: Vec::new(),
             columns: None,
         }
     }

@@ -220,12 +220,18 @@ fn replica_identity(subject: &str, facts: &TableFacts, version: u32) -> Check {
             identity_fix(full),
         );
     }
+    if facts.schema.kind == TableKind::History && root.identity != IdentityKind::Full {
+        let detail = "no longer FULL, which it was when it was copied without a key: this table fails alone, the others go on";
+        return Check::warning(subject, NAME, Reason::SourceReplicaIdentityMissing, detail)
+            .fix(format!("ALTER TABLE {} REPLICA IDENTITY FULL;", qualified(&root.id)));
+    }
+    if let Some(statement) = new_partitions_lack_identity(root) {
+        let detail = "a new partition gets no replica identity from its table: UPDATE and DELETE on it fail at the source, until walferry \
+                      notices and takes the table out of the publication";
+        return Check::warning(subject, NAME, Reason::SourceReplicaIdentityMissing, detail)
+            .fix(format!("{statement} -- in the transaction that makes a partition, or attaches one"));
+    }
     if facts.schema.kind == TableKind::History {
-        if root.identity != IdentityKind::Full {
-            let detail = "no longer FULL, which it was when it was copied without a key: this table fails alone, the others go on";
-            return Check::warning(subject, NAME, Reason::SourceReplicaIdentityMissing, detail)
-                .fix(format!("ALTER TABLE {} REPLICA IDENTITY FULL;", qualified(&root.id)));
-        }
         let detail = "FULL, without a key: the target gets each change as a row, to be counted with sum(_walferry_sign)";
         return Check::ok(subject, NAME, detail);
     }
@@ -235,6 +241,20 @@ fn replica_identity(subject: &str, facts: &TableFacts, version: u32) -> Check {
         _ => "primary key",
     };
     Check::ok(subject, NAME, format!("{kind} {}", root.key.join(", ")))
+}
+
+/// The statement that each new partition takes, where it has no usable replica identity without it: a partition is made with that of its
+/// primary key, whatever its table's is.
+fn new_partitions_lack_identity(root: &RelationFacts) -> Option<String> {
+    if root.kind != 'p' || root.candidate == Some(KeyCandidate::PrimaryKey) {
+        return None;
+    }
+    let identity = match root.identity {
+        IdentityKind::Full => "FULL",
+        IdentityKind::Index => "USING INDEX …",
+        IdentityKind::Default | IdentityKind::Nothing => return None,
+    };
+    Some(format!("ALTER TABLE … REPLICA IDENTITY {identity};"))
 }
 
 fn identity_fix(relation: &RelationFacts) -> String {
@@ -275,13 +295,13 @@ fn row_filter(
                 .fix("take out where, or upgrade the server"),
         );
     }
-    let columns = match (probe, published) {
-        (Some(Ok(probed)), _) => &probed.filter_columns,
+    let probed = match (probe, published) {
+        (Some(Ok(probed)), _) => probed,
         (Some(Err(error)), _) if !may_pass(error) => {
             return Some(invalid(format!("PostgreSQL refuses where: {error}")).fix("correct where"));
         }
         // Only the table's owner can have PostgreSQL read the filter; a publication that somebody made tells as well.
-        (_, Some(published)) if published.row_filter.is_some() => &published.filter_columns,
+        (_, Some(published)) if published.row_filter.is_some() => published,
         (probe, _) => {
             let why = match probe {
                 Some(Err(Error::Standby { .. })) => "a standby can't try it out".to_owned(),
@@ -295,6 +315,7 @@ fn row_filter(
             );
         }
     };
+    let columns = &probed.filter_columns;
     let outside = relations(facts)
         .filter(|_| facts.schema.kind != TableKind::InsertOnly)
         .filter(|relation| relation.identity != IdentityKind::Nothing)
@@ -305,6 +326,16 @@ fn row_filter(
             relation.id
         ))
         .fix(format!("ALTER TABLE {} REPLICA IDENTITY FULL;", qualified(&relation.id))),
+        None if !probed.may_fail.is_empty() => {
+            let detail = format!(
+                "where uses {}, which fails for some values: one such row stops the copy of this table, and in the stream the whole Mirror, \
+                 for PostgreSQL sends nothing after it",
+                probed.may_fail.join(", ")
+            );
+            Check::warning(subject, NAME, Reason::SourceRowFilterFailed, detail).fix(
+                "compare columns with constants, or make sure that no value fails (CASE WHEN quantity <> 0 THEN total / quantity > 5 ELSE false END)",
+            )
+        }
         None => Check::ok(subject, NAME, filter),
     })
 }
@@ -375,6 +406,7 @@ mod tests {
             row_filter: Some("(id > 5)".to_owned()),
             filter_columns: columns.iter().map(|column| (*column).to_owned()).collect(),
             columns: None,
+            may_fail: Vec::new(),
         })
     }
 
@@ -458,6 +490,14 @@ mod tests {
         facts.partitions = vec![leaf(IdentityKind::Default, &["id"])];
         assert_eq!(find(&check(&facts, 180_004), "replica identity").outcome, Outcome::Failure);
         facts.partitions.clear();
+        (facts.relation.kind, facts.relation.candidate) = ('p', None);
+        let checks = check(&facts, 180_004);
+        let partitions_to_come = find(&checks, "replica identity");
+        assert_eq!(partitions_to_come.outcome, Outcome::Warning);
+        assert!(
+            partitions_to_come.fix.as_deref().unwrap().starts_with("ALTER TABLE … REPLICA IDENTITY FULL;")
+        );
+        facts.relation.kind = 'r';
         facts.relation.identity = IdentityKind::Default;
         assert_eq!(
             find(&check(&facts, 180_004), "replica identity").outcome,
@@ -537,6 +577,9 @@ mod tests {
         assert_eq!(outcome(&facts, 150_000, Some(&refused("55P03")), None), Outcome::Warning);
         assert_eq!(outcome(&facts, 150_000, None, outside.as_ref().ok()), Outcome::Failure);
         assert_eq!(outcome(&facts, 150_000, None, None), Outcome::Warning);
+        let may_fail =
+            probed(&["id"]).map(|probed| PublishedTable { may_fail: vec!["int4div".to_owned()], ..probed });
+        assert_eq!(outcome(&facts, 150_000, Some(&may_fail), None), Outcome::Warning);
         facts.relation.identity = IdentityKind::Full;
         assert_eq!(outcome(&facts, 150_000, Some(&outside), None), Outcome::Ok);
         // Each partition's own identity counts.

@@ -343,6 +343,9 @@ catalogue! {
         SourceRowFilterInvalid: FailTable,
             "`where` can't be used.",
             "Correct it; it may name only columns of the replica identity.";
+        SourceRowFilterFailed: Stall,
+            "`where` fails for a value of a row, such as a division by zero: in the copy for that table alone, in the stream for the Mirror, because PostgreSQL sends nothing after that row.",
+            "Change `where` so that it can't fail, then the resync that the message names.";
         SourceRowLevelSecurity: FailTable,
             "Row-level security hides rows from the copy and not from the stream.",
             "`ALTER ROLE … BYPASSRLS` for the peer's role.";

@@ -207,6 +207,37 @@ pub enum Error {
     },
 }
 
+/// The names of conditions that values of rows cause: those of class 22, whose messages quote the value, and feature_not_supported, which
+/// a function gives for an argument that it doesn't take.
+fn value_condition(sqlstate: &str) -> Option<&'static str> {
+    Some(match sqlstate {
+        "0A000" => "feature_not_supported",
+        "22001" => "string_data_right_truncation",
+        "22003" => "numeric_value_out_of_range",
+        "22004" => "null_value_not_allowed",
+        "22007" => "invalid_datetime_format",
+        "22008" => "datetime_field_overflow",
+        "22009" => "invalid_time_zone_displacement_value",
+        "22011" => "substring_error",
+        "22012" => "division_by_zero",
+        "2201B" => "invalid_regular_expression",
+        "2201E" => "invalid_argument_for_logarithm",
+        "2201F" => "invalid_argument_for_power_function",
+        "2201G" => "invalid_argument_for_width_bucket_function",
+        "22021" => "character_not_in_repertoire",
+        "22023" => "invalid_parameter_value",
+        "22025" => "invalid_escape_sequence",
+        "22030" => "duplicate_json_object_key_value",
+        "22032" => "invalid_json_text",
+        "22033" => "invalid_sql_json_subscript",
+        "22P02" => "invalid_text_representation",
+        "22P03" => "invalid_binary_representation",
+        "22P05" => "untranslatable_character",
+        other if other.starts_with("22") => "data_exception",
+        _ => return None,
+    })
+}
+
 /// The driver keeps the system's words out of its own.
 pub(super) fn with_cause(error: &tokio_postgres::Error) -> String {
     match std::error::Error::source(error) {
@@ -232,6 +263,36 @@ impl Error {
             return Error::Authentication { username: username.to_owned(), message };
         }
         Error::Server { sqlstate: sqlstate.to_owned(), message, detail, hint }
+    }
+
+    /// A server's error to a statement that reads rows: of one that a value caused, whose message may quote it, only the name is kept.
+    pub(super) fn of_rows(
+        sqlstate: String,
+        message: String,
+        detail: Option<String>,
+        hint: Option<String>,
+    ) -> Self {
+        match value_condition(&sqlstate).filter(|_| sqlstate.starts_with("22")) {
+            Some(name) => Error::Server { sqlstate, message: name.to_owned(), detail: None, hint: None },
+            None => Error::Server { sqlstate, message, detail, hint },
+        }
+    }
+
+    /// A server's error to a statement that reads no row, in all its words.
+    pub(super) fn of_statement(error: tokio_postgres::Error) -> Self {
+        let Some(server) = error.as_db_error() else { return Error::Driver(error) };
+        Error::Server {
+            sqlstate: server.code().code().to_owned(),
+            message: server.message().to_owned(),
+            detail: server.detail().map(str::to_owned),
+            hint: server.hint().map(str::to_owned),
+        }
+    }
+
+    /// The name and number of the condition, where a value of a row may have caused it.
+    pub fn value_condition(&self) -> Option<String> {
+        let sqlstate = self.sqlstate()?;
+        Some(format!("{} (SQLSTATE {sqlstate})", value_condition(sqlstate)?))
     }
 
     /// The SQLSTATE, where the error came from the server.
@@ -309,12 +370,11 @@ fn caused_by_io(error: &tokio_postgres::Error) -> bool {
 
 impl From<tokio_postgres::Error> for Error {
     fn from(error: tokio_postgres::Error) -> Self {
-        let Some(server) = error.as_db_error() else { return Error::Driver(error) };
-        Error::Server {
-            sqlstate: server.code().code().to_owned(),
-            message: server.message().to_owned(),
-            detail: server.detail().map(str::to_owned),
-            hint: server.hint().map(str::to_owned),
+        match Error::of_statement(error) {
+            Error::Server { sqlstate, message, detail, hint } => {
+                Error::of_rows(sqlstate, message, detail, hint)
+            }
+            other => other,
         }
     }
 }
@@ -337,6 +397,24 @@ mod tests {
         }
         assert!(Error::Closed.is_transient());
         assert!(server("42P01").tells_missing_table() && !server("42703").tells_missing_table());
+    }
+
+    #[test]
+    fn tells_no_value_of_a_row() {
+        let words = |state: &str| {
+            let detail = Some("4111".to_owned());
+            Error::of_rows(
+                state.to_owned(),
+                "unit \"4111\" not recognized".to_owned(),
+                detail.clone(),
+                detail,
+            )
+        };
+        assert_eq!(words("22023").to_string(), "invalid_parameter_value (SQLSTATE 22023)");
+        assert_eq!(words("22XYZ").to_string(), "data_exception (SQLSTATE 22XYZ)");
+        assert_eq!(words("0A000").value_condition().unwrap(), "feature_not_supported (SQLSTATE 0A000)");
+        assert!(words("42501").to_string().contains("not recognized"));
+        assert_eq!(words("42501").value_condition(), None);
     }
 
     #[test]

@@ -90,6 +90,8 @@ pub struct PublishedTable {
     pub filter_columns: Vec<String>,
     /// The column list, if it has one.
     pub columns: Option<Vec<String>>,
+    /// Functions of the row filter that fail for some arguments.
+    pub may_fail: Vec<String>,
 }
 
 /// Row filters, column lists and whole schemas exist since PostgreSQL 15.
@@ -111,7 +113,20 @@ fn publication_statement(server_version: u32) -> String {
     )
 }
 
+/// Functions that are not leakproof may raise an error that depends on their arguments. Those left out here raise none, or only
+/// for a pattern, which is nearly always a constant.
+const MAY_FAIL: &str = "ARRAY(SELECT p.proname::text FROM regexp_matches(r.prqual::text, ':(?:op)?funcid (\\d+)', 'g') AS found (oids) \
+JOIN pg_proc p ON p.oid = found.oids[1]::oid WHERE NOT p.proleakproof \
+AND p.proname !~ '^(numeric|date|timestamp|timestamptz|enum|array|range|multirange|jsonb|tsvector|tsquery|record|bit|varbit|network)_(eq|ne|lt|le|gt|ge)(_[a-z]+)?$' \
+AND p.proname !~ '^(text|bpchar|name|texti|bpchari|namei|textreg|texticreg)n?(like|clike|cnlike|exeq|exne|regexeq|regexne|icregexeq|icregexne)$' \
+AND p.proname <> ALL ('{lower,upper,initcap,btrim,ltrim,rtrim,length,char_length,character_length,octet_length,left,right,starts_with,md5,\
+jsonb_exists,jsonb_exists_any,jsonb_exists_all,jsonb_contains,jsonb_contained,jsonb_object_field,jsonb_object_field_text,jsonb_array_element,\
+jsonb_array_element_text,arraycontains,arraycontained,arrayoverlap,cardinality,range_contains_elem,range_contains,range_overlaps}'::text[]) \
+AND NOT EXISTS (SELECT FROM pg_cast WHERE castfunc = p.oid AND castcontext = 'i') \
+ORDER BY 1)";
+
 fn tables_statement(server_version: u32) -> String {
+    let may_fail = if has_filters(server_version) { MAY_FAIL } else { "ARRAY[]::text[]" };
     let (filter, columns) = if has_filters(server_version) {
         (
             "pg_get_expr(r.prqual, r.prrelid)",
@@ -126,7 +141,7 @@ fn tables_statement(server_version: u32) -> String {
          ARRAY(SELECT DISTINCT a.attname::text FROM pg_depend d \
          JOIN pg_attribute a ON a.attrelid = d.refobjid AND a.attnum = d.refobjsubid \
          WHERE d.classid = 'pg_publication_rel'::regclass AND d.objid = r.oid \
-         AND d.refclassid = 'pg_class'::regclass AND d.refobjid = r.prrelid AND d.refobjsubid > 0 ORDER BY 1), r.oid \
+         AND d.refclassid = 'pg_class'::regclass AND d.refobjid = r.prrelid AND d.refobjsubid > 0 ORDER BY 1), r.oid, {may_fail} \
          FROM pg_publication_rel r JOIN pg_class c ON c.oid = r.prrelid JOIN pg_namespace n ON n.oid = c.relnamespace \
          WHERE r.prpubid = $1 ORDER BY 1, 2"
     )
@@ -165,6 +180,7 @@ fn published_table(row: &Row) -> Result<PublishedTable, Error> {
         columns: row.try_get(4)?,
         filter_columns: row.try_get(5)?,
         entry: row.try_get(6)?,
+        may_fail: row.try_get(7)?,
     })
 }
 
@@ -343,8 +359,7 @@ async fn in_transaction(session: &Session, statements: &[String]) -> Result<(), 
 
 /// Runs one statement by the extended protocol, which takes no second one that a row filter might smuggle in.
 async fn execute(session: &Session, statement: &str) -> Result<(), Error> {
-    session.client.execute(statement, &[]).await?;
-    Ok(())
+    session.client.execute(statement, &[]).await.map(std::mem::drop).map_err(Error::of_statement)
 }
 
 #[cfg(test)]

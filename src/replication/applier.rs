@@ -114,6 +114,8 @@ pub(super) struct Applier<D: Destination> {
     pub(super) witness: Witness,
     /// `None` marks a relation that is not ours.
     relations: HashMap<u32, Option<KnownRelation>>,
+    /// The slot of the relation that was announced last, if it is one of ours: a partition is announced right behind its root.
+    pub(super) announced: Option<usize>,
     /// Relations of rows that are in a copy already, which don't fit the table as it is now: a later row says whether they matter.
     unjudged: HashMap<u32, (usize, Relation)>,
     scratch: Scratch,
@@ -150,6 +152,7 @@ impl<D: Destination> Applier<D> {
             checkpoint,
             witness,
             relations: HashMap::new(),
+            announced: None,
             unjudged: HashMap::new(),
             scratch: Scratch::default(),
             transaction: None,

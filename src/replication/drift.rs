@@ -46,14 +46,13 @@ enum Drift {
 
 /// Compares a table's marks. `mirrored` are the attribute numbers of its mirrored columns.
 fn drift(before: &Layout, now: &Layout, mirrored: &[i16], partitioned: bool) -> Drift {
-    let file = |layout: &Layout, oid: &u32| layout.files.get(oid).copied();
     if before.files.keys().any(|oid| !now.files.contains_key(oid)) {
         return Drift::Rows("a partition was detached or dropped".to_owned());
     }
     if now.links.iter().any(|(oid, link)| before.links.get(oid).is_some_and(|former| former != link)) {
         return Drift::Rows("a partition was detached and attached again".to_owned());
     }
-    let rewritten = before.files.keys().any(|oid| file(before, oid) != file(now, oid));
+    let rewritten = before.in_catalog().any(|(oid, file)| now.files.get(&oid) != Some(&file));
     if rewritten && partitioned {
         return Drift::Rows("a partition was truncated or rewritten".to_owned());
     }
@@ -68,8 +67,8 @@ fn drift(before: &Layout, now: &Layout, mirrored: &[i16], partitioned: bool) -> 
     if let Some(why) = old_values(before, now).or_else(|| other_text(before, now, mirrored)) {
         return Drift::Rows(why.to_owned());
     }
-    let joined: BTreeSet<u32> =
-        now.files.keys().filter(|oid| !before.files.contains_key(oid)).copied().collect();
+    let known: BTreeSet<u32> = before.in_catalog().map(|(oid, _)| oid).collect();
+    let joined: BTreeSet<u32> = now.files.keys().filter(|oid| !known.contains(oid)).copied().collect();
     let added = now.columns.keys().any(|attnum| !before.columns.contains_key(attnum));
     match joined.is_empty() {
         true => Drift::Columns,
@@ -265,6 +264,11 @@ impl<D: Destination> Surroundings<'_, D> {
             let why = "a new partition had another replica identity at first".to_owned();
             return self.copy_anew(record, fresh, why).await;
         }
+        if catalog::emptied_since_joined(self.session, joined).await? {
+            return self
+                .copy_anew(record, fresh, "a new partition was truncated or rewritten".to_owned())
+                .await;
+        }
         let position = catalog::firm_position(self.session).await?;
         let version = Lsn(position.0.saturating_sub(1));
         let chunks = parts(self.session, &record.schema, joined, version).await?;
@@ -383,6 +387,11 @@ mod tests {
         assert!(matches!(of(&[(7, 70)]), Drift::Rows(why) if why.contains("detached")));
         assert!(matches!(of(&[(7, 70), (9, 90)]), Drift::Rows(_)));
         assert!(matches!(of(&[(7, 70), (8, 81)]), Drift::Rows(why) if why.contains("truncated")));
+        // The stream had rows of a partition that the catalog did not have.
+        let streamed = layout(&[(7, 70), (9, 0)], &[(1, 5)]);
+        let since = |files: &[(u32, u32)]| drift(&streamed, &layout(files, &[(1, 5)]), &[1, 2], true);
+        assert_eq!(since(&[(7, 70), (9, 90)]), Drift::Parts(BTreeSet::from([9])));
+        assert!(matches!(since(&[(7, 70)]), Drift::Rows(why) if why.contains("dropped")));
         assert_eq!(of(&[(7, 70), (8, 80)]), Drift::Columns);
     }
 }

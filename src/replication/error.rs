@@ -265,6 +265,17 @@ pub enum Error {
         "a changed row has text that can't be sent as UTF-8: {0}. PostgreSQL does not say which row it is, and sends nothing after it. Mend the text at the source, then {RESYNC_ADVICE}"
     )]
     Encoding(postgres::Error),
+    /// A row filter fails for a changed row.
+    #[error(
+        "where fails for a changed row: {condition}. Tables with where: {}. PostgreSQL sends nothing after that row, and judges it by the filter that was there when it was written, so neither deleting it nor altering the publication helps. Change where so that it can't fail for any value; then {RESYNC_ADVICE}",
+        names(.tables)
+    )]
+    RowFilter {
+        /// The tables that have one.
+        tables: Vec<TableId>,
+        /// The condition's name and SQLSTATE.
+        condition: String,
+    },
     /// A task of ours ended without an answer.
     #[error("an internal task stopped: {0}")]
     Task(String),
@@ -282,6 +293,10 @@ impl From<RemovalError> for Error {
             }
         }
     }
+}
+
+fn names(tables: &[TableId]) -> String {
+    tables.iter().map(TableId::to_string).collect::<Vec<_>>().join(", ")
 }
 
 impl Error {
@@ -314,6 +329,15 @@ impl Error {
                     "a row has text that can't be sent as UTF-8: {source}. Mend it at the source"
                 ),
             },
+            Error::Source(source) if source.value_condition().is_some() => {
+                let message = format!(
+                    "PostgreSQL can't compute something for one of its rows: {}. If the mirror has where for it, change that so that it can't \
+                     fail for any value; then {}",
+                    source.value_condition().unwrap_or_default(),
+                    resync_advice(table)
+                );
+                Error::Table { table: table.clone(), reason: Reason::SourceRowFilterFailed, message }
+            }
             other => other,
         }
     }
@@ -342,10 +366,14 @@ impl Error {
         Error::Table { table: table.clone(), reason: Reason::TooManyTruncates, message }
     }
 
-    /// An error that the stream met, as what it means there.
-    pub(super) fn of_stream(error: Error) -> Self {
+    /// An error that the stream met, as what it means there. `filtered` are the tables with a row filter.
+    pub(super) fn of_stream(error: Error, filtered: Vec<TableId>) -> Self {
         match error {
             Error::Source(source) if source.tells_encoding() => Error::Encoding(source),
+            Error::Source(source) => match source.value_condition() {
+                Some(condition) if !filtered.is_empty() => Error::RowFilter { tables: filtered, condition },
+                _ => Error::Source(source),
+            },
             other => other,
         }
     }
@@ -486,6 +514,7 @@ pub fn policy(error: &Error) -> (Policy, Reason) {
             (Policy::StartOver, Reason::SourceSchemaChanged)
         }
         Error::Protocol(_) => (Policy::Retry, Reason::SourceProtocolError),
+        Error::RowFilter { .. } => (Policy::Stall, Reason::SourceRowFilterFailed),
         Error::Encoding(_) => (Policy::Stall, Reason::SourceEncoding),
         Error::Task(_) => (Policy::Retry, Reason::InternalError),
         Error::Stopped => (Policy::Stop, Reason::Unknown),
@@ -562,6 +591,27 @@ mod tests {
             policy(&Error::value(&table, &null)).0
         };
         assert_eq!((of("id"), of("a"), of("b")), (Policy::FailTable, Policy::StartOver, Policy::FailTable));
+    }
+
+    #[test]
+    fn a_filter_that_fails_stalls_the_stream_and_stops_a_copy_alone() {
+        let source = || {
+            Error::Source(postgres::Error::Server {
+                sqlstate: "22012".to_owned(),
+                message: "division by zero".to_owned(),
+                detail: None,
+                hint: None,
+            })
+        };
+        let table = TableId::new("public", "t");
+        let stream = Error::of_stream(source(), vec![table.clone()]);
+        assert_eq!(policy(&stream), (Policy::Stall, Reason::SourceRowFilterFailed));
+        assert!(
+            stream.to_string().contains("division_by_zero (SQLSTATE 22012). Tables with where: public.t.")
+        );
+        assert_eq!(policy(&Error::of_stream(source(), Vec::new())).1, Reason::SourceError);
+        let copy = Error::of_table(&table, source());
+        assert_eq!(policy(&copy), (Policy::FailTable, Reason::SourceRowFilterFailed));
     }
 
     #[test]

@@ -87,6 +87,23 @@ pub(super) fn ancestor_published(table: &TableId, ancestor: &TableId) -> Error {
     Error::Table { table: table.clone(), reason: Reason::SourceAncestorPublished, message }
 }
 
+/// Takes a table out of the publication whose row filter fails for one of its rows: in the stream it would stop all others too.
+///
+/// # Errors
+/// What the source answers. Where the role may not alter the publication, the table stays in it.
+pub(super) async fn take_out_failing_filter(
+    session: &Session,
+    name: &str,
+    table: &TableId,
+) -> Result<(), Error> {
+    if !publication::read(session, name).await?.is_some_and(|found| found.may_alter) {
+        return Ok(());
+    }
+    publication::alter(session, name, &[], std::slice::from_ref(table), &[]).await?;
+    tracing::warn!(%table, publication = name, "table left the publication: its where fails for one of its rows");
+    Ok(())
+}
+
 /// Why a table is not published as it was when it joined, if that is so.
 pub(super) fn published_otherwise(
     table: &TableId,
@@ -154,6 +171,7 @@ mod tests {
             oid: 7,
             row_filter: row_filter.map(str::to_owned),
             filter_columns: Vec::new(),
+            may_fail: Vec::new(),
             columns: columns.map(|column| vec![column.to_owned()]),
         };
         let before = PublishedAs::from(&found(1, Some("(id > 5)"), None));

@@ -266,6 +266,8 @@ async fn handle<D: Destination>(
         Step::Late(_) => Err(Error::Protocol("a relation that can't be judged")),
         Step::Relation(relation) => announce(surroundings, applier, relation).await,
         Step::Truncate(slots) => {
+            // It announces a root without a partition.
+            applier.announced = None;
             for (slot, version) in slots {
                 truncate(surroundings, applier, slot, version).await?;
             }
@@ -308,9 +310,13 @@ async fn announce<D: Destination>(
 ) -> Result<(), Error> {
     // Another table may have, or have had, the name of ours.
     let Some(index) = applier.slots.iter().position(|slot| slot.schema.oid == relation.oid) else {
+        if let Some(root) = applier.announced.take() {
+            note_partition(surroundings, applier, root, relation.oid).await?;
+        }
         applier.know(relation.oid, None);
         return Ok(());
     };
+    applier.announced = Some(index);
     let Some(slot) = applier.slots.get(index).filter(|slot| !slot.table.failed()) else {
         applier.know(relation.oid, None);
         return Ok(());
@@ -425,6 +431,35 @@ async fn check_names<D: Destination>(
         true => Ok(()),
         false => Err(Error::copy_anew(&table.id, EXCLUDED_RENAMED)),
     }
+}
+
+/// Puts a partition on record that the catalog did not have at the last look. PostgreSQL announces it right behind its root, before
+/// its first row: should it be gone at the next look, these rows have gone with it.
+async fn note_partition<D: Destination>(
+    surroundings: &Surroundings,
+    applier: &Applier<D>,
+    root: usize,
+    partition: u32,
+) -> Result<(), Error> {
+    let Some(slot) = applier.slots.get(root) else { return Ok(()) };
+    let table = Arc::clone(&slot.table);
+    let known = || {
+        let record = table.record();
+        record.layout.is_none_or(|layout| layout.files.contains_key(&partition))
+    };
+    if !slot.schema.partitioned || table.failed() || applier.is_covered(root) || known() {
+        return Ok(());
+    }
+    retry(&surroundings.abort, &applier.inserter.notice, || {
+        table.update(|record| {
+            if let Some(layout) = &mut record.layout {
+                layout.note_streamed(partition);
+            }
+        })
+    })
+    .await?;
+    surroundings.look.notify_one();
+    Ok(())
 }
 
 /// Takes a change of columns up from the catalog, and says where the columns are in the relation's rows.

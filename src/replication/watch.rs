@@ -220,7 +220,15 @@ impl<D: Destination> Watch<D> {
             }
         }
         self.find_readable(session, &tables).await?;
-        if !seen_before {
+        for (table, membership) in tables.iter().zip(&seen.tables) {
+            let failing = table.failed() && table.record().reason == Some(Reason::SourceRowFilterFailed);
+            if failing && membership.published {
+                guard::take_out_failing_filter(session, &publication, &table.id).await?;
+            }
+        }
+        let streamed =
+            |table: &&Arc<Table<D>>| table.record().layout.is_some_and(|layout| layout.has_streamed());
+        if !seen_before || tables.iter().any(streamed) {
             self.compare_layouts(session, &oids, end).await?;
             self.marks().insert(publication, seen.mark);
         }
@@ -334,8 +342,11 @@ impl<D: Destination> Watch<D> {
                 Some(seen) => seen,
                 None => *seen.insert(catalog::seen_until(session).await?),
             };
+            let compared = record.layout.unwrap_or_default();
             let note = |record: &mut TableRecord| {
-                record.layout = Some(now.clone());
+                let mut layout = now.clone();
+                layout.keep_streamed(record.layout.as_ref().unwrap_or(&compared), &compared);
+                record.layout = Some(layout);
                 record.seen_until(seen);
             };
             retry(end, &self.notice, || table.update(note)).await?;

@@ -294,7 +294,7 @@ impl<D: Destination> Worker<D> {
         if let Some(finisher) = finisher {
             finisher.abort();
         }
-        outcome.map_err(Error::of_stream)?;
+        outcome.map_err(|error| Error::of_stream(error, self.filtered()))?;
         if self.stop.is_cancelled() {
             return Err(Error::Stopped);
         }
@@ -437,6 +437,16 @@ impl<D: Destination> Worker<D> {
                 Some((Arc::clone(table), spec.clone()))
             })
             .collect()
+    }
+
+    /// The tables with a row filter, the Mirror's or one that the publication was given.
+    fn filtered(&self) -> Vec<TableId> {
+        let tables = self.tables.lock().unwrap_or_else(PoisonError::into_inner);
+        let has_filter = |record: TableRecord| {
+            record.spec.row_filter.is_some()
+                || record.published.is_some_and(|found| found.row_filter.is_some())
+        };
+        tables.iter().filter(|(_, table)| has_filter(table.record())).map(|(id, _)| id.clone()).collect()
     }
 
     /// What tasks call when a fault that passes begins and ends.

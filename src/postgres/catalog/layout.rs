@@ -37,6 +37,36 @@ pub struct Layout {
     pub indexes: BTreeMap<u32, u32>,
 }
 
+/// The file node of a partition that only the stream has told of.
+const STREAMED: u32 = 0;
+
+impl Layout {
+    /// Notes a partition that the catalog did not have, and whose rows the stream brings.
+    pub fn note_streamed(&mut self, partition: u32) {
+        self.files.entry(partition).or_insert(STREAMED);
+    }
+
+    /// The partitions that the catalog had.
+    pub fn in_catalog(&self) -> impl Iterator<Item = (u32, u32)> {
+        self.files
+            .iter()
+            .map(|(oid, file_node)| (*oid, *file_node))
+            .filter(|(_, file_node)| *file_node != STREAMED)
+    }
+
+    /// Whether the stream has told of a partition that the catalog did not have.
+    pub fn has_streamed(&self) -> bool {
+        self.files.values().any(|file_node| *file_node == STREAMED)
+    }
+
+    /// Keeps what the stream has told since `before` was compared: the catalog may not show it yet, or not any more.
+    pub fn keep_streamed(&mut self, before: &Layout, compared: &Layout) {
+        let told =
+            before.files.iter().filter(|(oid, node)| **node == STREAMED && !compared.files.contains_key(oid));
+        told.for_each(|(oid, _)| self.note_streamed(*oid));
+    }
+}
+
 /// What the text of a value of one type depends on: a row holds the oid of an enum's label, and the fields of a composite by number.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -180,6 +210,20 @@ SELECT n.nspname::text, c.relname::text, own.xmin::text, c.oid, pg_get_partition
 FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace JOIN pg_inherits own ON own.inhrelid = c.oid
 WHERE c.oid = ANY($1::oid[])";
 
+/// One that was made or attached, and written to with TRUNCATE or a rewrite after that. A new table's file has its oid as number.
+const EMPTIED: &str = "\
+SELECT EXISTS (SELECT FROM pg_class c JOIN pg_inherits i ON i.inhrelid = c.oid
+WHERE c.oid = ANY($1::oid[]) AND pg_relation_filenode(c.oid) <> c.oid AND c.xmin::text <> i.xmin::text)";
+
+/// Whether one of these partitions may have lost rows since it joined its table, that the stream has brought.
+///
+/// # Errors
+/// [`Error`] of the query.
+pub async fn emptied_since_joined(session: &Session, oids: &BTreeSet<u32>) -> Result<bool, Error> {
+    let oids: Vec<u32> = oids.iter().copied().collect();
+    Ok(session.client.query_one(EMPTIED, &[&oids]).await?.try_get(0)?)
+}
+
 /// Whether one of the partitions with these oids may have come with rows, which are not sent: it was a table before it was attached, or
 /// has rows of the transaction that made it.
 ///
@@ -271,5 +315,21 @@ mod tests {
         let text = serde_json::to_string(&layout).unwrap();
         assert_eq!(text, r#"{"files":{"16400":7},"columns":{"1":700}}"#);
         assert_eq!(serde_json::from_str::<Layout>(&text).unwrap(), layout);
+    }
+
+    #[test]
+    fn what_the_stream_tells_is_kept_until_it_is_compared() {
+        let mut before = Layout { files: BTreeMap::from([(7, 70)]), ..Layout::default() };
+        let compared = before.clone();
+        before.note_streamed(7);
+        before.note_streamed(8);
+        assert!(before.has_streamed() && !compared.has_streamed());
+        assert_eq!(before.in_catalog().collect::<Vec<_>>(), [(7, 70)]);
+        let mut now = Layout { files: BTreeMap::from([(7, 71)]), ..Layout::default() };
+        now.keep_streamed(&before, &compared);
+        assert_eq!(now.files, BTreeMap::from([(7, 71), (8, 0)]));
+        let mut now = compared.clone();
+        now.keep_streamed(&before, &before);
+        assert_eq!(now, compared);
     }
 }

@@ -15,7 +15,8 @@ mod types;
 
 pub use ancestors::published_ancestors;
 pub use layout::{
-    Layout, TypeFingerprint, came_with_rows, firm_position, identity_came_later, layouts, seen_until,
+    Layout, TypeFingerprint, came_with_rows, emptied_since_joined, firm_position, identity_came_later,
+    layouts, seen_until,
 };
 pub(in crate::postgres) use layout::{SEEN_UNTIL, TYPE_CLOSURE};
 pub use live::{ColumnList, LiveColumn, NamedColumn, Parted, live_columns, live_columns_statement};

@@ -33,7 +33,7 @@ impl ErrorFields {
     /// As an error met after the log-in.
     pub(super) fn into_error(self) -> Error {
         let ErrorFields { sqlstate, message, detail, hint } = self;
-        Error::Server { sqlstate, message, detail, hint }
+        Error::of_rows(sqlstate, message, detail, hint)
     }
 
     /// As an error met while `username` logs in.
