@@ -47,6 +47,7 @@ mod snapshot;
 mod standby;
 mod stored_values;
 mod stream;
+mod targets;
 mod teardown;
 mod tls;
 mod toast;

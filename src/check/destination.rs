@@ -7,12 +7,13 @@ use crate::{
         difference::Difference,
         names,
         quote::{ident, table},
+        state,
         target::{Lacks, TargetTable, compare},
         types::{ChType, Features, Fidelity, fidelity, target_type},
     },
     fault::Reason,
     model::{ClickHouseEndpoint, RESYNC_COMMAND, TableSchema, TlsMode, resync_advice},
-    replication::{self, DestinationError, ErrorKind},
+    replication::{self, Claim, DestinationError, ErrorKind},
 };
 
 pub(super) const SUBJECT: &str = "destination";
@@ -246,6 +247,13 @@ pub(super) struct TargetFacts {
     pub(super) tracked: bool,
     /// Whether the rows that it has are going to be replaced.
     pub(super) copied_over: bool,
+}
+
+/// A target that another Mirror writes.
+pub(super) fn taken(endpoint: &ClickHouseEndpoint, schema: &TableSchema, claim: &Claim) -> Check {
+    let release = state::release(&endpoint.database, &claim.uid, &claim.item());
+    let detail = replication::describe_claim(claim, &release);
+    Check::failure(schema.id.to_string(), "target table", Reason::TargetTableTaken, detail)
 }
 
 /// Whether the target table can be made, or the one that is there is ours or will do.

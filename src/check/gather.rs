@@ -22,7 +22,7 @@ use crate::{
         slot,
         wire::{Connection, Purpose},
     },
-    replication::{self, Apart, DestinationError, MirrorState, StateStore, TableRecord},
+    replication::{self, Apart, Claim, DestinationError, MirrorState, StateStore, TableRecord},
 };
 
 /// Checks everything that a Mirror needs. A server that isn't reached is a failure, and what depends on it is skipped.
@@ -318,11 +318,22 @@ async fn targets(
         Ok(found) => found,
         Err(error) => return vec![destination::failed("target tables", error)],
     };
+    let claims = match recorded_claims(database).await {
+        Ok(claims) => claims,
+        Err(error) => {
+            checks.push(destination::state_unusable(&error));
+            Vec::new()
+        }
+    };
     for schema in schemas {
         let tracked = !resync && state.tables.contains_key(&schema.id);
         let (types, check) = destination::column_types(schema, features);
         checks.push(check.alone_if(tracked));
         let Some(types) = types else { continue };
+        if let Some(claim) = replication::foreign_claim(&claims, &config.mirror.uid, &schema.target) {
+            checks.push(destination::taken(&config.destination, schema, claim).alone_if(tracked));
+            continue;
+        }
         let facts = target_facts(config, database, schema, state, found.remove(&schema.target)).await;
         let facts = match facts {
             Ok(facts) => facts,
@@ -368,6 +379,14 @@ pub async fn recorded_state(
     StateStore::new(database.clone(), &config.mirror.uid).load().await
 }
 
+/// All claims of target tables beside this Mirror's. Without a state table, there are none.
+async fn recorded_claims(database: &Database) -> Result<Vec<Claim>, replication::Error> {
+    match database.target_table(STATE_TABLE).await.map_err(DestinationError::from)? {
+        Some(_) => replication::claims(database).await,
+        None => Ok(Vec::new()),
+    }
+}
+
 async fn target_facts(
     config: &ReplicatorConfig,
     database: &Database,
@@ -377,7 +396,10 @@ async fn target_facts(
 ) -> Result<TargetFacts, ClickHouseError> {
     let target = &schema.target;
     let record = state.tables.get(&schema.id);
-    let tracked = record.is_some_and(|record| record.schema.target == *target);
+    // A table that waited for its target joins as if it were new.
+    let ours =
+        |record: &&TableRecord| record.schema.target == *target && !replication::waits_for_target(record);
+    let tracked = record.filter(ours).is_some();
     let copied_over = replication::copies_over_rows(config.resync.as_deref(), state);
     let has_rows = if found.is_some() && !tracked && !copied_over {
         let sql = format!("SELECT 1 FROM {} LIMIT 1", quote::table(database.name(), target));

@@ -515,6 +515,32 @@ impl Destination for Database {
         self.write_state(mirror, rows, version).await.map_err(|error| error.while_doing(&doing))
     }
 
+    async fn load_items(&self, prefix: &str) -> Result<Vec<(String, StateRow)>, DestinationError> {
+        let doing = format!("read {}.{}", self.shared.database, state::STATE_TABLE);
+        let sql = state::select_of_all(&self.shared.database, prefix);
+        let work = async { state::parse_of_all(&self.shared.client.query_text(&sql, &[]).await?) };
+        work.await.map_err(|error: Error| error.while_doing(&doing))
+    }
+
+    fn release_statement(&self, mirror: &str, item: &str) -> String {
+        state::release(&self.shared.database, mirror, item)
+    }
+
+    async fn identities(&self, tables: &[&TableSchema]) -> Result<Vec<Option<String>>, DestinationError> {
+        let doing = format!("look at the target tables in {}", self.shared.database);
+        let names: Vec<&str> = tables.iter().map(|table| table.target.as_str()).collect();
+        let found = target::identities(&self.shared.client, &self.shared.database, &names).await;
+        let mut found = found.map_err(|error| error.while_doing(&doing))?;
+        Ok(names.into_iter().map(|name| found.remove(name)).collect())
+    }
+
+    async fn has_rows(&self, table: &TableSchema) -> Result<bool, DestinationError> {
+        let sql = ddl::has_rows(&self.shared.database, &table.target);
+        let doing = format!("look for rows of {}", self.qualified(table));
+        let answer = self.shared.client.query_text(&sql, &[]).await;
+        answer.map(|rows| !rows.is_empty()).map_err(|error| error.while_doing(&doing))
+    }
+
     async fn drop_state(&self, mirror: &str) -> Result<(), DestinationError> {
         let doing =
             format!("remove the records of {mirror} from {}.{}", self.shared.database, state::STATE_TABLE);

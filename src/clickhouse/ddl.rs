@@ -204,6 +204,22 @@ pub fn describe_tables(database: &str, tables: &[&str]) -> String {
     )
 }
 
+/// Name and UUID of these tables, a JSON object a line. Replicas of a table may have one each, and so have none here; nor have tables
+/// of databases that give none.
+pub fn identify_tables(database: &str, tables: &[&str]) -> String {
+    format!(
+        "SELECT name, toString(uuid) AS id FROM system.tables WHERE database = {} AND name IN ({}) \
+         AND uuid != toUUID('00000000-0000-0000-0000-000000000000') AND NOT startsWith(engine, 'Replicated') FORMAT JSONEachRow",
+        literal(database),
+        literals(tables)
+    )
+}
+
+/// Whether a table has rows: one line, or none.
+pub fn has_rows(database: &str, table: &str) -> String {
+    format!("SELECT 1 FROM {} LIMIT 1", qualified(database, table))
+}
+
 /// Name, type and kind of default of each column of these tables, in order, a JSON object a line.
 pub fn describe_columns(database: &str, tables: &[&str]) -> String {
     format!(
@@ -414,6 +430,12 @@ mod tests {
     #[test]
     fn describes_a_table() {
         assert_eq!(exists("app", "it`s"), "EXISTS TABLE `app`.`it\\`s`");
+        assert_eq!(
+            identify_tables("app", &["it's", "t"]),
+            "SELECT name, toString(uuid) AS id FROM system.tables WHERE database = 'app' AND name IN ('it\\'s', 't') \
+             AND uuid != toUUID('00000000-0000-0000-0000-000000000000') AND NOT startsWith(engine, 'Replicated') FORMAT JSONEachRow"
+        );
+        assert_eq!(has_rows("app", "t"), "SELECT 1 FROM `app`.`t` LIMIT 1");
         assert_eq!(
             describe_tables("app", &["it's", "t"]),
             "SELECT name, engine, engine_full, create_table_query, sorting_key FROM system.tables WHERE database = 'app' AND name IN ('it\\'s', 't') \

@@ -36,6 +36,25 @@ pub fn select(database: &str, mirror: &str, items: Option<&[&str]>) -> String {
     )
 }
 
+/// The records of all Mirrors whose items begin with `prefix`.
+pub fn select_of_all(database: &str, prefix: &str) -> String {
+    format!(
+        "SELECT mirror, item, value FROM {} FINAL WHERE startsWith(item, {}) AND value != '' ORDER BY item, mirror FORMAT JSONEachRow",
+        qualified(database, STATE_TABLE),
+        literal(prefix)
+    )
+}
+
+/// Removes one record, for somebody to run: its Mirror is gone and has left it.
+pub fn release(database: &str, mirror: &str, item: &str) -> String {
+    let table = qualified(database, STATE_TABLE);
+    format!(
+        "INSERT INTO {table} (mirror, item, value, version) SELECT mirror, item, '', version + 1 FROM {table} FINAL WHERE mirror = {} AND item = {}",
+        literal(mirror),
+        literal(item)
+    )
+}
+
 /// `INSERT INTO … FORMAT JSONEachRow`
 pub fn insert(database: &str) -> String {
     format!(
@@ -50,6 +69,13 @@ struct Written<'a> {
     item: &'a str,
     value: &'a str,
     version: u64,
+}
+
+#[derive(Deserialize)]
+struct ReadOfAll {
+    mirror: String,
+    item: String,
+    value: String,
 }
 
 #[derive(Deserialize)]
@@ -68,6 +94,12 @@ pub(super) fn body(mirror: &str, rows: &[StateRow], version: StateVersion) -> Re
         })
         .collect();
     lines.map(|lines| lines.join("\n")).map_err(|error| Error::Protocol(error.to_string()))
+}
+
+/// The records of an answer to [`select_of_all`], each with its Mirror's UID.
+pub(super) fn parse_of_all(answer: &str) -> Result<Vec<(String, StateRow)>, Error> {
+    let rows = json_lines(answer)?.into_iter();
+    Ok(rows.map(|ReadOfAll { mirror, item, value }| (mirror, StateRow { item, value })).collect())
 }
 
 /// The records of an answer to [`select`].
@@ -108,6 +140,16 @@ mod tests {
              AND item IN ('epoch', 'it\\'s') ORDER BY item FORMAT JSONEachRow"
         );
         assert_eq!(
+            select_of_all("app", "target/"),
+            "SELECT mirror, item, value FROM `app`.`_walferry_state` FINAL WHERE startsWith(item, 'target/') AND value != '' \
+             ORDER BY item, mirror FORMAT JSONEachRow"
+        );
+        assert_eq!(
+            release("app", "x'y", "target/t"),
+            "INSERT INTO `app`.`_walferry_state` (mirror, item, value, version) SELECT mirror, item, '', version + 1 \
+             FROM `app`.`_walferry_state` FINAL WHERE mirror = 'x\\'y' AND item = 'target/t'"
+        );
+        assert_eq!(
             insert("app"),
             "INSERT INTO `app`.`_walferry_state` (mirror, item, value, version) FORMAT JSONEachRow"
         );
@@ -131,5 +173,7 @@ mod tests {
         assert_eq!(rows, [StateRow { item: "source".to_owned(), value: "{}".to_owned() }]);
         assert_eq!(newest, StateVersion(9));
         assert!(parse("nonsense").is_err());
+        let all = parse_of_all("{\"mirror\":\"m\",\"item\":\"target/t\",\"value\":\"{}\"}\n").unwrap();
+        assert_eq!(all, [("m".to_owned(), StateRow { item: "target/t".to_owned(), value: "{}".to_owned() })]);
     }
 }

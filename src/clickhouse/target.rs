@@ -110,6 +110,26 @@ async fn cleanup_defaults(client: &Client) -> Result<Vec<(String, String)>, Erro
     }
 }
 
+#[derive(Deserialize)]
+struct IdentityRow {
+    name: String,
+    id: String,
+}
+
+/// Reads tables' UUIDs, by name.
+pub(super) async fn identities(
+    client: &Client,
+    database: &str,
+    tables: &[&str],
+) -> Result<HashMap<String, String>, Error> {
+    let mut found = HashMap::with_capacity(tables.len());
+    for tables in tables.chunks(AT_ONCE) {
+        let rows = client.query_text(&ddl::identify_tables(database, tables), &[]).await?;
+        found.extend(json_lines(&rows)?.into_iter().map(|IdentityRow { name, id }| (name, id)));
+    }
+    Ok(found)
+}
+
 /// The objects of a `JSONEachRow` answer.
 pub(super) fn json_lines<T: DeserializeOwned>(text: &str) -> Result<Vec<T>, Error> {
     text.lines()

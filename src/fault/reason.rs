@@ -199,8 +199,8 @@ catalogue! {
             "A ConfigMap or Deployment of the name that the Mirror needs was not made for it; it is left as it is.",
             "Delete the object if nobody needs it, or make the Mirror under another name.";
         TargetTableTaken: FailTable,
-            "An older Mirror writes this target table already.",
-            "Give one of them another `target.table`.";
+            "Another Mirror writes this target table already.",
+            "Give one of them another `target.table`. The table is taken automatically once the other Mirror has released it.";
     }
     Replicator {
         ReplicatorStarting: Retry,
@@ -411,6 +411,9 @@ catalogue! {
         DestinationTableMissing: FailTable,
             "A target table was dropped or renamed.",
             "Take the table out of the Mirror and put it back: it is copied anew.";
+        DestinationTableReplaced: FailTable,
+            "A target table was dropped and made again, or exchanged for another one, so rows are missing there.",
+            "Annotate the Mirror with `walferry.dev/resync` and the table's name.";
         DestinationTableConflict: FailTable,
             "A target table, or a view on it, is in the way.",
             "Drop or correct it, or choose another `target.table`.";

@@ -182,6 +182,22 @@ impl Destination for Model {
         self.send(None).await
     }
 
+    async fn load_items(&self, _: &str) -> Result<Vec<(String, StateRow)>, DestinationError> {
+        Ok(Vec::new())
+    }
+
+    fn release_statement(&self, _: &str, _: &str) -> String {
+        String::new()
+    }
+
+    async fn identities(&self, tables: &[&TableSchema]) -> Result<Vec<Option<String>>, DestinationError> {
+        Ok(vec![None; tables.len()])
+    }
+
+    async fn has_rows(&self, _: &TableSchema) -> Result<bool, DestinationError> {
+        Ok(false)
+    }
+
     async fn drop_state(&self, _: &str) -> Result<(), DestinationError> {
         Ok(())
     }

@@ -247,6 +247,25 @@ pub trait Destination: Clone + Send + Sync + 'static {
         items: Option<&[&str]>,
     ) -> impl Future<Output = Result<StateRows, DestinationError>> + Send;
 
+    /// The records of all Mirrors whose items begin with `prefix`, each with its Mirror's UID.
+    fn load_items(
+        &self,
+        prefix: &str,
+    ) -> impl Future<Output = Result<Vec<(String, StateRow)>, DestinationError>> + Send;
+
+    /// The statement that removes a Mirror's record, for somebody to run.
+    fn release_statement(&self, mirror: &str, item: &str) -> String;
+
+    /// What tells each target table from another one that is put in its place under its name, in that order; `None` where it is not
+    /// there, or nothing tells.
+    fn identities(
+        &self,
+        tables: &[&TableSchema],
+    ) -> impl Future<Output = Result<Vec<Option<String>>, DestinationError>> + Send;
+
+    /// Whether the target table has rows, deleted ones too.
+    fn has_rows(&self, table: &TableSchema) -> impl Future<Output = Result<bool, DestinationError>> + Send;
+
     /// Writes state records with this version, durable when it answers.
     fn save_state(
         &self,

@@ -237,6 +237,20 @@ pub enum Error {
         /// What is wrong and what to run.
         message: String,
     },
+    /// Another Mirror writes a table's target.
+    #[error("table {table}: {message}")]
+    TargetTaken {
+        /// The table.
+        table: TableId,
+        /// Which one, and what to do.
+        message: String,
+    },
+    /// The Mirror that wrote a table's target has released it.
+    #[error("the target of table {table} was released by the mirror that wrote it")]
+    TargetReleased {
+        /// The table.
+        table: TableId,
+    },
     /// The source's catalog says more of a table than its rows in the stream did: the tables have to be taken up anew.
     #[error("table {table} has changed at the source: {why}")]
     CatalogChanged {
@@ -510,6 +524,8 @@ pub fn policy(error: &Error) -> (Policy, Reason) {
         Error::ResyncUnknownTable { .. } => (Policy::Stall, Reason::ResyncUnknownTable),
         Error::SnapshotLost => (Policy::Retry, Reason::SourceUnreachable),
         Error::Table { reason, .. } => (Policy::FailTable, *reason),
+        Error::TargetTaken { .. } => (Policy::FailTable, Reason::TargetTableTaken),
+        Error::TargetReleased { .. } => (Policy::StartOver, Reason::TargetTableTaken),
         Error::CatalogChanged { .. } | Error::NullCame { .. } => {
             (Policy::StartOver, Reason::SourceSchemaChanged)
         }
@@ -545,7 +561,8 @@ fn source_reason(error: &postgres::Error) -> Reason {
 pub fn failure(error: &Error) -> MirrorFailure {
     let (what, reason) = policy(error);
     let mut message = error.to_string();
-    let heals = reason == Reason::SourceReplicaIdentityDiffers;
+    // A target that is another Mirror's is not to be copied over, and is taken automatically once it is free.
+    let heals = matches!(reason, Reason::SourceReplicaIdentityDiffers | Reason::TargetTableTaken);
     if what == Policy::FailTable && !heals && !message.contains("walferry.dev/resync") {
         let advice = match error {
             Error::Table { table, .. } => resync_advice(table),

@@ -16,6 +16,7 @@ use super::{
     resync::{self, Apart},
     schema_change, snapshot,
     state::{MirrorState, PublishedAs, SourceRecord, StateStore, TablePhase, TableRecord},
+    targets::{self, Claim, Taken},
 };
 use crate::{
     fault::Reason,
@@ -104,6 +105,10 @@ pub(super) async fn provision<D: Destination>(
         failover.follow(&mut state, &mut apart).await?;
     }
     check_position(config, session, origin, &state).await?;
+    let taken = targets::claim_all(config, destination, store).await?;
+    let free = |record: &TableRecord| !taken.contains_key(&record.schema.target);
+    // What waited for another Mirror to release its target joins as if it were new.
+    state.tables.retain(|_, record| !(targets::waits_for_target(record) && free(record)));
     let mut new = describe(config, session, store, &mut state, &mut apart).await?;
     let inserts = config.has_insert_only().then_some(Publish::Inserts);
     for what in [Publish::Everything].into_iter().chain(inserts) {
@@ -119,8 +124,10 @@ pub(super) async fn provision<D: Destination>(
         (state.source, state.position) = (Some(record), Some(position));
     }
     forget_left(config, &mut state, store).await?;
+    targets::release_unwanted(config, destination, store).await?;
+    check_targets(destination, &mut state, store, &taken).await?;
     bring_up(&drift::Surroundings { config, session, destination }, &mut state, store).await?;
-    join_all(config, session, destination, store, &mut state, new).await?;
+    join_all(config, session, destination, store, &mut state, new, &taken).await?;
     if let Some(source) = &mut state.source {
         let resync = apart.value.or_else(|| source.resync.clone());
         let now = origin.record(SourceRecord { resync, ..source.clone() });
@@ -170,6 +177,34 @@ async fn forget_left<D: Destination>(
         store.forget_table(record).await?;
     }
     state.tables.retain(|id, _| wanted.contains(id));
+    Ok(())
+}
+
+/// Sets tables aside whose targets are other Mirrors', or not the tables that they were.
+async fn check_targets<D: Destination>(
+    destination: &D,
+    state: &mut MirrorState,
+    store: &StateStore<D>,
+    taken: &Taken,
+) -> Result<(), Error> {
+    let is_going = |record: &TableRecord| record.phase != TablePhase::Failed;
+    let schemas: Vec<&TableSchema> =
+        state.tables.values().filter(|record| is_going(record)).map(|record| &record.schema).collect();
+    let identities = destination.identities(&schemas).await?;
+    let going = state.tables.values_mut().filter(|record| is_going(record));
+    for (record, identity) in going.zip(identities) {
+        let outcome = match taken.get(&record.schema.target) {
+            Some(claim) => Err(targets::taken(destination, &record.spec, claim)),
+            None => targets::identify(record, identity),
+        };
+        let changed = match outcome {
+            Err(error) => set_aside(record, error).map(|()| true)?,
+            Ok(changed) => changed,
+        };
+        if changed {
+            store.save_table(record).await?;
+        }
+    }
     Ok(())
 }
 
@@ -521,6 +556,7 @@ async fn join_all<D: Destination>(
     store: &StateStore<D>,
     state: &mut MirrorState,
     tables: Vec<New>,
+    taken: &Taken,
 ) -> Result<(), Error> {
     let slot_start = state.source.as_ref().map(|source| source.start_lsn);
     let over_rows_from = slot_start.filter(|_| state.resync.is_some());
@@ -532,8 +568,9 @@ async fn join_all<D: Destination>(
         let alone = new.before.is_some();
         let from = if alone { Some(catalog::firm_position(session).await?) } else { over_rows_from };
         let why = new.before.as_ref().and_then(|before| before.copy_anew.clone());
+        let claim = taken.get(&new.schema.target);
         joins.push(async move {
-            let mut record = join(config, destination, new, from).await?;
+            let mut record = join(config, destination, new, from, claim).await?;
             record.seen_until(seen);
             if alone {
                 record.covered = record.copy_version;
@@ -564,6 +601,7 @@ async fn join<D: Destination>(
     destination: &D,
     New { spec, schema, columns, layout, published, .. }: New,
     over_rows_from: Option<Lsn>,
+    taken_by: Option<&Claim>,
 ) -> Result<TableRecord, Error> {
     let phase = match config.snapshot.mode {
         SnapshotMode::Never => TablePhase::Streaming,
@@ -573,17 +611,25 @@ async fn join<D: Destination>(
     let named = Some(NamedColumns::resolve(&spec, filter_columns.unwrap_or_default(), &columns));
     let mut record = TableRecord { layout, published, named, ..TableRecord::new(spec, schema, phase) };
     let made = start_table(|| async {
+        if let Some(claim) = taken_by {
+            return Err(targets::taken(destination, &record.spec, claim));
+        }
         destination.ensure_table(&record.schema).await?;
-        match over_rows_from {
+        let identity = destination.identities(&[&record.schema]).await?.pop().flatten();
+        let version = match over_rows_from {
             Some(start) if phase == TablePhase::Snapshotting => {
                 let fence = stream_fence(&config.mirror.fence(), &record.schema);
-                resync::copy_version(destination, &record.schema, start, &fence).await
+                resync::copy_version(destination, &record.schema, start, &fence).await?
             }
-            _ => Ok(Lsn::ZERO),
-        }
+            None if phase == TablePhase::Snapshotting && destination.has_rows(&record.schema).await? => {
+                return Err(targets::has_rows(&record.schema));
+            }
+            _ => Lsn::ZERO,
+        };
+        Ok((version, identity))
     });
     match made.await {
-        Ok(version) => record.copy_version = version,
+        Ok((version, identity)) => (record.copy_version, record.target_id) = (version, identity),
         Err(error) => set_aside(&mut record, error)?,
     }
     Ok(record)

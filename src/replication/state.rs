@@ -159,6 +159,9 @@ pub struct TableRecord {
     /// What the names of its entry mean; `None` in a record of before there was one.
     #[serde(default)]
     pub named: Option<NamedColumns>,
+    /// What tells its target from another table of that name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub target_id: Option<String>,
     /// Why the table has to be copied anew before it is streamed again.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub copy_anew: Option<String>,
@@ -246,6 +249,7 @@ impl TableRecord {
             layout: None,
             published: None,
             named: None,
+            target_id: None,
             copy_anew: None,
             cut: None,
             floor: Version::ZERO,
@@ -374,6 +378,18 @@ impl<D: Destination> StateStore<D> {
     /// Writes the position that the source may be told.
     pub async fn save_position(&self, record: &PositionRecord) -> Result<(), Error> {
         self.save(vec![row(POSITION_ITEM.to_owned(), record)?]).await
+    }
+
+    /// Writes claims of target tables, by their items; `None` removes one.
+    pub(super) async fn save_claims<T: Serialize>(
+        &self,
+        claims: Vec<(String, Option<T>)>,
+    ) -> Result<(), Error> {
+        let rows = claims.into_iter().map(|(item, claim)| match claim {
+            Some(claim) => row(item, &claim),
+            None => Ok(removed(item)),
+        });
+        self.save(rows.collect::<Result<_, _>>()?).await
     }
 
     /// Reads the position on record; `None` where there is none of this process's epoch.

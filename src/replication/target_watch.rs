@@ -8,52 +8,79 @@ use tokio_util::sync::CancellationToken;
 use super::{
     Destination, Error, Policy,
     backoff::{Notice, retry},
+    fatal::Fatal,
     policy,
     table::Table,
+    targets,
 };
 use crate::model::TableSchema;
 
 /// Time between two looks, each of which is a few queries, whatever the number of tables.
 const EVERY: Duration = Duration::from_secs(10);
 
-/// Looks until `end`. A table whose target no longer fits stops alone.
-pub(super) async fn run<D: Destination>(
-    destination: D,
-    tables: Vec<Arc<Table<D>>>,
-    notice: Notice,
-    end: CancellationToken,
-) {
-    loop {
-        tokio::select! {
-            () = end.cancelled() => return,
-            () = tokio::time::sleep(EVERY) => {}
-        }
-        match look(&destination, &tables, &notice, &end).await {
-            Ok(()) => {}
-            Err(Error::Stopped) => return,
-            // Inserts meet the same fault and report it.
-            Err(error) => tracing::debug!(%error, "could not look at the target tables"),
-        }
-    }
+/// What is looked at, and who is told.
+pub(super) struct TargetWatch<D: Destination> {
+    pub(super) destination: D,
+    /// The Mirror's UID.
+    pub(super) uid: String,
+    pub(super) tables: Vec<Arc<Table<D>>>,
+    pub(super) notice: Notice,
 }
 
-async fn look<D: Destination>(
-    destination: &D,
-    tables: &[Arc<Table<D>>],
-    notice: &Notice,
-    end: &CancellationToken,
-) -> Result<(), Error> {
-    let going: Vec<_> = tables.iter().filter(|table| !table.failed()).collect();
-    let schemas: Vec<TableSchema> = going.iter().map(|table| table.schema()).collect();
-    let standing = destination.standing(&schemas.iter().collect::<Vec<_>>()).await?;
-    for (table, _) in going.into_iter().zip(standing).filter(|(_, stands)| !stands) {
-        // What the stream has changed meanwhile fits the table's schema as it is now.
-        let Err(fault) = destination.add_columns(&table.schema(), &[]).await else { continue };
-        let error = Error::from(fault);
-        if policy(&error).0 != Policy::FailTable {
-            return Err(error);
+impl<D: Destination> TargetWatch<D> {
+    /// Looks until `end`. A table whose target no longer fits, or is another table, stops alone.
+    pub(super) async fn run(self, fatal: Fatal, end: CancellationToken) {
+        loop {
+            tokio::select! {
+                () = end.cancelled() => return,
+                () = tokio::time::sleep(EVERY) => {}
+            }
+            match self.look(&end).await {
+                Ok(()) => {}
+                Err(Error::Stopped) => return,
+                Err(error @ Error::TargetReleased { .. }) => return fatal.report(error),
+                // Inserts meet the same fault and report it.
+                Err(error) => tracing::debug!(%error, "could not look at the target tables"),
+            }
         }
-        retry(end, notice, || table.fail(&error)).await?;
     }
-    Ok(())
+
+    async fn look(&self, end: &CancellationToken) -> Result<(), Error> {
+        let going: Vec<_> = self.tables.iter().filter(|table| !table.failed()).collect();
+        let schemas: Vec<TableSchema> = going.iter().map(|table| table.schema()).collect();
+        let schemas: Vec<&TableSchema> = schemas.iter().collect();
+        let identities = self.destination.identities(&schemas).await?;
+        for (table, identity) in going.iter().zip(identities) {
+            if let Err(error) = targets::identify(&mut table.record(), identity) {
+                retry(end, &self.notice, || table.fail(&error)).await?;
+            }
+        }
+        let standing = self.destination.standing(&schemas).await?;
+        for (table, _) in going.into_iter().zip(standing).filter(|(_, stands)| !stands) {
+            // What the stream has changed meanwhile fits the table's schema as it is now.
+            let Err(fault) = self.destination.add_columns(&table.schema(), &[]).await else { continue };
+            let error = Error::from(fault);
+            if policy(&error).0 != Policy::FailTable {
+                return Err(error);
+            }
+            retry(end, &self.notice, || table.fail(&error)).await?;
+        }
+        self.look_at_claims().await
+    }
+
+    /// # Errors
+    /// [`Error::TargetReleased`] where a table that waited for another Mirror can join.
+    async fn look_at_claims(&self) -> Result<(), Error> {
+        let records = self.tables.iter().map(|table| table.record());
+        let waiting: Vec<_> = records.filter(targets::waits_for_target).map(|record| record.schema).collect();
+        if waiting.is_empty() {
+            return Ok(());
+        }
+        let claims = targets::claims(&self.destination).await?;
+        let is_free = |schema: &TableSchema| targets::foreign(&claims, &self.uid, &schema.target).is_none();
+        match waiting.into_iter().find(is_free) {
+            Some(schema) => Err(Error::TargetReleased { table: schema.id }),
+            None => Ok(()),
+        }
+    }
 }

@@ -27,7 +27,7 @@ use super::{
     state::{MirrorState, StateStore, TableRecord},
     stream, sweep,
     table::Table,
-    target_watch,
+    target_watch::TargetWatch,
     watch::Watch,
 };
 use crate::{
@@ -260,9 +260,13 @@ impl<D: Destination> Worker<D> {
         let over = CancellationToken::new();
         // It outlives `end`: the last inserts may take long, and the source may have to shut down meanwhile.
         let watcher = tokio::spawn(watch.run(session, fatal.clone(), end.clone(), over.clone()));
-        let watched: Vec<_> = tables.iter().map(|(table, _)| Arc::clone(table)).collect();
-        let target_watcher =
-            tokio::spawn(target_watch::run(self.destination.clone(), watched, notice.clone(), end.clone()));
+        let target_watch = TargetWatch {
+            destination: self.destination.clone(),
+            uid: self.config.mirror.uid.clone(),
+            tables: tables.iter().map(|(table, _)| Arc::clone(table)).collect(),
+            notice: notice.clone(),
+        };
+        let target_watcher = tokio::spawn(target_watch.run(fatal.clone(), end.clone()));
         let sweeper = tokio::spawn(self.sweep(&tables, end.clone()));
         let finisher = ends.then(|| tokio::spawn(self.until_caught_up(&tables, fatal.clone(), end.clone())));
         let inserter = self.inserter(fatal.clone(), notice, abort.clone());

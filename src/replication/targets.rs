@@ -1,0 +1,315 @@
+//! Who writes a target table, and whether it is still the table that was written to.
+//!
+//! **Claims.** A Mirror claims a target in the state table beside it before it uses it: first as *asked for*, then, once it has seen no
+//! other Mirror's claim, as *held*. Whoever sees another claim does not go on, and of two that ask at the same moment at least one
+//! sees the other, so no two ever hold one: of those that ask, the one with the lowest UID waits until the others have given up.
+//!
+//! **Identity.** A target that was dropped and made again, or exchanged for another, has another UUID, and lacks rows.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
+
+use serde::{Deserialize, Serialize};
+
+use super::{
+    Destination, Error, StateRow,
+    state::{StateStore, TablePhase, TableRecord},
+};
+use crate::{
+    fault::Reason,
+    model::{ReplicatorConfig, TableSchema, TableSpec},
+};
+
+/// What the items of claims begin with; the target's name follows.
+pub(super) const CLAIM_PREFIX: &str = "target/";
+
+/// How often the claims are read again while another Mirror asks for the same target, and how many times.
+const POLL: Duration = Duration::from_millis(100);
+const POLLS: usize = 50;
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct ClaimRecord {
+    /// The Mirror's namespace and name, for messages.
+    mirror: String,
+    /// Whether the target is its own, and not only asked for.
+    held: bool,
+}
+
+/// A Mirror's claim of a target table.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Claim {
+    /// The Mirror's namespace and name.
+    pub mirror: String,
+    /// The Mirror's UID.
+    pub uid: String,
+    /// The target.
+    pub target: String,
+    held: bool,
+}
+
+impl Claim {
+    /// The item of its record.
+    pub fn item(&self) -> String {
+        format!("{CLAIM_PREFIX}{}", self.target)
+    }
+}
+
+/// All claims in a destination's state table.
+///
+/// # Errors
+/// What the destination answers, or a record that can't be read.
+pub async fn claims<D: Destination>(destination: &D) -> Result<Vec<Claim>, Error> {
+    let rows = destination.load_items(CLAIM_PREFIX).await?;
+    let claim = |(uid, StateRow { item, value }): (String, StateRow)| {
+        let target = item.strip_prefix(CLAIM_PREFIX).unwrap_or_default().to_owned();
+        let ClaimRecord { mirror, held } =
+            serde_json::from_str(&value).map_err(|source| Error::State { item, source })?;
+        Ok(Claim { mirror, uid, target, held })
+    };
+    rows.into_iter().map(claim).collect()
+}
+
+/// The claim that keeps the Mirror with this UID from a target, if there is one.
+pub fn foreign<'a>(claims: &'a [Claim], uid: &str, target: &str) -> Option<&'a Claim> {
+    match verdict(claims, uid, target) {
+        Verdict::Taken(claim) | Verdict::Wait(claim) => Some(claim),
+        Verdict::Ask | Verdict::Hold | Verdict::Ours => None,
+    }
+}
+
+/// What to do about a target.
+#[derive(Debug, PartialEq, Eq)]
+enum Verdict<'a> {
+    /// Nobody claims it.
+    Ask,
+    /// It is asked for, by us alone.
+    Hold,
+    /// It is ours.
+    Ours,
+    /// Another Mirror asks for it too, and will give way.
+    Wait(&'a Claim),
+    /// It is another Mirror's.
+    Taken(&'a Claim),
+}
+
+fn verdict<'a>(claims: &'a [Claim], uid: &str, target: &str) -> Verdict<'a> {
+    let of_target = || claims.iter().filter(|claim| claim.target == target);
+    let ours = of_target().find(|claim| claim.uid == uid);
+    // Two that hold it were brought together by hand, or by a backup: one of them gives way.
+    let outranks = |other: &&Claim| match ours {
+        Some(ours) if ours.held == other.held => other.uid.as_str() < uid,
+        Some(ours) => other.held && !ours.held,
+        None => true,
+    };
+    let others = || of_target().filter(|claim| claim.uid != uid);
+    match (others().find(outranks), ours) {
+        (Some(other), _) => Verdict::Taken(other),
+        (None, None) => Verdict::Ask,
+        (None, Some(ours)) if ours.held => Verdict::Ours,
+        (None, Some(_)) => others().next().map_or(Verdict::Hold, Verdict::Wait),
+    }
+}
+
+/// The name of a table's target.
+pub(super) fn target_of(spec: &TableSpec) -> &str {
+    spec.target.as_deref().unwrap_or(&spec.id.name)
+}
+
+/// The targets that other Mirrors have claimed, by name.
+pub(super) type Taken = BTreeMap<String, Claim>;
+
+/// Claims the Mirror's targets, and gives those that are other Mirrors'.
+///
+/// # Errors
+/// What the destination answers, and [`Error::Replaced`].
+pub(super) async fn claim_all<D: Destination>(
+    config: &ReplicatorConfig,
+    destination: &D,
+    store: &StateStore<D>,
+) -> Result<Taken, Error> {
+    let (uid, name) = (&config.mirror.uid, format!("{}/{}", config.mirror.namespace, config.mirror.name));
+    let wanted: BTreeSet<&str> = config.tables.iter().map(target_of).collect();
+    let mut polls = 0;
+    loop {
+        let found = claims(destination).await?;
+        let (mut changes, mut taken, mut waits) = (Vec::new(), Taken::new(), false);
+        for target in &wanted {
+            let record = |held| Some(ClaimRecord { mirror: name.clone(), held });
+            let change = match verdict(&found, uid, target) {
+                Verdict::Ours => continue,
+                Verdict::Ask => record(false),
+                Verdict::Hold => record(true),
+                Verdict::Wait(_) if polls < POLLS => {
+                    waits = true;
+                    continue;
+                }
+                Verdict::Wait(other) | Verdict::Taken(other) => {
+                    taken.insert((*target).to_owned(), other.clone());
+                    let asked = found.iter().any(|claim| claim.uid == *uid && claim.target == *target);
+                    if !asked {
+                        continue;
+                    }
+                    None
+                }
+            };
+            waits |= change.as_ref().is_some_and(|claim| !claim.held);
+            changes.push((format!("{CLAIM_PREFIX}{target}"), change));
+        }
+        store.save_claims(changes).await?;
+        if !waits {
+            return Ok(taken);
+        }
+        if polls > 0 {
+            tokio::time::sleep(POLL).await;
+        }
+        polls += 1;
+    }
+}
+
+/// Releases the targets that the Mirror no longer asks for.
+///
+/// # Errors
+/// What the destination answers.
+pub(super) async fn release_unwanted<D: Destination>(
+    config: &ReplicatorConfig,
+    destination: &D,
+    store: &StateStore<D>,
+) -> Result<(), Error> {
+    let wanted: BTreeSet<&str> = config.tables.iter().map(target_of).collect();
+    let found = claims(destination).await?;
+    let ours = found.iter().filter(|claim| claim.uid == config.mirror.uid);
+    let left = ours.filter(|claim| !wanted.contains(claim.target.as_str()));
+    store.save_claims(left.map(|claim| (claim.item(), None::<ClaimRecord>)).collect()).await
+}
+
+/// The error of a table whose target is another Mirror's.
+pub(super) fn taken<D: Destination>(destination: &D, spec: &TableSpec, by: &Claim) -> Error {
+    Error::TargetTaken {
+        table: spec.id.clone(),
+        message: describe(by, &destination.release_statement(&by.uid, &by.item())),
+    }
+}
+
+/// Whose a target is, and what to do about it. `release` is the statement that takes the claim away.
+pub fn describe(claim: &Claim, release: &str) -> String {
+    format!(
+        "mirror {} (UID {}) writes target table {}: give one of the two another target.table, or take the table out of one. If that mirror \
+         is gone, walferry teardown of its file releases the table, and so does, at the destination: {release}",
+        claim.mirror, claim.uid, claim.target
+    )
+}
+
+/// Whether a table has stopped because its target was another Mirror's.
+pub fn waits_for_target(record: &TableRecord) -> bool {
+    record.phase == TablePhase::Failed && record.reason == Some(Reason::TargetTableTaken)
+}
+
+/// Whether a target is still the one on record; its identity is noted where there is none.
+///
+/// # Errors
+/// [`Error::Table`] where it is another one.
+pub(super) fn identify(record: &mut TableRecord, found: Option<String>) -> Result<bool, Error> {
+    match (&record.target_id, found) {
+        (Some(before), Some(now)) if *before != now => Err(replaced(&record.schema)),
+        (None, Some(now)) => {
+            record.target_id = Some(now);
+            Ok(true)
+        }
+        _ => Ok(false),
+    }
+}
+
+/// The error of a new table whose target has rows, of which nothing is on record.
+pub(super) fn has_rows(schema: &TableSchema) -> Error {
+    Error::Table {
+        table: schema.id.clone(),
+        reason: Reason::DestinationTableConflict,
+        message: format!(
+            "target table {} has rows that this mirror does not know of: empty it if nobody needs them, or choose another target.table",
+            schema.target
+        ),
+    }
+}
+
+/// The error of a table whose target is not the one that was written to.
+fn replaced(schema: &TableSchema) -> Error {
+    Error::Table {
+        table: schema.id.clone(),
+        reason: Reason::DestinationTableReplaced,
+        message: format!(
+            "target table {} was dropped and made again, or exchanged for another one, so rows are missing there",
+            schema.target
+        ),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn claim(uid: &str, held: bool) -> Claim {
+        Claim { mirror: format!("default/{uid}"), uid: uid.into(), target: "t".into(), held }
+    }
+
+    #[test]
+    fn a_target_is_held_by_who_sees_nobody_else() {
+        let (a, b) = (|held| claim("a", held), |held| claim("b", held));
+        assert_eq!(verdict(&[], "a", "t"), Verdict::Ask);
+        assert_eq!(verdict(&[a(false)], "a", "t"), Verdict::Hold);
+        assert_eq!(verdict(&[a(true)], "a", "t"), Verdict::Ours);
+        assert_eq!(verdict(&[b(false)], "a", "t"), Verdict::Taken(&b(false)), "not even asked for");
+        assert_eq!(verdict(&[a(true), b(false)], "a", "t"), Verdict::Ours);
+        assert_eq!(verdict(&[a(true), b(false)], "b", "t"), Verdict::Taken(&a(true)));
+        assert_eq!(verdict(&[a(false), b(true)], "a", "t"), Verdict::Taken(&b(true)));
+        // Both ask: one waits until the other has given up.
+        assert_eq!(verdict(&[a(false), b(false)], "a", "t"), Verdict::Wait(&b(false)));
+        assert_eq!(verdict(&[a(false), b(false)], "b", "t"), Verdict::Taken(&a(false)));
+        assert_eq!(verdict(&[a(true), b(true)], "b", "t"), Verdict::Taken(&a(true)));
+        assert_eq!(verdict(&[a(true), b(true)], "a", "t"), Verdict::Ours);
+        let other = Claim { target: "u".into(), ..b(true) };
+        assert_eq!(verdict(&[other], "a", "t"), Verdict::Ask, "another target");
+    }
+
+    #[test]
+    fn two_that_claim_in_any_order_never_both_hold() {
+        // Each step of a Mirror: read, then write what the verdict says, with the other's steps in between.
+        for order in 0..1_u32 << 12 {
+            let mut table: Vec<Claim> = Vec::new();
+            let mut read = [None, None];
+            let uids = ["a", "b"];
+            for step in 0..12 {
+                let who = usize::from(order >> step & 1 == 1);
+                let uid = uids[who];
+                match read[who].take() {
+                    None => read[who] = Some(table.clone()),
+                    Some(seen) => match verdict(&seen, uid, "t") {
+                        Verdict::Ours | Verdict::Wait(_) => {}
+                        change => {
+                            table.retain(|claim| claim.uid != uid);
+                            match change {
+                                Verdict::Ask => table.push(claim(uid, false)),
+                                Verdict::Hold => table.push(claim(uid, true)),
+                                _ => {}
+                            }
+                        }
+                    },
+                }
+                let held = table.iter().filter(|claim| claim.held).count();
+                assert!(held < 2, "order {order:b}: {table:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn another_uuid_is_another_table() {
+        let spec = TableSpec::new(crate::model::TableId::new("public", "t"));
+        let schema = TableSchema::new(spec.id.clone(), Vec::new());
+        let mut record = TableRecord::new(spec, schema, TablePhase::Streaming);
+        assert!(!identify(&mut record, None).unwrap());
+        assert!(identify(&mut record, Some("1".into())).unwrap());
+        assert!(!identify(&mut record, Some("1".into())).unwrap() && !identify(&mut record, None).unwrap());
+        assert!(identify(&mut record, Some("2".into())).unwrap_err().to_string().contains("exchanged"));
+    }
+}
