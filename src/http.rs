@@ -21,7 +21,7 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    model::{MirrorPhase, MirrorReport, Progress},
+    model::{MirrorPhase, MirrorReport, Progress, TableReport, TableState},
     status::{self, StatusDocument},
 };
 
@@ -97,24 +97,28 @@ async fn healthz(State(mirrors): State<Mirrors>) -> (StatusCode, String) {
     }
 }
 
-/// 200 when no Mirror is being provisioned, retried or stalled; the body has a line for each.
+/// 200 when of every Mirror changes flow, or everything that was asked for is done; the body has a line for each.
 async fn readyz(State(mirrors): State<Mirrors>) -> (StatusCode, String) {
     let reports = reports(&mirrors);
-    let ready = reports.iter().all(|report| is_ready(report.phase));
+    let ready = reports.iter().all(is_ready);
     let line = |report: &MirrorReport| format!("{}/{}: {:?}\n", report.namespace, report.name, report.phase);
     let status = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     (status, reports.iter().map(line).collect())
 }
 
-fn is_ready(phase: MirrorPhase) -> bool {
-    match phase {
-        MirrorPhase::Snapshotting
-        | MirrorPhase::Streaming
-        | MirrorPhase::Suspended
-        | MirrorPhase::Finished => true,
-        MirrorPhase::Provisioning | MirrorPhase::Retrying | MirrorPhase::Stalled | MirrorPhase::Deleting => {
-            false
+fn is_ready(report: &MirrorReport) -> bool {
+    match report.phase {
+        MirrorPhase::Snapshotting | MirrorPhase::Streaming => {
+            let failed = |table: &TableReport| table.state == TableState::Failed;
+            report.tables.is_empty() || !report.tables.iter().all(failed)
         }
+        MirrorPhase::Finished => true,
+        // A suspended one is as it was asked to be, and nothing flows.
+        MirrorPhase::Suspended
+        | MirrorPhase::Provisioning
+        | MirrorPhase::Retrying
+        | MirrorPhase::Stalled
+        | MirrorPhase::Deleting => false,
     }
 }
 
@@ -144,7 +148,7 @@ mod tests {
     };
 
     use super::*;
-    use crate::model::{MirrorFailure, MirrorIdentity};
+    use crate::model::{Lsn, MirrorFailure, MirrorIdentity};
 
     async fn get(address: std::net::SocketAddr, path: &str) -> String {
         let mut stream = TcpStream::connect(address).await.unwrap();
@@ -193,6 +197,9 @@ mod tests {
         assert!(response.starts_with("HTTP/1.1 503") && response.contains("default/demo: nothing has moved"));
         progress.liveness().moved();
         assert!(get(address, "/healthz").await.starts_with("HTTP/1.1 200"));
+        progress.set_phase(MirrorPhase::Suspended, None);
+        assert!(get(address, "/readyz").await.starts_with("HTTP/1.1 503"));
+        progress.set_source_lsn(Lsn(0));
 
         let response = get(address, "/status").await;
         let (head, body) = response.split_once("\r\n\r\n").unwrap();

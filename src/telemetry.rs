@@ -2,7 +2,7 @@
 
 use std::{
     io::{self, IsTerminal, Write},
-    sync::LazyLock,
+    sync::{LazyLock, OnceLock},
 };
 
 use indicatif::MultiProgress;
@@ -24,6 +24,14 @@ pub enum LogFormat {
     Json,
     /// For people.
     Text,
+}
+
+/// How this process logs.
+static FORMAT: OnceLock<LogFormat> = OnceLock::new();
+
+/// How log lines of this process look, for what is said beside them.
+pub fn format() -> LogFormat {
+    FORMAT.get().copied().unwrap_or(LogFormat::Text)
 }
 
 /// The progress lines of this process. They are drawn on standard error, and not at all when that isn't a terminal.
@@ -72,7 +80,9 @@ pub fn init(
         .with_env_filter(filter)
         .with_writer(|| AboveProgress)
         .with_ansi(on_terminal);
-    match format.unwrap_or(if on_terminal { LogFormat::Text } else { LogFormat::Json }) {
+    let format = format.unwrap_or(if on_terminal { LogFormat::Text } else { LogFormat::Json });
+    FORMAT.set(format).ok();
+    match format {
         LogFormat::Json => {
             subscriber.json().flatten_event(true).finish().with(filter_fn(holds_no_answer)).try_init()
         }

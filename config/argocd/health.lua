@@ -21,7 +21,8 @@ end
 if stalled ~= nil and stalled.status == "True" then
   return health("Degraded", stalled)
 end
-if reconciling ~= nil and reconciling.status == "True" then
+-- Beside Ready it tells of tables that join while the others stream.
+if reconciling ~= nil and reconciling.status == "True" and ready.status ~= "True" then
   return health("Progressing", reconciling)
 end
 if ready.status == "True" then

@@ -189,7 +189,7 @@ fn from_apply_to_ready_and_then_quiet() {
     assert_eq!((tables.total, tables.snapshotting, tables.streaming, tables.failed), (1, 0, 1, 0));
     let snapshot = status.snapshot.unwrap();
     assert_eq!((snapshot.rows_copied, snapshot.rows_estimated), (1000, 1000));
-    assert_eq!(status.lag.unwrap().bytes, 0);
+    assert_eq!(status.lag.unwrap().bytes, Some(0));
     assert!(support::parse_lsn(&status.last_lsn.unwrap()).unwrap() > 0);
     let slot = status.slot_name.unwrap();
     assert_eq!(

@@ -70,7 +70,7 @@ fn taken_out_of_the_publication(pg: Pg) {
     lab.sql(&format!("ALTER PUBLICATION {publication} DROP TABLE goes"));
     fails_alone(&lab, &mut run, "SourceNotPublished", &[&publication, "walferry.dev/resync"]);
     run.stop();
-    lab.command("check", &mirror, &[]).exits(0).says(&[
+    lab.command("check", &mirror, &[]).exits(1).says(&[
         "warning",
         "public.goes",
         "no longer in the publication",

@@ -14,6 +14,7 @@
 #[allow(dead_code, unused_imports, reason = "shared with the chaos test")]
 mod support;
 
+mod admission;
 mod bad_input;
 mod commands;
 mod destination;

@@ -257,7 +257,7 @@ fn partitions_outside_the_log() {
     lab.settle(&mut run);
     lab.assert_table("stays", "id, v", "id");
     run.stop();
-    lab.command("check", &mirror, &[]).exits(0).says(&["warning", "public.u_2", "public.f_2"]);
+    lab.command("check", &mirror, &[]).exits(1).says(&["warning", "public.u_2", "public.f_2"]);
     lab.sql("ALTER TABLE u DETACH PARTITION u_2; ALTER TABLE f DETACH PARTITION f_2; INSERT INTO u VALUES (3, 'y')");
     mirror.mirror["metadata"]["annotations"] = json!({"walferry.dev/resync": "1 public.u public.f"});
     lab.catch_up(&mirror);

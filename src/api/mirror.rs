@@ -325,10 +325,12 @@ pub struct SlotStatus {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct LagStatus {
-    /// Bytes of WAL between the end of the source's log and the last durable transaction.
-    pub bytes: i64,
-    /// Whole seconds since the oldest transaction that is not yet durable was committed.
-    pub seconds: i64,
+    /// Bytes of WAL between the end of the source's log and the last durable transaction; missing while that is not known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bytes: Option<i64>,
+    /// Whole seconds since the oldest transaction that is not yet durable was committed. They grow while nothing flows.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub seconds: Option<i64>,
 }
 
 /// How many tables are in which state.

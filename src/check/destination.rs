@@ -12,7 +12,7 @@ use crate::{
         types::{ChType, Features, Fidelity, fidelity, target_type},
     },
     fault::Reason,
-    model::{ClickHouseEndpoint, RESYNC_COMMAND, TableSchema, TlsMode, resync_advice},
+    model::{ClickHouseEndpoint, TableSchema, TlsMode, resync_advice},
     replication::{self, Claim, DestinationError, ErrorKind},
 };
 
@@ -268,7 +268,8 @@ pub(super) fn target(
     let name = format!("{}.{}", endpoint.database, schema.target);
     let failure = |reason, detail: String| Check::failure(subject.as_str(), NAME, reason, detail);
     let drop = || {
-        format!("DROP TABLE {}; -- or choose another target.table", table(&endpoint.database, &schema.target))
+        let target = table(&endpoint.database, &schema.target);
+        format!("choose another target.table; or, if nobody needs this one: DROP TABLE {target};")
     };
     if let Err(problem) = ddl::validate(schema, types) {
         return failure(Reason::DestinationEngineInvalid, problem.to_string());
@@ -303,7 +304,9 @@ pub(super) fn target(
                 let detail = format!("{name} exists and has rows that this Mirror does not know of");
                 let target = table(&endpoint.database, &schema.target);
                 failure(Reason::DestinationTableConflict, detail).fix(format!(
-                    "TRUNCATE TABLE {target}; -- if nobody needs them\nor replace them by the source's rows: {RESYNC_COMMAND}\nor choose another target.table"
+                    "choose another target.table; or, if nobody needs these rows: TRUNCATE TABLE {target};\n\
+                     or, to replace them by the source's rows, {}",
+                    resync_advice(&schema.id)
                 ))
             }
             Ok(lacks) => {
@@ -481,15 +484,22 @@ mod tests {
             (
                 fitting(),
                 true,
-                "TRUNCATE TABLE `analytics`.`users`; -- if nobody needs them\n\
-                 or replace them by the source's rows: kubectl annotate mirror NAME walferry.dev/resync=\"$(date +%s)\" --overwrite\n\
-                 or choose another target.table",
+                format!(
+                    "choose another target.table; or, if nobody needs these rows: TRUNCATE TABLE `analytics`.`users`;\n\
+                     or, to replace them by the source's rows, {}",
+                    resync_advice(&table_facts().schema.id)
+                ),
             ),
-            (other, false, "DROP TABLE `analytics`.`users`; -- or choose another target.table"),
+            (
+                other,
+                false,
+                "choose another target.table; or, if nobody needs this one: DROP TABLE `analytics`.`users`;"
+                    .to_owned(),
+            ),
         ] {
             let check = target_check(Some(found), has_rows, false);
             assert_eq!(check.reason, Some(Reason::DestinationTableConflict));
-            assert_eq!(check.fix.as_deref(), Some(fix));
+            assert_eq!(check.fix, Some(fix));
         }
     }
 

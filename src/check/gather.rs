@@ -1,6 +1,6 @@
 //! Asks both servers for the facts that the checks decide from.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 
 use super::{
     destination::{self, ENGINE, MissingRights, PRIVILEGES, TargetFacts, WIDENING},
@@ -13,7 +13,9 @@ use crate::{
         Client, Database, Error as ClickHouseError, ServerVersion, difference::differences, quote,
         state::STATE_TABLE, target::TargetTable, types::Features,
     },
-    model::{ClickHouseEndpoint, OutOfRange, PostgresEndpoint, ReplicatorConfig, TableSchema, TableSpec},
+    model::{
+        ClickHouseEndpoint, OutOfRange, PostgresEndpoint, ReplicatorConfig, TableId, TableSchema, TableSpec,
+    },
     postgres::{
         self,
         catalog::{self, TableFacts},
@@ -27,6 +29,11 @@ use crate::{
 
 /// Checks everything that a Mirror needs. A server that isn't reached is a failure, and what depends on it is skipped.
 pub async fn preflight(config: &ReplicatorConfig) -> CheckReport {
+    preflight_of(config, &[]).await
+}
+
+/// The same for some of the tables alone, or for all when none is named.
+pub(super) async fn preflight_of(config: &ReplicatorConfig, only: &[TableId]) -> CheckReport {
     let (server, reached) = reach_destination(&config.destination, config.out_of_range).await;
     let (state, unusable) = match &reached {
         Some((database, _)) => match recorded_state(config, database).await {
@@ -35,12 +42,14 @@ pub async fn preflight(config: &ReplicatorConfig) -> CheckReport {
         },
         None => (MirrorState::default(), None),
     };
-    let (mut checks, tables) = source_checks(config, &state).await;
+    let (mut checks, tables, joined) = source_checks(config, only, &state).await;
     checks.extend(server);
     checks.extend(unusable);
     let schemas: Vec<_> = tables.iter().map(|facts| &facts.schema).collect();
     checks.extend(match reached {
-        Some((database, version)) => targets(config, &database, &schemas, version.features(), &state).await,
+        Some((database, version)) => {
+            targets(config, &database, &schemas, version.features(), (&state, &joined)).await
+        }
         // Without the server, types are taken for those of the newest release.
         None => schemas
             .iter()
@@ -52,10 +61,11 @@ pub async fn preflight(config: &ReplicatorConfig) -> CheckReport {
     let subjects = [source::SUBJECT, destination::SUBJECT].map(str::to_owned).into_iter().chain(tables);
     let ranks: HashMap<_, _> = subjects.zip(0_usize..).collect();
     checks.sort_by_key(|check| ranks.get(&check.subject).copied());
-    for fix in checks.iter_mut().filter_map(|check| check.fix.as_mut()) {
-        *fix = config.mirror.named(fix);
+    for check in &mut checks {
+        check.detail = config.mirror.named(&check.detail);
+        check.fix = check.fix.as_ref().map(|fix| config.mirror.named(fix));
     }
-    CheckReport { checks }
+    CheckReport { checks, joined }
 }
 
 /// A source as [`source_server`] found it.
@@ -120,22 +130,27 @@ pub async fn destination_server(endpoint: &ClickHouseEndpoint) -> (Vec<Check>, O
     (checks, reached.map(|(_, version)| version))
 }
 
-async fn source_checks(config: &ReplicatorConfig, state: &MirrorState) -> (Vec<Check>, Vec<TableFacts>) {
+/// Checks, tables that could be described, and those that the Mirror has already and no resync copies again.
+type SourceChecks = (Vec<Check>, Vec<TableFacts>, BTreeSet<TableId>);
+
+async fn source_checks(config: &ReplicatorConfig, only: &[TableId], state: &MirrorState) -> SourceChecks {
+    let failed = |check| (vec![check], Vec::new(), BTreeSet::new());
     let session = match Session::connect(&config.source, &config.mirror.application_name()).await {
         Ok(session) => session,
-        Err(error) => return (vec![source::connection_failed(&config.source, &error)], Vec::new()),
+        Err(error) => return failed(source::connection_failed(&config.source, &error)),
     };
-    match source_facts(config, &session, state).await {
+    match source_facts(config, only, &session, state).await {
         Ok(found) => found,
-        Err(error) => (vec![source::query_failed(source::SUBJECT, "catalog", &error)], Vec::new()),
+        Err(error) => failed(source::query_failed(source::SUBJECT, "catalog", &error)),
     }
 }
 
 async fn source_facts(
     config: &ReplicatorConfig,
+    only: &[TableId],
     session: &Session,
     state: &MirrorState,
-) -> Result<(Vec<Check>, Vec<TableFacts>), postgres::Error> {
+) -> Result<SourceChecks, postgres::Error> {
     let server = catalog::server_facts(session).await?;
     let slot = slot::read(session, &config.mirror.slot_name()).await?;
     let resync = replication::resync_due(config.resync.as_deref(), state).is_some();
@@ -151,11 +166,14 @@ async fn source_facts(
         }
     };
     let joined = &joined;
+    source::take_up(&mut checks, replication::diagnosis::faults(config, session, joined).await?);
+    let known: BTreeSet<TableId> = joined.tables.keys().cloned().collect();
     if !source::is_usable(&checks) {
-        return Ok((checks, Vec::new()));
+        return Ok((checks, Vec::new(), known));
     }
     let mut tables = Vec::new();
-    let specs: Vec<_> = config.tables.iter().collect();
+    let chosen = |spec: &&TableSpec| only.is_empty() || only.contains(&spec.id);
+    let specs: Vec<_> = config.tables.iter().filter(chosen).collect();
     let named = |spec: &TableSpec| {
         let record = joined.tables.get(&spec.id).filter(|record| record.spec == *spec)?;
         Some(record.named.as_ref()?.columns.as_slice())
@@ -179,6 +197,10 @@ async fn source_facts(
                             checks.extend(refused.map(|check| check.alone_if(alone.is_some())));
                         }
                     }
+                    let former = state.former.get(&spec.id).and_then(|former| former.record.as_ref());
+                    if let Some(record) = state.tables.get(&spec.id).or(former) {
+                        replication::keep_target_names(record, spec, &mut facts.schema);
+                    }
                     tables.push(facts);
                 }
             },
@@ -186,9 +208,9 @@ async fn source_facts(
         }
     }
     let probes = probe_filters(session, &tables).await;
-    let mut published = Vec::new();
     let inserts = config.has_insert_only().then(|| config.mirror.inserts_publication_name());
     let names = [(Publish::Everything, Some(config.mirror.publication_name())), (Publish::Inserts, inserts)];
+    let mut publications = Vec::new();
     for (publish, name) in names {
         let Some(name) = name else { continue };
         let found = pg_publication::read(session, &name).await?;
@@ -197,12 +219,41 @@ async fn source_facts(
         if let Some(found) = found.as_mut().filter(|found| found.may_alter) {
             found.tables.retain(|published| !apart.has(&published.id));
         }
-        let wanted = Wanted { config, publish, server: &server, tables: &tables, probes: &probes, joined };
+        publications.push((publish, found));
+    }
+    let published = |id: &TableId| {
+        let found = publications.iter().filter_map(|(_, found)| found.as_ref());
+        found.flat_map(|found| &found.tables).find(|published| published.id == *id)
+    };
+    let (mut of_tables, mut unfit) = (Vec::new(), BTreeSet::new());
+    for facts in &tables {
+        let id = &facts.schema.id;
+        let spec = config.tables.iter().find(|spec| spec.id == *id);
+        let excluded = spec.map(|spec| spec.exclude.as_slice()).unwrap_or_default();
+        let found = table::table(facts, excluded, &server, probes.get(id), published(id));
+        if found.iter().any(table::breaks_writes) {
+            unfit.insert(id.clone());
+        }
+        let tracked = joined.tables.contains_key(id);
+        of_tables.extend(found.into_iter().map(|check| check.alone_if(tracked)));
+    }
+    let broken = |check: &Check| check.name == publication::NAME && check.outcome == Outcome::Failure;
+    // What a broken publication lacks is not worth a word: all of it is made again.
+    let publications = if checks.iter().any(broken) { Vec::new() } else { publications };
+    for (publish, found) in &publications {
+        let wanted = Wanted {
+            config,
+            publish: *publish,
+            server: &server,
+            tables: &tables,
+            probes: &probes,
+            joined,
+            unfit: &unfit,
+        };
         checks.extend(publication::publication(&wanted, found.as_ref()).into_iter().map(|check| {
             let tracked = joined.tables.keys().any(|id| id.to_string() == check.subject);
             check.alone_if(tracked)
         }));
-        published.extend(found.into_iter().flat_map(|found| found.tables));
     }
     let oids: Vec<u32> = tables.iter().map(|facts| facts.relation.oid).collect();
     let names = [config.mirror.publication_name(), config.mirror.inserts_publication_name()];
@@ -211,12 +262,10 @@ async fn source_facts(
         let id = &facts.schema.id;
         let nested = ancestors.get(&facts.relation.oid).map(|above| table::ancestor_published(id, above));
         checks.extend(nested.map(|check| check.alone_if(joined.tables.contains_key(id))));
-        let published = published.iter().find(|published| published.id == *id);
-        let of_table = table::table(facts, &server, probes.get(id), published);
-        let tracked = joined.tables.contains_key(id);
-        checks.extend(of_table.into_iter().map(|check| check.alone_if(tracked)));
     }
-    Ok((checks, tables))
+    checks.extend(of_tables);
+    checks.extend(joined.tables.values().filter_map(table::failed));
+    Ok((checks, tables, known))
 }
 
 /// Whether a table that is copied again would have a column mirrored that was left out.
@@ -309,10 +358,9 @@ async fn targets(
     database: &Database,
     schemas: &[&TableSchema],
     features: Features,
-    state: &MirrorState,
+    (state, joined): (&MirrorState, &BTreeSet<TableId>),
 ) -> Vec<Check> {
     let mut checks = Vec::new();
-    let resync = replication::resync_due(config.resync.as_deref(), state).is_some();
     let names: Vec<&str> = schemas.iter().map(|schema| schema.target.as_str()).collect();
     let mut found = match database.target_tables(&names).await {
         Ok(found) => found,
@@ -326,7 +374,7 @@ async fn targets(
         }
     };
     for schema in schemas {
-        let tracked = !resync && state.tables.contains_key(&schema.id);
+        let tracked = joined.contains(&schema.id);
         let (types, check) = destination::column_types(schema, features);
         checks.push(check.alone_if(tracked));
         let Some(types) = types else { continue };
@@ -400,7 +448,7 @@ async fn target_facts(
     let ours =
         |record: &&TableRecord| record.schema.target == *target && !replication::waits_for_target(record);
     let tracked = record.filter(ours).is_some();
-    let copied_over = replication::copies_over_rows(config.resync.as_deref(), state);
+    let copied_over = replication::copies_over_rows(config.resync.as_deref(), state, &schema.id);
     let has_rows = if found.is_some() && !tracked && !copied_over {
         let sql = format!("SELECT 1 FROM {} LIMIT 1", quote::table(database.name(), target));
         !database.client().query_text(&sql, &[]).await?.is_empty()

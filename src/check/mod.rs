@@ -8,9 +8,11 @@ mod publication;
 mod report;
 mod source;
 mod table;
+mod verdict;
 
 pub use gather::{SourceServer, destination_server, preflight, recorded_state, source_server};
 pub use report::{Check, CheckReport, Outcome};
+pub use verdict::asks;
 
 #[cfg(test)]
 mod tests {

@@ -1,11 +1,11 @@
 //! The publication: whether it can be made, or the one that is there is the one that is needed.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 
 use super::{report::Check, source::SUBJECT};
 use crate::{
     fault::Reason,
-    model::{RESYNC_ADVICE, ReplicatorConfig, TableId, resync_advice},
+    model::{ReplicatorConfig, TableId, resync_advice},
     postgres::{
         Error,
         catalog::{ServerFacts, TableFacts},
@@ -15,7 +15,7 @@ use crate::{
     replication::MirrorState,
 };
 
-const NAME: &str = "publication";
+pub(super) const NAME: &str = "publication";
 
 /// What PostgreSQL makes of the tables' row filters, where it was asked.
 pub(super) type Probes = HashMap<TableId, Result<PublishedTable, Error>>;
@@ -31,6 +31,8 @@ pub(super) struct Wanted<'a> {
     pub(super) probes: &'a Probes,
     /// The tables that the Mirror has already.
     pub(super) joined: &'a MirrorState,
+    /// Tables whose UPDATE and DELETE would fail once published as they are: no statement that publishes them is printed.
+    pub(super) unfit: &'a BTreeSet<TableId>,
 }
 
 impl<'a> Wanted<'a> {
@@ -47,6 +49,12 @@ impl<'a> Wanted<'a> {
         self.tables.iter().filter(move |table| Publish::of(table.schema.kind) == publish)
     }
 
+    /// Those that publishing does no harm to.
+    fn fit(&self) -> impl Iterator<Item = &'a TableFacts> {
+        let unfit = self.unfit;
+        self.tables().filter(move |table| !unfit.contains(&table.schema.id))
+    }
+
     fn has(&self, id: &TableId) -> bool {
         let insert_only = self.publish == Publish::Inserts;
         self.config.tables.iter().any(|table| table.id == *id && table.insert_only == insert_only)
@@ -56,12 +64,8 @@ impl<'a> Wanted<'a> {
 /// Checks the publication that the Mirror will use.
 pub(super) fn publication(wanted: &Wanted<'_>, found: Option<&Publication>) -> Vec<Check> {
     match found {
-        None if wanted.tables().next().is_none() => Vec::new(),
-        None if wanted.publish == Publish::Inserts && wanted.joined.source.is_some() => vec![unusable(
-            format!("{} does not exist, and insertOnly takes one that is as old as the slot", wanted.name()),
-            RESYNC_ADVICE.to_owned(),
-        )],
-        None => vec![to_be_made(wanted)],
+        None if wanted.fit().next().is_none() => Vec::new(),
+        None => to_be_made(wanted),
         Some(found) => existing(wanted, found),
     }
 }
@@ -72,7 +76,7 @@ fn unusable(detail: String, fix: String) -> Check {
 
 /// The statements by which somebody with more rights makes the publication for walferry.
 fn creation(wanted: &Wanted<'_>) -> String {
-    let schemas: Vec<_> = wanted.tables().map(|table| table.schema.clone()).collect();
+    let schemas: Vec<_> = wanted.fit().map(|table| table.schema.clone()).collect();
     let create = publication::create_statement(&wanted.name(), wanted.publish, &schemas);
     format!("{create};\n{};", comment(wanted))
 }
@@ -82,48 +86,55 @@ fn comment(wanted: &Wanted<'_>) -> String {
     publication::comment_statement(&wanted.name(), &comment)
 }
 
-fn to_be_made(wanted: &Wanted<'_>) -> Check {
+fn to_be_made(wanted: &Wanted<'_>) -> Vec<Check> {
     let (server, name) = (wanted.server, wanted.name());
     if server.in_recovery {
-        return unusable(
+        return vec![unusable(
             format!("{name} does not exist and can't be made on a standby"),
             format!("-- at the primary\n{}", creation(wanted)),
-        );
+        )];
     }
-    let strangers = not_owned(wanted.tables());
-    if server.may_create && strangers.is_empty() {
-        return Check::ok(SUBJECT, NAME, format!("{name} will be made"));
-    }
-    let refuse = |lacks: String, fix: String| {
-        Check::failure(
-            SUBJECT,
-            NAME,
-            Reason::SourcePrivilegeMissing,
-            format!("{} may not make {name}: it {lacks}", server.role),
-        )
-        .fix(fix)
-    };
-    if strangers.is_empty() {
-        let (database, role) = (ident(&server.database), ident(&server.role));
-        return refuse(
-            format!("lacks CREATE on database {}", server.database),
-            format!("GRANT CREATE ON DATABASE {database} TO {role};"),
-        );
-    }
-    let names: Vec<_> = strangers.iter().map(|table| table.schema.id.to_string()).collect();
+    let strangers = not_owned(wanted.fit());
     // Ownership is much to ask for; a publication made by somebody who has it will do.
-    let owner = sole(wanted.tables().map(|table| table.relation.owner.as_str()));
+    let owner = sole(wanted.fit().map(|table| table.relation.owner.as_str()));
     let who = match owner {
         Some(owner) => format!("as {owner}, with CREATE on database {}", server.database),
         None => "as superuser, or as a member of all owners of the tables".to_owned(),
     };
-    refuse(format!("does not own {}", names.join(", ")), format!("-- {who}\n{}", creation(wanted)))
+    let by_the_owner = format!("-- {who}\n{}", creation(wanted));
+    if strangers.len() == wanted.fit().count() {
+        let names: Vec<_> = strangers.iter().map(|table| table.schema.id.to_string()).collect();
+        let lacks = format!("does not own {}", names.join(", "));
+        return vec![may_not(SUBJECT, server, &format!("make {name}"), &lacks).fix(by_the_owner)];
+    }
+    let mut checks: Vec<_> = strangers
+        .iter()
+        .map(|table| {
+            let subject = table.schema.id.to_string();
+            may_not(&subject, server, "publish it", "does not own it").fix(by_the_owner.as_str())
+        })
+        .collect();
+    checks.push(match server.may_create {
+        true => Check::ok(SUBJECT, NAME, format!("{name} will be made")),
+        false => {
+            let lacks = format!("lacks CREATE on database {}", server.database);
+            let (database, role) = (ident(&server.database), ident(&server.role));
+            may_not(SUBJECT, server, &format!("make {name}"), &lacks)
+                .fix(format!("GRANT CREATE ON DATABASE {database} TO {role};"))
+        }
+    });
+    checks
 }
 
 /// The one role of these; `None` when they are several.
 fn sole<'a>(mut roles: impl Iterator<Item = &'a str>) -> Option<&'a str> {
     let first = roles.next()?;
     roles.all(|role| role == first).then_some(first)
+}
+
+fn may_not(subject: &str, server: &ServerFacts, what: &str, lacks: &str) -> Check {
+    let detail = format!("{} may not {what}: it {lacks}", server.role);
+    Check::failure(subject, NAME, Reason::SourcePrivilegeMissing, detail)
 }
 
 fn not_owned<'a>(tables: impl Iterator<Item = &'a TableFacts>) -> Vec<&'a TableFacts> {
@@ -161,7 +172,7 @@ fn existing(wanted: &Wanted<'_>, found: &Publication) -> Vec<Check> {
     }
     checks.extend(taken_out(wanted, found));
     checks.extend(members(wanted, found));
-    checks.extend(wanted.tables().filter_map(|table| {
+    checks.extend(wanted.fit().filter_map(|table| {
         let published = found.tables.iter().find(|published| published.id == table.schema.id)?;
         member(wanted, found, table, published)
     }));
@@ -183,12 +194,12 @@ fn taken_out(wanted: &Wanted<'_>, found: &Publication) -> Vec<Check> {
     gone.map(warn).collect()
 }
 
-/// Tables that have to join or leave: walferry does it where it may.
-fn members(wanted: &Wanted<'_>, found: &Publication) -> Option<Check> {
+/// Tables that have to join or leave: walferry does it where it may. One that it may not publish keeps no other from joining.
+fn members(wanted: &Wanted<'_>, found: &Publication) -> Vec<Check> {
     let Wanted { server, joined, .. } = wanted;
     let name = wanted.name();
     let joining: Vec<_> = wanted
-        .tables()
+        .fit()
         .filter(|table| !joined.tables.contains_key(&table.schema.id))
         .filter(|table| !found.tables.iter().any(|published| published.id == table.schema.id))
         .collect();
@@ -199,30 +210,43 @@ fn members(wanted: &Wanted<'_>, found: &Publication) -> Option<Check> {
         .map(|published| published.id.clone())
         .collect();
     if joining.is_empty() && leaving.is_empty() {
-        return None;
+        return Vec::new();
+    }
+    let obstacle = if server.in_recovery {
+        Some("a standby can't change it".to_owned())
+    } else if !found.may_alter {
+        Some(format!("it belongs to {}, not to {}", found.owner, server.role))
+    } else {
+        None
+    };
+    let who = |strangers: &[&TableFacts]| match server.in_recovery {
+        true => "at the primary".to_owned(),
+        false => whoever_may_alter(found, strangers),
+    };
+    let mut checks = Vec::new();
+    for table in joining.iter().filter(|table| obstacle.is_some() || !table.relation.owned) {
+        let why = obstacle.clone().unwrap_or_else(|| format!("{} does not own the table", server.role));
+        let statements = publication::alter_statements(&name, &[&table.schema], &[], &[]);
+        let detail = format!("it is to join {name}, but {why}");
+        let subject = table.schema.id.to_string();
+        let check = Check::failure(subject, NAME, Reason::SourcePrivilegeMissing, detail);
+        let who = who(&not_owned([*table].into_iter()));
+        checks.push(check.fix(format!("-- {who}\n{};", statements.join(";\n"))));
     }
     let detail = format!("{} tables join {name}, {} leave it", joining.len(), leaving.len());
-    let strangers = not_owned(joining.iter().copied());
-    let by = whoever_may_alter(found, &strangers);
-    let (obstacle, who) = if server.in_recovery {
-        ("a standby can't change it".to_owned(), "at the primary")
-    } else if !found.may_alter {
-        (format!("it belongs to {}, not to {}", found.owner, server.role), by.as_str())
-    } else if let Some(stranger) = strangers.first() {
-        (format!("{} does not own {}", server.role, stranger.schema.id), by.as_str())
-    } else {
-        return Some(Check::ok(SUBJECT, NAME, detail));
-    };
-    let schemas: Vec<_> = joining.iter().map(|table| &table.schema).collect();
-    let statements = publication::alter_statements(&name, &schemas, &leaving, &[]);
-    let detail = format!("{detail}, but {obstacle}");
-    let reason = Reason::SourcePrivilegeMissing;
-    // What is sent too much is left out; it may be there for a change of the Mirror that is still to come.
-    let check = match joining.is_empty() {
-        true => Check::warning(SUBJECT, NAME, reason, detail),
-        false => Check::failure(SUBJECT, NAME, reason, detail),
-    };
-    Some(check.fix(format!("-- {who}\n{};", statements.join(";\n"))))
+    match obstacle {
+        None => checks.push(Check::ok(SUBJECT, NAME, detail)),
+        // What is sent too much is left out; it may be there for a change of the Mirror that is still to come.
+        Some(obstacle) if !leaving.is_empty() => {
+            let statements = publication::alter_statements(&name, &[], &leaving, &[]);
+            let detail = format!("{} tables leave {name}, but {obstacle}", leaving.len());
+            let check = Check::warning(SUBJECT, NAME, Reason::SourcePrivilegeMissing, detail);
+            let who = who(&[]);
+            checks.push(check.fix(format!("-- {who}\n{};", statements.join(";\n"))));
+        }
+        Some(_) => {}
+    }
+    checks
 }
 
 /// Who has the privileges of those owners that the session's role lacks.
@@ -286,6 +310,7 @@ mod tests {
         tests::{config, server_facts, table_facts},
     };
     use super::*;
+    use crate::model::TableSpec;
 
     fn found() -> Publication {
         Publication {
@@ -323,10 +348,65 @@ mod tests {
             tables: &[facts],
             probes,
             joined: &state,
+            unfit: &BTreeSet::new(),
         };
         let mut checks = publication(&wanted, found);
         assert_eq!(checks.len(), 1, "{checks:?}");
         checks.remove(0)
+    }
+
+    fn all(tables: &[TableFacts], found: Option<&Publication>, unfit: &[&str]) -> Vec<Check> {
+        let mut config = config();
+        config.tables = tables.iter().map(|table| TableSpec::new(table.schema.id.clone())).collect();
+        let unfit = unfit.iter().map(|name| TableId::new("public", *name)).collect();
+        let (state, probes) = (MirrorState::default(), Probes::new());
+        let (publish, server) = (Publish::Everything, server_facts());
+        let wanted = Wanted {
+            config: &config,
+            publish,
+            server: &server,
+            tables,
+            probes: &probes,
+            joined: &state,
+            unfit: &unfit,
+        };
+        publication(&wanted, found)
+    }
+
+    fn named(name: &str, owned: bool) -> TableFacts {
+        let mut facts = table_facts();
+        facts.schema.id = TableId::new("public", name);
+        facts.relation.owned = owned;
+        facts
+    }
+
+    #[test]
+    fn a_table_that_may_not_be_published_keeps_no_other_from_it() {
+        let tables = [named("users", true), named("foreign", false)];
+        let subjects = |checks: &[Check]| -> Vec<(String, Outcome)> {
+            checks.iter().map(|check| (check.subject.clone(), check.outcome)).collect()
+        };
+        let expected = [("public.foreign".to_owned(), Outcome::Failure), ("source".to_owned(), Outcome::Ok)];
+        assert_eq!(subjects(&all(&tables, None, &[])), expected);
+        let none = Publication { tables: Vec::new(), ..found() };
+        let joining = all(&tables, Some(&none), &[]);
+        assert_eq!(subjects(&joining), expected);
+        assert_eq!(
+            joining[0].fix.as_deref(),
+            Some("-- as superuser\nALTER PUBLICATION \"walferry_1f\" ADD TABLE \"public\".\"foreign\";")
+        );
+    }
+
+    #[test]
+    fn no_statement_publishes_a_table_to_its_harm() {
+        let tables = [named("users", false), named("unfit", false)];
+        let statement = all(&tables, None, &["unfit"])[0].fix.clone().unwrap();
+        assert!(statement.contains("users") && !statement.contains("unfit"), "{statement}");
+        let foreign = Publication { may_alter: false, tables: Vec::new(), ..found() };
+        let joining = all(&tables, Some(&foreign), &["unfit"]);
+        assert_eq!(joining.len(), 1);
+        assert_eq!(joining[0].subject, "public.users");
+        assert_eq!(all(&[named("unfit", false)], None, &["unfit"]), []);
     }
 
     fn simple(server: &ServerFacts, found: Option<&Publication>) -> Check {
@@ -388,14 +468,18 @@ mod tests {
         let check_own = simple(&server_facts(), Some(&other));
         assert_eq!(check_own.detail, "1 tables join walferry_1f, 1 leave it");
         let foreign = Publication { may_alter: false, owner: "postgres".to_owned(), ..other };
-        let check_foreign = simple(&server_facts(), Some(&foreign));
-        assert_eq!(check_foreign.reason, Some(Reason::SourcePrivilegeMissing));
+        let checks = all(&[named("users", true)], Some(&foreign), &[]);
         assert_eq!(
-            check_foreign.fix.as_deref(),
-            Some(
-                "-- as postgres\nALTER PUBLICATION \"walferry_1f\" DROP TABLE ONLY \"public\".\"old\";\n\
-                 ALTER PUBLICATION \"walferry_1f\" ADD TABLE ONLY \"public\".\"users\";"
-            )
+            (checks[0].reason, checks[0].outcome),
+            (Some(Reason::SourcePrivilegeMissing), Outcome::Failure)
+        );
+        let fixes: Vec<_> = checks.iter().filter_map(|check| check.fix.as_deref()).collect();
+        assert_eq!(
+            fixes,
+            [
+                "-- as postgres\nALTER PUBLICATION \"walferry_1f\" ADD TABLE ONLY \"public\".\"users\";",
+                "-- as postgres\nALTER PUBLICATION \"walferry_1f\" DROP TABLE ONLY \"public\".\"old\";"
+            ]
         );
         let too_many = vec![published("users", None), published("old", None)];
         let check_more = simple(&server_facts(), Some(&Publication { tables: too_many, ..foreign }));

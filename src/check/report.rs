@@ -1,9 +1,11 @@
 //! What was found, and how it is shown.
 
-use std::fmt;
+use std::{collections::BTreeSet, fmt};
 
 use crate::fault::Reason;
 use comfy_table::{ContentArrangement, Table, presets};
+
+use crate::model::TableId;
 
 /// How a check ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -85,6 +87,15 @@ impl Check {
         Check { outcome: Outcome::Warning, detail, ..self }
     }
 
+    /// What was found and what helps, on one line; for whoever names the subject.
+    pub fn sentence(&self) -> String {
+        let Check { name, detail, .. } = self;
+        match &self.fix {
+            Some(fix) => format!("{name}: {detail}. Fix: {}", one_line(fix)),
+            None => format!("{name}: {detail}"),
+        }
+    }
+
     pub(super) fn fix(self, fix: impl Into<String>) -> Check {
         Check { fix: Some(fix.into()), ..self }
     }
@@ -99,6 +110,8 @@ impl Check {
 pub struct CheckReport {
     /// The checks.
     pub checks: Vec<Check>,
+    /// Tables that the Mirror has already, and that no resync copies again.
+    pub joined: BTreeSet<TableId>,
 }
 
 impl CheckReport {
@@ -110,7 +123,7 @@ impl CheckReport {
     /// The failures alone.
     pub fn failures(self) -> CheckReport {
         let failed = |check: &Check| check.outcome == Outcome::Failure;
-        CheckReport { checks: self.checks.into_iter().filter(failed).collect() }
+        CheckReport { checks: self.checks.into_iter().filter(failed).collect(), ..self }
     }
 
     fn count(&self, outcome: Outcome) -> usize {
@@ -167,6 +180,16 @@ impl CheckReport {
     }
 }
 
+/// Statements on one line, their comments in parentheses, so that what is copied from it still runs.
+fn one_line(fix: &str) -> String {
+    let line = |line: &str| match line.trim().split_once("-- ") {
+        None => line.trim().to_owned(),
+        Some(("", comment)) => format!("({comment})"),
+        Some((statement, comment)) => format!("{} ({comment})", statement.trim_end()),
+    };
+    fix.lines().map(line).collect::<Vec<_>>().join(" ")
+}
+
 impl fmt::Display for CheckReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.render(None))
@@ -179,6 +202,7 @@ mod tests {
 
     fn report() -> CheckReport {
         CheckReport {
+            joined: BTreeSet::new(),
             checks: vec![
                 Check::ok("source", "connection", "PostgreSQL 18.4 at db:5432, TLS"),
                 Check::failure(
@@ -196,6 +220,15 @@ mod tests {
                 ),
             ],
         }
+    }
+
+    #[test]
+    fn comments_do_not_swallow_what_follows() {
+        let fix = "SELECT 1; -- drop what nobody needs\nALTER SYSTEM SET a = 2; -- or this, then restart";
+        assert_eq!(
+            one_line(fix),
+            "SELECT 1; (drop what nobody needs) ALTER SYSTEM SET a = 2; (or this, then restart)"
+        );
     }
 
     #[test]
@@ -226,8 +259,10 @@ mod tests {
 
     #[test]
     fn warnings_do_not_fail() {
-        let report =
-            CheckReport { checks: vec![Check::warning("source", "a", Reason::DestinationTypeLossy, "c")] };
+        let report = CheckReport {
+            checks: vec![Check::warning("source", "a", Reason::DestinationTypeLossy, "c")],
+            ..CheckReport::default()
+        };
         assert!(!report.failed());
     }
 }

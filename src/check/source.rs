@@ -1,6 +1,9 @@
 //! The source as a whole: reaching it, its settings, the role and the slot.
 
-use super::report::{Check, Outcome};
+use super::{
+    publication,
+    report::{Check, Outcome},
+};
 use crate::{
     fault::Reason,
     model::{PostgresEndpoint, RESYNC_ADVICE, TlsMode},
@@ -10,9 +13,11 @@ use crate::{
         quote::{ident, literal},
         slot::SlotInfo,
     },
+    replication,
 };
 
 pub(super) const SUBJECT: &str = "source";
+const SLOT: &str = "replication slot";
 
 /// The oldest PostgreSQL: pgoutput sends values in binary form since 14.
 const OLDEST: u32 = 140_000;
@@ -175,8 +180,34 @@ fn role(facts: &ServerFacts) -> Check {
     .fix(format!("ALTER ROLE {role} REPLICATION;\n-- on Amazon RDS: GRANT rds_replication TO {role};"))
 }
 
+/// Adds what keeps a started Mirror from going on. It says more than the checks of the same name.
+pub(super) fn take_up(checks: &mut Vec<Check>, faults: Vec<replication::Error>) {
+    for fault in faults {
+        let name = match &fault {
+            replication::Error::PublicationChanged { .. } => publication::NAME,
+            replication::Error::SlotMissing { .. }
+            | replication::Error::SlotInvalidated { .. }
+            | replication::Error::SlotForeign { .. }
+            | replication::Error::SlotNotReady { .. } => SLOT,
+            _ => "state",
+        };
+        let replication::Policy::Stall = replication::policy(&fault).0 else { continue };
+        checks.retain(|check| check.name != name);
+        checks.push(of_fault(name, &fault));
+    }
+}
+
+/// The advice at the end of an error's sentence is what helps.
+fn of_fault(name: &str, fault: &replication::Error) -> Check {
+    let (text, reason) = (fault.to_string(), replication::policy(fault).1);
+    match text.split_once(". To go on, ") {
+        Some((detail, advice)) => Check::failure(SUBJECT, name, reason, detail).fix(advice),
+        None => Check::failure(SUBJECT, name, reason, text),
+    }
+}
+
 fn replication_slot(facts: &ServerFacts, slot: Option<&SlotInfo>, resync: bool) -> Check {
-    const NAME: &str = "replication slot";
+    const NAME: &str = SLOT;
     let unusable = |slot: &SlotInfo, why: &str, fix: String| {
         let detail = format!("{} {why}", slot.name);
         Check::failure(SUBJECT, NAME, Reason::SourceSlotUnusable, detail).fix(fix)

@@ -1,6 +1,8 @@
 //! One table at the source: whether it can be published without harm and read completely.
 
-use super::report::Check;
+use std::collections::BTreeSet;
+
+use super::report::{Check, Outcome};
 use crate::{
     fault::Reason,
     model::{IdentityKind, TableId, TableKind, resync_advice},
@@ -10,7 +12,7 @@ use crate::{
         publication::PublishedTable,
         quote::{ident, table as qualified},
     },
-    replication,
+    replication::{self, TablePhase, TableRecord},
 };
 
 /// Row filters exist since PostgreSQL 15.
@@ -59,15 +61,34 @@ pub(super) fn asked_for_otherwise(table: &TableId) -> Check {
         .fix(format!("undo the change, or {}", resync_advice(table)))
 }
 
+/// A table that has failed, in the words of the Mirror's state; `None` for any other.
+pub(super) fn failed(record: &TableRecord) -> Option<Check> {
+    if record.phase != TablePhase::Failed {
+        return None;
+    }
+    let (detail, advice) = match record.message.split_once(". Once that is mended, ") {
+        Some((detail, advice)) => (detail, Some(advice)),
+        None => (record.message.as_str(), None),
+    };
+    let subject = record.schema.id.to_string();
+    let reason = record.reason.unwrap_or(Reason::Unknown);
+    let check = Check::failure(subject, "state", reason, format!("it has failed: {detail}"));
+    Some(match advice {
+        Some(advice) => check.fix(advice),
+        None => check,
+    })
+}
+
 /// A resync of a table that the Mirror doesn't have.
 pub(super) fn unknown_to_resync(error: &replication::Error) -> Check {
     Check::failure("mirror", "resync", Reason::ResyncUnknownTable, error.to_string())
 }
 
-/// All checks of a table. `probe` is what PostgreSQL makes of its row filter, `published` the table in the Mirror's
-/// publication, if it is there already.
+/// All checks of a table. `excluded` are its columns that are not mirrored, `probe` is what PostgreSQL makes of its row filter,
+/// `published` the table in the Mirror's publication, if it is there already.
 pub(super) fn table(
     facts: &TableFacts,
+    excluded: &[String],
     server: &ServerFacts,
     probe: Option<&Result<PublishedTable, Error>>,
     published: Option<&PublishedTable>,
@@ -77,10 +98,16 @@ pub(super) fn table(
         vec![readable(&subject, facts, server), replica_identity(&subject, facts, server.version_num)];
     checks.extend(standby(&subject, facts, server));
     checks.extend(row_security(&subject, facts, server));
-    checks.extend(row_filter(&subject, facts, server, probe, published));
+    checks.extend(row_filter(facts, excluded, server, probe, published));
     checks.extend(order_by(&subject, facts));
     checks.extend(generated(&subject, facts));
     checks
+}
+
+/// Whether this says that UPDATE and DELETE of the application would fail once the table is published.
+pub(super) fn breaks_writes(check: &Check) -> bool {
+    let harmful = [Reason::SourceReplicaIdentityMissing, Reason::SourceRowFilterInvalid];
+    check.outcome == Outcome::Failure && check.reason.is_some_and(|reason| harmful.contains(&reason))
 }
 
 /// The relations whose rows are read and whose own settings PostgreSQL obeys: the table and its leaf partitions.
@@ -280,13 +307,14 @@ fn identity_fix(relation: &RelationFacts) -> String {
 
 /// A filter on a column outside the identity makes the application's UPDATE and DELETE fail once published.
 fn row_filter(
-    subject: &str,
     facts: &TableFacts,
+    excluded: &[String],
     server: &ServerFacts,
     probe: Option<&Result<PublishedTable, Error>>,
     published: Option<&PublishedTable>,
 ) -> Option<Check> {
     const NAME: &str = "row filter";
+    let subject = &facts.schema.id.to_string();
     let filter = facts.schema.row_filter.as_ref()?;
     let invalid = |detail: String| Check::failure(subject, NAME, Reason::SourceRowFilterInvalid, detail);
     if server.version_num < ROW_FILTERS {
@@ -295,49 +323,103 @@ fn row_filter(
                 .fix("take out where, or upgrade the server"),
         );
     }
-    let probed = match (probe, published) {
-        (Some(Ok(probed)), _) => probed,
+    let words;
+    let mut untried = None;
+    let mut may_fail: &[String] = &[];
+    let columns = match (probe, published) {
+        (Some(Ok(probed)), _) => {
+            may_fail = &probed.may_fail;
+            &probed.filter_columns
+        }
         (Some(Err(error)), _) if !may_pass(error) => {
             return Some(invalid(format!("PostgreSQL refuses where: {error}")).fix("correct where"));
         }
         // Only the table's owner can have PostgreSQL read the filter; a publication that somebody made tells as well.
-        (_, Some(published)) if published.row_filter.is_some() => published,
+        (_, Some(published)) if published.row_filter.is_some() => {
+            may_fail = &published.may_fail;
+            &published.filter_columns
+        }
+        // Its words tell which columns it may name; that is enough not to do harm.
         (probe, _) => {
-            let why = match probe {
+            untried = Some(match probe {
                 Some(Err(Error::Standby { .. })) => "a standby can't try it out".to_owned(),
                 Some(Err(error)) => error.to_string(),
                 _ => format!("{} does not own the table", server.role),
-            };
-            let detail = format!("the columns that where names can't be told before it is published ({why})");
-            return Some(
-                Check::warning(subject, NAME, Reason::SourceRowFilterInvalid, detail)
-                    .fix("make sure that where names columns of the replica identity only"),
-            );
+            });
+            let mirrored = facts.schema.columns.iter().map(|column| &column.name);
+            words = mentioned(mirrored.chain(excluded).chain(&facts.generated_columns), filter);
+            &words
         }
     };
-    let columns = &probed.filter_columns;
-    let outside = relations(facts)
+    let outside =
+        |relation: &RelationFacts| columns.iter().find(|column| !relation.identifies(column)).cloned();
+    let lacking: Vec<(&RelationFacts, String)> = relations(facts)
         .filter(|_| facts.schema.kind != TableKind::InsertOnly)
         .filter(|relation| relation.identity != IdentityKind::Nothing)
-        .find_map(|relation| Some((relation, columns.iter().find(|column| !relation.identifies(column))?)));
-    Some(match outside {
-        Some((relation, column)) => invalid(format!(
+        .filter_map(|relation| Some((relation, outside(relation)?)))
+        .collect();
+    if let Some((relation, column)) = lacking.first() {
+        let statement = |(relation, _): &(&RelationFacts, String)| {
+            format!("ALTER TABLE {} REPLICA IDENTITY FULL;", qualified(&relation.id))
+        };
+        let fix: Vec<String> = lacking.iter().map(statement).collect();
+        let detail = format!(
             "where names {column}, which is not in the replica identity of {}: once published, UPDATE and DELETE would fail",
             relation.id
-        ))
-        .fix(format!("ALTER TABLE {} REPLICA IDENTITY FULL;", qualified(&relation.id))),
-        None if !probed.may_fail.is_empty() => {
+        );
+        return Some(invalid(detail).fix(fix.join("\n")));
+    }
+    if let Some(why) = untried {
+        let detail = format!("the columns that where names can't be told before it is published ({why})");
+        return Some(
+            Check::warning(subject, NAME, Reason::SourceRowFilterInvalid, detail)
+                .fix("make sure that where names columns of the replica identity only"),
+        );
+    }
+    Some(match may_fail {
+        [] => Check::ok(subject, NAME, filter),
+        functions => {
             let detail = format!(
                 "where uses {}, which fails for some values: one such row stops the copy of this table, and in the stream the whole Mirror, \
                  for PostgreSQL sends nothing after it",
-                probed.may_fail.join(", ")
+                functions.join(", ")
             );
             Check::warning(subject, NAME, Reason::SourceRowFilterFailed, detail).fix(
                 "compare columns with constants, or make sure that no value fails (CASE WHEN quantity <> 0 THEN total / quantity > 5 ELSE false END)",
             )
         }
-        None => Check::ok(subject, NAME, filter),
     })
+}
+
+/// Those of a table's columns whose names are words of the filter, outside of its string constants.
+fn mentioned<'a>(columns: impl Iterator<Item = &'a String>, filter: &str) -> Vec<String> {
+    let mut words = BTreeSet::new();
+    let mut rest = filter.chars().peekable();
+    while let Some(first) = rest.next() {
+        match first {
+            '\'' => while rest.next().is_some_and(|character| character != '\'') {},
+            '"' => {
+                let mut word = String::new();
+                while let Some(character) = rest.next() {
+                    match character {
+                        '"' if rest.next_if_eq(&'"').is_some() => word.push('"'),
+                        '"' => break,
+                        other => word.push(other),
+                    }
+                }
+                words.insert(word);
+            }
+            first if first.is_alphabetic() || first == '_' => {
+                let mut word = first.to_lowercase().to_string();
+                while let Some(next) = rest.next_if(|next| next.is_alphanumeric() || "_$".contains(*next)) {
+                    word.extend(next.to_lowercase());
+                }
+                words.insert(word);
+            }
+            _ => {}
+        }
+    }
+    columns.filter(|name| words.contains(*name)).cloned().collect()
 }
 
 /// Whether a probe's failure says nothing of the filter: no right to publish, a standby, a lock, a lost connection.
@@ -390,7 +472,7 @@ mod tests {
     }
 
     fn check(facts: &TableFacts, version: u32) -> Vec<Check> {
-        table(facts, &ServerFacts { version_num: version, ..server_facts() }, None, None)
+        table(facts, &[], &ServerFacts { version_num: version, ..server_facts() }, None, None)
     }
 
     fn leaf(identity: IdentityKind, key: &[&str]) -> RelationFacts {
@@ -486,7 +568,7 @@ mod tests {
         facts.relation.identity = IdentityKind::Full;
         assert_eq!(find(&check(&facts, 180_004), "replica identity").outcome, Outcome::Ok);
         let standby = ServerFacts { in_recovery: true, ..server_facts() };
-        assert_eq!(find(&table(&facts, &standby, None, None), "standby").outcome, Outcome::Failure);
+        assert_eq!(find(&table(&facts, &[], &standby, None, None), "standby").outcome, Outcome::Failure);
         facts.partitions = vec![leaf(IdentityKind::Default, &["id"])];
         assert_eq!(find(&check(&facts, 180_004), "replica identity").outcome, Outcome::Failure);
         facts.partitions.clear();
@@ -565,7 +647,7 @@ mod tests {
         facts.schema.row_filter = Some("id > 5".to_owned());
         let outcome = |facts: &TableFacts, version, probe: Option<&_>, published: Option<&_>| {
             let server = ServerFacts { version_num: version, ..server_facts() };
-            find(&table(facts, &server, probe, published), "row filter").outcome
+            find(&table(facts, &[], &server, probe, published), "row filter").outcome
         };
         let outside = probed(&["email"]);
         assert_eq!(outcome(&facts, 140_023, None, None), Outcome::Failure);
@@ -577,6 +659,10 @@ mod tests {
         assert_eq!(outcome(&facts, 150_000, Some(&refused("55P03")), None), Outcome::Warning);
         assert_eq!(outcome(&facts, 150_000, None, outside.as_ref().ok()), Outcome::Failure);
         assert_eq!(outcome(&facts, 150_000, None, None), Outcome::Warning);
+        // The words of a filter that can't be probed tell enough to do no harm.
+        facts.schema.row_filter = Some("\"email\" <> 'id'".to_owned());
+        assert_eq!(outcome(&facts, 150_000, None, None), Outcome::Failure);
+        facts.schema.row_filter = Some("id > 5".to_owned());
         let may_fail =
             probed(&["id"]).map(|probed| PublishedTable { may_fail: vec!["int4div".to_owned()], ..probed });
         assert_eq!(outcome(&facts, 150_000, Some(&may_fail), None), Outcome::Warning);
@@ -585,6 +671,15 @@ mod tests {
         // Each partition's own identity counts.
         facts.partitions = vec![leaf(IdentityKind::Default, &["id"])];
         assert_eq!(outcome(&facts, 150_000, Some(&outside), None), Outcome::Failure);
+    }
+
+    #[test]
+    fn columns_are_words_of_a_filter() {
+        let columns = ["id", "email", "Mixed", "secret"].map(str::to_owned);
+        let of = |filter: &str| mentioned(columns.iter(), filter);
+        assert_eq!(of("EMAIL = 'secret' AND \"Mixed\" > 5"), ["email", "Mixed"]);
+        assert_eq!(of("id_2 > 1 AND mixed"), Vec::<String>::new());
+        assert_eq!(of("lower(secret) = 'it''s email'"), ["secret"]);
     }
 
     #[test]

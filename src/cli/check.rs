@@ -1,6 +1,6 @@
 //! `walferry check`: is everything as replication needs it, and if not, what to run.
 
-use std::{io::Write, process::ExitCode};
+use std::process::ExitCode;
 
 use crate::check;
 
@@ -26,11 +26,8 @@ pub async fn execute(args: Args) -> ExitCode {
         let report = check::preflight(config).await;
         failed |= report.failed();
         let mirror = &config.mirror;
-        let text = format!("Mirror {}/{}\n\n{}\n", mirror.namespace, mirror.name, report.render(width));
-        if let Err(error) = std::io::stdout().write_all(text.as_bytes()) {
-            eprintln!("cannot write the result: {error}");
-            return ExitCode::FAILURE;
-        }
+        let text = format!("Mirror {}/{}\n\n{}", mirror.namespace, mirror.name, report.render(width));
+        super::say(&text);
     }
     if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS }
 }

@@ -34,6 +34,8 @@ pub async fn execute(args: Args) -> ExitCode {
     };
     match text.and_then(|text| std::io::stdout().write_all(text.as_bytes())) {
         Ok(()) => ExitCode::SUCCESS,
+        // Whoever reads no further has what was asked for.
+        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => ExitCode::SUCCESS,
         Err(error) => {
             tracing::error!(%error, "cannot print the custom resource definitions");
             ExitCode::FAILURE

@@ -8,10 +8,11 @@ use tokio_util::sync::CancellationToken;
 
 use super::progress::ProgressDisplay;
 use crate::{
+    check,
     clickhouse::Database,
     http,
     model::{MirrorPhase, MirrorReport, Progress, ReplicatorConfig, TableReport, TableState},
-    replication,
+    replication::{self, Admission, DestinationError, Verdict},
 };
 
 /// What ends it, besides a signal.
@@ -35,38 +36,50 @@ pub(super) async fn listen(address: SocketAddr) -> Result<TcpListener, String> {
         .map_err(|error| format!("can't listen on {address}: {error}. Choose another address with --http"))
 }
 
-/// Runs every Mirror; says whether each ended in order and, when asked to catch up, with all tables.
+/// Runs every Mirror; says whether each ended in order and, when asked to catch up, with all tables. With each Mirror comes what the
+/// checks have said of it, where they were asked already.
 ///
 /// # Errors
-/// When the settings of a destination or the HTTP endpoint can't be used.
+/// When the HTTP endpoint can't be used.
 pub(super) async fn run(
-    configs: Vec<ReplicatorConfig>,
+    configs: Vec<(ReplicatorConfig, Option<Verdict>)>,
     listener: TcpListener,
     stop: CancellationToken,
     until: Until,
 ) -> Result<bool, Box<dyn std::error::Error + Send + Sync>> {
-    let suspended = configs.iter().any(|config| config.suspend);
+    let suspended = configs.iter().any(|(config, _)| config.suspend);
     let until_caught_up = until == Until::CaughtUp;
+    let mut in_order = true;
     let mut mirrors = Vec::new();
     let mut workers = JoinSet::new();
-    for config in configs {
+    for (config, verdict) in configs {
         let progress = Arc::new(Progress::new(&config.mirror));
         mirrors.push(Arc::clone(&progress));
-        let destination = Database::new(&config.destination, config.out_of_range)?;
-        workers.spawn(replication::run(
-            Arc::new(config),
-            destination,
-            progress,
-            stop.clone(),
-            until_caught_up,
-        ));
+        let config = Arc::new(config);
+        let destination = match Database::new(&config.destination, config.out_of_range) {
+            Ok(destination) => destination,
+            Err(error) => {
+                let failure = replication::failure(&DestinationError::from(error).into());
+                tracing::error!(
+                    mirror = config.mirror.name,
+                    reason = %failure.reason,
+                    error = failure.message,
+                    "mirror can't start"
+                );
+                progress.set_phase(MirrorPhase::Stalled, Some(failure));
+                in_order = false;
+                continue;
+            }
+        };
+        let admission = Admission::new(check::asks(Arc::clone(&config)), verdict);
+        let run = replication::run(config, destination, admission, progress, stop.clone(), until_caught_up);
+        workers.spawn(run);
     }
     let address = listener.local_addr()?;
     tracing::info!(%address, "serving http");
     let server = tokio::spawn(http::serve(listener, mirrors.clone(), stop.clone()));
     let display = ProgressDisplay::spawn(mirrors.clone(), stop.clone());
 
-    let mut in_order = true;
     while let Some(ended) = workers.join_next().await {
         if let Err(error) = ended? {
             tracing::error!(%error, "mirror ended");

@@ -94,13 +94,21 @@ impl Files {
 
 /// Tells a person what went wrong.
 fn complain(text: &str) {
-    telemetry::terminal().suspend(|| eprintln!("{text}"));
+    telemetry::terminal().suspend(|| print_to(std::io::stderr(), text));
 }
 
 /// Tells a person what was done.
-#[expect(clippy::print_stdout, reason = "the answer of a command goes to standard output")]
 fn say(text: &str) {
-    telemetry::terminal().suspend(|| println!("{text}"));
+    telemetry::terminal().suspend(|| print_to(std::io::stdout(), text));
+}
+
+/// Writes a line. Whoever reads no further, such as `head`, has what was asked for; the exit code still says how it went.
+fn print_to(mut stream: impl std::io::Write, text: &str) {
+    if let Err(error) = writeln!(stream, "{text}").and_then(|()| stream.flush())
+        && error.kind() != std::io::ErrorKind::BrokenPipe
+    {
+        tracing::error!(%error, "what a command says could not be written");
+    }
 }
 
 /// Refuses wrong files.

@@ -175,10 +175,16 @@ fn mirror_line(report: &MirrorReport, rows_per_second: f64) -> String {
     match report.phase {
         MirrorPhase::Snapshotting | MirrorPhase::Streaming => {
             let sum = |rows: fn(&TableReport) -> u64| HumanCount(report.tables.iter().map(rows).sum());
+            let lag: Vec<String> = [
+                report.lag.bytes.map(|bytes| HumanBytes(bytes).to_string()),
+                report.lag.seconds.map(|seconds| format!("{seconds:.1} s")),
+            ]
+            .into_iter()
+            .flatten()
+            .collect();
+            let lag = if lag.is_empty() { "not known".to_owned() } else { lag.join(" ") };
             format!(
-                "{name}: lag {} {:.1} s, {rows_per_second:.0} rows/s, {} inserted, {} updated, {} deleted{failed}",
-                HumanBytes(report.lag.bytes),
-                report.lag.seconds,
+                "{name}: lag {lag}, {rows_per_second:.0} rows/s, {} inserted, {} updated, {} deleted{failed}",
                 sum(|table| table.inserted),
                 sum(|table| table.updated),
                 sum(|table| table.deleted),

@@ -69,6 +69,7 @@ async fn replicate(args: &Args) -> Result<(), Fault> {
     let stop = CancellationToken::new();
     mirrors::stop_on_signal(&stop).map_err(Fault::Other)?;
     let listener = mirrors::listen(args.http).await.map_err(Fault::Other)?;
+    let configs = configs.into_iter().map(|config| (config, None)).collect();
     match mirrors::run(configs, listener, stop, Until::Stopped).await {
         Ok(true) => Ok(()),
         Ok(false) => Err(Fault::Told),

@@ -8,7 +8,11 @@ use std::{
 use tokio_util::sync::CancellationToken;
 
 use super::mirrors::{self, Until};
-use crate::check;
+use crate::{
+    check::{self, Check, CheckReport},
+    model::{MirrorIdentity, ReplicatorConfig},
+    telemetry::{self, LogFormat},
+};
 
 /// Copies the tables of each Mirror, then streams every change until told to stop
 #[derive(Debug, clap::Args)]
@@ -32,7 +36,9 @@ fn address(text: &str) -> Result<SocketAddr, AddrParseError> {
 
 /// Runs until SIGTERM or SIGINT, or until caught up when asked to.
 ///
-/// Exit code 0 when it ended in order, 1 when a check or a Mirror failed, 2 when the files are wrong.
+/// A table that can't be mirrored keeps no other from it, and a Mirror that can't start no other Mirror: both are shown as failed, and
+/// looked at again. Exit code 0 when it ended in order, 1 when nothing of the files could start, or something failed that had to
+/// catch up, 2 when the files are wrong.
 pub async fn execute(args: Args) -> ExitCode {
     let configs = match args.files.load() {
         Ok(configs) => configs,
@@ -43,24 +49,25 @@ pub async fn execute(args: Args) -> ExitCode {
         super::complain(&message);
         return ExitCode::FAILURE;
     }
-    for config in &configs {
-        if config.suspend {
-            continue;
+    let Some(checked) = stop.run_until_cancelled(preflights(configs)).await else {
+        return ExitCode::SUCCESS;
+    };
+    if checked
+        .iter()
+        .all(|(config, report)| report.as_ref().is_some_and(|report| report.starts_nothing(config)))
+    {
+        for (config, report) in checked {
+            refuse(&config, report.unwrap_or_default());
         }
-        let report = tokio::select! {
-            report = check::preflight(config) => report,
-            () = stop.cancelled() => return ExitCode::SUCCESS,
-        };
-        if report.failed() {
-            super::complain(&format!(
-                "mirror {}/{} can't start. What `walferry check` finds wrong:\n\n{}",
-                config.mirror.namespace,
-                config.mirror.name,
-                report.failures()
-            ));
-            return ExitCode::FAILURE;
-        }
+        return ExitCode::FAILURE;
     }
+    let configs = checked
+        .into_iter()
+        .map(|(config, report)| {
+            let verdict = report.map(|report| report.verdict(&config));
+            (config, verdict)
+        })
+        .collect();
     let listener = match mirrors::listen(args.http).await {
         Ok(listener) => listener,
         Err(message) => {
@@ -76,5 +83,38 @@ pub async fn execute(args: Args) -> ExitCode {
             super::complain(&error.to_string());
             ExitCode::FAILURE
         }
+    }
+}
+
+/// The checks of all Mirrors that are not suspended, side by side: a server that does not answer holds up no other.
+async fn preflights(configs: Vec<ReplicatorConfig>) -> Vec<(ReplicatorConfig, Option<CheckReport>)> {
+    let checks = configs.into_iter().map(|config| async move {
+        let report = if config.suspend { None } else { Some(check::preflight(&config).await) };
+        (config, report)
+    });
+    futures::future::join_all(checks).await
+}
+
+/// Says why a Mirror can't start, in the form that the log has.
+fn refuse(config: &ReplicatorConfig, report: CheckReport) {
+    let MirrorIdentity { namespace, name, .. } = &config.mirror;
+    let failures = report.failures();
+    if telemetry::format() == LogFormat::Text {
+        super::complain(&format!(
+            "mirror {namespace}/{name} can't start. What `walferry check` finds wrong:\n\n{failures}"
+        ));
+        return;
+    }
+    for Check { subject, name: check, reason, detail, fix, .. } in &failures.checks {
+        tracing::error!(
+            mirror = name,
+            namespace,
+            subject,
+            check,
+            reason = reason.map(tracing::field::display),
+            error = detail,
+            fix = fix.as_deref().unwrap_or_default(),
+            "mirror can't start"
+        );
     }
 }

@@ -476,9 +476,9 @@ catalogue! {
         ResyncUnknownTable: Stall,
             "The annotation `walferry.dev/resync` names a table that the Mirror doesn't have.",
             "Correct the name: `schema.table`, behind the value's first word.";
-        SpecChanged: Stall,
+        SpecChanged: FailTable,
             "A table is asked for in another way than when it was copied.",
-            "Undo the change, or name the table in a resync.";
+            "Undo the change, after which it is copied again, or name the table in a resync.";
         CopyFinished: Stall,
             "A Mirror with `snapshot.mode: Only` is over, and something else is asked of it now.",
             "Undo the change, or make a new Mirror.";

@@ -49,11 +49,11 @@ impl MirrorMetrics {
             lag_bytes: gauge(
                 registry,
                 "walferry_lag_bytes",
-                "Bytes of WAL between the end of the source's log and the last transaction that is durable at the destination.",
+                "Bytes of WAL between the end of the source's log and the last transaction that is durable at the destination; missing while that is not known.",
                 MIRROR,
             )?,
             lag_seconds: {
-                let help = "Seconds since the oldest transaction that is not yet durable at the destination was committed.";
+                let help = "Seconds since the oldest transaction that is not yet durable at the destination was committed; grows while nothing flows, missing before it was ever measured.";
                 let lag = GaugeVec::new(Opts::new("walferry_lag_seconds", help), MIRROR)?;
                 registry.register(Box::new(lag.clone()))?;
                 lag
@@ -97,8 +97,13 @@ impl MirrorMetrics {
             let labels = [labels[0], labels[1], &format!("{phase:?}")];
             self.phase.with_label_values(&labels).set(i64::from(phase == report.phase));
         }
-        self.lag_bytes.with_label_values(&labels).set(signed(report.lag.bytes));
-        self.lag_seconds.with_label_values(&labels).set(report.lag.seconds);
+        // A lag of 0 that nobody has measured would keep alerts quiet.
+        if let Some(bytes) = report.lag.bytes {
+            self.lag_bytes.with_label_values(&labels).set(signed(bytes));
+        }
+        if let Some(seconds) = report.lag.seconds {
+            self.lag_seconds.with_label_values(&labels).set(seconds);
+        }
         let slot = &report.slot;
         if let Some(bytes) = slot.retained_wal_bytes {
             self.retained_wal_bytes.with_label_values(&labels).set(signed(bytes));
@@ -258,8 +263,12 @@ mod tests {
         table.rows_copied.store(9, Relaxed);
         table.count_out_of_range("born", 2);
         let text = render(&[progress.report()]).unwrap();
+        assert!(!text.contains("walferry_lag_seconds{"), "not measured yet");
+        progress.set_lag_seconds(0.25);
+        let text = render(&[progress.report()]).unwrap();
         for line in [
             r#"walferry_lag_bytes{mirror="demo",namespace="default"} 60"#,
+            r#"walferry_lag_seconds{mirror="demo",namespace="default"} 0.25"#,
             r#"walferry_retained_wal_bytes{mirror="demo",namespace="default"} 4096"#,
             r#"walferry_slot_safe_wal_bytes{mirror="demo",namespace="default"} -1"#,
             r#"walferry_slot_catalog_xmin_age{mirror="demo",namespace="default"} 7"#,

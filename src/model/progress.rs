@@ -6,12 +6,16 @@ use std::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering::Relaxed},
     },
+    time::{Duration, Instant},
 };
 
 use serde::{Deserialize, Serialize};
 
 use super::{Liveness, Lsn, MirrorIdentity, SlotPlace, TableId};
 use crate::fault::{Reason, optional};
+
+/// What was measured so long ago, or heard from the source, is not known any more.
+const FRESH: Duration = Duration::from_secs(30);
 
 /// What is happening to one table.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -102,6 +106,7 @@ struct TableStatus {
     copies_anew: CopiesAnew,
     /// Whether the last one of them is under way.
     copied_anew: bool,
+    joins: bool,
 }
 
 impl TableProgress {
@@ -132,6 +137,11 @@ impl TableProgress {
         }
     }
 
+    /// Records whether the table is copied beside others that have streamed before.
+    pub fn set_joins(&self, joins: bool) {
+        self.status().joins = joins;
+    }
+
     /// The table's state.
     pub fn state(&self) -> TableState {
         self.status().state
@@ -155,7 +165,10 @@ struct Overall {
     tables: BTreeMap<TableId, Arc<TableProgress>>,
     slot: SlotReport,
     slot_place: Option<SlotPlace>,
-    lag_seconds: Option<f64>,
+    /// Seconds of lag, and when they were measured.
+    lag: Option<(f64, Instant)>,
+    /// When the source last said anything.
+    heard: Option<Instant>,
 }
 
 /// How far one Mirror is. Shared by reference between the engine's tasks and its readers.
@@ -219,9 +232,10 @@ impl Progress {
         Lsn(self.durable_lsn.load(Relaxed))
     }
 
-    /// Records the end of the source's log.
+    /// Records the end of the source's log, as it was told just now.
     pub fn set_source_lsn(&self, lsn: Lsn) {
         self.source_lsn.fetch_max(lsn.0, Relaxed);
+        self.overall().heard = Some(Instant::now());
     }
 
     /// Records what the source says of the slot.
@@ -255,7 +269,7 @@ impl Progress {
 
     /// Records how long ago the oldest transaction that is not yet durable was committed; 0 when none is.
     pub fn set_lag_seconds(&self, seconds: f64) {
-        self.overall().lag_seconds = Some(seconds);
+        self.overall().lag = Some((seconds, Instant::now()));
     }
 
     /// A consistent copy of the figures.
@@ -275,10 +289,7 @@ impl Progress {
             slot_name: mirror.slot_name(),
             publication_name: mirror.publication_name(),
             last_lsn: durable,
-            lag: LagReport {
-                bytes: source.bytes_since(durable),
-                seconds: overall.lag_seconds.unwrap_or(0.0),
-            },
+            lag: overall.lag(source.bytes_since(durable), Instant::now()),
             slot: overall.slot.clone(),
             slot_place: overall.slot_place.clone(),
             tables: overall.tables.iter().map(|(id, table)| table_report(mirror, id, table)).collect(),
@@ -305,18 +316,39 @@ fn table_report(mirror: &MirrorIdentity, id: &TableId, table: &TableProgress) ->
             times: status.copies_anew.times,
             why: mirror.named(&status.copies_anew.why),
         },
+        joins: status.joins,
         reason: status.reason,
         message: mirror.named(&status.message),
     }
 }
 
-/// Distance between source and destination.
+impl Overall {
+    /// The lag as far as it is known now. Nobody knows what was committed at a source that is not heard of: that may be as old as
+    /// what was heard last, so the seconds grow.
+    fn lag(&self, bytes: u64, now: Instant) -> LagReport {
+        let since = |then: Instant| now.saturating_duration_since(then);
+        let heard = self.heard.filter(|_| self.phase != MirrorPhase::Finished).map(since);
+        let measured = self.lag.filter(|_| self.phase != MirrorPhase::Finished);
+        let seconds = measured.map(|(seconds, at)| {
+            let age = since(at);
+            let silence = heard.filter(|silence| *silence >= FRESH).unwrap_or_default();
+            let grown = if age >= Duration::from_secs(1) { seconds + age.as_secs_f64() } else { seconds };
+            grown.max(silence.as_secs_f64())
+        });
+        LagReport { bytes: heard.filter(|silence| *silence < FRESH).map(|_| bytes), seconds }
+    }
+}
+
+/// Distance between source and destination; `None` is what isn't known.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct LagReport {
     /// Bytes of WAL between the end of the source's log and the last durable transaction.
-    pub bytes: u64,
-    /// Seconds since the oldest transaction that is not yet durable was committed.
-    pub seconds: f64,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bytes: Option<u64>,
+    /// Seconds since the oldest transaction that is not yet durable was committed; while the source is not heard of, or nothing
+    /// flows, at most since when it was last known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub seconds: Option<f64>,
 }
 
 /// A slot as the source last showed it; `None` is what it didn't say.
@@ -413,6 +445,9 @@ pub struct TableReport {
     /// Copies that nobody asked for; none in the report of an older replicator.
     #[serde(default)]
     pub copies_anew: CopiesAnew,
+    /// Whether it is copied beside tables that have streamed before: the Mirror as a whole was copied once.
+    #[serde(default)]
+    pub joins: bool,
     /// The reason of a failure, else empty.
     #[serde(with = "optional")]
     pub reason: Option<Reason>,
@@ -452,4 +487,29 @@ pub struct MirrorReport {
     pub slot_place: Option<SlotPlace>,
     /// Every table, by name.
     pub tables: Vec<TableReport>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lag_grows_while_nothing_is_known_and_is_none_before() {
+        let now = Instant::now();
+        let after = |seconds| now + Duration::from_secs(seconds);
+        let mut overall = Overall { phase: MirrorPhase::Streaming, ..Overall::default() };
+        assert_eq!(overall.lag(7, now), LagReport::default());
+        overall.heard = Some(now);
+        assert_eq!(overall.lag(7, after(3)), LagReport { bytes: Some(7), seconds: None });
+        overall.lag = Some((0.5, now));
+        assert_eq!(overall.lag(7, now), LagReport { bytes: Some(7), seconds: Some(0.5) });
+        // Nobody measures any more.
+        overall.phase = MirrorPhase::Stalled;
+        assert_eq!(overall.lag(7, after(90)), LagReport { bytes: None, seconds: Some(90.5) });
+        // Measured, but the source says nothing.
+        overall.lag = Some((0.0, after(90)));
+        assert_eq!(overall.lag(7, after(90)), LagReport { bytes: None, seconds: Some(90.0) });
+        overall.phase = MirrorPhase::Finished;
+        assert_eq!(overall.lag(7, after(90)), LagReport::default());
+    }
 }

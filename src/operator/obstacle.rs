@@ -64,21 +64,7 @@ impl Obstacle {
 
 /// A failed check on one line: `public.users, replica identity: … Fix: ALTER TABLE …;`
 fn told(check: &Check) -> String {
-    let Check { subject, name, detail, fix, .. } = check;
-    match fix {
-        Some(fix) => format!("{subject}, {name}: {detail}. Fix: {}", one_line(fix)),
-        None => format!("{subject}, {name}: {detail}"),
-    }
-}
-
-/// Statements on one line, their comments in parentheses, so that what is copied from it still runs.
-fn one_line(fix: &str) -> String {
-    let line = |line: &str| match line.trim().split_once("-- ") {
-        None => line.trim().to_owned(),
-        Some(("", comment)) => format!("({comment})"),
-        Some((statement, comment)) => format!("{} ({comment})", statement.trim_end()),
-    };
-    fix.lines().map(line).collect::<Vec<_>>().join(" ")
+    format!("{}, {}", check.subject, check.sentence())
 }
 
 #[cfg(test)]
@@ -121,14 +107,5 @@ mod tests {
     fn many_failures_are_counted() {
         let checks: Vec<Check> = (0..9).map(|_| check("a", Outcome::Failure, false)).collect();
         assert!(Obstacle::checks(&checks).unwrap().failure.message.ends_with(" | 5 more checks failed"));
-    }
-
-    #[test]
-    fn comments_do_not_swallow_what_follows() {
-        let fix = "SELECT 1; -- drop what nobody needs\nALTER SYSTEM SET a = 2; -- or this, then restart";
-        assert_eq!(
-            one_line(fix),
-            "SELECT 1; (drop what nobody needs) ALTER SYSTEM SET a = 2; (or this, then restart)"
-        );
     }
 }

@@ -71,7 +71,8 @@ impl SlotInfo {
             retained_wal_bytes: self.retained_bytes,
             safe_wal_bytes: self.safe_wal_size,
             catalog_xmin_age: self.catalog_xmin_age,
-            inactive_since: self.inactive_since.clone(),
+            // The server keeps it for a while after somebody reads from the slot again.
+            inactive_since: self.inactive_since.clone().filter(|_| self.active_pid.is_none()),
             takeovers: 0,
             failovers: 0,
         }

@@ -230,6 +230,7 @@ impl<D: Destination> Surroundings<'_, D> {
             layout: record.layout.take(),
             published: record.published.take(),
             named: record.named.take(),
+            joins: record.joins || record.phase == TablePhase::Streaming,
             reason: Some(Reason::CopiedAnew),
             message: format!("it is copied anew: {why}"),
             copy_version: version,
@@ -286,6 +287,7 @@ impl<D: Destination> Surroundings<'_, D> {
         if record.phase == TablePhase::Streaming {
             (record.phase, record.plan) =
                 (TablePhase::Snapshotting, super::snapshot::next_number(record.plan));
+            record.joins = true;
             record.chunks.clear();
         }
         record.chunks.extend(chunks);

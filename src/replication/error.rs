@@ -1,6 +1,9 @@
 //! The engine's errors, and the one function that says what to do about each.
 
-use super::{DestinationError, ErrorKind, ValueError};
+use super::{
+    DestinationError, ErrorKind, ValueError,
+    admission::{MirrorRefused, Refused},
+};
 use crate::{
     fault::Reason,
     model::{Lsn, MirrorFailure, RESYNC_ADVICE, TableId, TableSchema, Version, resync_advice},
@@ -223,6 +226,21 @@ pub enum Error {
     ResyncUnknownTable {
         /// The name.
         name: String,
+    },
+    /// The checks keep the Mirror as a whole from starting.
+    #[error("{}", .0.message)]
+    MirrorRefused(MirrorRefused),
+    /// Of a Mirror that has not started yet, no table can join.
+    #[error("no table of this mirror can be mirrored: {}", told(.refused))]
+    NoTableAdmitted {
+        /// Its tables, and what keeps each from it.
+        refused: Refused,
+    },
+    /// A table that could not join can now.
+    #[error("tables can join that could not before: {}", names(.tables))]
+    TablesAdmitted {
+        /// These.
+        tables: Vec<TableId>,
     },
     /// The transaction is gone whose snapshot the copies of tables without a key read.
     #[error("the snapshot that tables without a key are copied in is gone; they are copied anew")]
@@ -520,7 +538,12 @@ pub fn policy(error: &Error) -> (Policy, Reason) {
         Error::TwoServers => (Policy::Retry, Reason::SourceUnreachable),
         Error::SourceShuttingDown => (Policy::Retry, Reason::SourceShuttingDown),
         Error::TimelineLeft => (Policy::StartOver, Reason::SourceTimelineChanged),
-        Error::SpecChanged { .. } => (Policy::Stall, Reason::SpecChanged),
+        Error::SpecChanged { .. } => (Policy::FailTable, Reason::SpecChanged),
+        Error::MirrorRefused(refused) => {
+            (if refused.transient { Policy::Retry } else { Policy::Stall }, refused.reason)
+        }
+        Error::NoTableAdmitted { .. } => (Policy::Stall, Reason::AllTablesFailed),
+        Error::TablesAdmitted { .. } => (Policy::StartOver, Reason::Provisioning),
         Error::ResyncUnknownTable { .. } => (Policy::Stall, Reason::ResyncUnknownTable),
         Error::SnapshotLost => (Policy::Retry, Reason::SourceUnreachable),
         Error::Table { reason, .. } => (Policy::FailTable, *reason),
@@ -559,15 +582,21 @@ fn source_reason(error: &postgres::Error) -> Reason {
 
 /// The failure that a status shows for an error. A table that has failed stays so until it is copied anew.
 pub fn failure(error: &Error) -> MirrorFailure {
+    let table = match error {
+        Error::Table { table, .. } | Error::SpecChanged { table } => Some(table),
+        _ => None,
+    };
+    let advice = table.map_or_else(|| RESYNC_ADVICE.to_owned(), resync_advice);
+    failure_with(error, &advice)
+}
+
+/// The failure with this advice where a table has failed and the error has none of its own.
+fn failure_with(error: &Error, advice: &str) -> MirrorFailure {
     let (what, reason) = policy(error);
     let mut message = error.to_string();
     // A target that is another Mirror's is not to be copied over, and is taken automatically once it is free.
     let heals = matches!(reason, Reason::SourceReplicaIdentityDiffers | Reason::TargetTableTaken);
     if what == Policy::FailTable && !heals && !message.contains("walferry.dev/resync") {
-        let advice = match error {
-            Error::Table { table, .. } => resync_advice(table),
-            _ => RESYNC_ADVICE.to_owned(),
-        };
         message.push_str(&format!(". Once that is mended, {advice}"));
     }
     MirrorFailure { reason, message }
@@ -575,8 +604,29 @@ pub fn failure(error: &Error) -> MirrorFailure {
 
 /// What a table that stops alone is said to fail of. Whoever tells it names the table, so the message doesn't begin with it.
 pub(super) fn table_failure(table: &TableId, error: &Error) -> String {
-    let message = failure(error).message;
+    let message = failure_with(error, &resync_advice(table)).message;
     message.strip_prefix(&format!("table {table}: ")).unwrap_or(&message).to_owned()
+}
+
+/// The failure of a table that can't join, or stops alone; for whoever names the table.
+pub(super) fn failure_of_table(table: &TableId, error: &Error) -> MirrorFailure {
+    MirrorFailure { reason: policy(error).1, message: table_failure(table, error) }
+}
+
+/// Tables that a sentence names.
+const NAMED: usize = 5;
+
+fn told(refused: &Refused) -> String {
+    let one = |(table, failure): (&TableId, &MirrorFailure)| format!("{table}: {}", failure.message);
+    let mut sentence: Vec<String> = refused.iter().take(NAMED).map(one).collect();
+    if refused.len() > NAMED {
+        sentence.push(format!("and {} more", refused.len() - NAMED));
+    }
+    sentence.join("; ")
+}
+
+fn names(tables: &[TableId]) -> String {
+    tables.iter().map(TableId::to_string).collect::<Vec<_>>().join(", ")
 }
 
 #[cfg(test)]

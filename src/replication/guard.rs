@@ -134,15 +134,15 @@ async fn take_out(
     members: &[RelationFacts],
     looked: Option<Instant>,
 ) -> Result<String, Error> {
-    let Some(root) = members.first() else { return Ok(String::new()) };
+    let Some(RelationFacts { id, .. }) = members.first() else { return Ok(String::new()) };
     let since = match looked {
         Some(looked) => format!("for at most {} s", looked.elapsed().as_secs() + 1),
         None => "from that change on, while walferry was not looking".to_owned(),
     };
-    let root = std::slice::from_ref(&root.id);
+    let root = std::slice::from_ref(id);
     if may_alter {
         publication::alter(session, name, &[], root, &[]).await?;
-        tracing::warn!(table = ?root, publication = name, "table left the publication: it made UPDATE and DELETE fail");
+        tracing::warn!(table = %id, publication = name, "table left the publication: it made UPDATE and DELETE fail");
         return Ok(format!("failed at the source {since}, until it was taken out of publication {name}"));
     }
     let statements = alter_statements(name, &[], root, &[]).join("; ");

@@ -2,6 +2,7 @@
 //!
 //! Knows PostgreSQL and the [`Destination`] contract; knows no destination's driver and no Kubernetes.
 
+mod admission;
 mod applier;
 mod backoff;
 mod batch;
@@ -10,6 +11,7 @@ mod checkpoint;
 mod commute;
 mod cut;
 mod destination;
+pub mod diagnosis;
 mod drift;
 mod epoch;
 mod error;
@@ -34,6 +36,7 @@ mod truncate;
 mod watch;
 mod worker;
 
+pub use admission::{Admission, Ask, MirrorRefused, Refused, Verdict};
 pub use checkpoint::Commit;
 pub use destination::{
     Destination, DestinationError, ErrorKind, Insert, Op, Rows, StateRow, StateRows, StateVersion,
@@ -44,6 +47,7 @@ pub use named_columns::NamedColumns;
 pub use position::PositionRecord;
 pub use provision::publication_comment;
 pub use resync::{Apart, copies_over_rows, require_withheld, resync_due, set_apart};
-pub use state::{MirrorState, ResyncRecord, SourceRecord, StateStore, TableRecord};
+pub use schema_change::keep_target_names;
+pub use state::{FormerTable, MirrorState, ResyncRecord, SourceRecord, StateStore, TablePhase, TableRecord};
 pub use targets::{Claim, claims, describe as describe_claim, foreign as foreign_claim, waits_for_target};
 pub use worker::run;

@@ -6,16 +6,17 @@ use futures::{StreamExt, stream};
 
 use super::{
     Destination, Error, Policy,
+    admission::Refused,
     backoff::start_table,
     batch::stream_fence,
     drift,
-    error::table_failure,
+    error::{failure_of_table, table_failure},
     failover::{Failover, Origin},
     named_columns::NamedColumns,
     policy,
     resync::{self, Apart},
     schema_change, snapshot,
-    state::{MirrorState, PublishedAs, SourceRecord, StateStore, TablePhase, TableRecord},
+    state::{FormerTable, MirrorState, PublishedAs, SourceRecord, StateStore, TablePhase, TableRecord},
     targets::{self, Claim, Taken},
 };
 use crate::{
@@ -54,6 +55,22 @@ pub(super) struct Provisioned {
     pub(super) joining: bool,
     /// Where the old timeline was left, if the source was followed to a promoted standby just now.
     pub(super) failed_over: Option<Lsn>,
+    /// Tables of which there is no record because they can't join yet.
+    pub(super) refused: Refused,
+}
+
+/// What is needed to bring a Mirror to where streaming can start.
+pub(super) struct Provisioner<'a, D: Destination> {
+    pub(super) config: &'a ReplicatorConfig,
+    pub(super) session: &'a Session,
+    pub(super) origin: &'a Origin,
+    pub(super) destination: &'a D,
+    pub(super) store: &'a StateStore<D>,
+    pub(super) progress: &'a Progress,
+    /// Whether a copy of this process goes on; if not, nothing of an earlier one becomes visible any more.
+    pub(super) copying: bool,
+    /// Tables that the checks keep from joining.
+    pub(super) refused: Refused,
 }
 
 /// The comment that marks a publication as this Mirror's.
@@ -67,83 +84,142 @@ pub(super) fn publications(config: &ReplicatorConfig) -> Vec<String> {
     [config.mirror.publication_name()].into_iter().chain(inserts).collect()
 }
 
-/// Makes what is missing and checks what is there. Idempotent; never makes a second slot for a started Mirror.
-///
-/// `copying` says that a copy of this process goes on; if not, nothing of an earlier one becomes visible any more.
-///
-/// # Errors
-/// What the servers answer, and [`Error`]'s variants for a lost slot, a changed publication or another source.
-pub(super) async fn provision<D: Destination>(
+impl<D: Destination> Provisioner<'_, D> {
+    /// Makes what is missing and checks what is there. Idempotent; never makes a second slot for a started Mirror.
+    ///
+    /// # Errors
+    /// What the servers answer, and [`Error`]'s variants for a lost slot, a changed publication or another source.
+    pub(super) async fn provision(self) -> Result<Provisioned, Error> {
+        let Provisioner { config, session, origin, destination, store, progress, copying, mut refused } =
+            self;
+        destination.prepare().await?;
+        let mut state = store.take().await?;
+        let unfinished =
+            |record: &TableRecord| record.phase == TablePhase::Snapshotting || !record.chunks.is_empty();
+        if !copying && state.tables.values().any(unfinished) {
+            snapshot::settle(destination, &config.mirror.fence()).await?;
+        }
+        resync::release_if_due(config, session, &mut state, store, &refused).await?;
+        origin.check_system(state.source.as_ref())?;
+        origin.check_room()?;
+        if state.source.as_ref().is_some_and(|source| source.finished) {
+            check_finished(config, &state)?;
+            return Ok(Provisioned { state, joining: false, failed_over: None, refused: Refused::new() });
+        }
+        state.source.as_ref().map_or(Ok(()), SourceRecord::check_versions)?;
+        let mut apart = resync::set_apart(config, &mut state)?;
+        resync::take_healed(&mut state, &mut apart);
+        let failed_over = state.source.as_ref().map(|source| origin.switch(source)).transpose()?.flatten();
+        if let Some(at) = failed_over {
+            let failover = Failover { config, session, destination, store, found: origin.timeline(), at };
+            failover.follow(&mut state, &mut apart).await?;
+        }
+        check_position(config, session, origin, &state).await?;
+        let taken = targets::claim_all(config, destination, store).await?;
+        let free = |record: &TableRecord| !taken.contains_key(&record.schema.target);
+        // What waited for another Mirror to release its target joins as if it were new.
+        state.tables.retain(|_, record| !(targets::waits_for_target(record) && free(record)));
+        compare_specs(config, &mut state, store).await?;
+        let mut new = describe(config, session, store, &mut state, (&mut apart, &mut refused)).await?;
+        put_off(&mut apart, &mut state, store).await?;
+        refused.retain(|id, _| !state.tables.contains_key(id));
+        if state.source.is_none() && new.is_empty() {
+            return Err(Error::NoTableAdmitted { refused });
+        }
+        let inserts = config.has_insert_only().then_some(Publish::Inserts);
+        for what in [Publish::Everything].into_iter().chain(inserts) {
+            publish(config, session, &state, &mut new, what).await?;
+        }
+        let making = origin.position(config, Lsn::ZERO);
+        let (found, joining) =
+            ensure_slot(config, session, &state, progress, || store.save_position(&making)).await?;
+        if state.source.is_none() {
+            let resync = state.resync.as_ref().map(|resync| resync.value.clone());
+            let (record, position) = (origin.new_record(found, resync), origin.position(config, found));
+            store.save_source(&record, Some(&position)).await?;
+            (state.source, state.position) = (Some(record), Some(position));
+        }
+        forget_left(config, &mut state, store).await?;
+        targets::release_unwanted(config, destination, store).await?;
+        check_targets(destination, &mut state, store, &taken).await?;
+        bring_up(&drift::Surroundings { config, session, destination }, &mut state, store).await?;
+        join_all(config, session, destination, store, &mut state, new, &taken).await?;
+        end_resync(&mut state, store, &refused).await?;
+        if let Some(source) = &mut state.source {
+            let resync = apart.value.or_else(|| source.resync.clone());
+            let now = origin.record(SourceRecord { resync, ..source.clone() });
+            if now.timeline != source.timeline {
+                // What the slot has of the new timeline; further positions of the old one say nothing there.
+                state.position = Some(origin.position(config, found));
+            }
+            if now != *source {
+                store.save_source(&now, state.position.as_ref()).await?;
+            }
+            if now.timeline != source.timeline {
+                tracing::warn!(from = source.timeline, to = now.timeline, at = ?failed_over, "a standby was promoted; it is followed");
+            }
+            *source = now;
+        }
+        Ok(Provisioned { state, joining, failed_over, refused })
+    }
+}
+
+/// Fails those tables alone whose entries in the Mirror are others than when they joined. One whose entry is again as it was is
+/// copied again: its changes were left out meanwhile.
+async fn compare_specs<D: Destination>(
     config: &ReplicatorConfig,
-    session: &Session,
-    origin: &Origin,
-    destination: &D,
+    state: &mut MirrorState,
     store: &StateStore<D>,
-    progress: &Progress,
-    copying: bool,
-) -> Result<Provisioned, Error> {
-    destination.prepare().await?;
-    let mut state = store.take().await?;
-    let unfinished =
-        |record: &TableRecord| record.phase == TablePhase::Snapshotting || !record.chunks.is_empty();
-    if !copying && state.tables.values().any(unfinished) {
-        snapshot::settle(destination, &config.mirror.fence()).await?;
-    }
-    resync::release_if_due(config, session, &mut state, store).await?;
-    origin.check_system(state.source.as_ref())?;
-    origin.check_room()?;
-    if state.source.as_ref().is_some_and(|source| source.finished) {
-        check_finished(config, &state)?;
-        return Ok(Provisioned { state, joining: false, failed_over: None });
-    }
-    state.source.as_ref().map_or(Ok(()), SourceRecord::check_versions)?;
-    let mut apart = resync::set_apart(config, &mut state)?;
-    resync::take_healed(&mut state, &mut apart);
-    let failed_over = state.source.as_ref().map(|source| origin.switch(source)).transpose()?.flatten();
-    if let Some(at) = failed_over {
-        let failover = Failover { config, session, destination, store, found: origin.timeline(), at };
-        failover.follow(&mut state, &mut apart).await?;
-    }
-    check_position(config, session, origin, &state).await?;
-    let taken = targets::claim_all(config, destination, store).await?;
-    let free = |record: &TableRecord| !taken.contains_key(&record.schema.target);
-    // What waited for another Mirror to release its target joins as if it were new.
-    state.tables.retain(|_, record| !(targets::waits_for_target(record) && free(record)));
-    let mut new = describe(config, session, store, &mut state, &mut apart).await?;
-    let inserts = config.has_insert_only().then_some(Publish::Inserts);
-    for what in [Publish::Everything].into_iter().chain(inserts) {
-        publish(config, session, &state, &mut new, what).await?;
-    }
-    let making = origin.position(config, Lsn::ZERO);
-    let (found, joining) =
-        ensure_slot(config, session, &state, progress, || store.save_position(&making)).await?;
-    if state.source.is_none() {
-        let resync = state.resync.as_ref().map(|resync| resync.value.clone());
-        let (record, position) = (origin.new_record(found, resync), origin.position(config, found));
-        store.save_source(&record, Some(&position)).await?;
-        (state.source, state.position) = (Some(record), Some(position));
-    }
-    forget_left(config, &mut state, store).await?;
-    targets::release_unwanted(config, destination, store).await?;
-    check_targets(destination, &mut state, store, &taken).await?;
-    bring_up(&drift::Surroundings { config, session, destination }, &mut state, store).await?;
-    join_all(config, session, destination, store, &mut state, new, &taken).await?;
-    if let Some(source) = &mut state.source {
-        let resync = apart.value.or_else(|| source.resync.clone());
-        let now = origin.record(SourceRecord { resync, ..source.clone() });
-        if now.timeline != source.timeline {
-            // What the slot has of the new timeline; further positions of the old one say nothing there.
-            state.position = Some(origin.position(config, found));
+) -> Result<(), Error> {
+    for spec in &config.tables {
+        let Some(record) = state.tables.get_mut(&spec.id) else { continue };
+        let failed = record.phase == TablePhase::Failed;
+        let error = Error::SpecChanged { table: spec.id.clone() };
+        if record.spec != *spec && !failed {
+            set_aside(record, error)?;
+            store.save_table(record).await?;
+        } else if record.spec == *spec && failed && record.reason == Some(Reason::SpecChanged) {
+            record.phase = TablePhase::Streaming;
+            (record.reason, record.message) = (None, String::new());
+            record.copy_anew = Some("its entry in the Mirror was another one for a while".to_owned());
         }
-        if now != *source {
-            store.save_source(&now, state.position.as_ref()).await?;
-        }
-        if now.timeline != source.timeline {
-            tracing::warn!(from = source.timeline, to = now.timeline, at = ?failed_over, "a standby was promoted; it is followed");
-        }
-        *source = now;
     }
-    Ok(Provisioned { state, joining, failed_over })
+    Ok(())
+}
+
+/// Remembers of tables that were set apart and can't join yet that their rows are to be replaced when they do.
+async fn put_off<D: Destination>(
+    apart: &mut Apart,
+    state: &mut MirrorState,
+    store: &StateStore<D>,
+) -> Result<(), Error> {
+    for (id, record) in std::mem::take(&mut apart.records) {
+        let former = store.forget_table(&record, true).await?;
+        state.former.insert(id, former);
+    }
+    Ok(())
+}
+
+/// Ends a resync whose tables have joined. Those that were refused join later, over the rows that they have.
+async fn end_resync<D: Destination>(
+    state: &mut MirrorState,
+    store: &StateStore<D>,
+    refused: &Refused,
+) -> Result<(), Error> {
+    if state.resync.is_none() {
+        return Ok(());
+    }
+    let waiting: Vec<FormerTable> = refused
+        .keys()
+        .map(|id| {
+            let record = state.former.get(id).and_then(|former| former.record.clone());
+            FormerTable { table: id.clone(), record, replace: true }
+        })
+        .collect();
+    store.end_resync(&waiting).await?;
+    state.resync = None;
+    state.former.extend(waiting.into_iter().map(|former| (former.table.clone(), former)));
+    Ok(())
 }
 
 /// Compares a started Mirror's slot and source with the position on record, before anything is changed.
@@ -174,7 +250,8 @@ async fn forget_left<D: Destination>(
     let wanted: BTreeSet<&TableId> = config.tables.iter().map(|table| &table.id).collect();
     for record in state.tables.values().filter(|record| !wanted.contains(&record.schema.id)) {
         tracing::info!(table = %record.schema.id, "table left the mirror; its target stays");
-        store.forget_table(record).await?;
+        let former = store.forget_table(record, false).await?;
+        state.former.insert(record.schema.id.clone(), former);
     }
     state.tables.retain(|id, _| wanted.contains(id));
     Ok(())
@@ -276,17 +353,19 @@ struct New {
     published: Option<PublishedAs>,
     /// Its record, when it was there before and alone is copied anew.
     before: Option<TableRecord>,
+    /// Whether it is copied over the rows that its target has, with a slot that is older than the copy.
+    alone: bool,
 }
 
 impl New {
     /// Takes up what there was before: the target's columns keep their names, where nothing else is asked for.
-    fn take_up(&mut self, before: Option<TableRecord>) {
-        self.before = before;
-        let Some(before) = &self.before else { return };
-        let why = before.copy_anew.as_deref().unwrap_or("a resync asks for it");
-        tracing::info!(table = %self.spec.id, why, "this table is copied anew");
-        if before.schema.oid == self.schema.oid && before.spec == self.spec {
-            self.schema = schema_change::anew(&before.schema, &self.schema);
+    fn take_up(&mut self, former: Option<&TableRecord>) {
+        if let Some(before) = &self.before {
+            let why = before.copy_anew.as_deref().unwrap_or("a resync asks for it");
+            tracing::info!(table = %self.spec.id, why, "this table is copied anew");
+        }
+        if let Some(former) = self.before.as_ref().or(former) {
+            schema_change::keep_target_names(former, &self.spec, &mut self.schema);
         }
     }
 
@@ -304,43 +383,50 @@ impl New {
     }
 }
 
-/// The tables that are new to the Mirror, or join once more; known ones must still be asked for as they were.
+/// The tables that are new to the Mirror, or join once more. One that can't be described is added to those that are refused.
 async fn describe<D: Destination>(
     config: &ReplicatorConfig,
     session: &Session,
     store: &StateStore<D>,
     state: &mut MirrorState,
-    apart: &mut Apart,
+    (apart, refused): (&mut Apart, &mut Refused),
 ) -> Result<Vec<New>, Error> {
-    let mut specs = Vec::new();
-    for spec in &config.tables {
-        match state.tables.get(&spec.id) {
-            Some(record) if record.spec == *spec => {}
-            Some(record) => return Err(Error::SpecChanged { table: record.schema.id.clone() }),
-            None => specs.push(spec),
-        }
-    }
+    let joins = |spec: &&TableSpec| !state.tables.contains_key(&spec.id) && !refused.contains_key(&spec.id);
+    let specs: Vec<&TableSpec> = config.tables.iter().filter(joins).collect();
     let ids: Vec<&TableId> = specs.iter().map(|spec| &spec.id).collect();
     let oids: Vec<u32> = catalog::table_oids(session, &ids).await?.into_values().collect();
     let mut layouts = catalog::layouts(session, &oids).await?;
     let asked: Vec<_> = specs.iter().map(|spec| (*spec, [].as_slice())).collect();
-    let described = catalog::describe_all(session, &asked).await?;
     let mut new = Vec::new();
-    for (spec, described) in specs.into_iter().zip(described) {
-        let TableFacts { schema, columns, .. } = described?;
-        let before = apart.records.remove(&spec.id);
-        if let Some(mut record) = before.clone()
+    for (spec, described) in specs.iter().zip(catalog::describe_all(session, &asked).await?) {
+        let TableFacts { schema, columns, .. } = match described {
+            Ok(facts) => facts,
+            Err(error) if error.is_transient() => return Err(error.into()),
+            Err(error) => {
+                refused.insert(spec.id.clone(), failure_of_table(&spec.id, &error.into()));
+                continue;
+            }
+        };
+        let former = state.former.get(&spec.id).cloned();
+        // A resync of all tables copies it with a slot of its own.
+        let replaced = former.clone().filter(|former| former.replace && state.resync.is_none());
+        let alone = replaced.is_some() || apart.replaces(&spec.id);
+        let before = apart.records.remove(&spec.id).or_else(|| replaced.and_then(|former| former.record));
+        let alone = alone || before.is_some();
+        let known = before.clone().or_else(|| former.as_ref().and_then(|former| former.record.clone()));
+        if let Some(mut record) = known
             && let Err(error) = resync::require_withheld(&record, spec, &schema)
         {
-            record.spec = spec.clone();
+            record.spec = (*spec).clone();
             set_aside(&mut record, error)?;
             store.save_table(&record).await?;
             state.tables.insert(spec.id.clone(), record);
             continue;
         }
         let layout = layouts.remove(&schema.oid);
-        let mut joins = New { spec: spec.clone(), schema, columns, layout, published: None, before: None };
-        joins.take_up(before);
+        let mut joins =
+            New { spec: (*spec).clone(), schema, columns, layout, published: None, before, alone };
+        joins.take_up(former.as_ref().and_then(|former| former.record.as_ref()));
         new.push(joins);
     }
     Ok(new)
@@ -495,7 +581,7 @@ async fn tell_of_wait(progress: &Progress, slot: &str, standby: bool) -> Infalli
              WHERE backend_xid IS NOT NULL ORDER BY xact_start"
         ),
     };
-    tracing::info!(message, "waits for the replication slot");
+    tracing::info!(slot, why = message, "waits for the replication slot");
     let failure = MirrorFailure { reason: Reason::SourceSlotNotReady, message };
     progress.set_phase(MirrorPhase::Provisioning, Some(failure));
     std::future::pending().await
@@ -548,7 +634,7 @@ pub(super) fn check_slot(
     Ok(Some(found))
 }
 
-/// Makes the targets and records of new tables, which ends a resync's part of it.
+/// Makes the targets and records of new tables.
 async fn join_all<D: Destination>(
     config: &ReplicatorConfig,
     session: &Session,
@@ -562,16 +648,18 @@ async fn join_all<D: Destination>(
     let over_rows_from = slot_start.filter(|_| state.resync.is_some());
     // They were described before.
     let seen = if tables.is_empty() { Lsn::ZERO } else { catalog::seen_until(session).await? };
+    let streams = state.tables.values().any(|record| record.phase == TablePhase::Streaming);
     let mut joins = Vec::new();
     for new in tables {
         // What streams already has other rows at its target than a new slot has.
-        let alone = new.before.is_some();
+        let alone = new.alone;
         let from = if alone { Some(catalog::firm_position(session).await?) } else { over_rows_from };
         let why = new.before.as_ref().and_then(|before| before.copy_anew.clone());
         let claim = taken.get(&new.schema.target);
         joins.push(async move {
             let mut record = join(config, destination, new, from, claim).await?;
             record.seen_until(seen);
+            record.joins = streams && record.phase == TablePhase::Snapshotting;
             if alone {
                 record.covered = record.copy_version;
             }
@@ -585,11 +673,9 @@ async fn join_all<D: Destination>(
     let mut joined = stream::iter(joins).buffered(JOINED_AT_ONCE).chunks(SAVED_AT_ONCE);
     while let Some(records) = joined.next().await {
         let records: Vec<TableRecord> = records.into_iter().collect::<Result<_, _>>()?;
-        store.save_tables(&records).await?;
+        store.save_joined(&records, &state.former).await?;
+        records.iter().for_each(|record| drop(state.former.remove(&record.schema.id)));
         state.tables.extend(records.into_iter().map(|record| (record.schema.id.clone(), record)));
-    }
-    if state.resync.take().is_some() {
-        store.end_resync().await?;
     }
     Ok(())
 }

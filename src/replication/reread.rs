@@ -62,7 +62,7 @@ impl Rereader {
                 return Ok(());
             }
             if !std::mem::replace(&mut told, true) {
-                tracing::info!(%table, "waits for a commit that the source does not show yet");
+                tracing::debug!(%table, "waits for a commit that the source does not show yet");
             }
             tokio::time::sleep(POLL).await;
         }

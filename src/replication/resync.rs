@@ -7,11 +7,12 @@
 //! Every step can be repeated, and the intent is on record before the first: a process that is killed anywhere in between
 //! is made up for by the next one, whatever the Mirror asks for by then.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::{
     Destination, Error,
-    state::{MirrorState, ResyncRecord, StateStore, TablePhase, TableRecord},
+    admission::Refused,
+    state::{FormerTable, MirrorState, ResyncRecord, StateStore, TablePhase, TableRecord},
 };
 use crate::{
     fault::Reason,
@@ -38,11 +39,19 @@ pub fn resync_due<'a>(asked: Option<&'a str>, state: &'a MirrorState) -> Option<
     state.resync.as_ref().filter(|resync| !resync.released).map(|resync| resync.value.as_str())
 }
 
-/// Whether tables that join are copied over the rows that their targets have: in a resync, and in a Mirror that was asked for
-/// one from its beginning. `asked` is the value of the Mirror's annotation.
-pub fn copies_over_rows(asked: Option<&str>, state: &MirrorState) -> bool {
-    let new = state.source.is_none() && asked.is_some();
-    new || state.resync.is_some() || resync_due(asked, state).is_some()
+/// Whether this table is copied over the rows that its target has when it joins: in a resync, in a Mirror that was asked for one
+/// from its beginning, and where a resync could not take it up before, or names it although the Mirror does not have it any more.
+/// `asked` is the value of the Mirror's annotation.
+pub fn copies_over_rows(asked: Option<&str>, state: &MirrorState, table: &TableId) -> bool {
+    let covers = |value: &str| {
+        let names = named(value);
+        names.is_empty() || names.contains(&table.to_string().as_str())
+    };
+    let new = asked.filter(|_| state.source.is_none());
+    let under_way = state.resync.as_ref().map(|resync| resync.value.as_str());
+    let due = resync_due(asked, state).or_else(|| single_tables_due(asked, state));
+    let waits = state.former.get(table).is_some_and(|former| former.replace);
+    waits || [new, under_way, due].into_iter().flatten().any(covers)
 }
 
 /// The tables that a value names behind its first word, as `schema.table`; none when every table is meant.
@@ -57,6 +66,8 @@ pub struct Apart {
     pub(super) value: Option<String>,
     /// What was recorded of them.
     pub(super) records: BTreeMap<TableId, TableRecord>,
+    /// Those that the annotation names, also where there is no record of them: they left the Mirror and come back.
+    pub(super) named: BTreeSet<TableId>,
 }
 
 impl Apart {
@@ -69,6 +80,11 @@ impl Apart {
     pub fn has(&self, table: &TableId) -> bool {
         self.records.contains_key(table)
     }
+
+    /// Whether the rows that this table's target has are to be replaced.
+    pub fn replaces(&self, table: &TableId) -> bool {
+        self.has(table) || self.named.contains(table)
+    }
 }
 
 /// Takes the records of those tables out of the state that alone are asked to be copied anew: they join once more.
@@ -76,14 +92,13 @@ impl Apart {
 /// # Errors
 /// [`Error::ResyncUnknownTable`] where the value names a table that the Mirror doesn't have.
 pub fn set_apart(config: &ReplicatorConfig, state: &mut MirrorState) -> Result<Apart, Error> {
-    let last = state.source.as_ref().and_then(|source| source.resync.as_deref());
-    let due = config.resync.as_deref().filter(|asked| state.source.is_some() && Some(*asked) != last);
-    let Some(value) = due.filter(|value| !named(value).is_empty()) else { return Ok(Apart::default()) };
-    let mut apart = Apart { value: Some(value.to_owned()), records: BTreeMap::new() };
+    let Some(value) = single_tables_due(config.resync.as_deref(), state) else { return Ok(Apart::default()) };
+    let mut apart = Apart { value: Some(value.to_owned()), ..Apart::default() };
     for name in named(value) {
         let Some(spec) = config.tables.iter().find(|spec| spec.id.to_string() == name) else {
             return Err(Error::ResyncUnknownTable { name: name.to_owned() });
         };
+        apart.named.insert(spec.id.clone());
         if let Some(record) = state.tables.remove(&spec.id) {
             state.chunks_done.remove(&spec.id);
             apart.records.insert(spec.id.clone(), record);
@@ -107,6 +122,13 @@ pub(super) fn take_healed(state: &mut MirrorState, apart: &mut Apart) {
     }
 }
 
+/// The value of a resync of single tables that is not done yet.
+fn single_tables_due<'a>(asked: Option<&'a str>, state: &MirrorState) -> Option<&'a str> {
+    let last = state.source.as_ref().and_then(|source| source.resync.as_deref());
+    let due = asked.filter(|asked| state.source.is_some() && Some(*asked) != last);
+    due.filter(|value| !named(value).is_empty())
+}
+
 /// Lets go of what the Mirror has at the source and of its records, if a resync is due. A new Mirror has nothing to let go of:
 /// one that asks for a resync begins with it.
 ///
@@ -117,6 +139,7 @@ pub(super) async fn release_if_due<D: Destination>(
     session: &Session,
     state: &mut MirrorState,
     store: &StateStore<D>,
+    refused: &Refused,
 ) -> Result<(), Error> {
     let Some(value) = resync_due(config.resync.as_deref(), state) else {
         if let (None, None, Some(value)) = (&state.source, &state.resync, &config.resync) {
@@ -125,7 +148,11 @@ pub(super) async fn release_if_due<D: Destination>(
         }
         return Ok(());
     };
-    for spec in &config.tables {
+    if config.tables.iter().all(|spec| refused.contains_key(&spec.id)) {
+        return Err(Error::NoTableAdmitted { refused: refused.clone() });
+    }
+    // What keeps a table from being copied is known from the checks; what the others need is looked at once more.
+    for spec in config.tables.iter().filter(|spec| !refused.contains_key(&spec.id)) {
         let facts = catalog::describe(session, spec).await?;
         if let Some(record) = state.tables.get(&spec.id) {
             require_withheld(record, spec, &facts.schema)?;
@@ -143,7 +170,13 @@ pub(super) async fn release_if_due<D: Destination>(
     let record = store.begin_resync(value).await?;
     release(config, session).await?;
     let record = store.release_for_resync(state, &record).await?;
-    *state = MirrorState { resync: Some(record), ..MirrorState::default() };
+    let former = std::mem::take(&mut state.former);
+    let released = state.tables.values().map(|table| (table.schema.id.clone(), FormerTable::of(table, true)));
+    *state = MirrorState {
+        resync: Some(record),
+        former: former.into_iter().chain(released).collect(),
+        ..MirrorState::default()
+    };
     Ok(())
 }
 
@@ -227,6 +260,24 @@ mod tests {
         })
     }
 
+    #[test]
+    fn rows_are_replaced_where_a_resync_says_so() {
+        let table = TableId::new("public", "t");
+        let over = |asked: Option<&str>, source: Option<SourceRecord>, resync: Option<ResyncRecord>| {
+            copies_over_rows(asked, &MirrorState { source, resync, ..MirrorState::default() }, &table)
+        };
+        assert!(!over(None, None, None) && !over(None, source(None), None));
+        assert!(!over(Some("1"), source(Some("1")), None));
+        assert!(over(Some("1"), None, None) && over(Some("1"), source(None), None));
+        assert!(
+            over(None, None, under_way("2", true)) && over(None, source(Some("2")), under_way("2", true))
+        );
+        // Single tables, also in a new Mirror.
+        assert!(over(Some("1 public.t"), None, None) && over(Some("1 public.t"), source(None), None));
+        assert!(!over(Some("1 public.u"), None, None) && !over(Some("1 public.u"), source(None), None));
+        assert!(!over(Some("1 public.t"), source(Some("1 public.t")), None));
+    }
+
     fn under_way(value: &str, released: bool) -> Option<ResyncRecord> {
         Some(ResyncRecord { value: value.into(), released })
     }
@@ -253,18 +304,6 @@ mod tests {
             assert_eq!(due(asked, None, under_way("2", true)), None);
             assert_eq!(due(asked, source(Some("2")), under_way("2", true)), None);
         }
-        let over = |asked: Option<&str>, source: Option<SourceRecord>, resync: Option<ResyncRecord>| {
-            copies_over_rows(asked, &MirrorState { source, resync, ..MirrorState::default() })
-        };
-        assert!(
-            !over(None, None, None)
-                && !over(None, source(None), None)
-                && !over(Some("1"), source(Some("1")), None)
-        );
-        assert!(over(Some("1"), None, None) && over(Some("1"), source(None), None));
-        assert!(
-            over(None, None, under_way("2", true)) && over(None, source(Some("2")), under_way("2", true))
-        );
         // Taken back to the last one's value after the slot may be gone, or another one asked for: from the start.
         assert_eq!(due(Some("1"), source(Some("1")), under_way("2", false)), some("1"));
         assert_eq!(due(Some("3"), None, under_way("2", true)), some("3"));

@@ -177,6 +177,9 @@ pub struct TableRecord {
     /// When either was recorded, in seconds since 1970.
     #[serde(default)]
     pub floor_set: u64,
+    /// Whether it is copied while tables stream that were copied before.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub joins: bool,
 }
 
 /// The time, in seconds since 1970.
@@ -255,6 +258,7 @@ impl TableRecord {
             floor: Version::ZERO,
             copy_floor: Version::ZERO,
             floor_set: 0,
+            joins: false,
         }
     }
 
@@ -283,6 +287,27 @@ impl TableRecord {
     }
 }
 
+/// What is remembered of a table that the Mirror had, until it joins again: its target may still be there.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FormerTable {
+    /// The table.
+    pub table: TableId,
+    /// Its last record without the plan of its copy, by which its columns keep their names at the target.
+    #[serde(default)]
+    pub record: Option<TableRecord>,
+    /// Whether a resync has asked for its rows at the target to be replaced, which is not done yet.
+    #[serde(default)]
+    pub replace: bool,
+}
+
+impl FormerTable {
+    /// What is to be remembered of a table with this record.
+    pub(super) fn of(record: &TableRecord, replace: bool) -> Self {
+        let record = TableRecord { chunks: Vec::new(), ..record.clone() };
+        FormerTable { table: record.schema.id.clone(), record: Some(record), replace }
+    }
+}
+
 /// A Mirror's whole durable state.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct MirrorState {
@@ -296,6 +321,8 @@ pub struct MirrorState {
     pub chunks_done: BTreeMap<TableId, BTreeMap<usize, u64>>,
     /// A resync that has not got to the copy yet.
     pub resync: Option<ResyncRecord>,
+    /// Tables that the Mirror had and has not now.
+    pub former: BTreeMap<TableId, FormerTable>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -311,6 +338,7 @@ const POSITION_ITEM: &str = "position";
 const RESYNC_ITEM: &str = "resync";
 const TABLE_PREFIX: &str = "table/";
 const CHUNK_PREFIX: &str = "chunk/";
+const FORMER_PREFIX: &str = "former/";
 
 fn chunk_item(table: &TableId, index: usize) -> String {
     format!("{CHUNK_PREFIX}{index}/{table}")
@@ -449,19 +477,38 @@ impl<D: Destination> StateStore<D> {
         rows.extend([SOURCE_ITEM, POSITION_ITEM].map(|item| removed(item.to_owned())));
         for table in state.tables.values() {
             rows.extend(forgotten(table));
+            rows.push(former_row(&FormerTable::of(table, true))?);
         }
         self.save(rows).await?;
         Ok(record)
     }
 
-    /// Records that every table of a resync has its record.
-    pub async fn end_resync(&self) -> Result<(), Error> {
-        self.save(vec![removed(RESYNC_ITEM.to_owned())]).await
+    /// Records that every table of a resync has its record, but for those in `waiting`: their rows are replaced when they join.
+    pub async fn end_resync(&self, waiting: &[FormerTable]) -> Result<(), Error> {
+        let rows = waiting.iter().map(former_row).chain([Ok(removed(RESYNC_ITEM.to_owned()))]);
+        self.save(rows.collect::<Result<_, _>>()?).await
     }
 
-    /// Forgets a table that the Mirror no longer has.
-    pub async fn forget_table(&self, record: &TableRecord) -> Result<(), Error> {
-        self.save(forgotten(record)).await
+    /// Writes the records of tables that join, and forgets what was remembered of them from before.
+    pub async fn save_joined(
+        &self,
+        records: &[TableRecord],
+        former: &BTreeMap<TableId, FormerTable>,
+    ) -> Result<(), Error> {
+        let rows = records.iter().map(|record| row(format!("{TABLE_PREFIX}{}", record.schema.id), record));
+        let known = records.iter().map(|record| &record.schema.id).filter(|id| former.contains_key(*id));
+        let rows = rows.chain(known.map(|id| Ok(removed(former_item(id)))));
+        self.save(rows.collect::<Result<_, _>>()?).await
+    }
+
+    /// Forgets a table that the Mirror no longer has, but for the names of its columns at the target, and whether its rows there are
+    /// to be replaced when it joins again.
+    pub async fn forget_table(&self, record: &TableRecord, replace: bool) -> Result<FormerTable, Error> {
+        let former = FormerTable::of(record, replace);
+        let mut rows = forgotten(record);
+        rows.push(former_row(&former)?);
+        self.save(rows).await?;
+        Ok(former)
     }
 
     async fn save(&self, rows: Vec<StateRow>) -> Result<(), Error> {
@@ -484,6 +531,14 @@ fn forgotten(record: &TableRecord) -> Vec<StateRow> {
     chunks.chain([format!("{TABLE_PREFIX}{table}")]).map(removed).collect()
 }
 
+fn former_item(table: &TableId) -> String {
+    format!("{FORMER_PREFIX}{table}")
+}
+
+fn former_row(former: &FormerTable) -> Result<StateRow, Error> {
+    row(former_item(&former.table), former)
+}
+
 fn removed(item: String) -> StateRow {
     StateRow { item, value: String::new() }
 }
@@ -504,6 +559,9 @@ fn parse(rows: &[StateRow]) -> Result<MirrorState, Error> {
             state.tables.insert(record.schema.id.clone(), record);
         } else if row.item.starts_with(CHUNK_PREFIX) {
             chunks.push(serde_json::from_str::<ChunkRecord>(&row.value).map_err(failed)?);
+        } else if row.item.starts_with(FORMER_PREFIX) {
+            let former: FormerTable = serde_json::from_str(&row.value).map_err(failed)?;
+            state.former.insert(former.table.clone(), former);
         }
     }
     for chunk in chunks {

@@ -49,6 +49,7 @@ impl<D: Destination> Table<D> {
     /// Takes up a table where its record left it.
     pub(super) fn new(record: TableRecord, progress: Arc<TableProgress>, store: StateStore<D>) -> Self {
         progress.set_target(&record.schema.target);
+        progress.set_joins(record.joins);
         let state = match record.phase {
             TablePhase::Snapshotting => TableState::Pending,
             TablePhase::Streaming => TableState::Streaming,
@@ -140,7 +141,7 @@ impl<D: Destination> Table<D> {
         // Only now may the stream skip the table's rows: from here on their loss is on record.
         self.failed.store(true, Ordering::Release);
         self.sieve.close();
-        tracing::error!(table = %self.id, %reason, %message, "table stopped; the others go on");
+        tracing::error!(table = %self.id, %reason, error = %message, "table stopped; the others go on");
         self.progress.set_state(TableState::Failed, reason, message);
         Ok(())
     }
@@ -173,6 +174,7 @@ impl<D: Destination> Table<D> {
         record.phase = TablePhase::Streaming;
         (record.reason, record.message) = (None, String::new());
         record.copy_version = Lsn::ZERO;
+        record.joins = false;
         record.seen_until(seen);
         let chunks = std::mem::take(&mut record.chunks).len();
         self.store.finish_snapshot(&record, chunks).await?;
@@ -181,6 +183,7 @@ impl<D: Destination> Table<D> {
             self.sweep_due.store(true, Ordering::Release);
         }
         self.snapshot_over.store(true, Ordering::Release);
+        self.progress.set_joins(false);
         self.progress.set_state(TableState::Streaming, None, "");
         Ok(())
     }

@@ -12,6 +12,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     Destination, Error, Policy,
+    admission::{Admission, Refused},
     applier::Applier,
     backoff::{Backoff, Notice},
     batch::{self, Inserter, Spares},
@@ -21,7 +22,7 @@ use super::{
     fatal::Fatal,
     policy,
     position::{Confirmable, PositionRecord, Recorder, Witness},
-    provision::{self, Provisioned},
+    provision::{self, Provisioned, Provisioner},
     reread::Rereader,
     resync, snapshot,
     state::{MirrorState, StateStore, TableRecord},
@@ -31,7 +32,10 @@ use super::{
     watch::Watch,
 };
 use crate::{
-    model::{Lsn, MirrorPhase, Progress, ReplicatorConfig, SlotReport, SnapshotMode, TableId, TableSpec},
+    model::{
+        Lsn, MirrorPhase, Progress, ReplicatorConfig, SlotReport, SnapshotMode, TableId, TableSpec,
+        TableState,
+    },
     postgres::{
         catalog,
         session::Session,
@@ -52,6 +56,12 @@ const STOP_WITHIN: Duration = Duration::from_secs(8);
 /// Keeps a source whose catalog changes all the time from being asked all the time.
 const START_OVER_PAUSE: Duration = Duration::from_millis(100);
 
+/// How often the slot of a suspended Mirror is looked at.
+const SUSPENDED_LOOK: Duration = Duration::from_secs(30);
+
+/// How often it is asked again whether tables can join that could not.
+const ADMISSION_PAUSE: Duration = Duration::from_secs(10);
+
 /// How often the end of a run that waits for the source's present position is looked at.
 const CAUGHT_UP_POLL: Duration = Duration::from_millis(50);
 
@@ -63,15 +73,16 @@ const CAUGHT_UP_POLL: Duration = Duration::from_millis(50);
 pub async fn run<D: Destination>(
     config: Arc<ReplicatorConfig>,
     destination: D,
+    admission: Admission,
     progress: Arc<Progress>,
     stop: CancellationToken,
     until_caught_up: bool,
 ) -> Result<(), Error> {
     if config.suspend {
-        progress.set_phase(MirrorPhase::Suspended, None);
+        suspended(&config, &progress, &stop, until_caught_up).await;
         return Ok(());
     }
-    let worker = Worker::new(config, destination, Arc::clone(&progress), stop);
+    let worker = Worker::new(config, destination, Arc::new(admission), Arc::clone(&progress), stop);
     let outcome = keep_running(&worker, until_caught_up).await;
     progress.liveness().rest();
     outcome
@@ -131,6 +142,45 @@ async fn keep_running<D: Destination>(worker: &Worker<D>, until_caught_up: bool)
     }
 }
 
+/// Shows what the slot of a suspended Mirror holds back, until `stop`, or once.
+async fn suspended(config: &ReplicatorConfig, progress: &Progress, stop: &CancellationToken, once: bool) {
+    progress.set_phase(MirrorPhase::Suspended, None);
+    loop {
+        let look = look_at_slot(config, progress);
+        match stop.run_until_cancelled(look).await {
+            None => return,
+            Some(Ok(())) => {}
+            Some(Err(error)) => {
+                tracing::warn!(mirror = config.mirror.name, %error, "cannot look at the slot of a suspended mirror");
+            }
+        }
+        if once || stop.run_until_cancelled(tokio::time::sleep(SUSPENDED_LOOK)).await.is_none() {
+            return;
+        }
+    }
+}
+
+async fn look_at_slot(config: &ReplicatorConfig, progress: &Progress) -> Result<(), Error> {
+    let session = Session::connect(&config.source, &config.mirror.application_name()).await?;
+    let Some(slot) = slot::read(&session, &config.mirror.slot_name()).await? else {
+        progress.set_slot(SlotReport::default());
+        return Ok(());
+    };
+    progress.set_slot(slot.report());
+    progress.set_durable_lsn(slot.confirmed_flush_lsn.unwrap_or_default());
+    progress.set_source_lsn(slot.current_lsn);
+    match provision::check_slot(config, None, Some(slot)) {
+        Err(error) if policy(&error).0 == Policy::Stall => {
+            progress.set_phase(MirrorPhase::Stalled, Some(failure(&error)));
+            Ok(())
+        }
+        other => {
+            progress.set_phase(MirrorPhase::Suspended, None);
+            other.map(drop)
+        }
+    }
+}
+
 /// A stream's beginning, by which to tell later whether it got anywhere: what always ends in the same fault must not be tried
 /// again at once each time.
 #[derive(Clone, Copy)]
@@ -151,6 +201,8 @@ struct Started<D: Destination> {
     state: MirrorState,
     /// Whether tables without a plan must wait for their writers.
     joining: bool,
+    /// Tables that can't join yet.
+    refused: Refused,
     tables: Vec<(Arc<Table<D>>, TableSpec)>,
     watch: Watch<D>,
     reader: ReplicationReader,
@@ -174,6 +226,7 @@ struct Copying {
 struct Worker<D: Destination> {
     config: Arc<ReplicatorConfig>,
     destination: D,
+    admission: Arc<Admission>,
     progress: Arc<Progress>,
     store: StateStore<D>,
     stop: CancellationToken,
@@ -194,6 +247,7 @@ impl<D: Destination> Worker<D> {
     fn new(
         config: Arc<ReplicatorConfig>,
         destination: D,
+        admission: Arc<Admission>,
         progress: Arc<Progress>,
         stop: CancellationToken,
     ) -> Self {
@@ -213,6 +267,7 @@ impl<D: Destination> Worker<D> {
             store: StateStore::new(destination.clone(), &config.mirror.uid),
             config,
             destination,
+            admission,
             progress,
             stop,
             abort,
@@ -240,10 +295,8 @@ impl<D: Destination> Worker<D> {
             started = self.start() => started?,
             () = self.stop.cancelled() => return Err(Error::Stopped),
         };
-        let Some(started) = started else {
-            return Ok(());
-        };
-        let Started { session, state, joining, tables, watch, reader, writer, .. } = started;
+        let Some(started) = started else { return Ok(()) };
+        let Started { session, state, joining, refused, tables, watch, reader, writer, .. } = started;
         let Started { start, recorder, witness, binary, .. } = started;
         drop(outside);
         let fatal = Fatal::default();
@@ -269,6 +322,7 @@ impl<D: Destination> Worker<D> {
         let target_watcher = tokio::spawn(target_watch.run(fatal.clone(), end.clone()));
         let sweeper = tokio::spawn(self.sweep(&tables, end.clone()));
         let finisher = ends.then(|| tokio::spawn(self.until_caught_up(&tables, fatal.clone(), end.clone())));
+        let admitter = tokio::spawn(self.until_admitted(refused, fatal.clone(), end.clone()));
         let inserter = self.inserter(fatal.clone(), notice, abort.clone());
         let checkpoint = Checkpoint::new(start);
         let applier = Applier::new(tables, Arc::new(inserter), checkpoint, witness, self.config.batch);
@@ -290,6 +344,7 @@ impl<D: Destination> Worker<D> {
         };
         end.cancel();
         over.cancel();
+        admitter.abort();
         target_watcher.abort();
         sweeper.abort();
         // What they were writing must not be written after what comes next.
@@ -338,16 +393,23 @@ impl<D: Destination> Worker<D> {
             Release::Free => {}
         }
         let copying = self.copying.lock().await.as_ref().is_some_and(|copying| !copying.task.is_finished());
-        let Provisioned { state, joining, failed_over } = provision::provision(
-            &self.config,
-            &session,
-            &origin,
-            &self.destination,
-            &self.store,
-            &self.progress,
+        let provisioner = Provisioner {
+            config: &self.config,
+            session: &session,
+            origin: &origin,
+            destination: &self.destination,
+            store: &self.store,
+            progress: &self.progress,
             copying,
-        )
-        .await?;
+            refused: self.admission.refused().await?,
+        };
+        let provisioned = provisioner.provision().await;
+        if let Err(Error::NoTableAdmitted { refused }) = &provisioned {
+            self.admission.forget();
+            report_refused(&self.progress, refused);
+        }
+        let Provisioned { state, joining, failed_over, refused } = provisioned?;
+        report_refused(&self.progress, &refused);
         self.progress.set_slot_place(origin.place().clone());
         if failed_over.is_some() {
             self.progress.add_failover();
@@ -382,10 +444,12 @@ impl<D: Destination> Worker<D> {
         let recorder = Recorder { store: self.store.clone(), confirmable, record };
         tracing::info!(slot = slot_name, start = %confirmed, binary, "streaming");
         self.progress.set_durable_lsn(confirmed);
+        self.progress.set_slot(SlotReport { inactive_since: None, ..self.progress.slot() });
         Ok(Some(Started {
             session,
             state,
             joining,
+            refused,
             tables,
             watch,
             reader,
@@ -574,6 +638,42 @@ impl<D: Destination> Worker<D> {
         }
     }
 
+    /// Asks now and then whether tables can join that could not; where one can, the session begins again with it.
+    fn until_admitted(
+        &self,
+        mut refused: Refused,
+        fatal: Fatal,
+        end: CancellationToken,
+    ) -> impl Future<Output = ()> + Send + use<D> {
+        let (admission, progress) = (Arc::clone(&self.admission), Arc::clone(&self.progress));
+        async move {
+            while !refused.is_empty() {
+                tokio::select! {
+                    () = end.cancelled() => return,
+                    () = tokio::time::sleep(ADMISSION_PAUSE) => {}
+                }
+                let verdict = admission.ask_again(refused.keys().cloned().collect()).await;
+                if verdict.mirror.is_some() {
+                    // The stream meets what keeps the whole Mirror from going on.
+                    admission.set(refused.clone());
+                    continue;
+                }
+                let (still, tables): (Refused, Refused) =
+                    refused.into_iter().partition(|(id, _)| verdict.tables.contains_key(id));
+                if !tables.is_empty() {
+                    let tables = tables.into_keys().collect();
+                    fatal.report(Error::TablesAdmitted { tables });
+                    return;
+                }
+                refused = still
+                    .into_keys()
+                    .filter_map(|id| Some((id.clone(), verdict.tables.get(&id)?.clone())))
+                    .collect();
+                report_refused(&progress, &refused);
+            }
+        }
+    }
+
     /// Records that a copy, which was all that was asked for, is done, and lets go of the slot.
     async fn finish(&self, state: MirrorState) -> Result<(), Error> {
         let application_name = self.config.mirror.application_name();
@@ -591,6 +691,17 @@ impl<D: Destination> Worker<D> {
             tracing::info!(mirror = self.config.mirror.name, "copy finished; slot and publication dropped");
         }
         Ok(())
+    }
+}
+
+/// Shows why tables can't join.
+fn report_refused(progress: &Progress, refused: &Refused) {
+    for (table, failure) in refused {
+        let shown = progress.table(table);
+        if shown.state() != TableState::Failed {
+            tracing::error!(%table, reason = %failure.reason, error = failure.message, "table can't join; the others go on");
+        }
+        shown.set_state(TableState::Failed, failure.reason, failure.message.clone());
     }
 }
 

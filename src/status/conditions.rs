@@ -50,14 +50,34 @@ pub struct Condition {
 
 /// What the report comes to.
 enum Overall {
-    Provisioning { reason: Reason, message: String },
-    Snapshotting { message: String },
-    Streaming { message: String },
-    StreamingWithFailedTables { message: String },
+    Provisioning {
+        reason: Reason,
+        message: String,
+    },
+    Snapshotting {
+        message: String,
+    },
+    /// Some tables are copied while the others stream as before.
+    Joining {
+        failed: bool,
+        message: String,
+    },
+    Streaming {
+        message: String,
+    },
+    StreamingWithFailedTables {
+        message: String,
+    },
     Retrying(MirrorFailure),
     Stalled(MirrorFailure),
-    Suspended { message: String },
-    Deleting { reason: Reason, message: String, cause: Option<Reason> },
+    Suspended {
+        message: String,
+    },
+    Deleting {
+        reason: Reason,
+        message: String,
+        cause: Option<Reason>,
+    },
     Finished,
 }
 
@@ -119,8 +139,15 @@ impl Overall {
                 message: failed_tables(report),
             });
         }
+        let copying =
+            |table: &&TableReport| matches!(table.state, TableState::Pending | TableState::Snapshotting);
+        let mut left = report.tables.iter().filter(copying).peekable();
+        let only_joins = left.peek().is_some() && left.all(|table| table.joins);
+        if phase == MirrorPhase::Snapshotting && streams && only_joins {
+            return Overall::Joining { failed: failed > 0, message: joining(report) };
+        }
         if phase == MirrorPhase::Snapshotting || (failed > 0 && !streams) {
-            return Overall::Snapshotting { message: copying(report) };
+            return Overall::Snapshotting { message: self::copying(report) };
         }
         if failed > 0 {
             return Overall::StreamingWithFailedTables { message: failed_tables(report) };
@@ -138,7 +165,12 @@ impl Overall {
             Overall::Provisioning { message, .. } | Overall::Snapshotting { message } => {
                 condition(types::READY, Unknown, Reason::Progressing, message)
             }
-            Overall::Streaming { message } => condition(types::READY, True, Reason::Streaming, message),
+            Overall::Streaming { message } | Overall::Joining { failed: false, message } => {
+                condition(types::READY, True, Reason::Streaming, message)
+            }
+            Overall::Joining { failed: true, message } => {
+                condition(types::READY, True, Reason::StreamingWithFailedTables, message)
+            }
             Overall::StreamingWithFailedTables { message } => {
                 condition(types::READY, True, Reason::StreamingWithFailedTables, message)
             }
@@ -157,7 +189,9 @@ impl Overall {
     fn reconciling_or_stalled(&self) -> Option<Condition> {
         let (type_, reason, message) = match self {
             Overall::Provisioning { reason, message } => (types::RECONCILING, *reason, message),
-            Overall::Snapshotting { message } => (types::RECONCILING, Reason::Snapshotting, message),
+            Overall::Snapshotting { message } | Overall::Joining { message, .. } => {
+                (types::RECONCILING, Reason::Snapshotting, message)
+            }
             Overall::Deleting { reason, message, .. } => (types::RECONCILING, *reason, message),
             Overall::Retrying(failure) => (types::RECONCILING, failure.reason, &failure.message),
             Overall::Stalled(failure) => (types::STALLED, failure.reason, &failure.message),
@@ -197,6 +231,7 @@ impl Overall {
                 condition(type_, Unknown, Reason::Unknown, &format!("{name} is not in use at the moment"))
             }
             Overall::Snapshotting { .. }
+            | Overall::Joining { .. }
             | Overall::Streaming { .. }
             | Overall::StreamingWithFailedTables { .. } => {
                 condition(type_, True, Reason::Connected, &format!("{name} is in use"))
@@ -208,6 +243,7 @@ impl Overall {
     fn standstill(&self) -> Option<(Reason, &'static str)> {
         match self {
             Overall::Snapshotting { .. }
+            | Overall::Joining { .. }
             | Overall::Streaming { .. }
             | Overall::StreamingWithFailedTables { .. } => None,
             Overall::Provisioning { .. } => Some((Reason::Provisioning, "see Reconciling")),
@@ -231,7 +267,7 @@ impl Overall {
             return condition(types::CAUGHT_UP, ConditionStatus::Unknown, reason, message);
         }
         let lsn = report.last_lsn;
-        if let Overall::Snapshotting { .. } = self {
+        if let Overall::Snapshotting { .. } | Overall::Joining { .. } = self {
             let message = "the rows that were there are not all copied";
             return condition(types::CAUGHT_UP, ConditionStatus::False, Reason::Snapshotting, message);
         }
@@ -239,14 +275,21 @@ impl Overall {
             Overall::StreamingWithFailedTables { .. } => ", but for the failed tables",
             _ => "",
         };
-        if report.lag.bytes == 0 {
-            let message = format!("everything up to {lsn} is at the destination{but}");
-            return condition(types::CAUGHT_UP, ConditionStatus::True, Reason::NoLag, &message);
-        }
-        let (bytes, seconds) = (size(report.lag.bytes), report.lag.seconds);
-        let message = format!(
-            "{bytes} of WAL and {seconds:.1} s behind; everything up to {lsn} is at the destination{but}"
-        );
+        let seconds = report.lag.seconds.map(|seconds| format!("{seconds:.1} s"));
+        let behind = match report.lag.bytes {
+            Some(0) => {
+                let message = format!("everything up to {lsn} is at the destination{but}");
+                return condition(types::CAUGHT_UP, ConditionStatus::True, Reason::NoLag, &message);
+            }
+            None => {
+                let message = "the source has not said for half a minute how far its log is";
+                return condition(types::CAUGHT_UP, ConditionStatus::Unknown, Reason::Behind, message);
+            }
+            Some(bytes) => [Some(format!("{} of WAL", size(bytes))), seconds],
+        };
+        let behind: Vec<String> = behind.into_iter().flatten().collect();
+        let message =
+            format!("{} behind; everything up to {lsn} is at the destination{but}", behind.join(" and "));
         condition(types::CAUGHT_UP, ConditionStatus::False, Reason::Behind, &message)
     }
 }
@@ -330,6 +373,18 @@ fn copying(report: &MirrorReport) -> String {
         message = format!("{message}; {}", failed_tables(report));
     }
     message
+}
+
+/// Which tables are copied while the others stream.
+fn joining(report: &MirrorReport) -> String {
+    let tables = in_state(report, TableState::Pending).chain(in_state(report, TableState::Snapshotting));
+    let names: Vec<String> = tables.map(|table| format!("{}.{}", table.schema, table.name)).collect();
+    let mut shown = names.iter().take(NAMED_TABLES).cloned().collect::<Vec<_>>().join(", ");
+    if names.len() > NAMED_TABLES {
+        shown = format!("{shown} and {} more", names.len() - NAMED_TABLES);
+    }
+    let verb = if names.len() == 1 { "joins" } else { "join" };
+    format!("{shown} {verb} while the others stream; {}", copying(report))
 }
 
 fn failed_tables(report: &MirrorReport) -> String {

@@ -54,11 +54,8 @@ pub fn mirror_status(
         publication_name: name(&report.publication_name, &previous.publication_name),
         slot: report.slot_place.as_ref().map(slot).or_else(|| previous.slot.clone()),
         last_lsn: if known { Some(report.last_lsn.to_string()) } else { previous.last_lsn.clone() },
-        // A lag that nobody measures any more is worse than none.
-        lag: known.then(|| LagStatus {
-            bytes: saturating(report.lag.bytes),
-            seconds: (report.lag.seconds as i64).max(0),
-        }),
+        // A lag that nobody knows is worse than none.
+        lag: lag(report),
         retained_wal_bytes: report.slot.retained_wal_bytes.map(saturating),
         tables: if asked { Some(table_counts(report)) } else { previous.tables.clone() },
         failed_tables: if asked { failed_tables(report) } else { previous.failed_tables.clone() },
@@ -118,6 +115,12 @@ fn keep(type_: &str, conditions: &mut [ApiCondition], previous: &[ApiCondition])
         let observed_generation = condition.observed_generation;
         *condition = ApiCondition { observed_generation, ..previous.clone() };
     }
+}
+
+fn lag(report: &MirrorReport) -> Option<LagStatus> {
+    let bytes = report.lag.bytes.map(saturating);
+    let seconds = report.lag.seconds.map(|seconds| (seconds as i64).max(0));
+    (bytes.is_some() || seconds.is_some()).then_some(LagStatus { bytes, seconds })
 }
 
 /// Whether the report tells in which state the tables are. One that was made without asking the replicator has none, and one of a

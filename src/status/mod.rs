@@ -54,6 +54,7 @@ mod tests {
         let progress = Progress::new(&mirror);
         progress.set_source_lsn(Lsn(0x1_0000_0010));
         progress.set_durable_lsn(Lsn(0x1_0000_0000));
+        progress.set_lag_seconds(0.5);
         let table = progress.table(&TableId::new("public", "users"));
         table.set_target("users");
         table.set_state(TableState::Failed, Reason::DestinationTableMissing, "run this");
@@ -66,7 +67,7 @@ mod tests {
             ("slotName", json!("walferry_0a")),
             ("publicationName", json!("walferry_0a")),
             ("lastLSN", json!("1/0")),
-            ("lag", json!({"bytes": 16, "seconds": 0.0})),
+            ("lag", json!({"bytes": 16, "seconds": 0.5})),
             ("retainedWalBytes", json!(null)),
             ("slotWalStatus", json!(null)),
             ("slotTakeovers", json!(0)),

@@ -5,6 +5,7 @@
 
 mod keyless;
 mod merge;
+mod pending;
 mod plan;
 mod report;
 mod rows;
@@ -18,13 +19,13 @@ use indicatif::{ProgressBar, ProgressStyle};
 
 use self::{
     merge::Merge,
+    pending::{Change, Pending},
     plan::TablePlan,
     report::{Outcome, TableReport},
     settle::Settler,
     sides::Sides,
 };
 use crate::{
-    check,
     clickhouse::{self, Database},
     model::{ReplicatorConfig, TableSpec},
     postgres::{
@@ -32,7 +33,7 @@ use crate::{
         catalog::{describe_known, storage},
         session::Session,
     },
-    replication::ValueError,
+    replication::{TableRecord, ValueError, keep_target_names},
     telemetry,
 };
 
@@ -122,35 +123,56 @@ fn check_names(configs: &[ReplicatorConfig], names: &[String]) -> Result<(), Str
     }
 }
 
+/// Compares a table. A difference that comes from a change which the mirror has not taken up yet is none: that is waited for, and
+/// the table compared again.
 async fn verify_table(
     config: &ReplicatorConfig,
     spec: &TableSpec,
     args: &Args,
 ) -> Result<TableReport, VerifyError> {
-    let application = config.mirror.application_name();
-    let session = Session::connect(&config.source, &application).await?;
+    let session = Session::connect(&config.source, &config.mirror.application_name()).await?;
     let database = Database::new(&config.destination, config.out_of_range)?;
-    let state = check::recorded_state(config, &database).await;
-    let state = state.map_err(|error| VerifyError::Unsupported(error.to_string()))?;
-    let joined = state.tables.get(&spec.id);
-    let named = joined.filter(|joined| joined.spec == *spec).and_then(|joined| joined.named.as_ref());
-    let named = named.map(|named| named.columns.as_slice()).unwrap_or_default();
-    let mut schema = describe_known(&session, spec, named).await?.schema;
-    if let Some(joined) = joined {
-        schema.told_apart_as(&joined.schema);
+    let mut pending = Pending::new(config, spec, &session, &database);
+    loop {
+        let record = pending.record().await?;
+        let report = compare_table((config, spec, args), &session, &database, record.as_ref()).await?;
+        if report.outcome() != Outcome::Different {
+            return Ok(report);
+        }
+        match pending.since(record.as_ref()).await? {
+            Change::None => return Ok(report),
+            Change::TakenUp => {}
+            Change::Waits(why) => return Ok(TableReport::unknown(why)),
+        }
     }
-    let plan = TablePlan::new(schema, &database, config.out_of_range).await?;
-    let bar = progress_bar(&session, &plan).await?;
-    let sides = Sides { plan: &plan, source: &config.source, application: &application, database: &database };
+}
+
+async fn compare_table(
+    (config, spec, args): (&ReplicatorConfig, &TableSpec, &Args),
+    session: &Session,
+    database: &Database,
+    record: Option<&TableRecord>,
+) -> Result<TableReport, VerifyError> {
+    let application = config.mirror.application_name();
+    let named = record.filter(|record| record.spec == *spec).and_then(|record| record.named.as_ref());
+    let named = named.map(|named| named.columns.as_slice()).unwrap_or_default();
+    let mut schema = describe_known(session, spec, named).await?.schema;
+    if let Some(record) = record {
+        schema.told_apart_as(&record.schema);
+        keep_target_names(record, spec, &mut schema);
+    }
+    let plan = TablePlan::new(schema, database, config.out_of_range).await?;
+    let bar = progress_bar(session, &plan).await?;
+    let sides = Sides { plan: &plan, source: &config.source, application: &application, database };
     if !plan.schema.kind.is_keyed() {
         let slot = config.mirror.slot_name();
-        let report = keyless::compare(&sides, &session, &slot, args.max_differences, &bar).await;
+        let report = keyless::compare(&sides, session, &slot, args.max_differences, &bar).await;
         bar.finish_and_clear();
         return report;
     }
-    let settler = Settler::new(&sides, &session, &config.mirror.slot_name(), args.max_differences).await?;
+    let settler = Settler::new(&sides, session, &config.mirror.slot_name(), args.max_differences).await?;
     let report = match args.sample {
-        Some(percent) => sample::compare(&sides, &session, settler, percent, &bar).await,
+        Some(percent) => sample::compare(&sides, session, settler, percent, &bar).await,
         None => compare_all(&sides, settler, &bar).await,
     };
     bar.finish_and_clear();

@@ -44,7 +44,7 @@ impl ErrorFields {
 
 /// Logs a NoticeResponse, message text only.
 pub(super) fn log_notice(body: &[u8]) {
-    tracing::debug!(message = ErrorFields::parse(body).message, "notice from the server");
+    tracing::debug!(notice = ErrorFields::parse(body).message, "notice from the server");
 }
 
 /// A DataRow in text format, as the simple query protocol sends it.

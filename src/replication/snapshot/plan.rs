@@ -160,7 +160,7 @@ async fn wait_once<D: Destination>(
     stop: &CancellationToken,
 ) -> Result<(), Error> {
     if !std::mem::replace(told, true) {
-        tracing::info!(table = %table.id, %message, "snapshot waits");
+        tracing::info!(table = %table.id, why = %message, "snapshot waits");
     }
     table.progress.set_state(TableState::Pending, Reason::WaitingForTransactions, message);
     tokio::select! {

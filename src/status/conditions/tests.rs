@@ -1,5 +1,5 @@
 use super::*;
-use crate::model::{Lsn, MirrorIdentity, Progress, SlotReport, TableId};
+use crate::model::{LagReport, Lsn, MirrorIdentity, Progress, SlotReport, TableId};
 
 fn report(
     phase: MirrorPhase,
@@ -16,7 +16,8 @@ fn report(
         let message = if failed { "run this" } else { "" };
         progress.table(&TableId::new("public", *name)).set_state(*state, reason, message);
     }
-    progress.report()
+    let lag = LagReport { bytes: Some(0), seconds: Some(0.0) };
+    MirrorReport { lag, ..progress.report() }
 }
 
 /// The conditions as `Type=Status Reason` lines.
@@ -61,10 +62,43 @@ fn snapshotting() {
 }
 
 #[test]
+fn a_table_that_is_added_leaves_the_mirror_ready() {
+    let tables = [("a", TableState::Streaming), ("b", TableState::Snapshotting), ("c", TableState::Failed)];
+    let mut report = report(MirrorPhase::Snapshotting, None, &tables[..2]);
+    report.tables[1].joins = true;
+    assert_eq!(
+        summary(&report),
+        [
+            "Ready=True Streaming",
+            "Reconciling=True Snapshotting",
+            "SourceReady=True Connected",
+            "DestinationReady=True Connected",
+            "Snapshotted=False Snapshotting",
+            "Streaming=True Streaming",
+            "CaughtUp=False Snapshotting",
+        ]
+    );
+    assert!(conditions(&report)[1].message.starts_with("public.b joins while the others stream"));
+    let mut failed = self::report(MirrorPhase::Snapshotting, None, &tables);
+    failed.tables[1].joins = true;
+    assert_eq!(summary(&failed)[0], "Ready=True StreamingWithFailedTables");
+    // Alone, nothing else streams.
+    report.tables.remove(0);
+    assert_eq!(summary(&report)[0], "Ready=Unknown Progressing");
+}
+
+#[test]
+fn a_lag_that_is_not_known() {
+    let mut report = report(MirrorPhase::Streaming, None, &[("a", TableState::Streaming)]);
+    report.lag = LagReport::default();
+    assert!(summary(&report).contains(&"CaughtUp=Unknown Behind".to_owned()));
+}
+
+#[test]
 fn streaming_and_behind() {
     let mut report = report(MirrorPhase::Streaming, None, &[("a", TableState::Streaming)]);
-    report.lag.bytes = 3 << 19;
-    report.lag.seconds = 2.25;
+    report.lag.bytes = Some(3 << 19);
+    report.lag.seconds = Some(2.25);
     report.last_lsn = Lsn(0x10);
     assert_eq!(
         summary(&report),
