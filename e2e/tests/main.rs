@@ -28,6 +28,7 @@ mod identity;
 mod injection;
 mod keyless;
 mod large;
+mod life;
 mod late;
 mod layout;
 mod names;

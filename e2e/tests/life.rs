@@ -1,0 +1,207 @@
+//! What is told of a Mirror that flows, that does not, and that changes: mappings, lag, readiness and `check`.
+
+use std::process::{Command, Stdio};
+
+use serde_json::{Value, json};
+
+use crate::support::{Lab, Mirror, Pg, Run, Server};
+
+fn asks(mirror: &Mirror, value: &str) -> Mirror {
+    let mut mirror = mirror.clone();
+    mirror.mirror["metadata"]["annotations"] = json!({"walferry.dev/resync": value});
+    mirror
+}
+
+fn columns(lab: &Lab, table: &str) -> String {
+    lab.target_value(&format!(
+        "SELECT arrayStringConcat(groupArray(name), ',') FROM (SELECT name FROM system.columns WHERE database = currentDatabase() AND \
+         table = '{table}' AND NOT startsWith(name, '_walferry') ORDER BY position)"
+    ))
+}
+
+/// A series of `/metrics`, `None` when there is none.
+fn series(run: &mut Run, name: &str) -> Option<f64> {
+    let (_, text) = run.http("/metrics").unwrap();
+    let line = text.lines().find(|line| line.starts_with(&format!("{name}{{")))?;
+    line.rsplit(' ').next()?.parse().ok()
+}
+
+/// Renamed and swapped columns keep their names at the target, whatever is resynced, and `verify` finds both sides equal.
+#[test]
+fn names_at_the_target_outlive_every_resync() {
+    let lab = Lab::new(Pg::V18);
+    lab.sql(
+        "CREATE TABLE t (id int PRIMARY KEY, a text, b text, c text); INSERT INTO t SELECT i, 'a', 'b', 'c' FROM generate_series(1, 50) i;
+        CREATE TABLE other (id int PRIMARY KEY)",
+    );
+    let mirror = lab.mirror(&["t", "other"]);
+    let mut run = lab.streaming(&mirror);
+    lab.sql(
+        "BEGIN; ALTER TABLE t RENAME a TO x; ALTER TABLE t RENAME b TO a; ALTER TABLE t RENAME x TO b; ALTER TABLE t RENAME c TO d; COMMIT;
+        INSERT INTO t (id, a, b, d) VALUES (100, 'was b', 'was a', 'was c')",
+    );
+    lab.settle(&mut run);
+    lab.verify(&mirror);
+    run.stop();
+    let same = |lab: &Lab| {
+        assert_eq!(columns(lab, "t"), "id,a,b,c");
+        lab.assert_same(
+            "SELECT id, b, a, d FROM t ORDER BY id",
+            "SELECT id, a, b, c FROM t FINAL WHERE _walferry_deleted = 0 ORDER BY id",
+        );
+    };
+    same(&lab);
+    for value in ["1", "2 public.t", "3"] {
+        lab.sql("UPDATE t SET d = d || '+' WHERE id < 9");
+        let again = asks(&mirror, value);
+        lab.catch_up(&again);
+        same(&lab);
+        lab.verify(&again);
+    }
+    // Another wish for another column leaves the names of the others alone; one for a column is heard.
+    let mut wishes = asks(&mirror, "4 public.t");
+    wishes.table(0)["columns"] = json!({"exclude": ["b"], "rename": {"d": "renamed"}});
+    lab.catch_up(&wishes);
+    assert_eq!(columns(&lab, "t"), "id,a,b,c,renamed");
+    lab.assert_same(
+        "SELECT id, a, d FROM t ORDER BY id",
+        "SELECT id, b, renamed FROM t FINAL WHERE _walferry_deleted = 0 ORDER BY id",
+    );
+    lab.verify(&wishes);
+}
+
+/// Until the mirror has seen that a partition was detached the sides differ, and nothing is wrong.
+#[test]
+fn verify_waits_for_what_the_mirror_has_not_seen() {
+    let lab = Lab::new(Pg::V18);
+    lab.sql(
+        "CREATE TABLE p (id int PRIMARY KEY) PARTITION BY RANGE (id); CREATE TABLE p_1 PARTITION OF p FOR VALUES FROM (0) TO (10);
+        CREATE TABLE p_2 PARTITION OF p FOR VALUES FROM (10) TO (20); INSERT INTO p SELECT generate_series(1, 19)",
+    );
+    let mirror = lab.mirror(&["p"]);
+    let run = lab.streaming(&mirror);
+    lab.sql("ALTER TABLE p DETACH PARTITION p_2");
+    lab.verify(&mirror);
+    run.stop();
+    // Where nobody will see it, that is told.
+    lab.sql("ALTER TABLE p ATTACH PARTITION p_2 FOR VALUES FROM (10) TO (20)");
+    lab.command("verify", &mirror, &[]).exits(2).says(&["changed at the source"]);
+}
+
+/// A Mirror that can't go on is a failure of `check`, with the words of its state, until a resync.
+#[test]
+fn check_repeats_what_the_state_knows() {
+    for (what, reason) in [
+        ("SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE database = current_database()", "no longer exists"),
+        ("DO $$ BEGIN EXECUTE 'DROP PUBLICATION ' || (SELECT pubname FROM pg_publication); END $$", "publication"),
+    ] {
+        let lab = Lab::new(Pg::V18);
+        lab.sql("CREATE TABLE t (id int PRIMARY KEY); INSERT INTO t VALUES (1)");
+        let mirror = lab.mirror(&["t"]);
+        lab.catch_up(&mirror);
+        lab.command("check", &mirror, &[]).exits(0);
+        lab.admin(what);
+        lab.command("check", &mirror, &[]).exits(1).says(&[reason, "walferry.dev/resync", "1 failure"]);
+        let again = asks(&mirror, "1");
+        lab.command("check", &again, &[]).exits(0);
+        lab.catch_up(&again);
+        lab.command("check", &again, &[]).exits(0);
+    }
+}
+
+/// No lag of 0 while nothing flows.
+#[test]
+fn lag_while_nothing_flows() {
+    let lab = Lab::on(Server::postgres(Pg::V18, &[]).into(), Server::shared_clickhouse());
+    lab.sql("CREATE TABLE t (id int PRIMARY KEY); INSERT INTO t VALUES (1)");
+    let mut mirror = lab.mirror(&["t"]);
+    let mut run = lab.streaming(&mirror);
+    assert!(series(&mut run, "walferry_lag_seconds").is_some_and(|lag| lag < 30.0));
+    assert_eq!(run.http("/readyz").unwrap().0, 200);
+    lab.restart_postgres(false, || {
+        run.eventually("the lag to grow while the source is away", || true);
+        crate::support::until("the lag to grow", || {
+            series(&mut run, "walferry_lag_seconds").filter(|lag| *lag >= 3.0)
+        });
+        assert_eq!(run.http("/readyz").unwrap().0, 503);
+    });
+    crate::support::until("the lag to fall", || series(&mut run, "walferry_lag_seconds").filter(|lag| *lag < 2.0));
+    run.stop();
+    // Suspended: nothing is measured but the slot, and nothing flows.
+    mirror.mirror["spec"]["suspend"] = json!(true);
+    lab.sql("INSERT INTO t SELECT generate_series(2, 1000)");
+    let mut run = lab.run(&mirror);
+    crate::support::until("the slot of a suspended Mirror", || series(&mut run, "walferry_retained_wal_bytes"));
+    assert_eq!(series(&mut run, "walferry_lag_seconds"), None);
+    assert!(series(&mut run, "walferry_lag_bytes").is_some_and(|bytes| bytes > 0.0));
+    assert_eq!(run.http("/readyz").unwrap().0, 503);
+    run.stop();
+    // Stalled from the start: no series that says 0.
+    mirror.mirror["spec"]["suspend"] = json!(false);
+    let mut run = lab.streaming(&mirror);
+    lab.admin("SELECT pg_terminate_backend(active_pid), pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE false");
+    let slot = lab.slot(&mut run, "slot_name");
+    run.stop();
+    lab.admin(&format!("SELECT pg_drop_replication_slot('{slot}')"));
+    let secondary = Lab::new(Pg::V18);
+    secondary.sql("CREATE TABLE t (id int PRIMARY KEY)");
+    lab.command("run", &mirror, &["--http", "127.0.0.1:0"]).exits(1);
+}
+
+/// While a table joins, the Mirror stays ready, and says which one joins.
+#[test]
+fn ready_while_a_table_joins() {
+    let lab = Lab::new(Pg::V18);
+    lab.sql("CREATE TABLE a (id int PRIMARY KEY); INSERT INTO a VALUES (1); CREATE TABLE b (id int PRIMARY KEY); INSERT INTO b VALUES (1)");
+    lab.catch_up(&lab.mirror(&["a"]));
+    let mut writer = lab.connect();
+    writer.batch_execute("BEGIN; INSERT INTO b VALUES (2)").unwrap();
+    let mut run = lab.run(&lab.mirror(&["a", "b"]));
+    run.until_status("the table to join", |status| {
+        let conditions = status["conditions"].as_array()?;
+        let of = |kind: &str| conditions.iter().find(|condition| condition["type"] == kind);
+        let joins = of("Reconciling")?["message"].as_str()?.contains("public.b joins");
+        (joins && of("Ready")?["status"] == "True").then_some(())
+    });
+    lab.sql("INSERT INTO a VALUES (2)");
+    lab.settle(&mut run);
+    lab.assert_table("a", "id", "id");
+    writer.batch_execute("COMMIT").unwrap();
+    run.until_streaming();
+    run.until_status("nothing to reconcile", |status| {
+        let conditions = status["conditions"].as_array()?;
+        conditions.iter().all(|condition| condition["type"] != "Reconciling").then_some(())
+    });
+    run.stop();
+}
+
+/// One object a line, each key once; and whoever reads no further does no harm.
+#[test]
+fn what_is_printed_can_be_read() {
+    let lab = Lab::new(Pg::V18);
+    lab.sql("CREATE TABLE t (id int PRIMARY KEY, v int); INSERT INTO t VALUES (1, 1); CREATE TABLE stays (id int PRIMARY KEY)");
+    let mirror = lab.mirror(&["t", "stays"]);
+    lab.catch_up(&mirror);
+    lab.sql("DROP TABLE t");
+    let options = ["--until-caught-up", "--http", "127.0.0.1:0", "--log-format", "json"];
+    let outcome = lab.command("run", &mirror, &options).exits(1);
+    let lines: Vec<&str> = outcome.stderr.lines().filter(|line| line.starts_with('{')).collect();
+    assert!(lines.iter().any(|line| line.contains("table stopped")), "{}", outcome.text());
+    for line in lines {
+        serde_json::from_str::<Value>(line).unwrap();
+        assert_eq!(line.matches("\"message\":").count(), 1, "{line}");
+    }
+    let file = lab.write(&mirror);
+    for command in ["verify", "check"] {
+        let mut child = Command::new(env!("CARGO_BIN_EXE_walferry"))
+            .args([command, "-f", file.to_str().unwrap()])
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        drop(child.stdout.take());
+        let ended = child.wait_with_output().unwrap();
+        let said = String::from_utf8_lossy(&ended.stderr);
+        assert!(ended.status.code().is_some_and(|code| code != 101) && !said.contains("panicked"), "{said}");
+    }
+}
