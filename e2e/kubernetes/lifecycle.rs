@@ -99,13 +99,21 @@ fn tables_join_and_leave() {
     let write = "BEGIN; INSERT INTO stays VALUES (1000, 0); INSERT INTO leaves VALUES (1000); INSERT INTO joins VALUES (1000)";
     open.batch_execute(write).unwrap();
     lab.apply_mirror(&another(&mirror, &name, &["stays", "joins"]));
-    lab.until_told(&name, "Progressing", &["public.joins"]);
+    // Ready all the while, as what stays goes on.
+    lab.until_told(&name, "Streaming", &["public.joins joins while the others stream"]);
+    let joined = || {
+        lab.until(&name, "nothing to reconcile", |mirror| {
+            let status = mirror.status.as_ref()?;
+            let settled = condition(&status.conditions, conditions::RECONCILING).is_none();
+            (settled && ready(mirror).status == "True").then(|| mirror.clone())
+        })
+    };
     lab.sql("INSERT INTO stays VALUES (2000, 0); INSERT INTO joins VALUES (2000)");
     eventually("what stays to go on", || {
         lab.target("SELECT count() FROM stays FINAL WHERE id = 2000") == "1\n"
     });
     open.batch_execute("COMMIT").unwrap();
-    let status = lab.until_ready(&name).status.unwrap();
+    let status = joined().status.unwrap();
     assert_eq!(status.tables.unwrap().total, 2);
     // no row in the stream has what this writes into the rows that are there
     lab.sql("ALTER TABLE stays ADD c int DEFAULT random() * 1000");
@@ -116,7 +124,7 @@ fn tables_join_and_leave() {
     lab.sql("INSERT INTO leaves VALUES (3000); INSERT INTO joins VALUES (3000)");
     lab.settle(&name);
     eventually("the copy's end", || lab.target("SELECT count() FROM stays FINAL WHERE c IS NULL") == "0\n");
-    lab.until_ready(&name);
+    joined();
     lab.assert_table("stays", "id, n, c", "id");
     lab.assert_table("joins", "id", "id");
     assert_eq!(lab.target("SELECT count() FROM leaves FINAL WHERE id = 3000"), "0\n");

@@ -188,18 +188,19 @@ async fn source_facts(
             Ok(mut facts) => match table::unsupported(&facts) {
                 Some(check) => checks.push(check.alone_if(tracked)),
                 None => {
-                    match joined.tables.get(&spec.id) {
-                        Some(record) => facts.schema.told_apart_as(&record.schema),
-                        // It joins again: its names are resolved again.
-                        None => {
-                            let alone = apart.record(&spec.id);
-                            let refused = withheld(alone.or(state.tables.get(&spec.id)), spec, &facts);
-                            checks.extend(refused.map(|check| check.alone_if(alone.is_some())));
-                        }
-                    }
                     let former = state.former.get(&spec.id).and_then(|former| former.record.as_ref());
-                    if let Some(record) = state.tables.get(&spec.id).or(former) {
+                    let recorded = state.tables.get(&spec.id).or(former);
+                    if !tracked {
+                        // It joins again: its names are resolved again.
+                        let alone = apart.record(&spec.id);
+                        let refused = withheld(alone.or(recorded), spec, &facts);
+                        checks.extend(refused.map(|check| check.alone_if(alone.is_some())));
+                    }
+                    if let Some(record) = recorded {
                         replication::keep_target_names(record, spec, &mut facts.schema);
+                    }
+                    if let Some(record) = joined.tables.get(&spec.id) {
+                        facts.schema.told_apart_as(&record.schema);
                     }
                     tables.push(facts);
                 }

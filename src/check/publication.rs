@@ -393,7 +393,7 @@ mod tests {
         assert_eq!(subjects(&joining), expected);
         assert_eq!(
             joining[0].fix.as_deref(),
-            Some("-- as superuser\nALTER PUBLICATION \"walferry_1f\" ADD TABLE \"public\".\"foreign\";")
+            Some("-- as app\nALTER PUBLICATION \"walferry_1f\" ADD TABLE ONLY \"public\".\"foreign\";")
         );
     }
 

@@ -99,7 +99,7 @@ impl<D: Destination> Provisioner<'_, D> {
         if !copying && state.tables.values().any(unfinished) {
             snapshot::settle(destination, &config.mirror.fence()).await?;
         }
-        resync::release_if_due(config, session, &mut state, store, &refused).await?;
+        resync::release_if_due(config, session, &mut state, store, &mut refused).await?;
         origin.check_system(state.source.as_ref())?;
         origin.check_room()?;
         if state.source.as_ref().is_some_and(|source| source.finished) {

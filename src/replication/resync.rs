@@ -12,6 +12,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::{
     Destination, Error,
     admission::Refused,
+    error::failure_of_table,
     state::{FormerTable, MirrorState, ResyncRecord, StateStore, TablePhase, TableRecord},
 };
 use crate::{
@@ -139,7 +140,7 @@ pub(super) async fn release_if_due<D: Destination>(
     session: &Session,
     state: &mut MirrorState,
     store: &StateStore<D>,
-    refused: &Refused,
+    refused: &mut Refused,
 ) -> Result<(), Error> {
     let Some(value) = resync_due(config.resync.as_deref(), state) else {
         if let (None, None, Some(value)) = (&state.source, &state.resync, &config.resync) {
@@ -148,15 +149,21 @@ pub(super) async fn release_if_due<D: Destination>(
         }
         return Ok(());
     };
+    // What keeps a table from being copied is known from the checks; what the others need is looked at once more.
+    for spec in &config.tables {
+        if refused.contains_key(&spec.id) {
+            continue;
+        }
+        let facts = catalog::describe(session, spec).await?;
+        let former = || state.former.get(&spec.id).and_then(|former| former.record.as_ref());
+        if let Some(record) = state.tables.get(&spec.id).or_else(former)
+            && let Err(error) = require_withheld(record, spec, &facts.schema)
+        {
+            refused.insert(spec.id.clone(), failure_of_table(&spec.id, &error));
+        }
+    }
     if config.tables.iter().all(|spec| refused.contains_key(&spec.id)) {
         return Err(Error::NoTableAdmitted { refused: refused.clone() });
-    }
-    // What keeps a table from being copied is known from the checks; what the others need is looked at once more.
-    for spec in config.tables.iter().filter(|spec| !refused.contains_key(&spec.id)) {
-        let facts = catalog::describe(session, spec).await?;
-        if let Some(record) = state.tables.get(&spec.id) {
-            require_withheld(record, spec, &facts.schema)?;
-        }
     }
     let slot_name = config.mirror.slot_name();
     if let Some(found) = slot::read(session, &slot_name).await? {

@@ -158,8 +158,8 @@ async fn compare_table(
     let named = named.map(|named| named.columns.as_slice()).unwrap_or_default();
     let mut schema = describe_known(session, spec, named).await?.schema;
     if let Some(record) = record {
-        schema.told_apart_as(&record.schema);
         keep_target_names(record, spec, &mut schema);
+        schema.told_apart_as(&record.schema);
     }
     let plan = TablePlan::new(schema, database, config.out_of_range).await?;
     let bar = progress_bar(session, &plan).await?;
