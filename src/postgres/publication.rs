@@ -417,7 +417,7 @@ mod tests {
              ARRAY(SELECT DISTINCT a.attname::text FROM pg_depend d \
              JOIN pg_attribute a ON a.attrelid = d.refobjid AND a.attnum = d.refobjsubid \
              WHERE d.classid = 'pg_publication_rel'::regclass AND d.objid = r.oid \
-             AND d.refclassid = 'pg_class'::regclass AND d.refobjid = r.prrelid AND d.refobjsubid > 0 ORDER BY 1), r.oid \
+             AND d.refclassid = 'pg_class'::regclass AND d.refobjid = r.prrelid AND d.refobjsubid > 0 ORDER BY 1), r.oid, ARRAY[]::text[] \
              FROM pg_publication_rel r JOIN pg_class c ON c.oid = r.prrelid \
              JOIN pg_namespace n ON n.oid = c.relnamespace WHERE r.prpubid = $1 ORDER BY 1, 2"
         );

@@ -625,10 +625,6 @@ fn told(refused: &Refused) -> String {
     sentence.join("; ")
 }
 
-fn names(tables: &[TableId]) -> String {
-    tables.iter().map(TableId::to_string).collect::<Vec<_>>().join(", ")
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
