@@ -429,7 +429,11 @@ fn partitions_below_a_mirrored_table(pg: Pg) {
         "SELECT id, v FROM parent FINAL WHERE _walferry_deleted = 0 ORDER BY id",
     );
     run.stop();
-    lab.command("check", &mirror, &[]).exits(0).says(&["warning", "public.deep", "partition of public.p,"]);
+    lab.command("check", &mirror, &[]).exits(1).says(&[
+        "it has failed",
+        "public.deep",
+        "partition of public.p,",
+    ]);
     // As the message says.
     mirror.mirror["spec"]["tables"] =
         json!([{"schema": "public", "name": "p"}, {"schema": "public", "name": "child"}]);

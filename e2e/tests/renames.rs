@@ -179,8 +179,8 @@ fn while_it_streams(pg: Pg) {
     let mut run = lab.run(&mirror);
     assert_stopped(&lab, &mut run, &before);
     run.stop();
-    lab.command("check", &mirror, &[]).exits(0).says(&[
-        "warning",
+    lab.command("check", &mirror, &[]).exits(1).says(&[
+        "it has failed",
         "public.swapped",
         "columns.exclude names column secret",
     ]);

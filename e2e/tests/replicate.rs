@@ -90,10 +90,9 @@ fn waits_for_the_owner_of_the_publication() {
     mirror.mirror["metadata"]["annotations"] = json!({"walferry.dev/resync": "filter public.t"});
     let mounted = Mounted::new(&mirror);
     let mut run = mounted.run();
-    let (reason, message) = run.until_stalled();
-    assert_eq!(reason, "SourcePublicationUnusable");
-    let (_, statements) =
-        message.split_once(&format!("As {name}, run: ")).unwrap_or_else(|| panic!("{message}"));
+    let message = run.until_failed("t");
+    assert_eq!(run.table("t")["reason"], "SourcePublicationUnusable");
+    let (_, statements) = message.split_once(&format!("(as {name}) ")).unwrap_or_else(|| panic!("{message}"));
     let (statements, _) = statements.split_once("COMMIT;").unwrap();
     lab.sql(&format!("{statements}COMMIT;"));
     run.stop();

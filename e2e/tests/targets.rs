@@ -50,7 +50,8 @@ fn another_mirror_s_target(pg: Pg) {
         "{}",
         told.text()
     );
-    let mut run = Mounted::new(&second).run();
+    let files = Mounted::new(&second);
+    let mut run = files.run();
     let message = fails(&mut run, "t", "TargetTableTaken");
     assert!(
         message.contains(name) && !message.contains("TRUNCATE") && !message.contains("resync"),
@@ -66,11 +67,12 @@ fn another_mirror_s_target(pg: Pg) {
     running.stop();
     one.command("teardown", &first, &[]).exits(0);
     let message = fails(&mut run, "t", "DestinationTableConflict");
-    assert!(message.contains("has rows that this mirror does not know of"), "{message}");
+    assert!(message.contains("has rows that this Mirror does not know of"), "{message}");
     run.stop();
     let mut healed = second.clone();
     healed.mirror["metadata"]["annotations"] = json!({"walferry.dev/resync": "1 public.t"});
-    let mut run = Mounted::new(&healed).run();
+    let files = Mounted::new(&healed);
+    let mut run = files.run();
     streams(&mut run, "t");
     two.settle(&mut run);
     run.stop();
@@ -85,7 +87,8 @@ on_both!(another_mirror_s_target);
 fn released_by_the_statement_of_the_message() {
     let (one, first, _two, second) = two_sources(Pg::V18);
     one.catch_up(&first);
-    let mut run = Mounted::new(&second).run();
+    let files = Mounted::new(&second);
+    let mut run = files.run();
     let message = fails(&mut run, "t", "TargetTableTaken");
     one.target("TRUNCATE TABLE t");
     let statement = &message[message.find("INSERT INTO").unwrap()..];
@@ -136,7 +139,8 @@ fn a_table_that_leaves_releases_its_target() {
     first.mirror["spec"]["tables"].as_array_mut().unwrap().remove(0);
     one.catch_up(&first);
     one.target("TRUNCATE TABLE t");
-    let mut run = Mounted::new(&second).run();
+    let files = Mounted::new(&second);
+    let mut run = files.run();
     streams(&mut run, "t");
     run.stop();
 }

@@ -2,7 +2,7 @@
 
 use serde_json::json;
 
-use crate::support::{Lab, Pg, Server, eventually, until};
+use crate::support::{Lab, Pg, Run, Server, eventually, until};
 
 /// What is compared: every large column by its hash.
 fn compare(lab: &Lab) {
@@ -76,7 +76,10 @@ fn a_commit_that_waits_for_a_standby() {
          CREATE TABLE other (id int PRIMARY KEY);
          INSERT INTO t SELECT i, repeat(md5(i::text), 200), 0 FROM generate_series(1, 4) i",
     );
-    let mut run = lab.streaming(&lab.mirror(&["t", "other"]));
+    let file = lab.write(&lab.mirror(&["t", "other"]));
+    let mut run = Run::start_in(&file, &[("RUST_LOG", "walferry=debug".to_owned())]);
+    run.until_streaming();
+    lab.settle(&mut run);
     lab.hold_commits();
     let mut client = lab.connect();
     let committing = std::thread::spawn(move || {

@@ -498,7 +498,7 @@ fn bytes_without_a_meaning(encoding: &str, odd: &str) {
     ));
     let mut run = lab.run(&lab.mirror(&["copied", "streamed", "good"]));
     let message = run.until_failed("copied");
-    assert!(message.contains("copied") && message.contains("UTF8"), "{message}");
+    assert!(message.contains("copied") && message.contains("UTF-8"), "{message}");
     run.until_status("the others to stream", |status| {
         let tables = status["tables"].as_array()?;
         (tables.iter().filter(|table| table["state"] == "Streaming").count() == 2).then_some(())
@@ -509,7 +509,7 @@ fn bytes_without_a_meaning(encoding: &str, odd: &str) {
     lab.admin(&format!("INSERT INTO streamed VALUES (1, {odd})"));
     let (reason, message) = run.until_stalled();
     assert_eq!(reason, "SourceEncoding");
-    assert!(message.contains("UTF8") && message.contains("resync"), "{message}");
+    assert!(message.contains("UTF-8") && message.contains("resync"), "{message}");
 }
 
 #[test]

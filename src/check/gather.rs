@@ -265,7 +265,8 @@ async fn source_facts(
         checks.extend(nested.map(|check| check.alone_if(joined.tables.contains_key(id))));
     }
     checks.extend(of_tables);
-    checks.extend(joined.tables.values().filter_map(table::failed));
+    let records = specs.iter().filter_map(|spec| joined.tables.get(&spec.id));
+    checks.extend(records.filter_map(table::failed));
     Ok((checks, tables, known))
 }
 
@@ -392,7 +393,7 @@ async fn targets(
             }
         };
         let mut target = destination::target(&config.destination, schema, &types, &facts);
-        if target.outcome != Outcome::Failure {
+        if target.outcome != Outcome::Failure || facts.copied_over {
             match database.try_definition(schema, &types).await {
                 Ok(Some(trial)) => {
                     let spec = config.tables.iter().find(|spec| spec.id == schema.id);

@@ -45,6 +45,8 @@ pub struct Check {
     pub reason: Option<Reason>,
     /// Whether a failure may pass by itself: the network, a restart, a lack of resources.
     pub transient: bool,
+    /// Whether the Mirror's state tells it. The engine stops at it and reports it by itself.
+    pub of_state: bool,
 }
 
 impl Check {
@@ -57,6 +59,7 @@ impl Check {
             fix: None,
             reason: None,
             transient: false,
+            of_state: false,
         }
     }
 
@@ -98,6 +101,10 @@ impl Check {
 
     pub(super) fn fix(self, fix: impl Into<String>) -> Check {
         Check { fix: Some(fix.into()), ..self }
+    }
+
+    pub(super) fn of_state(self) -> Check {
+        Check { of_state: true, ..self }
     }
 
     pub(super) fn transient(self, transient: bool) -> Check {

@@ -200,10 +200,11 @@ pub(super) fn take_up(checks: &mut Vec<Check>, faults: Vec<replication::Error>) 
 /// The advice at the end of an error's sentence is what helps.
 fn of_fault(name: &str, fault: &replication::Error) -> Check {
     let (text, reason) = (fault.to_string(), replication::policy(fault).1);
-    match text.split_once(". To go on, ") {
+    let check = match text.split_once(". To go on, ") {
         Some((detail, advice)) => Check::failure(SUBJECT, name, reason, detail).fix(advice),
         None => Check::failure(SUBJECT, name, reason, text),
-    }
+    };
+    check.of_state()
 }
 
 fn replication_slot(facts: &ServerFacts, slot: Option<&SlotInfo>, resync: bool) -> Check {

@@ -14,11 +14,12 @@ use crate::{
 
 impl CheckReport {
     /// What it means for a start. A failure of one table keeps no other from it; one of a server, or of the Mirror as a whole, does.
+    /// What the Mirror's state tells keeps nothing from it: the engine shows that in the conditions, and sees when it is healed.
     pub fn verdict(&self, config: &ReplicatorConfig) -> Verdict {
         let ids: BTreeMap<String, &TableId> =
             config.tables.iter().map(|spec| (spec.id.to_string(), &spec.id)).collect();
         let mut verdict = Verdict::default();
-        for check in self.checks.iter().filter(|check| check.outcome == Outcome::Failure) {
+        for check in self.checks.iter().filter(|check| check.outcome == Outcome::Failure && !check.of_state) {
             match ids.get(&check.subject) {
                 Some(id) if self.joined.contains(*id) => {}
                 Some(id) => {
@@ -121,6 +122,7 @@ mod tests {
         assert_eq!((found.reason, found.transient), (Reason::SourceWalLevelNotLogical, false));
         assert!(found.message.starts_with("source, wal_level: is replica | destination, grants: away"));
         assert!(of(vec![passing]).transient);
-        assert!(report(vec![lasting]).starts_nothing(&config()));
+        assert!(report(vec![lasting.clone()]).starts_nothing(&config()));
+        assert_eq!(report(vec![lasting.of_state()]).verdict(&config()).mirror, None);
     }
 }

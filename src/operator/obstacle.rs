@@ -80,6 +80,7 @@ mod tests {
             fix: Some("ALTER SYSTEM SET x = 'y';\n-- then restart PostgreSQL".to_owned()),
             reason: Some(Reason::SourceWalLevelNotLogical),
             transient,
+            of_state: false,
         }
     }
 

@@ -84,6 +84,7 @@ mod tests {
             fix: None,
             reason: Some(Reason::SourceUnreachable),
             transient,
+            of_state: false,
         }
     }
 
