@@ -169,6 +169,23 @@ impl Lab {
         self.clickhouse_server.start_again();
     }
 
+    /// Takes privileges of the lab's database from the program's user, besides what it never had, at this lab's own ClickHouse, which has
+    /// to start again for it. Each statement may name the database as `DB`.
+    pub fn revoke_at_target(&self, statements: &[&str]) {
+        let file = self.clickhouse_server.folder.join("users.xml");
+        let users = std::fs::read_to_string(&file).unwrap();
+        let kept: Vec<&str> = users.lines().filter(|line| !line.contains("<query>REVOKE")).collect();
+        let kept = kept.join("\n");
+        let (before, after) = kept.split_once("<limited>").unwrap();
+        let (grants, after) = after.split_once("      </grants>").unwrap();
+        let revoked: String = statements
+            .iter()
+            .map(|statement| format!("        <query>{}</query>\n", statement.replace("DB", &self.database)))
+            .collect();
+        let users = format!("{before}<limited>{grants}{revoked}      </grants>{after}");
+        self.restart_clickhouse(|| std::fs::write(&file, users).unwrap());
+    }
+
     /// Runs statements at the source as the application.
     #[track_caller]
     pub fn sql(&self, statements: &str) {

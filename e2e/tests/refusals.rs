@@ -3,6 +3,7 @@
 use std::{
     io::{Read, Write},
     net::TcpListener,
+    sync::Arc,
     thread,
     time::{Duration, Instant},
 };
@@ -54,6 +55,80 @@ fn a_table_whose_inserts_are_refused_for_minutes_stops_alone() {
     assert_eq!(lab.target_value("SELECT count() FROM b"), "2");
     assert_eq!(run.table("b")["state"], "Streaming");
     assert!(!format!("{:#}{}", run.status(), run.log()).contains("geheim"));
+}
+
+/// A privilege on one target that is taken away, or a database that a view on it writes to, is that table's fault: the others go on,
+/// also over a restart, and a resync of the table brings it back once it may be written again.
+#[test]
+fn a_target_that_may_not_be_written_any_more_stops_alone() {
+    let lab = Lab::on(Server::shared_postgres(Pg::V18), Arc::new(Server::clickhouse(&[])));
+    lab.sql("CREATE TABLE a (id int PRIMARY KEY); CREATE TABLE b (id int PRIMARY KEY); CREATE TABLE d (id int PRIMARY KEY); INSERT INTO a VALUES (1)");
+    let mut mirror = lab.mirror(&["a", "b", "d"]);
+    let mut run = lab.streaming(&mirror);
+    let other = format!("{}_other", lab.database);
+    lab.target(&format!("CREATE DATABASE {other}"));
+    lab.target(&format!("CREATE TABLE {other}.t (id Int32) ENGINE = MergeTree ORDER BY id"));
+    lab.target(&format!("CREATE MATERIALIZED VIEW d_view TO {other}.t AS SELECT id FROM d"));
+    lab.target(&format!("RENAME DATABASE {other} TO {other}_2"));
+    lab.revoke_at_target(&["REVOKE INSERT ON DB.a"]);
+    lab.sql("INSERT INTO a VALUES (2); INSERT INTO b VALUES (1); INSERT INTO d VALUES (1)");
+    run.eventually("the other table's row", || lab.target_value("SELECT count() FROM b") == "1");
+    let began = Instant::now();
+    while ["a", "d"].iter().any(|table| run.table(table)["state"] != "Failed") {
+        assert!(began.elapsed() < Duration::from_secs(150), "{:#}", run.status());
+        thread::sleep(Duration::from_millis(100));
+    }
+    let (a, d) = (run.table("a"), run.table("d"));
+    let message = a["message"].as_str().unwrap();
+    assert_eq!(a["reason"], "DestinationAccessDenied");
+    assert!(message.contains("INSERT") && message.contains("public.a"), "{message}");
+    assert_ne!(d["reason"], "");
+    lab.sql("INSERT INTO b VALUES (2)");
+    lab.settle(&mut run);
+    run.stop();
+
+    // Neither a restart nor a table that joins is kept from it.
+    lab.revoke_at_target(&["REVOKE INSERT ON DB.a", "REVOKE CREATE TABLE ON DB.c"]);
+    lab.sql("CREATE TABLE c (id int PRIMARY KEY); INSERT INTO c VALUES (1); INSERT INTO b VALUES (3)");
+    mirror.mirror["spec"]["tables"].as_array_mut().unwrap().push(json!({"schema": "public", "name": "c"}));
+    lab.command("check", &mirror, &[]).exits(1).says(&["lacks INSERT on", "lacks CREATE TABLE on"]);
+    let mut run = lab.run(&mirror);
+    lab.settle(&mut run);
+    assert_eq!(lab.target_value("SELECT count() FROM b"), "3");
+    run.until_failed("c");
+    assert_eq!(run.table("c")["reason"], "DestinationAccessDenied");
+
+    // What the advice says.
+    lab.target(&format!("RENAME DATABASE {other}_2 TO {other}"));
+    lab.revoke_at_target(&[]);
+    run.until_status("the new table to join", |status| {
+        let mut tables = status["tables"].as_array()?.iter();
+        (tables.find(|table| table["name"] == "c")?["state"] == "Streaming").then_some(())
+    });
+    run.stop();
+    mirror.mirror["metadata"]["annotations"] = json!({"walferry.dev/resync": "1 public.a public.d"});
+    lab.catch_up(&mirror);
+    for table in ["a", "b", "c", "d"] {
+        lab.assert_table(table, "id", "id");
+    }
+    lab.verify(&mirror);
+    lab.target(&format!("DROP DATABASE {other}"));
+}
+
+/// Where the state table is refused too, it is the Mirror's: it stalls, loses nothing, and goes on when the privilege is back.
+#[test]
+fn a_mirror_that_may_not_write_its_state_stalls() {
+    let lab = Lab::on(Server::shared_postgres(Pg::V18), Arc::new(Server::clickhouse(&[])));
+    lab.sql("CREATE TABLE a (id int PRIMARY KEY); CREATE TABLE b (id int PRIMARY KEY)");
+    let mut run = lab.streaming(&lab.mirror(&["a", "b"]));
+    lab.revoke_at_target(&["REVOKE INSERT ON DB.*"]);
+    lab.sql("INSERT INTO a VALUES (2); INSERT INTO b VALUES (1)");
+    assert_eq!(run.until_stalled().0, "DestinationAccessDenied");
+    lab.revoke_at_target(&[]);
+    run.until_streaming();
+    lab.settle(&mut run);
+    lab.assert_table("a", "id", "id");
+    lab.assert_table("b", "id", "id");
 }
 
 /// What can never work is the table's own at once, and its message has no value of a row, whichever code it comes with.

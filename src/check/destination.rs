@@ -20,6 +20,8 @@ pub(super) const SUBJECT: &str = "destination";
 
 /// What walferry does in its database.
 pub(super) const PRIVILEGES: [&str; 5] = ["SELECT", "INSERT", "CREATE TABLE", "ALTER ADD COLUMN", "TRUNCATE"];
+/// What walferry does with its state table; without these nothing can go on.
+pub(super) const STATE_PRIVILEGES: &str = "SELECT, INSERT, CREATE TABLE";
 /// With it, columns of targets are made wider as those of the source are; without it such a table fails alone.
 pub(super) const WIDENING: &str = "ALTER MODIFY COLUMN";
 /// The engine of target and state tables; using it is a right of its own where `table_engines_require_grant` is on.
@@ -46,6 +48,8 @@ pub(super) struct MissingRights {
     pub(super) engine: bool,
     /// [`WIDENING`] in the database, which a Mirror can live without.
     pub(super) widening: bool,
+    /// Whether the state table lacks none of [`STATE_PRIVILEGES`]: what the database lacks is then each target's affair.
+    pub(super) state: bool,
 }
 
 impl MissingRights {
@@ -150,7 +154,8 @@ fn rights(endpoint: &ClickHouseEndpoint, facts: &ServerFacts) -> Check {
         .fix("set readonly to 0 in the user's settings profile");
     }
     let Some(missing) = &facts.missing_rights else {
-        let all = MissingRights { privileges: PRIVILEGES.to_vec(), engine: true, widening: true };
+        let all =
+            MissingRights { privileges: PRIVILEGES.to_vec(), engine: true, widening: true, state: false };
         let detail = "this release can't tell what a user may do (CHECK GRANT)";
         return Check::warning(SUBJECT, NAME, Reason::DestinationAccessDenied, detail)
             .fix(all.grants(endpoint).join("\n"));
@@ -166,6 +171,14 @@ fn rights(endpoint: &ClickHouseEndpoint, facts: &ServerFacts) -> Check {
         );
         return Check::warning(SUBJECT, NAME, Reason::DestinationAccessDenied, detail).fix(grants.join("\n"));
     }
+    if missing.state && !missing.engine {
+        let detail = format!(
+            "{} lacks {} on the whole database; each target table needs it, and one that lacks it fails alone",
+            endpoint.username,
+            missing.privileges.join(", ")
+        );
+        return Check::warning(SUBJECT, NAME, Reason::DestinationAccessDenied, detail).fix(grants.join("\n"));
+    }
     let engine = missing.engine.then(|| format!("TABLE ENGINE {ENGINE}"));
     let lacks: Vec<_> =
         missing.privileges.iter().map(|privilege| (*privilege).to_owned()).chain(engine).collect();
@@ -176,6 +189,21 @@ fn rights(endpoint: &ClickHouseEndpoint, facts: &ServerFacts) -> Check {
         format!("{} lacks {}", endpoint.username, lacks.join(", ")),
     )
     .fix(grants.join("\n"))
+}
+
+/// Privileges that the user lacks on one target table.
+pub(super) fn target_rights(
+    endpoint: &ClickHouseEndpoint,
+    schema: &TableSchema,
+    missing: &[&str],
+) -> Option<Check> {
+    if missing.is_empty() {
+        return None;
+    }
+    let (target, missing) = (table(&endpoint.database, &schema.target), missing.join(", "));
+    let detail = format!("{} lacks {missing} on {target}", endpoint.username);
+    let grant = format!("GRANT {missing} ON {target} TO {};", ident(&endpoint.username));
+    Some(Check::failure(schema.id.to_string(), "grants", Reason::DestinationAccessDenied, detail).fix(grant))
 }
 
 /// The target's column types, or why a column can't be stored as asked; and what each becomes, with a warning for what isn't
@@ -433,7 +461,9 @@ mod tests {
 
     #[test]
     fn missing_rights_are_told_with_their_grants() {
-        let missing = MissingRights { privileges: vec!["INSERT", "TRUNCATE"], engine: true, widening: false };
+        let privileges = vec!["INSERT", "TRUNCATE"];
+        let missing =
+            MissingRights { privileges: privileges.clone(), engine: true, ..MissingRights::default() };
         let check = find(&ServerFacts { missing_rights: Some(missing), ..facts() }, "grants");
         assert_eq!(check.detail, "writer lacks INSERT, TRUNCATE, TABLE ENGINE ReplacingMergeTree");
         assert_eq!(
@@ -447,6 +477,15 @@ mod tests {
         let check = find(&ServerFacts { missing_rights: Some(missing), ..facts() }, "grants");
         assert_eq!(check.outcome, Outcome::Warning);
         assert_eq!(check.fix.as_deref(), Some("GRANT ALTER MODIFY COLUMN ON `analytics`.* TO `writer`;"));
+        // What single tables lack keeps no other from starting.
+        let missing = MissingRights { privileges, state: true, ..MissingRights::default() };
+        let check = find(&ServerFacts { missing_rights: Some(missing), ..facts() }, "grants");
+        assert_eq!(check.outcome, Outcome::Warning);
+        let schema = table_facts().schema;
+        assert_eq!(target_rights(&endpoint(), &schema, &[]), None);
+        let check = target_rights(&endpoint(), &schema, &["INSERT", "TRUNCATE"]).unwrap();
+        assert_eq!((check.subject.as_str(), check.outcome), ("public.users", Outcome::Failure));
+        assert_eq!(check.fix.as_deref(), Some("GRANT INSERT, TRUNCATE ON `analytics`.`users` TO `writer`;"));
         let unknown = find(&ServerFacts { missing_rights: None, ..facts() }, "grants");
         assert_eq!(unknown.outcome, Outcome::Warning);
     }

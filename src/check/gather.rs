@@ -3,7 +3,7 @@
 use std::collections::{BTreeSet, HashMap};
 
 use super::{
-    destination::{self, ENGINE, MissingRights, PRIVILEGES, TargetFacts, WIDENING},
+    destination::{self, ENGINE, MissingRights, PRIVILEGES, STATE_PRIVILEGES, TargetFacts, WIDENING},
     publication::{self, Wanted},
     report::{Check, CheckReport, Outcome},
     source, table,
@@ -36,7 +36,7 @@ pub async fn preflight(config: &ReplicatorConfig) -> CheckReport {
 pub(super) async fn preflight_of(config: &ReplicatorConfig, only: &[TableId]) -> CheckReport {
     let (server, reached) = reach_destination(&config.destination, config.out_of_range).await;
     let (state, unusable) = match &reached {
-        Some((database, _)) => match recorded_state(config, database).await {
+        Some(Reached { database, .. }) => match recorded_state(config, database).await {
             Ok(state) => (state, None),
             Err(error) => (MirrorState::default(), Some(destination::state_unusable(&error))),
         },
@@ -47,9 +47,7 @@ pub(super) async fn preflight_of(config: &ReplicatorConfig, only: &[TableId]) ->
     checks.extend(unusable);
     let schemas: Vec<_> = tables.iter().map(|facts| &facts.schema).collect();
     checks.extend(match reached {
-        Some((database, version)) => {
-            targets(config, &database, &schemas, version.features(), (&state, &joined)).await
-        }
+        Some(reached) => targets(config, &reached, &schemas, (&state, &joined)).await,
         // Without the server, types are taken for those of the newest release.
         None => schemas
             .iter()
@@ -127,7 +125,7 @@ async fn system_identifier(
 /// Checks a ClickHouse server by itself, for no Mirror in particular, and gives its version when it can be used.
 pub async fn destination_server(endpoint: &ClickHouseEndpoint) -> (Vec<Check>, Option<ServerVersion>) {
     let (checks, reached) = reach_destination(endpoint, OutOfRange::default()).await;
-    (checks, reached.map(|(_, version)| version))
+    (checks, reached.map(|reached| reached.version))
 }
 
 /// Checks, tables that could be described, and those that the Mirror has already and no resync copies again.
@@ -288,10 +286,18 @@ async fn probe_filters(session: &Session, tables: &[TableFacts]) -> publication:
     probes
 }
 
+/// A destination that can be used.
+struct Reached {
+    database: Database,
+    version: ServerVersion,
+    /// Privileges that the user lacks on the whole database, and may have on single tables.
+    of_tables: Vec<&'static str>,
+}
+
 async fn reach_destination(
     endpoint: &ClickHouseEndpoint,
     out_of_range: OutOfRange,
-) -> (Vec<Check>, Option<(Database, ServerVersion)>) {
+) -> (Vec<Check>, Option<Reached>) {
     let version = async {
         let database = Database::new(endpoint, out_of_range)?;
         // Not Database::version, which refuses an old release before anything can be told of it.
@@ -306,7 +312,8 @@ async fn reach_destination(
         Ok(facts) => {
             let checks = destination::server(endpoint, &facts);
             let usable = !checks.iter().any(|check| check.outcome == Outcome::Failure);
-            (checks, usable.then_some((database, version)))
+            let of_tables = facts.missing_rights.map(|missing| missing.privileges).unwrap_or_default();
+            (checks, usable.then_some(Reached { database, version, of_tables }))
         }
         Err(error) => (vec![destination::failed("grants", error)], None),
     }
@@ -342,7 +349,26 @@ async fn missing_rights(
     }
     missing.engine = may(client, &format!("TABLE ENGINE ON {ENGINE}")).await? == Some(false);
     missing.widening = may(client, &in_database(WIDENING)).await? == Some(false);
+    if !missing.privileges.is_empty() {
+        let state = quote::table(&endpoint.database, STATE_TABLE);
+        missing.state = may(client, &format!("{STATE_PRIVILEGES} ON {state}")).await? == Some(true);
+    }
     Ok(Some(missing))
+}
+
+/// Which of these privileges the user lacks on a target table too.
+async fn missing_on_target(
+    client: &Client,
+    target: &str,
+    privileges: &[&'static str],
+) -> Result<Vec<&'static str>, ClickHouseError> {
+    let mut missing = Vec::new();
+    for privilege in privileges {
+        if may(client, &format!("{privilege} ON {target}")).await? == Some(false) {
+            missing.push(*privilege);
+        }
+    }
+    Ok(missing)
 }
 
 /// Whether the user has a right; `None` when the release doesn't know the statement.
@@ -357,9 +383,8 @@ async fn may(client: &Client, right: &str) -> Result<Option<bool>, ClickHouseErr
 
 async fn targets(
     config: &ReplicatorConfig,
-    database: &Database,
+    Reached { database, version, of_tables }: &Reached,
     schemas: &[&TableSchema],
-    features: Features,
     (state, joined): (&MirrorState, &BTreeSet<TableId>),
 ) -> Vec<Check> {
     let mut checks = Vec::new();
@@ -377,8 +402,22 @@ async fn targets(
     };
     for schema in schemas {
         let tracked = joined.contains(&schema.id);
-        let (types, check) = destination::column_types(schema, features);
+        let (types, check) = destination::column_types(schema, version.features());
         checks.push(check.alone_if(tracked));
+        let target = quote::table(database.name(), &schema.target);
+        match missing_on_target(database.client(), &target, of_tables).await {
+            Ok(missing) if missing.is_empty() => {}
+            // What else is there can't be told.
+            Ok(missing) => {
+                let denied = destination::target_rights(&config.destination, schema, &missing);
+                checks.extend(denied.map(|check| check.alone_if(tracked)));
+                continue;
+            }
+            Err(error) => {
+                checks.push(destination::failed("grants", error));
+                continue;
+            }
+        }
         let Some(types) = types else { continue };
         if let Some(claim) = replication::foreign_claim(&claims, &config.mirror.uid, &schema.target) {
             checks.push(destination::taken(&config.destination, schema, claim).alone_if(tracked));

@@ -139,11 +139,12 @@ impl Database {
     async fn require_readable(&self, table: &TableSchema) -> Result<(), Error> {
         let names: Vec<&str> = table.columns.iter().map(|column| column.target_name.as_str()).collect();
         let Err(refusal) = self.read_columns(table, &names).await else { return Ok(()) };
-        if refusal.passes() {
+        // A missing privilege, for one, says nothing of the columns.
+        if !refusal.is_of_table() {
             return Err(refusal);
         }
         for name in names {
-            if self.read_columns(table, &[name]).await.is_err_and(|error| !error.passes()) {
+            if self.read_columns(table, &[name]).await.is_err_and(|error| error.is_of_table()) {
                 let unreadable = ddl::discard_column(&self.shared.database, &table.target, name);
                 let conflict = format!(
                     "column {name} can't be read there ({refusal}): a change of its type does not get through its old values; run {unreadable}"

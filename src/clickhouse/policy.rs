@@ -64,12 +64,17 @@ impl Error {
     /// What a refused statement that makes a table means: whatever the code, the table can't be made so. Trouble of the server and
     /// of the user's stays what it is.
     pub(super) fn of_creation(self, table: &str) -> Error {
-        match (classify(&self).kind, self) {
-            (ErrorKind::Table | ErrorKind::Unclear, Error::Server { code, message }) => {
+        match (self.is_of_table(), self) {
+            (true, Error::Server { code, message }) => {
                 Error::Creation { table: table.to_owned(), refusal: format!("code {code}: {message}") }
             }
             (_, other) => other,
         }
+    }
+
+    /// Whether it says something of the statement's table: that is, not of the server, the user or the way to them.
+    pub(super) fn is_of_table(&self) -> bool {
+        matches!(classify(self).kind, ErrorKind::Table | ErrorKind::Unclear)
     }
 
     /// The error itself where it will probably pass, else what `otherwise` makes of its words.
@@ -132,15 +137,15 @@ fn disk_full() -> Policy {
 /// By what the code stands for. Transient are conditions of the server and its surroundings, which end without us; a refusal that
 /// tells neither is tried again for a bounded time.
 fn classify_code(code: i32, message: &str) -> Policy {
-    use ErrorKind::{Overloaded, Refused, Table, Transient, Unclear};
+    use ErrorKind::{Denied, Overloaded, Refused, Table, Transient, Unclear};
     match class_of(code) {
         Class::Authentication => policy(
-            Refused,
+            Denied,
             Reason::DestinationAuthenticationFailed,
             "correct user name and password in the peer's credentialsSecretRef",
         ),
         Class::Access => policy(
-            Refused,
+            Denied,
             Reason::DestinationAccessDenied,
             "grant that to the peer's user at the ClickHouse server",
         ),
@@ -150,7 +155,7 @@ fn classify_code(code: i32, message: &str) -> Policy {
             "remove the constraint on this setting from the user's settings profile",
         ),
         Class::Database => policy(
-            Refused,
+            Denied,
             Reason::DestinationDatabaseMissing,
             "run CREATE DATABASE at the ClickHouse server, or correct clickhouse.database",
         ),
@@ -236,10 +241,10 @@ mod tests {
 
     #[test]
     fn classifies_server_errors() {
-        use ErrorKind::{Overloaded, Refused, Table, Transient, Unclear};
+        use ErrorKind::{Denied, Overloaded, Refused, Table, Transient, Unclear};
         let expected = [
             (60, Table, Reason::DestinationTableMissing),
-            (81, Refused, Reason::DestinationDatabaseMissing),
+            (81, Denied, Reason::DestinationDatabaseMissing),
             (16, Table, Reason::DestinationTableConflict),
             (252, Overloaded, Reason::DestinationTooManyParts),
             (241, Overloaded, Reason::DestinationMemoryLimit),
@@ -250,10 +255,11 @@ mod tests {
             (242, Transient, Reason::DestinationReadOnly),
             (774, Transient, Reason::DestinationReadOnly),
             (243, Transient, Reason::DestinationDiskFull),
-            (192, Refused, Reason::DestinationAuthenticationFailed),
-            (193, Refused, Reason::DestinationAuthenticationFailed),
-            (516, Refused, Reason::DestinationAuthenticationFailed),
-            (497, Refused, Reason::DestinationAccessDenied),
+            (192, Denied, Reason::DestinationAuthenticationFailed),
+            (193, Denied, Reason::DestinationAuthenticationFailed),
+            (516, Denied, Reason::DestinationAuthenticationFailed),
+            (497, Denied, Reason::DestinationAccessDenied),
+            (452, Refused, Reason::DestinationSettingsForbidden),
             (394, Transient, Reason::DestinationInsertReplaced),
             (216, Transient, Reason::DestinationInsertReplaced),
             (210, Transient, Reason::DestinationConnectionLost),

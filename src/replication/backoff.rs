@@ -67,7 +67,7 @@ impl Notice {
     }
 }
 
-/// How long a refusal that doesn't say whether it will pass is repeated until it counts as a table's own fault: both have to be over.
+/// How long a refusal that doesn't say whose fault it is is repeated until it counts as a table's own: both have to be over.
 #[derive(Clone, Copy, Debug)]
 struct Patience {
     time: Duration,
@@ -76,6 +76,9 @@ struct Patience {
 
 /// While others stream meanwhile.
 const OF_A_TABLE: Patience = Patience { time: Duration::from_secs(120), tries: 10 };
+
+/// The same where a privilege is missing, which doesn't pass: long enough for a user or a database that is just made again.
+const DENIED: Patience = Patience { time: Duration::from_secs(30), tries: 5 };
 
 /// While others wait for it to begin.
 const AT_THE_START: Patience = Patience { time: Duration::from_secs(1), tries: 4 };
@@ -95,11 +98,12 @@ where
     F: FnMut() -> Fut,
     Fut: Future<Output = Result<T, Error>>,
 {
-    repeat(stop, notice, None, attempt).await
+    repeat(stop, notice, Scope::Mirror, attempt).await
 }
 
-/// As [`retry`], for what the destination is asked to do to one table: a refusal that may stay, repeated for two minutes, becomes
-/// the table's own fault, so that the others go on.
+/// As [`retry`], for what the destination is asked to do to one table: a refusal that may stay, repeated for two minutes, or one for want
+/// of a privilege, repeated for half a minute, becomes the table's own fault, so that the others go on. Where all are refused, the state
+/// table is too, and with it the record that the table has failed: that stalls the Mirror.
 ///
 /// # Errors
 /// As [`retry`].
@@ -112,14 +116,14 @@ where
     F: FnMut() -> Fut,
     Fut: Future<Output = Result<T, Error>>,
 {
-    repeat(stop, notice, Some(OF_A_TABLE), attempt).await
+    repeat(stop, notice, Scope::Table, attempt).await
 }
 
 /// Does something to one table at the destination before anything streams. What may stay refused is the table's own fault after a few
-/// tries; any other error is given back.
+/// tries, also for want of a privilege: the state table was read and written just before. Any other error is given back.
 ///
 /// # Errors
-/// The first error that is no unclear refusal, or such a one as the table's own.
+/// The first error that is no such refusal, or such a one as the table's own.
 pub(super) async fn start_table<T, F, Fut>(mut attempt: F) -> Result<T, Error>
 where
     F: FnMut() -> Fut,
@@ -128,7 +132,7 @@ where
     let (mut backoff, mut refusals) = (Backoff::default(), Refusals::default());
     loop {
         let error = match attempt().await {
-            Err(error) if error.is_unclear() => error,
+            Err(error) if error.is_unclear() || error.is_denied() => error,
             outcome => return outcome,
         };
         if refusals.exhaust(&error, AT_THE_START) {
@@ -138,7 +142,14 @@ where
     }
 }
 
-/// Refusals in a row that don't say whether they will pass.
+/// What a statement is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Scope {
+    Mirror,
+    Table,
+}
+
+/// Refusals in a row that don't say whose fault they are.
 #[derive(Debug, Default)]
 struct Refusals {
     since: Option<Instant>,
@@ -148,7 +159,7 @@ struct Refusals {
 impl Refusals {
     /// Counts one, and says whether there were enough of them.
     fn exhaust(&mut self, error: &Error, patience: Patience) -> bool {
-        if !error.is_unclear() {
+        if !(error.is_unclear() || error.is_denied()) {
             *self = Refusals::default();
             return false;
         }
@@ -161,7 +172,7 @@ impl Refusals {
 async fn repeat<T, F, Fut>(
     stop: &CancellationToken,
     notice: &Notice,
-    patience: Option<Patience>,
+    scope: Scope,
     mut attempt: F,
 ) -> Result<T, Error>
 where
@@ -186,10 +197,11 @@ where
             Err(error) => error,
         };
         let (policy, reason) = policy(&error);
-        if !matches!(policy, Policy::Retry | Policy::SlowDown) {
+        let denied = scope == Scope::Table && error.is_denied();
+        if !(denied || matches!(policy, Policy::Retry | Policy::SlowDown)) {
             return Err(error);
         }
-        if patience.is_some_and(|patience| refusals.exhaust(&error, patience)) {
+        if scope == Scope::Table && refusals.exhaust(&error, if denied { DENIED } else { OF_A_TABLE }) {
             notice.report(None);
             return Err(error.for_good(refusals.count));
         }
@@ -264,6 +276,24 @@ mod tests {
         let error = start_table(refused).await.unwrap_err();
         assert_eq!(super::policy(&error).0, Policy::FailTable);
         assert!(began.elapsed() < Duration::from_secs(10));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_missing_privilege_is_a_table_s_own_after_half_a_minute_and_the_mirror_s_at_once() {
+        let stop = CancellationToken::new();
+        let notice = Notice::new(Arc::default(), |_| ());
+        let began = Instant::now();
+        let refused = || async { Err::<(), _>(refusal(ErrorKind::Denied)) };
+        let error = retry(&stop, &notice, refused).await.unwrap_err();
+        assert_eq!((super::policy(&error).0, began.elapsed()), (Policy::Stall, Duration::ZERO));
+        let error = retry_for_table(&stop, &notice, refused).await.unwrap_err();
+        assert_eq!(super::policy(&error).0, Policy::FailTable);
+        let took = began.elapsed();
+        assert!(took >= DENIED.time && took < 2 * DENIED.time, "{took:?}");
+        assert_eq!(super::policy(&start_table(refused).await.unwrap_err()).0, Policy::FailTable);
+        // What concerns no statement is nobody's but the Mirror's.
+        let error = retry_for_table(&stop, &notice, || async { Err::<(), _>(refusal(ErrorKind::Refused)) });
+        assert_eq!(super::policy(&error.await.unwrap_err()).0, Policy::Stall);
     }
 
     #[tokio::test(start_paused = true)]

@@ -289,7 +289,10 @@ pub enum ErrorKind {
     Unclear,
     /// This table alone can't go on: its target is missing, has other columns, refuses a value.
     Table,
-    /// Nothing can go on until a human acts: wrong password, missing right, unknown database.
+    /// The server refuses the statement until somebody acts: a missing privilege, an unknown database, a wrong password. Nothing can go on;
+    /// but where one table's statements alone are refused so for half a minute, it is that table's fault.
+    Denied,
+    /// Nothing can go on until somebody acts, whatever the statement: TLS, settings, an old release.
     Refused,
 }
 

@@ -224,7 +224,8 @@ impl<D: Destination> Surroundings<'_, D> {
         start_table(|| async { Ok(self.destination.ensure_table(&schema).await?) }).await.map_err(problem)?;
         let position = catalog::firm_position(self.session).await?;
         let fence = stream_fence(&self.config.mirror.fence(), &schema);
-        let version = resync::copy_version(self.destination, &schema, position, &fence).await?;
+        let version =
+            start_table(|| resync::copy_version(self.destination, &schema, position, &fence)).await?;
         tracing::warn!(table = %record.schema.id, why, "table is copied anew");
         *record = TableRecord {
             layout: record.layout.take(),

@@ -427,10 +427,15 @@ impl Error {
         matches!(self, Error::Destination(refusal) if refusal.kind == ErrorKind::Unclear)
     }
 
-    /// An unclear refusal of a statement on one table, which was repeated long enough, as the table's own fault.
+    /// Whether the destination refuses something to the user, or in the database, that it may grant for other tables.
+    pub(super) fn is_denied(&self) -> bool {
+        matches!(self, Error::Destination(refusal) if refusal.kind == ErrorKind::Denied)
+    }
+
+    /// A refusal of a statement on one table that doesn't say whose fault it is, and was repeated long enough, as the table's own.
     pub(super) fn for_good(self, tries: u32) -> Self {
         match self {
-            Error::Destination(refusal) if refusal.kind == ErrorKind::Unclear => {
+            Error::Destination(refusal) if matches!(refusal.kind, ErrorKind::Unclear | ErrorKind::Denied) => {
                 let message = format!("{}; it was refused {tries} times", refusal.message);
                 Error::Destination(DestinationError { kind: ErrorKind::Table, message, ..refusal })
             }
@@ -514,7 +519,7 @@ pub fn policy(error: &Error) -> (Policy, Reason) {
             ErrorKind::Transient | ErrorKind::Unclear => (Policy::Retry, destination.reason),
             ErrorKind::Overloaded => (Policy::SlowDown, destination.reason),
             ErrorKind::Table => (Policy::FailTable, destination.reason),
-            ErrorKind::Refused => (Policy::Stall, destination.reason),
+            ErrorKind::Denied | ErrorKind::Refused => (Policy::Stall, destination.reason),
         },
         Error::State { .. } => (Policy::Stall, Reason::DestinationStateUnusable),
         Error::SlotMissing { .. } => (Policy::Stall, Reason::SourceSlotLost),

@@ -12,6 +12,7 @@
 use super::{
     Destination, Error, Policy,
     applier::require_room,
+    backoff::start_table,
     batch::stream_fence,
     policy,
     position::PositionRecord,
@@ -212,13 +213,15 @@ impl<D: Destination> Failover<'_, D> {
                 continue;
             }
             let fence = stream_fence(&self.config.mirror.fence(), &record.schema);
-            match self.destination.newest_version(&record.schema, &fence).await {
+            let schema = &record.schema;
+            let newest_there = || async { Ok(self.destination.newest_version(schema, &fence).await?) };
+            match start_table(newest_there).await {
                 Ok(version) if version >= Version::copied(self.at) => {
                     newest = newest.max(version.lsn());
                     ahead.push(spec.id.clone());
                 }
                 Ok(_) => {}
-                Err(error) => self.set_aside(record, error.into()).await?,
+                Err(error) => self.set_aside(record, error).await?,
             }
         }
         if ahead.is_empty() { Ok(()) } else { Err(self.ahead(state, &ahead, newest)) }

@@ -56,16 +56,20 @@ impl<D: Destination> TargetWatch<D> {
             }
         }
         let standing = self.destination.standing(&schemas).await?;
+        let mut unseen = None;
         for (table, _) in going.into_iter().zip(standing).filter(|(_, stands)| !stands) {
             // What the stream has changed meanwhile fits the table's schema as it is now.
             let Err(fault) = self.destination.add_columns(&table.schema(), &[]).await else { continue };
             let error = Error::from(fault);
+            // What can't be told of one says nothing of the others.
             if policy(&error).0 != Policy::FailTable {
-                return Err(error);
+                unseen = Some(error);
+                continue;
             }
             retry(end, &self.notice, || table.fail(&error)).await?;
         }
-        self.look_at_claims().await
+        self.look_at_claims().await?;
+        unseen.map_or(Ok(()), Err)
     }
 
     /// # Errors

@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use super::{Destination, Error, Rows, SharedSnapshot, Snapshot, Table, plan, retry};
+use super::{Destination, Error, Rows, SharedSnapshot, Snapshot, Table, plan, retry, retry_for_table};
 use crate::{
     model::{Lsn, Version},
     postgres::{catalog, shared_snapshot::Locking},
@@ -28,8 +28,8 @@ impl<D: Destination> Snapshot<D> {
     ) -> Result<(), Error> {
         let mut waiting = Vec::new();
         for table in tables.into_iter().filter(|table| !table.failed() && !table.snapshot_over()) {
-            let ready =
-                retry(&self.around.stop, &self.around.notice, || self.make_ready(&table, joining)).await;
+            let ready = || self.make_ready(&table, joining);
+            let ready = retry_for_table(&self.around.stop, &self.around.notice, ready).await;
             self.settle(&table, ready).await?;
             waiting.push(table);
         }
