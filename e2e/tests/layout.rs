@@ -150,6 +150,33 @@ fn a_target_changed_later_fails_alone() {
     assert!(message.contains("MODIFY SETTING"), "{message}");
 }
 
+/// A layout that the target can be given: what `check` prints does it, while the Mirror runs.
+#[test]
+fn a_layout_is_changed_by_the_statements_of_check() {
+    let lab = Lab::new(Pg::V18);
+    let mut mirror = keyed(&lab);
+    lab.sql("INSERT INTO t VALUES (1, '2020-01-01', 'a')");
+    lab.catch_up(&mirror);
+    mirror.table(0)["engine"] = json!({
+        "ttl": "toDateTime(id) + INTERVAL 100 YEAR",
+        "settings": {"merge_with_ttl_timeout": "600", "min_bytes_for_wide_part": "0"}
+    });
+    mirror.mirror["metadata"]["annotations"] = json!({"walferry.dev/resync": "1 public.t"});
+    let outcome = lab.command("check", &mirror, &[]).exits(0);
+    let statements: Vec<&str> = outcome.stdout.lines().filter(|line| line.contains("ALTER TABLE")).collect();
+    assert_eq!(statements.len(), 3, "{}", outcome.text());
+    let run = lab.streaming(&mirror);
+    for statement in statements {
+        lab.target(statement.trim());
+    }
+    lab.sql("UPDATE t SET v = 'b'; INSERT INTO t VALUES (2, '2020-01-01', 'c')");
+    let outcome = lab.command("check", &mirror, &[]).exits(0);
+    assert!(!outcome.text().contains("keeps the layout"), "{}", outcome.text());
+    run.stop();
+    lab.verify(&mirror);
+    lab.assert_table("t", "id, v", "id");
+}
+
 /// Names that ClickHouse takes for parts of one Nested column, or keeps for itself.
 #[test]
 fn names_that_mean_something_there() {

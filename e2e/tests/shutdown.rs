@@ -104,11 +104,11 @@ fn assert_arrived(lab: &Lab, run: &mut Run) {
     );
 }
 
-/// Runs each of the changes while the destination doesn't answer, and shuts the source down.
-fn shuts_down_while(pg: Pg, begin: impl Fn(&Lab), end: impl Fn(&Lab)) {
+/// Runs each of the changes while the destination takes nothing, and shuts the source down. Gives the log.
+fn shuts_down_while(pg: Pg, changes: &[&str], begin: impl Fn(&Lab), end: impl Fn(&Lab)) -> String {
     let lab = lab(pg);
     let mut run = lab.streaming(&mirror(&lab));
-    for change in CHANGES {
+    for change in changes {
         begin(&lab);
         lab.sql(change);
         until_sent(&lab);
@@ -122,20 +122,40 @@ fn shuts_down_while(pg: Pg, begin: impl Fn(&Lab), end: impl Fn(&Lab)) {
         lab.postgres_server.start_again();
         assert_arrived(&lab, &mut run);
     }
-    assert!(!run.log().contains("stalled"), "{}", run.log());
+    let log = run.log();
     run.stop();
+    log
 }
 
 fn destination_hangs(pg: Pg) {
-    shuts_down_while(
+    let log = shuts_down_while(
         pg,
+        &CHANGES,
         |lab| signal(&lab.clickhouse_server, Signal::SIGSTOP),
         |lab| signal(&lab.clickhouse_server, Signal::SIGCONT),
     );
+    assert!(!log.contains("stalled"), "{log}");
 }
 
 fn destination_is_gone(pg: Pg) {
-    shuts_down_while(pg, |lab| lab.clickhouse_server.kill(), |lab| lab.clickhouse_server.start_again());
+    let (kill, start) =
+        (|lab: &Lab| lab.clickhouse_server.kill(), |lab: &Lab| lab.clickhouse_server.start_again());
+    let log = shuts_down_while(pg, &CHANGES, kill, start);
+    assert!(!log.contains("stalled"), "{log}");
+}
+
+/// The destination answers, and refuses every statement: the Mirror stalls, and goes on by itself.
+#[test]
+fn destination_refuses() {
+    let rename = |lab: &Lab, from: &str, to: &str| {
+        lab.clickhouse.query("default", &format!("RENAME DATABASE {from} TO {to}"));
+    };
+    shuts_down_while(
+        Pg::V18,
+        &CHANGES[..1],
+        |lab| rename(lab, &lab.database, &format!("{}_away", lab.database)),
+        |lab| rename(lab, &format!("{}_away", lab.database), &lab.database),
+    );
 }
 
 /// walferry itself was stopped when the source was told to shut down.
