@@ -40,6 +40,8 @@ struct Flow {
 #[derive(Debug, Default)]
 struct State {
     target: AtomicU16,
+    /// The target of every other connection; 0 where there is none.
+    other: AtomicU16,
     closed: AtomicBool,
     to_server: Arc<Flow>,
     to_client: Arc<Flow>,
@@ -62,6 +64,10 @@ impl Proxy {
                 let Ok(server) = TcpStream::connect(("127.0.0.1", shared.target.load(SeqCst))) else {
                     continue;
                 };
+                let other = shared.other.load(SeqCst);
+                if other != 0 {
+                    shared.other.store(shared.target.swap(other, SeqCst), SeqCst);
+                }
                 shared.client_sides.lock().unwrap().push(client.try_clone().unwrap());
                 shared.server_sides.lock().unwrap().push(server.try_clone().unwrap());
                 forward(client.try_clone().unwrap(), server.try_clone().unwrap(), &shared.to_server, false);
@@ -86,8 +92,14 @@ impl Proxy {
         }
     }
 
+    /// Forwards every other connection to another server from now on.
+    pub fn alternate_with(&self, other: u16) {
+        self.state.other.store(other, SeqCst);
+    }
+
     /// Forwards to another server from now on, and cuts what is open to the old one.
     pub fn set_target(&self, target: u16) {
+        self.state.other.store(0, SeqCst);
         self.state.target.store(target, SeqCst);
         self.cut();
     }

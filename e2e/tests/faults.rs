@@ -248,6 +248,37 @@ fn publication_dropped(pg: Pg) {
     assert!(message.contains(&publication), "{message}");
 }
 
+/// An address behind which one connection reaches one server and the next one another is named, and is no server that can't be reached.
+#[test]
+fn an_address_that_leads_to_two_servers() {
+    let [one, other] = [(); 2].map(|()| std::sync::Arc::new(Server::postgres(Pg::V18, &[])));
+    let lab = Lab::on(std::sync::Arc::clone(&one), Server::shared_clickhouse());
+    lab.sql("CREATE TABLE t (id int PRIMARY KEY); INSERT INTO t VALUES (1)");
+    lab.forget_connections();
+    one.stop();
+    other.stop();
+    other.restore(&one.snapshot());
+    one.start_again();
+    other.start_again();
+    let proxy = Proxy::to(one.port);
+    proxy.alternate_with(other.port);
+    let mut mirror = lab.mirror(&["t"]);
+    mirror.postgres["spec"]["postgres"]["port"] = proxy.port.into();
+    let mut run = lab.run(&mirror);
+    run.until_status("the two servers to be told", |status| {
+        let conditions = status["conditions"].as_array()?;
+        conditions.iter().find(|condition| {
+            condition["reason"] == "SourceAddressAmbiguous"
+                && condition["message"].as_str().is_some_and(|message| message.contains("postgres.host"))
+        })?;
+        Some(())
+    });
+    proxy.set_target(one.port);
+    run.until_streaming();
+    lab.settle(&mut run);
+    lab.assert_table("t", "id", "id");
+}
+
 on_both!(
     killed_at_ten_moments,
     source_restarts,

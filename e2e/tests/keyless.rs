@@ -6,7 +6,7 @@ use serde_json::json;
 
 use crate::{
     on_both,
-    support::{Lab, Mirror, Pg, Server, Writer, eventually},
+    support::{Direction, Lab, Mirror, Pg, Proxy, Server, Writer, eventually},
 };
 
 /// Columns of every sort, and a value that is stored out of line and not sent again by an update that leaves it alone.
@@ -221,6 +221,30 @@ fn committed_but_not_yet_seen() {
     assert_eq!(lab.target_value("SELECT count() FROM t"), "0");
     lab.admin(&format!("SELECT pg_cancel_backend({pid})"));
     waits.join().unwrap().unwrap();
+    run.until_streaming();
+    lab.settle(&mut run);
+    assert_counts(&lab, "t");
+}
+
+/// A copy that is given up for the application's ALTER TABLE says so, and begins again.
+#[test]
+fn a_snapshot_that_is_given_up_is_named() {
+    let lab = Lab::new(Pg::V18);
+    let mut mirror = keyless(&lab);
+    lab.sql("INSERT INTO t SELECT i % 50, md5(i::text), 0, 0, to_timestamp(0), '{}', repeat(md5(i::text), 20) FROM generate_series(1, 30000) i");
+    let slow = Proxy::to(lab.clickhouse.port);
+    slow.set_bytes_per_second(Direction::ToServer, 1_000_000);
+    mirror.clickhouse["spec"]["clickhouse"]["url"] = format!("http://127.0.0.1:{}", slow.port).into();
+    let mut run = lab.run(&mirror);
+    run.until_status("the copy", |status| (status["tables"][0]["state"] == "Snapshotting").then_some(()));
+    lab.sql("ALTER TABLE t ADD added int");
+    let started = std::time::Instant::now();
+    while !run.log().contains("SourceSnapshotLost") {
+        assert!(started.elapsed() < std::time::Duration::from_secs(60), "{}", run.log());
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }
+    assert!(!run.log().contains("SourceUnreachable"), "{}", run.log());
+    slow.set_bytes_per_second(Direction::ToServer, 0);
     run.until_streaming();
     lab.settle(&mut run);
     assert_counts(&lab, "t");

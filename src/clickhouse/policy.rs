@@ -233,6 +233,7 @@ fn classify_code(code: i32, message: &str) -> Policy {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::fault::Disposition;
 
     fn of(code: i32) -> (ErrorKind, Reason) {
         let error = DestinationError::from(Error::Server { code, message: "m".to_owned() });
@@ -277,6 +278,22 @@ mod tests {
         ];
         for (code, kind, reason) in expected {
             assert_eq!(of(code), (kind, reason), "{code}");
+        }
+    }
+
+    #[test]
+    fn kind_and_disposition_of_every_code_agree() {
+        for code in codes::all() {
+            let (kind, reason) = of(code);
+            let expected = match reason.disposition() {
+                Disposition::Retry | Disposition::Nothing | Disposition::Restart => {
+                    vec![ErrorKind::Transient, ErrorKind::Unclear]
+                }
+                Disposition::Backoff => vec![ErrorKind::Overloaded],
+                Disposition::FailTable => vec![ErrorKind::Table],
+                Disposition::Stall => vec![ErrorKind::Denied, ErrorKind::Refused],
+            };
+            assert!(expected.contains(&kind), "{code}: {kind:?} as {reason}");
         }
     }
 

@@ -17,7 +17,7 @@ pub enum Side {
     Mirror,
 }
 
-/// What is done about a fault with this reason, unless its error says otherwise.
+/// What is done about a fault with this reason. The engine's exceptions stand in `replication::policy`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Disposition {
     /// It describes a state or a warning; there is nothing to do.
@@ -232,6 +232,9 @@ catalogue! {
         SourceUnreachable: Retry,
             "The source's address doesn't answer.",
             "Check `postgres.host`, `postgres.port` and the network between.";
+        SourceAddressAmbiguous: Retry,
+            "Two connections to the source's address have reached two servers: it is switched over just now, or leads to several.",
+            "If that lasts, give `postgres.host` the address of one server, or one that always leads to the primary.";
         SourceAuthenticationFailed: Stall,
             "The source refuses the log-in.",
             "Correct `username` and `password` in the Secret, or pg_hba.conf.";
@@ -283,6 +286,9 @@ catalogue! {
         SourceSlotInUse: Retry,
             "Another session reads the slot; it is taken over when it is an old one of this Mirror's.",
             "End the session that the message names when it lasts.";
+        SourceSnapshotLost: Retry,
+            "The transaction in whose snapshot tables without a key are copied has ended; they are copied again.",
+            "Nothing, unless it repeats: then look for what ends sessions or rewrites these tables, such as `idle_in_transaction_session_timeout`.";
         SourceTableDropped: FailTable,
             "The table was dropped or replaced at the source.",
             "Take it out of the Mirror; or name it in a resync to copy the new one.";

@@ -257,7 +257,12 @@ mod tests {
 
     fn refusal(kind: ErrorKind) -> Error {
         let message = "code 123456: odd".to_owned();
-        Error::Destination(DestinationError { kind, reason: Reason::DestinationError, message, source: None })
+        let reason = match kind {
+            ErrorKind::Denied => Reason::DestinationAccessDenied,
+            ErrorKind::Refused => Reason::DestinationTlsFailed,
+            _ => Reason::DestinationError,
+        };
+        Error::Destination(DestinationError { kind, reason, message, source: None })
     }
 
     #[tokio::test(start_paused = true)]

@@ -1,8 +1,9 @@
 //! The engine's errors, and the one function that says what to do about each.
 
 use super::{
-    DestinationError, ErrorKind, ValueError,
+    DestinationError, ErrorKind, Policy, ValueError,
     admission::{MirrorRefused, Refused},
+    policy,
 };
 use crate::{
     fault::Reason,
@@ -187,7 +188,7 @@ pub enum Error {
     },
     /// Two connections to the source's address have reached two servers: it changes just now, or is one of several.
     #[error(
-        "two connections to the source's address have reached two different servers: if that lasts, give the address of one server, or one that always leads to the primary"
+        "two connections to the source's address have reached two different servers: it may just be switched over. If that lasts, give postgres.host the address of one server, or one that always leads to the primary"
     )]
     TwoServers,
     /// The source shuts down, and waits until its stream has ended.
@@ -243,7 +244,9 @@ pub enum Error {
         tables: Vec<TableId>,
     },
     /// The transaction is gone whose snapshot the copies of tables without a key read.
-    #[error("the snapshot that tables without a key are copied in is gone; they are copied anew")]
+    #[error(
+        "the snapshot in which tables without a key are copied is gone: its session was ended at the source, one of them was rewritten, or the application waited for a lock on one. They are copied again. If that repeats, look for what ends sessions or changes these tables at the source, such as idle_in_transaction_session_timeout"
+    )]
     SnapshotLost,
     /// One table can't go on.
     #[error("table {table}: {message}")]
@@ -482,106 +485,6 @@ impl Error {
             ValueError::Malformed { .. } | ValueError::Unresolved { .. } => Reason::DecodeFailed,
         };
         Error::Table { table: table.id.clone(), reason, message: error.to_string() }
-    }
-}
-
-/// What to do after an error.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Policy {
-    /// Try the same again after a pause.
-    Retry,
-    /// Try again after a longer pause, and slower: the other side is overloaded.
-    SlowDown,
-    /// Stop this table and go on with the others.
-    FailTable,
-    /// Begin again from the durable state, at once.
-    StartOver,
-    /// Stop the Mirror until a human has acted; look again now and then.
-    Stall,
-    /// End without complaint.
-    Stop,
-}
-
-/// The policy for each error, and the reason a condition shows for it. Total: a new error has to be placed here.
-pub fn policy(error: &Error) -> (Policy, Reason) {
-    match error {
-        Error::Source(source) if source.is_transient() => (Policy::Retry, Reason::SourceUnreachable),
-        // The slot, the publication or a column is gone or unusable: the next try looks and says which.
-        Error::Source(source) if matches!(source.sqlstate(), Some("42703" | "42704" | "55000")) => {
-            (Policy::Retry, Reason::SourceChanged)
-        }
-        // What came is not what was sent, as far as one can tell: asking again loses nothing.
-        Error::Source(source @ (postgres::Error::Decode(_) | postgres::Error::Protocol(_))) => {
-            (Policy::Retry, source_reason(source))
-        }
-        Error::Source(source) => (Policy::Stall, source_reason(source)),
-        Error::Destination(destination) => match destination.kind {
-            ErrorKind::Transient | ErrorKind::Unclear => (Policy::Retry, destination.reason),
-            ErrorKind::Overloaded => (Policy::SlowDown, destination.reason),
-            ErrorKind::Table => (Policy::FailTable, destination.reason),
-            ErrorKind::Denied | ErrorKind::Refused => (Policy::Stall, destination.reason),
-        },
-        Error::State { .. } => (Policy::Stall, Reason::DestinationStateUnusable),
-        Error::SlotMissing { .. } => (Policy::Stall, Reason::SourceSlotLost),
-        Error::SlotNotKept { .. } => (Policy::Stall, Reason::SourceSlotLost),
-        Error::SlotInvalidated { .. } => (Policy::Stall, Reason::SourceSlotInvalidated),
-        Error::SlotForeign { .. } => (Policy::Stall, Reason::SourceSlotUnusable),
-        Error::SlotInUse { .. } => (Policy::Retry, Reason::SourceSlotInUse),
-        Error::Replaced => (Policy::StartOver, Reason::SourceSlotInUse),
-        Error::SlotNotReady { .. } => (Policy::Retry, Reason::SourceSlotNotReady),
-        Error::SlotUnknown { .. } => (Policy::Stall, Reason::SourceSlotUnknown),
-        Error::PositionUnknown { .. } => (Policy::Stall, Reason::DestinationPositionMissing),
-        Error::SlotAdvanced { .. } => (Policy::Stall, Reason::SourceSlotAdvanced),
-        Error::SourceWentBack { .. } => (Policy::Stall, Reason::SourceWentBack),
-        Error::DestinationRestored { .. } => (Policy::Stall, Reason::DestinationRestored),
-        Error::CopyFinished => (Policy::Stall, Reason::CopyFinished),
-        Error::OtherVersions { .. } => (Policy::Stall, Reason::DestinationVersionsOutdated),
-        Error::LogTooLong { .. } => (Policy::Stall, Reason::SourceLogTooLong),
-        Error::PublicationChanged { .. } => (Policy::Stall, Reason::SourcePublicationChanged),
-        Error::SourceReplaced { .. } => (Policy::Stall, Reason::SourceReplaced),
-        Error::TimelineChanged { .. } => (Policy::Stall, Reason::SourceTimelineChanged),
-        Error::TwoServers => (Policy::Retry, Reason::SourceUnreachable),
-        Error::SourceShuttingDown => (Policy::Retry, Reason::SourceShuttingDown),
-        Error::TimelineLeft => (Policy::StartOver, Reason::SourceTimelineChanged),
-        Error::SpecChanged { .. } => (Policy::FailTable, Reason::SpecChanged),
-        Error::MirrorRefused(refused) => {
-            (if refused.transient { Policy::Retry } else { Policy::Stall }, refused.reason)
-        }
-        Error::NoTableAdmitted { .. } => (Policy::Stall, Reason::AllTablesFailed),
-        Error::TablesAdmitted { .. } => (Policy::StartOver, Reason::Provisioning),
-        Error::ResyncUnknownTable { .. } => (Policy::Stall, Reason::ResyncUnknownTable),
-        Error::SnapshotLost => (Policy::Retry, Reason::SourceUnreachable),
-        Error::Table { reason, .. } => (Policy::FailTable, *reason),
-        Error::TargetTaken { .. } => (Policy::FailTable, Reason::TargetTableTaken),
-        Error::TargetReleased { .. } => (Policy::StartOver, Reason::TargetTableTaken),
-        Error::CatalogChanged { .. } | Error::NullCame { .. } => {
-            (Policy::StartOver, Reason::SourceSchemaChanged)
-        }
-        Error::Protocol(_) => (Policy::Retry, Reason::SourceProtocolError),
-        Error::RowFilter { .. } => (Policy::Stall, Reason::SourceRowFilterFailed),
-        Error::Encoding(_) => (Policy::Stall, Reason::SourceEncoding),
-        Error::Task(_) => (Policy::Retry, Reason::InternalError),
-        Error::Stopped => (Policy::Stop, Reason::Unknown),
-    }
-}
-
-fn source_reason(error: &postgres::Error) -> Reason {
-    use postgres::Error as E;
-    match error {
-        E::Connect { .. } | E::ConnectTimeout { .. } | E::NoAnswer { .. } | E::Io(_) | E::Closed => {
-            Reason::SourceUnreachable
-        }
-        E::TlsSettings(_) | E::TlsRefused { .. } | E::Tls { .. } => Reason::SourceTlsFailed,
-        E::Authentication { .. } => Reason::SourceAuthenticationFailed,
-        E::TableMissing { .. } => Reason::SourceTableMissing,
-        E::UnknownColumn { .. } => Reason::SourceUnknownColumn,
-        E::ColumnRenamed { .. } => Reason::SourceColumnRenamed,
-        E::Unsupported { .. } => Reason::SourceVersionUnsupported,
-        E::Standby { .. } | E::NotOwner { .. } => Reason::SourcePublicationUnusable,
-        E::Schema { .. } => Reason::SourceTableUnsupported,
-        E::RowTooLong { .. } => Reason::RowTooLong,
-        E::Decode(_) | E::Protocol(_) => Reason::SourceProtocolError,
-        E::Server { .. } | E::Driver(_) => Reason::SourceError,
     }
 }
 

@@ -254,7 +254,9 @@ impl<D: Destination> Failover<'_, D> {
                     schema_change::forget_strangers(&mut record.schema, &facts.schema);
                     return Ok(true);
                 }
-                Err(error) if policy(&error).0 == Policy::Stall => error.to_string(),
+                Err(error) if matches!(policy(&error).0, Policy::Stall | Policy::FailTable) => {
+                    error.to_string()
+                }
                 Err(error) => return Err(error),
             }
         };

@@ -19,6 +19,7 @@ mod failover;
 mod fatal;
 mod guard;
 mod named_columns;
+mod policy;
 mod position;
 mod provision;
 mod reread;
@@ -42,8 +43,9 @@ pub use destination::{
     Destination, DestinationError, ErrorKind, Insert, Op, Rows, StateRow, StateRows, StateVersion,
     TableBatch, ValueError,
 };
-pub use error::{Error, Policy, failure, policy};
+pub use error::{Error, failure};
 pub use named_columns::NamedColumns;
+pub use policy::{Policy, policy};
 pub use position::PositionRecord;
 pub use provision::publication_comment;
 pub use resync::{Apart, copies_over_rows, require_withheld, resync_due, set_apart};

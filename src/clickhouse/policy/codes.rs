@@ -99,6 +99,12 @@ pub(in crate::clickhouse) fn name_of(code: i32) -> Option<&'static str> {
     CODES.get(&code).map(|(name, _)| *name)
 }
 
+/// Every code of the server's list.
+#[cfg(test)]
+pub(super) fn all() -> impl Iterator<Item = i32> {
+    CODES.keys().copied()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
