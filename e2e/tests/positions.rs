@@ -364,6 +364,119 @@ fn postgres_restored_while_running() {
     heals(&lab, &mirror);
 }
 
+/// Rows of `t` arrive while a row of another table can't be written: nothing of it all is confirmed.
+fn unconfirmed(lab: &Lab) -> (Mirror, Run) {
+    lab.sql(TABLE);
+    lab.sql("CREATE TABLE blocked (id int PRIMARY KEY)");
+    let mirror = lab.mirror(&["t", "blocked"]);
+    lab.catch_up(&mirror);
+    lab.target("ALTER TABLE blocked MODIFY SETTING table_readonly = 1");
+    let run = lab.streaming(&mirror);
+    lab.sql("INSERT INTO blocked VALUES (1)");
+    (mirror, run)
+}
+
+fn unblock(lab: &Lab) {
+    lab.target("ALTER TABLE blocked MODIFY SETTING table_readonly = 0");
+}
+
+/// Writes a row and waits until it is at the destination.
+fn row_arrives(lab: &Lab, run: &mut Run, id: u32) {
+    lab.sql(&format!("INSERT INTO t VALUES ({id}, 'new')"));
+    let arrived = format!("SELECT count() FROM t WHERE id = {id}");
+    run.eventually("the row to arrive", || lab.target_value(&arrived) == "1");
+}
+
+/// Rows of what is lost were never confirmed, but are there.
+#[test]
+fn postgres_restored_to_what_was_not_confirmed() {
+    let lab = own_postgres();
+    let (mirror, mut run) = unconfirmed(&lab);
+    let yesterday = disk(&lab);
+    row_arrives(&lab, &mut run, 200);
+    lab.restart_postgres(false, || lab.postgres_server.restore(&yesterday));
+    let (reason, message) = run.until_stalled();
+    assert_eq!(reason, "SourceWentBack", "{message}");
+    assert!(message.contains("its log ends at") && message.contains("walferry.dev/resync"), "{message}");
+    run.stop();
+    unblock(&lab);
+    heals(&lab, &mirror);
+    lab.assert_table("blocked", "id", "id");
+}
+
+/// The same, and the log has grown past it with other transactions when walferry comes back.
+#[test]
+fn postgres_restored_to_what_was_not_confirmed_and_written_to() {
+    let lab = own_postgres();
+    let (mirror, mut run) = unconfirmed(&lab);
+    let yesterday = disk(&lab);
+    row_arrives(&lab, &mut run, 200);
+    let lost = lab.lsn();
+    run.kill();
+    lab.restart_postgres(false, || lab.postgres_server.restore(&yesterday));
+    until("the log to grow past it", || {
+        lab.sql("UPDATE t SET v = 'kept' WHERE id < 50");
+        (lab.lsn() > lost + 100_000).then_some(())
+    });
+    let mut run = lab.run(&mirror);
+    let (reason, message) = run.until_stalled();
+    assert_eq!(reason, "SourceWentBack", "{message}");
+    assert!(
+        message.contains("has rows of a transaction") && message.contains("walferry.dev/resync"),
+        "{message}"
+    );
+    run.stop();
+    // It stays so.
+    run_once(&lab, &mirror).exits(1).says(&["the source went back"]);
+    unblock(&lab);
+    heals(&lab, &mirror);
+    lab.assert_table("blocked", "id", "id");
+}
+
+/// PostgreSQL crashes, and loses nothing: what was not confirmed comes again.
+#[test]
+fn postgres_crashes_before_anything_is_confirmed() {
+    let lab = own_postgres();
+    let (_, mut run) = unconfirmed(&lab);
+    row_arrives(&lab, &mut run, 200);
+    lab.restart_postgres(false, || {});
+    row_arrives(&lab, &mut run, 201);
+    unblock(&lab);
+    lab.settle(&mut run);
+    run.stop();
+    lab.assert_table("t", "id, v", "id");
+    lab.assert_table("blocked", "id", "id");
+}
+
+/// ClickHouse forgets rows that were never confirmed, and no position: they are sent again, without anybody's help.
+#[test]
+fn clickhouse_restored_to_what_was_not_confirmed() {
+    let lab = own_clickhouse();
+    let (_, mut run) = unconfirmed(&lab);
+    row_arrives(&lab, &mut run, 200);
+    let recorded = || {
+        let value = lab.target_value("SELECT value FROM _walferry_state FINAL WHERE item = 'position'");
+        serde_json::from_str::<serde_json::Value>(&value).unwrap()["lsn"].clone()
+    };
+    run.until_status("all that is durable to be recorded", |status| {
+        (status["lastLSN"] == recorded()).then_some(())
+    });
+    let yesterday = backup(&lab);
+    row_arrives(&lab, &mut run, 201);
+    let version = || lab.target_value("SELECT version FROM _walferry_state FINAL WHERE item = 'position'");
+    let before = version();
+    run.eventually("a record from after the row", || version() != before);
+    lab.restart_clickhouse(|| lab.clickhouse_server.restore(&yesterday));
+    let rows = || lab.target_value("SELECT count() FROM t WHERE id = 201");
+    assert_eq!(rows(), "0");
+    run.eventually("the row to come again", || rows() == "1");
+    unblock(&lab);
+    lab.settle(&mut run);
+    run.stop();
+    lab.assert_table("t", "id, v", "id");
+    lab.assert_table("blocked", "id", "id");
+}
+
 /// What a process that was replaced writes late does not replace what the one that goes on has on record.
 #[test]
 fn a_frozen_process_and_the_one_that_took_over() {

@@ -319,11 +319,10 @@ impl Database {
         Ok(BlockInsert { stream, table })
     }
 
-    async fn max_version(&self, table: &TableSchema, fence: &str) -> Result<Version, Error> {
-        let sql = ddl::newest_version(&self.shared.database, &table.target);
+    async fn ask_version(&self, sql: &str, fence: &str) -> Result<Version, Error> {
         let fence = insert::fence(fence);
         let settings = borrowed(&fence);
-        let answer = self.shared.client.query_text(&sql, &settings).await?;
+        let answer = self.shared.client.query_text(sql, &settings).await?;
         let version = answer.trim().parse();
         version
             .map(Version::from_number)
@@ -471,7 +470,18 @@ impl Destination for Database {
 
     async fn newest_version(&self, table: &TableSchema, fence: &str) -> Result<Version, DestinationError> {
         let doing = format!("look for the newest row of {}", self.qualified(table));
-        self.max_version(table, fence).await.map_err(|error| error.while_doing(&doing))
+        let sql = ddl::newest_version(&self.shared.database, &table.target);
+        self.ask_version(&sql, fence).await.map_err(|error| error.while_doing(&doing))
+    }
+
+    async fn newest_streamed_version(
+        &self,
+        table: &TableSchema,
+        fence: &str,
+    ) -> Result<Version, DestinationError> {
+        let doing = format!("look for the newest change of {}", self.qualified(table));
+        let sql = ddl::newest_streamed_version(&self.shared.database, &table.target);
+        self.ask_version(&sql, fence).await.map_err(|error| error.while_doing(&doing))
     }
 
     async fn delete(

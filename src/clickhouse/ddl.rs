@@ -132,6 +132,16 @@ pub fn newest_version(database: &str, table: &str) -> String {
     format!("SELECT toString(max({})) FROM {}", ident(OwnColumn::Version.name()), qualified(database, table))
 }
 
+/// The highest version of a row that was streamed.
+pub fn newest_streamed_version(database: &str, table: &str) -> String {
+    format!(
+        "SELECT toString(maxIf({0}, bitAnd({0}, {1}) != 0)) FROM {2}",
+        ident(OwnColumn::Version.name()),
+        Version::STEP_MASK,
+        qualified(database, table)
+    )
+}
+
 /// The parts that a table's rows are in, one a line.
 pub fn parts(database: &str, table: &str) -> String {
     format!("SELECT DISTINCT _part FROM {} FORMAT TabSeparated", qualified(database, table))

@@ -110,6 +110,11 @@ impl Checkpoint {
         inner.reads.retain(|read| read.until > received);
     }
 
+    /// The last transaction that was received.
+    pub(super) fn last_commit(&self) -> Option<Commit> {
+        self.inner().received.commit
+    }
+
     /// Everything committed up to here is durable.
     pub(super) fn durable(&self) -> Lsn {
         self.inner().durable().lsn

@@ -219,6 +219,13 @@ pub trait Destination: Clone + Send + Sync + 'static {
         fence: &str,
     ) -> impl Future<Output = Result<Version, DestinationError>> + Send;
 
+    /// The same of streamed rows: those that were copied do not count.
+    fn newest_streamed_version(
+        &self,
+        table: &TableSchema,
+        fence: &str,
+    ) -> impl Future<Output = Result<Version, DestinationError>> + Send;
+
     /// Deletes every row (of `rows`) whose version is in `versions`, with the end of it as the version of the deletion. Durable when it
     /// answers. Rows of other versions are never touched, however late it runs. Rows that it has deleted stay so when they are
     /// inserted again.

@@ -34,6 +34,8 @@ pub(super) struct Writer {
     versions: Mutex<Option<Range<u64>>>,
     /// The highest version of an epoch that was given up.
     used: AtomicU64,
+    /// The version of the last position of this epoch that the destination has taken.
+    recorded: AtomicU64,
 }
 
 impl Writer {
@@ -42,6 +44,7 @@ impl Writer {
             process: format!("{:016x}", fastrand::u64(..)),
             versions: Mutex::new(None),
             used: AtomicU64::new(0),
+            recorded: AtomicU64::new(0),
         }
     }
 
@@ -60,6 +63,7 @@ impl Writer {
     /// Gives the epoch up, and says whether there was one.
     pub(super) fn end(&self) -> bool {
         let left = self.versions().take();
+        self.recorded.store(0, Relaxed);
         if let Some(left) = &left {
             self.used.fetch_max(left.start, Relaxed);
         }
@@ -73,6 +77,21 @@ impl Writer {
     pub(super) fn next(&self) -> Result<StateVersion, Error> {
         let next = self.versions().as_mut().and_then(Iterator::next);
         next.map(StateVersion).ok_or(Error::Replaced)
+    }
+
+    /// How many versions of the epoch are used.
+    pub(super) fn begun(&self) -> u64 {
+        self.versions().as_ref().map_or(0, |left| left.start)
+    }
+
+    /// The destination has taken a position of this version.
+    pub(super) fn record(&self, version: StateVersion) {
+        self.recorded.fetch_max(version.0, Relaxed);
+    }
+
+    /// Whether the destination once had a newer position than what was found: it was restored from a backup of before.
+    pub(super) fn misses(&self, found: StateVersion) -> bool {
+        found.0 < self.recorded.load(Relaxed)
     }
 
     /// Whether another process has claimed a newer epoch, or the same one. A claim that is missing was not replaced, but removed.

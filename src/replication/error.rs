@@ -122,10 +122,15 @@ pub enum Error {
         /// What shows it, as a clause.
         found: String,
     },
+    /// The destination has forgotten records, but none that the source was told of.
+    #[error(
+        "the destination was restored from a backup of before its last records; everything since is sent and copied again"
+    )]
+    RecordsForgotten,
     /// The destination has forgotten what was written to it.
     #[error(
         "the destination was restored from a backup: it had a record of position {recorded}, and has {} now. To go on, {RESYNC_ADVICE}",
-        .found.map_or_else(|| "none".to_owned(), |found| format!("one of {found}"))
+        .found.map_or_else(|| "none".to_owned(), |found| format!("an earlier one, of {found},"))
     )]
     DestinationRestored {
         /// The position that was recorded.

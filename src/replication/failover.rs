@@ -112,6 +112,7 @@ impl Origin {
             timeline: self.identity.timeline,
             slot: config.mirror.slot_name(),
             publications: publications(config),
+            unconfirmed: None,
         }
     }
 

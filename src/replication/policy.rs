@@ -50,6 +50,7 @@ fn exception(error: &Error) -> Option<Policy> {
         Error::Destination(refusal) if refusal.kind == ErrorKind::Table => Some(Policy::FailTable),
         // The cause is over, or lies with this process: what is on record tells how to go on.
         Error::Replaced
+        | Error::RecordsForgotten
         | Error::TimelineLeft
         | Error::TablesAdmitted { .. }
         | Error::TargetReleased { .. } => Some(Policy::StartOver),
@@ -75,7 +76,7 @@ fn reason(error: &Error) -> Reason {
         Error::PositionUnknown { .. } => Reason::DestinationPositionMissing,
         Error::SlotAdvanced { .. } => Reason::SourceSlotAdvanced,
         Error::SourceWentBack { .. } => Reason::SourceWentBack,
-        Error::DestinationRestored { .. } => Reason::DestinationRestored,
+        Error::DestinationRestored { .. } | Error::RecordsForgotten => Reason::DestinationRestored,
         Error::CopyFinished => Reason::CopyFinished,
         Error::OtherVersions { .. } => Reason::DestinationVersionsOutdated,
         Error::LogTooLong { .. } => Reason::SourceLogTooLong,
@@ -169,6 +170,7 @@ mod tests {
         assert_eq!(of(Error::SnapshotLost), (Policy::Retry, Reason::SourceSnapshotLost));
         assert_eq!(of(Error::Replaced).0, Policy::StartOver);
         assert_eq!(of(Error::TimelineLeft).0, Policy::StartOver);
+        assert_eq!(of(Error::RecordsForgotten), (Policy::StartOver, Reason::DestinationRestored));
         assert_eq!(of(Error::Stopped).0, Policy::Stop);
         let renamed = postgres::Error::RowTooLong { bytes: 1 };
         assert_eq!(of(Error::Source(renamed)), (Policy::FailTable, Reason::RowTooLong));

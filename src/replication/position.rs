@@ -65,6 +65,10 @@ pub struct PositionRecord {
     pub slot: String,
     /// The publications that were read: others send other transactions.
     pub publications: Vec<String>,
+    /// Where the newest transaction was committed of which the destination had rows, though nothing of it was confirmed, when the source
+    /// was started again.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unconfirmed: Option<Lsn>,
 }
 
 impl PositionRecord {
@@ -76,9 +80,10 @@ impl PositionRecord {
         let confirmed = slot.confirmed_flush_lsn.unwrap_or_default();
         self.check_slot(&slot.name, confirmed)?;
         // What a standby has replayed may be less after its restart; it comes to all of it again.
-        if !standby && timeline == self.timeline && slot.current_lsn < self.lsn {
+        let reached = self.unconfirmed.map_or(self.lsn, |at| at.max(self.lsn));
+        if !standby && timeline == self.timeline && slot.current_lsn < reached {
             return Err(Error::SourceWentBack {
-                recorded: self.lsn,
+                recorded: reached,
                 found: format!("its log ends at {}", slot.current_lsn),
             });
         }
@@ -89,12 +94,28 @@ impl PositionRecord {
         check_confirmed(slot, self.lsn, confirmed)
     }
 
-    /// The transaction that a stream from `start` has to bring again.
+    /// The transactions that a stream from `start` has to bring again.
     pub(super) fn witness(&self, start: Lsn, timeline: u32, publications: &[String]) -> Witness {
-        let comes_again = |commit: &Commit| {
-            commit.lsn >= start && self.timeline == timeline && self.publications == publications
-        };
-        Witness { awaited: self.commit.filter(comes_again) }
+        let comes_again =
+            |at: Lsn| at >= start && self.timeline == timeline && self.publications == publications;
+        Witness {
+            awaited: self.commit.filter(|commit| comes_again(commit.lsn)),
+            unconfirmed: self.unconfirmed.filter(|at| comes_again(*at)),
+        }
+    }
+
+    /// The record that follows this one when everything up to `next` is durable, as far as that is further.
+    fn advanced(&self, next: Mark) -> PositionRecord {
+        let Mark { lsn, commit } = next;
+        match lsn > self.lsn {
+            true => PositionRecord {
+                lsn,
+                commit,
+                unconfirmed: self.unconfirmed.filter(|at| *at >= lsn),
+                ..self.clone()
+            },
+            false => self.clone(),
+        }
     }
 }
 
@@ -105,10 +126,11 @@ fn check_confirmed(slot: &str, recorded: Lsn, confirmed: Lsn) -> Result<(), Erro
     Ok(())
 }
 
-/// The last transaction on record, as long as the stream has to come past it.
+/// The last transaction on record, and the last of which rows are at the destination, as long as the stream has to come past them.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Witness {
     awaited: Option<Commit>,
+    unconfirmed: Option<Lsn>,
 }
 
 impl Witness {
@@ -118,6 +140,11 @@ impl Witness {
     /// [`Error::SourceWentBack`] when there is another transaction at that place, or none.
     #[inline]
     pub(super) fn meet(&mut self, commit: Commit) -> Result<(), Error> {
+        match self.unconfirmed {
+            Some(at) if commit.lsn > at => return Err(unconfirmed_missed(at)),
+            Some(at) if commit.lsn == at => self.unconfirmed = None,
+            _ => {}
+        }
         match self.awaited {
             Some(awaited) if commit == awaited => {
                 self.awaited = None;
@@ -133,6 +160,9 @@ impl Witness {
     /// # Errors
     /// [`Error::SourceWentBack`] when the transaction has not.
     pub(super) fn pass(&self, lsn: Lsn) -> Result<(), Error> {
+        if let Some(at) = self.unconfirmed.filter(|at| lsn > *at) {
+            return Err(unconfirmed_missed(at));
+        }
         match self.awaited {
             Some(awaited) if lsn > awaited.lsn => Err(missed(awaited)),
             _ => Ok(()),
@@ -143,6 +173,12 @@ impl Witness {
 fn missed(commit: Commit) -> Error {
     let found = format!("transaction {} was committed there before and is not there any more", commit.xid);
     Error::SourceWentBack { recorded: commit.lsn, found }
+}
+
+fn unconfirmed_missed(at: Lsn) -> Error {
+    let found =
+        "the destination has rows of a transaction that was committed there before and is not there any more";
+    Error::SourceWentBack { recorded: at, found: found.to_owned() }
 }
 
 /// What the source may hear, shared by those who record, those who report to the source and those who look at the slot.
@@ -189,6 +225,16 @@ pub(super) struct Recorder<D: Destination> {
     pub(super) confirmable: Arc<Confirmable>,
     /// What is on record.
     pub(super) record: PositionRecord,
+    /// What had happened when that was written.
+    pub(super) noted: Activity,
+}
+
+/// What grows while this process writes anything to the destination. The position is recorded again when it has: a destination that
+/// forgets what was written then forgets a record too, however little of it is confirmed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Activity {
+    received: Option<Commit>,
+    records_begun: u64,
 }
 
 impl<D: Destination> Recorder<D> {
@@ -204,6 +250,8 @@ impl<D: Destination> Recorder<D> {
         let mut pause = TICK;
         // The first transaction is recorded at once.
         let (mut written, mut looked) = (None::<Instant>, Instant::now());
+        self.noted = self.activity(&checkpoint);
+        let mut unnoted = None::<Instant>;
         loop {
             tokio::select! {
                 () = end.cancelled() => return self,
@@ -211,10 +259,13 @@ impl<D: Destination> Recorder<D> {
                 () = tokio::time::sleep(pause) => {}
             }
             let mark = checkpoint.confirmed();
-            let due = self.is_due(mark, written.map(|written| written.elapsed()));
+            let activity = self.activity(&checkpoint);
+            unnoted = (activity != self.noted).then(|| unnoted.unwrap_or_else(Instant::now));
+            let elapsed = |moment: Option<Instant>| moment.map(|moment| moment.elapsed());
+            let due = self.is_due(mark, elapsed(written), elapsed(unnoted));
             let done = tokio::select! {
                 () = end.cancelled() => return self,
-                done = self.step(due.then_some(mark), looked.elapsed()) => done,
+                done = self.step(due.then_some((mark, activity)), looked.elapsed()) => done,
             };
             match done {
                 Ok(false) => continue,
@@ -222,7 +273,7 @@ impl<D: Destination> Recorder<D> {
                     (backoff, pause) = (Backoff::default(), TICK);
                     looked = Instant::now();
                     if due {
-                        written = Some(looked);
+                        (written, unnoted) = (Some(looked), None);
                     }
                 }
                 Err(error) => match policy(&error).0 {
@@ -245,7 +296,8 @@ impl<D: Destination> Recorder<D> {
         if mark.lsn <= self.record.lsn {
             return;
         }
-        match tokio::time::timeout(FINISH_WITHIN, self.step(Some(mark), Duration::ZERO)).await {
+        let next = Some((mark, self.noted));
+        match tokio::time::timeout(FINISH_WITHIN, self.step(next, Duration::ZERO)).await {
             Ok(Ok(_)) => {}
             Ok(Err(error)) => {
                 tracing::warn!(%error, "the last position could not be recorded; it is sent again")
@@ -254,43 +306,56 @@ impl<D: Destination> Recorder<D> {
         }
     }
 
-    fn is_due(&self, mark: Mark, since: Option<Duration>) -> bool {
+    fn activity(&self, checkpoint: &Checkpoint) -> Activity {
+        Activity { received: checkpoint.last_commit(), records_begun: self.store.records_begun() }
+    }
+
+    /// Whether to record, `since` the last record was written, and with activity `unnoted` in it for that long.
+    fn is_due(&self, mark: Mark, since: Option<Duration>, unnoted: Option<Duration>) -> bool {
         let awaited = self.confirmable.awaited.load(Relaxed) > self.record.lsn.0;
         let pace = match mark.commit == self.record.commit {
             _ if awaited => Duration::ZERO,
             false => BUSY_EVERY,
             true => IDLE_EVERY,
         };
-        mark.lsn > self.record.lsn && since.is_none_or(|since| since >= pace)
+        let moved = mark.lsn > self.record.lsn && since.is_none_or(|since| since >= pace);
+        moved || unnoted.is_some_and(|unnoted| unnoted >= BUSY_EVERY)
     }
 
     /// Compares the record with what was written last, when that is due, and replaces it. Says whether there was anything to do.
-    async fn step(&mut self, next: Option<Mark>, looked: Duration) -> Result<bool, Error> {
+    async fn step(&mut self, next: Option<(Mark, Activity)>, looked: Duration) -> Result<bool, Error> {
         if next.is_none() && looked < LOOK_EVERY {
             return Ok(false);
         }
         self.look().await?;
-        if let Some(Mark { lsn, commit }) = next {
-            let record = PositionRecord { lsn, commit, ..self.record.clone() };
+        if let Some((mark, activity)) = next {
+            let record = self.record.advanced(mark);
             self.store.save_position(&record).await?;
+            self.confirmable.recorded.fetch_max(record.lsn.0, Relaxed);
             self.record = record;
-            self.confirmable.recorded.fetch_max(lsn.0, Relaxed);
+            // The position is a record itself.
+            self.noted = Activity { records_begun: activity.records_begun + 1, ..activity };
         }
         Ok(true)
     }
 
     /// # Errors
-    /// [`Error::Replaced`], [`Error::DestinationRestored`].
+    /// [`Error::Replaced`], [`Error::DestinationRestored`], [`Error::RecordsForgotten`].
     async fn look(&self) -> Result<(), Error> {
         let mut looks = 0;
         loop {
-            let found = self.store.load_position().await?.map(|found| found.lsn);
+            let found = self.store.load_position().await?.map(|(found, newest)| (found.lsn, newest));
             // Of two tries to write a record the first may have reached the destination too.
-            if found.is_some_and(|found| found >= self.record.lsn) {
+            let reached = found.is_some_and(|(found, _)| found >= self.record.lsn);
+            if reached && found.is_some_and(|(_, newest)| newest) {
                 return Ok(());
             }
             looks += 1;
+            if looks == LOOKS && reached {
+                return Err(Error::RecordsForgotten);
+            }
             if looks == LOOKS {
+                let found = found.map(|(found, _)| found);
                 return Err(Error::DestinationRestored { recorded: self.record.lsn, found });
             }
             tokio::time::sleep(LOOK_AGAIN).await;
@@ -314,6 +379,7 @@ mod tests {
             timeline: 1,
             slot: "s".into(),
             publications: vec!["p".into()],
+            unconfirmed: None,
         }
     }
 
@@ -352,6 +418,29 @@ mod tests {
         assert!(back.contains("its log ends at 0/58") && back.contains("walferry.dev/resync"), "{back}");
         assert_eq!(check(0x40, 0x58, 2, false), Ok(()), "a promoted standby is compared otherwise");
         assert_eq!(check(0x40, 0x58, 1, true), Ok(()), "a standby that replays once more");
+    }
+
+    #[test]
+    fn what_was_never_confirmed_shows_a_source_that_went_back_too() {
+        let ahead = PositionRecord { unconfirmed: Some(Lsn(0x90)), ..record() };
+        let check = |current, timeline, standby| ahead.check(&slot(0x40, current), timeline, standby);
+        assert!(
+            check(0x90, 1, false).is_ok() && check(0x88, 2, false).is_ok() && check(0x88, 1, true).is_ok()
+        );
+        let back = check(0x88, 1, false).unwrap_err().to_string();
+        assert!(back.contains("come to 0/90") && back.contains("its log ends at 0/88"), "{back}");
+        let publications = ["p".to_owned()];
+        let witness = |start| ahead.witness(Lsn(start), 1, &publications);
+        let mut met = witness(0x58);
+        assert!(met.meet(commit(0x80, 8)).is_ok() && met.pass(Lsn(0x90)).is_ok());
+        assert!(met.meet(commit(0x90, 9)).is_ok() && met.pass(Lsn(0xa0)).is_ok(), "it was met");
+        assert!(witness(0x58).meet(commit(0x98, 9)).is_err() && witness(0x58).pass(Lsn(0x98)).is_err());
+        assert!(witness(0x98).pass(Lsn(0xa0)).is_ok(), "the stream begins behind it");
+        assert!(ahead.witness(Lsn(0x58), 2, &publications).pass(Lsn(0x98)).is_ok());
+        let next = |lsn| ahead.advanced(Mark { lsn: Lsn(lsn), commit: None });
+        assert_eq!(next(0x50), ahead, "a stream that begins before the record");
+        assert_eq!((next(0x90).lsn, next(0x90).unconfirmed), (Lsn(0x90), Some(Lsn(0x90))));
+        assert_eq!(next(0x98).unconfirmed, None);
     }
 
     #[test]

@@ -114,6 +114,7 @@ impl<D: Destination> Provisioner<'_, D> {
             let failover = Failover { config, session, destination, store, found: origin.timeline(), at };
             failover.follow(&mut state, &mut apart).await?;
         }
+        note_unconfirmed(config, origin, destination, &mut state).await?;
         check_position(config, session, origin, &state).await?;
         let taken = targets::claim_all(config, destination, store).await?;
         let free = |record: &TableRecord| !taken.contains_key(&record.schema.target);
@@ -239,6 +240,37 @@ async fn check_position(
     let Some(slot) = slot::read(session, &name).await? else { return Ok(()) };
     let Some(position) = &state.position else { return Err(Error::PositionUnknown { slot: name }) };
     position.check(&slot, origin.timeline(), catalog::is_standby(session).await?)
+}
+
+/// A source that was started again may be one that was restored, and lack what the destination has without having confirmed it: notes
+/// the newest such transaction, which the source has to send once more.
+///
+/// # Errors
+/// What the destination answers, but for a target that can't be read: it is looked at later.
+async fn note_unconfirmed<D: Destination>(
+    config: &ReplicatorConfig,
+    origin: &Origin,
+    destination: &D,
+    state: &mut MirrorState,
+) -> Result<(), Error> {
+    let (Some(source), Some(position)) = (&state.source, &mut state.position) else { return Ok(()) };
+    if source.timeline != origin.timeline() || source.server_started == origin.server_started() {
+        return Ok(());
+    }
+    let wanted = config.tables.iter().filter_map(|spec| state.tables.get(&spec.id));
+    for record in wanted.filter(|record| record.phase != TablePhase::Failed) {
+        let fence = stream_fence(&config.mirror.fence(), &record.schema);
+        let newest = destination.newest_streamed_version(&record.schema, &fence).await.map_err(Error::from);
+        match newest {
+            Ok(version) if version.lsn() >= position.lsn => {
+                position.unconfirmed = position.unconfirmed.max(Some(version.lsn()));
+            }
+            Ok(_) => {}
+            Err(error) if matches!(policy(&error).0, Policy::FailTable | Policy::Stall) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
 }
 
 /// Forgets the tables that the Mirror no longer asks for.

@@ -374,10 +374,14 @@ impl<D: Destination> StateStore<D> {
     ///
     /// # Errors
     /// [`Error::Replaced`] when another process has claimed one since this one did, or at the same moment: what is in memory is older
-    /// than what is on record.
+    /// than what is on record; [`Error::RecordsForgotten`] when it is newer.
     pub async fn take(&self) -> Result<MirrorState, Error> {
         let found = self.destination.load_state(&self.mirror, None).await?;
         if self.writer.owns(&found) {
+            if self.writer.misses(found.newest) {
+                self.writer.end();
+                return Err(Error::RecordsForgotten);
+            }
             return parse(&found.rows);
         }
         if self.writer.end() {
@@ -405,7 +409,15 @@ impl<D: Destination> StateStore<D> {
 
     /// Writes the position that the source may be told.
     pub async fn save_position(&self, record: &PositionRecord) -> Result<(), Error> {
-        self.save(vec![row(POSITION_ITEM.to_owned(), record)?]).await
+        let (rows, version) = ([row(POSITION_ITEM.to_owned(), record)?], self.writer.next()?);
+        self.destination.save_state(&self.mirror, &rows, version).await?;
+        self.writer.record(version);
+        Ok(())
+    }
+
+    /// Grows with each record that this process begins to write.
+    pub(super) fn records_begun(&self) -> u64 {
+        self.writer.begun()
     }
 
     /// Writes claims of target tables, by their items; `None` removes one.
@@ -420,18 +432,21 @@ impl<D: Destination> StateStore<D> {
         self.save(rows.collect::<Result<_, _>>()?).await
     }
 
-    /// Reads the position on record; `None` where there is none of this process's epoch.
+    /// Reads the position on record, and whether it is as new as the last one that this process has written; `None` where there is
+    /// none of this process's epoch.
     ///
     /// # Errors
     /// [`Error::Replaced`] when another process has claimed a newer epoch.
-    pub async fn load_position(&self) -> Result<Option<PositionRecord>, Error> {
+    pub async fn load_position(&self) -> Result<Option<(PositionRecord, bool)>, Error> {
         let items = [EPOCH_ITEM, POSITION_ITEM];
         let found = self.destination.load_state(&self.mirror, Some(&items)).await?;
         if self.writer.is_replaced(&found) {
             return Err(Error::Replaced);
         }
         let position = parse(&found.rows)?.position;
-        Ok(position.filter(|_| self.writer.owns(&found)))
+        Ok(position
+            .filter(|_| self.writer.owns(&found))
+            .map(|position| (position, !self.writer.misses(found.newest))))
     }
 
     /// Writes a table's record.

@@ -21,7 +21,7 @@ use super::{
     failure,
     fatal::Fatal,
     policy,
-    position::{Confirmable, PositionRecord, Recorder, Witness},
+    position::{Activity, Confirmable, PositionRecord, Recorder, Witness},
     provision::{self, Provisioned, Provisioner},
     reread::Rereader,
     resync, snapshot,
@@ -441,7 +441,8 @@ impl<D: Destination> Worker<D> {
         let witness = record.witness(confirmed, timeline, &publications);
         let start = Mark { lsn: confirmed, commit: record.commit };
         let record = PositionRecord { publications, ..record };
-        let recorder = Recorder { store: self.store.clone(), confirmable, record };
+        let recorder =
+            Recorder { store: self.store.clone(), confirmable, record, noted: Activity::default() };
         tracing::info!(slot = slot_name, start = %confirmed, binary, "streaming");
         self.progress.set_durable_lsn(confirmed);
         self.progress.set_slot(SlotReport { inactive_since: None, ..self.progress.slot() });

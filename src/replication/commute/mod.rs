@@ -4,12 +4,15 @@
 //! were never run, and another one goes on from where the slot stands, with other batches. Then everything is run again at random, whole
 //! or only one partition of it, wherever it could have been late; and ties between two requests are decided either way.
 
+mod engine;
+
 use std::{
     collections::BTreeMap,
     ops::Range,
     sync::{Arc, Mutex, MutexGuard},
 };
 
+use engine::{Engine, Request, Row, Tie};
 use proptest::{prelude::*, sample::Index};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
@@ -34,23 +37,6 @@ use crate::model::{
     BatchSettings, Column, Lsn, Password, Position, PostgresEndpoint, SourceType, Steps, TableId, TableKind,
     TableProgress, TableSchema, TableSpec, TlsSettings, Tuple, Version,
 };
-
-/// A row as the destination gets it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-struct Row {
-    key: String,
-    value: String,
-    at: Position,
-    op: Op,
-    /// Whether it takes the place of a change that was removed.
-    removed: bool,
-}
-
-#[derive(Clone, Debug)]
-enum Request {
-    Insert(Vec<Row>),
-    Delete(Range<Version>),
-}
 
 /// What was sent, in the order in which it was; and whether it was run then.
 #[derive(Debug, Default)]
@@ -156,6 +142,10 @@ impl Destination for Model {
         Ok(Version::ZERO)
     }
 
+    async fn newest_streamed_version(&self, _: &TableSchema, _: &str) -> Result<Version, DestinationError> {
+        Ok(Version::ZERO)
+    }
+
     async fn delete(
         &self,
         _: &TableSchema,
@@ -200,92 +190,6 @@ impl Destination for Model {
 
     async fn drop_state(&self, _: &str) -> Result<(), DestinationError> {
         Ok(())
-    }
-}
-
-/// Which of several requests' rows with one key and one version counts.
-#[derive(Clone, Copy, Debug)]
-enum Tie {
-    First,
-    Last,
-}
-
-/// What ReplacingMergeTree makes of requests.
-struct Engine {
-    keyed: bool,
-    tie: Tie,
-    /// Each row with the number of the request that brought it.
-    rows: Vec<(usize, Row)>,
-    run: usize,
-}
-
-impl Engine {
-    fn new(keyed: bool, tie: Tie) -> Engine {
-        Engine { keyed, tie, rows: Vec::new(), run: 0 }
-    }
-
-    /// Runs a request, of an insert only the partition with the keys that `takes` says.
-    fn run(&mut self, request: &Request, takes: impl Fn(&Row) -> bool) {
-        self.run += 1;
-        let run = self.run;
-        let rows = match request {
-            Request::Insert(rows) => rows.iter().filter(|row| takes(row)).cloned().collect(),
-            Request::Delete(versions) if self.keyed => self.tombstones(versions),
-            Request::Delete(versions) => self.removals(versions),
-        };
-        self.rows.extend(rows.into_iter().map(|row| (run, row)));
-    }
-
-    fn tombstones(&self, versions: &Range<Version>) -> Vec<Row> {
-        let gone = self
-            .newest()
-            .into_values()
-            .filter(|row| row.op == Op::Upsert && versions.contains(&row.at.version));
-        gone.map(|row| Row { at: versions.end.into(), op: Op::Delete, value: String::new(), ..row }).collect()
-    }
-
-    fn removals(&self, versions: &Range<Version>) -> Vec<Row> {
-        let there =
-            self.newest().into_values().filter(|row| !row.removed && versions.contains(&row.at.version));
-        there.map(|row| Row { removed: true, ..row }).collect()
-    }
-
-    /// Of each key, or each position, the row that counts.
-    fn newest(&self) -> BTreeMap<(String, Option<(Version, u64)>), Row> {
-        let mut newest: BTreeMap<_, (usize, Row)> = BTreeMap::new();
-        for (run, row) in &self.rows {
-            let position = (row.at.version, row.at.ordinal);
-            let key = if self.keyed { (row.key.clone(), None) } else { (String::new(), Some(position)) };
-            let wins = newest.get(&key).is_none_or(|(before, other)| {
-                let tie = match self.tie {
-                    Tie::First => run == before,
-                    Tie::Last => run >= before,
-                };
-                let (rank, rank_of_other) =
-                    ((row.at.version, row.removed), (other.at.version, other.removed));
-                rank > rank_of_other || (rank == rank_of_other && tie)
-            });
-            if wins {
-                newest.insert(key, (*run, row.clone()));
-            }
-        }
-        newest.into_iter().map(|(key, (_, row))| (key, row)).collect()
-    }
-
-    /// The rows that are there, and how often.
-    fn shown(&self) -> BTreeMap<(String, String), i64> {
-        let mut shown = BTreeMap::new();
-        for row in self.newest().into_values() {
-            let times = match row.op {
-                _ if row.removed => continue,
-                Op::Upsert => 1,
-                Op::Delete if self.keyed => continue,
-                Op::Delete => -1,
-            };
-            *shown.entry((row.key, row.value)).or_insert(0) += times;
-        }
-        shown.retain(|_, times| *times != 0);
-        shown
     }
 }
 
@@ -504,6 +408,8 @@ struct Case {
     keyed: bool,
     /// Whether the second process copies the table again.
     copies: bool,
+    /// Whether a TRUNCATE ends that copy while its insert is on the way, which is not repeated then.
+    abandons: bool,
     transactions: Vec<Wishes>,
     /// How far the first process comes with its destination, and how far without.
     lost: (Index, Index),
@@ -517,15 +423,18 @@ fn case() -> impl Strategy<Value = Case> {
     let transactions = prop::collection::vec(prop::collection::vec((wish(), far), 1..12), 1..8);
     let lost = (any::<Index>(), any::<Index>());
     let again = prop::collection::vec((any::<Index>(), any::<Index>(), 0_u8..3), 0..40);
-    (any::<bool>(), any::<bool>(), transactions, lost, prop::collection::vec(any::<bool>(), 1..40), again)
-        .prop_map(|(keyed, copies, transactions, lost, inserts, again)| Case {
+    let kind = any::<(bool, bool, bool)>();
+    (kind, transactions, lost, prop::collection::vec(any::<bool>(), 1..40), again).prop_map(
+        |((keyed, copies, abandons), transactions, lost, inserts, again)| Case {
             keyed,
             copies: copies && keyed,
+            abandons,
             transactions,
             lost,
             inserts,
             again,
-        })
+        },
+    )
 }
 
 /// Runs both processes. Gives the requests, the source's rows, and below which version nothing counts any more.
@@ -546,25 +455,28 @@ async fn run(case: &Case) -> (Vec<(Request, bool)>, BTreeMap<String, String>, Ve
     model.wire().away = true;
     first.apply(&messages[with..without], inserts).await;
     let (mut record, confirmed) = first.killed();
+    let mut copy = 0;
     tokio::time::sleep(std::time::Duration::from_secs(2)).await;
     model.wire().away = false;
     if case.copies {
         // At some position that the source had come to by then, with the rows that it has when they are read.
-        let (covered, _) = source.states[case.lost.1.index(source.states.len())];
+        let (covered, then) = &source.states[case.lost.1.index(source.states.len())];
         record = TableRecord {
-            covered,
-            copy_version: covered,
+            covered: *covered,
+            copy_version: *covered,
             phase: TablePhase::Streaming,
             floor: Version::ZERO,
             ..record
         };
-        let copied = source.rows.iter().map(|(key, value)| Row {
+        let read = if case.abandons { then } else { &source.rows };
+        let copied = read.iter().map(|(key, value)| Row {
             key: key.clone(),
             value: value.clone(),
-            at: Version::copied(covered).into(),
+            at: Version::copied(*covered).into(),
             op: Op::Upsert,
             removed: false,
         });
+        copy = model.wire().requests.len();
         model.send(Some(Request::Insert(copied.collect()))).await.unwrap();
     }
     let mut second = Process::begin(&model, record.clone(), confirmed);
@@ -573,6 +485,9 @@ async fn run(case: &Case) -> (Vec<(Request, bool)>, BTreeMap<String, String>, Ve
     let mut floor = second.table.record().floor;
     if case.copies {
         let older = Version::ZERO..Version::copied(record.covered);
+        if case.abandons && floor > older.end {
+            model.wire().requests[copy].1 = false;
+        }
         model.send(Some(Request::Delete(older.clone()))).await.unwrap();
         floor = floor.max(older.end);
     }
