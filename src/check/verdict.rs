@@ -13,7 +13,8 @@ use crate::{
 };
 
 impl CheckReport {
-    /// What it means for a start. A failure of one table keeps no other from it; one of a server, or of the Mirror as a whole, does.
+    /// What it means for a start. A failure of one table keeps no other from it; one of a server, or of the Mirror as a whole, does. A
+    /// question that met a fault which passes says nothing of the table: it is the server's.
     /// What the Mirror's state tells keeps nothing from it: the engine shows that in the conditions, and sees when it is healed.
     pub fn verdict(&self, config: &ReplicatorConfig) -> Verdict {
         let ids: BTreeMap<String, &TableId> =
@@ -22,6 +23,7 @@ impl CheckReport {
         for check in self.checks.iter().filter(|check| check.outcome == Outcome::Failure && !check.of_state) {
             match ids.get(&check.subject) {
                 Some(id) if self.joined.contains(*id) => {}
+                Some(_) if check.transient => refuse(&mut verdict.mirror, check),
                 Some(id) => {
                     let failure = MirrorFailure { reason: reason_of(check), message: String::new() };
                     let failure = verdict.tables.entry((*id).clone()).or_insert(failure);
@@ -124,5 +126,10 @@ mod tests {
         assert!(of(vec![passing]).transient);
         assert!(report(vec![lasting.clone()]).starts_nothing(&config()));
         assert_eq!(report(vec![lasting.of_state()]).verdict(&config()).mirror, None);
+        let cut = Check::failure("public.users", "target table", Reason::DestinationConnectionLost, "cut");
+        let verdict = report(vec![cut.clone().transient(true)]).verdict(&config());
+        assert!(verdict.tables.is_empty(), "the connection was cut, whatever the question was");
+        assert!(verdict.mirror.is_some_and(|refused| refused.transient));
+        assert!(report(vec![cut]).verdict(&config()).mirror.is_none());
     }
 }
