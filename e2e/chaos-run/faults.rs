@@ -32,6 +32,23 @@ pub enum Trouble {
     Corrupted(Direction),
 }
 
+/// What becomes of the replicator between the copy of a server's disk and its restore.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Meanwhile {
+    /// It streams all the time.
+    Streams,
+    /// It streams, and is killed before the restore.
+    Dies,
+    /// It is down from before the copy until after the restore: nothing that is lost was confirmed.
+    IsDown,
+}
+
+impl Meanwhile {
+    fn any(rng: &mut Rng) -> Meanwhile {
+        [Meanwhile::Streams, Meanwhile::Dies, Meanwhile::IsDown][rng.usize(0..3)]
+    }
+}
+
 /// A fault.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fault {
@@ -64,6 +81,10 @@ pub enum Fault {
     RewriteTable,
     /// A request reaches ClickHouse after its client has gone, and after newer ones.
     DeliverLate,
+    /// PostgreSQL gets an earlier copy of its disk back, on the same timeline.
+    RestoreSource(Meanwhile),
+    /// ClickHouse gets an earlier copy of its disk back.
+    RestoreTarget(Meanwhile),
 }
 
 /// What a fault needs for itself: two that share a part don't overlap.
@@ -158,7 +179,7 @@ impl Fault {
             | TargetTooManyParts | TargetWantsFreeDisk | TargetDiskFull | DeliverLate => &[Part::Target],
             Network(Side::Source, _) => &[Part::SourceNetwork],
             Network(Side::Target, _) => &[Part::TargetNetwork],
-            FailOver | LoseSlot | ChangePublication => &PARTS,
+            FailOver | LoseSlot | ChangePublication | RestoreSource(_) | RestoreTarget(_) => &PARTS,
         }
     }
 }
@@ -191,6 +212,8 @@ impl fmt::Display for Fault {
             ExchangePartition => "partition detached, changed and attached again",
             RewriteTable => "rows rewritten by ALTER TABLE … USING",
             DeliverLate => "requests reach ClickHouse late",
+            RestoreSource(meanwhile) => return write!(f, "PostgreSQL restored, {meanwhile}"),
+            RestoreTarget(meanwhile) => return write!(f, "ClickHouse restored, {meanwhile}"),
             Network(side, trouble) => {
                 let side = match side {
                     Side::Source => "PostgreSQL",
@@ -200,6 +223,16 @@ impl fmt::Display for Fault {
             }
         };
         f.write_str(text)
+    }
+}
+
+impl fmt::Display for Meanwhile {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Meanwhile::Streams => "the replicator streams",
+            Meanwhile::Dies => "the replicator is killed before",
+            Meanwhile::IsDown => "the replicator is down since the copy",
+        })
     }
 }
 
@@ -238,14 +271,7 @@ pub struct Event {
 /// The faults of a round of this length, in the order of their beginnings and ends.
 pub fn schedule(rng: &mut Rng, length: Duration) -> Vec<Event> {
     let mut free_from = [Duration::ZERO; PARTS.len()];
-    let rare = [
-        (0.15, Fault::FailOver),
-        (0.3, Fault::LoseSlot),
-        (0.45, Fault::FailOver),
-        (0.6, Fault::ChangePublication),
-        (0.8, Fault::FailOver),
-    ];
-    let mut rare = VecDeque::from(rare.map(|(part, fault)| (length.mul_f64(part), fault)));
+    let mut rare = rare_faults(rng, length);
     let mut events = Vec::new();
     let mut at = Duration::from_millis(500 + rng.u64(0..2000));
     while at < length {
@@ -275,6 +301,25 @@ pub fn schedule(rng: &mut Rng, length: Duration) -> Vec<Event> {
     // Stable: what has no length ends right after it began.
     events.sort_by_key(|event| event.at);
     events
+}
+
+/// What needs everything for itself, and when it is due. Each restore is in every other round.
+fn rare_faults(rng: &mut Rng, length: Duration) -> VecDeque<(Duration, Fault)> {
+    let mut rare = vec![
+        (0.15, Fault::FailOver),
+        (0.3, Fault::LoseSlot),
+        (0.45, Fault::FailOver),
+        (0.6, Fault::ChangePublication),
+        (0.8, Fault::FailOver),
+    ];
+    for restore in [Fault::RestoreSource, Fault::RestoreTarget] {
+        let (when, meanwhile) = (0.9 * rng.f64(), Meanwhile::any(rng));
+        if rng.bool() {
+            rare.push((when, restore(meanwhile)));
+        }
+    }
+    rare.sort_by(|one, other| one.0.total_cmp(&other.0));
+    rare.into_iter().map(|(part, fault)| (length.mul_f64(part), fault)).collect()
 }
 
 /// What hangs, hangs long now and then: longer than most time-outs.

@@ -32,7 +32,7 @@ use std::{
 use fastrand::Rng;
 use faults::Event;
 use site::Site;
-use workload::{Done, Workload};
+use workload::Workload;
 
 /// Both sides are compared this often: what went wrong has few faults before it.
 const ROUND: Duration = Duration::from_secs(300);
@@ -47,7 +47,7 @@ fn both_sides_are_equal_after_everything() {
     let length = Duration::from_secs_f64(minutes * 60.0);
     let rounds = length.div_duration_f64(ROUND).ceil().max(1.0);
     let mut rng = Rng::with_seed(seed);
-    let done = Arc::new(Done::default());
+    let done = Arc::clone(&site.done);
     for round in 0..rounds as u64 {
         let workload = Workload::start(&site.login(), seed.wrapping_mul(1000).wrapping_add(round), &done);
         play(site, &workload, &faults::schedule(&mut rng, length.div_f64(rounds)), length.div_f64(rounds));
@@ -57,7 +57,7 @@ fn both_sides_are_equal_after_everything() {
         site.assert_equal();
         site.say("both sides are equal, and the slot keeps next to nothing");
     }
-    summary(site, &done);
+    summary(site);
 }
 
 /// Plays a schedule for as long as it is meant to take: a machine that is slow sees fewer faults, in the same order.
@@ -93,16 +93,18 @@ fn setting<T: FromStr>(name: &str, default: T) -> T {
     text.parse().unwrap_or_else(|_| panic!("{name} is not a number: {text}"))
 }
 
-fn summary(site: &Site, done: &Done) {
+fn summary(site: &Site) {
+    let done = &site.done;
     println!("faults:");
     for (fault, count) in &site.counts {
         println!("{count:6}  {fault}");
     }
     println!(
-        "{:6}  in all; {} transactions with {} rows; the replicator was started {} times, {} of them in vain because a server was away, and held {} MiB at most",
+        "{:6}  in all; {} transactions with {} rows, {} of them undone by restores; the replicator was started {} times, {} of them in vain because a server was away, and held {} MiB at most",
         site.counts.values().sum::<u32>(),
         done.transactions.load(SeqCst),
         done.rows.load(SeqCst),
+        done.lost.load(SeqCst),
         site.starts(),
         site.refused_starts,
         site.peak_memory_mib,

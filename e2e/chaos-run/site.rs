@@ -1,5 +1,6 @@
 //! Both servers, the networks between them and the replicator, and what is done to each.
 
+mod restores;
 mod source;
 
 use std::{
@@ -25,7 +26,7 @@ use crate::{
         Gateway, Lab, Mirror, Pg, Proxy, Run, Server, Standby, TlsProxy, eventually, parse_lsn, until,
     },
     tables::{TABLES, Table},
-    workload::Login,
+    workload::{Done, Login},
 };
 
 /// How long it may take until everything has arrived once all faults are over.
@@ -55,6 +56,8 @@ pub struct Site {
     mirror: Mirror,
     /// Leads the application to the primary.
     login: Login,
+    /// What the application has done.
+    pub done: Arc<Done>,
     source_network: Proxy,
     target_network: Proxy,
     _target_tls: TlsProxy,
@@ -150,6 +153,7 @@ impl Site {
             standby,
             postgres_options: options.iter().map(|option| (*option).to_owned()).collect(),
             login,
+            done: Arc::default(),
             mirror,
             source_network,
             target_network,
@@ -251,7 +255,12 @@ impl Site {
         }
         let run = run(&self.lab, &self.mirror, self.clock.as_ref());
         let (code, log) = std::mem::replace(&mut self.run, run).ended();
-        assert!(code == Some(0) || log.contains("can't start"), "code {code:?} after SIGTERM:\n{log}");
+        // One that has only just begun does not listen to signals yet.
+        let unborn = code.is_none() && log.is_empty();
+        assert!(
+            code == Some(0) || unborn || log.contains("can't start"),
+            "code {code:?} after SIGTERM:\n{log}"
+        );
         self.logs.push(log);
     }
 
@@ -316,6 +325,8 @@ impl Site {
             Fault::ChangePublication => self.change_publication(),
             Fault::ExchangePartition => self.exchange_partition(),
             Fault::RewriteTable => self.rewrite_table(),
+            Fault::RestoreSource(meanwhile) => self.restore_source(meanwhile),
+            Fault::RestoreTarget(meanwhile) => self.restore_target(meanwhile),
             Fault::DeliverLate => self.gateway.hold("INSERT INTO", LATE_REQUESTS),
         }
     }
@@ -352,7 +363,9 @@ impl Site {
             | Fault::LoseSlot
             | Fault::ChangePublication
             | Fault::ExchangePartition
-            | Fault::RewriteTable => {}
+            | Fault::RewriteTable
+            | Fault::RestoreSource(_)
+            | Fault::RestoreTarget(_) => {}
         }
     }
 
@@ -486,6 +499,11 @@ impl Site {
         }
         self.until_streaming();
         self.say("every table streams");
+        self.until_arrived();
+    }
+
+    /// Waits until what is committed now is at the destination.
+    fn until_arrived(&mut self) {
         let lsn = self.lab.lsn();
         self.until("everything to arrive", |status| {
             status["lastLSN"].as_str().and_then(parse_lsn).is_some_and(|reached| reached >= lsn)

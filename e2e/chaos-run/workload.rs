@@ -22,6 +22,8 @@ const WRITERS: u64 = 4;
 pub struct Done {
     /// Transactions that the source committed.
     pub transactions: AtomicU64,
+    /// Those of them that are not there any more, because the source was restored.
+    pub lost: AtomicU64,
     /// Rows that their statements reported.
     pub rows: AtomicU64,
     /// Columns that `growing` has got.

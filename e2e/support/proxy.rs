@@ -5,6 +5,7 @@ use rustls::{
     server::WebPkiClientVerifier,
 };
 use std::{
+    collections::BTreeMap,
     io::{Read, Write},
     net::{Shutdown, TcpListener, TcpStream},
     sync::{
@@ -45,8 +46,9 @@ struct State {
     closed: AtomicBool,
     to_server: Arc<Flow>,
     to_client: Arc<Flow>,
-    client_sides: Mutex<Vec<TcpStream>>,
-    server_sides: Mutex<Vec<TcpStream>>,
+    /// Of what is open, by its number.
+    client_sides: Mutex<BTreeMap<u64, TcpStream>>,
+    server_sides: Mutex<BTreeMap<u64, TcpStream>>,
 }
 
 impl Proxy {
@@ -57,7 +59,7 @@ impl Proxy {
         let state = Arc::new(State { target: target.into(), ..State::default() });
         let shared = state.clone();
         thread::spawn(move || {
-            for client in listener.incoming().map_while(Result::ok) {
+            for (number, client) in (0..).zip(listener.incoming().map_while(Result::ok)) {
                 if shared.closed.load(SeqCst) {
                     continue;
                 }
@@ -68,10 +70,12 @@ impl Proxy {
                 if other != 0 {
                     shared.other.store(shared.target.swap(other, SeqCst), SeqCst);
                 }
-                shared.client_sides.lock().unwrap().push(client.try_clone().unwrap());
-                shared.server_sides.lock().unwrap().push(server.try_clone().unwrap());
-                forward(client.try_clone().unwrap(), server.try_clone().unwrap(), &shared.to_server, false);
-                forward(server, client, &shared.to_client, true);
+                shared.client_sides.lock().unwrap().insert(number, client.try_clone().unwrap());
+                shared.server_sides.lock().unwrap().insert(number, server.try_clone().unwrap());
+                let (from, to) = (client.try_clone().unwrap(), server.try_clone().unwrap());
+                let (to_server, state) = (Arc::clone(&shared.to_server), Arc::clone(&shared));
+                thread::spawn(move || forward(from, to, &to_server));
+                thread::spawn(move || state.answer(number, server, client));
             }
         });
         Proxy { port, state }
@@ -79,7 +83,7 @@ impl Proxy {
 
     /// Cuts every connection on the client's side only: the server does not notice, as when a cable is pulled.
     pub fn cut_unnoticed(&self) {
-        for side in self.state.client_sides.lock().unwrap().drain(..) {
+        for side in std::mem::take(&mut *self.state.client_sides.lock().unwrap()).values() {
             let _ = side.shutdown(Shutdown::Both);
         }
     }
@@ -87,7 +91,7 @@ impl Proxy {
     /// Cuts every connection on both sides.
     pub fn cut(&self) {
         self.cut_unnoticed();
-        for side in self.state.server_sides.lock().unwrap().drain(..) {
+        for side in std::mem::take(&mut *self.state.server_sides.lock().unwrap()).values() {
             let _ = side.shutdown(Shutdown::Both);
         }
     }
@@ -132,23 +136,30 @@ impl Proxy {
     }
 }
 
-/// Copies bytes one way. The end of the input closes the output only where `ends`: so a client hears that the server has ended, and can
-/// still be cut off without the server noticing.
-fn forward(mut from: TcpStream, mut to: TcpStream, flow: &Arc<Flow>, ends: bool) {
-    let flow = Arc::clone(flow);
-    thread::spawn(move || {
-        let mut buffer = vec![0; 64 * 1024];
-        while let Ok(read @ 1..) = from.read(&mut buffer) {
-            flow.trouble(&mut buffer[..read]);
-            if to.write_all(&buffer[..read]).is_err() {
-                break;
-            }
+impl State {
+    /// Copies what the server says. Its end is the connection's, so a client hears of it; a client's end is not told to the server, so
+    /// that it can be cut off unnoticed.
+    fn answer(&self, number: u64, server: TcpStream, client: TcpStream) {
+        let server_ended = forward(server, client.try_clone().unwrap(), &self.to_client);
+        self.to_client.thaw();
+        let _ = client.shutdown(Shutdown::Both);
+        self.client_sides.lock().unwrap().remove(&number);
+        if server_ended {
+            self.server_sides.lock().unwrap().remove(&number);
         }
-        if ends {
-            flow.thaw();
-            let _ = to.shutdown(Shutdown::Both);
+    }
+}
+
+/// Copies bytes one way, and says whether it was the input that ended.
+fn forward(mut from: TcpStream, mut to: TcpStream, flow: &Flow) -> bool {
+    let mut buffer = vec![0; 64 * 1024];
+    while let Ok(read @ 1..) = from.read(&mut buffer) {
+        flow.trouble(&mut buffer[..read]);
+        if to.write_all(&buffer[..read]).is_err() {
+            return false;
         }
-    });
+    }
+    true
 }
 
 impl Flow {

@@ -148,7 +148,7 @@ impl Site {
     }
 
     /// Asks for every table to be copied anew and starts a replicator that does it.
-    fn resync(&mut self) {
+    pub(super) fn resync(&mut self) {
         self.resyncs += 1;
         self.mirror.mirror["metadata"]["annotations"] =
             json!({"walferry.dev/resync": self.resyncs.to_string()});
