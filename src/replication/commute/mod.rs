@@ -46,6 +46,16 @@ struct Wire {
     away: bool,
 }
 
+impl Wire {
+    /// Has the copy's insert not run when it was sent, if a later request deletes what is below a higher version.
+    fn abandon(&mut self, copy: usize, version: Version) {
+        let deletes = |(request, _): &(Request, bool)| matches!(request, Request::Delete(versions) if versions.end > version);
+        if self.requests[copy..].iter().any(deletes) {
+            self.requests[copy].1 = false;
+        }
+    }
+}
+
 #[derive(Clone, Debug, Default)]
 struct Model(Arc<Mutex<Wire>>);
 
@@ -485,8 +495,8 @@ async fn run(case: &Case) -> (Vec<(Request, bool)>, BTreeMap<String, String>, Ve
     let mut floor = second.table.record().floor;
     if case.copies {
         let older = Version::ZERO..Version::copied(record.covered);
-        if case.abandons && floor > older.end {
-            model.wire().requests[copy].1 = false;
+        if case.abandons {
+            model.wire().abandon(copy, older.end);
         }
         model.send(Some(Request::Delete(older.clone()))).await.unwrap();
         floor = floor.max(older.end);
