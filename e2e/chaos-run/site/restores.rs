@@ -115,7 +115,7 @@ impl Site {
     }
 
     /// Waits until the Mirror is stalled, for one of these reasons, and says what helps.
-    fn until_stalled(&mut self, began: Instant, reasons: &[&str]) -> String {
+    pub(super) fn until_stalled(&mut self, began: Instant, reasons: &[&str]) -> String {
         loop {
             assert!(self.run.alive(), "the replicator ended");
             let status = if self.run.listening() { self.run.status() } else { Value::Null };
