@@ -230,8 +230,116 @@ fn a_privilege_that_is_given_back(pg: Pg) {
     lab.verify(&mirror);
 }
 
+/// A role that may read the mirrored columns and nothing else of a table, by the statements that `check` prints: with a key, without one,
+/// partitioned with and without one, with values that have to be read again.
+fn column_privileges_alone(pg: Pg) {
+    let lab = Lab::new(pg);
+    let name = &lab.database;
+    lab.sql(
+        "CREATE TABLE t (id int PRIMARY KEY, secret text, v text, big text); ALTER TABLE t ALTER big SET STORAGE EXTERNAL;
+        INSERT INTO t SELECT i, 'SECRET', 'v' || i, repeat('x', 5000) FROM generate_series(1, 2000) i;
+        CREATE TABLE log (n int, secret text, line text); ALTER TABLE log REPLICA IDENTITY FULL;
+        INSERT INTO log SELECT i % 7, 'SECRET', 'line' FROM generate_series(1, 2000) i;
+        CREATE TABLE parts (id int, secret text, v text, PRIMARY KEY (id)) PARTITION BY RANGE (id);
+        CREATE TABLE parts_1 PARTITION OF parts FOR VALUES FROM (0) TO (1000); CREATE TABLE parts_2 (v text, secret text, id int PRIMARY KEY);
+        ALTER TABLE parts ATTACH PARTITION parts_2 FOR VALUES FROM (1000) TO (9000);
+        INSERT INTO parts SELECT i, 'SECRET', 'v' || i FROM generate_series(1, 2000) i;
+        CREATE TABLE lines (n int, secret text, line text) PARTITION BY LIST (secret); ALTER TABLE lines REPLICA IDENTITY FULL;
+        CREATE TABLE lines_1 PARTITION OF lines FOR VALUES IN ('SECRET'); ALTER TABLE lines_1 REPLICA IDENTITY FULL;
+        INSERT INTO lines SELECT i % 7, 'SECRET', 'line' FROM generate_series(1, 2000) i",
+    );
+    lab.admin(&format!(
+        "CREATE ROLE {name}_least LOGIN REPLICATION PASSWORD 'least-test'; GRANT USAGE ON SCHEMA public TO {name}_least"
+    ));
+    let mut mirror = lab.mirror(&["t", "log", "parts", "lines"]);
+    mirror.secrets[0].1 = json!({"username": format!("{name}_least"), "password": "least-test"});
+    (0..4).for_each(|table| mirror.table(table)["columns"] = json!({"exclude": ["secret"]}));
+    let said = lab.command("check", &mirror, &[]).exits(1).text();
+    let grants: Vec<&str> =
+        said.lines().map(str::trim).filter(|line| line.starts_with("GRANT SELECT")).collect();
+    assert_eq!(grants.len(), 4, "{said}");
+    let of_t = format!(r#"GRANT SELECT ("id", "v", "big", "ctid") ON "public"."t" TO "{name}_least";"#);
+    assert!(grants.contains(&of_t.as_str()), "{said}");
+    lab.sql(&grants.join("\n"));
+    lab.sql(&format!("GRANT SELECT (id, v, ctid) ON parts_1 TO {name}_least"));
+    lab.sql(&format!(
+        "{}; {}",
+        statement(&said, "CREATE PUBLICATION"),
+        statement(&said, "COMMENT ON PUBLICATION")
+    ));
+    lab.command("check", &mirror, &[])
+        .exits(0)
+        .says(&["may read the mirrored columns of it and its 2 partitions, 1 of them through it alone"]);
+    for table in ["t", "log", "parts", "lines"] {
+        let query = format!("SET ROLE {name}_least; SELECT secret FROM {table}");
+        let refused = lab.connect_admin().batch_execute(&query).unwrap_err();
+        assert_eq!(refused.code().map(postgres::error::SqlState::code), Some("42501"));
+    }
+    let mut run = lab.streaming(&mirror);
+    let same = |run: &mut crate::support::Run, what: &str| {
+        lab.settle(run);
+        for (table, columns) in [("t", "id, v, big"), ("parts", "id, v")] {
+            let target =
+                format!("SELECT {columns} FROM {table} FINAL WHERE _walferry_deleted = 0 ORDER BY id");
+            run.eventually(&format!("{table} after {what}"), || {
+                lab.source(&format!("SELECT {columns} FROM {table} ORDER BY id")) == lab.target(&target)
+            });
+        }
+        for table in ["log", "lines"] {
+            let source = format!("SELECT n, line, count(*) FROM {table} GROUP BY 1, 2 ORDER BY 1, 2");
+            let target = format!(
+                "SELECT n, line, sum(_walferry_sign) FROM {table} FINAL GROUP BY ALL HAVING sum(_walferry_sign) > 0 ORDER BY ALL"
+            );
+            run.eventually(&format!("{table} after {what}"), || {
+                lab.clickhouse
+                    .try_query(&lab.database, &target)
+                    .is_ok_and(|target| target == lab.source(&source))
+            });
+        }
+        run.until_streaming();
+    };
+    same(&mut run, "the copy");
+    lab.sql(
+        "INSERT INTO t VALUES (9001, 'SECRET', 'new', 'small'); UPDATE t SET v = 'w', secret = 'SECRET too' WHERE id < 50; DELETE FROM t WHERE id = 60;
+        INSERT INTO log VALUES (1, 'SECRET', 'line'); UPDATE log SET n = 8 WHERE n = 3; DELETE FROM log WHERE n = 4;
+        UPDATE parts SET v = 'w' WHERE id % 100 = 0; DELETE FROM parts WHERE id % 100 = 1;
+        UPDATE lines SET n = 8 WHERE n = 3; DELETE FROM lines WHERE n = 4",
+    );
+    same(&mut run, "changes");
+    lab.sql(
+        "CREATE TABLE lines_2 (n int, secret text, line text); ALTER TABLE lines_2 REPLICA IDENTITY FULL; INSERT INTO lines_2 VALUES (1, 'S2', 'attached');
+        ALTER TABLE lines ATTACH PARTITION lines_2 FOR VALUES IN ('S2');
+        CREATE TABLE parts_3 (id int PRIMARY KEY, secret text, v text); INSERT INTO parts_3 VALUES (9500, 'SECRET', 'attached');
+        ALTER TABLE parts ATTACH PARTITION parts_3 FOR VALUES FROM (9000) TO (10000)",
+    );
+    same(&mut run, "attached partitions");
+    lab.sql("TRUNCATE log; INSERT INTO log VALUES (5, 'SECRET', 'later')");
+    same(&mut run, "TRUNCATE");
+    // What is added streams before it may be read.
+    lab.sql("ALTER TABLE t ADD extra text DEFAULT 'e'; UPDATE t SET v = 'x' WHERE id = 70; INSERT INTO t (id, extra) VALUES (9002, 'f')");
+    same(&mut run, "ADD COLUMN");
+    lab.assert_table("t", "id, v, extra", "id");
+    lab.command("check", &mirror, &[]).says(&["may not read column extra of it"]);
+    lab.sql(&format!("GRANT SELECT (extra) ON t TO {name}_least"));
+    lab.command("check", &mirror, &[]).exits(0);
+    run.stop();
+    lab.verify(&mirror);
+    mirror.mirror["metadata"]["annotations"] = json!({"walferry.dev/resync": "1"});
+    lab.catch_up(&mirror);
+    lab.assert_table("t", "id, v, big, extra", "id");
+    lab.verify(&mirror);
+    assert_eq!(
+        lab.target_value(
+            "SELECT count() FROM system.columns WHERE database = currentDatabase() AND name = 'secret'"
+        ),
+        "0"
+    );
+    clean_up(&lab);
+}
+
 on_both!(
     with_the_owners_role,
+    column_privileges_alone,
     with_a_publication_made_by_the_owner,
     partitions_without_a_grant,
     a_privilege_that_is_given_back

@@ -4,6 +4,7 @@
 
 mod destination;
 mod gather;
+mod privileges;
 mod publication;
 mod report;
 mod source;
@@ -77,7 +78,7 @@ mod tests {
                 owner: "app".to_owned(),
                 owned: true,
                 schema_usage: true,
-                can_select: true,
+                readable_columns: None,
                 row_security_active: false,
                 generated: false,
                 identity: IdentityKind::Default,

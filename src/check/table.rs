@@ -2,7 +2,10 @@
 
 use std::collections::BTreeSet;
 
-use super::report::{Check, Outcome};
+use super::{
+    privileges,
+    report::{Check, Outcome},
+};
 use crate::{
     fault::Reason,
     model::{IdentityKind, TableId, TableKind, resync_advice},
@@ -94,8 +97,10 @@ pub(super) fn table(
     published: Option<&PublishedTable>,
 ) -> Vec<Check> {
     let subject = facts.schema.id.to_string();
-    let mut checks =
-        vec![readable(&subject, facts, server), replica_identity(&subject, facts, server.version_num)];
+    let mut checks = vec![
+        privileges::readable(facts, excluded, server),
+        replica_identity(&subject, facts, server.version_num),
+    ];
     checks.extend(standby(&subject, facts, server));
     checks.extend(row_security(&subject, facts, server));
     checks.extend(row_filter(facts, excluded, server, probe, published));
@@ -146,43 +151,6 @@ pub(super) fn unsupported(facts: &TableFacts) -> Option<Check> {
         );
     }
     None
-}
-
-fn readable(subject: &str, facts: &TableFacts, server: &ServerFacts) -> Check {
-    let role = ident(&server.role);
-    let root = &facts.relation;
-    let mut fixes = Vec::new();
-    if !root.schema_usage {
-        fixes.push(format!("GRANT USAGE ON SCHEMA {} TO {role};", ident(&root.id.schema)));
-    }
-    if !root.can_select {
-        fixes.push(format!("GRANT SELECT ON {} TO {role};", qualified(&root.id)));
-    }
-    if fixes.is_empty() {
-        // Partitions need no privilege of their own: those that lack it are read through the root.
-        let parts = match facts.partitions.len() {
-            0 => String::new(),
-            1 => " and its partition".to_owned(),
-            count => format!(" and its {count} partitions"),
-        };
-        let own = |partition: &&RelationFacts| partition.can_select && partition.schema_usage;
-        let detail = match facts.partitions.len() - facts.partitions.iter().filter(own).count() {
-            0 => format!("{} may read it{parts}", server.role),
-            through => format!("{} may read it{parts}, {through} of them through it alone", server.role),
-        };
-        return Check::ok(subject, "SELECT", detail);
-    }
-    Check::failure(
-        subject,
-        "SELECT",
-        Reason::SourcePrivilegeMissing,
-        format!(
-            "{} may not read {}",
-            server.role,
-            if root.can_select { "its schema" } else { "every row of it" }
-        ),
-    )
-    .fix(fixes.join("\n"))
 }
 
 /// The copy of a table without a key must know which transactions it has, and a standby can't tell.
@@ -392,7 +360,7 @@ fn row_filter(
 }
 
 /// Those of a table's columns whose names are words of the filter, outside of its string constants.
-fn mentioned<'a>(columns: impl Iterator<Item = &'a String>, filter: &str) -> Vec<String> {
+pub(super) fn mentioned<'a>(columns: impl Iterator<Item = &'a String>, filter: &str) -> Vec<String> {
     let mut words = BTreeSet::new();
     let mut rest = filter.chars().peekable();
     while let Some(first) = rest.next() {
@@ -621,7 +589,7 @@ mod tests {
         let mut facts =
             TableFacts { partitions: vec![leaf(IdentityKind::Default, &["id"])], ..table_facts() };
         facts.partitions[0].schema_usage = false;
-        facts.partitions[0].can_select = false;
+        facts.partitions[0].readable_columns = Some(Vec::new());
         facts.partitions[0].row_security_active = true;
         let checks = check(&facts, 180_004);
         let through_root = find(&checks, "SELECT");
@@ -629,7 +597,7 @@ mod tests {
         assert!(through_root.detail.ends_with("and its partition, 1 of them through it alone"));
         assert!(!checks.iter().any(|check| check.name == "row-level security"));
         facts.relation.schema_usage = false;
-        facts.relation.can_select = false;
+        facts.relation.readable_columns = Some(Vec::new());
         facts.relation.row_security_active = true;
         let checks = check(&facts, 180_004);
         assert_eq!(

@@ -72,10 +72,33 @@ pub fn whole_statement(table: &TableSchema, condition: Option<&str>, order: &[St
     copy(table, &[], &whole(table), condition, &order)
 }
 
+/// The system columns that are read of a table: where its rows lie, in which partition, and, where partitions come with rows that can't be
+/// told from streamed ones, which transaction wrote them.
+pub fn system_columns(table: &TableSchema) -> &'static [&'static str] {
+    match (table.partitioned, table.kind.is_keyed()) {
+        (false, _) => &["ctid"],
+        (true, true) => &["ctid", "tableoid"],
+        (true, false) => &["ctid", "tableoid", "xmin"],
+    }
+}
+
+/// The columns that [`copy_statement`] and [`placed_copy_statement`] read of a relation by its own name, but for those that the row filter
+/// names.
+pub fn copied_columns(table: &TableSchema) -> Vec<String> {
+    let mirrored = table.columns.iter().filter(|column| !column.dropped).map(|column| column.name.clone());
+    mirrored.chain(["ctid".to_owned()]).collect()
+}
+
+/// The statement that locks what it names as a read does, until the transaction ends. LOCK TABLE takes SELECT on all columns.
+pub fn lock_statement(table: &TableSchema, source: Source<'_>) -> String {
+    format!("SELECT FROM {} LIMIT 0", from(table, source))
+}
+
 /// The statement that PostgreSQL refuses for a missing privilege, or for row-level security, exactly when it refuses the copy; it gives
 /// no row.
 pub fn probe_statement(table: &TableSchema) -> String {
-    let columns: Vec<_> = table.columns.iter().map(projection).chain(["ctid".to_owned()]).collect();
+    let system = system_columns(table).iter().map(|name| (*name).to_owned());
+    let columns: Vec<_> = table.columns.iter().map(projection).chain(system).collect();
     format!("SELECT {} FROM {}{} LIMIT 0", columns.join(", "), whole(table), filter(table, None))
 }
 
@@ -164,7 +187,7 @@ fn tuple(items: impl Iterator<Item = String>) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::SourceType;
+    use crate::model::{SourceType, TableKind};
 
     fn column(name: &str, type_name: &str, source_type: SourceType) -> Column {
         Column { type_name: type_name.into(), ..Column::new(name, source_type) }
@@ -214,6 +237,21 @@ mod tests {
     }
 
     #[test]
+    fn reads_and_locks_no_more_than_what_is_mirrored() {
+        let mut table = table();
+        assert_eq!(copied_columns(&table), ["id", "Région", "addr", "ctid"]);
+        assert_eq!(
+            lock_statement(&table, Source::Only(&TableId::new("public", "Task"))),
+            "SELECT FROM ONLY \"public\".\"Task\" LIMIT 0"
+        );
+        (table.partitioned, table.kind) = (true, TableKind::History);
+        table.columns[1].dropped = true;
+        assert_eq!(copied_columns(&table), ["id", "addr", "ctid"]);
+        assert_eq!(system_columns(&table), ["ctid", "tableoid", "xmin"]);
+        assert_eq!(lock_statement(&table, Source::Whole), "SELECT FROM \"public\".\"Task\" LIMIT 0");
+    }
+
+    #[test]
     fn tells_each_row_s_place() {
         let table = table();
         assert_eq!(
@@ -244,6 +282,10 @@ mod tests {
         );
         assert_eq!(count_statement(&table), "SELECT count(*) FROM ONLY \"public\".\"Task\"");
         table.partitioned = true;
+        assert_eq!(
+            probe_statement(&table),
+            format!("SELECT {COLUMNS}, ctid, tableoid FROM \"public\".\"Task\" LIMIT 0")
+        );
         table.row_filter = Some("a OR b".into());
         assert_eq!(
             whole_statement(&table, Some("random() < 0.5"), &[]),

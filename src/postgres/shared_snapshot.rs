@@ -5,8 +5,8 @@
 use tokio::sync::Mutex;
 use tokio_postgres::types::PgLsn;
 
-use super::{Error, quote, session::Session};
-use crate::model::{Lsn, PostgresEndpoint, TableId, TransactionSnapshot};
+use super::{Error, copy, quote, session::Session};
+use crate::model::{Lsn, PostgresEndpoint, TableSchema, TransactionSnapshot};
 
 /// An application's lock is never waited for so long that PostgreSQL looks for deadlocks (`deadlock_timeout`, 1 s) and may end the
 /// application's transaction for it.
@@ -23,8 +23,9 @@ impl Locking {
     /// As [`Session::connect`].
     pub async fn begin(endpoint: &PostgresEndpoint, application_name: &str) -> Result<Locking, Error> {
         let session = Session::connect(endpoint, application_name).await?;
+        // Each statement has a snapshot of its own, so that the one that is shared is taken after the locks.
         let sql = format!(
-            "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SET LOCAL lock_timeout = '{LOCK_TIMEOUT}'"
+            "BEGIN ISOLATION LEVEL READ COMMITTED READ ONLY; SET LOCAL lock_timeout = '{LOCK_TIMEOUT}'"
         );
         session.client.batch_execute(&sql).await?;
         Ok(Locking(session))
@@ -35,8 +36,8 @@ impl Locking {
     ///
     /// # Errors
     /// [`Error::Server`]: 55P03 when somebody else holds such a lock; the table is gone or may not be read.
-    pub async fn lock(&self, table: &TableId) -> Result<(), Error> {
-        let sql = format!("LOCK TABLE {} IN ACCESS SHARE MODE", quote::table(table));
+    pub async fn lock(&self, table: &TableSchema) -> Result<(), Error> {
+        let sql = copy::lock_statement(table, copy::Source::Whole);
         Ok(self.0.client.batch_execute(&sql).await?)
     }
 

@@ -279,7 +279,7 @@ impl<D: Destination> Surroundings<'_, D> {
         }
         if !record.schema.kind.is_keyed() {
             // Its rows can't be copied beside what the stream brings of it; all rows of one that was made as a partition it brings.
-            return match catalog::came_with_rows(self.session, &record.schema.id, joined).await? {
+            return match catalog::came_with_rows(self.session, &record.schema, joined).await? {
                 true => self.copy_anew(record, fresh, why).await,
                 false => Ok(()),
             };

@@ -204,7 +204,7 @@ async fn compare_all(
 }
 
 async fn progress_bar(session: &Session, plan: &TablePlan) -> Result<ProgressBar, VerifyError> {
-    let parts = storage(session, &plan.schema.id).await?;
+    let parts = storage(session, &plan.schema).await?;
     let rows = parts.iter().map(|part| part.estimated_rows).sum::<f64>().max(0.0) as u64;
     let style =
         ProgressStyle::with_template("{msg:32!} {bar:24} {human_pos} of about {human_len} rows, {eta} left")

@@ -5,9 +5,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::{Deserialize, Serialize};
 use tokio_postgres::{Row, types::PgLsn};
 
-use super::storage::in_partition;
+use super::storage::{in_partition, partition_constraint};
 use crate::{
-    model::{Lsn, TableId},
+    model::{Lsn, TableId, TableSchema},
     postgres::{Error, quote, session::Session},
 };
 
@@ -202,13 +202,18 @@ async fn type_fingerprints(
 
 /// Partitions, the transaction that made each one, and whether it, or what it lies in, was a table before it was attached. One that
 /// was made as a partition has its place in the tree from the transaction that made its columns.
-const JOINED: &str = "\
-SELECT n.nspname::text, c.relname::text, own.xmin::text, c.oid, pg_get_partition_constraintdef(c.oid),
-  has_table_privilege(c.oid, 'SELECT') AND has_schema_privilege(n.oid, 'USAGE') AND NOT row_security_active(c.oid), EXISTS (
+fn joined_statement() -> String {
+    let constraint = partition_constraint("c.oid", "$2::oid");
+    format!(
+        "\
+SELECT n.nspname::text, c.relname::text, own.xmin::text, c.oid, {constraint},
+  has_column_privilege(c.oid, 'xmin', 'SELECT') AND has_schema_privilege(n.oid, 'USAGE') AND NOT row_security_active(c.oid), EXISTS (
   SELECT FROM pg_partition_ancestors(c.oid) AS ancestor JOIN pg_inherits i ON i.inhrelid = ancestor.relid
   JOIN pg_attribute a ON a.attrelid = i.inhrelid AND a.attname = 'tableoid' WHERE i.xmin::text <> a.xmin::text)
 FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace JOIN pg_inherits own ON own.inhrelid = c.oid
-WHERE c.oid = ANY($1::oid[])";
+WHERE c.oid = ANY($1::oid[])"
+    )
+}
 
 /// One that was made or attached, and written to with TRUNCATE or a rewrite after that. A new table's file has its oid as number.
 const EMPTIED: &str = "\
@@ -229,9 +234,13 @@ pub async fn emptied_since_joined(session: &Session, oids: &BTreeSet<u32>) -> Re
 ///
 /// # Errors
 /// [`Error`] of the queries.
-pub async fn came_with_rows(session: &Session, root: &TableId, oids: &BTreeSet<u32>) -> Result<bool, Error> {
+pub async fn came_with_rows(
+    session: &Session,
+    root: &TableSchema,
+    oids: &BTreeSet<u32>,
+) -> Result<bool, Error> {
     let oids: Vec<u32> = oids.iter().copied().collect();
-    for row in session.client.query(JOINED, &[&oids]).await? {
+    for row in session.client.query(&joined_statement(), &[&oids, &root.oid]).await? {
         if row.try_get(6)? {
             return Ok(true);
         }
@@ -242,7 +251,7 @@ pub async fn came_with_rows(session: &Session, root: &TableId, oids: &BTreeSet<u
             false => {
                 let constraint: Option<String> = row.try_get(4)?;
                 let condition = in_partition(row.try_get(3)?, constraint.as_deref());
-                format!("{} WHERE {condition} AND", quote::table(root))
+                format!("{} WHERE {condition} AND", quote::table(&root.id))
             }
         };
         let sql = format!("SELECT EXISTS (SELECT FROM {rows} xmin::text = $1)");

@@ -26,8 +26,8 @@ pub struct RelationFacts {
     pub owned: bool,
     /// Whether the session's role may look names up in the schema.
     pub schema_usage: bool,
-    /// Whether the session's role may read all columns (reading by `ctid` takes the right on the table).
-    pub can_select: bool,
+    /// The columns that the session's role may read, system columns among them; `None` when it has SELECT on the table.
+    pub readable_columns: Option<Vec<String>>,
     /// Whether row-level security hides rows from the session's role.
     pub row_security_active: bool,
     /// Whether it has generated columns.
@@ -68,6 +68,12 @@ impl RelationFacts {
             IdentityKind::Default | IdentityKind::Index => self.key.iter().any(|key| key == column),
             IdentityKind::Nothing => false,
         }
+    }
+
+    /// Those of these columns that the session's role may not read.
+    pub fn unreadable<'a>(&self, columns: &'a [String]) -> Vec<&'a str> {
+        let may_read = |name: &String| self.readable_columns.as_ref().is_none_or(|may| may.contains(name));
+        columns.iter().filter(|name| !may_read(name)).map(String::as_str).collect()
     }
 
     /// Why old rows of this leaf partition are not what its `root` makes of them; `None` when they are. PostgreSQL logs the old row by the
@@ -117,11 +123,14 @@ pub(super) const NOT_NULL: &str = "\
 (a.attnotnull AND NOT EXISTS (SELECT FROM pg_constraint c WHERE c.conrelid = a.attrelid AND c.contype = 'n' \
 AND NOT c.convalidated AND c.conkey = ARRAY[a.attnum]))";
 
-/// Each of the tables `$1` (oids) first, then its leaf partitions.
+/// Each of the tables `$1` (oids) first, then its leaf partitions. Most relations have no privileges of single columns, and then their
+/// columns are not looked at.
 const RELATIONS: &str = "\
 SELECT c.oid, n.nspname::text, c.relname::text, c.relkind, c.relpersistence, c.relreplident,
   pg_get_userbyid(c.relowner)::text, pg_has_role(c.relowner, 'USAGE'), has_schema_privilege(n.oid, 'USAGE'),
-  has_table_privilege(c.oid, 'SELECT'), row_security_active(c.oid),
+  CASE WHEN has_table_privilege(c.oid, 'SELECT') THEN NULL WHEN NOT has_any_column_privilege(c.oid, 'SELECT') THEN ARRAY[]::text[]
+    ELSE ARRAY(SELECT a.attname::text FROM pg_attribute a WHERE a.attrelid = c.oid AND NOT a.attisdropped
+      AND has_column_privilege(c.oid, a.attnum, 'SELECT')) END, row_security_active(c.oid),
   EXISTS (SELECT FROM pg_attribute a WHERE a.attrelid = c.oid AND a.attgenerated <> '' AND NOT a.attisdropped), t.oid
 FROM unnest($1::oid[]) AS t (oid)
 CROSS JOIN LATERAL (SELECT t.oid UNION SELECT relid FROM pg_partition_tree(t.oid) WHERE isleaf) AS member (oid)
@@ -200,7 +209,7 @@ fn relation(row: &Row, indexes: &[UniqueIndex]) -> Result<RelationFacts, Error> 
         owner: row.try_get(6)?,
         owned: row.try_get(7)?,
         schema_usage: row.try_get(8)?,
-        can_select: row.try_get(9)?,
+        readable_columns: row.try_get(9)?,
         row_security_active: row.try_get(10)?,
         generated: row.try_get(11)?,
         candidate: candidate(&indexes),
@@ -326,7 +335,7 @@ mod tests {
             owner: "app".to_owned(),
             owned: true,
             schema_usage: true,
-            can_select: true,
+            readable_columns: None,
             row_security_active: false,
             generated,
             identity,

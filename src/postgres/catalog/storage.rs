@@ -1,8 +1,8 @@
 //! Where a table's rows are: the relations with blocks of their own.
 
 use crate::{
-    model::TableId,
-    postgres::{Error, quote, session::Session},
+    model::{TableId, TableSchema},
+    postgres::{Error, copy, quote, session::Session},
 };
 
 /// A relation that holds rows: a plain table, or a leaf of a partitioned one.
@@ -18,18 +18,23 @@ pub struct Storage {
     pub blocks: u64,
     /// Rows it probably has: the density that the last VACUUM or ANALYZE saw, times today's blocks.
     pub estimated_rows: f64,
-    /// Whether the session's role may read all of it by its own name. A partition needs no privilege to be read through its root.
+    /// Whether the session's role may read what is mirrored of it by its own name. A partition needs no privilege to be read through its
+    /// root.
     pub readable: bool,
 }
 
 /// Rows a block is taken to hold when the table was never analyzed: 128 bytes a row.
 const UNKNOWN_ROWS_PER_BLOCK: f64 = 64.0;
 
-/// `relpages` is as old as the last VACUUM, so blocks come from the file's size.
+/// `relpages` is as old as the last VACUUM, so blocks come from the file's size. `$2` are the columns that are read, where privileges on
+/// them are known to be enough.
 const STORAGE: &str = "\
 SELECT n.nspname::text, c.relname::text, c.oid, pg_relation_filenode(c.oid),
   pg_relation_size(c.oid) / current_setting('block_size')::bigint, c.relpages, c.reltuples,
-  has_table_privilege(c.oid, 'SELECT') AND has_schema_privilege(n.oid, 'USAGE') AND NOT row_security_active(c.oid)
+  (has_table_privilege(c.oid, 'SELECT') OR $2::text[] IS NOT NULL AND has_any_column_privilege(c.oid, 'SELECT')
+    AND NOT EXISTS (SELECT FROM pg_attribute a WHERE a.attrelid = c.oid AND a.attname::text = ANY($2::text[])
+      AND NOT has_column_privilege(c.oid, a.attnum, 'SELECT')))
+  AND has_schema_privilege(n.oid, 'USAGE') AND NOT row_security_active(c.oid)
 FROM (SELECT $1::oid UNION SELECT relid FROM pg_partition_tree($1::oid) WHERE isleaf) AS member (oid)
 JOIN pg_class c ON c.oid = member.oid JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.relkind = 'r'
 ORDER BY n.nspname, c.relname";
@@ -38,9 +43,11 @@ ORDER BY n.nspname, c.relname";
 ///
 /// # Errors
 /// [`Error`] of the query. A table that doesn't exist has no storage.
-pub async fn storage(session: &Session, table: &TableId) -> Result<Vec<Storage>, Error> {
-    let Some(oid) = super::table::table_oid(session, table).await? else { return Ok(Vec::new()) };
-    let rows = session.client.query(STORAGE, &[&oid]).await?;
+pub async fn storage(session: &Session, table: &TableSchema) -> Result<Vec<Storage>, Error> {
+    let Some(oid) = super::table::table_oid(session, &table.id).await? else { return Ok(Vec::new()) };
+    // Which columns a row filter reads only PostgreSQL knows.
+    let columns = table.row_filter.is_none().then(|| copy::copied_columns(table));
+    let rows = session.client.query(STORAGE, &[&oid, &columns]).await?;
     let mut storage = Vec::with_capacity(rows.len());
     for row in rows {
         // Both functions answer NULL for a relation that was dropped meanwhile.
@@ -83,9 +90,21 @@ pub fn file_node_statement_of(oid: u32) -> String {
 }
 
 /// The statement that answers what is true of every row of the partition with this oid, by its root's column names: with it PostgreSQL
-/// reads no other partition. NULL where there is nothing that it can say.
-pub fn partition_constraint_statement(oid: u32) -> String {
-    format!("SELECT pg_get_partition_constraintdef({oid})")
+/// reads no other partition. NULL where there is nothing that it can say, or that the role may not read in the table with the oid `root`.
+pub fn partition_constraint_statement(oid: u32, root: u32) -> String {
+    format!("SELECT {}", partition_constraint(&oid.to_string(), &root.to_string()))
+}
+
+/// The expression for it. A column of a partition key has an internal dependency on its own table.
+pub(super) fn partition_constraint(oid: &str, root: &str) -> String {
+    format!(
+        "CASE WHEN has_table_privilege({root}, 'SELECT') OR NOT EXISTS (SELECT FROM pg_partition_ancestors({oid}) AS above \
+         JOIN pg_depend d ON d.classid = 'pg_class'::regclass AND d.objid = above.relid AND d.objsubid > 0 AND d.deptype = 'i' \
+         AND d.refclassid = 'pg_class'::regclass AND d.refobjid = above.relid AND d.refobjsubid = 0 \
+         JOIN pg_attribute k ON k.attrelid = d.objid AND k.attnum = d.objsubid \
+         JOIN pg_attribute r ON r.attrelid = {root} AND r.attname = k.attname \
+         WHERE NOT has_column_privilege(r.attrelid, r.attnum, 'SELECT')) THEN pg_get_partition_constraintdef({oid}) END"
+    )
 }
 
 /// The condition for the rows of the partition with this oid among those of its root. `constraint` is what
@@ -117,7 +136,12 @@ mod tests {
 
     #[test]
     fn partitions_are_read_through_their_root() {
-        assert_eq!(partition_constraint_statement(7), "SELECT pg_get_partition_constraintdef(7)");
+        let constraint = partition_constraint_statement(7, 5);
+        assert!(
+            constraint.starts_with("SELECT CASE WHEN has_table_privilege(5, 'SELECT') OR"),
+            "{constraint}"
+        );
+        assert!(constraint.ends_with("THEN pg_get_partition_constraintdef(7) END"), "{constraint}");
         assert_eq!(file_node_statement_of(7), "SELECT pg_relation_filenode(7)");
         assert_eq!(in_partition(7, None), "tableoid = 7");
         assert_eq!(in_partition(7, Some("")), "tableoid = 7");

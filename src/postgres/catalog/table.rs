@@ -492,7 +492,7 @@ mod tests {
                 owner: "app".to_owned(),
                 owned: true,
                 schema_usage: true,
-                can_select: true,
+                readable_columns: None,
                 row_security_active: false,
                 generated: true,
                 identity: IdentityKind::Default,

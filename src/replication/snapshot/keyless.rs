@@ -136,7 +136,7 @@ impl<D: Destination> Snapshot<D> {
     ) -> Result<(Arc<SharedSnapshot>, Vec<Arc<Table<D>>>), Error> {
         let locking = Locking::begin(&self.around.source, &self.around.application_name).await?;
         for table in tables {
-            let locked = locking.lock(&table.id).await;
+            let locked = locking.lock(&table.schema()).await;
             locked.map_err(|error| Error::of_table(&table.id, error.into()))?;
         }
         let paused: Vec<_> = tables.iter().map(|table| table.sieve.pause()).collect();

@@ -35,7 +35,7 @@ pub(super) async fn chunks(
     schema: &TableSchema,
     parallelism: usize,
 ) -> Result<(Vec<Chunk>, u64), Error> {
-    let storages = catalog::storage(session, &schema.id).await?;
+    let storages = catalog::storage(session, schema).await?;
     if storages.is_empty() && !schema.partitioned {
         return Err(Error::dropped(&schema.id));
     }
@@ -56,7 +56,7 @@ pub(in crate::replication) async fn parts(
     oids: &BTreeSet<u32>,
     version: Lsn,
 ) -> Result<Vec<Chunk>, Error> {
-    let mut storages = catalog::storage(session, &schema.id).await?;
+    let mut storages = catalog::storage(session, schema).await?;
     storages.retain(|storage| oids.contains(&storage.oid));
     Ok(cut(schema, &storages, SMALLEST, Some(version)))
 }
@@ -109,7 +109,7 @@ pub(super) async fn wait_for_writers<D: Destination>(
         return wait_for_all_below(session, next, table, stop).await;
     }
     let oids: Vec<u32> =
-        catalog::storage(session, &table.id).await?.iter().map(|storage| storage.oid).collect();
+        catalog::storage(session, &table.schema()).await?.iter().map(|storage| storage.oid).collect();
     let mut awaited: Vec<String> = catalog::lock_holders(session, &oids)
         .await?
         .into_iter()

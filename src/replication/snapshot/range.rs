@@ -19,7 +19,7 @@ use crate::{
     postgres::{
         self,
         catalog::{self, LiveColumn},
-        copy, pgoutput, quote,
+        copy, pgoutput,
         session::Session,
         shared_snapshot,
         wire::{Connection, CopyOut, Purpose},
@@ -244,11 +244,10 @@ async fn lock(
     schema: &TableSchema,
 ) -> Result<Option<String>, Error> {
     let Some(oid) = chunk.through_root else {
-        let storage = quote::table(&chunk.storage);
-        connection.query(&format!("LOCK TABLE ONLY {storage} IN ACCESS SHARE MODE")).await?;
+        connection.query(&copy::lock_statement(schema, copy::Source::Only(&chunk.storage))).await?;
         return Ok(None);
     };
-    let answer = connection.query(&catalog::partition_constraint_statement(oid)).await?;
+    let answer = connection.query(&catalog::partition_constraint_statement(oid, schema.oid)).await?;
     let constraint = answer.first().and_then(|row| row.first()).and_then(Option::as_deref);
     let condition = catalog::in_partition(oid, constraint);
     connection.query(&catalog::lock_partition_statement(&schema.id, &condition)).await?;
