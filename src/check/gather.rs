@@ -209,7 +209,7 @@ async fn source_facts(
     let probes = probe_filters(session, &tables).await;
     let inserts = config.has_insert_only().then(|| config.mirror.inserts_publication_name());
     let names = [(Publish::Everything, Some(config.mirror.publication_name())), (Publish::Inserts, inserts)];
-    let mut publications = Vec::new();
+    let (mut publications, mut forms) = (Vec::new(), publication::Forms::new());
     for (publish, name) in names {
         let Some(name) = name else { continue };
         let found = pg_publication::read(session, &name).await?;
@@ -217,6 +217,9 @@ async fn source_facts(
         let mut found = found.filter(|found| !(resync && found.owned_by_us && found.may_alter));
         if let Some(found) = found.as_mut().filter(|found| found.may_alter) {
             found.tables.retain(|published| !apart.has(&published.id));
+        }
+        if let Some(found) = &found {
+            forms.extend(normal_forms(session, &tables, &probes, found).await);
         }
         publications.push((publish, found));
     }
@@ -246,6 +249,7 @@ async fn source_facts(
             server: &server,
             tables: &tables,
             probes: &probes,
+            forms: &forms,
             joined,
             unfit: &unfit,
         };
@@ -292,6 +296,26 @@ struct Reached {
     version: ServerVersion,
     /// Privileges that the user lacks on the whole database, and may have on single tables.
     of_tables: Vec<&'static str>,
+}
+
+/// Has PostgreSQL read the row filters of tables that the role doesn't own, or that couldn't be published for a try, where there is a
+/// publication's to compare them with.
+async fn normal_forms(
+    session: &Session,
+    tables: &[TableFacts],
+    probes: &publication::Probes,
+    found: &pg_publication::Publication,
+) -> publication::Forms {
+    let mut forms = publication::Forms::new();
+    for published in found.tables.iter().filter(|published| published.row_filter.is_some()) {
+        let schema = tables.iter().map(|facts| &facts.schema).find(|schema| schema.id == published.id);
+        let asked = schema.and_then(|schema| Some((&schema.id, schema.row_filter.as_ref()?)));
+        let Some((id, filter)) = asked.filter(|(id, _)| !matches!(probes.get(id), Some(Ok(_)))) else {
+            continue;
+        };
+        forms.insert(id.clone(), pg_publication::normal_form(session, id, filter).await);
+    }
+    forms
 }
 
 async fn reach_destination(

@@ -5,7 +5,7 @@ use std::collections::{BTreeSet, HashMap};
 use super::{report::Check, source::SUBJECT};
 use crate::{
     fault::Reason,
-    model::{ReplicatorConfig, TableId, resync_advice},
+    model::{ReplicatorConfig, TableId, TableSchema, resync_advice},
     postgres::{
         Error,
         catalog::{ServerFacts, TableFacts},
@@ -20,6 +20,9 @@ pub(super) const NAME: &str = "publication";
 /// What PostgreSQL makes of the tables' row filters, where it was asked.
 pub(super) type Probes = HashMap<TableId, Result<PublishedTable, Error>>;
 
+/// The row filters of tables that the role doesn't own, in PostgreSQL's normal form, where it was asked.
+pub(super) type Forms = HashMap<TableId, Result<String, Error>>;
+
 /// The publication that the Mirror needs, and what is known of who makes it.
 pub(super) struct Wanted<'a> {
     pub(super) config: &'a ReplicatorConfig,
@@ -29,6 +32,7 @@ pub(super) struct Wanted<'a> {
     /// Those of the Mirror's tables that could be described.
     pub(super) tables: &'a [TableFacts],
     pub(super) probes: &'a Probes,
+    pub(super) forms: &'a Forms,
     /// The tables that the Mirror has already.
     pub(super) joined: &'a MirrorState,
     /// Tables whose UPDATE and DELETE would fail once published as they are: no statement that publishes them is printed.
@@ -267,7 +271,6 @@ fn member(
     published: &PublishedTable,
 ) -> Option<Check> {
     let schema = &table.schema;
-    let probe = wanted.probes.get(&schema.id);
     let fix = || {
         let statements = publication::alter_statements(&wanted.name(), &[], &[], &[schema]);
         let statements = format!("BEGIN;\n{};\nCOMMIT;", statements.join(";\n"));
@@ -290,17 +293,47 @@ fn member(
             failure(format!("published with WHERE {theirs}, which the Mirror does not ask for"))
         }
         (Some(_), None) => failure("published without the Mirror's row filter".to_owned()),
-        (Some(ours), Some(theirs)) => match probe {
-            Some(Ok(probed)) if probed.row_filter.as_ref() == Some(theirs) => None,
-            Some(Ok(_)) => failure(format!("published with WHERE {theirs}, the Mirror asks for {ours}")),
-            _ => Some(Check::warning(
-                subject,
-                NAME,
-                Reason::SourceRowFilterInvalid,
-                format!("published with WHERE {theirs}; make sure that this means {ours}"),
-            )),
+        (Some(ours), Some(theirs)) => match normal_form(wanted, &schema.id) {
+            Ok(Some(form)) if form == theirs => None,
+            Ok(Some(_)) => failure(format!("published with WHERE {theirs}, the Mirror asks for {ours}")),
+            _ if same_words(ours, theirs) || is_as_it_joined(wanted, schema, theirs) => None,
+            told => {
+                let error = told.err();
+                let why = error.map_or_else(|| "PostgreSQL was not asked".to_owned(), Error::to_string);
+                let detail = format!(
+                    "published with WHERE {theirs}, and whether that means {ours} can't be told ({why}): rows could be missed, or sent that don't belong"
+                );
+                let check = Check::failure(subject.as_str(), NAME, Reason::SourcePublicationUnusable, detail);
+                let write = format!("-- if it does, in the Mirror: where: {}", serde_json::json!(theirs));
+                let passes = error.is_some_and(Error::is_transient);
+                Some(check.fix(format!("{write}\n-- else\n{}", fix())).transient(passes))
+            }
         },
     }
+}
+
+/// What PostgreSQL makes of a table's filter.
+fn normal_form<'a>(wanted: &Wanted<'a>, id: &TableId) -> Result<Option<&'a str>, &'a Error> {
+    match (wanted.probes.get(id), wanted.forms.get(id)) {
+        (Some(Ok(probed)), _) => Ok(probed.row_filter.as_deref()),
+        (_, Some(form)) => form.as_ref().map(|form| Some(form.as_str())),
+        (Some(Err(error)), None) => Err(error),
+        (None, None) => Ok(None),
+    }
+}
+
+/// Whether a filter is written as PostgreSQL shows it.
+fn same_words(ours: &str, theirs: &str) -> bool {
+    let ours = ours.trim();
+    ours == theirs || theirs.strip_prefix('(').and_then(|rest| rest.strip_suffix(')')) == Some(ours)
+}
+
+/// Whether neither the filter that the Mirror asks for nor the one that is there has changed since the table joined.
+fn is_as_it_joined(wanted: &Wanted<'_>, schema: &TableSchema, theirs: &str) -> bool {
+    wanted.joined.tables.get(&schema.id).is_some_and(|record| {
+        let published = record.published.as_ref().and_then(|published| published.row_filter.as_deref());
+        record.spec.row_filter == schema.row_filter && published == Some(theirs)
+    })
 }
 
 #[cfg(test)]
@@ -347,6 +380,7 @@ mod tests {
             server,
             tables: &[facts],
             probes,
+            forms: &Forms::new(),
             joined: &state,
             unfit: &BTreeSet::new(),
         };
@@ -367,6 +401,7 @@ mod tests {
             server: &server,
             tables,
             probes: &probes,
+            forms: &Forms::new(),
             joined: &state,
             unfit: &unfit,
         };
@@ -502,7 +537,10 @@ mod tests {
         assert_eq!(with(Some("id>6"), Some("(id > 5)"), Some("(id > 6)")), Outcome::Failure);
         assert_eq!(with(Some("id>5"), None, Some("(id > 5)")), Outcome::Failure);
         assert_eq!(with(None, Some("(id > 5)"), None), Outcome::Failure);
-        assert_eq!(with(Some("id>5"), Some("(id > 5)"), None), Outcome::Warning);
+        // What can't be compared may be another one, unless it is written as PostgreSQL shows it.
+        assert_eq!(with(Some("id>5"), Some("(id > 5)"), None), Outcome::Failure);
+        assert_eq!(with(Some("id > 5"), Some("(id > 5)"), None), Outcome::Ok);
+        assert_eq!(with(Some("(id > 5)"), Some("(id > 5)"), None), Outcome::Ok);
     }
 
     #[test]

@@ -334,6 +334,44 @@ pub async fn probe(session: &Session, table: &TableSchema) -> Result<PublishedTa
         .ok_or_else(|| Error::Protocol("a publication just made is not in the catalog".to_owned()))
 }
 
+/// The name of the temporary table on which PostgreSQL reads a row filter.
+const FORM_TABLE: &str = "walferry_where";
+
+/// Statements that make a temporary table like this one, with the filter as its only check constraint.
+fn form_statements(table: &TableId, filter: &str) -> [String; 2] {
+    let form = quote::ident(FORM_TABLE);
+    [
+        format!("CREATE TEMPORARY TABLE {form} (LIKE {})", quote::table(table)),
+        // A comment at the end of the filter would hide the parenthesis.
+        format!("ALTER TABLE pg_temp.{form} ADD CHECK ({filter}\n)"),
+    ]
+}
+
+/// A row filter in PostgreSQL's normal form, which can be compared with a publication's, for a role that doesn't own the table. A temporary
+/// table like it is made for that and rolled back.
+///
+/// The session must be in no transaction and used by nobody else meanwhile.
+///
+/// # Errors
+/// [`Error::Standby`]; else [`Error`] of the statements: the filter isn't valid; 42501 when the role may not read the whole table or
+/// make temporary ones.
+pub async fn normal_form(session: &Session, table: &TableId, filter: &str) -> Result<String, Error> {
+    const FORM: &str = "SELECT pg_get_expr(conbin, conrelid) FROM pg_constraint WHERE conrelid = $1::text::regclass AND contype = 'c'";
+    let statements = form_statements(table, filter);
+    begin(session, &statements).await?;
+    let read = async {
+        session.client.batch_execute("SET LOCAL lock_timeout = '10s'").await?;
+        for statement in &statements {
+            execute(session, statement).await?;
+        }
+        let row = session.client.query_one(FORM, &[&format!("pg_temp.{FORM_TABLE}")]).await?;
+        Ok(row.try_get(0)?)
+    };
+    let read = read.await;
+    session.client.batch_execute("ROLLBACK").await?;
+    read
+}
+
 /// Begins a transaction for these statements, whatever the role's default is.
 async fn begin(session: &Session, statements: &[String]) -> Result<(), Error> {
     let begun = session.client.batch_execute("BEGIN READ WRITE").await.map_err(Error::from);
@@ -407,6 +445,17 @@ mod tests {
             ]
         );
         assert_eq!(alter_statements("p", &[], &[], &[]), Vec::<String>::new());
+    }
+
+    #[test]
+    fn reads_a_filter_on_a_table_of_its_own() {
+        assert_eq!(
+            form_statements(&TableId::new("public", "t"), "id > 5 -- ours"),
+            [
+                "CREATE TEMPORARY TABLE \"walferry_where\" (LIKE \"public\".\"t\")",
+                "ALTER TABLE pg_temp.\"walferry_where\" ADD CHECK (id > 5 -- ours\n)",
+            ]
+        );
     }
 
     #[test]
