@@ -185,6 +185,39 @@ fn failed_tables_are_repaired(pg: Pg) {
     lab.assert_table("d", "id", "id");
 }
 
+/// A name that the Mirror doesn't have keeps no table from being copied and no change from flowing; it is told until it is corrected.
+#[test]
+fn a_name_that_the_mirror_does_not_have() {
+    let lab = Lab::new(Pg::V18);
+    lab.sql("CREATE TABLE t (id int PRIMARY KEY, v text); CREATE TABLE u (id int PRIMARY KEY); INSERT INTO t VALUES (1, 'a'), (2, 'b')");
+    let mut mirror = lab.mirror(&["t", "u"]);
+    lab.catch_up(&mirror);
+    lab.target("ALTER TABLE t UPDATE v = 'wrong' WHERE id = 1 SETTINGS mutations_sync = 1");
+    let asks = |value: &str| json!({"walferry.dev/resync": value});
+    mirror.mirror["metadata"]["annotations"] = asks("1 public.typo public.t");
+    lab.command("check", &mirror, &[]).exits(0).says(&["warning", "public.typo"]);
+    for _ in 0..2 {
+        let mut run = lab.streaming(&mirror);
+        let (status, reason, message) = run.condition("Ready").unwrap();
+        assert_eq!((status.as_str(), reason.as_str()), ("True", "ResyncUnknownTable"));
+        assert!(message.contains("public.typo") && !message.contains("public.t,"), "{message}");
+        lab.sql("INSERT INTO u SELECT coalesce(max(id), 0) + 1 FROM u");
+        lab.settle(&mut run);
+        lab.assert_table("t", "id, v", "id");
+        lab.assert_table("u", "id", "id");
+        run.stop();
+    }
+    mirror.mirror["metadata"]["annotations"] = asks("2 public.u");
+    let mut run = lab.streaming(&mirror);
+    assert_eq!(run.condition("Ready").unwrap().1, "Streaming");
+    run.stop();
+    lab.command("check", &mirror, &[]).exits(0);
+    // A table that was named while it was there, and has left.
+    mirror.mirror["spec"]["tables"].as_array_mut().unwrap().pop();
+    let mut run = lab.streaming(&mirror);
+    assert_eq!(run.condition("Ready").unwrap().1, "Streaming");
+}
+
 on_both!(slot_dropped_by_hand, publication_dropped, killed_at_three_points, failed_tables_are_repaired);
 
 /// The source gives up its WAL while the mirror hangs: Stalled, and a resync brings it back.

@@ -24,7 +24,7 @@ use crate::{
         slot,
         wire::{Connection, Purpose},
     },
-    replication::{self, Apart, Claim, DestinationError, MirrorState, StateStore, TableRecord},
+    replication::{self, Claim, DestinationError, MirrorState, StateStore, TableRecord},
 };
 
 /// Checks everything that a Mirror needs. A server that isn't reached is a failure, and what depends on it is skipped.
@@ -156,13 +156,8 @@ async fn source_facts(
     let anew = MirrorState::default();
     let mut joined = if resync { anew } else { state.clone() };
     let mut checks = source::server(&config.source, &server, slot.as_ref(), resync);
-    let apart = match replication::set_apart(config, &mut joined) {
-        Ok(apart) => apart,
-        Err(error) => {
-            checks.push(table::unknown_to_resync(&error));
-            Apart::default()
-        }
-    };
+    checks.extend(replication::unknown_names(config, state).map(table::unknown_to_resync));
+    let apart = replication::set_apart(config, &mut joined);
     let joined = &joined;
     source::take_up(&mut checks, replication::diagnosis::faults(config, session, joined).await?);
     let known: BTreeSet<TableId> = joined.tables.keys().cloned().collect();

@@ -8,14 +8,14 @@ use super::{
 };
 use crate::{
     fault::Reason,
-    model::{IdentityKind, TableId, TableKind, resync_advice},
+    model::{IdentityKind, MirrorFailure, TableId, TableKind, resync_advice},
     postgres::{
         Error,
         catalog::{GENERATED_IN_IDENTITY, KeyCandidate, RelationFacts, ServerFacts, TableFacts},
         publication::PublishedTable,
         quote::{ident, table as qualified},
     },
-    replication::{self, TablePhase, TableRecord},
+    replication::{TablePhase, TableRecord},
 };
 
 /// Row filters exist since PostgreSQL 15.
@@ -83,8 +83,8 @@ pub(super) fn failed(record: &TableRecord) -> Option<Check> {
 }
 
 /// A resync of a table that the Mirror doesn't have.
-pub(super) fn unknown_to_resync(error: &replication::Error) -> Check {
-    Check::failure("mirror", "resync", Reason::ResyncUnknownTable, error.to_string())
+pub(super) fn unknown_to_resync(warning: MirrorFailure) -> Check {
+    Check::warning("mirror", "resync", warning.reason, warning.message)
 }
 
 /// All checks of a table. `excluded` are its columns that are not mirrored, `probe` is what PostgreSQL makes of its row filter,

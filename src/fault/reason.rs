@@ -479,8 +479,8 @@ catalogue! {
         CopiedAnew: Nothing,
             "A table, or a partition of it, is copied while its changes stream: something happened to it that the stream doesn't tell.",
             "Nothing; the message says why.";
-        ResyncUnknownTable: Stall,
-            "The annotation `walferry.dev/resync` names a table that the Mirror doesn't have.",
+        ResyncUnknownTable: Nothing,
+            "The annotation `walferry.dev/resync` names a table that the Mirror doesn't have; the Mirror goes on.",
             "Correct the name: `schema.table`, behind the value's first word.";
         SpecChanged: FailTable,
             "A table is asked for in another way than when it was copied.",

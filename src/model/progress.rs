@@ -165,6 +165,7 @@ struct Overall {
     tables: BTreeMap<TableId, Arc<TableProgress>>,
     slot: SlotReport,
     slot_place: Option<SlotPlace>,
+    warning: Option<MirrorFailure>,
     /// Seconds of lag, and when they were measured.
     lag: Option<(f64, Instant)>,
     /// When the source last said anything.
@@ -255,6 +256,11 @@ impl Progress {
         self.overall().slot_place = Some(place);
     }
 
+    /// Records what somebody should correct although the Mirror goes on, or that nothing is.
+    pub fn set_warning(&self, warning: Option<MirrorFailure>) {
+        self.overall().warning = warning;
+    }
+
     /// Records that the slot was taken from a walsender that an earlier run had left behind.
     pub fn add_takeover(&self) {
         self.overall().slot.takeovers += 1;
@@ -286,6 +292,7 @@ impl Progress {
                 message: mirror.named(&failure.message),
             }),
             meanwhile: None,
+            warning: overall.warning.clone(),
             slot_name: mirror.slot_name(),
             publication_name: mirror.publication_name(),
             last_lsn: durable,
@@ -470,6 +477,9 @@ pub struct MirrorReport {
     /// What its replicator does with earlier settings, while the failure keeps it from the present ones.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub meanwhile: Option<MirrorPhase>,
+    /// What somebody should correct although it goes on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub warning: Option<MirrorFailure>,
     /// The slot at the source.
     pub slot_name: String,
     /// The publication at the source.

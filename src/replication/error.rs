@@ -225,14 +225,6 @@ pub enum Error {
         /// The table.
         table: TableId,
     },
-    /// A resync of single tables names one that the Mirror doesn't have.
-    #[error(
-        "annotation walferry.dev/resync names {name}, which is not one of the mirror's tables: behind its first word, give names as schema.table, or none to have every table copied anew"
-    )]
-    ResyncUnknownTable {
-        /// The name.
-        name: String,
-    },
     /// The checks keep the Mirror as a whole from starting.
     #[error("{}", .0.message)]
     MirrorRefused(MirrorRefused),

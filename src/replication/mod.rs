@@ -48,7 +48,7 @@ pub use named_columns::NamedColumns;
 pub use policy::{Policy, policy};
 pub use position::PositionRecord;
 pub use provision::publication_comment;
-pub use resync::{Apart, copies_over_rows, require_withheld, resync_due, set_apart};
+pub use resync::{Apart, copies_over_rows, require_withheld, resync_due, set_apart, unknown_names};
 pub use schema_change::keep_target_names;
 pub use state::{FormerTable, MirrorState, ResyncRecord, SourceRecord, StateStore, TablePhase, TableRecord};
 pub use targets::{Claim, claims, describe as describe_claim, foreign as foreign_claim, waits_for_target};

@@ -89,7 +89,6 @@ fn reason(error: &Error) -> Reason {
         Error::MirrorRefused(refused) => refused.reason,
         Error::NoTableAdmitted { .. } => Reason::AllTablesFailed,
         Error::TablesAdmitted { .. } => Reason::Provisioning,
-        Error::ResyncUnknownTable { .. } => Reason::ResyncUnknownTable,
         Error::SnapshotLost => Reason::SourceSnapshotLost,
         Error::Table { reason, .. } => *reason,
         Error::TargetTaken { .. } | Error::TargetReleased { .. } => Reason::TargetTableTaken,

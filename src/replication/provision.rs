@@ -107,7 +107,8 @@ impl<D: Destination> Provisioner<'_, D> {
             return Ok(Provisioned { state, joining: false, failed_over: None, refused: Refused::new() });
         }
         state.source.as_ref().map_or(Ok(()), SourceRecord::check_versions)?;
-        let mut apart = resync::set_apart(config, &mut state)?;
+        progress.set_warning(resync::unknown_names(config, &state));
+        let mut apart = resync::set_apart(config, &mut state);
         resync::take_healed(&mut state, &mut apart);
         let failed_over = state.source.as_ref().map(|source| origin.switch(source)).transpose()?.flatten();
         if let Some(at) = failed_over {

@@ -17,7 +17,7 @@ use super::{
 };
 use crate::{
     fault::Reason,
-    model::{Lsn, ReplicatorConfig, TableId, TableSchema, TableSpec, Version},
+    model::{Lsn, MirrorFailure, ReplicatorConfig, TableId, TableSchema, TableSpec, Version},
     postgres::{
         catalog,
         removal::{self, Fate, MirrorObjects},
@@ -88,24 +88,41 @@ impl Apart {
     }
 }
 
-/// Takes the records of those tables out of the state that alone are asked to be copied anew: they join once more.
-///
-/// # Errors
-/// [`Error::ResyncUnknownTable`] where the value names a table that the Mirror doesn't have.
-pub fn set_apart(config: &ReplicatorConfig, state: &mut MirrorState) -> Result<Apart, Error> {
-    let Some(value) = single_tables_due(config.resync.as_deref(), state) else { return Ok(Apart::default()) };
+/// What to say about names behind the value's first word that are no tables of the Mirror's. Those that have left it were asked for while
+/// they were there.
+pub fn unknown_names(config: &ReplicatorConfig, state: &MirrorState) -> Option<MirrorFailure> {
+    let known = |name: &&str| {
+        let is = |id: &TableId| id.to_string() == *name;
+        config.tables.iter().any(|spec| is(&spec.id))
+            || state.tables.keys().chain(state.former.keys()).any(is)
+    };
+    let names = named(config.resync.as_deref()?);
+    let unknown: Vec<&str> = names.into_iter().filter(|name| !known(name)).collect();
+    if unknown.is_empty() {
+        return None;
+    }
+    let message = format!(
+        "annotation walferry.dev/resync names {}, which the mirror doesn't have, so nothing was copied for that: behind its first word, give \
+         names as schema.table, or none to have every table copied anew",
+        unknown.join(", ")
+    );
+    Some(MirrorFailure { reason: Reason::ResyncUnknownTable, message })
+}
+
+/// Takes the records of those tables out of the state that alone are asked to be copied anew: they join once more. Names that the Mirror
+/// doesn't have are left to [`unknown_names`].
+pub fn set_apart(config: &ReplicatorConfig, state: &mut MirrorState) -> Apart {
+    let Some(value) = single_tables_due(config.resync.as_deref(), state) else { return Apart::default() };
     let mut apart = Apart { value: Some(value.to_owned()), ..Apart::default() };
     for name in named(value) {
-        let Some(spec) = config.tables.iter().find(|spec| spec.id.to_string() == name) else {
-            return Err(Error::ResyncUnknownTable { name: name.to_owned() });
-        };
+        let Some(spec) = config.tables.iter().find(|spec| spec.id.to_string() == name) else { continue };
         apart.named.insert(spec.id.clone());
         if let Some(record) = state.tables.remove(&spec.id) {
             state.chunks_done.remove(&spec.id);
             apart.records.insert(spec.id.clone(), record);
         }
     }
-    Ok(apart)
+    apart
 }
 
 /// Takes the records of those tables out of the state that have failed because they might not be read, or a partition had another

@@ -88,7 +88,14 @@ pub fn conditions(report: &MirrorReport) -> Vec<Condition> {
     // What a replicator with earlier settings does, these conditions tell as well.
     let work = meanwhile.as_ref().unwrap_or(&overall);
     let side = |type_, side, name| overall.blame(type_, side).unwrap_or_else(|| work.side(type_, name));
-    let mut conditions = vec![overall.ready()];
+    let mut ready = overall.ready();
+    if let Some(MirrorFailure { reason, message }) = &report.warning {
+        if ready.reason == Reason::Streaming {
+            ready.reason = *reason;
+        }
+        ready.message = format!("{}; {message}", ready.message);
+    }
+    let mut conditions = vec![ready];
     conditions.extend(overall.reconciling_or_stalled());
     let mut source = side(types::SOURCE_READY, Side::Source, "the source");
     if let Some((reason, message)) = slot_warning(report) {

@@ -83,6 +83,7 @@ pub(super) fn unasked(
         phase,
         failure,
         meanwhile: None,
+        warning: None,
         slot_name: mirror.slot_name(),
         publication_name: mirror.publication_name(),
         last_lsn: Lsn::ZERO,

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use crate::{
     fault::Reason,
-    model::{MirrorReport, SlotReport, TableReport, TableState},
+    model::{MirrorFailure, MirrorReport, SlotReport, TableReport, TableState},
     operator::events::Notice,
     status,
 };
@@ -25,6 +25,8 @@ pub(super) struct Told {
     counts: Option<Counts>,
     /// How often each table had been copied anew by then.
     copies_anew: BTreeMap<String, u64>,
+    /// What somebody should correct, as it was last seen.
+    warning: Option<MirrorFailure>,
 }
 
 impl Told {
@@ -43,6 +45,11 @@ impl Told {
         }
         let counts = Counts { takeovers: report.slot.takeovers, failovers: report.slot.failovers };
         let told = self.counts.replace(counts).unwrap_or(counts);
+        if self.warning != report.warning {
+            self.warning.clone_from(&report.warning);
+            let warning = report.warning.iter();
+            notices.extend(warning.map(|warning| Notice::warning(warning.reason, warning.message.clone())));
+        }
         if counts.takeovers > told.takeovers {
             let note = format!(
                 "slot {} was still held by an earlier connection of this Mirror, which was ended",
@@ -85,6 +92,21 @@ mod tests {
     fn told(told: &mut Told, progress: &Progress) -> Vec<String> {
         let notices = told.take_up(&progress.report());
         notices.into_iter().map(|notice| format!("{} {}", notice.reason, notice.note)).collect()
+    }
+
+    #[test]
+    fn a_warning_is_told_once_and_again_when_it_is_another() {
+        let (mut memory, progress) = (Told::default(), progress());
+        progress.table(&TableId::new("public", "users")).set_state(TableState::Streaming, None, "");
+        for (message, expected) in
+            [("a", vec!["ResyncUnknownTable a"]), ("a", vec![]), ("b", vec!["ResyncUnknownTable b"])]
+        {
+            let reason = Reason::ResyncUnknownTable;
+            progress.set_warning(Some(MirrorFailure { reason, message: message.to_owned() }));
+            assert_eq!(told(&mut memory, &progress), expected);
+        }
+        progress.set_warning(None);
+        assert_eq!(told(&mut memory, &progress), Vec::<String>::new());
     }
 
     #[test]

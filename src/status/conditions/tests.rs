@@ -27,6 +27,22 @@ fn summary(report: &MirrorReport) -> Vec<String> {
 }
 
 #[test]
+fn a_warning_is_told_by_ready() {
+    let warning =
+        |message: &str| MirrorFailure { reason: Reason::ResyncUnknownTable, message: message.into() };
+    let streaming = report(MirrorPhase::Streaming, None, &[("t", TableState::Streaming)]);
+    let warned = MirrorReport { warning: Some(warning("names public.typo")), ..streaming.clone() };
+    let ready = conditions(&warned).remove(0);
+    assert_eq!((ready.status, ready.reason), (ConditionStatus::True, Reason::ResyncUnknownTable));
+    assert_eq!(ready.message, "changes of public.t flow; names public.typo");
+    assert_eq!(conditions(&warned)[1..], conditions(&streaming)[1..]);
+    // A fault comes first.
+    let stalled = report(MirrorPhase::Stalled, Some((Reason::SourceSlotLost, "gone")), &[]);
+    let ready = conditions(&MirrorReport { warning: Some(warning("typo")), ..stalled }).remove(0);
+    assert_eq!((ready.reason, ready.message.as_str()), (Reason::SourceSlotLost, "gone; typo"));
+}
+
+#[test]
 fn provisioning() {
     assert_eq!(
         summary(&report(MirrorPhase::Provisioning, None, &[])),

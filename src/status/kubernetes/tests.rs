@@ -40,6 +40,7 @@ fn report(phase: MirrorPhase, failure: Option<(Reason, &str)>, tables: Vec<Table
         phase,
         failure: failure.map(|(reason, message)| MirrorFailure { reason, message: message.into() }),
         meanwhile: None,
+        warning: None,
         slot_name: "walferry_0a".into(),
         publication_name: "walferry_0a".into(),
         last_lsn: Lsn(0),
