@@ -43,6 +43,8 @@ fn run_once(lab: &Lab, mirror: &Mirror) -> Outcome {
 #[track_caller]
 fn stalls_until_a_resync(lab: &Lab, mirror: &Mirror, reason: &str, words: &[&str]) {
     let before = lab.target_value("SELECT count() FROM t");
+    // It is known before anything is started.
+    lab.command("check", mirror, &[]).exits(1).says(words);
     let mut run = lab.run(mirror);
     let (found, message) = run.until_stalled();
     assert_eq!(found, reason, "{message}");

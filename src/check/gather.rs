@@ -42,7 +42,7 @@ pub(super) async fn preflight_of(config: &ReplicatorConfig, only: &[TableId]) ->
         },
         None => (MirrorState::default(), None),
     };
-    let (mut checks, tables, joined) = source_checks(config, only, &state).await;
+    let (mut checks, tables, joined) = source_checks(config, only, &state, reached.as_ref()).await;
     checks.extend(server);
     checks.extend(unusable);
     let schemas: Vec<_> = tables.iter().map(|facts| &facts.schema).collect();
@@ -131,13 +131,18 @@ pub async fn destination_server(endpoint: &ClickHouseEndpoint) -> (Vec<Check>, O
 /// Checks, tables that could be described, and those that the Mirror has already and no resync copies again.
 type SourceChecks = (Vec<Check>, Vec<TableFacts>, BTreeSet<TableId>);
 
-async fn source_checks(config: &ReplicatorConfig, only: &[TableId], state: &MirrorState) -> SourceChecks {
+async fn source_checks(
+    config: &ReplicatorConfig,
+    only: &[TableId],
+    state: &MirrorState,
+    destination: Option<&Reached>,
+) -> SourceChecks {
     let failed = |check| (vec![check], Vec::new(), BTreeSet::new());
     let session = match Session::connect(&config.source, &config.mirror.application_name()).await {
         Ok(session) => session,
         Err(error) => return failed(source::connection_failed(&config.source, &error)),
     };
-    match source_facts(config, only, &session, state).await {
+    match source_facts(config, only, &session, (state, destination)).await {
         Ok(found) => found,
         Err(error) => failed(source::query_failed(source::SUBJECT, "catalog", &error)),
     }
@@ -147,7 +152,7 @@ async fn source_facts(
     config: &ReplicatorConfig,
     only: &[TableId],
     session: &Session,
-    state: &MirrorState,
+    (state, destination): (&MirrorState, Option<&Reached>),
 ) -> Result<SourceChecks, postgres::Error> {
     let server = catalog::server_facts(session).await?;
     let slot = slot::read(session, &config.mirror.slot_name()).await?;
@@ -159,7 +164,11 @@ async fn source_facts(
     checks.extend(replication::unknown_names(config, state).map(table::unknown_to_resync));
     let apart = replication::set_apart(config, &mut joined);
     let joined = &joined;
-    source::take_up(&mut checks, replication::diagnosis::faults(config, session, joined).await?);
+    let recorded = async || match destination {
+        Some(Reached { database, .. }) => Ok(recorded_state(config, database).await?.position),
+        None => Ok(joined.position.clone()),
+    };
+    source::take_up(&mut checks, replication::diagnosis::faults(config, session, joined, recorded).await?);
     let known: BTreeSet<TableId> = joined.tables.keys().cloned().collect();
     if !source::is_usable(&checks) {
         return Ok((checks, Vec::new(), known));

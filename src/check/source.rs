@@ -188,7 +188,9 @@ pub(super) fn take_up(checks: &mut Vec<Check>, faults: Vec<replication::Error>) 
             replication::Error::SlotMissing { .. }
             | replication::Error::SlotInvalidated { .. }
             | replication::Error::SlotForeign { .. }
-            | replication::Error::SlotNotReady { .. } => SLOT,
+            | replication::Error::SlotNotReady { .. }
+            | replication::Error::SlotAdvanced { .. }
+            | replication::Error::PositionUnknown { .. } => SLOT,
             _ => "state",
         };
         let replication::Policy::Stall = replication::policy(&fault).0 else { continue };

@@ -3,17 +3,18 @@
 use super::{
     Error,
     failover::Origin,
+    position::PositionRecord,
     provision::{check_publication, check_slot},
     state::{MirrorState, SourceRecord},
 };
 use crate::{
     model::ReplicatorConfig,
     postgres::{
-        self,
+        self, catalog,
         overview::Standing,
         publication::{self, Publication, Publish},
         session::Session,
-        slot,
+        slot::{self, SlotInfo},
         wire::{Connection, Purpose},
     },
 };
@@ -22,7 +23,7 @@ use crate::{
 const TOO_MANY_CONNECTIONS: &str = "53300";
 
 /// The faults that the engine would meet with this state at its next start, apart from those of single tables. None before the
-/// Mirror has a slot, and none after a copy that was all that was asked for.
+/// Mirror has a slot, and none after a copy that was all that was asked for. `recorded` reads the position on record.
 ///
 /// # Errors
 /// What the source answers.
@@ -30,17 +31,27 @@ pub async fn faults(
     config: &ReplicatorConfig,
     session: &Session,
     state: &MirrorState,
+    recorded: impl AsyncFnOnce() -> Result<Option<PositionRecord>, Error>,
 ) -> Result<Vec<Error>, postgres::Error> {
     let Some(source) = state.source.as_ref().filter(|source| !source.finished) else {
         return Ok(Vec::new());
     };
-    if let Some(fault) = of_server(config, source).await? {
+    let origin = match reach(config, source).await {
+        Ok(origin) => origin,
+        Err(Error::Source(error)) => return Err(error),
         // Slot and publication of another server mean nothing.
-        return Ok(vec![fault]);
-    }
+        Err(fault) => return Ok(vec![fault]),
+    };
     let mut faults: Vec<Error> = source.check_versions().err().into_iter().collect();
     let found = slot::read(session, &config.mirror.slot_name()).await?;
-    faults.extend(check_slot(config, Some(source), found).err());
+    match (check_slot(config, Some(source), found), origin) {
+        (Err(fault), _) => faults.push(fault),
+        (Ok(Some(slot)), Some(origin)) => match check_position(session, slot, &origin, recorded).await {
+            Err(Error::Source(error)) => return Err(error),
+            checked => faults.extend(checked.err()),
+        },
+        (Ok(_), _) => {}
+    }
     let inserts = config.has_insert_only().then_some(Publish::Inserts);
     for what in [Publish::Everything].into_iter().chain(inserts) {
         let name = match what {
@@ -57,22 +68,33 @@ fn standing(found: &Publication) -> Standing {
     Standing { owned_by_us: found.owned_by_us, sends: found.sends.filter(|_| found.via_root) }
 }
 
-/// Another server, or another timeline that can't be followed.
-async fn of_server(
-    config: &ReplicatorConfig,
-    source: &SourceRecord,
-) -> Result<Option<Error>, postgres::Error> {
+/// Compares slot and source with the position on record. The Mirror may be streaming: it writes the record before it confirms, so the
+/// record is read between what the slot has confirmed and how far the log is.
+async fn check_position(
+    session: &Session,
+    slot: SlotInfo,
+    origin: &Origin,
+    recorded: impl AsyncFnOnce() -> Result<Option<PositionRecord>, Error>,
+) -> Result<(), Error> {
+    let Some(position) = recorded().await? else { return Err(Error::PositionUnknown { slot: slot.name }) };
+    let Some(now) = slot::read(session, &slot.name).await? else { return Ok(()) };
+    let slot = SlotInfo { current_lsn: now.current_lsn, ..slot };
+    position.check(&slot, origin.timeline(), catalog::is_standby(session).await?)
+}
+
+/// The server, unless it is another one, or on another timeline that can't be followed; `None` where no connection is free.
+async fn reach(config: &ReplicatorConfig, source: &SourceRecord) -> Result<Option<Origin>, Error> {
     let looked = async {
         let application = config.mirror.application_name();
         let mut wire = Connection::connect(&config.source, &application, Purpose::Replication).await?;
         let identity = wire.identify_system().await?;
         let origin = Origin::of(&mut wire, identity, &config.source).await?;
         origin.check_system(Some(source))?;
-        origin.switch(source).map(drop)
+        origin.switch(source)?;
+        Ok(origin)
     };
     match looked.await {
         Err(Error::Source(error)) if error.sqlstate() == Some(TOO_MANY_CONNECTIONS) => Ok(None),
-        Err(Error::Source(error)) => Err(error),
-        other => Ok(other.err()),
+        other => other.map(Some),
     }
 }
