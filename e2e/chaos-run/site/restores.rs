@@ -17,6 +17,9 @@ use crate::{
 /// Within which the Mirror says that it waits for a human: ten seconds, with some to spare for a busy machine.
 const STALLED_WITHIN: Duration = Duration::from_secs(20);
 
+/// How long the application writes at most until some of it is confirmed.
+const WRITES_FOR: Duration = Duration::from_secs(15);
+
 /// How long the application writes what is lost where no replicator reads it.
 const UNREAD_FOR: Duration = Duration::from_secs(3);
 
@@ -74,6 +77,11 @@ impl Site {
 
     fn begin_copy(&mut self, meanwhile: Meanwhile) {
         self.until_streaming();
+        // On a busy machine nothing of what comes next might be confirmed for minutes.
+        let login = self.login();
+        login.paused.store(true, SeqCst);
+        self.until_arrived();
+        login.paused.store(false, SeqCst);
         self.say("  every table streams");
         if meanwhile == Meanwhile::IsDown {
             self.kill_replicator();
@@ -88,8 +96,10 @@ impl Site {
         let began = Instant::now();
         while !noticeable(self) {
             assert!(began.elapsed() < CALM, "nothing is confirmed");
+            self.login.paused.store(began.elapsed() > WRITES_FOR, SeqCst);
             self.wait_until(Instant::now() + Duration::from_millis(200));
         }
+        self.login.paused.store(false, SeqCst);
         if meanwhile == Meanwhile::Dies {
             self.kill_replicator();
         }
