@@ -16,6 +16,7 @@ mod support;
 
 mod admission;
 mod bad_input;
+mod column_lists;
 mod commands;
 mod destination;
 mod failover;

@@ -1,11 +1,15 @@
 //! Whether the role may read what is mirrored of a table.
 
-use super::{report::Check, table::mentioned};
+use super::{
+    report::Check,
+    table::{ROW_FILTERS, mentioned},
+};
 use crate::{
     fault::Reason,
     postgres::{
         catalog::{RelationFacts, ServerFacts, TableFacts},
         copy,
+        publication::PublishedTable,
         quote::{ident, table as qualified},
     },
 };
@@ -71,6 +75,36 @@ pub(super) fn readable(facts: &TableFacts, excluded: &[String], server: &ServerF
     Check::failure(subject, NAME, Reason::SourcePrivilegeMissing, detail).fix(fixes.join("\n"))
 }
 
+/// Whether the values of excluded columns leave the source. `published` is the table in the publication that is there.
+pub(super) fn excluded(
+    facts: &TableFacts,
+    excluded: &[String],
+    server: &ServerFacts,
+    published: Option<&PublishedTable>,
+) -> Option<Check> {
+    let sent: Vec<&str> =
+        excluded.iter().filter(|name| !facts.generated_columns.contains(name)).map(String::as_str).collect();
+    if sent.is_empty() {
+        return None;
+    }
+    let list = published.and_then(|published| published.columns.as_ref());
+    let why = if list.is_some_and(|list| list.misfit(&facts.schema).is_none()) {
+        None
+    } else if server.version_num < ROW_FILTERS {
+        Some(format!("PostgreSQL {} has no column lists", server.version))
+    } else {
+        facts
+            .refuses_list()
+            .or_else(|| Some("the publication has no list of the mirrored columns".to_owned()))
+    };
+    let names = sent.join(", ");
+    let detail = match why {
+        None => format!("{names}: not sent, the publication lists the other columns"),
+        Some(why) => format!("{names}: sent to walferry and left out there, because {why}"),
+    };
+    Some(Check::ok(facts.schema.id.to_string(), "excluded columns", detail))
+}
+
 #[cfg(test)]
 mod tests {
     use super::{
@@ -80,7 +114,42 @@ mod tests {
         },
         *,
     };
-    use crate::{model::TableKind, postgres::catalog::LiveColumn};
+    use crate::{
+        model::{IdentityKind, TableKind},
+        postgres::{catalog::LiveColumn, publication::ColumnList},
+    };
+
+    #[test]
+    fn whether_excluded_values_are_sent_is_told() {
+        let mut facts = table_facts();
+        let names = ["secret".to_owned()];
+        let list = |names: &[&str], attnums: &[i16]| PublishedTable {
+            entry: 1,
+            id: facts.schema.id.clone(),
+            oid: 16_400,
+            row_filter: None,
+            filter_columns: Vec::new(),
+            columns: Some(ColumnList {
+                names: names.iter().map(|name| (*name).to_owned()).collect(),
+                attnums: attnums.to_vec(),
+            }),
+            may_fail: Vec::new(),
+        };
+        let fits = list(&["id", "email"], &[1, 2]);
+        let wider = list(&["id", "email", "secret"], &[1, 2, 3]);
+        let server = |version_num| ServerFacts { version_num, ..server_facts() };
+        let told = |facts: &TableFacts, version, published: Option<&PublishedTable>| {
+            excluded(facts, &names, &server(version), published).map(|check| check.detail).unwrap_or_default()
+        };
+        assert!(told(&facts, 180_000, Some(&fits)).contains("secret: not sent"));
+        assert!(told(&facts, 180_000, Some(&wider)).contains("has no list of the mirrored columns"));
+        assert!(told(&facts, 180_000, None).contains("has no list of the mirrored columns"));
+        assert!(told(&facts, 140_000, None).contains("has no column lists"));
+        facts.relation.identity = IdentityKind::Full;
+        assert!(told(&facts, 180_000, None).contains("FULL"));
+        facts.generated_columns = vec!["secret".to_owned()];
+        assert_eq!(told(&facts, 180_000, None), "");
+    }
 
     #[test]
     fn privileges_on_the_mirrored_columns_are_enough() {

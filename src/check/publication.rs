@@ -9,7 +9,7 @@ use crate::{
     postgres::{
         Error,
         catalog::{ServerFacts, TableFacts},
-        publication::{self, COMMENT_PREFIX, Publication, Publish, PublishedTable},
+        publication::{self, COMMENT_PREFIX, Member, Publication, Publish, PublishedTable},
         quote::ident,
     },
     replication::MirrorState,
@@ -263,7 +263,7 @@ fn whoever_may_alter(found: &Publication, strangers: &[&TableFacts]) -> String {
     }
 }
 
-/// A published table with another filter than the Mirror's, or with a column list.
+/// A published table with another filter than the Mirror's, or with a list of other columns.
 fn member(
     wanted: &Wanted<'_>,
     found: &Publication,
@@ -271,8 +271,7 @@ fn member(
     published: &PublishedTable,
 ) -> Option<Check> {
     let schema = &table.schema;
-    let fix = || {
-        let statements = publication::alter_statements(&wanted.name(), &[], &[], &[schema]);
+    let as_transaction = |statements: Vec<String>| {
         let statements = format!("BEGIN;\n{};\nCOMMIT;", statements.join(";\n"));
         let strangers = not_owned([table].into_iter());
         match found.may_alter && strangers.is_empty() {
@@ -280,12 +279,28 @@ fn member(
             false => format!("-- {}\n{statements}", whoever_may_alter(found, &strangers)),
         }
     };
+    let fix = || {
+        let statements = publication::alter_statements(
+            &wanted.name(),
+            &[],
+            &[],
+            &[Member { table: schema, listed: false }],
+        );
+        as_transaction(statements)
+    };
     let subject = schema.id.to_string();
     let failure = |detail: String| {
         Some(Check::failure(subject.as_str(), NAME, Reason::SourcePublicationUnusable, detail).fix(fix()))
     };
-    if let Some(columns) = &published.columns {
-        return failure(format!("only its columns {} are published", columns.join(", ")));
+    if let Some(list) = &published.columns {
+        if let Some(why) = table.refuses_list() {
+            return failure(format!("{why}: UPDATE and DELETE on it fail"));
+        }
+        if let Some(misfit) = list.misfit(schema) {
+            let fix = as_transaction(publication::list_statements(&wanted.name(), schema));
+            let reason = Reason::SourcePublicationUnusable;
+            return Some(Check::failure(subject, NAME, reason, misfit).fix(fix));
+        }
     }
     match (&schema.row_filter, &published.row_filter) {
         (None, None) => None,
@@ -343,7 +358,10 @@ mod tests {
         tests::{config, server_facts, table_facts},
     };
     use super::*;
-    use crate::model::TableSpec;
+    use crate::{
+        model::{IdentityKind, TableSpec},
+        postgres::publication::ColumnList,
+    };
 
     fn found() -> Publication {
         Publication {
@@ -544,11 +562,32 @@ mod tests {
     }
 
     #[test]
-    fn a_column_list_is_refused() {
-        let mut table = published("users", None);
-        table.columns = Some(vec!["id".to_owned()]);
-        let check = simple(&server_facts(), Some(&Publication { tables: vec![table], ..found() }));
-        assert_eq!(check.outcome, Outcome::Failure);
-        assert_eq!(check.subject, "public.users");
+    fn a_column_list_has_to_fit() {
+        let with = |names: &[&str], attnums: &[i16], identity| {
+            let mut table = published("users", None);
+            let names = names.iter().map(|name| (*name).to_owned()).collect();
+            table.columns = Some(ColumnList { names, attnums: attnums.to_vec() });
+            let found = Publication { tables: vec![table], ..found() };
+            let mut facts = table_facts();
+            facts.relation.identity = identity;
+            let check = check(&server_facts(), facts, &Probes::new(), Some(&found));
+            (check.outcome, check.detail, check.fix.unwrap_or_default())
+        };
+        let (default, full) = (IdentityKind::Default, IdentityKind::Full);
+        assert_eq!(with(&["id", "email"], &[1, 2], default).0, Outcome::Ok);
+        let (outcome, detail, fix) = with(&["id"], &[1], default);
+        assert_eq!((outcome, detail.as_str()), (Outcome::Failure, "the column list lacks email"));
+        assert_eq!(
+            fix,
+            "BEGIN;\nLOCK TABLE \"public\".\"users\" IN SHARE MODE;\nALTER PUBLICATION \"walferry_1f\" DROP TABLE ONLY \"public\".\"users\";\n\
+             ALTER PUBLICATION \"walferry_1f\" ADD TABLE ONLY \"public\".\"users\" (\"id\", \"email\");\nCOMMIT;"
+        );
+        assert_eq!(with(&["id", "email", "secret"], &[1, 2, 3], default).0, Outcome::Failure);
+        let (outcome, detail, fix) = with(&["id", "email"], &[1, 2], full);
+        assert_eq!(outcome, Outcome::Failure);
+        assert!(
+            detail.contains("FULL") && fix.contains("ADD TABLE ONLY \"public\".\"users\";"),
+            "{detail} {fix}"
+        );
     }
 }

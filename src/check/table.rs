@@ -18,7 +18,7 @@ use crate::{
     replication::{TablePhase, TableRecord},
 };
 
-/// Row filters exist since PostgreSQL 15.
+/// Row filters and column lists exist since PostgreSQL 15.
 pub(super) const ROW_FILTERS: u32 = 150_000;
 
 /// A table whose description failed. One that the Mirror has copied already does not keep the others from going on.
@@ -101,6 +101,7 @@ pub(super) fn table(
         privileges::readable(facts, excluded, server),
         replica_identity(&subject, facts, server.version_num),
     ];
+    checks.extend(privileges::excluded(facts, excluded, server, published));
     checks.extend(standby(&subject, facts, server));
     checks.extend(row_security(&subject, facts, server));
     checks.extend(row_filter(facts, excluded, server, probe, published));

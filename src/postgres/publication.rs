@@ -86,12 +86,35 @@ pub struct PublishedTable {
     pub oid: u32,
     /// The row filter, in PostgreSQL's own words.
     pub row_filter: Option<String>,
-    /// Columns that the row filter (or the column list) names.
+    /// Columns that the row filter names.
     pub filter_columns: Vec<String>,
     /// The column list, if it has one.
-    pub columns: Option<Vec<String>>,
+    pub columns: Option<ColumnList>,
     /// Functions of the row filter that fail for some arguments.
     pub may_fail: Vec<String>,
+}
+
+/// The columns of a table that a publication sends, in the order of their numbers.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ColumnList {
+    /// Their names now.
+    pub names: Vec<String>,
+    /// Their numbers (`pg_attribute.attnum`), which a rename keeps.
+    pub attnums: Vec<i16>,
+}
+
+impl ColumnList {
+    /// What it has too much or too little for this table's mirrored columns; `None` when it has just these.
+    pub fn misfit(&self, table: &TableSchema) -> Option<String> {
+        let mirrored = || table.columns.iter().filter(|column| !column.dropped);
+        if let Some(lacking) = mirrored().find(|column| !self.attnums.contains(&column.attnum)) {
+            return Some(format!("the column list lacks {}", lacking.name));
+        }
+        let is_mirrored = |attnum: &i16| mirrored().any(|column| column.attnum == *attnum);
+        let mut listed = self.attnums.iter().zip(&self.names);
+        let (_, more) = listed.find(|(attnum, _)| !is_mirrored(attnum))?;
+        Some(format!("the column list has {more}, which is not mirrored"))
+    }
 }
 
 /// Row filters, column lists and whole schemas exist since PostgreSQL 15.
@@ -125,6 +148,10 @@ jsonb_array_element_text,arraycontains,arraycontained,arrayoverlap,cardinality,r
 AND NOT EXISTS (SELECT FROM pg_cast WHERE castfunc = p.oid AND castcontext = 'i') \
 ORDER BY 1)";
 
+/// `pg_depend` does not tell the columns of a row filter from those of a column list.
+const FILTER_COLUMNS: &str = "ARRAY(SELECT DISTINCT a.attname::text FROM regexp_matches(r.prqual::text, ':varattno (\\d+)', 'g') AS found (attnums) \
+JOIN pg_attribute a ON a.attrelid = r.prrelid AND a.attnum = found.attnums[1]::int2 ORDER BY 1)";
+
 fn tables_statement(server_version: u32) -> String {
     let may_fail = if has_filters(server_version) { MAY_FAIL } else { "ARRAY[]::text[]" };
     let (filter, columns) = if has_filters(server_version) {
@@ -136,12 +163,14 @@ fn tables_statement(server_version: u32) -> String {
     } else {
         ("NULL::text", "NULL::text[]")
     };
+    let (attnums, filter_columns) = if has_filters(server_version) {
+        ("(SELECT array_agg(n ORDER BY n) FROM unnest(r.prattrs::int2[]) AS n)", FILTER_COLUMNS)
+    } else {
+        ("NULL::int2[]", "ARRAY[]::text[]")
+    };
     format!(
         "SELECT n.nspname::text, c.relname::text, c.oid, {filter}, {columns}, \
-         ARRAY(SELECT DISTINCT a.attname::text FROM pg_depend d \
-         JOIN pg_attribute a ON a.attrelid = d.refobjid AND a.attnum = d.refobjsubid \
-         WHERE d.classid = 'pg_publication_rel'::regclass AND d.objid = r.oid \
-         AND d.refclassid = 'pg_class'::regclass AND d.refobjid = r.prrelid AND d.refobjsubid > 0 ORDER BY 1), r.oid, {may_fail} \
+         {filter_columns}, r.oid, {may_fail}, {attnums} \
          FROM pg_publication_rel r JOIN pg_class c ON c.oid = r.prrelid JOIN pg_namespace n ON n.oid = c.relnamespace \
          WHERE r.prpubid = $1 ORDER BY 1, 2"
     )
@@ -177,11 +206,16 @@ fn published_table(row: &Row) -> Result<PublishedTable, Error> {
         id: TableId::new(row.try_get::<_, String>(0)?, row.try_get::<_, String>(1)?),
         oid: row.try_get(2)?,
         row_filter: row.try_get(3)?,
-        columns: row.try_get(4)?,
+        columns: column_list(row)?,
         filter_columns: row.try_get(5)?,
         entry: row.try_get(6)?,
         may_fail: row.try_get(7)?,
     })
+}
+
+fn column_list(row: &Row) -> Result<Option<ColumnList>, Error> {
+    let (names, attnums): (Option<Vec<String>>, Option<Vec<i16>>) = (row.try_get(4)?, row.try_get(8)?);
+    Ok(names.zip(attnums).map(|(names, attnums)| ColumnList { names, attnums }))
 }
 
 /// A table alone: without ONLY, tables that inherit from it come and go with it. A partitioned table's partitions are part of it.
@@ -189,22 +223,50 @@ fn only(table: &TableId) -> String {
     format!("ONLY {}", quote::table(table))
 }
 
-/// A table with its row filter, as a publication takes it.
-fn member(table: &TableSchema) -> String {
+/// How a table is to be published.
+#[derive(Clone, Copy, Debug)]
+pub struct Member<'a> {
+    /// The table with its row filter.
+    pub table: &'a TableSchema,
+    /// Whether with a list of its mirrored columns.
+    pub listed: bool,
+}
+
+/// A table with its column list and row filter, as a publication takes it.
+fn member(Member { table, listed }: Member<'_>) -> String {
+    let columns = table.columns.iter().filter(|column| !column.dropped);
+    let columns: Vec<String> = columns.map(|column| quote::ident(&column.name)).collect();
+    let list = if listed { format!(" ({})", columns.join(", ")) } else { String::new() };
     let name = only(&table.id);
     match &table.row_filter {
         // A comment at the filter's end must not swallow what follows.
-        Some(filter) => format!("{name} WHERE ({filter}\n)"),
-        None => name,
+        Some(filter) => format!("{name}{list} WHERE ({filter}\n)"),
+        None => format!("{name}{list}"),
     }
 }
 
-fn members<'a>(tables: impl IntoIterator<Item = &'a TableSchema>) -> String {
+/// The statements that have a table published with a list of its mirrored columns, in one transaction. Who writes to it is waited for:
+/// what a transaction wrote before would be sent by the list of before.
+pub fn list_statements(name: &str, table: &TableSchema) -> Vec<String> {
+    let lock = format!("LOCK TABLE {} IN SHARE MODE", quote::table(&table.id));
+    let altered = alter_statements(name, &[], &[], &[Member { table, listed: true }]);
+    std::iter::once(lock).chain(altered).collect()
+}
+
+fn members<'a>(tables: impl IntoIterator<Item = Member<'a>>) -> String {
     tables.into_iter().map(member).collect::<Vec<_>>().join(", ")
 }
 
+fn unlisted(table: &TableSchema) -> Member<'_> {
+    Member { table, listed: false }
+}
+
 pub(crate) fn create_statement(name: &str, publish: Publish, tables: &[TableSchema]) -> String {
-    let members = if tables.is_empty() { String::new() } else { format!(" FOR TABLE {}", members(tables)) };
+    let members = if tables.is_empty() {
+        String::new()
+    } else {
+        format!(" FOR TABLE {}", members(tables.iter().map(unlisted)))
+    };
     format!(
         "CREATE PUBLICATION {}{members} WITH (publish = '{}', publish_via_partition_root = true)",
         quote::ident(name),
@@ -221,11 +283,11 @@ pub fn alter_statements(
     name: &str,
     add: &[&TableSchema],
     drop: &[TableId],
-    reset: &[&TableSchema],
+    reset: &[Member<'_>],
 ) -> Vec<String> {
     let publication = quote::ident(name);
-    let leaving: Vec<_> = drop.iter().chain(reset.iter().map(|table| &table.id)).map(only).collect();
-    let joining: Vec<_> = reset.iter().chain(add).copied().collect();
+    let leaving: Vec<_> = drop.iter().chain(reset.iter().map(|reset| &reset.table.id)).map(only).collect();
+    let joining: Vec<_> = reset.iter().copied().chain(add.iter().map(|table| unlisted(table))).collect();
     let mut statements = Vec::new();
     if !leaving.is_empty() {
         statements.push(format!("ALTER PUBLICATION {publication} DROP TABLE {}", leaving.join(", ")));
@@ -253,7 +315,7 @@ pub async fn create(
         .await
 }
 
-/// Adds and removes tables, and gives `reset` their current row filter, in one transaction.
+/// Adds and removes tables, and gives `reset` their current row filter and column list, in one transaction.
 ///
 /// Transactions that wrote to an added table before are not in the stream: see [`super::catalog::lock_holders`].
 /// The session must be in no transaction and used by nobody else meanwhile.
@@ -265,12 +327,17 @@ pub async fn alter(
     name: &str,
     add: &[&TableSchema],
     drop: &[TableId],
-    reset: &[&TableSchema],
+    reset: &[Member<'_>],
 ) -> Result<(), Error> {
     let statements = alter_statements(name, add, drop, reset);
     match in_transaction(session, &statements).await {
         Err(error) if error.sqlstate() == Some(INSUFFICIENT_PRIVILEGE) => {
-            let tables: Vec<u32> = add.iter().chain(reset).map(|table| table.oid).collect();
+            let tables: Vec<u32> = add
+                .iter()
+                .copied()
+                .chain(reset.iter().map(|reset| reset.table))
+                .map(|table| table.oid)
+                .collect();
             Err(Error::NotOwner {
                 publication: name.to_owned(),
                 owners: missing_owners(session, name, &tables).await?,
@@ -403,6 +470,7 @@ async fn execute(session: &Session, statement: &str) -> Result<(), Error> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::{Column, SourceType};
 
     fn table(name: &str, filter: Option<&str>) -> TableSchema {
         TableSchema {
@@ -438,7 +506,7 @@ mod tests {
     fn alters_by_dropping_before_adding() {
         let (new, changed) = (table("new", None), table("changed", Some("id > 5")));
         assert_eq!(
-            alter_statements("p", &[&new], &[TableId::new("public", "old")], &[&changed]),
+            alter_statements("p", &[&new], &[TableId::new("public", "old")], &[unlisted(&changed)]),
             [
                 "ALTER PUBLICATION \"p\" DROP TABLE ONLY \"public\".\"old\", ONLY \"public\".\"changed\"",
                 "ALTER PUBLICATION \"p\" ADD TABLE ONLY \"public\".\"changed\" WHERE (id > 5\n), ONLY \"public\".\"new\"",
@@ -459,14 +527,35 @@ mod tests {
     }
 
     #[test]
+    fn a_column_list_has_the_mirrored_columns_and_no_other() {
+        let column = |attnum, name: &str| Column { attnum, ..Column::new(name, SourceType::Text) };
+        let schema = |columns| TableSchema::new(TableId::new("public", "t"), columns);
+        let list = ColumnList { names: vec!["id".to_owned(), "v\"".to_owned()], attnums: vec![1, 3] };
+        // A rename at the source changes the list's names only.
+        assert_eq!(list.misfit(&schema(vec![column(1, "key"), column(3, "v\"")])), None);
+        let dropped = Column { dropped: true, ..column(2, "gone") };
+        assert_eq!(list.misfit(&schema(vec![column(1, "id"), dropped, column(3, "v\"")])), None);
+        let added = schema(vec![column(1, "id"), column(3, "v\""), column(4, "new")]);
+        assert_eq!(list.misfit(&added).as_deref(), Some("the column list lacks new"));
+        let misfit = list.misfit(&schema(vec![column(1, "id")]));
+        assert_eq!(misfit.as_deref(), Some("the column list has v\", which is not mirrored"));
+        let filtered = TableSchema { row_filter: Some("id > 5".to_owned()), ..added };
+        assert_eq!(
+            list_statements("p", &filtered),
+            [
+                "LOCK TABLE \"public\".\"t\" IN SHARE MODE",
+                "ALTER PUBLICATION \"p\" DROP TABLE ONLY \"public\".\"t\"",
+                "ALTER PUBLICATION \"p\" ADD TABLE ONLY \"public\".\"t\" (\"id\", \"v\"\"\", \"new\") WHERE (id > 5\n)",
+            ]
+        );
+    }
+
+    #[test]
     fn asks_version_14_for_nothing_it_lacks() {
         assert_eq!(
             tables_statement(140_000),
             "SELECT n.nspname::text, c.relname::text, c.oid, NULL::text, NULL::text[], \
-             ARRAY(SELECT DISTINCT a.attname::text FROM pg_depend d \
-             JOIN pg_attribute a ON a.attrelid = d.refobjid AND a.attnum = d.refobjsubid \
-             WHERE d.classid = 'pg_publication_rel'::regclass AND d.objid = r.oid \
-             AND d.refclassid = 'pg_class'::regclass AND d.refobjid = r.prrelid AND d.refobjsubid > 0 ORDER BY 1), r.oid, ARRAY[]::text[] \
+             ARRAY[]::text[], r.oid, ARRAY[]::text[], NULL::int2[] \
              FROM pg_publication_rel r JOIN pg_class c ON c.oid = r.prrelid \
              JOIN pg_namespace n ON n.oid = c.relnamespace WHERE r.prpubid = $1 ORDER BY 1, 2"
         );

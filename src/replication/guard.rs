@@ -8,7 +8,7 @@ use std::{collections::HashMap, time::Instant};
 use super::{Error, state::PublishedAs};
 use crate::{
     fault::Reason,
-    model::{TableId, resync_advice},
+    model::{TableId, TableSchema, resync_advice},
     postgres::{
         catalog::{self, RelationFacts},
         publication::{self, Publish, PublishedTable, alter_statements},
@@ -37,7 +37,10 @@ pub(super) async fn unfit(
     for table in published {
         let Some(members) = relations.get(&table.oid) else { continue };
         let filter_columns = if table.row_filter.is_some() { table.filter_columns.as_slice() } else { &[] };
-        let refuses = |member: &RelationFacts| member.refuses_changes(filter_columns, version);
+        let refuses_list = |member: &RelationFacts| member.refuses_list(&table.columns.as_ref()?.names);
+        let refuses = |member: &RelationFacts| {
+            member.refuses_changes(filter_columns, version).or_else(|| refuses_list(member))
+        };
         // Where only inserts are published, no other statement is refused.
         let refusal = members.iter().filter(|_| what == Publish::Everything).find_map(refuses);
         if let Some(why) = refusal {
@@ -106,12 +109,23 @@ pub(super) async fn take_out_failing_filter(
 
 /// Why a table is not published as it was when it joined, if that is so.
 pub(super) fn published_otherwise(
-    table: &TableId,
+    schema: &TableSchema,
     name: &str,
     before: &PublishedAs,
     now: &PublishedTable,
 ) -> Option<Error> {
-    let what = if before.columns != now.columns {
+    let table = &schema.id;
+    if before.entry == now.entry
+        && let Some(misfit) = now.columns.as_ref().and_then(|list| list.misfit(schema))
+    {
+        let message = format!(
+            "{misfit}, so its values are missing at the destination: run {} (in the transaction that adds a column, or later), then {}",
+            publication::transaction(&publication::list_statements(name, schema)),
+            resync_advice(table)
+        );
+        return Some(Error::Table { table: table.clone(), reason: Reason::SourceNotPublished, message });
+    }
+    let what = if before.columns != now.columns.as_ref().map(|list| list.attnums.clone()) {
         "sends other columns of it than before"
     } else if before.row_filter != now.row_filter {
         "has another row filter for it than before"
@@ -161,6 +175,10 @@ fn harmful(table: &TableId, why: &str, what: &str) -> Error {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{
+        model::{Column, SourceType},
+        postgres::publication::ColumnList,
+    };
 
     #[test]
     fn another_membership_is_told() {
@@ -172,16 +190,23 @@ mod tests {
             row_filter: row_filter.map(str::to_owned),
             filter_columns: Vec::new(),
             may_fail: Vec::new(),
-            columns: columns.map(|column| vec![column.to_owned()]),
+            columns: columns.map(|column| ColumnList { names: vec![column.to_owned()], attnums: vec![1] }),
         };
+        let column = |attnum, name| Column { attnum, ..Column::new(name, SourceType::Text) };
+        let schema = TableSchema::new(id.clone(), vec![column(1, "id"), column(2, "v")]);
         let before = PublishedAs::from(&found(1, Some("(id > 5)"), None));
         let told = |now: &PublishedTable| {
-            published_otherwise(&id, "p", &before, now).map(|error| error.to_string()).unwrap_or_default()
+            published_otherwise(&schema, "p", &before, now).map(|error| error.to_string()).unwrap_or_default()
         };
         assert_eq!(told(&found(1, Some("(id > 5)"), None)), "");
         assert!(told(&found(2, Some("(id > 5)"), None)).contains("put back"));
         assert!(told(&found(1, Some("(id > 6)"), None)).contains("row filter"));
         assert!(told(&found(1, None, None)).contains("row filter"));
-        assert!(told(&found(1, Some("(id > 5)"), Some("id"))).contains("columns"));
+        assert!(told(&found(2, Some("(id > 5)"), Some("id"))).contains("columns"));
+        let lacks = told(&found(1, Some("(id > 5)"), Some("id")));
+        assert!(
+            lacks.starts_with("table public.t: the column list lacks v") && lacks.contains("(\"id\", \"v\")"),
+            "{lacks}"
+        );
     }
 }

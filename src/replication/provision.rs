@@ -28,7 +28,7 @@ use crate::{
     postgres::{
         catalog::{self, Layout, LiveColumn, TableFacts},
         overview::Standing,
-        publication::{self, Publish, PublishedTable},
+        publication::{self, ColumnList, Member, Publish, PublishedTable},
         session::Session,
         slot::{self, SlotInfo},
         visibility,
@@ -384,6 +384,8 @@ struct New {
     /// Its marks from before it was described: what changes later is seen by them.
     layout: Option<Layout>,
     published: Option<PublishedAs>,
+    /// Whether it may be published with a list of its mirrored columns.
+    listable: bool,
     /// Its record, when it was there before and alone is copied anew.
     before: Option<TableRecord>,
     /// Whether it is copied over the rows that its target has, with a slot that is older than the copy.
@@ -406,11 +408,15 @@ impl New {
     /// known only of one that this session wrote; of a publication that it `may_alter` not, a change since the table joined is trusted.
     fn is_published_otherwise(&self, found: &PublishedTable, may_alter: bool) -> bool {
         let Some(before) = &self.before else { return false };
+        let unfit = |list: &ColumnList| !self.listable || list.misfit(&self.schema).is_some();
+        if found.columns.as_ref().is_some_and(unfit) {
+            return true;
+        }
         let published = before.published.as_ref();
         match published.filter(|_| before.spec.row_filter == self.spec.row_filter) {
             // What was asked for then is asked for now.
-            Some(before) => (&found.row_filter, &found.columns) != (&before.row_filter, &before.columns),
-            None if self.spec.row_filter.is_none() => found.row_filter.is_some() || found.columns.is_some(),
+            Some(before) => found.row_filter != before.row_filter,
+            None if self.spec.row_filter.is_none() => found.row_filter.is_some(),
             None => may_alter || published.is_some_and(|before| before.row_filter == found.row_filter),
         }
     }
@@ -432,8 +438,8 @@ async fn describe<D: Destination>(
     let asked: Vec<_> = specs.iter().map(|spec| (*spec, [].as_slice())).collect();
     let mut new = Vec::new();
     for (spec, described) in specs.iter().zip(catalog::describe_all(session, &asked).await?) {
-        let TableFacts { schema, columns, .. } = match described {
-            Ok(facts) => facts,
+        let (listable, TableFacts { schema, columns, .. }) = match described {
+            Ok(facts) => (facts.may_be_listed(), facts),
             Err(error) if error.is_transient() => return Err(error.into()),
             Err(error) => {
                 refused.insert(spec.id.clone(), failure_of_table(&spec.id, &error.into()));
@@ -458,7 +464,7 @@ async fn describe<D: Destination>(
         }
         let layout = layouts.remove(&schema.oid);
         let mut joins =
-            New { spec: (*spec).clone(), schema, columns, layout, published: None, before, alone };
+            New { spec: (*spec).clone(), schema, columns, layout, published: None, listable, before, alone };
         joins.take_up(former.as_ref().and_then(|former| former.record.as_ref()));
         new.push(joins);
     }
@@ -501,7 +507,9 @@ async fn publish(
     let of = |new: &New| found.tables.iter().find(|table| table.oid == new.schema.oid);
     let differs = |new: &New, published| new.is_published_otherwise(published, found.may_alter);
     let reset = new.iter().filter(|new| of(new).is_some_and(|published| differs(new, published)));
-    let reset: Vec<&TableSchema> = reset.map(|new| &new.schema).collect();
+    // A list that somebody made stays one, where PostgreSQL takes it.
+    let listed = |new: &New| new.listable && of(new).is_some_and(|published| published.columns.is_some());
+    let reset: Vec<_> = reset.map(|new| Member { table: &new.schema, listed: listed(new) }).collect();
     if !add.is_empty() || !drop.is_empty() || !reset.is_empty() {
         publication::alter(session, &name, &add, &drop, &reset).await?;
         tracing::info!(

@@ -211,8 +211,9 @@ pub struct PublishedAs {
     pub entry: u32,
     /// The row filter, in PostgreSQL's own words.
     pub row_filter: Option<String>,
-    /// The column list, if somebody made one.
-    pub columns: Option<Vec<String>>,
+    /// The numbers of the columns of its column list, if somebody made one.
+    #[serde(default, rename = "columnNumbers", skip_serializing_if = "Option::is_none")]
+    pub columns: Option<Vec<i16>>,
     /// The columns that the row filter names.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub filter_columns: Vec<String>,
@@ -223,7 +224,7 @@ impl From<&PublishedTable> for PublishedAs {
         PublishedAs {
             entry: found.entry,
             row_filter: found.row_filter.clone(),
-            columns: found.columns.clone(),
+            columns: found.columns.as_ref().map(|list| list.attnums.clone()),
             filter_columns: found
                 .filter_columns
                 .iter()

@@ -261,7 +261,7 @@ impl<D: Destination> Watch<D> {
             let Some(now) = of(table) else { continue };
             let otherwise = || {
                 let before = table.record().published?;
-                guard::published_otherwise(&table.id, name, &before, now)
+                guard::published_otherwise(&table.schema(), name, &before, now)
             };
             let differs = |error: &Error| policy(error).1 == Reason::SourceReplicaIdentityDiffers;
             if let Some(error) = unfit.remove(&now.oid) {

@@ -99,6 +99,19 @@ impl RelationFacts {
         self.kind == 'f' || self.persistence != 'p'
     }
 
+    /// Why PostgreSQL refuses UPDATE and DELETE on this relation while it is published with this list of columns; `None` when it doesn't.
+    pub fn refuses_list(&self, listed: &[String]) -> Option<String> {
+        if self.is_unlogged() {
+            return None;
+        }
+        let id = &self.id;
+        if self.identity == IdentityKind::Full {
+            return Some(format!("{id} has replica identity FULL, which a column list does not cover"));
+        }
+        let lacking = self.key.iter().find(|column| !listed.contains(column))?;
+        Some(format!("the column list lacks {lacking}, which is in the replica identity of {id}"))
+    }
+
     /// Why PostgreSQL refuses UPDATE and DELETE on this relation while it is published with a row filter that names these columns;
     /// `None` when it doesn't. `server_version` is as in `server_version_num`.
     pub fn refuses_changes(&self, filter_columns: &[String], server_version: u32) -> Option<String> {
@@ -352,6 +365,11 @@ mod tests {
         assert_eq!(refuses(IdentityKind::Full, false, &other, 180_000), None);
         assert_eq!(refuses(IdentityKind::Full, true, &other, 170_000), None);
         assert!(refuses(IdentityKind::Full, true, &[], 180_000).unwrap().contains("generated"));
+        let listed =
+            |identity, list: &[String]| facts(identity, false).refuses_list(list).unwrap_or_default();
+        assert_eq!(listed(IdentityKind::Default, &id), "");
+        assert!(listed(IdentityKind::Index, &other).contains("lacks id, which is in the replica identity"));
+        assert!(listed(IdentityKind::Full, &id).contains("FULL"));
         let foreign = RelationFacts { kind: 'f', ..facts(IdentityKind::Nothing, false) };
         assert_eq!(foreign.refuses_changes(&[], 180_000), None);
     }

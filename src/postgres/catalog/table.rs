@@ -35,6 +35,21 @@ pub struct TableFacts {
     pub inherits_children: bool,
 }
 
+impl TableFacts {
+    /// Why PostgreSQL would refuse the application's UPDATE or DELETE once the table is published with a list of its mirrored columns.
+    pub fn refuses_list(&self) -> Option<String> {
+        let mirrored: Vec<String> = self.schema.columns.iter().map(|column| column.name.clone()).collect();
+        let sends_changes = self.schema.kind != TableKind::InsertOnly;
+        let relations = std::iter::once(&self.relation).chain(&self.partitions);
+        relations.filter(|_| sends_changes).find_map(|relation| relation.refuses_list(&mirrored))
+    }
+
+    /// Whether it may be published with a list of its mirrored columns.
+    pub fn may_be_listed(&self) -> bool {
+        self.refuses_list().is_none()
+    }
+}
+
 /// Relations of any kind that rows can be read from, so that the checks can say why a view isn't mirrored.
 const TABLE_OIDS: &str = "\
 SELECT t.position - 1, c.oid FROM unnest($1::text[], $2::text[]) WITH ORDINALITY AS t (schema, name, position)
