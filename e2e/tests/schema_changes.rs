@@ -529,3 +529,31 @@ fn before_it_is_copied() {
     assert_outcomes(&lab, &mut run, &cases);
     run.stop();
 }
+
+/// A renamed column keeps its name at the target; `check` says how to give it the new one, and that works.
+#[test]
+fn a_renamed_column_gets_its_name_at_the_target_as_check_says() {
+    let lab = Lab::new(Pg::V18);
+    lab.sql("CREATE TABLE t (id int PRIMARY KEY, v text, w int); INSERT INTO t VALUES (1, 'a', 1)");
+    let mut mirror = lab.mirror(&["t"]);
+    lab.catch_up(&mirror);
+    lab.sql(
+        "ALTER TABLE t RENAME v TO title; ALTER TABLE t RENAME w TO weight; INSERT INTO t VALUES (2, 'b', 2)",
+    );
+    lab.catch_up(&mirror);
+    let said = lab.command("check", &mirror, &[]).exits(0).text();
+    let statement =
+        said.split("To change that, run ").nth(1).and_then(|rest| rest.split(';').next()).unwrap();
+    lab.target(statement);
+    mirror.table(0)["columns"] = json!({"rename": {"title": "title", "weight": "weight"}});
+    mirror.mirror["metadata"]["annotations"] = json!({"walferry.dev/resync": "1 public.t"});
+    let mut run = lab.streaming(&mirror);
+    lab.sql("INSERT INTO t VALUES (3, 'c', 3); UPDATE t SET title = 'x' WHERE id = 1");
+    lab.settle(&mut run);
+    run.stop();
+    lab.assert_table("t", "id, title, weight", "id");
+    let columns = "SELECT groupArray(name) FROM (SELECT name FROM system.columns WHERE database = currentDatabase() AND table = 't' ORDER BY position)";
+    assert_eq!(lab.target_value(columns), "['id','title','weight','_walferry_version','_walferry_deleted']");
+    lab.verify(&mirror);
+    assert!(!lab.command("check", &mirror, &[]).exits(0).text().contains("RENAME COLUMN"));
+}

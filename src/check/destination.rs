@@ -12,7 +12,7 @@ use crate::{
         types::{ChType, Features, Fidelity, fidelity, target_type},
     },
     fault::Reason,
-    model::{ClickHouseEndpoint, TableSchema, TlsMode, resync_advice},
+    model::{ClickHouseEndpoint, Column, TableSchema, TableSpec, TlsMode, resync_advice},
     replication::{self, Claim, DestinationError, ErrorKind},
 };
 
@@ -377,6 +377,55 @@ pub(super) fn hidden_columns(schema: &TableSchema) -> Option<Check> {
     )
 }
 
+/// Columns that keep at the target the names under which they were copied, and how to give them those that they have now.
+pub(super) fn former_names(
+    endpoint: &ClickHouseEndpoint,
+    spec: &TableSpec,
+    schema: &TableSchema,
+) -> Option<Check> {
+    let asked = |column: &Column| {
+        let asked = spec.rename.iter().find(|(from, _)| *from == column.name);
+        asked.map_or_else(|| column.name.clone(), |(_, to)| to.clone())
+    };
+    let columns = schema.columns.iter().enumerate().filter(|(_, column)| !column.dropped);
+    let apart: Vec<(usize, &str, String)> = columns
+        .map(|(index, column)| (index, column.target_name.as_str(), asked(column)))
+        .filter(|(_, there, now)| there != now)
+        .collect();
+    if apart.is_empty() {
+        return None;
+    }
+    let told: Vec<String> =
+        apart.iter().map(|(_, there, now)| format!("{now} is {there} at the target")).collect();
+    let is_free = |index: &usize, now: &str| {
+        let in_key = schema.order_by.contains(index) || schema.key.contains(index);
+        !in_key && schema.columns.iter().all(|column| column.target_name != now)
+    };
+    let how = if apart.iter().all(|(index, _, now)| is_free(index, now)) {
+        let target = table(&endpoint.database, &schema.target);
+        let renames: Vec<String> = apart
+            .iter()
+            .map(|(_, there, now)| format!("RENAME COLUMN {} TO {}", ident(there), ident(now)))
+            .collect();
+        let names: Vec<String> =
+            apart.iter().map(|(_, _, now)| format!("{0}: {0}", serde_json::json!(now))).collect();
+        format!(
+            "run ALTER TABLE {target} {}; add columns: {{rename: {{{}}}}} to the table's entry; then {}",
+            renames.join(", "),
+            names.join(", "),
+            resync_advice(&schema.id)
+        )
+    } else {
+        "choose another target.table, which a resync of the table then fills under the present names"
+            .to_owned()
+    };
+    let detail = format!(
+        "{}: a column keeps the name under which it was copied. To change that, {how}",
+        told.join(", ")
+    );
+    Some(Check::ok(schema.id.to_string(), "column names", detail))
+}
+
 /// Which columns a run will make wider.
 fn widened(schema: &TableSchema, lacks: &Lacks) -> String {
     let columns = lacks.width.iter().filter_map(|index| schema.columns.get(*index));
@@ -555,6 +604,25 @@ mod tests {
         let facts = TargetFacts { found: None, has_rows: false, tracked: false, copied_over: false };
         let check = target(&endpoint(), &schema, &[], &facts);
         assert_eq!(check.reason, Some(Reason::DestinationEngineInvalid));
+    }
+
+    #[test]
+    fn a_name_that_stays_at_the_target_is_told_with_the_way_to_change_it() {
+        let mut schema = table_facts().schema;
+        let mut spec = TableSpec::new(schema.id.clone());
+        let told = |spec: &TableSpec, schema: &TableSchema| {
+            former_names(&endpoint(), spec, schema).map(|check| check.detail)
+        };
+        assert_eq!(told(&spec, &schema), None);
+        schema.columns[1].target_name = "mail".to_owned();
+        let detail = told(&spec, &schema).unwrap();
+        assert!(detail.starts_with("email is mail at the target: "), "{detail}");
+        let way = "run ALTER TABLE `analytics`.`users` RENAME COLUMN `mail` TO `email`; add columns: {rename: {\"email\": \"email\"}} to";
+        assert!(detail.contains(way), "{detail}");
+        schema.order_by = vec![1];
+        assert!(told(&spec, &schema).unwrap().contains("choose another target.table"));
+        spec.rename = vec![("email".to_owned(), "mail".to_owned())];
+        assert_eq!(told(&spec, &schema), None, "it was asked for");
     }
 
     #[test]

@@ -313,11 +313,12 @@ async fn normal_forms(
     let mut forms = publication::Forms::new();
     for published in found.tables.iter().filter(|published| published.row_filter.is_some()) {
         let schema = tables.iter().map(|facts| &facts.schema).find(|schema| schema.id == published.id);
-        let asked = schema.and_then(|schema| Some((&schema.id, schema.row_filter.as_ref()?)));
-        let Some((id, filter)) = asked.filter(|(id, _)| !matches!(probes.get(id), Some(Ok(_)))) else {
+        let asked = schema.and_then(|schema| Some((schema, schema.row_filter.as_ref()?)));
+        let is_probed = |schema: &TableSchema| matches!(probes.get(&schema.id), Some(Ok(_)));
+        let Some((schema, filter)) = asked.filter(|(schema, _)| !is_probed(schema)) else {
             continue;
         };
-        forms.insert(id.clone(), pg_publication::normal_form(session, id, filter).await);
+        forms.insert(schema.id.clone(), pg_publication::normal_form(session, schema, filter).await);
     }
     forms
 }
@@ -432,6 +433,8 @@ async fn targets(
         let tracked = joined.contains(&schema.id);
         let (types, check) = destination::column_types(schema, version.features());
         checks.push(check.alone_if(tracked));
+        let spec = config.tables.iter().find(|spec| spec.id == schema.id);
+        checks.extend(spec.and_then(|spec| destination::former_names(&config.destination, spec, schema)));
         let target = quote::table(database.name(), &schema.target);
         match missing_on_target(database.client(), &target, of_tables).await {
             Ok(missing) if missing.is_empty() => {}
@@ -463,7 +466,6 @@ async fn targets(
         if target.outcome != Outcome::Failure || facts.copied_over {
             match database.try_definition(schema, &types).await {
                 Ok(Some(trial)) => {
-                    let spec = config.tables.iter().find(|spec| spec.id == schema.id);
                     let ordered = spec.is_some_and(|spec| !spec.order_by.is_empty());
                     let layout = facts
                         .found

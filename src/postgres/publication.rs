@@ -404,11 +404,19 @@ pub async fn probe(session: &Session, table: &TableSchema) -> Result<PublishedTa
 /// The name of the temporary table on which PostgreSQL reads a row filter.
 const FORM_TABLE: &str = "walferry_where";
 
-/// Statements that make a temporary table like this one, with the filter as its only check constraint.
-fn form_statements(table: &TableId, filter: &str) -> [String; 2] {
-    let form = quote::ident(FORM_TABLE);
+/// Statements that make a temporary table with this one's columns, or with those that are mirrored where the role may read these alone, and
+/// the filter as its only check constraint.
+fn form_statements(table: &TableSchema, filter: &str, mirrored_alone: bool) -> [String; 2] {
+    let (form, like) = (quote::ident(FORM_TABLE), quote::table(&table.id));
+    let columns: Vec<String> = table.columns.iter().map(|column| quote::ident(&column.name)).collect();
     [
-        format!("CREATE TEMPORARY TABLE {form} (LIKE {})", quote::table(table)),
+        match mirrored_alone {
+            false => format!("CREATE TEMPORARY TABLE {form} (LIKE {like})"),
+            true => format!(
+                "CREATE TEMPORARY TABLE {form} AS SELECT {} FROM {like} WITH NO DATA",
+                columns.join(", ")
+            ),
+        },
         // A comment at the end of the filter would hide the parenthesis.
         format!("ALTER TABLE pg_temp.{form} ADD CHECK ({filter}\n)"),
     ]
@@ -420,15 +428,23 @@ fn form_statements(table: &TableId, filter: &str) -> [String; 2] {
 /// The session must be in no transaction and used by nobody else meanwhile.
 ///
 /// # Errors
-/// [`Error::Standby`]; else [`Error`] of the statements: the filter isn't valid; 42501 when the role may not read the whole table or
-/// make temporary ones.
-pub async fn normal_form(session: &Session, table: &TableId, filter: &str) -> Result<String, Error> {
+/// [`Error::Standby`]; else [`Error`] of the statements: the filter isn't valid; 42501 when the role may not read the columns or make temporary
+/// tables.
+pub async fn normal_form(session: &Session, table: &TableSchema, filter: &str) -> Result<String, Error> {
+    match read_form(session, &form_statements(table, filter, false)).await {
+        Err(error) if error.sqlstate() == Some("42501") => {
+            read_form(session, &form_statements(table, filter, true)).await
+        }
+        read => read,
+    }
+}
+
+async fn read_form(session: &Session, statements: &[String]) -> Result<String, Error> {
     const FORM: &str = "SELECT pg_get_expr(conbin, conrelid) FROM pg_constraint WHERE conrelid = $1::text::regclass AND contype = 'c'";
-    let statements = form_statements(table, filter);
-    begin(session, &statements).await?;
+    begin(session, statements).await?;
     let read = async {
         session.client.batch_execute("SET LOCAL lock_timeout = '10s'").await?;
-        for statement in &statements {
+        for statement in statements {
             execute(session, statement).await?;
         }
         let row = session.client.query_one(FORM, &[&format!("pg_temp.{FORM_TABLE}")]).await?;
@@ -517,8 +533,14 @@ mod tests {
 
     #[test]
     fn reads_a_filter_on_a_table_of_its_own() {
+        let columns = vec![crate::model::Column::new("id", crate::model::SourceType::Int8)];
+        let named = TableSchema { columns, ..table("t", None) };
         assert_eq!(
-            form_statements(&TableId::new("public", "t"), "id > 5 -- ours"),
+            form_statements(&named, "id > 5 -- ours", true)[0],
+            "CREATE TEMPORARY TABLE \"walferry_where\" AS SELECT \"id\" FROM \"public\".\"t\" WITH NO DATA"
+        );
+        assert_eq!(
+            form_statements(&named, "id > 5 -- ours", false),
             [
                 "CREATE TEMPORARY TABLE \"walferry_where\" (LIKE \"public\".\"t\")",
                 "ALTER TABLE pg_temp.\"walferry_where\" ADD CHECK (id > 5 -- ours\n)",
