@@ -26,6 +26,9 @@ use crate::{
 const WIDENED_WITHIN: Duration = Duration::from_secs(30);
 const WIDENED_POLL: Duration = Duration::from_millis(100);
 
+/// How long a column stays narrower than it was before that counts as somebody's change.
+const NARROW_FOR: Duration = Duration::from_secs(2);
+
 /// ClickHouse's numbers of errors that are expected here.
 const NO_SUCH_DATA_PART: i32 = 232;
 const ACCESS_DENIED: i32 = 497;
@@ -239,9 +242,7 @@ impl Database {
 
     /// Makes columns wider: from then on they show the same values in the new type, while ClickHouse rewrites what is stored behind it.
     async fn widen(&self, table: &TableSchema, types: &[ChType], width: &[usize]) -> Result<(), Error> {
-        let columns = width.iter().filter_map(|index| table.columns.get(*index).zip(types.get(*index)));
-        let columns: Vec<_> =
-            columns.map(|(column, column_type)| (column.target_name.as_str(), column_type)).collect();
+        let columns = chosen(table, types, width);
         let sql = ddl::modify_columns(&self.shared.database, &table.target, &columns);
         let mut settings = type_settings(types);
         // The rewrite of a large table takes longer than anybody waits here.
@@ -260,6 +261,31 @@ impl Database {
             tokio::time::sleep(WIDENED_POLL).await;
         }
         Ok(())
+    }
+
+    /// Gives columns room for NULL where they lack that alone, and refuses a table of which columns were made narrower.
+    async fn require_width(&self, table: &TableSchema, types: &[ChType]) -> Result<(), Error> {
+        let mut lacks = self.lacks(table, types).await?;
+        // A replica may not have heard yet that they were made wider.
+        let started = Instant::now();
+        while !lacks.narrow.is_empty() && started.elapsed() < NARROW_FOR {
+            tokio::time::sleep(WIDENED_POLL).await;
+            lacks = self.lacks(table, types).await?;
+        }
+        if !lacks.narrow.is_empty() {
+            let columns = chosen(table, types, &lacks.narrow);
+            let names: Vec<_> = columns.iter().map(|(name, _)| *name).collect();
+            let conflict = format!(
+                "{} was made narrower there than it is needed, so values may have been cut short; run {}",
+                names.join(", "),
+                ddl::modify_columns(&self.shared.database, &table.target, &columns)
+            );
+            return Err(Error::Table {
+                table: table.target.clone(),
+                problem: TableProblem::Conflict(conflict),
+            });
+        }
+        if lacks.width.is_empty() { Ok(()) } else { self.widen(table, types, &lacks.width).await }
     }
 
     /// What the target lacks; an error where it doesn't fit otherwise.
@@ -376,6 +402,12 @@ impl Database {
     }
 }
 
+/// Target names and types of these columns.
+fn chosen<'a>(table: &'a TableSchema, types: &'a [ChType], columns: &[usize]) -> Vec<(&'a str, &'a ChType)> {
+    let columns = columns.iter().filter_map(|index| table.columns.get(*index).zip(types.get(*index)));
+    columns.map(|(column, column_type)| (column.target_name.as_str(), column_type)).collect()
+}
+
 /// A row of [`ddl::column_defaults`].
 #[derive(serde::Deserialize)]
 struct ColumnDefault {
@@ -448,6 +480,15 @@ impl Destination for Database {
             self.with_other_default(table, &types, &there).await
         };
         let doing = format!("change the columns of {}", self.qualified(table));
+        work.await.map_err(|error: Error| error.while_doing(&doing))
+    }
+
+    async fn require_columns(&self, table: &TableSchema) -> Result<(), DestinationError> {
+        let work = async {
+            let types = self.types(table, self.version().await?.features())?;
+            self.require_width(table, &types).await
+        };
+        let doing = format!("look at the columns of {}", self.qualified(table));
         work.await.map_err(|error: Error| error.while_doing(&doing))
     }
 

@@ -145,6 +145,8 @@ pub struct Lacks {
     pub columns: Vec<usize>,
     /// Columns whose type there holds some of the values alone, and can be made the wider one that is needed.
     pub width: Vec<usize>,
+    /// Those of them whose type there lacks more than NULL.
+    pub narrow: Vec<usize>,
 }
 
 /// Whether the table can take what the Mirror sends, once it has what it lacks.
@@ -195,6 +197,9 @@ pub fn compare(
                 "{differs}, and ClickHouse can't change a column that a table is sorted by: {}, or set columns.types",
                 ddl::NEW_TARGET
             )));
+        }
+        if type_there.as_ref().is_some_and(|there| there.inner() != wanted.inner()) {
+            lacks.narrow.push(index);
         }
         if !type_there.is_some_and(|there| there.widens_to(wanted)) {
             return Err(TableProblem::Conflict(format!(
@@ -320,7 +325,7 @@ mod tests {
         // Wider than what is needed.
         assert_eq!(check(|found| found.columns[0].column_type = "Int128".to_owned()), fits);
         assert_eq!(check(|found| found.columns[1].column_type = "String".to_owned()), fits);
-        let columns = Ok(Lacks { columns: vec![1], width: vec![] });
+        let columns = Ok(Lacks { columns: vec![1], ..Lacks::default() });
         assert_eq!(check(|found| drop(found.columns.remove(1))), columns);
         assert_eq!(check(|found| found.sorting_key = "(id)".to_owned()), fits);
         let replicated = "ReplicatedReplacingMergeTree('/clickhouse/tables/{uuid}/{shard}', '{replica}', \
@@ -344,12 +349,13 @@ mod tests {
             found.columns[1] =
                 TargetColumn { name: "n".into(), column_type: there.into(), ..TargetColumn::default() };
             compare(&found, "app", &table, &[ChType::Int(64), ChType::Int(64).into_nullable()])
-                .map(|lacks| lacks.width)
+                .map(|lacks| (lacks.width, lacks.narrow))
                 .map_err(|problem| problem.to_string())
         };
-        assert_eq!(lacks("Nullable(Int64)"), Ok(vec![]));
-        assert_eq!(lacks("Nullable(Int32)"), Ok(vec![1]));
-        assert_eq!(lacks("Int64"), Ok(vec![1]));
+        assert_eq!(lacks("Nullable(Int64)"), Ok((vec![], vec![])));
+        assert_eq!(lacks("Nullable(Int32)"), Ok((vec![1], vec![1])));
+        assert_eq!(lacks("Int32"), Ok((vec![1], vec![1])));
+        assert_eq!(lacks("Int64"), Ok((vec![1], vec![])));
         assert!(lacks("Nullable(String)").unwrap_err().contains("DROP COLUMN `n`"));
     }
 

@@ -181,7 +181,7 @@ pub trait Destination: Clone + Send + Sync + 'static {
     fn ensure_table(&self, table: &TableSchema) -> impl Future<Output = Result<(), DestinationError>> + Send;
 
     /// Which of the target tables are there with all that is needed, in that order, asked for all at once. Of the others
-    /// [`Destination::add_columns`] tells what is wrong.
+    /// [`Destination::require_columns`] tells what is wrong.
     fn standing(
         &self,
         tables: &[&TableSchema],
@@ -195,6 +195,13 @@ pub trait Destination: Clone + Send + Sync + 'static {
         table: &TableSchema,
         columns: &[usize],
     ) -> impl Future<Output = Result<Vec<usize>, DestinationError>> + Send;
+
+    /// Whether the target of a table that was written to can go on to be. A column that lacks room for NULL alone gets it; one that was made
+    /// narrower is an error, for values may have been cut short there.
+    fn require_columns(
+        &self,
+        table: &TableSchema,
+    ) -> impl Future<Output = Result<(), DestinationError>> + Send;
 
     /// Inserts a batch, fenced (see the module's contract). The batch is left as it is, so that it can be sent again.
     fn insert(

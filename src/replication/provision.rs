@@ -335,8 +335,7 @@ async fn bring_up<D: Destination>(
         let stands = match stands {
             true => Ok(()),
             false => {
-                let change = || async { Ok(around.destination.add_columns(&record.schema, &[]).await?) };
-                start_table(change).await.map(drop)
+                start_table(|| async { Ok(around.destination.require_columns(&record.schema).await?) }).await
             }
         };
         let plan = record.plan;

@@ -59,7 +59,7 @@ impl<D: Destination> TargetWatch<D> {
         let mut unseen = None;
         for (table, _) in going.into_iter().zip(standing).filter(|(_, stands)| !stands) {
             // What the stream has changed meanwhile fits the table's schema as it is now.
-            let Err(fault) = self.destination.add_columns(&table.schema(), &[]).await else { continue };
+            let Err(fault) = self.destination.require_columns(&table.schema()).await else { continue };
             let error = Error::from(fault);
             // What can't be told of one says nothing of the others.
             if policy(&error).0 != Policy::FailTable {

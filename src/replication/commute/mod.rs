@@ -140,6 +140,10 @@ impl Destination for Model {
         Ok(Vec::new())
     }
 
+    async fn require_columns(&self, _: &TableSchema) -> Result<(), DestinationError> {
+        Ok(())
+    }
+
     async fn insert(&self, _: &TableSchema, batch: &Encoded, _: &str) -> Result<(), DestinationError> {
         self.send(Some(Request::Insert(batch.0.clone()))).await
     }
