@@ -1,8 +1,13 @@
 //! Slot, source and destination that are not at the same point any more: nothing is lost in silence.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicU32, Ordering::SeqCst},
+use std::{
+    fs::File,
+    io::Write,
+    process::Command,
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering::SeqCst},
+    },
 };
 
 use nix::sys::signal::Signal;
@@ -477,6 +482,39 @@ fn clickhouse_restored_to_what_was_not_confirmed() {
     run.stop();
     lab.assert_table("t", "id, v", "id");
     lab.assert_table("blocked", "id", "id");
+}
+
+/// A ClickHouse whose disk is full answers all questions in full: nobody takes its records for lost.
+#[test]
+fn records_of_a_full_disk() {
+    let small = Command::new("unshare").args(["--mount", "true"]).status().is_ok_and(|s| s.success());
+    if !small {
+        return println!("left out: only root can make a small disk");
+    }
+    let server = Server::clickhouse(&["--disk", "256m"]);
+    let lab = Lab::on(Server::shared_postgres(Pg::V18), Arc::new(server));
+    let mirror = mirrored(&lab);
+    let filler = lab.clickhouse_server.folder.join("data/filler");
+    let mut file = File::create(&filler).unwrap();
+    for size in [1 << 20, 1 << 10] {
+        while file.write_all(&vec![0; size]).is_ok() {}
+    }
+    drop(file);
+    lab.sql("INSERT INTO t VALUES (200, 'x')");
+    let mut run = lab.run(&mirror);
+    run.until_status("the full disk to be met", |status| {
+        let stalled = status["conditions"]
+            .as_array()
+            .into_iter()
+            .flatten()
+            .find(|condition| condition["type"] == "Stalled" && condition["status"] == "True");
+        assert!(stalled.is_none(), "{stalled:?}");
+        status.to_string().contains("DestinationDiskFull").then_some(())
+    });
+    std::fs::remove_file(filler).unwrap();
+    lab.settle(&mut run);
+    run.stop();
+    lab.assert_table("t", "id, v", "id");
 }
 
 /// What a process that was replaced writes late does not replace what the one that goes on has on record.

@@ -33,6 +33,8 @@ const STATEMENT_TIMEOUT: Duration = Duration::from_secs(60);
 /// Longest time without progress in a stream or an insert, and for an insert's end: a server that delays inserts
 /// because of many parts, or that waits for a replaced insert to stop, answers within it.
 pub(super) const STREAM_TIMEOUT: Duration = Duration::from_secs(300);
+/// How much of an answer the server keeps in its memory, in bytes: more than any that is read as a whole.
+const ANSWER_BUFFER: &str = "268435456";
 /// For a statement that goes through a whole table; a server that is gone shows sooner, by [`TCP_USER_TIMEOUT`].
 const WHOLE_TABLE_TIMEOUT: Duration = Duration::from_secs(6 * 3600);
 /// Shorter than any usual `keep_alive_timeout` of the server (3 s in old releases), so that no connection is picked
@@ -146,8 +148,9 @@ impl Client {
     }
 
     async fn text(&self, query: clickhouse::query::Query) -> Result<String, Error> {
-        // The whole result before the first byte of the answer: an error then has a status of its own.
-        let query = query.with_setting("wait_end_of_query", "1");
+        // The whole result before the first byte of the answer: an error then has a status of its own. It waits in memory, because the
+        // server keeps more than this in a file, and answers with nothing and status 200 where its disk is full.
+        let query = query.with_setting("wait_end_of_query", "1").with_setting("buffer_size", ANSWER_BUFFER);
         let mut cursor = query.fetch_bytes("TabSeparated").map_err(|error| self.error(error))?;
         let body = self.within(STATEMENT_TIMEOUT, Quotes::Rows, cursor.collect()).await?;
         String::from_utf8(body.to_vec()).map_err(|_| Error::Protocol("a text answer is not UTF-8".to_owned()))
