@@ -98,6 +98,8 @@ fn a_target_made_beforehand_is_held_to_the_same() {
             "CREATE TABLE t ({columns}) ENGINE = ReplacingMergeTree(_walferry_version, _walferry_deleted) {clauses}"
         ));
     };
+    make(&columns.replace("v Nullable(String)", "v Nullable(String) EPHEMERAL"), "ORDER BY id");
+    lab.command("check", &mirror, &[]).exits(1).says(&["column v is EPHEMERAL", "columns.rename"]);
     make(columns, "PARTITION BY toYYYYMM(created) ORDER BY id");
     lab.command("check", &mirror, &[]).exits(1).says(&["partitioned by created", "target.table"]);
     for (columns, clauses) in [

@@ -17,6 +17,7 @@ mod support;
 mod admission;
 mod bad_input;
 mod column_lists;
+mod column_names;
 mod commands;
 mod destination;
 mod failover;

@@ -177,7 +177,7 @@ pub fn compare(
             lacks.columns.push(index);
             continue;
         };
-        if matches!(there.default_kind.as_str(), "MATERIALIZED" | "ALIAS") {
+        if matches!(there.default_kind.as_str(), "MATERIALIZED" | "ALIAS" | "EPHEMERAL") {
             return Err(TableProblem::Conflict(format!(
                 "column {} is {} there and can't be written; drop it, or rename the source's column with columns.rename",
                 column.target_name, there.default_kind

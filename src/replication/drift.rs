@@ -16,13 +16,13 @@ use super::{
     batch::stream_fence,
     named_columns::{EXCLUDED_RENAMED, NamedColumns, Renewal},
     policy, resync,
-    schema_change::{self, CHANGED_COLUMNS},
+    schema_change::{self, CAME_AND_WENT, CHANGED_COLUMNS},
     snapshot::parts,
     state::{TablePhase, TableRecord},
 };
 use crate::{
     fault::Reason,
-    model::{IdentityKind, Lsn, ReplicatorConfig, SnapshotMode, TableKind, TableSchema},
+    model::{Column, IdentityKind, Lsn, ReplicatorConfig, SnapshotMode, TableKind, TableSchema},
     postgres::{
         catalog::{self, Layout},
         session::Session,
@@ -159,6 +159,13 @@ impl<D: Destination> Surroundings<'_, D> {
         }
         schema_change::require_old_rows(&record.schema, &fresh)?;
         let mut drift = found(record, now);
+        let highest = record.layout.as_ref().and_then(|layout| layout.attributes);
+        let known = |column: &Column| record.schema.columns.iter().any(|known| known.attnum == column.attnum);
+        let adds =
+            record.schema.kind != TableKind::InsertOnly && fresh.columns.iter().any(|column| !known(column));
+        if adds && highest.is_some_and(|highest| schema_change::came_and_went(highest, &described.columns)) {
+            drift = Drift::Rows(CAME_AND_WENT.to_owned());
+        }
         let named = match &record.named {
             Some(named) => named.clone(),
             None => NamedColumns::adopt(record, &described.columns)?,

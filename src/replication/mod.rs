@@ -18,6 +18,7 @@ mod error;
 mod failover;
 mod fatal;
 mod guard;
+mod matches;
 mod named_columns;
 mod policy;
 mod position;

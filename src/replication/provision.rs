@@ -617,8 +617,9 @@ async fn tell_of_wait(progress: &Progress, slot: &str, standby: bool) -> Infalli
              idle. To have it say so, run SELECT pg_log_standby_snapshot() at the primary, several times if transactions run there"
         ),
         false => format!(
-            "replication slot {slot} is being made: {waits}. To see them, run SELECT pid, xact_start, application_name FROM pg_stat_activity \
-             WHERE backend_xid IS NOT NULL ORDER BY xact_start"
+            "replication slot {slot} is being made: {waits}. To see them, run SELECT pid::text AS pid_or_gid, xact_start, application_name AS \
+             application_or_owner FROM pg_stat_activity WHERE backend_xid IS NOT NULL UNION ALL SELECT gid, prepared, owner::text FROM \
+             pg_prepared_xacts ORDER BY 2; end them, or run COMMIT PREPARED or ROLLBACK PREPARED for a prepared one"
         ),
     };
     tracing::info!(slot, why = message, "waits for the replication slot");

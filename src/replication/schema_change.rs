@@ -1,6 +1,8 @@
 //! What a Relation message means for a table whose columns are known from before.
 
-use super::{Error, Policy, named_columns, policy, state::TableRecord};
+use std::collections::HashMap;
+
+use super::{Error, Policy, matches, named_columns, policy, state::TableRecord};
 use crate::{
     fault::Reason,
     model::{Column, IdentityKind, SourceType, TableKind, TableSchema, TableSpec, resync_advice},
@@ -32,7 +34,7 @@ pub(super) enum Fit {
 
 /// Matches a relation's columns with a schema's. `excluded` are the source columns that the Mirror leaves out.
 pub(super) fn fit(schema: &TableSchema, relation: &Relation, excluded: &[String]) -> Fit {
-    let (projection, strangers) = projection(schema, relation);
+    let Matched { projection, strangers, doubtful } = projection(schema, relation);
     if let Some(stranger) = strangers.iter().find(|name| !excluded.contains(name)) {
         return Fit::Unknown(format!("column {stranger} is not known at this place"));
     }
@@ -42,6 +44,7 @@ pub(super) fn fit(schema: &TableSchema, relation: &Relation, excluded: &[String]
     let lacks = |(place, known): &(&Option<usize>, &Column)| place.is_none() && !known.dropped;
     match projection.places.iter().zip(&schema.columns).find(lacks) {
         Some((_, known)) => Fit::Unknown(format!("column {} is missing", known.name)),
+        None if doubtful => Fit::Unknown("its columns' names fit in several ways".to_owned()),
         None => Fit::Known(projection),
     }
 }
@@ -72,27 +75,59 @@ pub(super) fn unreadable(
     (!same).then(|| "the replica identity is another one".to_owned())
 }
 
-/// Where each schema column is in a relation, and the relation's columns that are none of them.
+/// How a relation's columns were matched with a schema's.
+pub(super) struct Matched<'a> {
+    /// Where each schema column is in the relation.
+    pub(super) projection: Projection,
+    /// The relation's columns that are none of the schema's.
+    pub(super) strangers: Vec<&'a String>,
+    /// Whether another match would do as well, or this one can't be: then names don't tell which columns they are.
+    pub(super) doubtful: bool,
+}
+
+/// Finds each column of a relation among those of a schema, by the names that it has and had.
 ///
 /// Both lists are in the order of the attribute numbers, which a rename keeps: so a name is looked for only behind the column
-/// before it, and two columns that have swapped their names are told apart.
-pub(super) fn projection<'a>(schema: &TableSchema, relation: &'a Relation) -> (Projection, Vec<&'a String>) {
+/// before it, and two columns that have swapped their names are told apart. Once one of the two is dropped, they no longer are.
+pub(super) fn projection<'a>(schema: &TableSchema, relation: &'a Relation) -> Matched<'a> {
+    let (chosen, ambiguous) = matches::best(&candidates(schema, relation), schema.columns.len());
     let mut places = vec![None; schema.columns.len()];
     let mut strangers = Vec::new();
-    let mut behind = 0;
-    for (place, column) in relation.columns.iter().enumerate() {
-        let mut rest = schema.columns.iter().enumerate().skip(behind);
-        match rest.find(|(_, known)| known.name == column.name || known.former_names.contains(&column.name)) {
-            Some((index, _)) => {
-                places[index] = Some(place);
-                behind = index + 1;
-            }
+    for (place, (column, index)) in relation.columns.iter().zip(chosen).enumerate() {
+        match index.and_then(|index| places.get_mut(index)) {
+            Some(found) => *found = Some(place),
             None => strangers.push(&column.name),
         }
     }
     let identical = places.len() == relation.columns.len()
         && places.iter().enumerate().all(|(index, place)| *place == Some(index));
-    (Projection { places, identical }, strangers)
+    // A column that is there now was there whenever one with a higher number was.
+    let live = || places.iter().zip(&schema.columns).filter(|(_, known)| !known.dropped);
+    let last = live().filter(|(place, _)| place.is_some()).map(|(_, known)| known.attnum).max();
+    let skipped =
+        live().any(|(place, known)| place.is_none() && last.is_some_and(|last| known.attnum < last));
+    Matched { doubtful: ambiguous || skipped, projection: Projection { places, identical }, strangers }
+}
+
+/// For each column of a relation those of a schema that it may be, in their order.
+fn candidates(schema: &TableSchema, relation: &Relation) -> Vec<Vec<usize>> {
+    let mut known: HashMap<&str, Vec<usize>> = HashMap::new();
+    for (index, column) in schema.columns.iter().enumerate() {
+        for name in [&column.name].into_iter().chain(&column.former_names) {
+            known.entry(name).or_default().push(index);
+        }
+    }
+    let of = |name: &String| known.get(name.as_str()).cloned().unwrap_or_default();
+    relation.columns.iter().map(|column| of(&column.name)).collect()
+}
+
+/// Whether columns came and went again since the table had `highest` attributes: names of rows from then may mean those.
+pub(super) fn came_and_went(highest: i16, live: &[LiveColumn]) -> bool {
+    let new = || live.iter().map(|column| column.attnum).filter(|attnum| *attnum > highest);
+    let count = new().count();
+    new()
+        .max()
+        .is_some_and(|last| usize::try_from(last.saturating_sub(highest)).is_ok_and(|room| room > count))
 }
 
 /// The schema after a change, and which of its columns are new; or why it can't be applied.
@@ -382,6 +417,12 @@ pub(super) fn changed(schema: &TableSchema, detail: &str) -> Error {
     );
     Error::Table { table: schema.id.clone(), reason: Reason::SourceSchemaChanged, message }
 }
+
+/// Why a table is copied again of whose columns nobody knows what they held.
+pub(super) const CAME_AND_WENT: &str = "columns were added and dropped before they were seen";
+
+/// Why rows can't be read by the names that their columns have.
+pub(super) const OTHER_NAMES: &str = "its columns had other names for a while";
 
 /// Why a target has to change with its table.
 pub(super) const CHANGED_COLUMNS: &str = "its columns have changed at the source";

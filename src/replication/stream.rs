@@ -20,12 +20,12 @@ use super::{
     policy,
     position::{Confirmable, Recorder},
     row::KnownRelation,
-    schema_change::{self, CHANGED_COLUMNS, Fit, Projection},
+    schema_change::{self, CHANGED_COLUMNS, Described, Fit, Matched, OTHER_NAMES, Projection},
     state::TableRecord,
     truncate,
 };
 use crate::{
-    model::{Lsn, PostgresEndpoint, Progress, TableId, Version},
+    model::{Lsn, PostgresEndpoint, Progress, TableId, TableKind, Version},
     postgres::{
         catalog,
         pgoutput::Relation,
@@ -471,14 +471,15 @@ async fn follow<D: Destination>(
 ) -> Result<Projection, Error> {
     change_schema(surroundings, applier, index).await?;
     let Some(slot) = applier.slots.get(index) else { return Err(Error::Stopped) };
-    let (projection, strangers) = schema_change::projection(&slot.schema, relation);
+    let Matched { projection, strangers, doubtful } = schema_change::projection(&slot.schema, relation);
     let lacks =
         projection.places.iter().zip(&slot.schema.columns).any(|(place, c)| place.is_none() && !c.dropped);
     match schema_change::unreadable(&slot.schema, relation, &projection) {
         // A column that it lacks may be one of those that nobody knows by their names.
         None if lacks && strangers.iter().any(|name| !slot.spec.exclude.contains(name)) => {
-            Err(Error::copy_anew(&slot.table.id, "its columns had other names for a while"))
+            Err(Error::copy_anew(&slot.table.id, OTHER_NAMES))
         }
+        None if doubtful => Err(Error::copy_anew(&slot.table.id, OTHER_NAMES)),
         Some(detail) => Err(Error::copy_anew(&slot.table.id, detail)),
         // Binary values were asked for, and this column's can't be read so.
         None if surroundings.binary && !slot.schema.has_binary_decoder() => Err(Error::CatalogChanged {
@@ -533,12 +534,20 @@ async fn change_schema<D: Destination>(
     // Not tried again here: a source that shuts down waits for the stream, which must end then and begin again.
     let session = Session::connect(&surroundings.source, &surroundings.application_name).await?;
     wait_until_seen(&session, &old.id, xid).await?;
-    let fresh = schema_change::describe(&session, &known).await?.schema;
+    let Described { schema: fresh, columns } = schema_change::describe(&session, &known).await?;
     let seen = catalog::seen_until(&session).await?;
     drop(session);
     schema_change::require_old_rows(&old, &fresh)?;
     let (merged, added) =
         schema_change::evolve(&old, &fresh).map_err(|message| Error::copy_anew(&old.id, message))?;
+    let highest = known.layout.as_ref().and_then(|layout| layout.attributes);
+    let counts = old.kind != TableKind::InsertOnly;
+    if counts
+        && !added.is_empty()
+        && highest.is_some_and(|highest| schema_change::came_and_went(highest, &columns))
+    {
+        return Err(Error::copy_anew(&old.id, schema_change::CAME_AND_WENT));
+    }
     if merged == *old {
         return Ok(());
     }
