@@ -429,7 +429,7 @@ async fn faults_have_their_kind() {
     };
     let wrong = with(&|endpoint| endpoint.password = Password::new("geheim ü"));
     let error = wrong.prepare().await.err().unwrap();
-    assert_eq!((error.kind, error.reason), (ErrorKind::Refused, Reason::DestinationAuthenticationFailed));
+    assert_eq!((error.kind, error.reason), (ErrorKind::Denied, Reason::DestinationAuthenticationFailed));
     assert!(!error.message.contains("geheim"), "{}", error.message);
     let nowhere = with(&|endpoint| endpoint.url = "http://127.0.0.1:1".to_owned());
     assert_eq!(kind(nowhere.prepare().await), (ErrorKind::Transient, Reason::DestinationUnreachable));
@@ -440,7 +440,7 @@ async fn faults_have_their_kind() {
         matches!(reason, Reason::DestinationDatabaseMissing | Reason::DestinationAccessDenied),
         "{reason}"
     );
-    assert_eq!(kind, ErrorKind::Refused);
+    assert_eq!(kind, ErrorKind::Denied);
 }
 
 #[tokio::test]
