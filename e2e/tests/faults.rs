@@ -308,9 +308,11 @@ fn slot_invalidated() {
             .source_value("SELECT wal_status FROM pg_replication_slots WHERE database = current_database()");
         (status == "lost").then_some(())
     });
-    // Nothing was running to stall: the start is refused.
-    let outcome = lab.command("run", &mirror, &["--http", "127.0.0.1:0"]).exits(1);
-    outcome.says(&["slot", "invalidated", "max_slot_wal_keep_size"]);
+    lab.command("check", &mirror, &[]).exits(1).says(&["slot", "invalidated", "max_slot_wal_keep_size"]);
+    let mut run = lab.run(&mirror);
+    let (reason, message) = run.until_stalled();
+    assert_eq!(reason, "SourceSlotInvalidated");
+    assert!(message.contains("max_slot_wal_keep_size"), "{message}");
 }
 
 /// The same name and port, another cluster: what we hold is another history's.
