@@ -373,10 +373,11 @@ impl Drop for Lab {
     fn drop(&mut self) {
         let name = &self.database;
         let login = format!(
-            "host=127.0.0.1 port={} user=postgres password=postgres-test dbname=postgres connect_timeout=2",
+            "host=127.0.0.1 port={} user=postgres password=postgres-test dbname=postgres connect_timeout=2 \
+             options='-c synchronous_commit=local'",
             self.postgres_port
         );
-        // A fault test may have left its server dead.
+        // A fault test may have left its server dead, or waiting for a standby that does not exist.
         let Ok(mut admin) = Client::connect(&login, NoTls) else { return };
         for _ in 0..200 {
             let _ = admin.batch_execute(&format!(

@@ -464,7 +464,7 @@ fn a_commit_that_waits_while_the_slot_is_made() {
     let lab = Lab::on(Server::postgres(Pg::V18, &[]).into(), Server::shared_clickhouse());
     lab.sql("CREATE TABLE t (id int PRIMARY KEY); CREATE TABLE other (id int); INSERT INTO t VALUES (1)");
     let mirror = lab.mirror(&["t"]);
-    let (mut first, mut second, mut waiting) = (lab.connect(), lab.connect(), lab.connect());
+    let (mut first, mut second) = (lab.connect(), lab.connect());
     first.batch_execute("BEGIN; SET LOCAL synchronous_commit = local; INSERT INTO other VALUES (1)").unwrap();
     let mut run = lab.run(&mirror);
     let awaited = |client: &mut postgres::Client| {
@@ -480,6 +480,8 @@ fn a_commit_that_waits_while_the_slot_is_made() {
     first.batch_execute("COMMIT").unwrap();
     awaited(&mut second);
     lab.hold_commits();
+    // Sessions from before hear of the setting when they come to it.
+    let mut waiting = lab.connect();
     let committing = thread::spawn(move || waiting.batch_execute("INSERT INTO t VALUES (2)"));
     eventually("the commit to wait", || {
         lab.source_value("SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'SyncRep'") == "1"
