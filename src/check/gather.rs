@@ -211,12 +211,9 @@ async fn source_facts(
         }
     }
     let probes = probe_filters(session, &tables).await;
-    let inserts = config.has_insert_only().then(|| config.mirror.inserts_publication_name());
-    let names = [(Publish::Everything, Some(config.mirror.publication_name())), (Publish::Inserts, inserts)];
     let (mut publications, mut forms) = (Vec::new(), publication::Forms::new());
-    for (publish, name) in names {
-        let Some(name) = name else { continue };
-        let found = pg_publication::read(session, &name).await?;
+    for publish in Publish::all(config) {
+        let found = pg_publication::read(session, &publish.name(&config.mirror)).await?;
         // A resync makes it anew, where the role may.
         let mut found = found.filter(|found| !(resync && found.owned_by_us && found.may_alter));
         if let Some(found) = found.as_mut().filter(|found| found.may_alter) {

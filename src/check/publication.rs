@@ -41,10 +41,7 @@ pub(super) struct Wanted<'a> {
 
 impl<'a> Wanted<'a> {
     fn name(&self) -> String {
-        match self.publish {
-            Publish::Everything => self.config.mirror.publication_name(),
-            Publish::Inserts => self.config.mirror.inserts_publication_name(),
-        }
+        self.publish.name(&self.config.mirror)
     }
 
     /// Those of the tables that are to be in it.

@@ -5,7 +5,7 @@ use tokio_postgres::{Row, types::Type};
 use super::{
     Error,
     catalog::{CURRENT_LSN, TYPE_CLOSURE},
-    publication::{COMMENT_PREFIX, Publish},
+    publication::{COMMENT_PREFIX, Publication, Publish},
     session::Session,
     slot::{self, SlotInfo},
 };
@@ -34,6 +34,12 @@ pub struct Standing {
     pub owned_by_us: bool,
     /// What it sends; `None` when it is nothing that walferry asks for, or not as changes of partitions' root.
     pub sends: Option<Publish>,
+}
+
+impl From<&Publication> for Standing {
+    fn from(found: &Publication) -> Self {
+        Standing { owned_by_us: found.owned_by_us, sends: found.sends.filter(|_| found.via_root) }
+    }
 }
 
 /// A table and whether its changes are sent.

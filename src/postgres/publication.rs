@@ -5,7 +5,7 @@
 use tokio_postgres::Row;
 
 use super::{Error, quote, session::Session};
-use crate::model::{TableId, TableKind, TableSchema};
+use crate::model::{MirrorIdentity, ReplicatorConfig, TableId, TableKind, TableSchema};
 
 /// What the comment of a publication that walferry made begins with; the Mirror's UID follows.
 pub const COMMENT_PREFIX: &str = "walferry mirror ";
@@ -25,6 +25,19 @@ impl Publish {
         match kind {
             TableKind::Keyed | TableKind::History => Publish::Everything,
             TableKind::InsertOnly => Publish::Inserts,
+        }
+    }
+
+    /// What a Mirror's publications send: the second one is there where only inserts are mirrored of some table.
+    pub fn all(config: &ReplicatorConfig) -> impl Iterator<Item = Publish> + use<> {
+        [Publish::Everything].into_iter().chain(config.has_insert_only().then_some(Publish::Inserts))
+    }
+
+    /// The name of a Mirror's publication that sends this.
+    pub fn name(self, mirror: &MirrorIdentity) -> String {
+        match self {
+            Publish::Everything => mirror.publication_name(),
+            Publish::Inserts => mirror.inserts_publication_name(),
         }
     }
 

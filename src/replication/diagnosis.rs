@@ -12,7 +12,7 @@ use crate::{
     postgres::{
         self, catalog,
         overview::Standing,
-        publication::{self, Publication, Publish},
+        publication::{self, Publish},
         session::Session,
         slot::{self, SlotInfo},
         wire::{Connection, Purpose},
@@ -52,20 +52,12 @@ pub async fn faults(
         },
         (Ok(_), _) => {}
     }
-    let inserts = config.has_insert_only().then_some(Publish::Inserts);
-    for what in [Publish::Everything].into_iter().chain(inserts) {
-        let name = match what {
-            Publish::Everything => config.mirror.publication_name(),
-            Publish::Inserts => config.mirror.inserts_publication_name(),
-        };
-        let found = publication::read(session, &name).await?.map(|found| standing(&found));
+    for what in Publish::all(config) {
+        let name = what.name(&config.mirror);
+        let found = publication::read(session, &name).await?.map(|found| Standing::from(&found));
         faults.extend(check_publication(&name, what, found).err());
     }
     Ok(faults)
-}
-
-fn standing(found: &Publication) -> Standing {
-    Standing { owned_by_us: found.owned_by_us, sends: found.sends.filter(|_| found.via_root) }
 }
 
 /// Compares slot and source with the position on record. The Mirror may be streaming: it writes the record before it confirms, so the

@@ -80,8 +80,7 @@ pub fn publication_comment(mirror: &MirrorIdentity) -> String {
 
 /// The publications that the Mirror reads.
 pub(super) fn publications(config: &ReplicatorConfig) -> Vec<String> {
-    let inserts = config.has_insert_only().then(|| config.mirror.inserts_publication_name());
-    [config.mirror.publication_name()].into_iter().chain(inserts).collect()
+    Publish::all(config).map(|what| what.name(&config.mirror)).collect()
 }
 
 impl<D: Destination> Provisioner<'_, D> {
@@ -128,8 +127,7 @@ impl<D: Destination> Provisioner<'_, D> {
         if state.source.is_none() && new.is_empty() {
             return Err(Error::NoTableAdmitted { refused });
         }
-        let inserts = config.has_insert_only().then_some(Publish::Inserts);
-        for what in [Publish::Everything].into_iter().chain(inserts) {
+        for what in Publish::all(config) {
             publish(config, session, &state, &mut new, what).await?;
         }
         let making = origin.position(config, Lsn::ZERO);
@@ -478,9 +476,7 @@ async fn publish(
     new: &mut [New],
     what: Publish,
 ) -> Result<(), Error> {
-    let insert_only = what == Publish::Inserts;
-    let name =
-        if insert_only { config.mirror.inserts_publication_name() } else { config.mirror.publication_name() };
+    let name = what.name(&config.mirror);
     let mut new: Vec<&mut New> = new.iter_mut().filter(|new| Publish::of(new.schema.kind) == what).collect();
     let comment = publication_comment(&config.mirror);
     let Some(found) = publication::read(session, &name).await? else {
@@ -493,12 +489,11 @@ async fn publish(
         tracing::info!(publication = name, tables = schemas.len(), "created the publication");
         return as_published(session, &name, &mut new).await;
     };
-    let sends = found.sends.filter(|_| found.via_root);
-    check_publication(&name, what, Some(Standing { owned_by_us: found.owned_by_us, sends }))?;
+    check_publication(&name, what, Some(Standing::from(&found)))?;
     let published: BTreeSet<&TableId> = found.tables.iter().map(|table| &table.id).collect();
     let add: Vec<&TableSchema> =
         new.iter().map(|new| &new.schema).filter(|schema| !published.contains(&schema.id)).collect();
-    let wanted = config.tables.iter().filter(|table| table.insert_only == insert_only);
+    let wanted = config.tables.iter().filter(|table| table.insert_only == (what == Publish::Inserts));
     let wanted: BTreeSet<&TableId> = wanted.map(|table| &table.id).collect();
     // What a publication of somebody else's, or of the primary's, sends too much is left out.
     let leaves = |id: &&TableId| found.may_alter && !wanted.contains(*id);

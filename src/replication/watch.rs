@@ -188,10 +188,7 @@ impl<D: Destination> Watch<D> {
         what: Publish,
     ) -> Result<Option<SlotInfo>, Error> {
         let slot = self.config.mirror.slot_name();
-        let publication = match what {
-            Publish::Everything => self.config.mirror.publication_name(),
-            Publish::Inserts => self.config.mirror.inserts_publication_name(),
-        };
+        let publication = what.name(&self.config.mirror);
         let sent_by_it = |table: &&Arc<Table<D>>| Publish::of(table.schema().kind) == what;
         let tables: Vec<_> = self.tables.iter().filter(sent_by_it).collect();
         let oids: Vec<u32> = tables.iter().map(|table| table.schema().oid).collect();
