@@ -17,7 +17,7 @@ use super::{
     resync::{self, Apart},
     schema_change, snapshot,
     state::{FormerTable, MirrorState, PublishedAs, SourceRecord, StateStore, TablePhase, TableRecord},
-    targets::{self, Claim, Taken},
+    targets::{self, Claim, Claimed, Taken},
 };
 use crate::{
     fault::Reason,
@@ -116,7 +116,7 @@ impl<D: Destination> Provisioner<'_, D> {
         }
         note_unconfirmed(config, origin, destination, &mut state).await?;
         check_position(config, session, origin, &state).await?;
-        let taken = targets::claim_all(config, destination, store).await?;
+        let Claimed { taken, unwanted } = targets::claim_all(config, destination, store).await?;
         let free = |record: &TableRecord| !taken.contains_key(&record.schema.target);
         // What waited for another Mirror to release its target joins as if it were new.
         state.tables.retain(|_, record| !(targets::waits_for_target(record) && free(record)));
@@ -140,7 +140,7 @@ impl<D: Destination> Provisioner<'_, D> {
             (state.source, state.position) = (Some(record), Some(position));
         }
         forget_left(config, &mut state, store).await?;
-        targets::release_unwanted(config, destination, store).await?;
+        targets::release(unwanted, store).await?;
         check_targets(destination, &mut state, store, &taken).await?;
         bring_up(&drift::Surroundings { config, session, destination }, &mut state, store).await?;
         join_all(config, session, destination, store, &mut state, new, &taken).await?;

@@ -120,7 +120,15 @@ pub(super) fn target_of(spec: &TableSpec) -> &str {
 /// The targets that other Mirrors have claimed, by name.
 pub(super) type Taken = BTreeMap<String, Claim>;
 
-/// Claims the Mirror's targets, and gives those that are other Mirrors'.
+/// What became of a Mirror's claims.
+pub(super) struct Claimed {
+    /// Targets that are other Mirrors'.
+    pub(super) taken: Taken,
+    /// The items of targets that the Mirror has and no longer asks for.
+    pub(super) unwanted: Vec<String>,
+}
+
+/// Claims the Mirror's targets.
 ///
 /// # Errors
 /// What the destination answers, and [`Error::Replaced`].
@@ -128,7 +136,7 @@ pub(super) async fn claim_all<D: Destination>(
     config: &ReplicatorConfig,
     destination: &D,
     store: &StateStore<D>,
-) -> Result<Taken, Error> {
+) -> Result<Claimed, Error> {
     let (uid, name) = (&config.mirror.uid, format!("{}/{}", config.mirror.namespace, config.mirror.name));
     let wanted: BTreeSet<&str> = config.tables.iter().map(target_of).collect();
     let mut polls = 0;
@@ -159,7 +167,9 @@ pub(super) async fn claim_all<D: Destination>(
         }
         store.save_claims(changes).await?;
         if !waits {
-            return Ok(taken);
+            let left = |claim: &&Claim| claim.uid == *uid && !wanted.contains(claim.target.as_str());
+            let unwanted = found.iter().filter(left).map(Claim::item).collect();
+            return Ok(Claimed { taken, unwanted });
         }
         if polls > 0 {
             tokio::time::sleep(POLL).await;
@@ -168,20 +178,12 @@ pub(super) async fn claim_all<D: Destination>(
     }
 }
 
-/// Releases the targets that the Mirror no longer asks for.
+/// Releases the targets with these items.
 ///
 /// # Errors
 /// What the destination answers.
-pub(super) async fn release_unwanted<D: Destination>(
-    config: &ReplicatorConfig,
-    destination: &D,
-    store: &StateStore<D>,
-) -> Result<(), Error> {
-    let wanted: BTreeSet<&str> = config.tables.iter().map(target_of).collect();
-    let found = claims(destination).await?;
-    let ours = found.iter().filter(|claim| claim.uid == config.mirror.uid);
-    let left = ours.filter(|claim| !wanted.contains(claim.target.as_str()));
-    store.save_claims(left.map(|claim| (claim.item(), None::<ClaimRecord>)).collect()).await
+pub(super) async fn release<D: Destination>(items: Vec<String>, store: &StateStore<D>) -> Result<(), Error> {
+    store.save_claims(items.into_iter().map(|item| (item, None::<ClaimRecord>)).collect()).await
 }
 
 /// The error of a table whose target is another Mirror's.
