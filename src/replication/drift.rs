@@ -22,7 +22,7 @@ use super::{
 };
 use crate::{
     fault::Reason,
-    model::{Column, IdentityKind, Lsn, ReplicatorConfig, SnapshotMode, TableKind, TableSchema},
+    model::{IdentityKind, Lsn, ReplicatorConfig, SnapshotMode, TableKind, TableSchema},
     postgres::{
         catalog::{self, Layout},
         session::Session,
@@ -152,18 +152,14 @@ impl<D: Destination> Surroundings<'_, D> {
         }
         let described = schema_change::describe(self.session, record).await?;
         let read_lsn = catalog::seen_until(self.session).await?;
-        let fresh = described.schema;
+        let fresh = &described.schema;
         if fresh.key.is_empty() && !record.schema.key.is_empty() && fresh.identity != IdentityKind::Full {
             // The watch says so, and takes it out of the publication.
             return Ok(false);
         }
-        schema_change::require_old_rows(&record.schema, &fresh)?;
+        schema_change::require_old_rows(&record.schema, fresh)?;
         let mut drift = found(record, now);
-        let highest = record.layout.as_ref().and_then(|layout| layout.attributes);
-        let known = |column: &Column| record.schema.columns.iter().any(|known| known.attnum == column.attnum);
-        let adds =
-            record.schema.kind != TableKind::InsertOnly && fresh.columns.iter().any(|column| !known(column));
-        if adds && highest.is_some_and(|highest| schema_change::came_and_went(highest, &described.columns)) {
+        if schema_change::came_and_went(record, &described) {
             drift = Drift::Rows(CAME_AND_WENT.to_owned());
         }
         let named = match &record.named {
@@ -181,11 +177,11 @@ impl<D: Destination> Surroundings<'_, D> {
         record.layout = Some(now.clone());
         record.copy_anew = None;
         match drift {
-            Drift::Rows(why) => self.copy_anew(record, &fresh, why).await?,
-            Drift::Columns => self.columns(record, &fresh).await?,
+            Drift::Rows(why) => self.copy_anew(record, fresh, why).await?,
+            Drift::Columns => self.columns(record, fresh).await?,
             Drift::Parts(joined) => {
-                self.columns(record, &fresh).await?;
-                self.copy_parts(record, &fresh, &joined).await?;
+                self.columns(record, fresh).await?;
+                self.copy_parts(record, fresh, &joined).await?;
             }
         }
         record.seen_until(catalog::seen_until(self.session).await?);

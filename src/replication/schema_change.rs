@@ -121,8 +121,17 @@ fn candidates(schema: &TableSchema, relation: &Relation) -> Vec<Vec<usize>> {
     relation.columns.iter().map(|column| of(&column.name)).collect()
 }
 
-/// Whether columns came and went again since the table had `highest` attributes: names of rows from then may mean those.
-pub(super) fn came_and_went(highest: i16, live: &[LiveColumn]) -> bool {
+/// Whether columns come to a table on record, and others came and went again before them: names of rows from then may mean those.
+pub(super) fn came_and_went(record: &TableRecord, now: &Described) -> bool {
+    let known = |column: &Column| record.schema.columns.iter().any(|known| known.attnum == column.attnum);
+    // Rows of which only the inserts count stay as they were inserted.
+    let counts = record.schema.kind != TableKind::InsertOnly && !now.schema.columns.iter().all(known);
+    let highest = record.layout.as_ref().and_then(|layout| layout.attributes);
+    counts && highest.is_some_and(|highest| leave_gaps(highest, &now.columns))
+}
+
+/// Whether numbers above `highest` are missing below those that columns have.
+fn leave_gaps(highest: i16, live: &[LiveColumn]) -> bool {
     let new = || live.iter().map(|column| column.attnum).filter(|attnum| *attnum > highest);
     let count = new().count();
     new()

@@ -20,12 +20,12 @@ use super::{
     policy,
     position::{Confirmable, Recorder},
     row::KnownRelation,
-    schema_change::{self, CHANGED_COLUMNS, Described, Fit, Matched, OTHER_NAMES, Projection},
+    schema_change::{self, CHANGED_COLUMNS, Fit, Matched, OTHER_NAMES, Projection},
     state::TableRecord,
     truncate,
 };
 use crate::{
-    model::{Lsn, PostgresEndpoint, Progress, TableId, TableKind, Version},
+    model::{Lsn, PostgresEndpoint, Progress, TableId, Version},
     postgres::{
         catalog,
         pgoutput::Relation,
@@ -534,18 +534,14 @@ async fn change_schema<D: Destination>(
     // Not tried again here: a source that shuts down waits for the stream, which must end then and begin again.
     let session = Session::connect(&surroundings.source, &surroundings.application_name).await?;
     wait_until_seen(&session, &old.id, xid).await?;
-    let Described { schema: fresh, columns } = schema_change::describe(&session, &known).await?;
+    let described = schema_change::describe(&session, &known).await?;
     let seen = catalog::seen_until(&session).await?;
     drop(session);
-    schema_change::require_old_rows(&old, &fresh)?;
+    let fresh = &described.schema;
+    schema_change::require_old_rows(&old, fresh)?;
     let (merged, added) =
-        schema_change::evolve(&old, &fresh).map_err(|message| Error::copy_anew(&old.id, message))?;
-    let highest = known.layout.as_ref().and_then(|layout| layout.attributes);
-    let counts = old.kind != TableKind::InsertOnly;
-    if counts
-        && !added.is_empty()
-        && highest.is_some_and(|highest| schema_change::came_and_went(highest, &columns))
-    {
+        schema_change::evolve(&old, fresh).map_err(|message| Error::copy_anew(&old.id, message))?;
+    if schema_change::came_and_went(&known, &described) {
         return Err(Error::copy_anew(&old.id, schema_change::CAME_AND_WENT));
     }
     if merged == *old {
