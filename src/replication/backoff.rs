@@ -132,7 +132,7 @@ where
     let (mut backoff, mut refusals) = (Backoff::default(), Refusals::default());
     loop {
         let error = match attempt().await {
-            Err(error) if error.is_unclear() || error.is_denied() => error,
+            Err(error) if error.may_be_of_table() => error,
             outcome => return outcome,
         };
         if refusals.exhaust(&error, AT_THE_START) {
@@ -159,7 +159,7 @@ struct Refusals {
 impl Refusals {
     /// Counts one, and says whether there were enough of them.
     fn exhaust(&mut self, error: &Error, patience: Patience) -> bool {
-        if !(error.is_unclear() || error.is_denied()) {
+        if !error.may_be_of_table() {
             *self = Refusals::default();
             return false;
         }
