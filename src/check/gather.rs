@@ -10,7 +10,7 @@ use super::{
 };
 use crate::{
     clickhouse::{
-        Client, Database, Error as ClickHouseError, ServerVersion, difference::differences, quote,
+        Client, Database, Error as ClickHouseError, ServerVersion, ddl, difference::differences, quote,
         state::STATE_TABLE, target::TargetTable, types::Features,
     },
     model::{
@@ -488,18 +488,22 @@ pub async fn recorded_state(
     config: &ReplicatorConfig,
     database: &Database,
 ) -> Result<MirrorState, replication::Error> {
-    let state_table = database.target_table(STATE_TABLE).await.map_err(DestinationError::from)?;
-    if state_table.is_none() {
-        return Ok(MirrorState::default());
+    match has_state_table(database).await? {
+        true => StateStore::new(database.clone(), &config.mirror.uid).load().await,
+        false => Ok(MirrorState::default()),
     }
-    StateStore::new(database.clone(), &config.mirror.uid).load().await
+}
+
+async fn has_state_table(database: &Database) -> Result<bool, replication::Error> {
+    let found = database.target_table(STATE_TABLE).await.map_err(DestinationError::from)?;
+    Ok(found.is_some())
 }
 
 /// All claims of target tables beside this Mirror's. Without a state table, there are none.
 async fn recorded_claims(database: &Database) -> Result<Vec<Claim>, replication::Error> {
-    match database.target_table(STATE_TABLE).await.map_err(DestinationError::from)? {
-        Some(_) => replication::claims(database).await,
-        None => Ok(Vec::new()),
+    match has_state_table(database).await? {
+        true => replication::claims(database).await,
+        false => Ok(Vec::new()),
     }
 }
 
@@ -518,8 +522,7 @@ async fn target_facts(
     let tracked = record.filter(ours).is_some();
     let copied_over = replication::copies_over_rows(config.resync.as_deref(), state, &schema.id);
     let has_rows = if found.is_some() && !tracked && !copied_over {
-        let sql = format!("SELECT 1 FROM {} LIMIT 1", quote::table(database.name(), target));
-        !database.client().query_text(&sql, &[]).await?.is_empty()
+        !database.client().query_text(&ddl::has_rows(database.name(), target), &[]).await?.is_empty()
     } else {
         false
     };
