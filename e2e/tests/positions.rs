@@ -342,14 +342,8 @@ fn postgres_restored_and_written_to() {
     while lab.lsn() <= lost + 1_000_000 {
         lab.sql("INSERT INTO other SELECT repeat('x', 1000) FROM generate_series(1, 1000); UPDATE t SET v = 'kept' WHERE id = 2");
     }
-    let mut run = lab.run(&mirror);
-    let (reason, message) = run.until_stalled();
-    assert_eq!(reason, "SourceWentBack", "{message}");
-    assert!(
-        message.contains("was committed there before") && message.contains("walferry.dev/resync"),
-        "{message}"
-    );
-    run.stop();
+    let run = lab.run(&mirror);
+    stops_as_gone_back(run, "was committed there before");
     // It stays so.
     run_once(&lab, &mirror).exits(1).says(&["the source went back"]);
     heals(&lab, &mirror);
@@ -369,6 +363,15 @@ fn postgres_restored_while_running() {
     assert_eq!(run.until_stalled().0, "SourceWentBack");
     run.stop();
     heals(&lab, &mirror);
+}
+
+/// The Mirror stalls because the source went back, in these words, and says what to do.
+#[track_caller]
+fn stops_as_gone_back(mut run: Run, words: &str) {
+    let (reason, message) = run.until_stalled();
+    assert_eq!(reason, "SourceWentBack", "{message}");
+    assert!(message.contains(words) && message.contains("walferry.dev/resync"), "{message}");
+    run.stop();
 }
 
 /// Rows of `t` arrive while a row of another table can't be written: nothing of it all is confirmed.
@@ -402,10 +405,7 @@ fn postgres_restored_to_what_was_not_confirmed() {
     let yesterday = disk(&lab);
     row_arrives(&lab, &mut run, 200);
     lab.restart_postgres(false, || lab.postgres_server.restore(&yesterday));
-    let (reason, message) = run.until_stalled();
-    assert_eq!(reason, "SourceWentBack", "{message}");
-    assert!(message.contains("its log ends at") && message.contains("walferry.dev/resync"), "{message}");
-    run.stop();
+    stops_as_gone_back(run, "its log ends at");
     unblock(&lab);
     heals(&lab, &mirror);
     lab.assert_table("blocked", "id", "id");
@@ -425,14 +425,8 @@ fn postgres_restored_to_what_was_not_confirmed_and_written_to() {
         lab.sql("UPDATE t SET v = 'kept' WHERE id < 50");
         (lab.lsn() > lost + 100_000).then_some(())
     });
-    let mut run = lab.run(&mirror);
-    let (reason, message) = run.until_stalled();
-    assert_eq!(reason, "SourceWentBack", "{message}");
-    assert!(
-        message.contains("has rows of a transaction") && message.contains("walferry.dev/resync"),
-        "{message}"
-    );
-    run.stop();
+    let run = lab.run(&mirror);
+    stops_as_gone_back(run, "has rows of a transaction");
     // It stays so.
     run_once(&lab, &mirror).exits(1).says(&["the source went back"]);
     unblock(&lab);
