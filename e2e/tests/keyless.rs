@@ -106,6 +106,7 @@ fn every_change(pg: Pg) {
     // Behind the new columns: an ALTER TABLE behind a TRUNCATE could as well have rewritten the table, which is copied anew then.
     lab.sql("BEGIN; INSERT INTO t VALUES (1); TRUNCATE t; INSERT INTO t VALUES (2), (2); TRUNCATE t; INSERT INTO t VALUES (3), (3); COMMIT; INSERT INTO t VALUES (3)");
     lab.settle(&mut run);
+    run.until_streaming();
     counts();
     assert_eq!(lab.target_value("SELECT sum(_walferry_sign) FROM t FINAL"), "3");
     run.stop();
