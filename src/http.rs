@@ -137,7 +137,8 @@ fn metrics_response(rendered: Result<String, prometheus::Error>) -> Response {
 }
 
 async fn show_status(State(mirrors): State<Mirrors>) -> Json<StatusDocument> {
-    Json(status::document(reports(&mirrors)))
+    let told = |mirror: &Arc<Progress>| (mirror.report(), mirror.renderer().cloned());
+    Json(status::document(mirrors.iter().map(told).collect()))
 }
 
 #[cfg(test)]
@@ -185,8 +186,7 @@ mod tests {
         assert!(response.starts_with("HTTP/1.1 503") && response.ends_with("default/demo: Provisioning\n"));
         progress.set_phase(MirrorPhase::Streaming, None);
         assert!(get(address, "/readyz").await.starts_with("HTTP/1.1 200"));
-        let failure =
-            MirrorFailure { reason: crate::fault::Reason::SourceUnreachable, message: "refused".into() };
+        let failure = MirrorFailure::new(crate::fault::Reason::SourceUnreachable, "refused");
         progress.set_phase(MirrorPhase::Retrying, Some(failure));
         assert!(get(address, "/readyz").await.starts_with("HTTP/1.1 503"));
         assert!(get(address, "/healthz").await.starts_with("HTTP/1.1 200"));

@@ -5,7 +5,7 @@
 //!
 //! | layer | what it is | may import |
 //! |---|---|---|
-//! | [`fault`] | the catalogue of reasons | nothing of ours |
+//! | [`fault`] | the catalogue of reasons, and remedies | nothing of ours |
 //! | [`model`] | positions, tables, tuples, progress, settings | `fault` |
 //! | [`api`] | the resources `ReplicationPeer` and `Mirror`, types only | nothing of ours |
 //! | [`tls`] | TLS client settings for both databases | `fault`, `model` |

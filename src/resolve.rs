@@ -282,6 +282,7 @@ pub fn replicator_config(
             .as_ref()
             .and_then(|annotations| annotations.get(api::RESYNC))
             .cloned(),
+        renderer: None,
     })
 }
 

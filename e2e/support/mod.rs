@@ -25,7 +25,7 @@ pub use proxy::{Direction, Proxy, TlsProxy};
 pub use servers::Server;
 pub use standby::Standby;
 pub use wait::{DEADLINE, eventually, until};
-pub use walferry::{Outcome, Run, parse_lsn, walferry, walferry_with_input};
+pub use walferry::{Outcome, Run, advice, parse_lsn, told, walferry, walferry_with_input};
 pub use writer::Writer;
 
 /// The oldest and the newest PostgreSQL that are tested.

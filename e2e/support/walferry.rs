@@ -255,14 +255,16 @@ impl Run {
         });
     }
 
-    /// Waits until the table has failed, and gives its message.
+    /// Waits until the table has failed, and gives its message with what helps.
     #[track_caller]
     pub fn until_failed(&mut self, table: &str) -> String {
-        self.until_status(&format!("table {table} to fail"), |status| {
-            let tables = status["tables"].as_array()?;
-            let table = tables.iter().find(|entry| entry["name"] == table)?;
-            (table["state"] == "Failed").then(|| table["message"].as_str().unwrap_or_default().to_owned())
-        })
+        self.until_status(&format!("table {table} to fail"), |status| told(status, table))
+    }
+
+    /// What helps against a table's failure, step by step.
+    #[track_caller]
+    pub fn advice(&mut self, table: &str) -> Vec<String> {
+        advice(&self.status(), Some(table))
     }
 
     /// Waits until the Mirror waits for a human, and gives (reason, message).
@@ -317,6 +319,30 @@ impl Run {
         let log = self.log();
         (status.and_then(|status| status.code()), log)
     }
+}
+
+/// What `/status` says to do about a table, or about the Mirror as a whole.
+pub fn advice(status: &Value, table: Option<&str>) -> Vec<String> {
+    let all = status["advice"].as_array().cloned().unwrap_or_default();
+    let about = |entry: &&Value| match table {
+        Some(name) => entry["table"].as_str().is_some_and(|full| full.ends_with(&format!(".{name}"))),
+        None => entry["table"].is_null(),
+    };
+    let steps = all.iter().find(about).and_then(|entry| entry["steps"].as_array().cloned());
+    steps.unwrap_or_default().iter().map(|step| step.as_str().unwrap().to_owned()).collect()
+}
+
+/// The message of a table that has failed, with what helps.
+pub fn told(status: &Value, table: &str) -> Option<String> {
+    let entry = status["tables"].as_array()?.iter().find(|entry| entry["name"] == table)?;
+    let message = entry["message"].as_str().unwrap_or_default();
+    let steps = advice(status, Some(table));
+    let sentence = if steps.is_empty() {
+        message.to_owned()
+    } else {
+        format!("{message}. To recover: {}", steps.join("; then "))
+    };
+    (entry["state"] == "Failed").then_some(sentence)
 }
 
 impl Drop for Run {

@@ -4,17 +4,17 @@ use serde_json::{Value, json};
 
 use crate::{
     on_both,
-    support::{Lab, Mirror, Pg, Run},
+    support::{Lab, Mirror, Pg, Run, told},
 };
 
 /// Waits until the table's failure has this reason, and gives its message.
 #[track_caller]
-fn until_reason(run: &mut Run, table: &str, reason: &str) -> String {
-    run.until_status(&format!("{table} to fail with {reason}"), |status| {
+fn until_reason(run: &mut Run, name: &str, reason: &str) -> String {
+    run.until_status(&format!("{name} to fail with {reason}"), |status| {
         let tables = status["tables"].as_array()?;
-        let table = tables.iter().find(|entry| entry["name"] == table)?;
+        let table = tables.iter().find(|entry| entry["name"] == name)?;
         let fails = table["state"] == "Failed" && table["reason"] == reason;
-        fails.then(|| table["message"].as_str().unwrap_or_default().to_owned())
+        told(status, name).filter(|_| fails)
     })
 }
 
@@ -76,9 +76,7 @@ fn bad_tables_join_once_their_cause_is_gone(pg: Pg) {
     assert_eq!(lab.target("SELECT v FROM filled"), "of somebody else\n", "nobody asked for its rows to go");
     // The publication is there by now, so the statement is one that adds to it.
     let message = run.until_status("the statement for a table of somebody else", |status| {
-        let tables = status["tables"].as_array()?;
-        let message = tables.iter().find(|table| table["name"] == "foreign_one")?["message"].as_str()?;
-        message.contains("ALTER PUBLICATION").then(|| message.to_owned())
+        told(status, "foreign_one").filter(|message| message.contains("ALTER PUBLICATION"))
     });
     for statement in ["ALTER PUBLICATION", "GRANT SELECT"] {
         let from = message.find(statement).unwrap_or_else(|| panic!("no {statement} in {message}"));
@@ -232,7 +230,10 @@ fn a_table_that_comes_back() {
     lab.sql("DELETE FROM good WHERE id < 50; UPDATE good SET w = 'while out' WHERE id = 60; INSERT INTO fine VALUES (2)");
     let mut run = lab.run(&mirror);
     let message = until_reason(&mut run, "good", "DestinationTableConflict");
-    assert!(message.contains("public.good\" --overwrite"), "names that table alone: {message}");
+    assert!(
+        message.contains(" public.good\"; then start walferry again"),
+        "names that table alone: {message}"
+    );
     lab.settle(&mut run);
     lab.assert_table("fine", "id", "id");
     run.stop();

@@ -136,7 +136,7 @@ fn a_run_after_teardown() {
     refused.says(&[
         "has rows that this Mirror does not know of",
         "TRUNCATE TABLE",
-        &format!("annotate mirror {name} "),
+        &format!("Mirror {name}, metadata.annotations: set walferry.dev/resync"),
     ]);
     let mut asks = mirror.clone();
     asks.mirror["metadata"]["annotations"] = json!({"walferry.dev/resync": "1"});

@@ -269,7 +269,9 @@ fn an_address_that_leads_to_two_servers() {
         let conditions = status["conditions"].as_array()?;
         conditions.iter().find(|condition| {
             condition["reason"] == "SourceAddressAmbiguous"
-                && condition["message"].as_str().is_some_and(|message| message.contains("postgres.host"))
+                && condition["message"]
+                    .as_str()
+                    .is_some_and(|message| message.contains("the address of one server"))
         })?;
         Some(())
     });

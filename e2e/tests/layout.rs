@@ -23,7 +23,8 @@ fn keyed(lab: &Lab) -> Mirror {
 fn statement(message: &str) -> String {
     let from = message.find("ALTER TABLE `").unwrap_or_else(|| panic!("no statement in {message}"));
     let rest = &message[from..];
-    rest[..rest.find(". Once").unwrap_or(rest.len())].to_owned()
+    let ends = ["; then copy", ", or in ", ", or kubectl"].iter().filter_map(|end| rest.find(end));
+    rest[..ends.min().unwrap_or(rest.len())].to_owned()
 }
 
 /// The Mirror's own wishes, before anything is made.
@@ -268,7 +269,7 @@ fn advice_for_another_type_works_whatever_the_values_are() {
     for name in &names {
         let message = run.until_failed(name);
         let statement = statement(&message);
-        lab.target(statement.split(", after which").next().unwrap());
+        lab.target(&statement);
     }
     run.stop();
     mirror.mirror["metadata"]["annotations"] = json!({"walferry.dev/resync": format!("1 {}", names.iter().map(|name| format!("public.{name}")).collect::<Vec<_>>().join(" "))});

@@ -41,6 +41,7 @@ mod privileges;
 mod profiles;
 mod publication;
 mod refusals;
+mod remedies;
 mod renames;
 mod replicate;
 mod resync;

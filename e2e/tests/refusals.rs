@@ -81,7 +81,8 @@ fn a_target_that_may_not_be_written_any_more_stops_alone() {
     let (a, d) = (run.table("a"), run.table("d"));
     let message = a["message"].as_str().unwrap();
     assert_eq!(a["reason"], "DestinationAccessDenied");
-    assert!(message.contains("INSERT") && message.contains("public.a"), "{message}");
+    assert!(message.contains("INSERT"), "{message}");
+    assert!(run.advice("a").concat().contains("public.a"), "{:?}", run.advice("a"));
     assert_ne!(d["reason"], "");
     lab.sql("INSERT INTO b VALUES (2)");
     lab.settle(&mut run);

@@ -314,11 +314,11 @@ fn resync_after_a_rename() {
     lab.command("check", &alone, &[]).says(&["public.t", "column old was left out of the mirror as secret"]);
     let mut run = lab.run(&alone);
     let message = run.until_failed("t");
-    assert!(message.contains("put old into columns.exclude"), "{message}");
+    assert!(message.contains("columns.exclude: add old"), "{message}");
     run.stop();
     lab.command("run", &annotated(&mirror, "2"), &["--until-caught-up"])
         .exits(1)
-        .says(&["put old into columns.exclude"]);
+        .says(&["columns.exclude: add old"]);
     assert!(!lab.target("SELECT * FROM t").contains("SECRET"));
     // As the message says.
     mirror.table(0)["columns"] = json!({"exclude": ["secret", "old"]});

@@ -92,8 +92,9 @@ fn waits_for_the_owner_of_the_publication() {
     let mut run = mounted.run();
     let message = run.until_failed("t");
     assert_eq!(run.table("t")["reason"], "SourcePublicationUnusable");
-    let (_, statements) = message.split_once(&format!("(as {name}) ")).unwrap_or_else(|| panic!("{message}"));
-    let (statements, _) = statements.split_once("COMMIT;").unwrap();
+    let (_, statements) =
+        message.split_once(&format!("/* as {name} */ ")).unwrap_or_else(|| panic!("{message}"));
+    let (statements, _) = statements.split_once("COMMIT").unwrap();
     lab.sql(&format!("{statements}COMMIT;"));
     run.stop();
     let mut run = mounted.run();

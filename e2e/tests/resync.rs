@@ -49,7 +49,7 @@ fn slot_dropped_by_hand(pg: Pg) {
     drop_slot(&lab);
     lab.sql(UNHEARD);
     let outcome = lab.command("run", &mirror, &["--until-caught-up", "--http", "127.0.0.1:0"]).exits(1);
-    outcome.says(&["slot", "no longer exists", "kubectl annotate mirror", "walferry.dev/resync"]);
+    outcome.says(&["slot", "no longer exists", "copy every table again: in ", "walferry.dev/resync"]);
     // The application goes on writing, and a reader looks all the time.
     let mirror = asks(&mirror, "1");
     let writer = Writer::start(lab.connect(), |n| {
@@ -396,7 +396,7 @@ fn of_single_tables() {
     ));
     for table in ["typed", "remade", "back"] {
         let message = run.until_failed(table);
-        assert!(message.contains(&format!("public.{table}\" --overwrite")), "{message}");
+        assert!(message.ends_with(&format!(" public.{table}\"; then start walferry again")), "{message}");
     }
     // What a failed table has missed meanwhile.
     lab.sql("DELETE FROM typed WHERE id < 100; UPDATE typed SET n = 'none' WHERE id = 500");

@@ -3,7 +3,7 @@
 
 use serde_json::{Value, json};
 
-use crate::support::{Lab, Mirror, Pg, Run};
+use crate::support::{Lab, Mirror, Pg, Run, told};
 
 /// What becomes of a table.
 enum Outcome {
@@ -409,8 +409,11 @@ fn difference(lab: &Lab, table: &str, source: &str, target: &str) -> Option<Stri
 }
 
 fn settled(lab: &Lab, run: &mut Run, case: &Case) -> Option<String> {
+    let status = run.status();
     let table: Value = run.table(case.table);
-    let state = format!("{} {} {}", table["state"], table["reason"], table["message"]);
+    let plain = || table["message"].as_str().unwrap_or_default().to_owned();
+    let message = told(&status, case.table).unwrap_or_else(plain);
+    let state = format!("{} {} {message:?}", table["state"], table["reason"]);
     match &case.outcome {
         Follows(source, target) => {
             let differs = difference(lab, case.table, source, target);
@@ -542,9 +545,9 @@ fn a_renamed_column_gets_its_name_at_the_target_as_check_says() {
     );
     lab.catch_up(&mirror);
     let said = lab.command("check", &mirror, &[]).exits(0).text();
-    let statement =
-        said.split("To change that, run ").nth(1).and_then(|rest| rest.split(';').next()).unwrap();
-    lab.target(statement);
+    let mut lines = said.lines().map(str::trim);
+    let statement = lines.find(|line| line.starts_with("ALTER TABLE") && line.contains("RENAME COLUMN"));
+    lab.target(statement.unwrap());
     mirror.table(0)["columns"] = json!({"rename": {"title": "title", "weight": "weight"}});
     mirror.mirror["metadata"]["annotations"] = json!({"walferry.dev/resync": "1 public.t"});
     let mut run = lab.streaming(&mirror);

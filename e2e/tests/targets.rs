@@ -5,7 +5,7 @@ use serde_json::json;
 use crate::{
     on_both,
     replicate::Mounted,
-    support::{Lab, Mirror, Pg, Run},
+    support::{Lab, Mirror, Pg, Run, told},
 };
 
 /// Two sources, and a Mirror of each into the first one's database.
@@ -26,8 +26,7 @@ fn fails(run: &mut Run, table: &str, reason: &str) -> String {
     run.until_status(&awaited, |status| {
         let tables = status["tables"].as_array()?;
         let found = tables.iter().find(|entry| entry["name"] == table)?;
-        (found["state"] == "Failed" && found["reason"] == reason)
-            .then(|| found["message"].as_str().unwrap().to_owned())
+        told(status, table).filter(|_| found["reason"] == reason)
     })
 }
 
@@ -91,7 +90,7 @@ fn released_by_the_statement_of_the_message() {
     let mut run = files.run();
     let message = fails(&mut run, "t", "TargetTableTaken");
     one.target("TRUNCATE TABLE t");
-    let statement = &message[message.find("INSERT INTO").unwrap()..];
+    let (_, statement) = message.split_once("run at the destination: ").unwrap();
     one.target(statement);
     streams(&mut run, "t");
     assert_eq!(one.target_value("SELECT count(), any(v) FROM t FINAL"), "10\ttwo");

@@ -3,7 +3,7 @@
 use super::{report::Check, source::is_local};
 use crate::{
     clickhouse::{
-        Error, OLDEST_VERSION, ServerVersion, ddl,
+        Error, OLDEST_VERSION, ServerVersion, TableProblem, ddl,
         difference::Difference,
         names,
         quote::{ident, table},
@@ -11,8 +11,8 @@ use crate::{
         target::{Lacks, TargetTable, compare},
         types::{ChType, Features, Fidelity, fidelity, target_type},
     },
-    fault::Reason,
-    model::{ClickHouseEndpoint, Column, TableSchema, TableSpec, TlsMode, resync_advice},
+    fault::{Reason, Remedy},
+    model::{ClickHouseEndpoint, Column, TableSchema, TableSpec, TlsMode},
     replication::{self, Claim, DestinationError, ErrorKind},
 };
 
@@ -67,11 +67,11 @@ impl MissingRights {
 
 /// A statement, or the connection itself, failed.
 pub(super) fn failed(name: &str, error: Error) -> Check {
-    let DestinationError { kind, reason, message, .. } = DestinationError::from(error);
+    let DestinationError { kind, reason, message, remedies, .. } = DestinationError::from(error);
     // A profile that refuses settings stays so until somebody changes it.
     let transient = matches!(kind, ErrorKind::Transient | ErrorKind::Overloaded | ErrorKind::Unclear)
         && reason != Reason::DestinationReadOnly;
-    Check::failure(SUBJECT, name, reason, message).transient(transient)
+    Check::failure(SUBJECT, name, reason, message).remedied(remedies).transient(transient)
 }
 
 /// The Mirror's own records can't be read.
@@ -92,7 +92,7 @@ pub(super) fn server(endpoint: &ClickHouseEndpoint, facts: &ServerFacts) -> Vec<
                 Reason::DestinationDatabaseMissing,
                 format!("{} does not exist, or {} has no right in it", endpoint.database, endpoint.username),
             )
-            .fix(format!("CREATE DATABASE {};", ident(&endpoint.database))),
+            .run_at_destination(format!("CREATE DATABASE {};", ident(&endpoint.database))),
         );
     }
     checks.push(rights(endpoint, facts));
@@ -104,7 +104,7 @@ fn connection(endpoint: &ClickHouseEndpoint) -> Check {
     let host = host.rsplit_once(':').map_or(host, |(host, _)| host);
     let at = format!("{} as {}", endpoint.url, endpoint.username);
     let warning = |what: &str, fix: &str| {
-        Check::warning(SUBJECT, "connection", Reason::DestinationTlsFailed, format!("{at}, {what}")).fix(fix)
+        Check::warning(SUBJECT, "connection", Reason::DestinationTlsFailed, format!("{at}, {what}")).act(fix)
     };
     if endpoint.url.starts_with("https://") {
         match endpoint.tls.mode {
@@ -139,7 +139,7 @@ fn version(version: &ServerVersion) -> Check {
         Reason::DestinationVersionUnsupported,
         format!("{shown}, walferry needs {major}.{minor} or later"),
     )
-    .fix(format!("upgrade the server to ClickHouse {major}.{minor} or later"))
+    .act(format!("upgrade the server to ClickHouse {major}.{minor} or later"))
 }
 
 fn rights(endpoint: &ClickHouseEndpoint, facts: &ServerFacts) -> Check {
@@ -151,14 +151,14 @@ fn rights(endpoint: &ClickHouseEndpoint, facts: &ServerFacts) -> Check {
             Reason::DestinationReadOnly,
             format!("{} is read-only", endpoint.username),
         )
-        .fix("set readonly to 0 in the user's settings profile");
+        .act("set readonly to 0 in the user's settings profile");
     }
     let Some(missing) = &facts.missing_rights else {
         let all =
             MissingRights { privileges: PRIVILEGES.to_vec(), engine: true, widening: true, state: false };
         let detail = "this release can't tell what a user may do (CHECK GRANT)";
         return Check::warning(SUBJECT, NAME, Reason::DestinationAccessDenied, detail)
-            .fix(all.grants(endpoint).join("\n"));
+            .run_at_destination(all.grants(endpoint).join("\n"));
     };
     let grants = missing.grants(endpoint);
     if grants.is_empty() {
@@ -169,7 +169,8 @@ fn rights(endpoint: &ClickHouseEndpoint, facts: &ServerFacts) -> Check {
             "{} lacks {WIDENING}: a table whose column gets a wider type at the source, or takes NULL, will fail alone",
             endpoint.username
         );
-        return Check::warning(SUBJECT, NAME, Reason::DestinationAccessDenied, detail).fix(grants.join("\n"));
+        return Check::warning(SUBJECT, NAME, Reason::DestinationAccessDenied, detail)
+            .run_at_destination(grants.join("\n"));
     }
     if missing.state && !missing.engine {
         let detail = format!(
@@ -177,7 +178,8 @@ fn rights(endpoint: &ClickHouseEndpoint, facts: &ServerFacts) -> Check {
             endpoint.username,
             missing.privileges.join(", ")
         );
-        return Check::warning(SUBJECT, NAME, Reason::DestinationAccessDenied, detail).fix(grants.join("\n"));
+        return Check::warning(SUBJECT, NAME, Reason::DestinationAccessDenied, detail)
+            .run_at_destination(grants.join("\n"));
     }
     let engine = missing.engine.then(|| format!("TABLE ENGINE {ENGINE}"));
     let lacks: Vec<_> =
@@ -188,7 +190,7 @@ fn rights(endpoint: &ClickHouseEndpoint, facts: &ServerFacts) -> Check {
         Reason::DestinationAccessDenied,
         format!("{} lacks {}", endpoint.username, lacks.join(", ")),
     )
-    .fix(grants.join("\n"))
+    .run_at_destination(grants.join("\n"))
 }
 
 /// Privileges that the user lacks on one target table.
@@ -203,7 +205,10 @@ pub(super) fn target_rights(
     let (target, missing) = (table(&endpoint.database, &schema.target), missing.join(", "));
     let detail = format!("{} lacks {missing} on {target}", endpoint.username);
     let grant = format!("GRANT {missing} ON {target} TO {};", ident(&endpoint.username));
-    Some(Check::failure(schema.id.to_string(), "grants", Reason::DestinationAccessDenied, detail).fix(grant))
+    Some(
+        Check::failure(schema.id.to_string(), "grants", Reason::DestinationAccessDenied, detail)
+            .run_at_destination(grant),
+    )
 }
 
 /// The target's column types, or why a column can't be stored as asked; and what each becomes, with a warning for what isn't
@@ -237,7 +242,7 @@ pub(super) fn column_types(schema: &TableSchema, features: Features) -> (Option<
     }
     if !impossible.is_empty() {
         let check = Check::failure(subject, NAME, Reason::DestinationTypeUnsupported, impossible.join("; "))
-            .fix("correct columns.types");
+            .edit("spec.tables[].columns.types", "correct it");
         return (None, check);
     }
     let told: Vec<_> = lossy
@@ -249,10 +254,13 @@ pub(super) fn column_types(schema: &TableSchema, features: Features) -> (Option<
         Check::ok(subject, NAME, told.join("; "))
     } else {
         // The text form holds every value.
-        Check::warning(subject, NAME, Reason::DestinationTypeLossy, told.join("; ")).fix(format!(
-            "outOfRange says what is stored instead; where that won't do: columns: {{types: {{{}}}}}",
-            overrides.join(", ")
-        ))
+        Check::warning(subject, NAME, Reason::DestinationTypeLossy, told.join("; ")).edit(
+            "spec.tables[]",
+            format!(
+                "outOfRange says what is stored instead; where that won't do: columns: {{types: {{{}}}}}",
+                overrides.join(", ")
+            ),
+        )
     };
     (Some(types), check)
 }
@@ -280,8 +288,9 @@ pub(super) struct TargetFacts {
 /// A target that another Mirror writes.
 pub(super) fn taken(endpoint: &ClickHouseEndpoint, schema: &TableSchema, claim: &Claim) -> Check {
     let release = state::release(&endpoint.database, &claim.uid, &claim.item());
-    let detail = replication::describe_claim(claim, &release);
+    let detail = replication::describe_claim(claim);
     Check::failure(schema.id.to_string(), "target table", Reason::TargetTableTaken, detail)
+        .remedied(replication::give_way(&schema.id, claim, &release))
 }
 
 /// Whether the target table can be made, or the one that is there is ours or will do.
@@ -295,19 +304,29 @@ pub(super) fn target(
     let subject = schema.id.to_string();
     let name = format!("{}.{}", endpoint.database, schema.target);
     let failure = |reason, detail: String| Check::failure(subject.as_str(), NAME, reason, detail);
-    let drop = || {
+    let conflict = |problem: &TableProblem| {
         let target = table(&endpoint.database, &schema.target);
-        format!("choose another target.table; or, if nobody needs this one: DROP TABLE {target};")
+        let drop = format!("-- if nobody needs the table that is there:\nDROP TABLE {target};");
+        // A table that is not ours may be somebody's: its columns are not to be dropped.
+        let remedies = match problem {
+            TableProblem::Conflict(_) if !facts.tracked => {
+                let edits = edits(problem).map(|edit| vec![edit]);
+                let first = std::iter::once(vec![elsewhere(schema)]);
+                let choices = first.chain(edits).chain([vec![Remedy::run_at_destination(drop)]]);
+                vec![Remedy::any_of(choices.collect::<Vec<_>>())]
+            }
+            problem => problem.remedies().to_vec(),
+        };
+        failure(Reason::DestinationTableConflict, format!("{name}: {problem}")).remedied(remedies)
     };
     if let Err(problem) = ddl::validate(schema, types) {
-        return failure(Reason::DestinationEngineInvalid, problem.to_string());
+        return failure(Reason::DestinationEngineInvalid, problem.to_string())
+            .remedied(problem.remedies().to_vec());
     }
     match (&facts.found, facts.tracked) {
         (None, _) if facts.copied_over => Check::ok(subject, NAME, format!("{name} will be made")),
         (Some(found), _) if facts.copied_over => match compare(found, &endpoint.database, schema, types) {
-            Err(problem) => {
-                failure(Reason::DestinationTableConflict, format!("{name}: {problem}")).fix(drop())
-            }
+            Err(problem) => conflict(&problem),
             Ok(lacks) => {
                 let detail =
                     format!("{name} is there, and the copy replaces its rows{}", widened(schema, &lacks));
@@ -320,22 +339,21 @@ pub(super) fn target(
             Reason::DestinationTableMissing,
             format!("{name} was dropped: this table will fail alone, the others go on"),
         )
-        .fix(resync_advice(&schema.id)),
+        .remedied([Remedy::resync([&schema.id])]),
         (None, false) => Check::ok(subject, NAME, format!("{name} will be made")),
         // What differs since is a matter of schema changes, which the stream applies.
         (Some(_), true) => Check::ok(subject, NAME, format!("{name} is this Mirror's")),
         (Some(found), false) => match compare(found, &endpoint.database, schema, types) {
-            Err(problem) => {
-                failure(Reason::DestinationTableConflict, format!("{name}: {problem}")).fix(drop())
-            }
+            Err(problem) => conflict(&problem),
             Ok(_) if facts.has_rows => {
                 let detail = format!("{name} exists and has rows that this Mirror does not know of");
                 let target = table(&endpoint.database, &schema.target);
-                failure(Reason::DestinationTableConflict, detail).fix(format!(
-                    "choose another target.table; or, if nobody needs these rows: TRUNCATE TABLE {target};\n\
-                     or, to replace them by the source's rows, {}",
-                    resync_advice(&schema.id)
-                ))
+                let truncate = format!("-- if nobody needs these rows:\nTRUNCATE TABLE {target};");
+                failure(Reason::DestinationTableConflict, detail).remedied([Remedy::any_of([
+                    vec![elsewhere(schema)],
+                    vec![Remedy::run_at_destination(truncate)],
+                    vec![Remedy::resync([&schema.id])],
+                ])])
             }
             Ok(lacks) => {
                 let detail = format!("{name} exists, is empty and fits{}", widened(schema, &lacks));
@@ -343,6 +361,22 @@ pub(super) fn target(
             }
         },
     }
+}
+
+/// Those changes of the Mirror that alone solve a problem of a target, but for another target.
+fn edits(problem: &TableProblem) -> impl Iterator<Item = Remedy> {
+    let choices = problem.remedies().iter().flat_map(|remedy| match remedy {
+        Remedy::AnyOf { choices } => choices.clone(),
+        other => vec![vec![other.clone()]],
+    });
+    choices.filter_map(|mut choice| {
+        let edit = choice.pop().filter(|_| choice.is_empty())?;
+        matches!(&edit, Remedy::EditSpec { field, .. } if field != "spec.tables").then_some(edit)
+    })
+}
+
+fn elsewhere(schema: &TableSchema) -> Remedy {
+    Remedy::edit("spec.tables", format!("give {} another target.table", schema.id))
 }
 
 /// A target that the server refuses to make.
@@ -356,11 +390,15 @@ pub(super) fn layout(schema: &TableSchema, differences: &[Difference]) -> Option
         return None;
     }
     let details: Vec<&str> = differences.iter().map(|difference| difference.detail.as_str()).collect();
-    let mut fixes: Vec<&str> = differences.iter().map(|difference| difference.fix.as_str()).collect();
-    fixes.dedup();
+    let mut remedies: Vec<Remedy> = differences.iter().map(|difference| difference.remedy.clone()).collect();
+    remedies.dedup();
+    // A new target has to be filled.
+    if remedies.iter().any(|remedy| matches!(remedy, Remedy::AnyOf { .. })) {
+        remedies.push(Remedy::resync([&schema.id]));
+    }
     let detail = format!("the target keeps the layout it was made with: {}", details.join("; "));
     let reason = Reason::DestinationLayoutDiffers;
-    Some(Check::warning(schema.id.to_string(), "layout", reason, detail).fix(fixes.join("\n")))
+    Some(Check::warning(schema.id.to_string(), "layout", reason, detail).remedied(remedies))
 }
 
 /// Columns that hide those that ClickHouse itself shows of a table.
@@ -371,10 +409,10 @@ pub(super) fn hidden_columns(schema: &TableSchema) -> Option<Check> {
     }
     let detail = format!("{} at the target hides ClickHouse's virtual column of that name", names.join(", "));
     let reason = Reason::DestinationLayoutDiffers;
-    Some(
-        Check::warning(schema.id.to_string(), "column names", reason, detail)
-            .fix("to be able to read that one too, give the column another name with columns.rename"),
-    )
+    Some(Check::warning(schema.id.to_string(), "column names", reason, detail).edit(
+        "spec.tables[].columns.rename",
+        "give the column another name, to be able to read that one too",
+    ))
 }
 
 /// Columns that keep at the target the names under which they were copied, and how to give them those that they have now.
@@ -401,7 +439,7 @@ pub(super) fn former_names(
         let in_key = schema.order_by.contains(index) || schema.key.contains(index);
         !in_key && schema.columns.iter().all(|column| column.target_name != now)
     };
-    let how = if apart.iter().all(|(index, _, now)| is_free(index, now)) {
+    let remedies = if apart.iter().all(|(index, _, now)| is_free(index, now)) {
         let target = table(&endpoint.database, &schema.target);
         let renames: Vec<String> = apart
             .iter()
@@ -409,21 +447,19 @@ pub(super) fn former_names(
             .collect();
         let names: Vec<String> =
             apart.iter().map(|(_, _, now)| format!("{0}: {0}", serde_json::json!(now))).collect();
-        format!(
-            "run ALTER TABLE {target} {}; add columns: {{rename: {{{}}}}} to the table's entry; then {}",
-            renames.join(", "),
-            names.join(", "),
-            resync_advice(&schema.id)
-        )
+        vec![
+            Remedy::run_at_destination(format!("ALTER TABLE {target} {}", renames.join(", "))),
+            Remedy::edit(
+                "spec.tables",
+                format!("add columns: {{rename: {{{}}}}} to the table's entry", names.join(", ")),
+            ),
+        ]
     } else {
-        "choose another target.table, which a resync of the table then fills under the present names"
-            .to_owned()
+        vec![elsewhere(schema)]
     };
-    let detail = format!(
-        "{}: a column keeps the name under which it was copied. To change that, {how}",
-        told.join(", ")
-    );
-    Some(Check::ok(schema.id.to_string(), "column names", detail))
+    let steps = remedies.into_iter().chain([Remedy::resync([&schema.id])]);
+    let detail = format!("{}: a column keeps the name under which it was copied", told.join(", "));
+    Some(Check::ok(schema.id.to_string(), "column names", detail).remedied(steps))
 }
 
 /// Which columns a run will make wider.
@@ -516,7 +552,7 @@ mod tests {
         let check = find(&ServerFacts { missing_rights: Some(missing), ..facts() }, "grants");
         assert_eq!(check.detail, "writer lacks INSERT, TRUNCATE, TABLE ENGINE ReplacingMergeTree");
         assert_eq!(
-            check.fix.as_deref(),
+            check.fix().as_deref(),
             Some(
                 "GRANT INSERT, TRUNCATE ON `analytics`.* TO `writer`;\n\
                  GRANT TABLE ENGINE ON ReplacingMergeTree TO `writer`;"
@@ -525,7 +561,7 @@ mod tests {
         let missing = MissingRights { widening: true, ..MissingRights::default() };
         let check = find(&ServerFacts { missing_rights: Some(missing), ..facts() }, "grants");
         assert_eq!(check.outcome, Outcome::Warning);
-        assert_eq!(check.fix.as_deref(), Some("GRANT ALTER MODIFY COLUMN ON `analytics`.* TO `writer`;"));
+        assert_eq!(check.fix().as_deref(), Some("GRANT ALTER MODIFY COLUMN ON `analytics`.* TO `writer`;"));
         // What single tables lack keeps no other from starting.
         let missing = MissingRights { privileges, state: true, ..MissingRights::default() };
         let check = find(&ServerFacts { missing_rights: Some(missing), ..facts() }, "grants");
@@ -534,7 +570,10 @@ mod tests {
         assert_eq!(target_rights(&endpoint(), &schema, &[]), None);
         let check = target_rights(&endpoint(), &schema, &["INSERT", "TRUNCATE"]).unwrap();
         assert_eq!((check.subject.as_str(), check.outcome), ("public.users", Outcome::Failure));
-        assert_eq!(check.fix.as_deref(), Some("GRANT INSERT, TRUNCATE ON `analytics`.`users` TO `writer`;"));
+        assert_eq!(
+            check.fix().as_deref(),
+            Some("GRANT INSERT, TRUNCATE ON `analytics`.`users` TO `writer`;")
+        );
         let unknown = find(&ServerFacts { missing_rights: None, ..facts() }, "grants");
         assert_eq!(unknown.outcome, Outcome::Warning);
     }
@@ -544,7 +583,7 @@ mod tests {
         let read_only = find(&ServerFacts { read_only: true, ..facts() }, "grants");
         assert_eq!(read_only.reason, Some(Reason::DestinationReadOnly));
         let missing = find(&ServerFacts { database_exists: false, ..facts() }, "database");
-        assert_eq!(missing.fix.as_deref(), Some("CREATE DATABASE `analytics`;"));
+        assert_eq!(missing.fix().as_deref(), Some("CREATE DATABASE `analytics`;"));
         let mut old = facts();
         old.version.major = 22;
         assert_eq!(find(&old, "version").reason, Some(Reason::DestinationVersionUnsupported));
@@ -572,22 +611,21 @@ mod tests {
             (
                 fitting(),
                 true,
-                format!(
-                    "choose another target.table; or, if nobody needs these rows: TRUNCATE TABLE `analytics`.`users`;\n\
-                     or, to replace them by the source's rows, {}",
-                    resync_advice(&table_facts().schema.id)
-                ),
+                "spec.tables: give public.users another target.table\n-- or\n-- if nobody needs these rows:\n\
+                 TRUNCATE TABLE `analytics`.`users`;\n-- or\ncopy public.users again: resync"
+                    .to_owned(),
             ),
             (
                 other,
                 false,
-                "choose another target.table; or, if nobody needs this one: DROP TABLE `analytics`.`users`;"
+                "spec.tables: give public.users another target.table\n-- or\n-- if nobody needs the table that is there:\n\
+                 DROP TABLE `analytics`.`users`;"
                     .to_owned(),
             ),
         ] {
             let check = target_check(Some(found), has_rows, false);
             assert_eq!(check.reason, Some(Reason::DestinationTableConflict));
-            assert_eq!(check.fix, Some(fix));
+            assert_eq!(check.fix(), Some(fix));
         }
     }
 
@@ -611,16 +649,24 @@ mod tests {
         let mut schema = table_facts().schema;
         let mut spec = TableSpec::new(schema.id.clone());
         let told = |spec: &TableSpec, schema: &TableSchema| {
-            former_names(&endpoint(), spec, schema).map(|check| check.detail)
+            former_names(&endpoint(), spec, schema).map(|check| (check.detail, check.remedies))
         };
         assert_eq!(told(&spec, &schema), None);
         schema.columns[1].target_name = "mail".to_owned();
-        let detail = told(&spec, &schema).unwrap();
+        let (detail, remedies) = told(&spec, &schema).unwrap();
         assert!(detail.starts_with("email is mail at the target: "), "{detail}");
-        let way = "run ALTER TABLE `analytics`.`users` RENAME COLUMN `mail` TO `email`; add columns: {rename: {\"email\": \"email\"}} to";
-        assert!(detail.contains(way), "{detail}");
+        let statement = "ALTER TABLE `analytics`.`users` RENAME COLUMN `mail` TO `email`";
+        let edit = "add columns: {rename: {\"email\": \"email\"}} to the table's entry";
+        assert_eq!(
+            remedies,
+            [
+                Remedy::run_at_destination(statement),
+                Remedy::edit("spec.tables", edit),
+                Remedy::resync([&schema.id])
+            ]
+        );
         schema.order_by = vec![1];
-        assert!(told(&spec, &schema).unwrap().contains("choose another target.table"));
+        assert_eq!(told(&spec, &schema).unwrap().1, [elsewhere(&schema), Remedy::resync([&schema.id])]);
         spec.rename = vec![("email".to_owned(), "mail".to_owned())];
         assert_eq!(told(&spec, &schema), None, "it was asked for");
     }
@@ -633,7 +679,7 @@ mod tests {
         let (types, check) = column_types(&schema, Features::of(26, 7));
         assert!(types.is_some());
         assert!(check.detail.starts_with("email: a type as Date32 ("), "{}", check.detail);
-        assert!(check.fix.unwrap().ends_with("columns: {types: {\"email\": String}}"));
+        assert!(check.fix().unwrap().ends_with("columns: {types: {\"email\": String}}"));
         schema.columns[1].type_override = Some("UUID".to_owned());
         let (types, check) = column_types(&schema, Features::of(26, 7));
         assert!(types.is_none());

@@ -59,10 +59,6 @@ pub(super) async fn preflight_of(config: &ReplicatorConfig, only: &[TableId]) ->
     let subjects = [source::SUBJECT, destination::SUBJECT].map(str::to_owned).into_iter().chain(tables);
     let ranks: HashMap<_, _> = subjects.zip(0_usize..).collect();
     checks.sort_by_key(|check| ranks.get(&check.subject).copied());
-    for check in &mut checks {
-        check.detail = config.mirror.named(&check.detail);
-        check.fix = check.fix.as_ref().map(|fix| config.mirror.named(fix));
-    }
     CheckReport { checks, joined }
 }
 
@@ -276,7 +272,7 @@ async fn source_facts(
 /// Whether a table that is copied again would have a column mirrored that was left out.
 fn withheld(record: Option<&TableRecord>, spec: &TableSpec, facts: &TableFacts) -> Option<Check> {
     let refused = replication::require_withheld(record?, spec, &facts.schema);
-    refused.err().map(|error| table::column_renamed(&spec.id, &error.to_string()))
+    refused.err().map(|error| table::withheld(&spec.id, &error))
 }
 
 /// Has PostgreSQL read the row filters of the tables that the role could publish.

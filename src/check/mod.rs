@@ -129,6 +129,7 @@ mod tests {
             suspend: false,
             deletion_policy: DeletionPolicy::Delete,
             resync: None,
+            renderer: None,
         }
     }
 }

@@ -72,7 +72,7 @@ pub(super) fn readable(facts: &TableFacts, excluded: &[String], server: &ServerF
         several => format!("columns {} of it", several.join(", ")),
     };
     let detail = format!("{} may not read {what}", server.role);
-    Check::failure(subject, NAME, Reason::SourcePrivilegeMissing, detail).fix(fixes.join("\n"))
+    Check::failure(subject, NAME, Reason::SourcePrivilegeMissing, detail).run_at_source(fixes.join("\n"))
 }
 
 /// Whether the values of excluded columns leave the source. `published` is the table in the publication that is there.
@@ -157,7 +157,8 @@ mod tests {
         let excluded = ["secret".to_owned()];
         let select = |facts: &TableFacts, excluded: &[String]| {
             let check = readable(facts, excluded, &server_facts());
-            (check.outcome, check.detail, check.fix.unwrap_or_default())
+            let fix = check.fix().unwrap_or_default();
+            (check.outcome, check.detail, fix)
         };
         let may_read = |names: &[&str]| Some(names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>());
         facts.relation.readable_columns = may_read(&["id", "email", "ctid"]);

@@ -4,8 +4,8 @@ use std::collections::{BTreeSet, HashMap};
 
 use super::{report::Check, source::SUBJECT};
 use crate::{
-    fault::Reason,
-    model::{ReplicatorConfig, TableId, TableSchema, resync_advice},
+    fault::{Reason, Remedy},
+    model::{ReplicatorConfig, TableId, TableSchema},
     postgres::{
         Error,
         catalog::{ServerFacts, TableFacts},
@@ -72,7 +72,7 @@ pub(super) fn publication(wanted: &Wanted<'_>, found: Option<&Publication>) -> V
 }
 
 fn unusable(detail: String, fix: String) -> Check {
-    Check::failure(SUBJECT, NAME, Reason::SourcePublicationUnusable, detail).fix(fix)
+    Check::failure(SUBJECT, NAME, Reason::SourcePublicationUnusable, detail).run_at_source(fix)
 }
 
 /// The statements by which somebody with more rights makes the publication for walferry.
@@ -106,13 +106,13 @@ fn to_be_made(wanted: &Wanted<'_>) -> Vec<Check> {
     if strangers.len() == wanted.fit().count() {
         let names: Vec<_> = strangers.iter().map(|table| table.schema.id.to_string()).collect();
         let lacks = format!("does not own {}", names.join(", "));
-        return vec![may_not(SUBJECT, server, &format!("make {name}"), &lacks).fix(by_the_owner)];
+        return vec![may_not(SUBJECT, server, &format!("make {name}"), &lacks).run_at_source(by_the_owner)];
     }
     let mut checks: Vec<_> = strangers
         .iter()
         .map(|table| {
             let subject = table.schema.id.to_string();
-            may_not(&subject, server, "publish it", "does not own it").fix(by_the_owner.as_str())
+            may_not(&subject, server, "publish it", "does not own it").run_at_source(by_the_owner.as_str())
         })
         .collect();
     checks.push(match server.may_create {
@@ -121,7 +121,7 @@ fn to_be_made(wanted: &Wanted<'_>) -> Vec<Check> {
             let lacks = format!("lacks CREATE on database {}", server.database);
             let (database, role) = (ident(&server.database), ident(&server.role));
             may_not(SUBJECT, server, &format!("make {name}"), &lacks)
-                .fix(format!("GRANT CREATE ON DATABASE {database} TO {role};"))
+                .run_at_source(format!("GRANT CREATE ON DATABASE {database} TO {role};"))
         }
     });
     checks
@@ -190,7 +190,7 @@ fn taken_out(wanted: &Wanted<'_>, found: &Publication) -> Vec<Check> {
     let warn = |table: &TableFacts| {
         let detail = "no longer in the publication: this table fails alone, the others go on";
         Check::warning(table.schema.id.to_string(), NAME, Reason::SourcePublicationUnusable, detail)
-            .fix(format!("to have it published again, {}", resync_advice(&table.schema.id)))
+            .remedied([Remedy::resync([&table.schema.id])])
     };
     gone.map(warn).collect()
 }
@@ -232,7 +232,7 @@ fn members(wanted: &Wanted<'_>, found: &Publication) -> Vec<Check> {
         let subject = table.schema.id.to_string();
         let check = Check::failure(subject, NAME, Reason::SourcePrivilegeMissing, detail);
         let who = who(&not_owned([*table].into_iter()));
-        checks.push(check.fix(format!("-- {who}\n{};", statements.join(";\n"))));
+        checks.push(check.run_at_source(format!("-- {who}\n{};", statements.join(";\n"))));
     }
     let detail = format!("{} tables join {name}, {} leave it", joining.len(), leaving.len());
     match obstacle {
@@ -243,7 +243,7 @@ fn members(wanted: &Wanted<'_>, found: &Publication) -> Vec<Check> {
             let detail = format!("{} tables leave {name}, but {obstacle}", leaving.len());
             let check = Check::warning(SUBJECT, NAME, Reason::SourcePrivilegeMissing, detail);
             let who = who(&[]);
-            checks.push(check.fix(format!("-- {who}\n{};", statements.join(";\n"))));
+            checks.push(check.run_at_source(format!("-- {who}\n{};", statements.join(";\n"))));
         }
         Some(_) => {}
     }
@@ -287,7 +287,10 @@ fn member(
     };
     let subject = schema.id.to_string();
     let failure = |detail: String| {
-        Some(Check::failure(subject.as_str(), NAME, Reason::SourcePublicationUnusable, detail).fix(fix()))
+        Some(
+            Check::failure(subject.as_str(), NAME, Reason::SourcePublicationUnusable, detail)
+                .run_at_source(fix()),
+        )
     };
     if let Some(list) = &published.columns {
         if let Some(why) = table.refuses_list() {
@@ -296,7 +299,7 @@ fn member(
         if let Some(misfit) = list.misfit(schema) {
             let fix = as_transaction(publication::list_statements(&wanted.name(), schema));
             let reason = Reason::SourcePublicationUnusable;
-            return Some(Check::failure(subject, NAME, reason, misfit).fix(fix));
+            return Some(Check::failure(subject, NAME, reason, misfit).run_at_source(fix));
         }
     }
     match (&schema.row_filter, &published.row_filter) {
@@ -316,9 +319,13 @@ fn member(
                     "published with WHERE {theirs}, and whether that means {ours} can't be told ({why}): rows could be missed, or sent that don't belong"
                 );
                 let check = Check::failure(subject.as_str(), NAME, Reason::SourcePublicationUnusable, detail);
-                let write = format!("-- if it does, in the Mirror: where: {}", serde_json::json!(theirs));
+                let write = format!("if it does, set {}", serde_json::json!(theirs));
                 let passes = error.is_some_and(Error::is_transient);
-                Some(check.fix(format!("{write}\n-- else\n{}", fix())).transient(passes))
+                let choices = [
+                    vec![Remedy::edit("spec.tables[].where", write)],
+                    vec![Remedy::run_at_source(format!("-- if it doesn't\n{}", fix()))],
+                ];
+                Some(check.remedied([Remedy::any_of(choices)]).transient(passes))
             }
         },
     }
@@ -442,7 +449,7 @@ mod tests {
         let joining = all(&tables, Some(&none), &[]);
         assert_eq!(subjects(&joining), expected);
         assert_eq!(
-            joining[0].fix.as_deref(),
+            joining[0].fix().as_deref(),
             Some("-- as app\nALTER PUBLICATION \"walferry_1f\" ADD TABLE ONLY \"public\".\"foreign\";")
         );
     }
@@ -450,7 +457,7 @@ mod tests {
     #[test]
     fn no_statement_publishes_a_table_to_its_harm() {
         let tables = [named("users", false), named("unfit", false)];
-        let statement = all(&tables, None, &["unfit"])[0].fix.clone().unwrap();
+        let statement = all(&tables, None, &["unfit"])[0].fix().unwrap();
         assert!(statement.contains("users") && !statement.contains("unfit"), "{statement}");
         let foreign = Publication { may_alter: false, tables: Vec::new(), ..found() };
         let joining = all(&tables, Some(&foreign), &["unfit"]);
@@ -472,14 +479,14 @@ mod tests {
         assert_eq!(simple(&server_facts(), None).outcome, Outcome::Ok);
         let no_create = ServerFacts { may_create: false, ..server_facts() };
         let check_create = simple(&no_create, None);
-        assert_eq!(check_create.fix.as_deref(), Some("GRANT CREATE ON DATABASE \"app\" TO \"mirror\";"));
+        assert_eq!(check_create.fix().as_deref(), Some("GRANT CREATE ON DATABASE \"app\" TO \"mirror\";"));
         let mut foreign = table_facts();
         foreign.relation.owned = false;
         let owned = check(&server_facts(), foreign, &Probes::new(), None);
         assert_eq!(owned.reason, Some(Reason::SourcePrivilegeMissing));
-        assert_eq!(owned.fix, Some(format!("-- as app, with CREATE on database app\n{CREATION}")));
+        assert_eq!(owned.fix(), Some(format!("-- as app, with CREATE on database app\n{CREATION}")));
         let standby = ServerFacts { in_recovery: true, ..server_facts() };
-        assert_eq!(simple(&standby, None).fix, Some(format!("-- at the primary\n{CREATION}")));
+        assert_eq!(simple(&standby, None).fix(), Some(format!("-- at the primary\n{CREATION}")));
     }
 
     #[test]
@@ -508,7 +515,7 @@ mod tests {
         ] {
             let check = simple(&server_facts(), Some(&found));
             assert_eq!(check.reason, Some(Reason::SourcePublicationUnusable));
-            assert_eq!(check.fix, Some(fix));
+            assert_eq!(check.fix(), Some(fix));
         }
     }
 
@@ -523,7 +530,7 @@ mod tests {
             (checks[0].reason, checks[0].outcome),
             (Some(Reason::SourcePrivilegeMissing), Outcome::Failure)
         );
-        let fixes: Vec<_> = checks.iter().filter_map(|check| check.fix.as_deref()).collect();
+        let fixes: Vec<_> = checks.iter().filter_map(Check::fix).collect();
         assert_eq!(
             fixes,
             [
@@ -568,7 +575,8 @@ mod tests {
             let mut facts = table_facts();
             facts.relation.identity = identity;
             let check = check(&server_facts(), facts, &Probes::new(), Some(&found));
-            (check.outcome, check.detail, check.fix.unwrap_or_default())
+            let fix = check.fix().unwrap_or_default();
+            (check.outcome, check.detail, fix)
         };
         let (default, full) = (IdentityKind::Default, IdentityKind::Full);
         assert_eq!(with(&["id", "email"], &[1, 2], default).0, Outcome::Ok);

@@ -1,11 +1,13 @@
 //! What was found, and how it is shown.
 
-use std::{collections::BTreeSet, fmt};
+use std::collections::BTreeSet;
 
-use crate::fault::Reason;
 use comfy_table::{ContentArrangement, Table, presets};
 
-use crate::model::TableId;
+use crate::{
+    fault::{Reason, Remedy, RemedyRenderer, remedy},
+    model::TableId,
+};
 
 /// How a check ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -39,8 +41,8 @@ pub struct Check {
     pub outcome: Outcome,
     /// What was found.
     pub detail: String,
-    /// The exact statement or setting that helps.
-    pub fix: Option<String>,
+    /// What helps, in order.
+    pub remedies: Vec<Remedy>,
     /// Why it is not as it should be; `None` when it is.
     pub reason: Option<Reason>,
     /// Whether a failure may pass by itself: the network, a restart, a lack of resources.
@@ -56,7 +58,7 @@ impl Check {
             name: name.to_owned(),
             outcome: Outcome::Ok,
             detail: detail.into(),
-            fix: None,
+            remedies: Vec::new(),
             reason: None,
             transient: false,
             of_state: false,
@@ -90,17 +92,30 @@ impl Check {
         Check { outcome: Outcome::Warning, detail, ..self }
     }
 
-    /// What was found and what helps, on one line; for whoever names the subject.
+    /// What was found, for whoever names the subject.
     pub fn sentence(&self) -> String {
-        let Check { name, detail, .. } = self;
-        match &self.fix {
-            Some(fix) => format!("{name}: {detail}. Fix: {}", one_line(fix)),
-            None => format!("{name}: {detail}"),
-        }
+        format!("{}: {}", self.name, self.detail)
     }
 
-    pub(super) fn fix(self, fix: impl Into<String>) -> Check {
-        Check { fix: Some(fix.into()), ..self }
+    pub(super) fn remedied(mut self, by: impl IntoIterator<Item = Remedy>) -> Check {
+        self.remedies.extend(by);
+        self
+    }
+
+    pub(super) fn run_at_source(self, sql: impl Into<String>) -> Check {
+        self.remedied([Remedy::run_at_source(sql)])
+    }
+
+    pub(super) fn run_at_destination(self, sql: impl Into<String>) -> Check {
+        self.remedied([Remedy::run_at_destination(sql)])
+    }
+
+    pub(super) fn edit(self, field: &str, how: impl Into<String>) -> Check {
+        self.remedied([Remedy::edit(field, how)])
+    }
+
+    pub(super) fn act(self, how: impl Into<String>) -> Check {
+        self.remedied([Remedy::act(how)])
     }
 
     pub(super) fn of_state(self) -> Check {
@@ -137,9 +152,9 @@ impl CheckReport {
         self.checks.iter().filter(|check| check.outcome == outcome).count()
     }
 
-    /// The table and below it the fixes, unwrapped so that they can be copied. `width` is the terminal's, in
+    /// The table and below it what helps, unwrapped so that it can be copied. `width` is the terminal's, in
     /// characters; without one nothing is wrapped.
-    pub fn render(&self, width: Option<u16>) -> String {
+    pub fn render(&self, width: Option<u16>, renderer: &dyn RemedyRenderer) -> String {
         let mut table = Table::new();
         table.load_preset(presets::NOTHING).set_header(["RESULT", "SUBJECT", "CHECK", "DETAIL"]);
         match width {
@@ -152,21 +167,26 @@ impl CheckReport {
             table.add_row([check.outcome.word(), &check.subject, &check.name, &check.detail]);
         }
         let mut text: String = table.lines().map(|line| format!("{}\n", line.trim_end())).collect();
-        self.render_fixes(&mut text);
+        self.render_fixes(&mut text, renderer);
         text.push_str(&self.summary());
         text
     }
 
-    fn render_fixes(&self, text: &mut String) {
-        let with_fix =
-            |outcome| self.checks.iter().filter(move |check| check.outcome == outcome && check.fix.is_some());
-        for (outcome, title) in [(Outcome::Failure, "To fix:"), (Outcome::Warning, "To consider:")] {
+    fn render_fixes(&self, text: &mut String, renderer: &dyn RemedyRenderer) {
+        let with_fix = |outcome| {
+            self.checks.iter().filter(move |check| check.outcome == outcome && !check.remedies.is_empty())
+        };
+        for (outcome, title) in [
+            (Outcome::Failure, "To fix:"),
+            (Outcome::Warning, "To consider:"),
+            (Outcome::Ok, "To change it:"),
+        ] {
             for (index, check) in with_fix(outcome).enumerate() {
                 if index == 0 {
                     text.push_str(&format!("\n{title}\n"));
                 }
                 text.push_str(&format!("  {}, {}:\n", check.subject, check.name));
-                for line in check.fix.iter().flat_map(|fix| fix.lines()) {
+                for line in remedy::lines(&check.remedies, renderer) {
                     text.push_str(&format!("    {line}\n"));
                 }
             }
@@ -187,25 +207,34 @@ impl CheckReport {
     }
 }
 
-/// Statements on one line, their comments in parentheses, so that what is copied from it still runs.
-fn one_line(fix: &str) -> String {
-    let line = |line: &str| match line.trim().split_once("-- ") {
-        None => line.trim().to_owned(),
-        Some(("", comment)) => format!("({comment})"),
-        Some((statement, comment)) => format!("{} ({comment})", statement.trim_end()),
-    };
-    fix.lines().map(line).collect::<Vec<_>>().join(" ")
-}
-
-impl fmt::Display for CheckReport {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.render(None))
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Shows remedies in the fewest words.
+    #[derive(Debug)]
+    struct Short;
+
+    impl RemedyRenderer for Short {
+        fn resync(&self, _: &[String]) -> String {
+            "resync".to_owned()
+        }
+
+        fn edit(&self, field: &str, how: &str) -> String {
+            format!("{field}: {how}")
+        }
+
+        fn after_changes(&self) -> Option<String> {
+            None
+        }
+    }
+
+    impl Check {
+        /// What helps, as it is printed.
+        pub(in crate::check) fn fix(&self) -> Option<String> {
+            (!self.remedies.is_empty()).then(|| remedy::lines(&self.remedies, &Short).join("\n"))
+        }
+    }
 
     fn report() -> CheckReport {
         CheckReport {
@@ -218,7 +247,7 @@ mod tests {
                     Reason::SourceWalLevelNotLogical,
                     "is replica, must be logical",
                 )
-                .fix("ALTER SYSTEM SET wal_level = 'logical';\n-- then restart PostgreSQL"),
+                .run_at_source("ALTER SYSTEM SET wal_level = 'logical';\n-- then restart PostgreSQL"),
                 Check::warning(
                     "public.users",
                     "column types",
@@ -230,19 +259,10 @@ mod tests {
     }
 
     #[test]
-    fn comments_do_not_swallow_what_follows() {
-        let fix = "SELECT 1; -- drop what nobody needs\nALTER SYSTEM SET a = 2; -- or this, then restart";
-        assert_eq!(
-            one_line(fix),
-            "SELECT 1; (drop what nobody needs) ALTER SYSTEM SET a = 2; (or this, then restart)"
-        );
-    }
-
-    #[test]
     fn shows_a_plain_table_and_then_the_fixes() {
         let report = report();
         assert!(report.failed());
-        let text = report.to_string();
+        let text = report.render(None, &Short);
         let mut lines = text.lines();
         assert_eq!(
             lines.next().unwrap().split_whitespace().collect::<Vec<_>>(),
@@ -260,7 +280,7 @@ mod tests {
 
     #[test]
     fn wraps_at_the_terminals_width() {
-        let text = report().render(Some(80));
+        let text = report().render(Some(80), &Short);
         assert!(text.lines().all(|line| line.chars().count() <= 80), "{text}");
     }
 

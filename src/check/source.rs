@@ -5,13 +5,13 @@ use super::{
     report::{Check, Outcome},
 };
 use crate::{
-    fault::Reason,
-    model::{PostgresEndpoint, RESYNC_ADVICE, TlsMode},
+    fault::{Reason, Remedy},
+    model::{MirrorFailure, PostgresEndpoint, TlsMode},
     postgres::{
         Error,
         catalog::ServerFacts,
-        quote::{ident, literal},
-        slot::SlotInfo,
+        quote::ident,
+        slot::{self, SlotInfo},
     },
     replication,
 };
@@ -31,48 +31,48 @@ pub(super) fn connection_failed(endpoint: &PostgresEndpoint, error: &Error) -> C
         return too_old(format!("the server is older than PostgreSQL 14 ({error})"));
     }
     let (reason, fix) = match error {
-        Error::TlsSettings(_) | Error::TlsRefused { .. } | Error::Tls { .. } => (Reason::SourceTlsFailed, None),
+        Error::TlsSettings(_) | Error::TlsRefused { .. } | Error::Tls { .. } => {
+            (Reason::SourceTlsFailed, None)
+        }
         Error::Authentication { message, .. } => {
             (Reason::SourceAuthenticationFailed, Some(authentication_fix(endpoint, message)))
         }
-        Error::Server { sqlstate, .. } if sqlstate == "3D000" => (
-            Reason::SourceError,
-            Some("correct postgres.database of the ReplicationPeer".to_owned()),
-        ),
+        Error::Server { sqlstate, .. } if sqlstate == "3D000" => {
+            (Reason::SourceError, Some(Remedy::act("correct postgres.database of the ReplicationPeer")))
+        }
         Error::Server { sqlstate, .. } if sqlstate == "42501" => (
             Reason::SourcePrivilegeMissing,
-            Some(format!(
+            Some(Remedy::run_at_source(format!(
                 "GRANT CONNECT ON DATABASE {} TO {};",
                 ident(&endpoint.database),
                 ident(&endpoint.username)
-            )),
+            ))),
         ),
         Error::Server { .. } | Error::Protocol(_) | Error::Decode(_) => (Reason::SourceError, None),
         _ => (
             Reason::SourceUnreachable,
-            Some("check postgres.host and postgres.port of the ReplicationPeer, listen_addresses of the server and what is between".to_owned()),
+            Some(Remedy::act(
+                "check postgres.host and postgres.port of the ReplicationPeer, listen_addresses of the server and what is between",
+            )),
         ),
     };
     let check =
         Check::failure(SUBJECT, "connection", reason, error.to_string()).transient(error.is_transient());
-    match fix {
-        Some(fix) => check.fix(fix),
-        None => check,
-    }
+    check.remedied(fix)
 }
 
-fn authentication_fix(endpoint: &PostgresEndpoint, message: &str) -> String {
+fn authentication_fix(endpoint: &PostgresEndpoint, message: &str) -> Remedy {
     if message.contains("pg_hba.conf") {
         let kind = if endpoint.tls.mode == TlsMode::Disable { "host" } else { "hostssl" };
-        return format!(
+        return Remedy::act(format!(
             "add to pg_hba.conf and reload: {kind} {} {} <address of walferry>/32 scram-sha-256",
             endpoint.database, endpoint.username
-        );
+        ));
     }
-    format!(
+    Remedy::act(format!(
         "correct the Secret that postgres.credentialsSecretRef names, or set the password: ALTER ROLE {} PASSWORD '…';",
         ident(&endpoint.username)
-    )
+    ))
 }
 
 /// A query of the checks failed.
@@ -102,7 +102,7 @@ pub(super) fn peer(endpoint: &PostgresEndpoint, facts: &ServerFacts) -> Vec<Chec
 fn connection(endpoint: &PostgresEndpoint, facts: &ServerFacts) -> Check {
     let at = format!("{} as {} at {}:{}", facts.database, facts.role, endpoint.host, endpoint.port);
     let plain = |what: &str, fix: &str| {
-        Check::warning(SUBJECT, "connection", Reason::SourceTlsFailed, format!("{at}, {what}")).fix(fix)
+        Check::warning(SUBJECT, "connection", Reason::SourceTlsFailed, format!("{at}, {what}")).act(fix)
     };
     match endpoint.tls.mode {
         TlsMode::Disable if is_local(&endpoint.host) => {
@@ -140,14 +140,14 @@ fn version(facts: &ServerFacts) -> Check {
             Reason::SourceVersionUnsupported,
             format!("{shown} is a standby, which can be a source from PostgreSQL 16 on"),
         )
-        .fix("name the primary in postgres.host of the ReplicationPeer");
+        .act("name the primary in postgres.host of the ReplicationPeer");
     }
     Check::ok(SUBJECT, "version", if facts.in_recovery { format!("{shown}, a standby") } else { shown })
 }
 
 fn too_old(detail: String) -> Check {
     Check::failure(SUBJECT, "version", Reason::SourceVersionUnsupported, detail)
-        .fix("upgrade the server to PostgreSQL 14 or later")
+        .act("upgrade the server to PostgreSQL 14 or later")
 }
 
 fn wal_level(facts: &ServerFacts) -> Check {
@@ -160,7 +160,7 @@ fn wal_level(facts: &ServerFacts) -> Check {
         Reason::SourceWalLevelNotLogical,
         format!("is {}, must be logical", facts.wal_level),
     )
-    .fix(
+    .run_at_source(
         "ALTER SYSTEM SET wal_level = 'logical';\n\
          -- then restart PostgreSQL (Amazon RDS: rds.logical_replication = 1 in the parameter group, then reboot)",
     )
@@ -177,7 +177,9 @@ fn role(facts: &ServerFacts) -> Check {
         Reason::SourcePrivilegeMissing,
         format!("{} may not replicate: it lacks the REPLICATION attribute", facts.role),
     )
-    .fix(format!("ALTER ROLE {role} REPLICATION;\n-- on Amazon RDS: GRANT rds_replication TO {role};"))
+    .run_at_source(format!(
+        "ALTER ROLE {role} REPLICATION;\n-- on Amazon RDS: GRANT rds_replication TO {role};"
+    ))
 }
 
 /// Adds what keeps a started Mirror from going on. It says more than the checks of the same name.
@@ -199,38 +201,31 @@ pub(super) fn take_up(checks: &mut Vec<Check>, faults: Vec<replication::Error>) 
     }
 }
 
-/// The advice at the end of an error's sentence is what helps.
 fn of_fault(name: &str, fault: &replication::Error) -> Check {
-    let (text, reason) = (fault.to_string(), replication::policy(fault).1);
-    let check = match text.split_once(". To go on, ") {
-        Some((detail, advice)) => Check::failure(SUBJECT, name, reason, detail).fix(advice),
-        None => Check::failure(SUBJECT, name, reason, text),
-    };
-    check.of_state()
+    let MirrorFailure { reason, message, remedies } = replication::failure(fault);
+    Check::failure(SUBJECT, name, reason, message).remedied(remedies).of_state()
 }
 
 fn replication_slot(facts: &ServerFacts, slot: Option<&SlotInfo>, resync: bool) -> Check {
     const NAME: &str = SLOT;
-    let unusable = |slot: &SlotInfo, why: &str, fix: String| {
+    let unusable = |slot: &SlotInfo, why: &str| {
         let detail = format!("{} {why}", slot.name);
-        Check::failure(SUBJECT, NAME, Reason::SourceSlotUnusable, detail).fix(fix)
+        Check::failure(SUBJECT, NAME, Reason::SourceSlotUnusable, detail)
     };
-    let drop = |slot: &SlotInfo| format!("SELECT pg_drop_replication_slot({});", literal(&slot.name));
+    let drop = |slot: &SlotInfo| format!("{};", slot::drop_statement(&slot.name));
     match slot {
         Some(slot)
             if slot.plugin.as_deref() != Some("pgoutput")
                 || slot.database.as_ref() != Some(&facts.database) =>
         {
-            unusable(slot, "exists, but not for pgoutput in this database", drop(slot))
+            unusable(slot, "exists, but not for pgoutput in this database").run_at_source(drop(slot))
         }
         Some(slot) if resync => Check::ok(SUBJECT, NAME, format!("{} will be made anew", slot.name)),
         Some(slot) if slot.wal_status.as_deref() == Some("lost") => Check {
             reason: Some(Reason::SourceSlotInvalidated),
-            ..unusable(
-                slot,
-                "was invalidated by the server, so changes are missing at the destination",
-                format!("{}; then {RESYNC_ADVICE}", slot.cure()),
-            )
+            ..unusable(slot, "was invalidated by the server, so changes are missing at the destination")
+                .act(slot.cure())
+                .remedied([Remedy::resync_all()])
         },
         Some(slot) => Check::ok(SUBJECT, NAME, format!("{} exists", slot.name)),
         None if facts.used_slots < facts.max_slots => {
@@ -243,7 +238,7 @@ fn replication_slot(facts: &ServerFacts, slot: Option<&SlotInfo>, resync: bool) 
             Reason::SourceNoFreeReplicationSlot,
             format!("all {} of max_replication_slots are in use", facts.max_slots),
         )
-        .fix(format!(
+        .run_at_source(format!(
             "SELECT slot_name, active FROM pg_replication_slots; -- drop what nobody needs\n\
              ALTER SYSTEM SET max_replication_slots = {}; -- or this, then restart PostgreSQL",
             facts.max_slots + 5
@@ -264,7 +259,7 @@ fn walsender(facts: &ServerFacts, slot: Option<&SlotInfo>) -> Check {
         Reason::SourceNoFreeWalSender,
         format!("all {} of max_wal_senders are in use", facts.max_walsenders),
     )
-    .fix(format!(
+    .run_at_source(format!(
         "ALTER SYSTEM SET max_wal_senders = {};\n-- then restart PostgreSQL",
         facts.max_walsenders + 5
     ))
@@ -277,7 +272,7 @@ fn standby_feedback(facts: &ServerFacts) -> Option<Check> {
     }
     let detail = "the primary does not know what the standby needs: what it vacuums can invalidate the slot, and end the copy's queries";
     Some(
-        Check::warning(SUBJECT, "hot_standby_feedback", Reason::SourceStandbyFeedbackMissing, detail).fix(
+        Check::warning(SUBJECT, "hot_standby_feedback", Reason::SourceStandbyFeedbackMissing, detail).run_at_source(
             "ALTER SYSTEM SET hot_standby_feedback = on; -- at the standby\n\
              -- with primary_slot_name, a physical slot at the primary, set too; then SELECT pg_reload_conf();",
         ),
@@ -295,7 +290,7 @@ fn retained_wal(facts: &ServerFacts) -> Check {
         Reason::SourceWalRetentionUnlimited,
         "no limit: while walferry is stopped, the WAL kept for it can fill the disk",
     )
-    .fix("ALTER SYSTEM SET max_slot_wal_keep_size = '100GB'; -- as much as the disk can spare\nSELECT pg_reload_conf();")
+    .run_at_source("ALTER SYSTEM SET max_slot_wal_keep_size = '100GB'; -- as much as the disk can spare\nSELECT pg_reload_conf();")
 }
 
 /// Whether the later checks make sense on such a server.
@@ -370,7 +365,12 @@ mod tests {
             outcome(&checks, "max_slot_wal_keep_size"),
             (Outcome::Warning, Some(Reason::SourceWalRetentionUnlimited))
         );
-        assert!(checks.iter().filter(|check| check.outcome != Outcome::Ok).all(|check| check.fix.is_some()));
+        assert!(
+            checks
+                .iter()
+                .filter(|check| check.outcome != Outcome::Ok)
+                .all(|check| !check.remedies.is_empty())
+        );
     }
 
     #[test]
@@ -458,9 +458,9 @@ mod tests {
         };
         let check = refused("password authentication failed for user \"mirror\"");
         assert_eq!(check.reason, Some(Reason::SourceAuthenticationFailed));
-        assert!(check.fix.unwrap().contains("ALTER ROLE \"mirror\" PASSWORD"));
+        assert!(check.fix().unwrap().contains("ALTER ROLE \"mirror\" PASSWORD"));
         let check = refused("no pg_hba.conf entry for host");
-        assert!(check.fix.unwrap().contains("hostssl app mirror"));
+        assert!(check.fix().unwrap().contains("hostssl app mirror"));
         let old = Error::Server {
             sqlstate: "42704".to_owned(),
             message: "unrecognized configuration parameter \"idle_session_timeout\"".to_owned(),

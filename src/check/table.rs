@@ -7,15 +7,15 @@ use super::{
     report::{Check, Outcome},
 };
 use crate::{
-    fault::Reason,
-    model::{IdentityKind, MirrorFailure, TableId, TableKind, resync_advice},
+    fault::{Reason, Remedy},
+    model::{IdentityKind, MirrorFailure, TableId, TableKind},
     postgres::{
         Error,
         catalog::{GENERATED_IN_IDENTITY, KeyCandidate, RelationFacts, ServerFacts, TableFacts},
         publication::PublishedTable,
         quote::{ident, table as qualified},
     },
-    replication::{TablePhase, TableRecord},
+    replication::{self, TableRecord},
 };
 
 /// Row filters and column lists exist since PostgreSQL 15.
@@ -25,10 +25,9 @@ pub(super) const ROW_FILTERS: u32 = 150_000;
 pub(super) fn not_described(table: &TableId, error: &Error, tracked: bool) -> Check {
     if tracked && matches!(error, Error::TableMissing { .. }) {
         let detail = "it was dropped at the source: this table fails alone, the others go on";
-        return Check::warning(table.to_string(), "table", Reason::SourceTableMissing, detail).fix(format!(
-            "take {table} out of the Mirror's tables, or make it again and {}",
-            resync_advice(table)
-        ));
+        let failure = replication::failure(&replication::Error::dropped(table));
+        return Check::warning(table.to_string(), "table", Reason::SourceTableMissing, detail)
+            .remedied(failure.remedies);
     }
     let reason = match error {
         Error::TableMissing { .. } => Reason::SourceTableMissing,
@@ -37,7 +36,7 @@ pub(super) fn not_described(table: &TableId, error: &Error, tracked: bool) -> Ch
         Error::Schema { .. } => Reason::SourceTableSpecInvalid,
         _ => Reason::SourceError,
     };
-    Check::failure(table.to_string(), "table", reason, error.to_string())
+    Check::failure(table.to_string(), "table", reason, error.to_string()).remedied(error.remedies())
 }
 
 /// A partition whose changes are sent as those of a table above it.
@@ -46,45 +45,42 @@ pub(super) fn ancestor_published(table: &TableId, ancestor: &TableId) -> Check {
         "it is a partition of {ancestor}, which is published too: its changes are sent as those of {ancestor}, and none as its own"
     );
     Check::failure(table.to_string(), "table", Reason::SourceAncestorPublished, detail)
-        .fix(format!("take {table} out of the Mirror's tables, for its rows come with {ancestor}"))
+        .remedied([replication::leave_to_ancestor(table, ancestor)])
 }
 
 /// A name of a table's entry that no longer means the same column.
-pub(super) fn column_renamed(table: &TableId, detail: &str) -> Check {
+fn column_renamed(table: &TableId, detail: &str) -> Check {
     let detail = detail.strip_prefix(&format!("table {table}: ")).unwrap_or(detail);
     Check::failure(table.to_string(), "columns", Reason::SourceColumnRenamed, detail)
-        .fix(format!("name the columns in the Mirror as they are called now; then {}", resync_advice(table)))
+        .remedied([replication::name_columns(table), Remedy::resync([table])])
+}
+
+/// A column that was left out and that a copy would bring.
+pub(super) fn withheld(table: &TableId, error: &replication::Error) -> Check {
+    let failure = replication::failure_of_table(table, error);
+    Check::failure(table.to_string(), "columns", failure.reason, failure.message).remedied(failure.remedies)
 }
 
 /// A table whose rows at the destination were made from another entry of the Mirror.
 pub(super) fn asked_for_otherwise(table: &TableId) -> Check {
     let detail =
         "asked for in another way than when it was copied (target, columns, where or engine changed)";
-    Check::failure(table.to_string(), "table", Reason::SpecChanged, detail)
-        .fix(format!("undo the change, or {}", resync_advice(table)))
+    let failure = replication::failure(&replication::Error::SpecChanged { table: table.clone() });
+    Check::failure(table.to_string(), "table", Reason::SpecChanged, detail).remedied(failure.remedies)
 }
 
 /// A table that has failed, in the words of the Mirror's state; `None` for any other.
 pub(super) fn failed(record: &TableRecord) -> Option<Check> {
-    if record.phase != TablePhase::Failed {
-        return None;
-    }
-    let (detail, advice) = match record.message.split_once(". Once that is mended, ") {
-        Some((detail, advice)) => (detail, Some(advice)),
-        None => (record.message.as_str(), None),
-    };
+    let failure = record.failure()?;
     let subject = record.schema.id.to_string();
-    let reason = record.reason.unwrap_or(Reason::Unknown);
-    let check = Check::failure(subject, "state", reason, format!("it has failed: {detail}"));
-    Some(match advice {
-        Some(advice) => check.fix(advice),
-        None => check,
-    })
+    let check =
+        Check::failure(subject, "state", failure.reason, format!("it has failed: {}", failure.message));
+    Some(check.remedied(failure.remedies))
 }
 
 /// A resync of a table that the Mirror doesn't have.
 pub(super) fn unknown_to_resync(warning: MirrorFailure) -> Check {
-    Check::warning("mirror", "resync", warning.reason, warning.message)
+    Check::warning("mirror", "resync", warning.reason, warning.message).remedied(warning.remedies)
 }
 
 /// All checks of a table. `excluded` are its columns that are not mirrored, `probe` is what PostgreSQL makes of its row filter,
@@ -124,10 +120,11 @@ fn relations(facts: &TableFacts) -> impl Iterator<Item = &RelationFacts> {
 /// Why a relation can't be replicated at all; nothing else of it is worth checking then.
 pub(super) fn unsupported(facts: &TableFacts) -> Option<Check> {
     let subject = facts.schema.id.to_string();
-    let refuse = |detail: String, fix: String| {
-        Some(Check::failure(subject.as_str(), "table", Reason::SourceTableUnsupported, detail).fix(fix))
+    let refuse = |detail: String, fix: Remedy| {
+        let reason = Reason::SourceTableUnsupported;
+        Some(Check::failure(subject.as_str(), "table", reason, detail).remedied([fix]))
     };
-    let leave_out = || format!("take {subject} out of the Mirror's tables");
+    let leave_out = || Remedy::edit("spec.tables", format!("take {subject} out"));
     for relation in relations(facts) {
         let id = &relation.id;
         let kind = match (relation.kind, relation.persistence) {
@@ -137,7 +134,7 @@ pub(super) fn unsupported(facts: &TableFacts) -> Option<Check> {
             (_, 'u') => {
                 return refuse(
                     format!("{id} is unlogged, so its changes are not in the WAL"),
-                    format!("ALTER TABLE {} SET LOGGED;", qualified(id)),
+                    Remedy::run_at_source(format!("ALTER TABLE {} SET LOGGED;", qualified(id))),
                 );
             }
             (_, 't') => "a temporary table",
@@ -148,7 +145,7 @@ pub(super) fn unsupported(facts: &TableFacts) -> Option<Check> {
     if facts.inherits_children {
         return refuse(
             format!("other tables inherit from {subject}, and their rows would be published as their own"),
-            "mirror the inheriting tables, or make them partitions".to_owned(),
+            Remedy::act("mirror the inheriting tables, or make them partitions"),
         );
     }
     None
@@ -162,7 +159,7 @@ fn standby(subject: &str, facts: &TableFacts, server: &ServerFacts) -> Option<Ch
     let detail = "a table without a key can't be copied from a standby";
     Some(
         Check::failure(subject, "standby", Reason::SourceTableUnsupported, detail)
-            .fix("name the primary in the source peer"),
+            .act("name the primary in the source's ReplicationPeer"),
     )
 }
 
@@ -175,7 +172,7 @@ fn row_security(subject: &str, facts: &TableFacts, server: &ServerFacts) -> Opti
     );
     Some(
         Check::failure(subject, "row-level security", Reason::SourceRowLevelSecurity, detail)
-            .fix(format!("ALTER ROLE {} BYPASSRLS;", ident(&server.role))),
+            .run_at_source(format!("ALTER ROLE {} BYPASSRLS;", ident(&server.role))),
     )
 }
 
@@ -183,7 +180,7 @@ fn row_security(subject: &str, facts: &TableFacts, server: &ServerFacts) -> Opti
 fn replica_identity(subject: &str, facts: &TableFacts, version: u32) -> Check {
     const NAME: &str = "replica identity";
     let failure = |detail: String, fix: String| {
-        Check::failure(subject, NAME, Reason::SourceReplicaIdentityMissing, detail).fix(fix)
+        Check::failure(subject, NAME, Reason::SourceReplicaIdentityMissing, detail).run_at_source(fix)
     };
     let root = &facts.relation;
     if facts.schema.kind == TableKind::InsertOnly {
@@ -219,13 +216,13 @@ fn replica_identity(subject: &str, facts: &TableFacts, version: u32) -> Check {
     if facts.schema.kind == TableKind::History && root.identity != IdentityKind::Full {
         let detail = "no longer FULL, which it was when it was copied without a key: this table fails alone, the others go on";
         return Check::warning(subject, NAME, Reason::SourceReplicaIdentityMissing, detail)
-            .fix(format!("ALTER TABLE {} REPLICA IDENTITY FULL;", qualified(&root.id)));
+            .run_at_source(format!("ALTER TABLE {} REPLICA IDENTITY FULL;", qualified(&root.id)));
     }
     if let Some(statement) = new_partitions_lack_identity(root) {
         let detail = "a new partition gets no replica identity from its table: UPDATE and DELETE on it fail at the source, until walferry \
                       notices and takes the table out of the publication";
         return Check::warning(subject, NAME, Reason::SourceReplicaIdentityMissing, detail)
-            .fix(format!("{statement} -- in the transaction that makes a partition, or attaches one"));
+            .act(format!("{statement} -- in the transaction that makes a partition, or attaches one"));
     }
     if facts.schema.kind == TableKind::History {
         let detail = "FULL, without a key: the target gets each change as a row, to be counted with sum(_walferry_sign)";
@@ -289,7 +286,7 @@ fn row_filter(
     if server.version_num < ROW_FILTERS {
         return Some(
             invalid(format!("PostgreSQL {} has no row filters, they came with 15", server.version))
-                .fix("take out where, or upgrade the server"),
+                .edit("spec.tables[].where", "take it out, or upgrade the server"),
         );
     }
     let words;
@@ -301,7 +298,10 @@ fn row_filter(
             &probed.filter_columns
         }
         (Some(Err(error)), _) if !may_pass(error) => {
-            return Some(invalid(format!("PostgreSQL refuses where: {error}")).fix("correct where"));
+            return Some(
+                invalid(format!("PostgreSQL refuses where: {error}"))
+                    .edit("spec.tables[].where", "correct it"),
+            );
         }
         // Only the table's owner can have PostgreSQL read the filter; a publication that somebody made tells as well.
         (_, Some(published)) if published.row_filter.is_some() => {
@@ -336,13 +336,13 @@ fn row_filter(
             "where names {column}, which is not in the replica identity of {}: once published, UPDATE and DELETE would fail",
             relation.id
         );
-        return Some(invalid(detail).fix(fix.join("\n")));
+        return Some(invalid(detail).run_at_source(fix.join("\n")));
     }
     if let Some(why) = untried {
         let detail = format!("the columns that where names can't be told before it is published ({why})");
         return Some(
             Check::warning(subject, NAME, Reason::SourceRowFilterInvalid, detail)
-                .fix("make sure that where names columns of the replica identity only"),
+                .edit("spec.tables[].where", "make sure that it names columns of the replica identity only"),
         );
     }
     Some(match may_fail {
@@ -353,7 +353,8 @@ fn row_filter(
                  for PostgreSQL sends nothing after it",
                 functions.join(", ")
             );
-            Check::warning(subject, NAME, Reason::SourceRowFilterFailed, detail).fix(
+            Check::warning(subject, NAME, Reason::SourceRowFilterFailed, detail).edit(
+                "spec.tables[].where",
                 "compare columns with constants, or make sure that no value fails (CASE WHEN quantity <> 0 THEN total / quantity > 5 ELSE false END)",
             )
         }
@@ -405,11 +406,16 @@ fn order_by(subject: &str, facts: &TableFacts) -> Option<Check> {
         .filter_map(|index| schema.columns.get(*index))
         .find(|column| column.nullable)?;
     let detail = format!("engine.orderBy has {}, which may be NULL at the source", column.target_name);
-    Some(Check::failure(subject, "order key", Reason::SourceTableSpecInvalid, detail).fix(format!(
-        "take it out of engine.orderBy, or run ALTER TABLE {} ALTER COLUMN {} SET NOT NULL;",
-        qualified(&schema.id),
-        ident(&column.name)
-    )))
+    Some(Check::failure(subject, "order key", Reason::SourceTableSpecInvalid, detail).remedied([
+        Remedy::any_of([
+            vec![Remedy::edit("spec.tables[].engine.orderBy", format!("take {} out", column.target_name))],
+            vec![Remedy::run_at_source(format!(
+                "ALTER TABLE {} ALTER COLUMN {} SET NOT NULL;",
+                qualified(&schema.id),
+                ident(&column.name)
+            ))],
+        ]),
+    ]))
 }
 
 fn generated(subject: &str, facts: &TableFacts) -> Option<Check> {
@@ -424,7 +430,7 @@ fn generated(subject: &str, facts: &TableFacts) -> Option<Check> {
             Reason::SourceGeneratedColumns,
             format!("{columns}: not replicated, so left out of the target"),
         )
-        .fix("compute them at the destination, where that is needed: ALTER TABLE … ADD COLUMN … ALIAS …"),
+        .act("compute them at the destination, where that is needed: ALTER TABLE … ADD COLUMN … ALIAS …"),
     )
 }
 
@@ -509,7 +515,7 @@ mod tests {
             let checks = check(&facts, 180_004);
             let check = find(&checks, "replica identity");
             assert_eq!(check.reason, Some(Reason::SourceReplicaIdentityMissing));
-            check.fix.clone().unwrap()
+            check.fix().unwrap()
         };
         let none = IdentityKind::Nothing;
         assert_eq!(
@@ -545,9 +551,7 @@ mod tests {
         let checks = check(&facts, 180_004);
         let partitions_to_come = find(&checks, "replica identity");
         assert_eq!(partitions_to_come.outcome, Outcome::Warning);
-        assert!(
-            partitions_to_come.fix.as_deref().unwrap().starts_with("ALTER TABLE … REPLICA IDENTITY FULL;")
-        );
+        assert!(partitions_to_come.fix().unwrap().starts_with("ALTER TABLE … REPLICA IDENTITY FULL;"));
         facts.relation.kind = 'r';
         facts.relation.identity = IdentityKind::Default;
         assert_eq!(
@@ -602,12 +606,12 @@ mod tests {
         facts.relation.row_security_active = true;
         let checks = check(&facts, 180_004);
         assert_eq!(
-            find(&checks, "SELECT").fix.as_deref().unwrap(),
+            find(&checks, "SELECT").fix().unwrap(),
             "GRANT USAGE ON SCHEMA \"public\" TO \"mirror\";\nGRANT SELECT ON \"public\".\"users\" TO \"mirror\";"
         );
         let security = find(&checks, "row-level security");
         assert_eq!(security.reason, Some(Reason::SourceRowLevelSecurity));
-        assert_eq!(security.fix.as_deref().unwrap(), "ALTER ROLE \"mirror\" BYPASSRLS;");
+        assert_eq!(security.fix().unwrap(), "ALTER ROLE \"mirror\" BYPASSRLS;");
     }
 
     #[test]
@@ -666,7 +670,7 @@ mod tests {
         assert_eq!(not_described(&id, &missing, false).reason, Some(Reason::SourceTableMissing));
         let copied = not_described(&id, &missing, true);
         assert_eq!((copied.outcome, copied.reason), (Outcome::Warning, Some(Reason::SourceTableMissing)));
-        let invalid = Error::Schema { table: id.clone(), message: "x".to_owned() };
+        let invalid = Error::Schema { table: id.clone(), message: "x".to_owned(), remedies: Vec::new() };
         assert_eq!(not_described(&id, &invalid, true).reason, Some(Reason::SourceTableSpecInvalid));
     }
 }

@@ -7,7 +7,7 @@ use super::{
     report::{Check, CheckReport, Outcome},
 };
 use crate::{
-    fault::Reason,
+    fault::{Reason, Remedy},
     model::{MirrorFailure, ReplicatorConfig, TableId},
     replication::{Ask, MirrorRefused, Verdict},
 };
@@ -25,9 +25,10 @@ impl CheckReport {
                 Some(id) if self.joined.contains(*id) => {}
                 Some(_) if check.transient => refuse(&mut verdict.mirror, check),
                 Some(id) => {
-                    let failure = MirrorFailure { reason: reason_of(check), message: String::new() };
+                    let failure = MirrorFailure::new(reason_of(check), "");
                     let failure = verdict.tables.entry((*id).clone()).or_insert(failure);
                     append(&mut failure.message, &check.sentence());
+                    add(&mut failure.remedies, &check.remedies);
                 }
                 None => refuse(&mut verdict.mirror, check),
             }
@@ -49,11 +50,13 @@ fn refuse(mirror: &mut Option<MirrorRefused>, check: &Check) {
         Some(refused) => {
             refused.transient &= check.transient;
             append(&mut refused.message, &sentence);
+            add(&mut refused.remedies, &check.remedies);
         }
         None => {
             *mirror = Some(MirrorRefused {
                 reason: reason_of(check),
                 message: sentence,
+                remedies: check.remedies.clone(),
                 transient: check.transient,
             });
         }
@@ -63,6 +66,15 @@ fn refuse(mirror: &mut Option<MirrorRefused>, check: &Check) {
 /// A failure has one.
 fn reason_of(check: &Check) -> Reason {
     check.reason.unwrap_or(Reason::Unknown)
+}
+
+/// What helps against several checks is often the same.
+fn add(remedies: &mut Vec<Remedy>, more: &[Remedy]) {
+    for remedy in more {
+        if !remedies.contains(remedy) {
+            remedies.push(remedy.clone());
+        }
+    }
 }
 
 fn append(message: &mut String, sentence: &str) {
@@ -91,8 +103,7 @@ mod tests {
 
     fn of_table(name: &str) -> Check {
         let subject = format!("public.{name}");
-        Check::failure(subject, "table", Reason::SourceTableMissing, "is not there")
-            .fix("make it;\n-- or not")
+        Check::failure(subject, "table", Reason::SourceTableMissing, "is not there").act("make it")
     }
 
     #[test]
@@ -105,8 +116,10 @@ mod tests {
         assert_eq!(verdict.mirror, None);
         let found: Vec<_> =
             verdict.tables.iter().map(|(id, failure)| (id.name.as_str(), failure.message.as_str())).collect();
-        let sentence = "table: is not there. Fix: make it; (or not)";
+        let sentence = "table: is not there";
         assert_eq!(found, [("users", format!("{sentence} | {sentence}").as_str())]);
+        let failure = &verdict.tables[&TableId::new("public", "users")];
+        assert_eq!(failure.remedies, [Remedy::act("make it")], "once");
         assert!(!report.starts_nothing(&config), "the other one starts");
         report.checks.push(of_table("other"));
         assert!(report.starts_nothing(&config));

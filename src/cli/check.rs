@@ -2,6 +2,7 @@
 
 use std::process::ExitCode;
 
+use super::advice;
 use crate::check;
 
 /// Tells what is missing at the source and at the destination, with the statements that fix it.
@@ -26,7 +27,12 @@ pub async fn execute(args: Args) -> ExitCode {
         let report = check::preflight(config).await;
         failed |= report.failed();
         let mirror = &config.mirror;
-        let text = format!("Mirror {}/{}\n\n{}", mirror.namespace, mirror.name, report.render(width));
+        let text = format!(
+            "Mirror {}/{}\n\n{}",
+            mirror.namespace,
+            mirror.name,
+            report.render(width, advice::of(config).as_ref())
+        );
         super::say(&text);
     }
     if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS }

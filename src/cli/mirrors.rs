@@ -11,7 +11,7 @@ use crate::{
     check,
     clickhouse::Database,
     http,
-    model::{MirrorPhase, MirrorReport, Progress, ReplicatorConfig, TableReport, TableState},
+    model::{MirrorPhase, MirrorReport, Progress, ReplicatorConfig, TableReport},
     replication::{self, Admission, DestinationError, Verdict},
 };
 
@@ -53,7 +53,7 @@ pub(super) async fn run(
     let mut mirrors = Vec::new();
     let mut workers = JoinSet::new();
     for (config, verdict) in configs {
-        let progress = Arc::new(Progress::new(&config.mirror));
+        let progress = Arc::new(Progress::new(&config.mirror).told_by(config.renderer.clone()));
         mirrors.push(Arc::clone(&progress));
         let config = Arc::new(config);
         let destination = match Database::new(&config.destination, config.out_of_range) {
@@ -63,7 +63,7 @@ pub(super) async fn run(
                 tracing::error!(
                     mirror = config.mirror.name,
                     reason = %failure.reason,
-                    error = failure.message,
+                    error = %progress.sentence(&failure),
                     "mirror can't start"
                 );
                 progress.set_phase(MirrorPhase::Stalled, Some(failure));
@@ -121,9 +121,11 @@ fn caught_up(report: &MirrorReport) -> String {
 
 fn report_failed_tables(mirrors: &[Arc<Progress>]) -> bool {
     let mut none = true;
-    for report in mirrors.iter().map(|progress| progress.report()) {
-        for table in report.tables.iter().filter(|table| table.state == TableState::Failed) {
-            super::complain(&format!("table {}.{} failed: {}", table.schema, table.name, table.message));
+    for progress in mirrors {
+        for table in progress.report().tables {
+            let Some(failure) = table.failure() else { continue };
+            let why = progress.sentence(&failure);
+            super::complain(&format!("table {}.{} failed: {why}", table.schema, table.name));
             none = false;
         }
     }

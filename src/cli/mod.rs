@@ -1,5 +1,6 @@
 //! The command line: one file a command.
 
+mod advice;
 pub mod check;
 pub mod crds;
 pub mod load;

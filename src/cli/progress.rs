@@ -223,8 +223,7 @@ mod tests {
         );
         table.set_state(TableState::Failed, crate::fault::Reason::DecodeFailed, "y");
         assert!(mirror_line(&progress.report(), 0.0).ends_with(", 1 tables FAILED"));
-        let failure =
-            MirrorFailure { reason: crate::fault::Reason::SourceUnreachable, message: "refused".into() };
+        let failure = MirrorFailure::new(crate::fault::Reason::SourceUnreachable, "refused");
         progress.set_phase(MirrorPhase::Retrying, Some(failure));
         assert!(mirror_line(&progress.report(), 0.0).starts_with("default/demo: Retrying: refused"));
     }

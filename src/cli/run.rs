@@ -7,9 +7,13 @@ use std::{
 
 use tokio_util::sync::CancellationToken;
 
-use super::mirrors::{self, Until};
+use super::{
+    advice,
+    mirrors::{self, Until},
+};
 use crate::{
     check::{self, Check, CheckReport},
+    fault::remedy,
     model::{MirrorIdentity, ReplicatorConfig},
     telemetry::{self, LogFormat},
 };
@@ -99,13 +103,15 @@ async fn preflights(configs: Vec<ReplicatorConfig>) -> Vec<(ReplicatorConfig, Op
 fn refuse(config: &ReplicatorConfig, report: CheckReport) {
     let MirrorIdentity { namespace, name, .. } = &config.mirror;
     let failures = report.failures();
+    let renderer = advice::of(config);
     if telemetry::format() == LogFormat::Text {
+        let failures = failures.render(None, renderer.as_ref());
         super::complain(&format!(
             "mirror {namespace}/{name} can't start. What `walferry check` finds wrong:\n\n{failures}"
         ));
         return;
     }
-    for Check { subject, name: check, reason, detail, fix, .. } in &failures.checks {
+    for Check { subject, name: check, reason, detail, remedies, .. } in &failures.checks {
         tracing::error!(
             mirror = name,
             namespace,
@@ -113,7 +119,7 @@ fn refuse(config: &ReplicatorConfig, report: CheckReport) {
             check,
             reason = reason.map(tracing::field::display),
             error = detail,
-            fix = fix.as_deref().unwrap_or_default(),
+            fix = %remedy::steps(remedies, renderer.as_ref()).join("; then "),
             "mirror can't start"
         );
     }

@@ -18,6 +18,7 @@ use super::{
     types::{ChType, Features, target_type},
 };
 use crate::{
+    fault::Remedy,
     model::{ClickHouseEndpoint, OutOfRange, TableSchema, Version},
     replication::{Destination, DestinationError, Rows, StateRow, StateRows, StateVersion},
 };
@@ -150,11 +151,12 @@ impl Database {
             if self.read_columns(table, &[name]).await.is_err_and(|error| error.is_of_table()) {
                 let unreadable = ddl::discard_column(&self.shared.database, &table.target, name);
                 let conflict = format!(
-                    "column {name} can't be read there ({refusal}): a change of its type does not get through its old values; run {unreadable}"
+                    "column {name} can't be read there ({refusal}): a change of its type does not get through its old values"
                 );
                 return Err(Error::Table {
                     table: table.target.clone(),
-                    problem: TableProblem::Conflict(conflict),
+                    problem: TableProblem::conflict(conflict)
+                        .remedied(Remedy::run_at_destination(unreadable)),
                 });
             }
         }
@@ -276,13 +278,13 @@ impl Database {
             let columns = chosen(table, types, &lacks.narrow);
             let names: Vec<_> = columns.iter().map(|(name, _)| *name).collect();
             let conflict = format!(
-                "{} was made narrower there than it is needed, so values may have been cut short; run {}",
-                names.join(", "),
-                ddl::modify_columns(&self.shared.database, &table.target, &columns)
+                "{} was made narrower there than it is needed, so values may have been cut short",
+                names.join(", ")
             );
+            let widen = ddl::modify_columns(&self.shared.database, &table.target, &columns);
             return Err(Error::Table {
                 table: table.target.clone(),
-                problem: TableProblem::Conflict(conflict),
+                problem: TableProblem::conflict(conflict).remedied(Remedy::run_at_destination(widen)),
             });
         }
         if lacks.width.is_empty() { Ok(()) } else { self.widen(table, types, &lacks.width).await }
@@ -417,8 +419,9 @@ struct ColumnDefault {
 
 /// The fault of a table whose columns can't be made wider by us: also where a right is missing, for somebody else can do it.
 fn too_narrow(table: &TableSchema, sql: &str, refusal: &str) -> Error {
-    let conflict = format!("columns are too narrow; run {sql}, which walferry was refused ({refusal})");
-    Error::Table { table: table.target.clone(), problem: TableProblem::Conflict(conflict) }
+    let conflict = format!("columns are too narrow, and walferry may not change them ({refusal})");
+    let problem = TableProblem::conflict(conflict).remedied(Remedy::run_at_destination(sql));
+    Error::Table { table: table.target.clone(), problem }
 }
 
 /// Settings without which a release refuses a type that it has.

@@ -13,12 +13,10 @@ use super::{
     types::ChType,
 };
 use crate::{
+    fault::Remedy,
     model::{TableKind, TableSchema, Version},
     replication::Rows,
 };
-
-/// How a table gets a layout that ClickHouse can't change.
-pub const NEW_TARGET: &str = "rename it there, or give the Mirror's table another target.table, and a resync of the table then fills a new one";
 
 /// The name of a table that is made to see whether the server takes its definition, and goes with its session.
 const TRIAL: &str = "_walferry_trial";
@@ -108,6 +106,12 @@ pub fn modify_columns(database: &str, table: &str, columns: &[(&str, &ChType)]) 
 /// `ALTER TABLE … DROP COLUMN`: it works whatever the column's values are, and a resync adds the column anew.
 pub fn drop_column(database: &str, table: &str, column: &str) -> String {
     format!("ALTER TABLE {} DROP COLUMN {}", qualified(database, table), ident(column))
+}
+
+/// The statement that keeps a target table under another name, so that a new one can be made.
+pub(super) fn set_aside(database: &str, table: &str) -> String {
+    let kept = format!("{table}_before");
+    format!("RENAME TABLE {} TO {}", qualified(database, table), qualified(database, &kept))
 }
 
 /// The statements that get rid of a column whose type is being changed in vain.
@@ -283,23 +287,28 @@ pub fn validate(table: &TableSchema, types: &[ChType]) -> Result<(), TableProble
     let mut columns: HashSet<&str> = own.iter().copied().collect();
     for column in &table.columns {
         if !columns.insert(&column.target_name) {
-            return Err(TableProblem::Engine(format!(
-                "two columns would be named {} at the destination ({} are walferry's own); rename one with columns.rename",
+            let problem = format!(
+                "two columns would be named {} at the destination ({} are walferry's own)",
                 column.target_name,
                 own.join(", ")
-            )));
+            );
+            let rename =
+                Remedy::edit("spec.tables[].columns.rename", format!("give {} another name", column.name));
+            return Err(TableProblem::engine(problem).remedied(rename));
         }
     }
     if sorting_key(table).next().is_none() {
-        return Err(TableProblem::Engine(
-            "it has no key to sort by; give it a primary key or set engine.orderBy".to_owned(),
-        ));
+        let order = Remedy::edit("spec.tables[].engine.orderBy", "name the columns to sort by");
+        return Err(TableProblem::engine("it has no key to sort by").remedied(Remedy::any_of([
+            vec![Remedy::act("give it a primary key at the source")],
+            vec![order],
+        ])));
     }
     names::refuse(table, types)?;
     retention::refuse_spec(table)?;
     for (name, _) in &table.settings {
         if name.is_empty() || !name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_') {
-            return Err(TableProblem::Engine(format!(
+            return Err(TableProblem::engine(format!(
                 "engine.settings: '{name}' is not the name of a setting"
             )));
         }
@@ -502,7 +511,7 @@ mod tests {
         };
         assert_eq!(set("index_granularity", "1024"), Ok(()));
         assert_eq!(set("clean_deleted_rows", "Never"), Ok(()));
-        assert!(set("clean_deleted_rows", "Always").unwrap_err().contains("switch it off"));
+        assert!(set("clean_deleted_rows", "Always").unwrap_err().contains("switches clean_deleted_rows on"));
         assert!(set("allow_experimental_replacing_merge_with_cleanup", "1").is_err());
         assert!(set("a = 1, b", "1").unwrap_err().contains("not the name of a setting"));
     }

@@ -4,18 +4,18 @@ use super::{
     ddl,
     expression::{self, Clauses},
     quote::table as qualified,
-    target::TargetTable,
+    target::{TargetTable, new_target},
     types::ChType,
 };
-use crate::model::TableSchema;
+use crate::{fault::Remedy, model::TableSchema};
 
 /// A difference, and what to do about it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Difference {
     /// What differs.
     pub detail: String,
-    /// The statement that changes it, or how to get a new target.
-    pub fix: String,
+    /// What changes it.
+    pub remedy: Remedy,
 }
 
 /// What the Mirror asks for and the target has not. `trial` is the statement by which the server shows a table made as asked;
@@ -31,19 +31,23 @@ pub fn differences(
         (Clauses::of_create_query(trial), Clauses::of_create_query(&found.create_table_query));
     let alter = format!("ALTER TABLE {}", qualified(database, &table.target));
     let mut differences = Vec::new();
-    let mut differs = |detail: String, fix: String| differences.push(Difference { detail, fix });
+    let mut differs = |detail: String, remedy: Remedy| differences.push(Difference { detail, remedy });
+    let new_target = || new_target(database, table);
     if ordered && expression::list(&wanted.order_by) != expression::list(&there.order_by) {
         let detail = format!("it is sorted by ({}), in another order than engine.orderBy", found.sorting_key);
-        differs(detail, ddl::NEW_TARGET.to_owned());
+        differs(detail, new_target());
     }
     if let Some(partition_by) =
         table.partition_by.as_ref().filter(|_| wanted.partition_by != there.partition_by)
     {
         let detail = format!("it is not partitioned by {partition_by} (engine.partitionBy)");
-        differs(detail, ddl::NEW_TARGET.to_owned());
+        differs(detail, new_target());
     }
     if let Some(ttl) = table.ttl.as_ref().filter(|_| wanted.ttl != there.ttl) {
-        differs(format!("its TTL is not {ttl} (engine.ttl)"), format!("{alter} MODIFY TTL {ttl};"));
+        differs(
+            format!("its TTL is not {ttl} (engine.ttl)"),
+            Remedy::run_at_destination(format!("{alter} MODIFY TTL {ttl};")),
+        );
     }
     for (name, value) in &table.settings {
         let of = |clauses: &Clauses| {
@@ -51,7 +55,10 @@ pub fn differences(
         };
         if of(&wanted) != of(&there) {
             let fix = format!("{alter} MODIFY SETTING {name} = {};", ddl::setting_value(value));
-            differs(format!("{name} is not {value} there (engine.settings)"), fix);
+            differs(
+                format!("{name} is not {value} there (engine.settings)"),
+                Remedy::run_at_destination(fix),
+            );
         }
     }
     for (column, wanted) in
@@ -61,7 +68,7 @@ pub fn differences(
         if let Some(there) = there.filter(|there| there.column_type != wanted.to_string()) {
             let detail =
                 format!("column {} is {} there, not {wanted} (columns.types)", there.name, there.column_type);
-            differs(detail, ddl::NEW_TARGET.to_owned());
+            differs(detail, new_target());
         }
     }
     differences
@@ -100,15 +107,16 @@ mod tests {
                     TTL toDateTime(id) + toIntervalDay(1) SETTINGS index_granularity = 1024";
         assert_eq!(of(&found(same, "Int32")), []);
         let other = "CREATE TABLE app.t (`id` Int64) ENGINE = ReplacingMergeTree ORDER BY id SETTINGS index_granularity = 8192";
-        let fixes: Vec<String> =
-            of(&found(other, "Int64")).into_iter().map(|difference| difference.fix).collect();
+        let remedies: Vec<Remedy> =
+            of(&found(other, "Int64")).into_iter().map(|difference| difference.remedy).collect();
+        let run = |sql: &str| Remedy::run_at_destination(sql);
         assert_eq!(
-            fixes,
+            remedies,
             [
-                ddl::NEW_TARGET,
-                "ALTER TABLE `app`.`t` MODIFY TTL toDateTime(id) + INTERVAL 1 DAY;",
-                "ALTER TABLE `app`.`t` MODIFY SETTING index_granularity = 1024;",
-                ddl::NEW_TARGET
+                new_target("app", &table),
+                run("ALTER TABLE `app`.`t` MODIFY TTL toDateTime(id) + INTERVAL 1 DAY;"),
+                run("ALTER TABLE `app`.`t` MODIFY SETTING index_granularity = 1024;"),
+                new_target("app", &table)
             ]
         );
     }

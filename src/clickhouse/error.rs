@@ -1,12 +1,12 @@
 //! The one error of the ClickHouse layer.
 
-use std::{error::Error as StdError, time::Duration};
+use std::{error::Error as StdError, fmt, time::Duration};
 
 use clickhouse::error::Error as DriverError;
 
 use super::{exception, policy::Quotes, types::TypeError};
 use crate::{
-    fault::{causes, innermost},
+    fault::{Remedy, causes, innermost},
     tls::{self, TlsError},
 };
 
@@ -94,7 +94,7 @@ pub enum Error {
     Table {
         /// Target table.
         table: String,
-        /// Why, and what to do.
+        /// Why, and what helps.
         problem: TableProblem,
     },
 }
@@ -107,10 +107,52 @@ pub enum TableProblem {
     Missing,
     /// What is there differs from what is needed.
     #[error("what is there does not fit: {0}")]
-    Conflict(String),
+    Conflict(Misfit),
     /// `engine.partitionBy`, `engine.ttl`, `engine.settings` or `engine.orderBy` can't work.
     #[error("{0}")]
-    Engine(String),
+    Engine(Misfit),
+}
+
+/// What doesn't fit, and what helps.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Misfit {
+    detail: String,
+    /// In order.
+    pub remedies: Vec<Remedy>,
+}
+
+impl fmt::Display for Misfit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.detail)
+    }
+}
+
+impl TableProblem {
+    /// A target that differs from what is needed.
+    pub fn conflict(detail: impl Into<String>) -> Self {
+        TableProblem::Conflict(Misfit { detail: detail.into(), remedies: Vec::new() })
+    }
+
+    /// Settings of the table that can't work.
+    pub fn engine(detail: impl Into<String>) -> Self {
+        TableProblem::Engine(Misfit { detail: detail.into(), remedies: Vec::new() })
+    }
+
+    /// The same, with what helps.
+    pub(super) fn remedied(mut self, by: Remedy) -> Self {
+        if let TableProblem::Conflict(misfit) | TableProblem::Engine(misfit) = &mut self {
+            misfit.remedies.push(by);
+        }
+        self
+    }
+
+    /// What helps, in order.
+    pub fn remedies(&self) -> &[Remedy] {
+        match self {
+            TableProblem::Missing => &[],
+            TableProblem::Conflict(misfit) | TableProblem::Engine(misfit) => &misfit.remedies,
+        }
+    }
 }
 
 impl Error {

@@ -26,5 +26,5 @@ pub mod types;
 pub use client::{Client, OLDEST_VERSION, QueryStream, ServerVersion};
 pub use database::Database;
 pub use defaults::constant;
-pub use error::{Error, TableProblem};
+pub use error::{Error, Misfit, TableProblem};
 pub use insert::BlockInsert;

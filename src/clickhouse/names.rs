@@ -1,7 +1,7 @@
 //! Column names that mean something to ClickHouse.
 
 use super::{TableProblem, types::ChType};
-use crate::model::TableSchema;
+use crate::{fault::Remedy, model::TableSchema};
 
 /// Columns that MergeTree tables store by themselves; the server refuses others of these names.
 const PERSISTENT: [&str; 3] = ["_row_exists", "_block_number", "_block_offset"];
@@ -33,9 +33,8 @@ const VIRTUAL: [&str; 15] = [
 pub(super) fn refuse(table: &TableSchema, types: &[ChType]) -> Result<(), TableProblem> {
     let names: Vec<&str> = table.columns.iter().map(|column| column.target_name.as_str()).collect();
     if let Some(name) = names.iter().find(|name| PERSISTENT.contains(name)) {
-        return Err(TableProblem::Engine(format!(
-            "column {name} has a name that ClickHouse keeps for itself; give it another one with columns.rename"
-        )));
+        let problem = format!("column {name} has a name that ClickHouse keeps for itself");
+        return Err(TableProblem::engine(problem).remedied(rename(name)));
     }
     let mut nested: Vec<(&str, &str)> = Vec::new();
     for (name, column_type) in names.iter().zip(types) {
@@ -45,14 +44,22 @@ pub(super) fn refuse(table: &TableSchema, types: &[ChType]) -> Result<(), TableP
         }
         let other = nested.iter().find(|(known, _)| *known == word).map(|(_, other)| *other);
         if let Some(other) = other.or_else(|| names.contains(&word).then_some(word)) {
-            return Err(TableProblem::Engine(format!(
+            return Err(TableProblem::engine(format!(
                 "columns {other} and {name}: ClickHouse takes an array whose name has a dot for a part of a Nested column {word}, whose \
-                 parts all have the same length; give them names without a dot with columns.rename"
-            )));
+                 parts all have the same length"
+            ))
+            .remedied(rename(name)));
         }
         nested.push((word, name));
     }
     Ok(())
+}
+
+fn rename(column: &str) -> Remedy {
+    Remedy::edit(
+        "spec.tables[].columns.rename",
+        format!("give {column} a name without a dot that ClickHouse does not use"),
+    )
 }
 
 /// The columns that hide one of ClickHouse's own.
@@ -66,11 +73,11 @@ mod tests {
     use super::*;
     use crate::{clickhouse::test_support, model::SourceType};
 
-    fn refused(columns: &[(&str, &str)]) -> Option<String> {
+    fn refused(columns: &[(&str, &str)]) -> Option<Vec<Remedy>> {
         let types: Vec<ChType> =
             columns.iter().map(|(_, column_type)| super::super::types::parse(column_type).unwrap()).collect();
         let columns = columns.iter().map(|(name, _)| test_support::column(name, SourceType::Text)).collect();
-        refuse(&test_support::table("t", columns), &types).err().map(|problem| problem.to_string())
+        refuse(&test_support::table("t", columns), &types).err().map(|problem| problem.remedies().to_vec())
     }
 
     #[test]
@@ -84,8 +91,9 @@ mod tests {
             &[("_row_exists", "String")],
             &[("_block_number", "String")],
         ] {
-            let message = refused(columns).unwrap();
-            assert!(message.contains("columns.rename"), "{message}");
+            let remedies = refused(columns).unwrap();
+            let [Remedy::EditSpec { field, .. }] = remedies.as_slice() else { panic!("{remedies:?}") };
+            assert_eq!(field, "spec.tables[].columns.rename");
         }
         for columns in [
             &[("l.en", ARRAY), ("l.de", "String")][..],

@@ -90,7 +90,11 @@ impl From<Error> for DestinationError {
             "" => error.to_string(),
             advice => format!("{error}; {advice}"),
         };
-        DestinationError { kind, reason, message, source: Some(Box::new(error)) }
+        let remedies = match &error {
+            Error::Table { problem, .. } => problem.remedies().to_vec(),
+            _ => Vec::new(),
+        };
+        DestinationError { kind, reason, message, remedies, source: Some(Box::new(error)) }
     }
 }
 

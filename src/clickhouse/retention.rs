@@ -5,13 +5,13 @@ use std::collections::HashSet;
 
 use super::{
     TableProblem,
-    ddl::{self, sorting_key},
+    ddl::sorting_key,
     expression::{self, Clauses, Token},
     layout::OwnColumn,
     quote::ident,
-    target::TargetTable,
+    target::{TargetTable, new_target},
 };
-use crate::model::TableSchema;
+use crate::{fault::Remedy, model::TableSchema};
 
 /// Table settings that let merges remove tombstones, and the value that switches each off.
 pub(super) const CLEANUP_SETTINGS: [(&str, &str); 3] = [
@@ -66,27 +66,28 @@ pub(super) fn refuse_spec(table: &TableSchema) -> Result<(), TableProblem> {
     if let Some(partition_by) = &table.partition_by {
         let outside = outside(&expression::tokens(partition_by), columns(), &may_partition(table));
         if !outside.is_empty() {
-            return Err(TableProblem::Engine(format!(
-                "engine.partitionBy uses {}: {}; partition by {where_to}",
+            return Err(TableProblem::engine(format!(
+                "engine.partitionBy uses {}: {}",
                 outside.join(", "),
                 why_not_partition(table)
-            )));
+            ))
+            .remedied(Remedy::edit("spec.tables[].engine.partitionBy", format!("partition by {where_to}"))));
         }
     }
     if let Some(ttl) = &table.ttl {
         let outside = outside(&expression::tokens(ttl), columns(), &may_expire(table));
         if !outside.is_empty() {
-            return Err(TableProblem::Engine(format!(
-                "engine.ttl uses {}: {}; use {where_to}",
+            return Err(TableProblem::engine(format!(
+                "engine.ttl uses {}: {}",
                 outside.join(", "),
                 why_not_expire(table)
-            )));
+            ))
+            .remedied(Remedy::edit("spec.tables[].engine.ttl", format!("use {where_to}"))));
         }
     }
     table.settings.iter().try_for_each(|(name, value)| match removes_tombstones(name, value) {
-        true => Err(TableProblem::Engine(format!(
-            "engine.settings switches {name} on: {TOMBSTONES_GO}; switch it off"
-        ))),
+        true => Err(TableProblem::engine(format!("engine.settings switches {name} on: {TOMBSTONES_GO}"))
+            .remedied(Remedy::edit("spec.tables[].engine.settings", format!("take {name} out")))),
         false => Ok(()),
     })
 }
@@ -112,22 +113,23 @@ pub(super) fn refuse_found(
     let outside_partition: Vec<&str> =
         partition.into_iter().filter(|name| !may_partition(table).contains(name)).collect();
     if !outside_partition.is_empty() {
-        return Err(TableProblem::Engine(format!(
-            "the target is partitioned by {}: {}; ClickHouse can't change that: {}",
+        return Err(TableProblem::engine(format!(
+            "the target is partitioned by {}: {}; ClickHouse can't change that",
             outside_partition.join(", "),
-            why_not_partition(table),
-            ddl::NEW_TARGET
-        )));
+            why_not_partition(table)
+        ))
+        .remedied(new_target(database, table)));
     }
     let expire = may_expire(table);
     for rule in expression::deleting_rules(&clauses.ttl) {
         let outside = outside(rule, columns(), &expire);
         if !outside.is_empty() {
-            return Err(TableProblem::Engine(format!(
-                "the target has a TTL that uses {}: {}; run {alter} REMOVE TTL",
+            return Err(TableProblem::engine(format!(
+                "the target has a TTL that uses {}: {}",
                 outside.join(", "),
                 why_not_expire(table)
-            )));
+            ))
+            .remedied(Remedy::run_at_destination(format!("{alter} REMOVE TTL"))));
         }
     }
     for (column, ttl) in &clauses.column_ttls {
@@ -135,11 +137,10 @@ pub(super) fn refuse_found(
         let outside = outside(ttl, columns(), &expire);
         if own || !outside.is_empty() {
             let used = if outside.is_empty() { column.clone() } else { outside.join(", ") };
-            return Err(TableProblem::Engine(format!(
-                "column {column} of the target has a TTL that depends on {used}: values of the source would be missing; run {alter} \
-                 MODIFY COLUMN {} REMOVE TTL",
-                ident(column)
-            )));
+            return Err(TableProblem::engine(format!(
+                "column {column} of the target has a TTL that depends on {used}: values of the source would be missing"
+            ))
+            .remedied(Remedy::run_at_destination(format!("{alter} MODIFY COLUMN {} REMOVE TTL", ident(column)))));
         }
     }
     refuse_cleanup(found, &clauses.settings, &alter)
@@ -160,9 +161,8 @@ fn refuse_cleanup(
             None => (of(&found.server_settings).unwrap_or_default(), "the server's configuration"),
         };
         if !value.is_empty() && removes_tombstones(name, &value) {
-            return Err(TableProblem::Engine(format!(
-                "{place} switches {name} on: {TOMBSTONES_GO}; run {alter} MODIFY SETTING {name} = {off}"
-            )));
+            return Err(TableProblem::engine(format!("{place} switches {name} on: {TOMBSTONES_GO}"))
+                .remedied(Remedy::run_at_destination(format!("{alter} MODIFY SETTING {name} = {off}"))));
         }
     }
     Ok(())
@@ -246,7 +246,7 @@ mod tests {
         assert!(spec(History, None, Some("at + toIntervalDay(_walferry_sign + 2)")).is_err());
     }
 
-    fn there(create: &str, partitioned_by: &str) -> Result<(), String> {
+    fn there(create: &str, partitioned_by: &str) -> Result<(), Vec<Remedy>> {
         let column = |name: &str| TargetColumn {
             name: name.to_owned(),
             column_type: "Int64".to_owned(),
@@ -261,7 +261,7 @@ mod tests {
             server_settings: vec![("clean_deleted_rows".to_owned(), "Never".to_owned())],
             ..TargetTable::default()
         };
-        refuse_found(&found, "app", &table(TableKind::Keyed)).map_err(|problem| problem.to_string())
+        refuse_found(&found, "app", &table(TableKind::Keyed)).map_err(|problem| problem.remedies().to_vec())
     }
 
     #[test]
@@ -270,17 +270,22 @@ mod tests {
             there("ORDER BY id TTL at + toIntervalDay(1) TO VOLUME 'cold', toDateTime(id)", "id"),
             Ok(())
         );
-        for (create, partitioned_by, words) in [
-            ("PARTITION BY toYYYYMM(at) ORDER BY id", "at", "the target is partitioned by at"),
-            ("ORDER BY id TTL extra + toIntervalDay(1)", "", "run ALTER TABLE `app`.`t` REMOVE TTL"),
+        for (create, partitioned_by, remedy) in [
+            ("PARTITION BY toYYYYMM(at) ORDER BY id", "at", new_target("app", &table(TableKind::Keyed))),
+            (
+                "ORDER BY id TTL extra + toIntervalDay(1)",
+                "",
+                Remedy::run_at_destination("ALTER TABLE `app`.`t` REMOVE TTL"),
+            ),
             (
                 "ORDER BY id SETTINGS clean_deleted_rows = 'Always'",
                 "",
-                "MODIFY SETTING clean_deleted_rows = 'Never'",
+                Remedy::run_at_destination(
+                    "ALTER TABLE `app`.`t` MODIFY SETTING clean_deleted_rows = 'Never'",
+                ),
             ),
         ] {
-            let refused = there(create, partitioned_by).unwrap_err();
-            assert!(refused.contains(words), "{refused}");
+            assert_eq!(there(create, partitioned_by), Err(vec![remedy]));
         }
     }
 }

@@ -11,7 +11,10 @@ use super::{
     retention::{self, CLEANUP_SETTINGS},
     types::{self, ChType},
 };
-use crate::model::TableSchema;
+use crate::{
+    fault::Remedy,
+    model::{Column, TableSchema},
+};
 
 /// A table as `system.tables` and `system.columns` show it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -160,8 +163,8 @@ pub fn compare(
     types: &[ChType],
 ) -> Result<Lacks, TableProblem> {
     let layout = Layout::of(table.kind);
-    compare_key(found, table)?;
-    compare_engine(found, layout)?;
+    compare_key(found, database, table)?;
+    compare_engine(found, database, table)?;
     for own in layout.all_own() {
         let (name, own_type) = (own.name(), own.column_type().to_string());
         match found.columns.iter().find(|column| column.name == name) {
@@ -178,10 +181,15 @@ pub fn compare(
             continue;
         };
         if matches!(there.default_kind.as_str(), "MATERIALIZED" | "ALIAS" | "EPHEMERAL") {
-            return Err(TableProblem::Conflict(format!(
-                "column {} is {} there and can't be written; drop it, or rename the source's column with columns.rename",
-                column.target_name, there.default_kind
-            )));
+            let name = &column.target_name;
+            let problem = format!("column {name} is {} there and can't be written", there.default_kind);
+            return Err(TableProblem::conflict(problem).remedied(Remedy::any_of([
+                vec![Remedy::run_at_destination(ddl::drop_column(database, &table.target, name))],
+                vec![Remedy::edit(
+                    "spec.tables[].columns.rename",
+                    format!("give {} another name", column.name),
+                )],
+            ])));
         }
         let type_there = types::parse(&there.column_type).ok();
         // What is wider there takes every value.
@@ -193,32 +201,53 @@ pub fn compare(
         let differs =
             format!("column {} is {} there but {wanted} is needed", column.target_name, there.column_type);
         if table.order_by.contains(&index) {
-            return Err(TableProblem::Conflict(format!(
-                "{differs}, and ClickHouse can't change a column that a table is sorted by: {}, or set columns.types",
-                ddl::NEW_TARGET
-            )));
+            let problem =
+                format!("{differs}, and ClickHouse can't change a column that a table is sorted by");
+            return Err(TableProblem::conflict(problem).remedied(Remedy::any_of([
+                vec![new_target(database, table)],
+                vec![keep_type(column, there)],
+            ])));
         }
         if type_there.as_ref().is_some_and(|there| there.inner() != wanted.inner()) {
             lacks.narrow.push(index);
         }
         if !type_there.is_some_and(|there| there.widens_to(wanted)) {
-            return Err(TableProblem::Conflict(format!(
-                "{differs}; run {}, after which the column is made anew and a resync fills it, or set columns.types",
-                ddl::drop_column(database, &table.target, &column.target_name)
-            )));
+            let problem =
+                format!("{differs}; once it is dropped, the column is made again, and a resync fills it");
+            let drop = ddl::drop_column(database, &table.target, &column.target_name);
+            return Err(TableProblem::conflict(problem).remedied(Remedy::any_of([
+                vec![Remedy::run_at_destination(drop)],
+                vec![keep_type(column, there)],
+            ])));
         }
         lacks.width.push(index);
     }
     Ok(lacks)
 }
 
-fn other_table(difference: &str) -> TableProblem {
-    TableProblem::Conflict(format!(
-        "{difference}; this is not a table of walferry's: choose another name with target.table, or rename what is there"
-    ))
+/// How a table gets a layout that ClickHouse can't change: in a new target, which a resync fills.
+pub(super) fn new_target(database: &str, table: &TableSchema) -> Remedy {
+    let set_aside = ddl::set_aside(database, &table.target);
+    Remedy::any_of([
+        vec![Remedy::edit("spec.tables", format!("give {} another target.table", table.id))],
+        vec![Remedy::run_at_destination(format!(
+            "-- if nothing else writes the table that is there\n{set_aside}"
+        ))],
+    ])
 }
 
-fn compare_engine(found: &TargetTable, layout: &Layout) -> Result<(), TableProblem> {
+/// The type that the target has, in place of the one that walferry would choose.
+fn keep_type(column: &Column, there: &TargetColumn) -> Remedy {
+    Remedy::edit("spec.tables[].columns.types", format!("set {}: {}", column.name, there.column_type))
+}
+
+fn other_table(difference: &str) -> TableProblem {
+    TableProblem::conflict(format!("{difference}; this is not a table of walferry's"))
+        .remedied(Remedy::edit("spec.tables", "choose another target.table, or rename what is there"))
+}
+
+fn compare_engine(found: &TargetTable, database: &str, table: &TableSchema) -> Result<(), TableProblem> {
+    let layout = Layout::of(table.kind);
     if !found.engine.ends_with("ReplacingMergeTree") {
         return Err(other_table(&format!("its engine is {}, not ReplacingMergeTree", found.engine)));
     }
@@ -231,11 +260,8 @@ fn compare_engine(found: &TargetTable, layout: &Layout) -> Result<(), TableProbl
         let lacks =
             layout.removal.iter().any(|own| found.columns.iter().all(|column| column.name != own.name()));
         if lacks {
-            return Err(TableProblem::Conflict(
-                "a release of walferry made it whose changes could not be removed one by one: drop or rename the table there, and \
-                 have it copied again by a resync"
-                    .to_owned(),
-            ));
+            let problem = "a release of walferry made it whose changes could not be removed one by one";
+            return Err(TableProblem::conflict(problem).remedied(new_target(database, table)));
         }
     }
     if !arguments.ends_with(&wanted) {
@@ -248,7 +274,7 @@ fn compare_engine(found: &TargetTable, layout: &Layout) -> Result<(), TableProbl
 }
 
 /// The order within the key doesn't matter for which rows replace each other, the set of columns does.
-fn compare_key(found: &TargetTable, table: &TableSchema) -> Result<(), TableProblem> {
+fn compare_key(found: &TargetTable, database: &str, table: &TableSchema) -> Result<(), TableProblem> {
     let mut wanted: Vec<String> = ddl::sorting_key(table).map(str::to_owned).collect();
     let shown = wanted.join(", ");
     wanted.sort_unstable();
@@ -267,11 +293,16 @@ fn compare_key(found: &TargetTable, table: &TableSchema) -> Result<(), TableProb
             return Ok(());
         }
     }
-    Err(TableProblem::Conflict(format!(
-        "it is sorted by ({}) but ({shown}) is needed, and ClickHouse can't change that; set engine.orderBy, or {}",
-        found.sorting_key,
-        ddl::NEW_TARGET
-    )))
+    let sorted = found.sorting_key.trim_start_matches('(').trim_end_matches(')');
+    let problem =
+        format!("it is sorted by ({sorted}) but ({shown}) is needed, and ClickHouse can't change that");
+    Err(TableProblem::conflict(problem).remedied(Remedy::any_of([
+        vec![new_target(database, table)],
+        vec![Remedy::edit(
+            "spec.tables[].engine.orderBy",
+            format!("name the columns of ({sorted}), if they are the key's"),
+        )],
+    ])))
 }
 
 #[cfg(test)]
@@ -356,7 +387,7 @@ mod tests {
         assert_eq!(lacks("Nullable(Int32)"), Ok((vec![1], vec![1])));
         assert_eq!(lacks("Int32"), Ok((vec![1], vec![1])));
         assert_eq!(lacks("Int64"), Ok((vec![1], vec![])));
-        assert!(lacks("Nullable(String)").unwrap_err().contains("DROP COLUMN `n`"));
+        assert!(lacks("Nullable(String)").unwrap_err().contains("once it is dropped"));
     }
 
     #[test]
@@ -385,7 +416,8 @@ mod tests {
                 ..TargetColumn::default()
             });
         }
-        assert!(refusal(&changes).contains("drop or rename the table there"));
+        let refused = compare(&changes, "app", &table, &types).unwrap_err();
+        assert_eq!(refused.remedies(), [new_target("app", &table)]);
         for (name, column_type) in [("_walferry_removal", "UInt64"), ("_walferry_removed", "UInt8")] {
             changes.columns.push(TargetColumn {
                 name: name.into(),
@@ -408,8 +440,19 @@ mod tests {
         );
         refused(
             &|found| found.columns[1].column_type = "UUID".to_owned(),
-            "column name is UUID there but String is needed; run ALTER TABLE `app`.`users` DROP COLUMN `name`, after",
+            "column name is UUID there but String is needed; once it is dropped",
         );
+        let columns = vec![
+            test_support::column("id", SourceType::Int8),
+            test_support::column("name", SourceType::Text),
+        ];
+        let mut other = found();
+        other.columns[1].column_type = "UUID".to_owned();
+        let table = test_support::table("users", columns);
+        let problem = compare(&other, "app", &table, &[ChType::Int(64), ChType::String]).unwrap_err();
+        let discard = Remedy::run_at_destination("ALTER TABLE `app`.`users` DROP COLUMN `name`");
+        let keep = Remedy::edit("spec.tables[].columns.types", "set name: UUID");
+        assert_eq!(problem.remedies(), [Remedy::any_of([vec![discard], vec![keep]])]);
         refused(&|found| found.columns[1].default_kind = "ALIAS".to_owned(), "column name is ALIAS there");
         refused(&|found| found.engine = "MergeTree".to_owned(), "its engine is MergeTree");
         refused(

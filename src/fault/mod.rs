@@ -1,7 +1,9 @@
-//! What can be wrong, as a closed list of reasons that every other layer names, and the walk over an error's causes.
+//! What can be wrong, as a closed list of reasons that every other layer names, what helps, and the walk over an error's causes.
 
 pub mod chain;
 pub mod reason;
+pub mod remedy;
 
 pub use chain::{causes, error_chain, innermost};
 pub use reason::{Disposition, Group, Reason, Side, optional};
+pub use remedy::{Remedy, RemedyRenderer};

@@ -7,7 +7,7 @@ use std::fmt;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 /// Where the cause of a reason lies.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Side {
     /// PostgreSQL, or the connection to it.
     Source,
@@ -15,6 +15,17 @@ pub enum Side {
     Destination,
     /// The Mirror, its settings, its pod, or walferry.
     Mirror,
+}
+
+impl Side {
+    /// The word for it in a sentence.
+    pub fn word(self) -> &'static str {
+        match self {
+            Side::Source => "source",
+            Side::Destination => "destination",
+            Side::Mirror => "mirror",
+        }
+    }
 }
 
 /// What is done about a fault with this reason. The engine's exceptions stand in `replication::policy`.

@@ -1,10 +1,11 @@
 //! What a replicator is told to do: one Mirror with its two peers, resolved and checked, without any Kubernetes type.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
-use super::{Password, TableId};
+use super::{MirrorFailure, Password, TableId};
+use crate::fault::RemedyRenderer;
 
 /// How much of the server's certificate is checked (libpq's `sslmode`, without its silent fall-backs).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -102,12 +103,6 @@ impl MirrorIdentity {
         format!("{}{INSERTS_SUFFIX}", self.publication_name())
     }
 
-    /// The text with this Mirror's name in commands such as [`RESYNC_COMMAND`], so that they can be run as they stand.
-    pub fn named(&self, text: &str) -> String {
-        let named = ANNOTATE.replace("NAME", &format!("{} --namespace {}", self.name, self.namespace));
-        text.replace(ANNOTATE, &named)
-    }
-
     /// What the fences of the Mirror's inserts begin with (see the destination's contract).
     pub fn fence(&self) -> String {
         format!("walferry-{}", self.uid)
@@ -192,51 +187,6 @@ pub struct SnapshotSettings {
     pub parallelism: usize,
 }
 
-macro_rules! resync_command {
-    () => {
-        r#"kubectl annotate mirror NAME walferry.dev/resync="$(date +%s)" --overwrite"#
-    };
-}
-
-/// How to ask for a resync, as the end of a sentence; see [`MirrorIdentity::named`].
-pub const RESYNC_ADVICE: &str = concat!(
-    "have every table copied anew: ",
-    resync_command!(),
-    ", or in a file give metadata.annotations that key with a new value"
-);
-
-/// The command that asks for a resync; see [`MirrorIdentity::named`].
-pub const RESYNC_COMMAND: &str = resync_command!();
-
-/// What such commands begin with.
-const ANNOTATE: &str = "kubectl annotate mirror NAME ";
-
-/// How to ask for a resync of one table alone, as the end of a sentence. A name that would need quotes is not given there: then all
-/// tables are copied.
-pub fn resync_advice(table: &TableId) -> String {
-    resync_advice_for(std::slice::from_ref(table))
-}
-
-/// How to ask for a resync of some tables alone, as the end of a sentence; of all where that is said sooner.
-pub fn resync_advice_for(tables: &[TableId]) -> String {
-    let names: Vec<String> = tables.iter().map(TableId::to_string).collect();
-    let plain =
-        |name: &String| name.chars().all(|character| character.is_alphanumeric() || "_.".contains(character));
-    if names.len() > MOST_NAMES || !names.iter().all(plain) {
-        return RESYNC_ADVICE.to_owned();
-    }
-    let (what, whose) =
-        if names.len() > 1 { ("them", "the tables' names") } else { ("it", "the table's name") };
-    format!(
-        "have {what} copied anew: kubectl annotate mirror NAME walferry.dev/resync=\"$(date +%s) {}\" --overwrite, or in a file give \
-         metadata.annotations that key with a new value and {whose} behind it",
-        names.join(" ")
-    )
-}
-
-/// Most tables that are named in a command.
-const MOST_NAMES: usize = 10;
-
 /// `spec.batch`
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BatchSettings {
@@ -298,31 +248,13 @@ pub struct ReplicatorConfig {
     pub deletion_policy: DeletionPolicy,
     /// The value of the annotation `walferry.dev/resync`: another one than before has every table copied anew.
     pub resync: Option<String>,
+    /// How remedies are told to whoever runs the Mirror.
+    pub renderer: Option<Arc<dyn RemedyRenderer>>,
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn commands_name_their_mirror() {
-        let mirror = MirrorIdentity { namespace: "team".into(), name: "shop".into(), uid: "0a".into() };
-        assert_eq!(
-            mirror.named(&format!("a NAME is wrong: {RESYNC_ADVICE}")),
-            "a NAME is wrong: have every table copied anew: kubectl annotate mirror shop --namespace team \
-             walferry.dev/resync=\"$(date +%s)\" --overwrite, or in a file give metadata.annotations that key with a new value"
-        );
-    }
-
-    #[test]
-    fn tables_are_named_where_they_can_be() {
-        let table = |name: &str| TableId::new("public", name);
-        let one = resync_advice(&table("a"));
-        assert!(one.contains("have it copied anew") && one.contains(r#""$(date +%s) public.a" --"#), "{one}");
-        let two = resync_advice_for(&[table("a"), table("b")]);
-        assert!(two.contains("have them") && two.contains(r#""$(date +%s) public.a public.b" --"#), "{two}");
-        for tables in [vec![table("a"), table("x y")], vec![table("a"); 11]] {
-            assert_eq!(resync_advice_for(&tables), RESYNC_ADVICE);
-        }
+impl ReplicatorConfig {
+    /// What failed and what helps, for whoever runs the Mirror.
+    pub fn sentence(&self, failure: &MirrorFailure) -> String {
+        failure.sentence(self.renderer.as_deref())
     }
 }

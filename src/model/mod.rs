@@ -15,8 +15,8 @@ mod version;
 
 pub use config::{
     BatchSettings, ClickHouseEndpoint, ClientIdentity, DeletionPolicy, INSERTS_SUFFIX, MirrorIdentity,
-    OutOfRange, PostgresEndpoint, RESYNC_ADVICE, RESYNC_COMMAND, ReplicatorConfig, SnapshotMode,
-    SnapshotSettings, TableSpec, TlsMode, TlsSettings, resync_advice, resync_advice_for,
+    OutOfRange, PostgresEndpoint, ReplicatorConfig, SnapshotMode, SnapshotSettings, TableSpec, TlsMode,
+    TlsSettings,
 };
 pub use liveness::{Liveness, Outside};
 pub use lsn::{Lsn, ParseLsnError};

@@ -12,7 +12,7 @@ use std::{
 use serde::{Deserialize, Serialize};
 
 use super::{Liveness, Lsn, MirrorIdentity, SlotPlace, TableId};
-use crate::fault::{Reason, optional};
+use crate::fault::{Reason, Remedy, RemedyRenderer, optional, remedy};
 
 /// What was measured so long ago, or heard from the source, is not known any more.
 const FRESH: Duration = Duration::from_secs(30);
@@ -67,13 +67,31 @@ impl MirrorPhase {
     ];
 }
 
-/// Why a Mirror or a table does not move: a documented CamelCase reason and a sentence with the fix.
+/// Why a Mirror or a table does not move: a documented CamelCase reason, a sentence, and what helps.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MirrorFailure {
     /// The reason.
     pub reason: Reason,
-    /// What is wrong and what to run.
+    /// What failed, and why.
     pub message: String,
+    /// What helps, in order; none in the report of an older replicator.
+    #[serde(default, deserialize_with = "remedy::known", skip_serializing_if = "Vec::is_empty")]
+    pub remedies: Vec<Remedy>,
+}
+
+impl MirrorFailure {
+    /// One that nothing more is known to help against than what its sentence says.
+    pub fn new(reason: Reason, message: impl Into<String>) -> Self {
+        MirrorFailure { reason, message: message.into(), remedies: Vec::new() }
+    }
+
+    /// What failed and what helps; that alone where nobody says how to tell it.
+    pub fn sentence(&self, renderer: Option<&dyn RemedyRenderer>) -> String {
+        match renderer {
+            Some(renderer) => remedy::sentence(&self.message, &self.remedies, renderer),
+            None => self.message.clone(),
+        }
+    }
 }
 
 /// Counters of one table, updated from the hot path without a lock.
@@ -94,12 +112,14 @@ pub struct TableProgress {
     /// Rows re-read from the source for an unchanged TOAST value.
     pub reread: AtomicU64,
     status: Mutex<TableStatus>,
+    renderer: Option<Arc<dyn RemedyRenderer>>,
 }
 
 #[derive(Debug, Default)]
 struct TableStatus {
     state: TableState,
     message: String,
+    remedies: Vec<Remedy>,
     reason: Option<Reason>,
     target: String,
     out_of_range: BTreeMap<String, u64>,
@@ -125,7 +145,19 @@ impl TableProgress {
         status.state = state;
         status.reason = reason.into();
         status.message = message.into();
+        status.remedies.clear();
         status.copied_anew &= matches!(state, TableState::Pending | TableState::Snapshotting);
+    }
+
+    /// Records that the table has stopped alone, why, and what helps.
+    pub fn set_failed(&self, failure: MirrorFailure) {
+        self.set_state(TableState::Failed, failure.reason, failure.message);
+        self.status().remedies = failure.remedies;
+    }
+
+    /// What failed and what helps, for whoever reads the log of this process.
+    pub fn sentence(&self, failure: &MirrorFailure) -> String {
+        failure.sentence(self.renderer.as_deref())
     }
 
     /// Records that the table is copied anew by itself, and why. A copy that is taken up again counts once.
@@ -182,18 +214,35 @@ pub struct Progress {
     source_lsn: AtomicU64,
     overall: Mutex<Overall>,
     liveness: Arc<Liveness>,
+    renderer: Option<Arc<dyn RemedyRenderer>>,
 }
 
 impl Progress {
     /// The state of a Mirror that has not started.
     pub fn new(mirror: &MirrorIdentity) -> Self {
         Progress {
+            renderer: None,
             mirror: mirror.clone(),
             durable_lsn: AtomicU64::new(0),
             source_lsn: AtomicU64::new(0),
             overall: Mutex::default(),
             liveness: Arc::default(),
         }
+    }
+
+    /// The same, where remedies are told by `renderer`.
+    pub fn told_by(self, renderer: Option<Arc<dyn RemedyRenderer>>) -> Self {
+        Progress { renderer, ..self }
+    }
+
+    /// How remedies are told to whoever runs this process.
+    pub fn renderer(&self) -> Option<&Arc<dyn RemedyRenderer>> {
+        self.renderer.as_ref()
+    }
+
+    /// What failed and what helps, for whoever reads the log of this process.
+    pub fn sentence(&self, failure: &MirrorFailure) -> String {
+        failure.sentence(self.renderer.as_deref())
     }
 
     /// Whether its tasks get on.
@@ -207,7 +256,8 @@ impl Progress {
 
     /// The counters of `table`, made at first use.
     pub fn table(&self, table: &TableId) -> Arc<TableProgress> {
-        self.overall().tables.entry(table.clone()).or_default().clone()
+        let made = || Arc::new(TableProgress { renderer: self.renderer.clone(), ..TableProgress::default() });
+        self.overall().tables.entry(table.clone()).or_insert_with(made).clone()
     }
 
     /// Sets the phase and clears or sets the failure.
@@ -287,10 +337,7 @@ impl Progress {
             namespace: mirror.namespace.clone(),
             name: mirror.name.clone(),
             phase: overall.phase,
-            failure: overall.failure.as_ref().map(|failure| MirrorFailure {
-                reason: failure.reason,
-                message: mirror.named(&failure.message),
-            }),
+            failure: overall.failure.clone(),
             meanwhile: None,
             warning: overall.warning.clone(),
             slot_name: mirror.slot_name(),
@@ -299,12 +346,12 @@ impl Progress {
             lag: overall.lag(source.bytes_since(durable), Instant::now()),
             slot: overall.slot.clone(),
             slot_place: overall.slot_place.clone(),
-            tables: overall.tables.iter().map(|(id, table)| table_report(mirror, id, table)).collect(),
+            tables: overall.tables.iter().map(|(id, table)| table_report(id, table)).collect(),
         }
     }
 }
 
-fn table_report(mirror: &MirrorIdentity, id: &TableId, table: &TableProgress) -> TableReport {
+fn table_report(id: &TableId, table: &TableProgress) -> TableReport {
     let status = table.status();
     TableReport {
         schema: id.schema.clone(),
@@ -319,13 +366,11 @@ fn table_report(mirror: &MirrorIdentity, id: &TableId, table: &TableProgress) ->
         truncated: table.truncated.load(Relaxed),
         reread: table.reread.load(Relaxed),
         out_of_range: status.out_of_range.clone(),
-        copies_anew: CopiesAnew {
-            times: status.copies_anew.times,
-            why: mirror.named(&status.copies_anew.why),
-        },
+        copies_anew: status.copies_anew.clone(),
         joins: status.joins,
         reason: status.reason,
-        message: mirror.named(&status.message),
+        message: status.message.clone(),
+        remedies: status.remedies.clone(),
     }
 }
 
@@ -458,8 +503,23 @@ pub struct TableReport {
     /// The reason of a failure, else empty.
     #[serde(with = "optional")]
     pub reason: Option<Reason>,
-    /// What is wrong and what to run, or what is being waited for; else empty.
+    /// What failed and why, or what is being waited for; else empty.
     pub message: String,
+    /// What helps against a failure, in order; none in the report of an older replicator.
+    #[serde(default, deserialize_with = "remedy::known", skip_serializing_if = "Vec::is_empty")]
+    pub remedies: Vec<Remedy>,
+}
+
+impl TableReport {
+    /// Why it has failed, if it has.
+    pub fn failure(&self) -> Option<MirrorFailure> {
+        let failed = self.state == TableState::Failed;
+        failed.then(|| MirrorFailure {
+            reason: self.reason.unwrap_or(Reason::Unknown),
+            message: self.message.clone(),
+            remedies: self.remedies.clone(),
+        })
+    }
 }
 
 /// One Mirror's figures at one moment.

@@ -3,7 +3,7 @@
 use crate::{
     api::Problem,
     check::{Check, Outcome},
-    fault::Reason,
+    fault::{Reason, Remedy},
     model::MirrorFailure,
 };
 
@@ -22,8 +22,13 @@ pub(super) struct Obstacle {
 impl Obstacle {
     /// One that stays until a human acts.
     pub(super) fn lasting(reason: Reason, message: impl Into<String>) -> Obstacle {
-        let failure = MirrorFailure { reason, message: message.into() };
-        Obstacle { failure, passing: false }
+        Obstacle { failure: MirrorFailure::new(reason, message), passing: false }
+    }
+
+    /// The same, with what helps.
+    pub(super) fn remedied(mut self, by: impl IntoIterator<Item = Remedy>) -> Obstacle {
+        self.failure.remedies.extend(by);
+        self
     }
 
     /// One that may pass by itself.
@@ -45,8 +50,9 @@ impl Obstacle {
         if failed.len() > TOLD {
             told.push(format!("{} more checks failed", failed.len() - TOLD));
         }
-        let failure =
-            MirrorFailure { reason: first.reason.unwrap_or(Reason::Unknown), message: told.join(" | ") };
+        let remedies = failed.iter().take(TOLD).flat_map(|check| check.remedies.clone()).collect();
+        let reason = first.reason.unwrap_or(Reason::Unknown);
+        let failure = MirrorFailure { reason, message: told.join(" | "), remedies };
         Some(Obstacle { failure, passing: failed.iter().all(|check| check.transient) })
     }
 
@@ -62,7 +68,7 @@ impl Obstacle {
     }
 }
 
-/// A failed check on one line: `public.users, replica identity: … Fix: ALTER TABLE …;`
+/// A failed check on one line: `public.users, replica identity: …`
 fn told(check: &Check) -> String {
     format!("{}, {}", check.subject, check.sentence())
 }
@@ -77,7 +83,7 @@ mod tests {
             name: name.to_owned(),
             outcome,
             detail: "is replica, must be logical".to_owned(),
-            fix: Some("ALTER SYSTEM SET x = 'y';\n-- then restart PostgreSQL".to_owned()),
+            remedies: vec![Remedy::run_at_source("ALTER SYSTEM SET x = 'y';\n-- then restart PostgreSQL")],
             reason: Some(Reason::SourceWalLevelNotLogical),
             transient,
             of_state: false,
@@ -89,10 +95,8 @@ mod tests {
         assert_eq!(Obstacle::checks(&[check("wal_level", Outcome::Warning, false)]), None);
         let found = Obstacle::checks(&[check("wal_level", Outcome::Failure, false)]).unwrap();
         assert_eq!(found.failure.reason, Reason::SourceWalLevelNotLogical);
-        assert_eq!(
-            found.failure.message,
-            "source, wal_level: is replica, must be logical. Fix: ALTER SYSTEM SET x = 'y'; (then restart PostgreSQL)"
-        );
+        assert_eq!(found.failure.message, "source, wal_level: is replica, must be logical");
+        assert_eq!(found.failure.remedies, check("wal_level", Outcome::Failure, false).remedies);
     }
 
     #[test]

@@ -3,7 +3,11 @@
 use std::io;
 
 use super::catalog::Parted;
-use crate::{fault::causes, model::TableId, tls::TlsError};
+use crate::{
+    fault::{Remedy, causes},
+    model::TableId,
+    tls::TlsError,
+};
 
 /// Bytes of a message or a row that are not what the protocol promises.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -174,20 +178,20 @@ pub enum Error {
     Schema {
         /// The table.
         table: TableId,
-        /// What is wrong and what to do.
+        /// What is wrong.
         message: String,
+        /// What helps.
+        remedies: Vec<Remedy>,
     },
     /// Statements that a standby does not take.
-    #[error(
-        "the source is a standby, where the catalog can't be changed. Run this at the primary: {statements}"
-    )]
+    #[error("the source is a standby, where the catalog can't be changed")]
     Standby {
         /// The statements, in their order.
         statements: String,
     },
     /// A publication that only its owner, or that of its tables, can change.
     #[error(
-        "publication {publication} has to be changed, and only a role with the privileges of {owners} can do that. As {owners}, run: {statements}"
+        "publication {publication} has to be changed, and only a role with the privileges of {owners} can do that"
     )]
     NotOwner {
         /// The publication.
@@ -251,6 +255,20 @@ fn suffix(detail: &Option<String>, hint: &Option<String>) -> String {
 }
 
 impl Error {
+    /// What helps, where it can be told from the error alone.
+    pub fn remedies(&self) -> Vec<Remedy> {
+        match self {
+            Error::Schema { remedies, .. } => remedies.clone(),
+            Error::Standby { statements } => {
+                vec![Remedy::run_at_source(format!("-- at the primary\n{statements}"))]
+            }
+            Error::NotOwner { owners, statements, .. } => {
+                vec![Remedy::run_at_source(format!("-- as {owners}\n{statements}"))]
+            }
+            _ => Vec::new(),
+        }
+    }
+
     /// A server's error from its fields; class 28 (invalid authorization) becomes [`Error::Authentication`].
     pub(crate) fn from_server(
         username: &str,

@@ -7,7 +7,7 @@ use std::{fmt, time::Duration};
 use tokio::time::{Instant, sleep};
 use tokio_postgres::{Row, types::PgLsn};
 
-use super::{Error, catalog::CURRENT_LSN, session::Session};
+use super::{Error, catalog::CURRENT_LSN, quote::literal, session::Session};
 use crate::model::{Lsn, SlotReport};
 
 /// How long an ended walsender gets to let its slot go.
@@ -46,6 +46,19 @@ pub struct SlotInfo {
     pub catalog_xmin_age: Option<i32>,
     /// Since when nobody reads from it; from PostgreSQL 17.
     pub inactive_since: Option<String>,
+}
+
+/// The statement that drops a slot.
+pub fn drop_statement(slot: &str) -> String {
+    format!("SELECT pg_drop_replication_slot({})", literal(slot))
+}
+
+/// The statement that ends whoever reads a slot.
+pub fn end_reader_statement(slot: &str) -> String {
+    format!(
+        "SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots WHERE slot_name = {}",
+        literal(slot)
+    )
 }
 
 impl SlotInfo {

@@ -12,7 +12,7 @@ use futures::future::BoxFuture;
 
 use super::Error;
 use crate::{
-    fault::Reason,
+    fault::{Reason, Remedy},
     model::{MirrorFailure, TableId},
 };
 
@@ -33,8 +33,10 @@ pub struct Verdict {
 pub struct MirrorRefused {
     /// A documented reason.
     pub reason: Reason,
-    /// What is wrong and what to do.
+    /// What is wrong.
     pub message: String,
+    /// What helps, in order.
+    pub remedies: Vec<Remedy>,
     /// Whether it may pass without anybody doing anything.
     pub transient: bool,
 }
@@ -104,8 +106,12 @@ mod tests {
     #[tokio::test]
     async fn is_asked_once_and_again_after_the_mirror_was_refused() {
         let asked = Arc::new(AtomicUsize::new(0));
-        let refused =
-            MirrorRefused { reason: Reason::SourceError, message: "no".to_owned(), transient: false };
+        let refused = MirrorRefused {
+            reason: Reason::SourceError,
+            message: "no".to_owned(),
+            remedies: Vec::new(),
+            transient: false,
+        };
         let ask: Ask = Arc::new({
             let (asked, refused) = (Arc::clone(&asked), refused.clone());
             move |_| {

@@ -262,7 +262,7 @@ mod tests {
             ErrorKind::Refused => Reason::DestinationTlsFailed,
             _ => Reason::DestinationError,
         };
-        Error::Destination(DestinationError { kind, reason, message, source: None })
+        Error::Destination(DestinationError { kind, reason, message, remedies: Vec::new(), source: None })
     }
 
     #[tokio::test(start_paused = true)]

@@ -22,7 +22,7 @@
 
 use std::{error::Error as StdError, future::Future, ops::Range};
 
-use crate::fault::Reason;
+use crate::fault::{Reason, Remedy};
 use crate::model::{Position, TableSchema, Tuple, Version};
 
 /// What a row does to its key.
@@ -58,7 +58,7 @@ pub enum ValueError {
     },
     /// NULL for a target column that can't hold it.
     #[error(
-        "column {column} is NULL at the source, and target table {target} is sorted by it, which takes no NULL; drop that table and set engine.orderBy to other columns"
+        "column {column} is NULL at the source, and target table {target} is sorted by it, which takes no NULL"
     )]
     UnexpectedNull {
         /// Source column name.
@@ -318,8 +318,10 @@ pub struct DestinationError {
     pub kind: ErrorKind,
     /// A CamelCase reason for a condition, such as `DestinationTableMissing`.
     pub reason: Reason,
-    /// What was being done, what went wrong and what to do about it; never row values or secrets.
+    /// What was being done, and what went wrong; never row values or secrets.
     pub message: String,
+    /// What helps, in order.
+    pub remedies: Vec<Remedy>,
     /// The driver's error, if there is one.
     #[source]
     pub source: Option<Box<dyn StdError + Send + Sync>>,

@@ -295,8 +295,7 @@ impl<D: Destination> Surroundings<'_, D> {
             record.chunks.clear();
         }
         record.chunks.extend(chunks);
-        (record.reason, record.message) =
-            (Some(Reason::CopiedAnew), format!("a part of it is copied: {why}"));
+        record.set_reason(Reason::CopiedAnew, format!("a part of it is copied: {why}"));
         Ok(())
     }
 }

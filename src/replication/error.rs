@@ -6,9 +6,9 @@ use super::{
     policy,
 };
 use crate::{
-    fault::Reason,
-    model::{Lsn, MirrorFailure, RESYNC_ADVICE, TableId, TableSchema, Version, resync_advice},
-    postgres::{self, quote, removal::RemovalError},
+    fault::{Reason, Remedy},
+    model::{Lsn, MirrorFailure, TableId, TableSchema, Version},
+    postgres::{self, quote, removal::RemovalError, slot},
 };
 
 /// What can go wrong while a Mirror runs.
@@ -30,7 +30,7 @@ pub enum Error {
     },
     /// The slot is gone although this Mirror has made one.
     #[error(
-        "replication slot {slot} no longer exists at the source: changes since {since} can't be had any more. To go on, {RESYNC_ADVICE}"
+        "replication slot {slot} no longer exists at the source: changes since {since} can't be had any more"
     )]
     SlotMissing {
         /// The slot's name.
@@ -40,7 +40,7 @@ pub enum Error {
     },
     /// The server has removed WAL that the slot needed.
     #[error(
-        "replication slot {slot} was invalidated by the source ({}): it can't be read any more. To go on, {cure}; then {RESYNC_ADVICE}",
+        "replication slot {slot} was invalidated by the source ({}): it can't be read any more",
         .reason.as_ref().unwrap_or(.wal_status)
     )]
     SlotInvalidated {
@@ -54,9 +54,7 @@ pub enum Error {
         cure: &'static str,
     },
     /// A slot of our name exists but is not one of ours.
-    #[error(
-        "replication slot {slot} is not a pgoutput slot of this database ({found}): drop it at the source"
-    )]
+    #[error("replication slot {slot} is not a pgoutput slot of this database ({found})")]
     SlotForeign {
         /// The slot's name.
         slot: String,
@@ -64,9 +62,7 @@ pub enum Error {
         found: String,
     },
     /// Another process of the same Mirror is at work.
-    #[error(
-        "replication slot {slot} is in use by {by}: this mirror waits until it is free. If nothing should read it, end that at the source with pg_terminate_backend"
-    )]
+    #[error("replication slot {slot} is in use by {by}: this mirror waits until it is free")]
     SlotInUse {
         /// The slot's name.
         slot: String,
@@ -86,7 +82,7 @@ pub enum Error {
     },
     /// A slot of our name exists, and nothing is on record of it.
     #[error(
-        "replication slot {slot} exists, and this mirror has no record of it at the destination: another process may read it into another destination, or the destination has lost its records. To drop the slot and begin with a new one, {RESYNC_ADVICE}"
+        "replication slot {slot} exists, and this mirror has no record of it at the destination: another process may read it into another destination, or the destination has lost its records. A resync drops the slot"
     )]
     SlotUnknown {
         /// The slot's name.
@@ -94,7 +90,7 @@ pub enum Error {
     },
     /// The Mirror runs, and it isn't on record how far its slot was confirmed.
     #[error(
-        "the destination has no record of how far replication slot {slot} was confirmed: its records were changed, or are those of an older release of walferry. To go on, {RESYNC_ADVICE}"
+        "the destination has no record of how far replication slot {slot} was confirmed: its records were changed, or are those of an older release of walferry"
     )]
     PositionUnknown {
         /// The slot's name.
@@ -102,7 +98,7 @@ pub enum Error {
     },
     /// The slot is further than this Mirror has confirmed.
     #[error(
-        "changes from {recorded} to {confirmed} are missing at the destination: replication slot {slot} was read by somebody else, moved or made again, or the destination was restored from a backup. To go on, {RESYNC_ADVICE}"
+        "changes from {recorded} to {confirmed} are missing at the destination: replication slot {slot} was read by somebody else, moved or made again, or the destination was restored from a backup"
     )]
     SlotAdvanced {
         /// The slot's name.
@@ -114,7 +110,7 @@ pub enum Error {
     },
     /// The source has lost what the destination has.
     #[error(
-        "the source went back: this mirror had come to {recorded} of its log, and {found}. It was restored from a snapshot of its disk, or lost what it had written. To go on, {RESYNC_ADVICE}"
+        "the source went back: this mirror had come to {recorded} of its log, and {found}. It was restored from a snapshot of its disk, or lost what it had written"
     )]
     SourceWentBack {
         /// A position that the destination has.
@@ -129,7 +125,7 @@ pub enum Error {
     RecordsForgotten,
     /// The destination has forgotten what was written to it.
     #[error(
-        "the destination was restored from a backup: it had a record of position {recorded}, and has {} now. To go on, {RESYNC_ADVICE}",
+        "the destination was restored from a backup: it had a record of position {recorded}, and has {} now",
         .found.map_or_else(|| "none".to_owned(), |found| format!("an earlier one, of {found},"))
     )]
     DestinationRestored {
@@ -140,12 +136,12 @@ pub enum Error {
     },
     /// A Mirror with `snapshot.mode: Only` is over, and something else is asked of it now.
     #[error(
-        "this mirror has copied its tables (snapshot.mode: Only) and dropped its slot: it can't go on with another mode or other tables. Undo the change, or {RESYNC_ADVICE}"
+        "this mirror has copied its tables (snapshot.mode: Only) and dropped its slot: it can't go on with another mode or other tables"
     )]
     CopyFinished,
     /// The rows at the destination were written by a release whose versions can't be compared with ours.
     #[error(
-        "the rows at the destination carry versions of scheme {found}, and this release of walferry writes scheme {}: which of two rows is the newer could not be told. To go on, {RESYNC_ADVICE}",
+        "the rows at the destination carry versions of scheme {found}, and this release of walferry writes scheme {}: which of two rows is the newer could not be told",
         super::state::VERSION_SCHEME
     )]
     OtherVersions {
@@ -154,7 +150,7 @@ pub enum Error {
     },
     /// The source's log is longer than versions have room for.
     #[error(
-        "the source's log has come to {position}, and rows at the destination can be told apart up to {} (32 PiB) only: move the database to a new cluster, whose log begins anew, and mirror that one",
+        "the source's log has come to {position}, and rows at the destination can be told apart up to {} (32 PiB) only",
         Version::LIMIT
     )]
     LogTooLong {
@@ -162,9 +158,7 @@ pub enum Error {
         position: Lsn,
     },
     /// The publication is gone or changed although this Mirror runs on it.
-    #[error(
-        "publication {publication} {problem}: changes made meanwhile were not sent. To go on, {RESYNC_ADVICE}"
-    )]
+    #[error("publication {publication} {problem}: changes made meanwhile were not sent")]
     PublicationChanged {
         /// The publication's name.
         publication: String,
@@ -173,7 +167,7 @@ pub enum Error {
     },
     /// Another database cluster answers at the source's address.
     #[error(
-        "the source has system identifier {found}, but this mirror was started against {expected}: it was restored or replaced. Point the peer back, or {RESYNC_ADVICE}"
+        "the source has system identifier {found}, but this mirror was started against {expected}: it was restored or replaced"
     )]
     SourceReplaced {
         /// The identifier in the state.
@@ -188,12 +182,14 @@ pub enum Error {
         expected: u32,
         /// The timeline of the server.
         found: u32,
-        /// Why it can't be followed, and what to do.
+        /// Why it can't be followed.
         problem: String,
+        /// What helps.
+        remedies: Vec<Remedy>,
     },
     /// Two connections to the source's address have reached two servers: it changes just now, or is one of several.
     #[error(
-        "two connections to the source's address have reached two different servers: it may just be switched over. If that lasts, give postgres.host the address of one server, or one that always leads to the primary"
+        "two connections to the source's address have reached two different servers: it may just be switched over"
     )]
     TwoServers,
     /// The source shuts down, and waits until its stream has ended.
@@ -203,7 +199,7 @@ pub enum Error {
     SourceShuttingDown,
     /// A standby was promoted, and has not this Mirror's slot.
     #[error(
-        "a standby was promoted at {at}, and replication slot {slot} {problem}: changes from before can't be had any more. For the next time: the standby keeps it with sync_replication_slots, hot_standby_feedback and a dbname in primary_conninfo, when the primary's synchronized_standby_slots names the standby's slot (PostgreSQL 17 and later). To go on, {RESYNC_ADVICE}"
+        "a standby was promoted at {at}, and replication slot {slot} {problem}: changes from before can't be had any more. For the next time: the standby keeps it with sync_replication_slots, hot_standby_feedback and a dbname in primary_conninfo, when the primary's synchronized_standby_slots names the standby's slot (PostgreSQL 17 and later)"
     )]
     SlotNotKept {
         /// The slot's name.
@@ -218,8 +214,7 @@ pub enum Error {
     TimelineLeft,
     /// The Mirror asks for a table in another way than when it joined.
     #[error(
-        "table {table} is asked for in another way than when it was copied (target, columns, where or engine changed). Undo the change, or {}",
-        resync_advice(.table)
+        "table {table} is asked for in another way than when it was copied (target, columns, where or engine changed)"
     )]
     SpecChanged {
         /// The table.
@@ -252,16 +247,20 @@ pub enum Error {
         table: TableId,
         /// A documented reason.
         reason: Reason,
-        /// What is wrong and what to run.
+        /// What failed, and why.
         message: String,
+        /// What helps, apart from copying the table again afterwards.
+        remedies: Vec<Remedy>,
     },
     /// Another Mirror writes a table's target.
     #[error("table {table}: {message}")]
     TargetTaken {
         /// The table.
         table: TableId,
-        /// Which one, and what to do.
+        /// Which one.
         message: String,
+        /// What helps.
+        remedies: Vec<Remedy>,
     },
     /// The Mirror that wrote a table's target has released it.
     #[error("the target of table {table} was released by the mirror that wrote it")]
@@ -294,12 +293,12 @@ pub enum Error {
     Protocol(&'static str),
     /// PostgreSQL can't send a changed row.
     #[error(
-        "a changed row has text that can't be sent as UTF-8: {0}. PostgreSQL does not say which row it is, and sends nothing after it. Mend the text at the source, then {RESYNC_ADVICE}"
+        "a changed row has text that can't be sent as UTF-8: {0}. PostgreSQL does not say which row it is, and sends nothing after it"
     )]
     Encoding(postgres::Error),
     /// A row filter fails for a changed row.
     #[error(
-        "where fails for a changed row: {condition}. Tables with where: {}. PostgreSQL sends nothing after that row, and judges it by the filter that was there when it was written, so neither deleting it nor altering the publication helps. Change where so that it can't fail for any value; then {RESYNC_ADVICE}",
+        "where fails for a changed row: {condition}. Tables with where: {}. PostgreSQL sends nothing after that row, and judges it by the filter that was there when it was written, so neither deleting it nor altering the publication helps",
         names(.tables)
     )]
     RowFilter {
@@ -332,13 +331,29 @@ fn names(tables: &[TableId]) -> String {
 }
 
 impl Error {
+    /// A table that stops alone.
+    pub(super) fn table(table: &TableId, reason: Reason, message: impl Into<String>) -> Self {
+        Error::Table { table: table.clone(), reason, message: message.into(), remedies: Vec::new() }
+    }
+
+    /// The same error of a table, with what helps.
+    pub(super) fn remedied(self, by: impl IntoIterator<Item = Remedy>) -> Self {
+        match self {
+            Error::Table { table, reason, message, mut remedies } => {
+                remedies.extend(by);
+                Error::Table { table, reason, message, remedies }
+            }
+            other => other,
+        }
+    }
+
     /// A mirrored table is no more.
-    pub(super) fn dropped(table: &TableId) -> Self {
-        let message = format!(
-            "it was dropped at the source; its target stays. Take it out of the mirror's tables, or make it again and {}",
-            resync_advice(table)
-        );
-        Error::Table { table: table.clone(), reason: Reason::SourceTableDropped, message }
+    pub fn dropped(table: &TableId) -> Self {
+        let message = "it was dropped at the source; its target stays";
+        Error::table(table, Reason::SourceTableDropped, message).remedied([Remedy::any_of([
+            vec![Remedy::edit("spec.tables", format!("take {table} out"))],
+            vec![Remedy::act("make it again at the source"), Remedy::resync([table])],
+        ])])
     }
 
     /// An error that a query on a table met, as the table's own fault where it says that the table is gone or has text that can't
@@ -349,26 +364,23 @@ impl Error {
             // insufficient_privilege: also what a read says that row-level security would cut short.
             Error::Source(source) if source.sqlstate() == Some("42501") => {
                 let message = format!(
-                    "it can't be read any more: {source}. walferry check says what to run. Once it may be read, it is copied again, \
-                     automatically; with insertOnly or snapshot.mode: Never, give walferry.dev/resync another value"
+                    "it can't be read any more: {source}. Once it may be read, it is copied again, automatically; with insertOnly or \
+                     snapshot.mode: Never, a resync that names it does that"
                 );
-                Error::Table { table: table.clone(), reason: Reason::SourcePrivilegeMissing, message }
+                Error::table(table, Reason::SourcePrivilegeMissing, message)
+                    .remedied([Remedy::act("grant what walferry check says")])
             }
-            Error::Source(source) if source.tells_encoding() => Error::Table {
-                table: table.clone(),
-                reason: Reason::SourceEncoding,
-                message: format!(
-                    "a row has text that can't be sent as UTF-8: {source}. Mend it at the source"
-                ),
-            },
+            Error::Source(source) if source.tells_encoding() => {
+                let message = format!("a row has text that can't be sent as UTF-8: {source}");
+                Error::table(table, Reason::SourceEncoding, message).remedied([correct_text()])
+            }
             Error::Source(source) if source.value_condition().is_some() => {
                 let message = format!(
-                    "PostgreSQL can't compute something for one of its rows: {}. If the mirror has where for it, change that so that it can't \
-                     fail for any value; then {}",
-                    source.value_condition().unwrap_or_default(),
-                    resync_advice(table)
+                    "PostgreSQL can't compute something for one of its rows: {}",
+                    source.value_condition().unwrap_or_default()
                 );
-                Error::Table { table: table.clone(), reason: Reason::SourceRowFilterFailed, message }
+                Error::table(table, Reason::SourceRowFilterFailed, message)
+                    .remedied([correct_filter(std::slice::from_ref(table))])
             }
             other => other,
         }
@@ -380,22 +392,22 @@ impl Error {
         let columns: Vec<String> = columns.map(|column| quote::ident(&column.name)).collect();
         let which = key.map_or_else(String::new, |key| format!(", the one with {key}"));
         let message = format!(
-            "{}{which}. Find such rows with SELECT {} FROM {} AS r WHERE octet_length(r::text) > {}, and split what they hold or take the column out with columns.exclude",
+            "{}{which}. SELECT {} FROM {} AS r WHERE octet_length(r::text) > {} finds such rows",
             postgres::Error::RowTooLong { bytes },
             columns.join(", "),
             quote::table(&schema.id),
             postgres::wire::LONGEST_ROW / 2,
         );
-        Error::Table { table: schema.id.clone(), reason: Reason::RowTooLong, message }
+        Error::table(&schema.id, Reason::RowTooLong, message).remedied([Remedy::any_of([
+            vec![Remedy::act("split what such rows hold")],
+            vec![Remedy::edit("spec.tables[].columns.exclude", format!("name the column of {}", schema.id))],
+        ])])
     }
 
     /// A transaction has truncated a table more often than its changes' versions have room for.
     pub(super) fn too_many_truncates(table: &TableId) -> Self {
-        let message = format!(
-            "one transaction has truncated it more than a thousand times, so its rows can't be told from older ones. To go on, {}",
-            resync_advice(table)
-        );
-        Error::Table { table: table.clone(), reason: Reason::TooManyTruncates, message }
+        let message = "one transaction has truncated it more than a thousand times, so its rows can't be told from older ones";
+        Error::table(table, Reason::TooManyTruncates, message)
     }
 
     /// An error that the stream met, as what it means there. `filtered` are the tables with a row filter.
@@ -413,11 +425,10 @@ impl Error {
     /// An error of reading some of a table's rows again. What the source refuses for this query stays refused.
     pub(super) fn of_reread(table: &TableId, error: Error) -> Self {
         match Error::of_table(table, error) {
-            Error::Source(source) if source.refuses_query() => Error::Table {
-                table: table.clone(),
-                reason: Reason::SourceQueryRefused,
-                message: format!("unchanged large values could not be read again: {source}"),
-            },
+            Error::Source(source) if source.refuses_query() => {
+                let message = format!("unchanged large values could not be read again: {source}");
+                Error::table(table, Reason::SourceQueryRefused, message)
+            }
             other => other,
         }
     }
@@ -455,20 +466,18 @@ impl Error {
 
     /// A mirrored table has another name.
     pub(super) fn renamed(table: &TableId, name: &TableId) -> Self {
-        let message = format!(
-            "it is called {name} at the source now; its target stays. Name it so in the mirror's tables, or give it back its name and {}",
-            resync_advice(table)
-        );
-        Error::Table { table: table.clone(), reason: Reason::SourceTableDropped, message }
+        let message = format!("it is called {name} at the source now; its target stays");
+        Error::table(table, Reason::SourceTableDropped, message).remedied([Remedy::any_of([
+            vec![Remedy::edit("spec.tables", format!("name {name} in place of {table}"))],
+            vec![Remedy::act("give it back its name"), Remedy::resync([table])],
+        ])])
     }
 
     /// Somebody took a mirrored table out of the publication.
     pub(super) fn unpublished(table: &TableId, publication: &str) -> Self {
-        let message = format!(
-            "publication {publication} no longer has it, so changes are missing at the destination. To have it published again, {}",
-            resync_advice(table)
-        );
-        Error::Table { table: table.clone(), reason: Reason::SourceNotPublished, message }
+        let message =
+            format!("publication {publication} no longer has it, so changes are missing at the destination");
+        Error::table(table, Reason::SourceNotPublished, message)
     }
 
     /// What a value means that can't be stored: the table's own fault, or that a column of the target has to take NULL.
@@ -486,41 +495,125 @@ impl Error {
             ValueError::UnexpectedNull { .. } => Reason::DestinationTypeMismatch,
             ValueError::Malformed { .. } | ValueError::Unresolved { .. } => Reason::DecodeFailed,
         };
-        Error::Table { table: table.id.clone(), reason, message: error.to_string() }
+        let error = Error::table(&table.id, reason, error.to_string());
+        match reason {
+            Reason::ValueOutOfRange => error.remedied([Remedy::any_of([
+                vec![Remedy::edit("spec.outOfRange", "set it to Nearest or Null")],
+                vec![Remedy::edit(
+                    "spec.tables[].columns.types",
+                    format!("give the column of {} a wider type", table.id),
+                )],
+            ])]),
+            Reason::DestinationTypeMismatch => error.remedied([Remedy::edit(
+                "spec.tables[]",
+                format!("give {} another target.table, and engine.orderBy other columns", table.id),
+            )]),
+            _ => error,
+        }
+    }
+}
+
+/// What helps against text that can't be sent.
+fn correct_text() -> Remedy {
+    Remedy::act("correct the text at the source")
+}
+
+/// What helps against a row filter that fails.
+fn correct_filter(tables: &[TableId]) -> Remedy {
+    Remedy::edit(
+        "spec.tables[].where",
+        format!("change that of {} so that it can't fail for any value", names(tables)),
+    )
+}
+
+/// What helps against each error, in order. Total: a new error has to be placed here.
+fn remedies(error: &Error) -> Vec<Remedy> {
+    let resync = Remedy::resync_all;
+    match error {
+        Error::Source(source) => source.remedies(),
+        Error::State { .. }
+        | Error::Replaced
+        | Error::RecordsForgotten
+        | Error::SlotNotReady { .. }
+        | Error::SourceShuttingDown
+        | Error::TimelineLeft
+        | Error::TablesAdmitted { .. }
+        | Error::SnapshotLost
+        | Error::TargetReleased { .. }
+        | Error::CatalogChanged { .. }
+        | Error::NullCame { .. }
+        | Error::Protocol(_)
+        | Error::Task(_)
+        | Error::Stopped => Vec::new(),
+        Error::Destination(fault) => fault.remedies.clone(),
+        Error::SlotMissing { .. }
+        | Error::SlotNotKept { .. }
+        | Error::SlotUnknown { .. }
+        | Error::PositionUnknown { .. }
+        | Error::SlotAdvanced { .. }
+        | Error::SourceWentBack { .. }
+        | Error::DestinationRestored { .. }
+        | Error::OtherVersions { .. }
+        | Error::PublicationChanged { .. } => vec![resync()],
+        Error::SlotInvalidated { cure, .. } => vec![Remedy::act(*cure), resync()],
+        Error::SlotForeign { slot, .. } => vec![Remedy::run_at_source(slot::drop_statement(slot))],
+        Error::SlotInUse { slot, .. } => vec![Remedy::run_at_source(format!(
+            "{}; -- if nothing should read it",
+            slot::end_reader_statement(slot)
+        ))],
+        Error::CopyFinished => {
+            vec![Remedy::any_of([vec![Remedy::edit("spec", "undo the change")], vec![resync()]])]
+        }
+        Error::LogTooLong { .. } => {
+            vec![Remedy::act(
+                "move the database to a new cluster, whose log begins anew, and mirror that one",
+            )]
+        }
+        Error::SourceReplaced { .. } => {
+            let back = Remedy::act("point the source's ReplicationPeer back to the former server");
+            vec![Remedy::any_of([vec![back], vec![resync()]])]
+        }
+        Error::TwoServers => vec![Remedy::act(
+            "if it lasts, give the source's ReplicationPeer the address of one server, or one that always leads to the primary",
+        )],
+        Error::SpecChanged { table } => {
+            let undo = Remedy::edit("spec.tables", format!("undo the change of {table}"));
+            vec![Remedy::any_of([vec![undo], vec![Remedy::resync([table])]])]
+        }
+        Error::MirrorRefused(refused) => refused.remedies.clone(),
+        Error::NoTableAdmitted { refused } => {
+            refused.values().take(NAMED).flat_map(|failure| failure.remedies.clone()).collect()
+        }
+        Error::TimelineChanged { remedies, .. }
+        | Error::Table { remedies, .. }
+        | Error::TargetTaken { remedies, .. } => remedies.clone(),
+        Error::Encoding(_) => vec![correct_text(), resync()],
+        Error::RowFilter { tables, .. } => vec![correct_filter(tables), resync()],
     }
 }
 
 /// The failure that a status shows for an error. A table that has failed stays so until it is copied anew.
 pub fn failure(error: &Error) -> MirrorFailure {
-    let table = match error {
-        Error::Table { table, .. } | Error::SpecChanged { table } => Some(table),
-        _ => None,
-    };
-    let advice = table.map_or_else(|| RESYNC_ADVICE.to_owned(), resync_advice);
-    failure_with(error, &advice)
+    MirrorFailure { reason: policy(error).1, message: error.to_string(), remedies: remedies(error) }
 }
 
-/// The failure with this advice where a table has failed and the error has none of its own.
-fn failure_with(error: &Error, advice: &str) -> MirrorFailure {
-    let (what, reason) = policy(error);
-    let mut message = error.to_string();
-    // A target that is another Mirror's is not to be copied over, and is taken automatically once it is free.
-    let heals = matches!(reason, Reason::SourceReplicaIdentityDiffers | Reason::TargetTableTaken);
-    if what == Policy::FailTable && !heals && !message.contains("walferry.dev/resync") {
-        message.push_str(&format!(". Once that is mended, {advice}"));
+/// The failure of a table that can't join, or stops alone. Whoever tells it names the table, so the message doesn't begin with it.
+pub fn failure_of_table(table: &TableId, error: &Error) -> MirrorFailure {
+    let mut failure = failure(error);
+    if let Some(message) = failure.message.strip_prefix(&format!("table {table}: ")) {
+        failure.message = message.to_owned();
     }
-    MirrorFailure { reason, message }
-}
-
-/// What a table that stops alone is said to fail of. Whoever tells it names the table, so the message doesn't begin with it.
-pub(super) fn table_failure(table: &TableId, error: &Error) -> String {
-    let message = failure_with(error, &resync_advice(table)).message;
-    message.strip_prefix(&format!("table {table}: ")).unwrap_or(&message).to_owned()
-}
-
-/// The failure of a table that can't join, or stops alone; for whoever names the table.
-pub(super) fn failure_of_table(table: &TableId, error: &Error) -> MirrorFailure {
-    MirrorFailure { reason: policy(error).1, message: table_failure(table, error) }
+    // These tables are taken up again automatically; and a target that is another Mirror's is not to be copied over.
+    let heals = match failure.reason {
+        Reason::SourceReplicaIdentityDiffers | Reason::SourcePrivilegeMissing | Reason::TargetTableTaken => {
+            true
+        }
+        _ => failure.remedies.iter().any(Remedy::is_resync),
+    };
+    if policy(error).0 == Policy::FailTable && !heals {
+        failure.remedies.push(Remedy::resync([table]));
+    }
+    failure
 }
 
 /// Tables that a sentence names.
@@ -542,12 +635,10 @@ mod tests {
     #[test]
     fn a_table_that_stops_alone_is_named_by_whoever_tells_it() {
         let table = TableId::new("public", "users");
-        let message = "run this, then set walferry.dev/resync".to_owned();
-        let error = Error::Table { table: table.clone(), reason: Reason::SourceSchemaChanged, message };
-        assert_eq!(table_failure(&table, &error), "run this, then set walferry.dev/resync");
-        assert!(
-            table_failure(&TableId::new("public", "other"), &error).starts_with("table public.users: run")
-        );
+        let error = Error::table(&table, Reason::SourceSchemaChanged, "why");
+        assert_eq!(failure_of_table(&table, &error).message, "why");
+        let other = failure_of_table(&TableId::new("public", "other"), &error);
+        assert_eq!(other.message, "table public.users: why");
     }
     use crate::model::{Column, SourceType};
 
@@ -596,14 +687,34 @@ mod tests {
     }
 
     #[test]
-    fn a_failed_table_s_message_says_once_how_to_go_on() {
+    fn a_failed_table_is_copied_again_in_the_end_unless_it_heals() {
         let table = TableId::new("public", "t");
-        let refused =
-            Error::Table { table: table.clone(), reason: Reason::DecodeFailed, message: "odd".into() };
-        for error in [refused, Error::dropped(&table), Error::unpublished(&table, "p")] {
-            let message = failure(&error).message;
-            assert_eq!(message.matches("walferry.dev/resync").count(), 1, "{message}");
-        }
-        assert!(!failure(&Error::Protocol("x")).message.contains("resync"));
+        let of = |error: Error| failure_of_table(&table, &error).remedies;
+        let resync = Remedy::resync([&table]);
+        let refused = Error::table(&table, Reason::DecodeFailed, "odd");
+        assert_eq!(of(refused), vec![resync.clone()]);
+        assert_eq!(of(Error::unpublished(&table, "p")), vec![resync.clone()]);
+        let full = Remedy::run_at_source("ALTER TABLE t REPLICA IDENTITY FULL");
+        let run = |reason| Error::table(&table, reason, "why").remedied([full.clone()]);
+        assert_eq!(of(run(Reason::SourceSchemaChanged)), [full.clone(), resync]);
+        assert_eq!(of(run(Reason::SourceReplicaIdentityDiffers)), vec![full.clone()]);
+        let dropped = of(Error::dropped(&table));
+        assert!(
+            matches!(dropped.as_slice(), [choice @ Remedy::AnyOf { .. }] if choice.is_resync()),
+            "{dropped:?}"
+        );
+        assert_eq!(failure(&Error::Protocol("x")).remedies, []);
+    }
+
+    #[test]
+    fn what_stalls_says_what_to_do() {
+        let slot = || "s".to_owned();
+        let missing = Error::SlotMissing { slot: slot(), since: Lsn(1) };
+        assert_eq!(failure(&missing).remedies, [Remedy::resync_all()]);
+        let foreign = Error::SlotForeign { slot: slot(), found: "x".to_owned() };
+        let drop = Remedy::run_at_source("SELECT pg_drop_replication_slot('s')");
+        assert_eq!(failure(&foreign).remedies, [drop]);
+        let message = failure(&missing).message;
+        assert!(!message.contains("walferry.dev") && !message.contains("kubectl"), "{message}");
     }
 }

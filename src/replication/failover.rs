@@ -22,11 +22,8 @@ use super::{
     state::{MirrorState, SourceRecord, StateStore, TablePhase, TableRecord, VERSION_SCHEME},
 };
 use crate::{
-    fault::Reason,
-    model::{
-        Lsn, PostgresEndpoint, RESYNC_ADVICE, ReplicatorConfig, SlotPlace, SnapshotMode, TableId, TableKind,
-        Version, resync_advice_for,
-    },
+    fault::{Reason, Remedy},
+    model::{Lsn, PostgresEndpoint, ReplicatorConfig, SlotPlace, SnapshotMode, TableId, TableKind, Version},
     postgres::{
         self, catalog,
         session::Session,
@@ -149,32 +146,45 @@ impl Origin {
     /// [`Error::TimelineChanged`] where the server's timeline does not come from the recorded one.
     pub(super) fn switch(&self, record: &SourceRecord) -> Result<Option<Lsn>, Error> {
         let (expected, found) = (record.timeline, self.identity.timeline);
-        let refused = |problem| Err(Error::TimelineChanged { expected, found, problem });
+        let refused = |problem: String, instead: Option<&str>| {
+            let choices = instead.map(|instead| vec![Remedy::act(instead)]).into_iter();
+            let choices: Vec<_> = choices.chain([vec![Remedy::resync_all()]]).collect();
+            let remedies = vec![Remedy::any_of(choices)];
+            Err(Error::TimelineChanged { expected, found, problem, remedies })
+        };
         // The process that was promoted is the one that all has come from.
         if record.server_started == self.identity.started && expected <= found {
             return Ok(None);
         }
         if found < expected {
-            return refused(format!(
-                "a former primary, or a copy of one, answers at the source's address. Point the peer to the present primary, or {RESYNC_ADVICE}"
-            ));
+            let problem = "a former primary, or a copy of one, answers at the source's address";
+            return refused(
+                problem.to_owned(),
+                Some("point the source's ReplicationPeer to the present primary"),
+            );
         }
-        let other = format!(
-            "it did not come there as this mirror's source did, for another standby was promoted as well. Point the peer to the one that is the primary, or {RESYNC_ADVICE}"
-        );
+        let other = || {
+            let problem =
+                "it did not come there as this mirror's source did, for another standby was promoted as well";
+            refused(
+                problem.to_owned(),
+                Some("point the source's ReplicationPeer to the one that is the primary"),
+            )
+        };
         match &self.history {
             Ok(history) if expected == found => match (record.branch, history.branch()) {
-                (Some(before), Some(now)) if before != now => refused(other),
+                (Some(before), Some(now)) if before != now => other(),
                 _ => Ok(None),
             },
             Ok(history) => match history.left_at(expected) {
                 Some(at) => Ok(Some(at)),
-                None => refused(other),
+                None => other(),
             },
             Err(_) if expected == found => Ok(None),
-            Err(error) => refused(format!(
-                "a standby was promoted, and how it came there can't be read ({error}). To go on, {RESYNC_ADVICE}"
-            )),
+            Err(error) => refused(
+                format!("a standby was promoted, and how it came there can't be read ({error})"),
+                None,
+            ),
         }
     }
 }
@@ -262,13 +272,13 @@ impl<D: Destination> Failover<'_, D> {
             }
         };
         let message = format!("{why}, so its target may differ from the source; and {obstacle}");
-        let error = Error::Table { table, reason: Reason::SourceTimelineChanged, message };
+        let error = Error::table(&table, Reason::SourceTimelineChanged, message);
         self.set_aside(record, error).await?;
         Ok(false)
     }
 
     async fn set_aside(&self, record: &mut TableRecord, error: Error) -> Result<(), Error> {
-        set_aside(record, error)?;
+        set_aside(self.config, record, error)?;
         self.store.save_table(record).await
     }
 
@@ -276,13 +286,13 @@ impl<D: Destination> Failover<'_, D> {
         let names: Vec<String> = tables.iter().map(TableId::to_string).collect();
         let problem = format!(
             "a standby was promoted at {} of the old timeline, and the destination has transactions up to {newest} that it never had, in {}. \
-             Had synchronized_standby_slots named the standby's slot at the old primary, they had not been sent. To go on, {}",
+             Had synchronized_standby_slots named the standby's slot at the old primary, they had not been sent",
             self.at,
-            names.join(", "),
-            resync_advice_for(tables)
+            names.join(", ")
         );
         let expected = state.source.as_ref().map_or(0, |source| source.timeline);
-        Error::TimelineChanged { expected, found: self.found, problem }
+        let remedies = vec![Remedy::resync(tables)];
+        Error::TimelineChanged { expected, found: self.found, problem, remedies }
     }
 }
 
@@ -302,7 +312,10 @@ fn doubt(record: &TableRecord, at: Lsn) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{TableSchema, TableSpec};
+    use crate::{
+        model::{TableSchema, TableSpec},
+        replication::failure,
+    };
 
     /// What becomes of a Mirror that was on `expected`: the switch, or words of the refusal.
     fn switch(
@@ -331,7 +344,11 @@ mod tests {
             place: SlotPlace::default(),
             history: TimelineHistory::parse(timeline, history),
         };
-        let switch = origin.switch(&record).map_err(|error| error.to_string())?;
+        let switch = origin.switch(&record).map_err(|error| {
+            let failure = failure(&error);
+            assert!(failure.remedies.iter().any(Remedy::is_resync), "{failure:?}");
+            failure.message
+        })?;
         assert_eq!(origin.record(record.clone()).timeline, timeline);
         Ok(switch.map(|at| at.0))
     }
@@ -353,7 +370,7 @@ mod tests {
             ((3, "x", "c"), "can't be read"),
         ] {
             let refused = switch(before, found).unwrap_err();
-            assert!(refused.contains(words) && refused.contains("walferry.dev/resync"), "{refused}");
+            assert!(refused.contains(words), "{refused}");
         }
     }
 

@@ -7,8 +7,8 @@ use std::{collections::HashMap, time::Instant};
 
 use super::{Error, state::PublishedAs};
 use crate::{
-    fault::Reason,
-    model::{TableId, TableSchema, resync_advice},
+    fault::{Reason, Remedy},
+    model::{TableId, TableSchema},
     postgres::{
         catalog::{self, RelationFacts},
         publication::{self, Publish, PublishedTable, alter_statements},
@@ -44,15 +44,17 @@ pub(super) async fn unfit(
         // Where only inserts are published, no other statement is refused.
         let refusal = members.iter().filter(|_| what == Publish::Everything).find_map(refuses);
         if let Some(why) = refusal {
-            let done = take_out(session, name, may_alter, members, looked).await?;
-            taken.insert(table.oid, harmful(&table.id, &why, &done));
-        } else if let Some(partition) = members.iter().find(|member| member.is_unlogged()) {
-            let message = format!(
-                "{} is a foreign or unlogged table, whose rows are not in the log: detach it",
-                partition.id
+            let (done, remedy) = take_out(session, name, may_alter, members, looked).await?;
+            taken.insert(
+                table.oid,
+                harmful(&table.id, &why, &done).remedied(remedy).remedied([correct_identity()]),
             );
-            let reason = Reason::SourceTableUnsupported;
-            taken.insert(table.oid, Error::Table { table: table.id.clone(), reason, message });
+        } else if let Some(partition) = members.iter().find(|member| member.is_unlogged()) {
+            let message =
+                format!("{} is a foreign or unlogged table, whose rows are not in the log", partition.id);
+            let error = Error::table(&table.id, Reason::SourceTableUnsupported, message);
+            let detach = Remedy::act(format!("detach partition {}", partition.id));
+            taken.insert(table.oid, error.remedied([detach]));
         } else if what == Publish::Everything
             && let Some(error) = identity_differs(&table.id, members)
         {
@@ -68,13 +70,12 @@ pub(super) fn identity_differs(table: &TableId, members: &[RelationFacts]) -> Op
     let unlike: Vec<_> =
         leaves.iter().filter_map(|leaf| Some((leaf, leaf.unlike_root(root)?))).take(MOST_NAMED).collect();
     let (leaf, why) = unlike.first()?;
-    let statements: Vec<_> = unlike.iter().map(|(leaf, _)| leaf.identity_statement()).collect();
+    let statements = unlike.iter().map(|(leaf, _)| Remedy::run_at_source(leaf.identity_statement()));
     let message = format!(
-        "partition {} {why}. Run {}; the table is then copied again automatically",
-        leaf.id,
-        statements.join("; ")
+        "partition {} {why}; the table is copied again automatically once that is corrected",
+        leaf.id
     );
-    Some(Error::Table { table: table.clone(), reason: Reason::SourceReplicaIdentityDiffers, message })
+    Some(Error::table(table, Reason::SourceReplicaIdentityDiffers, message).remedied(statements))
 }
 
 /// Partitions that one message names at most.
@@ -83,11 +84,17 @@ const MOST_NAMED: usize = 10;
 /// A table whose changes are sent as those of a table above it.
 pub(super) fn ancestor_published(table: &TableId, ancestor: &TableId) -> Error {
     let message = format!(
-        "it is a partition of {ancestor}, which is published too: its changes are sent as those of {ancestor}, and none as its own. Take \
-         {table} out of the mirror's tables, for its rows come with {ancestor}; or detach it, or take {ancestor} out, and {}",
-        resync_advice(table)
+        "it is a partition of {ancestor}, which is published too: its changes are sent as those of {ancestor}, and none as its own"
     );
-    Error::Table { table: table.clone(), reason: Reason::SourceAncestorPublished, message }
+    Error::table(table, Reason::SourceAncestorPublished, message).remedied([Remedy::any_of([
+        vec![leave_to_ancestor(table, ancestor)],
+        vec![Remedy::edit("spec.tables", format!("take {ancestor} out")), Remedy::resync([table])],
+    ])])
+}
+
+/// What helps where a table's rows come with those of a table above it.
+pub fn leave_to_ancestor(table: &TableId, ancestor: &TableId) -> Remedy {
+    Remedy::edit("spec.tables", format!("take {table} out, for its rows come with {ancestor}"))
 }
 
 /// Takes a table out of the publication whose row filter fails for one of its rows: in the stream it would stop all others too.
@@ -118,12 +125,12 @@ pub(super) fn published_otherwise(
     if before.entry == now.entry
         && let Some(misfit) = now.columns.as_ref().and_then(|list| list.misfit(schema))
     {
-        let message = format!(
-            "{misfit}, so its values are missing at the destination: run {} (in the transaction that adds a column, or later), then {}",
-            publication::transaction(&publication::list_statements(name, schema)),
-            resync_advice(table)
+        let message = format!("{misfit}, so its values are missing at the destination");
+        let statements = publication::transaction(&publication::list_statements(name, schema));
+        let list = format!("-- in the transaction that adds a column, or later\n{statements}");
+        return Some(
+            Error::table(table, Reason::SourceNotPublished, message).remedied([Remedy::run_at_source(list)]),
         );
-        return Some(Error::Table { table: table.clone(), reason: Reason::SourceNotPublished, message });
     }
     let what = if before.columns != now.columns.as_ref().map(|list| list.attnums.clone()) {
         "sends other columns of it than before"
@@ -134,11 +141,8 @@ pub(super) fn published_otherwise(
     } else {
         return None;
     };
-    let message = format!(
-        "publication {name} {what}, so changes are missing at the destination. To have it published as the mirror asks, {}",
-        resync_advice(table)
-    );
-    Some(Error::Table { table: table.clone(), reason: Reason::SourceNotPublished, message })
+    let message = format!("publication {name} {what}, so changes are missing at the destination");
+    Some(Error::table(table, Reason::SourceNotPublished, message))
 }
 
 async fn take_out(
@@ -147,8 +151,8 @@ async fn take_out(
     may_alter: bool,
     members: &[RelationFacts],
     looked: Option<Instant>,
-) -> Result<String, Error> {
-    let Some(RelationFacts { id, .. }) = members.first() else { return Ok(String::new()) };
+) -> Result<(String, Option<Remedy>), Error> {
+    let Some(RelationFacts { id, .. }) = members.first() else { return Ok((String::new(), None)) };
     let since = match looked {
         Some(looked) => format!("for at most {} s", looked.elapsed().as_secs() + 1),
         None => "from that change on, while walferry was not looking".to_owned(),
@@ -157,19 +161,23 @@ async fn take_out(
     if may_alter {
         publication::alter(session, name, &[], root, &[]).await?;
         tracing::warn!(table = %id, publication = name, "table left the publication: it made UPDATE and DELETE fail");
-        return Ok(format!("failed at the source {since}, until it was taken out of publication {name}"));
+        let done = format!("failed at the source {since}, until it was taken out of publication {name}");
+        return Ok((done, None));
     }
-    let statements = alter_statements(name, &[], root, &[]).join("; ");
-    Ok(format!("fail at the source until somebody who may alter publication {name} runs {statements}"))
+    let statements = alter_statements(name, &[], root, &[]).join(";\n");
+    let sql = format!("-- as a role that may alter publication {name}\n{statements};");
+    let goes_on = format!("fail at the source for as long as publication {name} has it");
+    Ok((goes_on, Some(Remedy::run_at_source(sql))))
 }
 
 fn harmful(table: &TableId, why: &str, what: &str) -> Error {
-    let message = format!(
-        "{why}: a published table needs one that names every row, so UPDATE and DELETE on it {what}. walferry check says which \
-         identity to give it; then {}",
-        resync_advice(table)
-    );
-    Error::Table { table: table.clone(), reason: Reason::SourceReplicaIdentityMissing, message }
+    let message =
+        format!("{why}: a published table needs one that names every row, so UPDATE and DELETE on it {what}");
+    Error::table(table, Reason::SourceReplicaIdentityMissing, message)
+}
+
+fn correct_identity() -> Remedy {
+    Remedy::act("give it the replica identity that walferry check names")
 }
 
 #[cfg(test)]
@@ -178,6 +186,7 @@ mod tests {
     use crate::{
         model::{Column, SourceType},
         postgres::publication::ColumnList,
+        replication::failure,
     };
 
     #[test]
@@ -196,7 +205,14 @@ mod tests {
         let schema = TableSchema::new(id.clone(), vec![column(1, "id"), column(2, "v")]);
         let before = PublishedAs::from(&found(1, Some("(id > 5)"), None));
         let told = |now: &PublishedTable| {
-            published_otherwise(&schema, "p", &before, now).map(|error| error.to_string()).unwrap_or_default()
+            let failure = published_otherwise(&schema, "p", &before, now).map(|error| failure(&error));
+            failure.map_or_else(String::new, |failure| {
+                let sql = failure.remedies.iter().filter_map(|remedy| match remedy {
+                    Remedy::RunAt { sql, .. } => Some(sql.as_str()),
+                    _ => None,
+                });
+                format!("{} {}", failure.message, sql.collect::<String>())
+            })
         };
         assert_eq!(told(&found(1, Some("(id > 5)"), None)), "");
         assert!(told(&found(2, Some("(id > 5)"), None)).contains("put back"));

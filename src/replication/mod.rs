@@ -44,13 +44,16 @@ pub use destination::{
     Destination, DestinationError, ErrorKind, Insert, Op, Rows, StateRow, StateRows, StateVersion,
     TableBatch, ValueError,
 };
-pub use error::{Error, failure};
-pub use named_columns::NamedColumns;
+pub use error::{Error, failure, failure_of_table};
+pub use guard::leave_to_ancestor;
+pub use named_columns::{NamedColumns, name_columns};
 pub use policy::{Policy, policy};
 pub use position::PositionRecord;
 pub use provision::publication_comment;
 pub use resync::{Apart, copies_over_rows, require_withheld, resync_due, set_apart, unknown_names};
 pub use schema_change::keep_target_names;
 pub use state::{FormerTable, MirrorState, ResyncRecord, SourceRecord, StateStore, TablePhase, TableRecord};
-pub use targets::{Claim, claims, describe as describe_claim, foreign as foreign_claim, waits_for_target};
+pub use targets::{
+    Claim, claims, describe as describe_claim, foreign as foreign_claim, give_way, waits_for_target,
+};
 pub use worker::run;

@@ -11,8 +11,8 @@ use serde::{Deserialize, Serialize};
 
 use super::{Error, state::TableRecord};
 use crate::{
-    fault::Reason,
-    model::{Lsn, TableId, TableSchema, TableSpec, resync_advice},
+    fault::{Reason, Remedy},
+    model::{Lsn, TableId, TableSchema, TableSpec},
     postgres::{
         catalog::{ColumnList, LiveColumn, NamedColumn, Parted},
         pgoutput::Relation,
@@ -194,13 +194,15 @@ impl NamedColumns {
             true => format!("column {} was left out of the mirror", column.name),
             false => format!("column {} was left out of the mirror as {}", column.name, named.name),
         };
-        let message = format!(
-            "{called}, and nothing in the table's columns names it now. To keep it out, put {0} into columns.exclude; to have it mirrored, \
-             name it in columns.rename ({0}: {0}); then {1}",
-            column.name,
-            resync_advice(&spec.id)
-        );
-        Err(Error::Table { table: spec.id.clone(), reason: Reason::SourceColumnRenamed, message })
+        let message = format!("{called}, and nothing in the table's columns names it now");
+        let name = &column.name;
+        Err(Error::table(&spec.id, Reason::SourceColumnRenamed, message).remedied([Remedy::any_of([
+            vec![Remedy::edit("spec.tables[].columns.exclude", format!("add {name}, to keep it out"))],
+            vec![Remedy::edit(
+                "spec.tables[].columns.rename",
+                format!("add {name}: {name}, to have it mirrored"),
+            )],
+        ])]))
     }
 }
 
@@ -211,11 +213,14 @@ pub(super) const EXCLUDED_RENAMED: &str =
 /// The fault of a table whose entry's names don't mean the columns that they meant.
 pub(super) fn renamed(table: &TableId, detail: &str) -> Error {
     let message = format!(
-        "{detail}. Nothing more of the table is sent, so that no column that is left out arrives under another name. Name the columns in the \
-         mirror as they are called now; then {}",
-        resync_advice(table)
+        "{detail}. Nothing more of the table is sent, so that no column that is left out arrives under another name"
     );
-    Error::Table { table: table.clone(), reason: Reason::SourceColumnRenamed, message }
+    Error::table(table, Reason::SourceColumnRenamed, message).remedied([name_columns(table)])
+}
+
+/// What helps where the names of a table's entry have parted from its columns.
+pub fn name_columns(table: &TableId) -> Remedy {
+    Remedy::edit("spec.tables[].columns", format!("name the columns of {table} as they are called now"))
 }
 
 fn sent(live: &[LiveColumn]) -> Vec<i16> {
@@ -323,11 +328,13 @@ mod tests {
         let column = |name: &str, attnum| Column { attnum, ..Column::new(name, SourceType::Text) };
         let schema = |columns| TableSchema::new(TableId::new("public", "t"), columns);
         let fresh = schema(vec![column("id", 1), column("old", 2)]);
-        let message = named.require_withheld(&spec(), &fresh).unwrap_err().to_string();
-        assert!(
-            message.contains("put old into columns.exclude") && message.contains("(old: old)"),
-            "{message}"
-        );
+        let refused = named.require_withheld(&spec(), &fresh).unwrap_err();
+        let either = [
+            vec![Remedy::edit("spec.tables[].columns.exclude", "add old, to keep it out")],
+            vec![Remedy::edit("spec.tables[].columns.rename", "add old: old, to have it mirrored")],
+        ];
+        let failure = crate::replication::failure(&refused);
+        assert_eq!(failure.remedies, [Remedy::any_of(either)]);
         let asked = TableSpec { rename: vec![("old".to_owned(), "old".to_owned())], ..spec() };
         assert!(named.require_withheld(&asked, &fresh).is_ok());
         assert!(named.require_withheld(&spec(), &schema(vec![column("id", 1), column("secret", 5)])).is_ok());

@@ -136,11 +136,17 @@ mod tests {
     #[test]
     fn a_reason_s_disposition_decides_unless_an_exception_is_stated() {
         let destination = |kind, reason| {
-            let error = DestinationError { kind, reason, message: String::new(), source: None };
+            let error =
+                DestinationError { kind, reason, message: String::new(), remedies: Vec::new(), source: None };
             policy(&Error::Destination(error))
         };
         let refused = |transient, reason| {
-            policy(&Error::MirrorRefused(MirrorRefused { reason, message: String::new(), transient }))
+            policy(&Error::MirrorRefused(MirrorRefused {
+                reason,
+                message: String::new(),
+                remedies: Vec::new(),
+                transient,
+            }))
         };
         for reason in Reason::ALL.iter().copied() {
             let said = Policy::from(reason.disposition());
@@ -155,7 +161,7 @@ mod tests {
             }
             assert_eq!(destination(ErrorKind::Table, reason), (Policy::FailTable, reason));
             let table = TableId::new("public", "t");
-            let of_table = Error::Table { table, reason, message: String::new() };
+            let of_table = Error::table(&table, reason, "");
             assert_eq!(policy(&of_table), (Policy::FailTable, reason));
             assert_eq!(refused(true, reason), (Policy::Retry, reason));
             assert_eq!(refused(false, reason), (Policy::Stall, reason));

@@ -10,7 +10,7 @@ use super::{
     backoff::start_table,
     batch::stream_fence,
     drift,
-    error::{failure_of_table, table_failure},
+    error::failure_of_table,
     failover::{Failover, Origin},
     named_columns::NamedColumns,
     policy,
@@ -141,7 +141,7 @@ impl<D: Destination> Provisioner<'_, D> {
         }
         forget_left(config, &mut state, store).await?;
         targets::release(unwanted, store).await?;
-        check_targets(destination, &mut state, store, &taken).await?;
+        check_targets(config, destination, &mut state, store, &taken).await?;
         bring_up(&drift::Surroundings { config, session, destination }, &mut state, store).await?;
         join_all(config, session, destination, store, &mut state, new, &taken).await?;
         end_resync(&mut state, store, &refused).await?;
@@ -176,11 +176,11 @@ async fn compare_specs<D: Destination>(
         let failed = record.phase == TablePhase::Failed;
         let error = Error::SpecChanged { table: spec.id.clone() };
         if record.spec != *spec && !failed {
-            set_aside(record, error)?;
+            set_aside(config, record, error)?;
             store.save_table(record).await?;
         } else if record.spec == *spec && failed && record.reason == Some(Reason::SpecChanged) {
             record.phase = TablePhase::Streaming;
-            (record.reason, record.message) = (None, String::new());
+            record.set_reason(None, "");
             record.copy_anew = Some("its entry in the Mirror was another one for a while".to_owned());
         }
     }
@@ -290,6 +290,7 @@ async fn forget_left<D: Destination>(
 
 /// Sets tables aside whose targets are other Mirrors', or not the tables that they were.
 async fn check_targets<D: Destination>(
+    config: &ReplicatorConfig,
     destination: &D,
     state: &mut MirrorState,
     store: &StateStore<D>,
@@ -306,7 +307,7 @@ async fn check_targets<D: Destination>(
             None => targets::identify(record, identity),
         };
         let changed = match outcome {
-            Err(error) => set_aside(record, error).map(|()| true)?,
+            Err(error) => set_aside(config, record, error).map(|()| true)?,
             Ok(changed) => changed,
         };
         if changed {
@@ -344,7 +345,7 @@ async fn bring_up<D: Destination>(
         };
         let changed = match outcome {
             Err(error) => {
-                set_aside(record, error)?;
+                set_aside(around.config, record, error)?;
                 true
             }
             Ok(changed) => changed,
@@ -454,7 +455,7 @@ async fn describe<D: Destination>(
             && let Err(error) = resync::require_withheld(&record, spec, &schema)
         {
             record.spec = (*spec).clone();
-            set_aside(&mut record, error)?;
+            set_aside(config, &mut record, error)?;
             store.save_table(&record).await?;
             state.tables.insert(spec.id.clone(), record);
             continue;
@@ -618,7 +619,7 @@ async fn tell_of_wait(progress: &Progress, slot: &str, standby: bool) -> Infalli
         ),
     };
     tracing::info!(slot, why = message, "waits for the replication slot");
-    let failure = MirrorFailure { reason: Reason::SourceSlotNotReady, message };
+    let failure = MirrorFailure::new(Reason::SourceSlotNotReady, message);
     progress.set_phase(MirrorPhase::Provisioning, Some(failure));
     std::future::pending().await
 }
@@ -700,8 +701,7 @@ async fn join_all<D: Destination>(
                 record.covered = record.copy_version;
             }
             if let (Some(why), TablePhase::Snapshotting) = (why, record.phase) {
-                (record.reason, record.message) =
-                    (Some(Reason::CopiedAnew), format!("it is copied anew: {why}"));
+                record.set_reason(Reason::CopiedAnew, format!("it is copied anew: {why}"));
             }
             Ok::<_, Error>(record)
         });
@@ -752,20 +752,23 @@ async fn join<D: Destination>(
     });
     match made.await {
         Ok((version, identity)) => (record.copy_version, record.target_id) = (version, identity),
-        Err(error) => set_aside(&mut record, error)?,
+        Err(error) => set_aside(config, &mut record, error)?,
     }
     Ok(record)
 }
 
 /// Fails the table alone where the error concerns it alone; else gives the error back.
-pub(super) fn set_aside(record: &mut TableRecord, error: Error) -> Result<(), Error> {
-    let (what, reason) = policy(&error);
-    if what != Policy::FailTable {
+pub(super) fn set_aside(
+    config: &ReplicatorConfig,
+    record: &mut TableRecord,
+    error: Error,
+) -> Result<(), Error> {
+    if policy(&error).0 != Policy::FailTable {
         return Err(error);
     }
-    tracing::error!(table = %record.schema.id, %reason, %error, "table can't be mirrored; the others go on");
-    record.phase = TablePhase::Failed;
-    record.reason = Some(reason);
-    record.message = table_failure(&record.schema.id, &error);
+    let failure = failure_of_table(&record.schema.id, &error);
+    let why = config.sentence(&failure);
+    tracing::error!(table = %record.schema.id, reason = %failure.reason, error = %why, "table can't be mirrored; the others go on");
+    record.fail(failure);
     Ok(())
 }

@@ -106,7 +106,7 @@ pub fn unknown_names(config: &ReplicatorConfig, state: &MirrorState) -> Option<M
          names as schema.table, or none to have every table copied anew",
         unknown.join(", ")
     );
-    Some(MirrorFailure { reason: Reason::ResyncUnknownTable, message })
+    Some(MirrorFailure::new(Reason::ResyncUnknownTable, message))
 }
 
 /// Takes the records of those tables out of the state that alone are asked to be copied anew: they join once more. Names that the Mirror

@@ -4,8 +4,8 @@ use std::collections::HashMap;
 
 use super::{Error, Policy, matches, named_columns, policy, state::TableRecord};
 use crate::{
-    fault::Reason,
-    model::{Column, IdentityKind, SourceType, TableKind, TableSchema, TableSpec, resync_advice},
+    fault::{Reason, Remedy},
+    model::{Column, IdentityKind, SourceType, TableKind, TableSchema, TableSpec},
     postgres::{
         self,
         catalog::{self, LiveColumn},
@@ -402,29 +402,33 @@ const NOT_FULL: &str = "the replica identity is no longer FULL, so changes do no
 /// [`without_old_rows`]
 pub(super) fn require_old_rows(known: &TableSchema, fresh: &TableSchema) -> Result<(), Error> {
     match (known.kind, fresh.identity) {
-        (TableKind::History, identity) if identity != IdentityKind::Full => Err(without_old_rows(known)),
+        (TableKind::History, identity) if identity != IdentityKind::Full => match fresh.key.is_empty() {
+            true => Err(without_old_rows(known)),
+            false => Err(with_a_key(known)),
+        },
         _ => Ok(()),
     }
 }
 
+/// The fault of a table without a key that has got one: rows that it names have another layout at the destination.
+fn with_a_key(schema: &TableSchema) -> Error {
+    let how =
+        format!("give {} another target.table, as tables with a key have another layout there", schema.id);
+    Error::table(&schema.id, Reason::SourceSchemaChanged, NOT_FULL)
+        .remedied([Remedy::edit("spec.tables", how)])
+}
+
 /// The fault of a table without a key whose changes do not tell the old row any more.
 pub(super) fn without_old_rows(schema: &TableSchema) -> Error {
-    let message = format!(
-        "{NOT_FULL}. Run ALTER TABLE {} REPLICA IDENTITY FULL; then {}",
-        postgres::quote::table(&schema.id),
-        resync_advice(&schema.id)
-    );
-    Error::Table { table: schema.id.clone(), reason: Reason::SourceSchemaChanged, message }
+    let statement = format!("ALTER TABLE {} REPLICA IDENTITY FULL", postgres::quote::table(&schema.id));
+    Error::table(&schema.id, Reason::SourceSchemaChanged, NOT_FULL)
+        .remedied([Remedy::run_at_source(statement)])
 }
 
 /// The fault of a table whose change at the source can't be followed.
 pub(super) fn changed(schema: &TableSchema, detail: &str) -> Error {
-    let message = format!(
-        "{detail}. Change target table {} alike, or drop it; then {}",
-        schema.target,
-        resync_advice(&schema.id)
-    );
-    Error::Table { table: schema.id.clone(), reason: Reason::SourceSchemaChanged, message }
+    let alike = Remedy::act(format!("change target table {} alike, or drop it", schema.target));
+    Error::table(&schema.id, Reason::SourceSchemaChanged, detail).remedied([alike])
 }
 
 /// Why a table is copied again of whose columns nobody knows what they held.
@@ -440,12 +444,12 @@ pub(super) const CHANGED_COLUMNS: &str = "its columns have changed at the source
 pub(super) fn refused(schema: &TableSchema, why: &str, error: Error) -> Error {
     match policy(&error) {
         (Policy::FailTable, _) => {
-            let said = match &error {
-                Error::Destination(fault) => fault.message.clone(),
-                error => error.to_string(),
+            let (said, remedies) = match error {
+                Error::Destination(fault) => (fault.message, fault.remedies),
+                error => (error.to_string(), Vec::new()),
             };
-            let message = format!("{why}; {said}. Once that is done, {}", resync_advice(&schema.id));
-            Error::Table { table: schema.id.clone(), reason: Reason::SourceSchemaChanged, message }
+            let message = format!("{why}; {said}");
+            Error::table(&schema.id, Reason::SourceSchemaChanged, message).remedied(remedies)
         }
         _ => error,
     }

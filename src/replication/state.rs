@@ -18,8 +18,8 @@ use super::{
     position::PositionRecord,
 };
 use crate::{
-    fault::{Reason, optional},
-    model::{Lsn, SlotPlace, TableId, TableSchema, TableSpec, Version},
+    fault::{Reason, Remedy, optional, remedy},
+    model::{Lsn, MirrorFailure, SlotPlace, TableId, TableSchema, TableSpec, Version},
     postgres::{catalog::Layout, publication::PublishedTable},
 };
 
@@ -130,6 +130,9 @@ pub struct TableRecord {
     /// The failure in words.
     #[serde(default)]
     pub message: String,
+    /// What helps against the failure, in order; none in a record of before there were any.
+    #[serde(default, deserialize_with = "remedy::known", skip_serializing_if = "Vec::is_empty")]
+    pub remedies: Vec<Remedy>,
     /// Tells plans apart, so that a chunk of an abandoned plan is not taken for one of the present; 0 before the first.
     #[serde(default)]
     pub plan: u64,
@@ -244,6 +247,7 @@ impl TableRecord {
             phase,
             reason: None,
             message: String::new(),
+            remedies: Vec::new(),
             plan: 0,
             chunks: Vec::new(),
             rows_estimated: 0,
@@ -261,6 +265,28 @@ impl TableRecord {
             floor_set: 0,
             joins: false,
         }
+    }
+
+    /// Notes that it stops alone.
+    pub fn fail(&mut self, failure: MirrorFailure) {
+        self.phase = TablePhase::Failed;
+        self.reason = Some(failure.reason);
+        (self.message, self.remedies) = (failure.message, failure.remedies);
+    }
+
+    /// Why it has stopped alone, if it has.
+    pub fn failure(&self) -> Option<MirrorFailure> {
+        (self.phase == TablePhase::Failed).then(|| MirrorFailure {
+            reason: self.reason.unwrap_or(Reason::Unknown),
+            message: self.message.clone(),
+            remedies: self.remedies.clone(),
+        })
+    }
+
+    /// Notes what it does, or nothing.
+    pub fn set_reason(&mut self, reason: impl Into<Option<Reason>>, message: impl Into<String>) {
+        (self.reason, self.message) = (reason.into(), message.into());
+        self.remedies.clear();
     }
 
     /// Notes which rows count no more.
@@ -621,6 +647,26 @@ mod tests {
     }
 
     #[test]
+    fn a_record_without_remedies_is_read_and_one_with_them_comes_back() {
+        let id = TableId::new("public", "t");
+        let schema = TableSchema::new(id.clone(), Vec::new());
+        let mut record = TableRecord::new(TableSpec::new(id.clone()), schema, TablePhase::Streaming);
+        let failure = MirrorFailure {
+            remedies: vec![Remedy::run_at_source("SELECT 1"), Remedy::resync([&id])],
+            ..MirrorFailure::new(Reason::SourceSchemaChanged, "why")
+        };
+        record.fail(failure.clone());
+        let mut value = serde_json::to_value(&record).unwrap();
+        assert_eq!(serde_json::from_value::<TableRecord>(value.clone()).unwrap(), record);
+        assert_eq!(record.failure(), Some(failure));
+        assert!(value.as_object_mut().unwrap().remove("remedies").is_some());
+        let before = serde_json::from_value::<TableRecord>(value).unwrap();
+        assert_eq!(before.failure(), Some(MirrorFailure::new(Reason::SourceSchemaChanged, "why")));
+        record.set_reason(None, "");
+        assert_eq!((record.message.as_str(), record.remedies.as_slice()), ("", [].as_slice()));
+    }
+
+    #[test]
     fn reads_back_what_was_written() {
         let table = record(2, 3);
         let source = SourceRecord {
@@ -667,7 +713,9 @@ mod tests {
         let rows = [StateRow { item: SOURCE_ITEM.into(), value: source.into() }];
         let source = parse(&rows).unwrap().source.unwrap();
         assert_eq!(source.resync, None);
-        assert!(source.check_versions().unwrap_err().to_string().contains("walferry.dev/resync"));
+        let outdated = crate::replication::failure(&source.check_versions().unwrap_err());
+        assert_eq!(outdated.reason, Reason::DestinationVersionsOutdated);
+        assert_eq!(outdated.remedies, [Remedy::resync_all()]);
         let mut old = serde_json::to_value(record(1, 0)).unwrap();
         for field in ["copy_version", "seen"] {
             old.as_object_mut().unwrap().remove(field).unwrap();

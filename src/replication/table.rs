@@ -13,9 +13,8 @@ use tokio::sync::Semaphore;
 use super::{
     Destination, Error,
     cut::Sieve,
-    error::table_failure,
+    error::failure_of_table,
     named_columns::NamedColumns,
-    policy,
     state::{Floor, StateStore, TablePhase, TableRecord},
     sweep::is_recent,
 };
@@ -55,7 +54,10 @@ impl<D: Destination> Table<D> {
             TablePhase::Streaming => TableState::Streaming,
             TablePhase::Failed => TableState::Failed,
         };
-        progress.set_state(state, record.reason, record.message.clone());
+        match record.failure() {
+            Some(failure) => progress.set_failed(failure),
+            None => progress.set_state(state, record.reason, record.message.clone()),
+        }
         if state == TableState::Pending && record.reason == Some(Reason::CopiedAnew) {
             progress.set_copied_anew(&record.message);
         }
@@ -131,18 +133,17 @@ impl<D: Destination> Table<D> {
     }
 
     async fn record_failure(&self, error: &Error) -> Result<(), Error> {
-        let (reason, message) = (policy(error).1, table_failure(&self.id, error));
+        let failure = failure_of_table(&self.id, error);
         let mut record = self.record();
-        record.phase = TablePhase::Failed;
-        record.reason = Some(reason);
-        record.message.clone_from(&message);
+        record.fail(failure.clone());
         self.store.save_table(&record).await?;
         self.replace(record);
         // Only now may the stream skip the table's rows: from here on their loss is on record.
         self.failed.store(true, Ordering::Release);
         self.sieve.close();
-        tracing::error!(table = %self.id, %reason, error = %message, "table stopped; the others go on");
-        self.progress.set_state(TableState::Failed, reason, message);
+        let why = self.progress.sentence(&failure);
+        tracing::error!(table = %self.id, reason = %failure.reason, error = %why, "table stopped; the others go on");
+        self.progress.set_failed(failure);
         Ok(())
     }
 
@@ -172,7 +173,7 @@ impl<D: Destination> Table<D> {
         let mut record = self.record();
         record.raise_floor(floor);
         record.phase = TablePhase::Streaming;
-        (record.reason, record.message) = (None, String::new());
+        record.set_reason(None, "");
         record.copy_version = Lsn::ZERO;
         record.joins = false;
         record.seen_until(seen);

@@ -18,8 +18,8 @@ use super::{
     state::{StateStore, TablePhase, TableRecord},
 };
 use crate::{
-    fault::Reason,
-    model::{ReplicatorConfig, TableSchema, TableSpec},
+    fault::{Reason, Remedy},
+    model::{ReplicatorConfig, TableId, TableSchema, TableSpec},
 };
 
 /// What the items of claims begin with; the target's name follows.
@@ -190,17 +190,24 @@ pub(super) async fn release<D: Destination>(items: Vec<String>, store: &StateSto
 pub(super) fn taken<D: Destination>(destination: &D, spec: &TableSpec, by: &Claim) -> Error {
     Error::TargetTaken {
         table: spec.id.clone(),
-        message: describe(by, &destination.release_statement(&by.uid, &by.item())),
+        message: describe(by),
+        remedies: give_way(&spec.id, by, &destination.release_statement(&by.uid, &by.item())),
     }
 }
 
-/// Whose a target is, and what to do about it. `release` is the statement that takes the claim away.
-pub fn describe(claim: &Claim, release: &str) -> String {
-    format!(
-        "mirror {} (UID {}) writes target table {}: give one of the two another target.table, or take the table out of one. If that mirror \
-         is gone, walferry teardown of its file releases the table, and so does, at the destination: {release}",
-        claim.mirror, claim.uid, claim.target
-    )
+/// Whose a target is.
+pub fn describe(claim: &Claim) -> String {
+    format!("mirror {} (UID {}) writes target table {}", claim.mirror, claim.uid, claim.target)
+}
+
+/// What helps where a target is another Mirror's. `release` is the statement that takes the claim away.
+pub fn give_way(table: &TableId, claim: &Claim, release: &str) -> Vec<Remedy> {
+    let gone =
+        format!("-- if mirror {} is gone, and walferry teardown of its file can't be run", claim.mirror);
+    vec![Remedy::any_of([
+        vec![Remedy::edit("spec.tables", format!("give {table} another target.table, or take it out"))],
+        vec![Remedy::run_at_destination(format!("{gone}\n{release}"))],
+    ])]
 }
 
 /// Whether a table has stopped because its target was another Mirror's.
@@ -225,26 +232,23 @@ pub(super) fn identify(record: &mut TableRecord, found: Option<String>) -> Resul
 
 /// The error of a new table whose target has rows, of which nothing is on record.
 pub(super) fn has_rows(schema: &TableSchema) -> Error {
-    Error::Table {
-        table: schema.id.clone(),
-        reason: Reason::DestinationTableConflict,
-        message: format!(
-            "target table {} has rows that this mirror does not know of: empty it if nobody needs them, or choose another target.table",
-            schema.target
-        ),
-    }
+    let message = format!(
+        "target table {} has rows that this mirror does not know of; a resync replaces them",
+        schema.target
+    );
+    Error::table(&schema.id, Reason::DestinationTableConflict, message).remedied([Remedy::any_of([
+        vec![Remedy::edit("spec.tables", format!("give {} another target.table", schema.id))],
+        vec![Remedy::resync([&schema.id])],
+    ])])
 }
 
 /// The error of a table whose target is not the one that was written to.
 fn replaced(schema: &TableSchema) -> Error {
-    Error::Table {
-        table: schema.id.clone(),
-        reason: Reason::DestinationTableReplaced,
-        message: format!(
-            "target table {} was dropped and made again, or exchanged for another one, so rows are missing there",
-            schema.target
-        ),
-    }
+    let message = format!(
+        "target table {} was dropped and made again, or exchanged for another one, so rows are missing there",
+        schema.target
+    );
+    Error::table(&schema.id, Reason::DestinationTableReplaced, message)
 }
 
 #[cfg(test)]

@@ -124,13 +124,15 @@ async fn keep_running<D: Destination>(worker: &Worker<D>, until_caught_up: bool)
         }
         let passes = matches!(what, Policy::Retry | Policy::SlowDown);
         let phase = if passes { MirrorPhase::Retrying } else { MirrorPhase::Stalled };
-        worker.progress.set_phase(phase, Some(failure(&error)));
+        let failure = failure(&error);
+        let why = worker.progress.sentence(&failure);
+        worker.progress.set_phase(phase, Some(failure));
         let pause = if passes { backoff.next(what) } else { STALLED_PAUSE };
         let pause_ms = u64::try_from(pause.as_millis()).unwrap_or(u64::MAX);
         if passes {
-            tracing::warn!(mirror = worker.config.mirror.name, %reason, %error, pause_ms, "will try again");
+            tracing::warn!(mirror = worker.config.mirror.name, %reason, error = %why, pause_ms, "will try again");
         } else {
-            tracing::error!(mirror = worker.config.mirror.name, %reason, %error, "stalled until someone acts");
+            tracing::error!(mirror = worker.config.mirror.name, %reason, error = %why, "stalled until someone acts");
             if until_caught_up {
                 return Err(error);
             }
@@ -700,9 +702,10 @@ fn report_refused(progress: &Progress, refused: &Refused) {
     for (table, failure) in refused {
         let shown = progress.table(table);
         if shown.state() != TableState::Failed {
-            tracing::error!(%table, reason = %failure.reason, error = failure.message, "table can't join; the others go on");
+            let why = shown.sentence(failure);
+            tracing::error!(%table, reason = %failure.reason, error = %why, "table can't join; the others go on");
         }
-        shown.set_state(TableState::Failed, failure.reason, failure.message.clone());
+        shown.set_failed(failure.clone());
     }
 }
 

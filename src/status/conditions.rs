@@ -81,7 +81,7 @@ enum Overall {
     Finished,
 }
 
-/// The conditions of a Mirror: `Ready` first, then `Reconciling` or `Stalled` while they are true, then those that stay.
+/// The conditions of a Mirror whose messages tell what helps: `Ready` first, then `Reconciling` or `Stalled` while they are true, then those that stay.
 pub fn conditions(report: &MirrorReport) -> Vec<Condition> {
     let overall = Overall::of(report, report.phase);
     let meanwhile = report.meanwhile.map(|phase| Overall::of(report, phase));
@@ -89,7 +89,7 @@ pub fn conditions(report: &MirrorReport) -> Vec<Condition> {
     let work = meanwhile.as_ref().unwrap_or(&overall);
     let side = |type_, side, name| overall.blame(type_, side).unwrap_or_else(|| work.side(type_, name));
     let mut ready = overall.ready();
-    if let Some(MirrorFailure { reason, message }) = &report.warning {
+    if let Some(MirrorFailure { reason, message, .. }) = &report.warning {
         if ready.reason == Reason::Streaming {
             ready.reason = *reason;
         }
@@ -121,10 +121,8 @@ impl Overall {
     /// What the figures come to in this phase.
     fn of(report: &MirrorReport, phase: MirrorPhase) -> Overall {
         let failure = || {
-            report.failure.clone().unwrap_or_else(|| MirrorFailure {
-                reason: Reason::Unknown,
-                message: "no reason was given; see the log".to_owned(),
-            })
+            let unknown = || MirrorFailure::new(Reason::Unknown, "no reason was given; see the log");
+            report.failure.clone().unwrap_or_else(unknown)
         };
         match phase {
             MirrorPhase::Provisioning => provisioning(report.failure.as_ref()),
@@ -141,10 +139,7 @@ impl Overall {
         let failed = in_state(report, TableState::Failed).count();
         let streams = in_state(report, TableState::Streaming).next().is_some();
         if failed > 0 && failed == report.tables.len() {
-            return Overall::Stalled(MirrorFailure {
-                reason: Reason::AllTablesFailed,
-                message: failed_tables(report),
-            });
+            return Overall::Stalled(MirrorFailure::new(Reason::AllTablesFailed, failed_tables(report)));
         }
         let copying =
             |table: &&TableReport| matches!(table.state, TableState::Pending | TableState::Snapshotting);
@@ -313,10 +308,10 @@ fn provisioning(failure: Option<&MirrorFailure>) -> Overall {
 fn deleting(failure: Option<&MirrorFailure>) -> Overall {
     let message = "waiting for the replicator to end; then its slot, publication and state are removed";
     match failure {
-        Some(MirrorFailure { reason, message }) if *reason == Reason::Deleting => {
+        Some(MirrorFailure { reason, message, .. }) if *reason == Reason::Deleting => {
             Overall::Deleting { reason: Reason::Deleting, message: message.clone(), cause: None }
         }
-        Some(MirrorFailure { reason, message }) => Overall::Deleting {
+        Some(MirrorFailure { reason, message, .. }) => Overall::Deleting {
             reason: Reason::CleanupFailed,
             message: message.clone(),
             cause: Some(*reason),

@@ -7,6 +7,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition as ApiCondition, 
 use super::{
     Condition,
     conditions::{conditions, in_state, rows_copied, rows_estimated},
+    remedy::{Kubectl, with_remedies},
 };
 use crate::{
     api::{
@@ -35,6 +36,7 @@ pub fn mirror_status(
     previous: Option<&MirrorStatus>,
     now: &Time,
 ) -> MirrorStatus {
+    let report = &with_remedies(report, &Kubectl::of(report));
     let nothing = MirrorStatus::default();
     let previous = previous.unwrap_or(&nothing);
     let mut conditions = api_conditions(conditions(report), generation, &previous.conditions, now);

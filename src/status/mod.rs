@@ -3,16 +3,20 @@
 mod conditions;
 mod kubernetes;
 mod peer;
+mod remedy;
 mod slot;
 
 pub use conditions::{Condition, ConditionStatus, conditions};
 pub use kubernetes::{mirror_status, slot_place, write_now};
 pub use peer::{PeerOutcome, PeerReport, peer_status};
+pub use remedy::Kubectl;
 pub use slot::slot_warning;
+
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use crate::model::MirrorReport;
+use crate::{fault::RemedyRenderer, model::MirrorReport};
 
 /// What `/status` answers: all Mirrors of a process.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -29,15 +33,35 @@ pub struct MirrorDocument {
     pub report: MirrorReport,
     /// The conditions, `Ready` first.
     pub conditions: Vec<Condition>,
+    /// What to do, for whoever runs the process.
+    #[serde(default)]
+    pub advice: Vec<Advice>,
 }
 
+/// What helps against one failure.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Advice {
+    /// The table that has failed, as `schema.table`; `None` for the Mirror as a whole.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub table: Option<String>,
+    /// What to do, in order.
+    pub steps: Vec<String>,
+}
+
+/// How remedies are told to whoever runs a process; by kubectl where nothing else was asked for.
+pub type Renderer = Option<Arc<dyn RemedyRenderer>>;
+
 /// The `/status` document of these Mirrors.
-pub fn document(reports: Vec<MirrorReport>) -> StatusDocument {
-    let mirrors = reports
-        .into_iter()
-        .map(|report| MirrorDocument { conditions: conditions(&report), report })
-        .collect();
-    StatusDocument { mirrors }
+pub fn document(reports: Vec<(MirrorReport, Renderer)>) -> StatusDocument {
+    let mirrors = reports.into_iter().map(|(report, renderer)| {
+        let renderer = renderer.unwrap_or_else(|| Arc::new(Kubectl::of(&report)));
+        MirrorDocument {
+            conditions: conditions(&remedy::with_remedies(&report, renderer.as_ref())),
+            advice: remedy::advice(&report, renderer.as_ref()),
+            report,
+        }
+    });
+    StatusDocument { mirrors: mirrors.collect() }
 }
 
 #[cfg(test)]
@@ -58,7 +82,7 @@ mod tests {
         let table = progress.table(&TableId::new("public", "users"));
         table.set_target("users");
         table.set_state(TableState::Failed, Reason::DestinationTableMissing, "run this");
-        let document = document(vec![progress.report()]);
+        let document = document(vec![(progress.report(), None)]);
         let value = serde_json::to_value(&document).unwrap();
         let mirror = &value["mirrors"][0];
         for (field, expected) in [

@@ -5,7 +5,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use super::{Condition, ConditionStatus, conditions::condition, kubernetes::api_conditions};
 use crate::{
     api::{ReplicationPeerStatus, conditions as types},
-    fault::Reason,
+    fault::{Reason, RemedyRenderer, remedy::sentence},
     model::MirrorFailure,
 };
 
@@ -28,6 +28,16 @@ pub enum PeerOutcome {
         /// Which Mirrors.
         message: String,
     },
+}
+
+impl PeerOutcome {
+    /// The same with what helps told in its message.
+    pub fn told_by(mut self, renderer: &dyn RemedyRenderer) -> PeerOutcome {
+        if let PeerOutcome::Retrying(failure) | PeerOutcome::Stalled(failure) = &mut self {
+            failure.message = sentence(&failure.message, &failure.remedies, renderer);
+        }
+        self
+    }
 }
 
 /// A peer as last seen.
@@ -72,11 +82,11 @@ fn conditions(outcome: &PeerOutcome) -> Vec<Condition> {
         PeerOutcome::Connected { message } => {
             (condition(types::READY, True, Reason::Connected, message), None)
         }
-        PeerOutcome::Retrying(MirrorFailure { reason, message }) => (
+        PeerOutcome::Retrying(MirrorFailure { reason, message, .. }) => (
             condition(types::READY, False, Reason::ProgressingWithRetry, message),
             Some(condition(types::RECONCILING, True, *reason, message)),
         ),
-        PeerOutcome::Stalled(MirrorFailure { reason, message }) => (
+        PeerOutcome::Stalled(MirrorFailure { reason, message, .. }) => (
             condition(types::READY, False, *reason, message),
             Some(condition(types::STALLED, True, *reason, message)),
         ),

@@ -23,8 +23,7 @@ fn mirror(status: &Value) -> Value {
 fn in_phase(phase: MirrorPhase, reason: &str, tables: &[TableState]) -> Value {
     let identity = MirrorIdentity { namespace: "default".into(), name: "shop".into(), uid: "0".into() };
     let progress = Progress::new(&identity);
-    let failure = Reason::parse(reason)
-        .map(|reason| MirrorFailure { reason, message: "run \"this\"\nand that".into() });
+    let failure = Reason::parse(reason).map(|reason| MirrorFailure::new(reason, "run \"this\"\nand that"));
     progress.set_phase(phase, failure);
     for (number, state) in tables.iter().enumerate() {
         progress.table(&TableId::new("public", format!("t{number}"))).set_state(

@@ -21,6 +21,13 @@ pub(super) struct Place {
     what: String,
 }
 
+impl Place {
+    /// The name of its file.
+    pub(super) fn file(&self) -> String {
+        file_name(&self.file)
+    }
+}
+
 impl fmt::Display for Place {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}, document {}", file_name(&self.file), self.number)?;

@@ -10,6 +10,7 @@ use sha2::{Digest, Sha256};
 use super::{Found, Key, Place, Resources, secrets::SecretDocument};
 use crate::{
     api::{Mirror, Problem, ReplicationPeer},
+    cli::advice,
     model::{MirrorIdentity, Password, ReplicatorConfig},
     resolve::{self, Endpoint, MissingEntry, Secrets, Target},
 };
@@ -40,12 +41,14 @@ impl Resources {
                     let peer = self.peers.get(&key.sibling(&mirror.spec.destination_ref.name));
                     let peer = peer.and_then(|(_, peer)| peer.as_ref());
                     writers.claim(place, mirror, peer).into_iter().for_each(wrong);
-                    configs.extend(resolve::replicator_config(
-                        identity(key, mirror),
-                        mirror,
-                        source,
-                        destination,
-                    ));
+                    let config =
+                        resolve::replicator_config(identity(key, mirror), mirror, source, destination);
+                    // What the operator mounts is not for people to edit.
+                    let file = self.mounted.is_none().then(|| place.file());
+                    configs.extend(config.map(|config| {
+                        let renderer = Some(advice::renderer(&config.mirror, file));
+                        ReplicatorConfig { renderer, ..config }
+                    }));
                 }
                 Ok(None) => {}
                 Err(found) => found.into_iter().for_each(&mut wrong),

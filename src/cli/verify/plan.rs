@@ -47,7 +47,7 @@ impl TablePlan {
         let lacks = target::compare(&found, database.name(), &schema, &types).map_err(problem)?;
         if let Some(column) = lacks.columns.first().and_then(|index| schema.columns.get(*index)) {
             let conflict = format!("it has no column {}", column.target_name);
-            return Err(problem(TableProblem::Conflict(conflict)).into());
+            return Err(problem(TableProblem::conflict(conflict)).into());
         }
         // Rows are compared as what they are there, which may be wider than what is needed; what is not yet is read as if it were.
         for (index, (column, column_type)) in schema.columns.iter().zip(&mut types).enumerate() {

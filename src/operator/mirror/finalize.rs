@@ -102,14 +102,14 @@ pub(super) async fn finalize(
     match clean_up(context, mirror, identity).await {
         Ok(notice) => let_go(context, mirror, identity, &notice).await,
         Err(Error::Obstacle(obstacle)) => {
-            let MirrorFailure { reason, message } = obstacle.failure;
+            let MirrorFailure { reason, message, remedies } = obstacle.failure;
             let MirrorIdentity { namespace, name, .. } = identity;
             let by_hand = left(context, mirror, identity).await.by_hand();
             let message = format!(
                 "{reason}: {message}. It is tried again; to let go without cleaning up: kubectl annotate mirror {name} --namespace {namespace} {ABANDON}=true, \
                  and then {by_hand}"
             );
-            let failure = MirrorFailure { reason, message };
+            let failure = MirrorFailure { reason, message, remedies };
             let report = unasked(identity, MirrorPhase::Deleting, Some(failure));
             publish(context, mirror, &report).await.or_else(gone)?;
             Ok(Action::requeue(context.memory.backoff.next(&uid)))
@@ -164,7 +164,7 @@ fn ending(pod: &Pod, now: Timestamp) -> Option<MirrorFailure> {
             "{message}. It should have ended at {ends_by:.0}. If {node} is gone for good: kubectl delete pod {name} --namespace {namespace} --force"
         );
     }
-    Some(MirrorFailure { reason: Reason::Deleting, message })
+    Some(MirrorFailure::new(Reason::Deleting, message))
 }
 
 /// Removes what the Mirror's policy says.

@@ -134,7 +134,7 @@ mod tests {
         /// The events of the next look.
         fn look(&mut self, phase: MirrorPhase, table: TableState) -> Vec<Reason> {
             let failure = (phase == MirrorPhase::Stalled)
-                .then(|| MirrorFailure { reason: Reason::SourceSlotLost, message: "run this".into() });
+                .then(|| MirrorFailure::new(Reason::SourceSlotLost, "run this"));
             self.progress.set_phase(phase, failure);
             let failed = table == TableState::Failed;
             let reason = failed.then_some(Reason::DestinationTableMissing);

@@ -111,18 +111,18 @@ pub(super) async fn report(
     match replicator_state(deployment, &pods) {
         ReplicatorState::Absent => unasked(mirror, MirrorPhase::Provisioning, None),
         ReplicatorState::Starting { message } => {
-            let failure = MirrorFailure { reason: Reason::ReplicatorStarting, message };
+            let failure = MirrorFailure::new(Reason::ReplicatorStarting, message);
             unasked(mirror, MirrorPhase::Provisioning, Some(failure))
         }
         ReplicatorState::Failing { reason, message, needs_human } => {
-            let failure = MirrorFailure { reason: reason.to_owned(), message };
+            let failure = MirrorFailure::new(reason.to_owned(), message);
             hindered(mirror, Obstacle { failure, passing: !needs_human })
         }
         ReplicatorState::Running { address } => {
             context.status_client.ask(&address, mirror).await.unwrap_or_else(|error| {
                 if has_just_started(&pods, Timestamp::now()) {
                     let message = "the replicator's container has started".to_owned();
-                    let failure = MirrorFailure { reason: Reason::ReplicatorStarting, message };
+                    let failure = MirrorFailure::new(Reason::ReplicatorStarting, message);
                     return unasked(mirror, MirrorPhase::Provisioning, Some(failure));
                 }
                 let message = format!(
@@ -181,7 +181,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_replicator_is_believed_about_its_own_mirror_alone() {
-        let document = status::document(vec![Progress::new(&identity("0a")).report()]);
+        let document = status::document(vec![(Progress::new(&identity("0a")).report(), None)]);
         let body = serde_json::to_string(&document).unwrap();
         let client = StatusClient::new();
         let address = server(http(&body)).await;

@@ -9,10 +9,8 @@ use super::{Memory, replicator::hindered};
 use crate::{
     api::Mirror,
     cleanup,
-    fault::{Reason, Side},
-    model::{
-        MirrorIdentity, MirrorPhase, MirrorReport, PostgresEndpoint, RESYNC_ADVICE, SlotPlace, SlotReport,
-    },
+    fault::{Reason, Remedy, Side},
+    model::{MirrorIdentity, MirrorPhase, MirrorReport, PostgresEndpoint, SlotPlace, SlotReport},
     operator::{context::Context, obstacle::Obstacle},
     postgres::{
         self, catalog,
@@ -62,7 +60,7 @@ pub(super) async fn look_where_unread(
                 let blocker = made_at
                     .zip(place)
                     .and_then(|(made_at, found)| elsewhere(identity, &made_at, &found))
-                    .or_else(|| lost.map(|lost| invalidated(identity, lost)));
+                    .or_else(|| lost.map(invalidated));
                 if let Some(blocker) = blocker {
                     report = hindered(identity, blocker);
                 }
@@ -149,13 +147,14 @@ fn is_lost(slot: &SlotInfo) -> bool {
     slot.wal_status.as_deref() == Some("lost")
 }
 
-fn invalidated(mirror: &MirrorIdentity, slot: &SlotInfo) -> Obstacle {
-    let message = format!(
-        "slot {} was invalidated by the source while the Mirror was suspended. To go on, {}; then resume, and {RESYNC_ADVICE}",
-        slot.name,
-        slot.cure()
-    );
-    Obstacle::lasting(Reason::SourceSlotInvalidated, mirror.named(&message))
+fn invalidated(slot: &SlotInfo) -> Obstacle {
+    let message = format!("slot {} was invalidated by the source while the Mirror was suspended", slot.name);
+    let resume = Remedy::edit("spec.suspend", "set it to false");
+    Obstacle::lasting(Reason::SourceSlotInvalidated, message).remedied([
+        Remedy::act(slot.cure()),
+        resume,
+        Remedy::resync_all(),
+    ])
 }
 
 #[cfg(test)]

@@ -102,7 +102,7 @@ mod tests {
             [("a", vec!["ResyncUnknownTable a"]), ("a", vec![]), ("b", vec!["ResyncUnknownTable b"])]
         {
             let reason = Reason::ResyncUnknownTable;
-            progress.set_warning(Some(MirrorFailure { reason, message: message.to_owned() }));
+            progress.set_warning(Some(MirrorFailure::new(reason, message)));
             assert_eq!(told(&mut memory, &progress), expected);
         }
         progress.set_warning(None);

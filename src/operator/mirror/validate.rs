@@ -101,7 +101,8 @@ fn valid_peer<'a>(
         Ok(endpoint) => Ok((peer, (endpoint, &login.entries))),
         Err(obstacle) => {
             let message = format!("ReplicationPeer {name}: {}", obstacle.failure.message);
-            Err(Obstacle::lasting(obstacle.failure.reason, message))
+            Err(Obstacle::lasting(obstacle.failure.reason, message)
+                .remedied(obstacle.failure.remedies.clone()))
         }
     }
 }

@@ -23,7 +23,7 @@ use super::{
 use crate::{
     api::{ReplicationPeer, ReplicationPeerStatus},
     fault::Reason,
-    status::{self, PeerOutcome, PeerReport},
+    status::{self, Kubectl, PeerOutcome, PeerReport},
 };
 
 /// How often a database that can be used is looked at.
@@ -161,6 +161,8 @@ async fn publish(
     let uid = peer.uid().unwrap_or_default();
     let known = valid(peer).and_then(|peer| peer.status.as_ref());
     let (before, _) = context.memory.peers.of(&uid, |memory| previous(memory.written.as_ref(), peer, known));
+    let kubectl = Kubectl::peer(&peer.namespace().unwrap_or_default(), &peer.name_any());
+    let report = &PeerReport { outcome: report.outcome.clone().told_by(&kubectl), ..report.clone() };
     let next = status::peer_status(report, peer.meta().generation, before.as_ref(), &Time(Timestamp::now()));
     let conditions = before.as_ref().map_or(&[][..], |before| &before.conditions);
     events::record_ready(&context.metrics, "ReplicationPeer", &uid, &next.conditions);
@@ -190,7 +192,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_database_is_looked_at_every_five_minutes_and_at_once_with_new_settings() {
         let backoff = Backoff::default();
-        let failure = || MirrorFailure { reason: Reason::SourceUnreachable, message: "refused".into() };
+        let failure = || MirrorFailure::new(Reason::SourceUnreachable, "refused");
         let after = |outcome: PeerOutcome| pause(&outcome, &backoff, "0a").as_secs();
         let connected = || PeerOutcome::Connected { message: "PostgreSQL 18.4".into() };
         assert_eq!(after(connected()), 300);

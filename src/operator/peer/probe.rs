@@ -81,7 +81,7 @@ mod tests {
             name: name.to_owned(),
             outcome,
             detail: detail.to_owned(),
-            fix: None,
+            remedies: Vec::new(),
             reason: Some(Reason::SourceUnreachable),
             transient,
             of_state: false,

@@ -14,8 +14,9 @@ use super::{
     types::{TYPES, TypeRow, source_type},
 };
 use crate::{
+    fault::Remedy,
     model::{Column, IdentityKind, TableId, TableKind, TableSchema, TableSpec},
-    postgres::{Error, session::Session},
+    postgres::{Error, quote, session::Session},
 };
 
 /// A table as it is at the source, before any check.
@@ -335,7 +336,16 @@ fn kind(spec: &TableSpec, relation: &RelationFacts) -> TableKind {
 }
 
 fn refuse(spec: &TableSpec, message: impl Into<String>) -> Error {
-    Error::Schema { table: spec.id.clone(), message: message.into() }
+    refuse_with(spec, message, [])
+}
+
+fn refuse_with(
+    spec: &TableSpec,
+    message: impl Into<String>,
+    remedies: impl IntoIterator<Item = Remedy>,
+) -> Error {
+    let remedies = remedies.into_iter().collect();
+    Error::Schema { table: spec.id.clone(), message: message.into(), remedies }
 }
 
 fn make_column(spec: &TableSpec, table: &CatalogTable, column: &ColumnRow) -> Column {
@@ -446,13 +456,12 @@ fn order_by(
             && !spec.insert_only
             && !columns.get(index).is_some_and(|c| relation.identifies(&c.name))
         {
-            return Err(refuse(
+            let leave_out = Remedy::edit("spec.tables[].engine.orderBy", format!("take {target} out"));
+            let full = format!("ALTER TABLE {} REPLICA IDENTITY FULL", quote::table(&spec.id));
+            return Err(refuse_with(
                 spec,
-                format!(
-                    "engine.orderBy names {target}, but an UPDATE or DELETE does not tell its old value; leave it out, or run \
-                     ALTER TABLE {} REPLICA IDENTITY FULL",
-                    crate::postgres::quote::table(&spec.id)
-                ),
+                format!("engine.orderBy names {target}, but an UPDATE or DELETE does not tell its old value"),
+                [Remedy::any_of([vec![leave_out], vec![Remedy::run_at_source(full)]])],
             ));
         }
         order_by.push(index);
@@ -613,10 +622,10 @@ mod tests {
         let order = |names: &[&str]| TableSpec { order_by: texts(names), ..spec() };
         assert!(refusal(&order(&["region"]), &table()).contains("leaves out key column id"));
         assert!(refusal(&order(&["id", "region", "id"]), &table()).contains("names id twice"));
-        assert!(
-            refusal(&order(&["amount", "id", "region"]), &table())
-                .contains("ALTER TABLE \"public\".\"orders\" REPLICA IDENTITY FULL")
-        );
+        let refused = resolve(&order(&["amount", "id", "region"]), &table()).unwrap_err();
+        let full = Remedy::run_at_source("ALTER TABLE \"public\".\"orders\" REPLICA IDENTITY FULL");
+        let leave_out = Remedy::edit("spec.tables[].engine.orderBy", "take amount out");
+        assert_eq!(refused.remedies(), [Remedy::any_of([vec![leave_out], vec![full]])]);
         let mut full = table();
         full.relation.identity = IdentityKind::Full;
         assert_eq!(resolve(&order(&["amount", "id", "region"]), &full).unwrap().order_by, [2, 1, 0]);

@@ -38,9 +38,10 @@ impl<D: Destination> Snapshot<D> {
             let taken = retry(&self.around.stop, &self.around.notice, || self.take_snapshot(&waiting)).await;
             let (snapshot, opened) = match taken {
                 Ok(taken) => taken,
-                Err(Error::Table { table: id, reason, message }) => {
-                    let Some(table) = waiting.iter().find(|table| table.id == id) else { continue };
-                    self.settle(table, Err(Error::Table { table: id, reason, message })).await?;
+                Err(error @ Error::Table { .. }) => {
+                    let Error::Table { table: id, .. } = &error else { continue };
+                    let Some(table) = waiting.iter().find(|table| table.id == *id) else { continue };
+                    self.settle(table, Err(error)).await?;
                     continue;
                 }
                 Err(error) => return Err(error),

@@ -8,7 +8,7 @@ fn report(
 ) -> MirrorReport {
     let progress =
         Progress::new(&MirrorIdentity { namespace: "default".into(), name: "m".into(), uid: "0".into() });
-    let failure = failure.map(|(reason, message)| MirrorFailure { reason, message: message.into() });
+    let failure = failure.map(|(reason, message)| MirrorFailure::new(reason, message));
     progress.set_phase(phase, failure);
     for (name, state) in tables {
         let failed = *state == TableState::Failed;
@@ -28,8 +28,7 @@ fn summary(report: &MirrorReport) -> Vec<String> {
 
 #[test]
 fn a_warning_is_told_by_ready() {
-    let warning =
-        |message: &str| MirrorFailure { reason: Reason::ResyncUnknownTable, message: message.into() };
+    let warning = |message: &str| MirrorFailure::new(Reason::ResyncUnknownTable, message);
     let streaming = report(MirrorPhase::Streaming, None, &[("t", TableState::Streaming)]);
     let warned = MirrorReport { warning: Some(warning("names public.typo")), ..streaming.clone() };
     let ready = conditions(&warned).remove(0);

@@ -30,6 +30,7 @@ fn table(name: &str, state: TableState, reason: impl Into<Option<Reason>>, messa
         copies_anew: Default::default(),
         reason: reason.into(),
         message: message.into(),
+        remedies: Vec::new(),
     }
 }
 
@@ -38,7 +39,7 @@ fn report(phase: MirrorPhase, failure: Option<(Reason, &str)>, tables: Vec<Table
         namespace: "default".into(),
         name: "demo".into(),
         phase,
-        failure: failure.map(|(reason, message)| MirrorFailure { reason, message: message.into() }),
+        failure: failure.map(|(reason, message)| MirrorFailure::new(reason, message)),
         meanwhile: None,
         warning: None,
         slot_name: "walferry_0a".into(),
@@ -257,7 +258,7 @@ fn writes_what_matters_at_once_and_figures_now_and_then() {
 
 #[test]
 fn peers() {
-    let failure = |reason: Reason| MirrorFailure { reason, message: "why".into() };
+    let failure = |reason: Reason| MirrorFailure::new(reason, "why");
     let of = |outcome: PeerOutcome, previous: Option<&crate::api::ReplicationPeerStatus>| {
         let report = PeerReport { outcome, server_version: None, system_identifier: None };
         peer_status(&report, Some(4), previous, &at(200))
@@ -378,7 +379,7 @@ fn phases() -> impl Strategy<Value = MirrorPhase> {
 fn failures() -> impl Strategy<Value = MirrorFailure> {
     let reasons = proptest::sample::select(Reason::ALL.to_vec());
     let messages = prop_oneof![4 => ".{0,40}", 1 => Just("é".repeat(40_000))];
-    (reasons, messages).prop_map(|(reason, message)| MirrorFailure { reason, message })
+    (reasons, messages).prop_map(|(reason, message)| MirrorFailure::new(reason, message))
 }
 
 fn tables() -> impl Strategy<Value = Vec<TableReport>> {

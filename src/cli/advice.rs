@@ -1,0 +1,87 @@
+//! Remedies for whoever runs Mirrors from files: as edits of the file.
+
+use std::{
+    sync::Arc,
+    time::{SystemTime, UNIX_EPOCH},
+};
+
+use crate::{
+    api::RESYNC,
+    fault::RemedyRenderer,
+    model::{MirrorIdentity, ReplicatorConfig},
+    status::Kubectl,
+};
+
+/// How remedies are told to whoever runs this Mirror: from a file, or by Kubernetes.
+pub(in crate::cli) fn renderer(mirror: &MirrorIdentity, file: Option<String>) -> Arc<dyn RemedyRenderer> {
+    match file {
+        None => Arc::new(Kubectl::from(mirror)),
+        Some(file) => Arc::new(FileEdit {
+            file,
+            mirror: mirror.name.clone(),
+            seconds: SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs(),
+        }),
+    }
+}
+
+/// Changes the document of a Mirror in its file.
+#[derive(Debug)]
+struct FileEdit {
+    file: String,
+    mirror: String,
+    /// The first word of a resync's value: the time at which the process began, which no resync before had.
+    seconds: u64,
+}
+
+impl FileEdit {
+    fn place(&self) -> String {
+        format!("in {}, Mirror {}", self.file, self.mirror)
+    }
+}
+
+impl RemedyRenderer for FileEdit {
+    fn resync(&self, tables: &[String]) -> String {
+        let names: String = tables.iter().map(|table| format!(" {table}")).collect();
+        // A JSON text is a YAML one.
+        let value = serde_json::Value::from(format!("{}{names}", self.seconds));
+        format!("{}, metadata.annotations: set {RESYNC}: {value}", self.place())
+    }
+
+    fn edit(&self, field: &str, how: &str) -> String {
+        format!("{}, {field}: {how}", self.place())
+    }
+
+    fn after_changes(&self) -> Option<String> {
+        Some("start walferry again".to_owned())
+    }
+}
+
+/// How they are told where nothing else was said.
+pub(super) fn of(config: &ReplicatorConfig) -> Arc<dyn RemedyRenderer> {
+    config.renderer.clone().unwrap_or_else(|| Arc::new(Kubectl::from(&config.mirror)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fault::{Remedy, remedy::sentence};
+
+    #[test]
+    fn edits_name_the_file_and_the_mirror() {
+        let file =
+            FileEdit { file: "shop/mirror.yaml".into(), mirror: "shop".into(), seconds: 1_764_500_000 };
+        let told = |remedies: &[Remedy]| sentence("why", remedies, &file);
+        assert_eq!(
+            told(&[Remedy::resync(["public.t"])]),
+            r#"why. To recover: copy public.t again: in shop/mirror.yaml, Mirror shop, metadata.annotations: set walferry.dev/resync: "1764500000 public.t"; then start walferry again"#
+        );
+        assert_eq!(
+            told(&[Remedy::run_at_source("ALTER TABLE t REPLICA IDENTITY FULL"), Remedy::resync_all()]),
+            r#"why. To recover: run at the source: ALTER TABLE t REPLICA IDENTITY FULL; then copy every table again: in shop/mirror.yaml, Mirror shop, metadata.annotations: set walferry.dev/resync: "1764500000"; then start walferry again"#
+        );
+        assert_eq!(
+            told(&[Remedy::edit("spec.tables", "take public.t out")]),
+            "why. To recover: in shop/mirror.yaml, Mirror shop, spec.tables: take public.t out; then start walferry again"
+        );
+    }
+}
