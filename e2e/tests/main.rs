@@ -24,6 +24,7 @@ mod failover;
 mod faults;
 mod files;
 mod filters;
+mod findings;
 mod gone;
 mod hostile;
 mod identity;

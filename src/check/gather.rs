@@ -447,6 +447,10 @@ async fn targets(
             checks.push(destination::taken(&config.destination, schema, claim).alone_if(tracked));
             continue;
         }
+        // It would be sorted by the key that it lacks, which is said of its replica identity.
+        if schema.kind.is_keyed() && schema.order_by.is_empty() {
+            continue;
+        }
         let facts = target_facts(config, database, schema, state, found.remove(&schema.target)).await;
         let facts = match facts {
             Ok(facts) => facts,

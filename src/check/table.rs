@@ -179,10 +179,11 @@ fn row_security(subject: &str, facts: &TableFacts, server: &ServerFacts) -> Opti
 /// Without a usable identity PostgreSQL refuses the application's own UPDATE and DELETE as soon as the table is published.
 fn replica_identity(subject: &str, facts: &TableFacts, version: u32) -> Check {
     const NAME: &str = "replica identity";
-    let failure = |detail: String, fix: String| {
-        Check::failure(subject, NAME, Reason::SourceReplicaIdentityMissing, detail).run_at_source(fix)
+    let failure = |detail: String, fix: Remedy| {
+        Check::failure(subject, NAME, Reason::SourceReplicaIdentityMissing, detail).remedied([fix])
     };
     let root = &facts.relation;
+    let full_is_refused = version >= GENERATED_IN_IDENTITY && !facts.generated_columns.is_empty();
     if facts.schema.kind == TableKind::InsertOnly {
         return Check::ok(subject, NAME, "not needed: only inserts are mirrored");
     }
@@ -193,15 +194,15 @@ fn replica_identity(subject: &str, facts: &TableFacts, version: u32) -> Check {
             }
             _ => "none: once published, UPDATE and DELETE on it would fail",
         };
-        return failure(detail.to_owned(), identity_fix(root));
+        return failure(detail.to_owned(), identity_fix(root, (!full_is_refused).then(|| full(facts))));
     }
-    if let Some((leaf, detail)) =
-        facts.partitions.iter().find_map(|leaf| Some((leaf, leaf.unlike_root(root)?)))
-    {
-        return failure(format!("partition {} {detail}", leaf.id), format!("{};", leaf.identity_statement()));
+    let unlike = || facts.partitions.iter().filter_map(|leaf| Some((leaf, leaf.unlike_root(root)?)));
+    if let Some((leaf, detail)) = unlike().next() {
+        let statements = unlike().map(|(leaf, _)| format!("{};", leaf.identity_statement()));
+        let fix = Remedy::run_at_source(statements.collect::<Vec<_>>().join("\n"));
+        return failure(format!("partition {} {detail}", leaf.id), fix);
     }
-    if version >= GENERATED_IN_IDENTITY
-        && !facts.generated_columns.is_empty()
+    if full_is_refused
         && let Some(full) = relations(facts).find(|relation| relation.identity == IdentityKind::Full)
     {
         return failure(
@@ -210,7 +211,7 @@ fn replica_identity(subject: &str, facts: &TableFacts, version: u32) -> Check {
                 full.id,
                 facts.generated_columns.join(", ")
             ),
-            identity_fix(full),
+            identity_fix(full, None),
         );
     }
     if facts.schema.kind == TableKind::History && root.identity != IdentityKind::Full {
@@ -250,25 +251,38 @@ fn new_partitions_lack_identity(root: &RelationFacts) -> Option<String> {
     Some(format!("ALTER TABLE … REPLICA IDENTITY {identity};"))
 }
 
-fn identity_fix(relation: &RelationFacts) -> String {
+/// What gives a relation a usable replica identity. `full` makes changes tell whole old rows, where that would do.
+fn identity_fix(relation: &RelationFacts, full: Option<Remedy>) -> Remedy {
     let table = qualified(&relation.id);
-    match &relation.candidate {
-        Some(KeyCandidate::PrimaryKey) => format!("ALTER TABLE {table} REPLICA IDENTITY DEFAULT;"),
+    let run = |sql: String| Remedy::run_at_source(sql);
+    let key = match &relation.candidate {
+        Some(KeyCandidate::PrimaryKey) => {
+            return run(format!("ALTER TABLE {table} REPLICA IDENTITY DEFAULT;"));
+        }
         Some(KeyCandidate::UniqueIndex(index)) => {
-            format!("ALTER TABLE {table} REPLICA IDENTITY USING INDEX {};", ident(index))
+            return run(format!("ALTER TABLE {table} REPLICA IDENTITY USING INDEX {};", ident(index)));
         }
         Some(KeyCandidate::Deferrable { constraint, columns }) => {
             let columns: Vec<_> = columns.iter().map(|column| ident(column)).collect();
-            format!(
-                "ALTER TABLE {table} DROP CONSTRAINT {}, ADD PRIMARY KEY ({});",
+            run(format!(
+                "-- if nothing relies on the key being deferrable\nALTER TABLE {table} DROP CONSTRAINT {}, ADD PRIMARY KEY ({});",
                 ident(constraint),
                 columns.join(", ")
-            )
+            ))
         }
-        None => format!(
-            "ALTER TABLE {table} ADD PRIMARY KEY (…); -- the columns that name a row; where none do, REPLICA IDENTITY FULL"
-        ),
+        None => Remedy::act("give it a primary key of the columns that name a row"),
+    };
+    match full {
+        Some(full) => Remedy::any_of([vec![full], vec![key]]),
+        None => key,
     }
+}
+
+/// The statements by which changes tell whole old rows, which takes no key.
+fn full(facts: &TableFacts) -> Remedy {
+    let lacking = relations(facts).filter(|relation| relation.identity != IdentityKind::Full);
+    let statement = |relation: &RelationFacts| format!("{};", relation.identity_statement());
+    Remedy::run_at_source(lacking.map(statement).collect::<Vec<_>>().join("\n"))
 }
 
 /// A filter on a column outside the identity makes the application's UPDATE and DELETE fail once published.
@@ -530,9 +544,14 @@ mod tests {
             KeyCandidate::Deferrable { constraint: "pk".to_owned(), columns: vec!["id".to_owned()] };
         assert_eq!(
             fix(none, Some(deferrable)),
-            "ALTER TABLE \"public\".\"users\" DROP CONSTRAINT \"pk\", ADD PRIMARY KEY (\"id\");"
+            "ALTER TABLE \"public\".\"users\" REPLICA IDENTITY FULL;\n-- or\n-- if nothing relies on the key being deferrable\n\
+             ALTER TABLE \"public\".\"users\" DROP CONSTRAINT \"pk\", ADD PRIMARY KEY (\"id\");"
         );
-        assert!(fix(none, None).contains("ADD PRIMARY KEY"));
+        assert_eq!(
+            fix(none, None),
+            "ALTER TABLE \"public\".\"users\" REPLICA IDENTITY FULL;\n-- or\n\
+             give it a primary key of the columns that name a row"
+        );
     }
 
     #[test]

@@ -132,7 +132,9 @@ pub fn steps(remedies: &[Remedy], renderer: &dyn RemedyRenderer) -> Vec<String> 
             let what = if tables.is_empty() { "every table".to_owned() } else { tables.join(", ") };
             format!("copy {what} again: {}", renderer.resync(tables))
         }
-        Remedy::RunAt { side, sql } => format!("run at the {}: {}", side.word(), one_line(sql)),
+        Remedy::RunAt { side, sql } => {
+            format!("run at the {}: {}", side.word(), one_line(sql).trim_end_matches(';'))
+        }
         Remedy::EditSpec { field, how } => renderer.edit(field, how),
         Remedy::Act { how } => how.clone(),
         Remedy::AnyOf { choices } => {
@@ -168,12 +170,15 @@ pub fn sentence(message: &str, remedies: &[Remedy], renderer: &dyn RemedyRendere
     }
 }
 
-/// The steps, to be copied from a terminal: statements stand as they are, each on a line of its own.
+/// The steps, to be copied from a terminal: statements stand as they are, each on a line of its own, behind a comment that says where.
 pub fn lines(remedies: &[Remedy], renderer: &dyn RemedyRenderer) -> Vec<String> {
     let mut lines = Vec::new();
     for remedy in remedies {
         match remedy {
-            Remedy::RunAt { sql, .. } => lines.extend(sql.lines().map(str::to_owned)),
+            Remedy::RunAt { side, sql } => {
+                lines.push(format!("-- at the {}", side.word()));
+                lines.extend(sql.lines().map(str::to_owned));
+            }
             Remedy::AnyOf { choices } => {
                 for (index, choice) in choices.iter().enumerate() {
                     if index > 0 {
@@ -241,6 +246,7 @@ mod tests {
         assert_eq!(
             lines(&remedies, &File),
             [
+                "-- at the destination",
                 "DROP TABLE t; -- if nobody needs it",
                 "-- or",
                 "spec.tables: name another target",
