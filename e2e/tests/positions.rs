@@ -383,14 +383,18 @@ fn unconfirmed(lab: &Lab) -> (Mirror, Run) {
     lab.sql("CREATE TABLE blocked (id int PRIMARY KEY)");
     let mirror = lab.mirror(&["t", "blocked"]);
     lab.catch_up(&mirror);
-    lab.target("ALTER TABLE blocked MODIFY SETTING table_readonly = 1");
+    // Short of memory, the server is waited for.
+    lab.target(
+        "CREATE MATERIALIZED VIEW blocked_view ENGINE = MergeTree ORDER BY tuple() AS
+        SELECT throwIf(id > 0, 'words', toInt32(241)) AS x FROM blocked SETTINGS allow_custom_error_code_in_throwif = 1",
+    );
     let run = lab.streaming(&mirror);
     lab.sql("INSERT INTO blocked VALUES (1)");
     (mirror, run)
 }
 
 fn unblock(lab: &Lab) {
-    lab.target("ALTER TABLE blocked MODIFY SETTING table_readonly = 0");
+    lab.target("DROP VIEW blocked_view");
 }
 
 /// Writes a row and waits until it is at the destination.

@@ -116,6 +116,69 @@ fn a_target_that_may_not_be_written_any_more_stops_alone() {
     lab.target(&format!("DROP DATABASE {other}"));
 }
 
+/// A target that somebody made read-only, or gave a limit that it is beyond: the table says so while it is tried again, the others' rows
+/// arrive, and what doesn't pass is that table's own failure, so that the source may forget what the others have.
+#[test]
+fn a_target_that_takes_no_writes_stops_alone() {
+    let lab = Lab::new(Pg::V18);
+    let tables = ["a", "b", "c"];
+    for table in tables {
+        lab.sql(&format!("CREATE TABLE {table} (id int PRIMARY KEY); INSERT INTO {table} VALUES (0)"));
+    }
+    let mut mirror = lab.mirror(&tables);
+    let mut run = lab.streaming(&mirror);
+    lab.target("ALTER TABLE a MODIFY SETTING table_readonly = 1");
+    lab.target("ALTER TABLE c MODIFY SETTING max_parts_in_total = 1");
+    for table in tables {
+        lab.sql(&format!("INSERT INTO {table} VALUES (1)"));
+    }
+    run.eventually("the other table's row", || lab.target_value("SELECT count() FROM b") == "2");
+    for (table, reason, words) in
+        [("a", "DestinationReadOnly", "read"), ("c", "DestinationTooManyParts", "max_parts_in_total")]
+    {
+        let message = run.until_status("what is tried again to be told", |status| {
+            let mut tables = status["tables"].as_array()?.iter();
+            let found = tables.find(|found| found["name"] == table)?;
+            (found["reason"] == reason).then(|| found["message"].as_str().unwrap().to_owned())
+        });
+        assert!(message.contains(words) && !message.contains('…'), "{message}");
+        assert_eq!(run.table(table)["state"], "Streaming");
+    }
+    let (status, reason, _) = run.condition("Reconciling").unwrap();
+    assert!(status == "True" && reason.starts_with("Destination"), "{status} {reason}");
+
+    // One is mended in time.
+    lab.target("ALTER TABLE c RESET SETTING max_parts_in_total");
+    run.eventually("its row", || lab.target_value("SELECT count() FROM c") == "2");
+    run.until_status("it to be as it was", |status| {
+        let mut tables = status["tables"].as_array()?.iter();
+        tables.find(|found| found["name"] == "c")?["message"].as_str()?.is_empty().then_some(())
+    });
+
+    let began = Instant::now();
+    while run.table("a")["state"] != "Failed" {
+        assert!(began.elapsed() < Duration::from_secs(240), "{:#}", run.status());
+        thread::sleep(Duration::from_millis(100));
+    }
+    let message = run.table("a")["message"].as_str().unwrap().to_owned();
+    assert_eq!(run.table("a")["reason"], "DestinationReadOnly", "{message}");
+    assert!(message.contains("times") && !message.contains('…'), "{message}");
+    lab.sql("INSERT INTO b VALUES (2); INSERT INTO a VALUES (2)");
+    lab.settle(&mut run);
+
+    let advice = run.advice("a");
+    let choice = advice[0].split(", or ").next().unwrap();
+    lab.target(choice.strip_prefix("run at the destination: ").unwrap());
+    assert!(advice[1].starts_with("copy public.a again"), "{advice:?}");
+    run.stop();
+    mirror.mirror["metadata"]["annotations"] = json!({"walferry.dev/resync": "1 public.a"});
+    lab.catch_up(&mirror);
+    for table in tables {
+        lab.assert_table(table, "id", "id");
+    }
+    lab.verify(&mirror);
+}
+
 /// Where the state table is refused too, it is the Mirror's: it stalls, loses nothing, and goes on when the privilege is back.
 #[test]
 fn a_mirror_that_may_not_write_its_state_stalls() {
@@ -197,4 +260,42 @@ fn answers_of_others_are_not_shown() {
         let outcome = lab.command("check", &mirror, &["--log-level", "debug"]).exits(1).says(&[shown]);
         assert!(!outcome.text().contains("geheim"), "{}", outcome.text());
     }
+}
+
+/// ClickHouse guesses what was meant, in all that it has: names of others' databases and tables are not shown.
+#[test]
+fn guesses_of_the_server_are_not_shown() {
+    let lab = Lab::new(Pg::V18);
+    lab.sql("CREATE TABLE salary (id int PRIMARY KEY, v text); INSERT INTO salary VALUES (1, 'x')");
+    let other = format!("{}_secret", lab.database);
+    lab.target(&format!("CREATE DATABASE {other}"));
+    lab.target(&format!("CREATE TABLE {other}.salary (id Int32) ENGINE = MergeTree ORDER BY id"));
+    // What the server says of a table, a column, a function and a setting that it doesn't know.
+    for sql in [
+        "SELECT * FROM salary",
+        "SELECT dummi FROM system.one",
+        "SELECT toStrin(1)",
+        "SELECT 1 SETTINGS max_thread = 1",
+    ] {
+        let said = lab.clickhouse.try_query(&lab.database, sql).unwrap_err();
+        assert!(said.contains("aybe you meant"), "{said}");
+    }
+    let mut mirror = lab.mirror(&["salary"]);
+    for engine in [
+        json!({"partitionBy": "toStrin(id)"}),
+        json!({"partitionBy": "(id, idd)"}),
+        json!({"ttl": "toDateTime(idd)"}),
+        json!({"settings": {"index_granularit": "1"}}),
+    ] {
+        mirror.table(0)["engine"] = engine;
+        let outcome = lab.command("check", &mirror, &[]).exits(1).says(&["ClickHouse refuses to make it"]);
+        assert!(!outcome.text().contains("you meant"), "{}", outcome.text());
+    }
+    let mut run = lab.streaming(&lab.mirror(&["salary"]));
+    lab.target("DROP TABLE salary SYNC");
+    lab.sql("INSERT INTO salary VALUES (2, 'y')");
+    run.until_failed("salary");
+    let shown = format!("{:#}{}", run.status(), run.log());
+    assert!(!shown.contains(&other) && !shown.contains("you meant"), "{shown}");
+    lab.target(&format!("DROP DATABASE {other}"));
 }

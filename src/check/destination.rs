@@ -69,7 +69,8 @@ impl MissingRights {
 pub(super) fn failed(name: &str, error: Error) -> Check {
     let DestinationError { kind, reason, message, remedies, .. } = DestinationError::from(error);
     // A profile that refuses settings stays so until somebody changes it.
-    let transient = matches!(kind, ErrorKind::Transient | ErrorKind::Overloaded | ErrorKind::Unclear)
+    use ErrorKind::{Overloaded, TableOverloaded, Transient, Unclear};
+    let transient = matches!(kind, Transient | Overloaded | TableOverloaded | Unclear)
         && reason != Reason::DestinationReadOnly;
     Check::failure(SUBJECT, name, reason, message).remedied(remedies).transient(transient)
 }

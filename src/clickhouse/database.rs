@@ -342,9 +342,9 @@ impl Database {
         let settings = insert::settings(Some(fence));
         let settings = borrowed(&settings);
         let begun = self.shared.client.insert(&ddl::insert(&self.shared.database, table), &settings).await;
-        let table = self.qualified(table);
-        let stream = begun.map_err(|error| error.while_doing(&format!("insert into {table}")))?;
-        Ok(BlockInsert { stream, table })
+        let (database, table) = (self.shared.database.clone(), table.target.clone());
+        let stream = begun.map_err(|error| insert::refused(error, &database, &table))?;
+        Ok(BlockInsert { stream, database, table })
     }
 
     async fn ask_version(&self, sql: &str, fence: &str) -> Result<Version, Error> {
@@ -401,6 +401,11 @@ impl Database {
 
     fn qualified(&self, table: &TableSchema) -> String {
         format!("{}.{}", self.shared.database, table.target)
+    }
+
+    /// The fault of something that was done to a table.
+    fn refused(&self, error: Error, doing: &str, table: &TableSchema) -> DestinationError {
+        error.while_doing_to(doing, &self.shared.database, &table.target)
     }
 }
 
@@ -463,7 +468,7 @@ impl Destination for Database {
 
     async fn ensure_table(&self, table: &TableSchema) -> Result<(), DestinationError> {
         let doing = format!("create table {}", self.qualified(table));
-        self.create_table(table).await.map_err(|error| error.while_doing(&doing))
+        self.create_table(table).await.map_err(|error| self.refused(error, &doing, table))
     }
 
     async fn standing(&self, tables: &[&TableSchema]) -> Result<Vec<bool>, DestinationError> {
@@ -483,7 +488,7 @@ impl Destination for Database {
             self.with_other_default(table, &types, &there).await
         };
         let doing = format!("change the columns of {}", self.qualified(table));
-        work.await.map_err(|error: Error| error.while_doing(&doing))
+        work.await.map_err(|error: Error| self.refused(error, &doing, table))
     }
 
     async fn require_columns(&self, table: &TableSchema) -> Result<(), DestinationError> {
@@ -492,7 +497,7 @@ impl Destination for Database {
             self.require_width(table, &types).await
         };
         let doing = format!("look at the columns of {}", self.qualified(table));
-        work.await.map_err(|error: Error| error.while_doing(&doing))
+        work.await.map_err(|error: Error| self.refused(error, &doing, table))
     }
 
     async fn insert(
@@ -504,7 +509,7 @@ impl Destination for Database {
         let mut insert = self.begin_insert(table, fence).await?;
         match insert.send_block(batch).await {
             Ok(()) => insert.end().await,
-            Err(error) => Err(error.while_doing(&format!("insert into {}", self.qualified(table)))),
+            Err(error) => Err(insert::refused(error, &self.shared.database, &table.target)),
         }
     }
 
@@ -540,12 +545,12 @@ impl Destination for Database {
         let sql = ddl::delete(&self.shared.database, table, rows, versions);
         let doing = format!("delete rows of older versions from {}", self.qualified(table));
         let done = self.shared.client.execute_long(&sql, &settings).await;
-        done.map_err(|error| error.while_doing(&doing))
+        done.map_err(|error| self.refused(error, &doing, table))
     }
 
     async fn empty(&self, table: &TableSchema, fence: &str) -> Result<(), DestinationError> {
         let doing = format!("empty {}", self.qualified(table));
-        self.drop_parts(table, fence).await.map_err(|error| error.while_doing(&doing))
+        self.drop_parts(table, fence).await.map_err(|error| self.refused(error, &doing, table))
     }
 
     async fn settle(&self, fence: &str) -> Result<(), DestinationError> {

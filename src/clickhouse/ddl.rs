@@ -164,6 +164,11 @@ pub fn drop_part(database: &str, table: &str, part: &str) -> String {
     format!("ALTER TABLE {} DROP PART {}", qualified(database, table), literal(part))
 }
 
+/// Takes back that a table was made read-only, for somebody to run.
+pub fn make_writable(database: &str, table: &str) -> String {
+    format!("ALTER TABLE {} MODIFY SETTING table_readonly = 0", qualified(database, table))
+}
+
 /// `INSERT INTO … SELECT` that deletes the rows whose versions are in a range: of a tombstone for each row that is there; without a
 /// key, of a row that takes the place of each change, however often that is inserted again. It has the change's values, so that it is
 /// in the same partition and lives as long.
@@ -432,6 +437,10 @@ mod tests {
         );
         assert_eq!(parts("app", "users"), "SELECT DISTINCT _part FROM `app`.`users` FORMAT TabSeparated");
         assert_eq!(drop_part("app", "users", "all_1_1_0"), "ALTER TABLE `app`.`users` DROP PART 'all_1_1_0'");
+        assert_eq!(
+            make_writable("app", "users"),
+            "ALTER TABLE `app`.`users` MODIFY SETTING table_readonly = 0"
+        );
         let versions = || Version::from_number(5)..Version::from_number(77);
         assert_eq!(
             delete("app", &events(), Rows::All, versions()),

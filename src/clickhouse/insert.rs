@@ -76,7 +76,7 @@ fn query_id(fence: &str) -> String {
 /// insert makes it give up what it has not written yet.
 pub struct BlockInsert {
     pub(super) stream: InsertStream,
-    /// Qualified target name, for messages.
+    pub(super) database: String,
     pub(super) table: String,
 }
 
@@ -93,9 +93,14 @@ impl BlockInsert {
 
     /// Ends the insert.
     pub(super) async fn end(self) -> Result<(), DestinationError> {
-        let table = self.table;
-        self.stream.end().await.map_err(|error| error.while_doing(&format!("insert into {table}")))
+        let BlockInsert { stream, database, table } = self;
+        stream.end().await.map_err(|error| refused(error, &database, &table))
     }
+}
+
+/// The fault of an insert.
+pub(super) fn refused(error: Error, database: &str, table: &str) -> DestinationError {
+    error.while_doing_to(&format!("insert into {database}.{table}"), database, table)
 }
 
 impl Insert for BlockInsert {
@@ -103,7 +108,7 @@ impl Insert for BlockInsert {
 
     async fn send(&mut self, batch: &mut BlockBuilder) -> Result<(), DestinationError> {
         let sent = self.send_block(batch).await;
-        sent.map_err(|error| error.while_doing(&format!("insert into {}", self.table)))?;
+        sent.map_err(|error| refused(error, &self.database, &self.table))?;
         batch.clear();
         Ok(())
     }

@@ -5,9 +5,9 @@ mod codes;
 pub(super) use codes::name_of;
 use codes::{Class, class_of};
 
-use super::{Error, error::TableProblem};
+use super::{Error, ddl, error::TableProblem};
 use crate::{
-    fault::Reason,
+    fault::{Reason, Remedy},
     replication::{DestinationError, ErrorKind},
 };
 
@@ -56,9 +56,24 @@ impl Error {
         fault
     }
 
-    /// Whether it will probably pass.
+    /// The same where it was done to a table, with what helps against it there.
+    pub(super) fn while_doing_to(self, doing: &str, database: &str, table: &str) -> DestinationError {
+        let made_readonly = self.code().is_some_and(|code| class_of(code) == Class::WriteOnce);
+        let mut fault = self.while_doing(doing);
+        if made_readonly {
+            fault.remedies.push(Remedy::any_of([
+                vec![Remedy::run_at_destination(ddl::make_writable(database, table))],
+                vec![Remedy::act("put the table on a disk that can be written")],
+            ]));
+        }
+        fault
+    }
+
+    /// Whether it will probably pass, or can be taken back without a change of the statement.
     pub(super) fn passes(&self) -> bool {
-        matches!(classify(self).kind, ErrorKind::Transient | ErrorKind::Overloaded)
+        let Policy { kind, reason, .. } = classify(self);
+        matches!(kind, ErrorKind::Transient | ErrorKind::Overloaded | ErrorKind::TableOverloaded)
+            || reason == Reason::DestinationReadOnly
     }
 
     /// What a refused statement that makes a table means: whatever the code, the table can't be made so. Trouble of the server and
@@ -141,7 +156,7 @@ fn disk_full() -> Policy {
 /// By what the code stands for. Transient are conditions of the server and its surroundings, which end without us; a refusal that
 /// tells neither is tried again for a bounded time.
 fn classify_code(code: i32, message: &str) -> Policy {
-    use ErrorKind::{Denied, Overloaded, Refused, Table, Transient, Unclear};
+    use ErrorKind::{Denied, Overloaded, Table, TableOverloaded, Transient, Unclear};
     match class_of(code) {
         Class::Authentication => policy(
             Denied,
@@ -154,7 +169,7 @@ fn classify_code(code: i32, message: &str) -> Policy {
             "grant that to the peer's user at the ClickHouse server",
         ),
         Class::Constraint => policy(
-            Refused,
+            Denied,
             Reason::DestinationSettingsForbidden,
             "remove the constraint on this setting from the user's settings profile",
         ),
@@ -173,20 +188,18 @@ fn classify_code(code: i32, message: &str) -> Policy {
             Reason::DestinationReadOnly,
             "the replica has lost ClickHouse Keeper, or the disk is read-only",
         ),
-        // Someone set it so, or the disk can only be written once; what set it can take it back.
-        Class::WriteOnce => policy(
-            Transient,
-            Reason::DestinationReadOnly,
-            "run ALTER TABLE … MODIFY SETTING table_readonly = 0, or put the table on a disk that can be written",
-        ),
+        // Someone set it so, or the disk can only be written once: it may be taken back, but doesn't pass.
+        Class::WriteOnce => policy(Unclear, Reason::DestinationReadOnly, ""),
         Class::Disk => disk_full(),
         Class::Parts => policy(
-            Overloaded,
+            TableOverloaded,
             Reason::DestinationTooManyParts,
-            if message.contains("partitions") {
+            if message.contains("max_parts_in_total") {
+                "engine.partitionBy makes many partitions, merges do not keep up, or somebody has set this limit too low"
+            } else if message.contains("partitions") {
                 "engine.partitionBy makes too many partitions"
             } else {
-                "merges do not keep up"
+                "merges do not keep up, or somebody has set a limit too low"
             },
         ),
         Class::Memory => policy(
@@ -246,25 +259,25 @@ mod tests {
 
     #[test]
     fn classifies_server_errors() {
-        use ErrorKind::{Denied, Overloaded, Refused, Table, Transient, Unclear};
+        use ErrorKind::{Denied, Overloaded, Table, TableOverloaded, Transient, Unclear};
         let expected = [
             (60, Table, Reason::DestinationTableMissing),
             (81, Denied, Reason::DestinationDatabaseMissing),
             (16, Table, Reason::DestinationTableConflict),
-            (252, Overloaded, Reason::DestinationTooManyParts),
+            (252, TableOverloaded, Reason::DestinationTooManyParts),
             (241, Overloaded, Reason::DestinationMemoryLimit),
             (202, Overloaded, Reason::DestinationOverloaded),
             (439, Overloaded, Reason::DestinationOverloaded),
             (159, Transient, Reason::DestinationTimeout),
             (164, Transient, Reason::DestinationReadOnly),
             (242, Transient, Reason::DestinationReadOnly),
-            (774, Transient, Reason::DestinationReadOnly),
+            (774, Unclear, Reason::DestinationReadOnly),
             (243, Transient, Reason::DestinationDiskFull),
             (192, Denied, Reason::DestinationAuthenticationFailed),
             (193, Denied, Reason::DestinationAuthenticationFailed),
             (516, Denied, Reason::DestinationAuthenticationFailed),
             (497, Denied, Reason::DestinationAccessDenied),
-            (452, Refused, Reason::DestinationSettingsForbidden),
+            (452, Denied, Reason::DestinationSettingsForbidden),
             (394, Transient, Reason::DestinationInsertReplaced),
             (216, Transient, Reason::DestinationInsertReplaced),
             (210, Transient, Reason::DestinationConnectionLost),
@@ -293,12 +306,75 @@ mod tests {
                 Disposition::Retry | Disposition::Nothing | Disposition::Restart => {
                     vec![ErrorKind::Transient, ErrorKind::Unclear]
                 }
-                Disposition::Backoff => vec![ErrorKind::Overloaded],
+                Disposition::Backoff => vec![ErrorKind::Overloaded, ErrorKind::TableOverloaded],
                 Disposition::FailTable => vec![ErrorKind::Table],
                 Disposition::Stall => vec![ErrorKind::Denied, ErrorKind::Refused],
             };
             assert!(expected.contains(&kind), "{code}: {kind:?} as {reason}");
         }
+    }
+
+    /// Whose fault a refusal of one table's statement is.
+    #[derive(Debug, PartialEq, Eq)]
+    enum Whose {
+        /// The server's, however long it lasts, unless statements on other tables are accepted meanwhile.
+        Servers,
+        /// The table's after a bounded time, unless the state table is refused too.
+        TablesInTime,
+        /// The table's at once.
+        Tables,
+    }
+
+    fn whose(class: Class) -> Whose {
+        match class {
+            Class::Readonly
+            | Class::TableReadonly
+            | Class::Disk
+            | Class::Memory
+            | Class::Overload
+            | Class::Timeout
+            | Class::Network
+            | Class::Replaced
+            | Class::Restart
+            | Class::Keeper
+            | Class::Storage
+            | Class::Os => Whose::Servers,
+            // Privileges, settings and databases may be refused to a view on the table, or on the table alone.
+            Class::Authentication | Class::Access | Class::Constraint | Class::Database => {
+                Whose::TablesInTime
+            }
+            Class::WriteOnce | Class::Parts => Whose::TablesInTime,
+            Class::Unclear | Class::Elsewhere | Class::Unlisted => Whose::TablesInTime,
+            Class::Truncate
+            | Class::MissingTable
+            | Class::Columns
+            | Class::Nested
+            | Class::Statement
+            | Class::Rows => Whose::Tables,
+        }
+    }
+
+    #[test]
+    fn no_code_is_refused_to_one_table_for_ever() {
+        for code in codes::all().chain([123_456]) {
+            let now = match of(code).0 {
+                ErrorKind::Transient | ErrorKind::Overloaded => Whose::Servers,
+                ErrorKind::TableOverloaded | ErrorKind::Unclear | ErrorKind::Denied => Whose::TablesInTime,
+                ErrorKind::Table => Whose::Tables,
+                ErrorKind::Refused => panic!("{code} stalls all tables at once"),
+            };
+            assert_eq!(now, whose(class_of(code)), "{code}");
+        }
+    }
+
+    #[test]
+    fn a_table_that_was_made_readonly_has_its_statement() {
+        let error = Error::Server { code: 774, message: "Table is read-only".to_owned() };
+        let fault = error.while_doing_to("insert into app.t", "app", "t");
+        let [Remedy::AnyOf { choices }] = fault.remedies.as_slice() else { panic!("{fault:?}") };
+        let statement = "ALTER TABLE `app`.`t` MODIFY SETTING table_readonly = 0";
+        assert_eq!(choices[0], [Remedy::run_at_destination(statement)]);
+        assert_eq!(fault.message, "insert into app.t: code 774: Table is read-only");
     }
 
     #[test]

@@ -121,6 +121,8 @@ struct TableStatus {
     message: String,
     remedies: Vec<Remedy>,
     reason: Option<Reason>,
+    /// What is refused at present, and tried again.
+    repeated: Option<MirrorFailure>,
     target: String,
     out_of_range: BTreeMap<String, u64>,
     copies_anew: CopiesAnew,
@@ -153,6 +155,11 @@ impl TableProgress {
     pub fn set_failed(&self, failure: MirrorFailure) {
         self.set_state(TableState::Failed, failure.reason, failure.message);
         self.status().remedies = failure.remedies;
+    }
+
+    /// Records what is refused for this table alone and tried again, or that nothing is.
+    pub fn set_repeated(&self, failure: Option<MirrorFailure>) {
+        self.status().repeated = failure;
     }
 
     /// What failed and what helps, for whoever reads the log of this process.
@@ -353,6 +360,11 @@ impl Progress {
 
 fn table_report(id: &TableId, table: &TableProgress) -> TableReport {
     let status = table.status();
+    let repeated = status.repeated.clone().filter(|_| status.state != TableState::Failed);
+    let (reason, message, remedies) = match repeated {
+        Some(failure) => (Some(failure.reason), failure.message, failure.remedies),
+        None => (status.reason, status.message.clone(), status.remedies.clone()),
+    };
     TableReport {
         schema: id.schema.clone(),
         name: id.name.clone(),
@@ -368,9 +380,9 @@ fn table_report(id: &TableId, table: &TableProgress) -> TableReport {
         out_of_range: status.out_of_range.clone(),
         copies_anew: status.copies_anew.clone(),
         joins: status.joins,
-        reason: status.reason,
-        message: status.message.clone(),
-        remedies: status.remedies.clone(),
+        reason,
+        message,
+        remedies,
     }
 }
 

@@ -1,12 +1,16 @@
-//! Pauses between tries.
+//! Repeats what was refused: pauses between tries, and how long it goes on.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
 
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::{Error, Policy, policy};
-use crate::model::{Liveness, Outside};
+use super::{Destination, Error, ErrorKind, Policy, error::failure_of_table, failure, policy, table::Table};
+use crate::model::{Liveness, MirrorFailure, Outside, TableId, TableProgress};
 
 /// Grows from 100 ms to 15 s, doubling, with the fraction that spreads many Mirrors apart taken from the clock.
 #[derive(Debug, Default)]
@@ -38,50 +42,168 @@ fn spread() -> f64 {
     f64::from(now.subsec_nanos() % 1000) / 1000.0
 }
 
-type Report = dyn Fn(Option<&Error>) + Send + Sync;
+type Report = dyn Fn(Option<&MirrorFailure>) + Send + Sync;
 
-/// Hears of what is tried.
+/// What was refused and accepted, which outlives connections: a table's refusals count on when another one changes its columns.
+#[derive(Default)]
+pub(super) struct Answers {
+    /// What is being repeated, in the order in which it began.
+    repeated: Mutex<BTreeMap<u64, Repeated>>,
+    /// When a statement on each table was accepted last.
+    accepted: Mutex<HashMap<TableId, Instant>>,
+    /// Each table's refusals since then.
+    refused: Mutex<HashMap<TableId, Refusals>>,
+}
+
+struct Repeated {
+    table: Option<Arc<TableProgress>>,
+    failure: MirrorFailure,
+}
+
+/// Hears of what is repeated, and of what was accepted.
 #[derive(Clone)]
 pub(super) struct Notice {
     report: Arc<Report>,
     liveness: Arc<Liveness>,
+    answers: Arc<Answers>,
 }
 
 impl Notice {
-    /// `report` is called with each fault that is being retried, and with `None` when it has passed.
+    /// `report` is called with what is being repeated, and with `None` when nothing is any more.
     pub(super) fn new(
         liveness: Arc<Liveness>,
-        report: impl Fn(Option<&Error>) + Send + Sync + 'static,
+        answers: Arc<Answers>,
+        report: impl Fn(Option<&MirrorFailure>) + Send + Sync + 'static,
     ) -> Self {
-        Notice { report: Arc::new(report), liveness }
+        Notice { report: Arc::new(report), liveness, answers }
     }
 
-    /// A fault is being retried, or has passed.
-    pub(super) fn report(&self, error: Option<&Error>) {
-        (self.report)(error);
+    /// Reports what is being repeated: what concerns the whole Mirror before what concerns a table, and the oldest first.
+    pub(super) fn report(&self) {
+        let repeated = self.repeated();
+        let of_the_mirror = repeated.values().find(|repeated| repeated.table.is_none());
+        let shown = of_the_mirror.or_else(|| repeated.values().next());
+        (self.report)(shown.map(|repeated| &repeated.failure));
     }
 
     /// A server is waited for, until the guard is dropped.
     pub(super) fn outside(&self) -> Outside {
         self.liveness.outside()
     }
+
+    fn repeated(&self) -> MutexGuard<'_, BTreeMap<u64, Repeated>> {
+        self.answers.repeated.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn refused(&self) -> MutexGuard<'_, HashMap<TableId, Refusals>> {
+        self.answers.refused.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn accept(&self, table: &TableId) {
+        let mut accepted = self.answers.accepted.lock().unwrap_or_else(PoisonError::into_inner);
+        accepted.insert(table.clone(), Instant::now());
+        drop(accepted);
+        self.refused().remove(table);
+    }
+
+    /// Counts a refusal, and gives their number once there were enough of them for it to be the table's own.
+    fn refuse(&self, table: &TableId, patience: Option<Patience>) -> Option<u32> {
+        let beside_others = |since: Instant| {
+            let accepted = self.answers.accepted.lock().unwrap_or_else(PoisonError::into_inner);
+            accepted.iter().any(|(other, at)| other != table && *at > since)
+        };
+        let mut refused = self.refused();
+        let refusals = refused.entry(table.clone()).or_default();
+        let times = refusals.exhaust(patience, beside_others).then_some(refusals.count);
+        if times.is_some() {
+            refused.remove(table);
+        }
+        times
+    }
 }
 
-/// How long a refusal that doesn't say whose fault it is is repeated until it counts as a table's own: both have to be over.
-#[derive(Clone, Copy, Debug)]
+/// What one loop repeats, shown until this is dropped.
+struct Repeating<'a> {
+    notice: &'a Notice,
+    scope: Scope<'a>,
+    /// Where it is among what is repeated, from the first report on.
+    place: Option<u64>,
+}
+
+impl Repeating<'_> {
+    fn report(&mut self, error: &Error) {
+        let mut repeated = self.notice.repeated();
+        let next = repeated.last_key_value().map_or(0, |(last, _)| last + 1);
+        let place = *self.place.get_or_insert(next);
+        let (table, failure) = match self.scope {
+            Scope::Mirror => (None, failure(error)),
+            Scope::Table { id, progress, .. } => (progress.map(Arc::clone), failure_of_table(id, error)),
+        };
+        if let Some(table) = &table {
+            table.set_repeated(Some(failure.clone()));
+        }
+        // The Mirror's status names no table but in the message.
+        repeated.insert(place, Repeated { table, failure: self::failure(error) });
+        drop(repeated);
+        self.notice.report();
+    }
+
+    /// It has passed, or is not repeated any more.
+    fn end(mut self) {
+        if self.forget() {
+            self.notice.report();
+        }
+    }
+
+    fn forget(&mut self) -> bool {
+        let mut repeated = self.notice.repeated();
+        let Some(ended) = self.place.take().and_then(|place| repeated.remove(&place)) else { return false };
+        if let Some(table) = ended.table {
+            let same =
+                |other: &&Repeated| other.table.as_ref().is_some_and(|other| Arc::ptr_eq(other, &table));
+            table.set_repeated(repeated.values().find(same).map(|other| other.failure.clone()));
+        }
+        true
+    }
+}
+
+impl Drop for Repeating<'_> {
+    /// What a stream that ends was repeating is no news: how it ended is reported.
+    fn drop(&mut self) {
+        self.forget();
+    }
+}
+
+/// How long a refusal is repeated until it counts as a table's own: time and tries have to be over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Patience {
     time: Duration,
     tries: u32,
+    /// Whether only a refusal counts before which another table's statement was accepted since the one before: what the server as a whole
+    /// refuses is no table's own, however long it lasts.
+    beside_others: bool,
 }
 
-/// While others stream meanwhile.
-const OF_A_TABLE: Patience = Patience { time: Duration::from_secs(120), tries: 10 };
+impl Patience {
+    const fn new(seconds: u64, tries: u32) -> Self {
+        Patience { time: Duration::from_secs(seconds), tries, beside_others: false }
+    }
+}
 
-/// The same where a privilege is missing, which doesn't pass: long enough for a user or a database that is just made again.
-const DENIED: Patience = Patience { time: Duration::from_secs(30), tries: 5 };
+/// Where a refusal doesn't say whether it will pass.
+const UNCLEAR: Patience = Patience::new(120, 10);
 
-/// While others wait for it to begin.
-const AT_THE_START: Patience = Patience { time: Duration::from_secs(1), tries: 4 };
+/// Where a privilege is missing, which doesn't pass: long enough for a user or a database that is just made again.
+const DENIED: Patience = Patience::new(30, 5);
+
+/// Where a table has too many parts: long enough for merges to keep up again.
+const TOO_MANY_PARTS: Patience = Patience::new(600, 10);
+
+/// Where a condition of the server is met by one table alone: a view on it that needs much memory, a limit that only this table has.
+const BY_ONE_TABLE: Patience = Patience { beside_others: true, ..Patience::new(600, 10) };
+
+/// While others wait for the table to begin.
+const AT_THE_START: Patience = Patience::new(1, 4);
 
 /// Repeats `attempt` while its error is one that passes, until `stop`, which also ends an attempt that hangs.
 ///
@@ -101,70 +223,111 @@ where
     repeat(stop, notice, Scope::Mirror, attempt).await
 }
 
-/// As [`retry`], for what the destination is asked to do to one table: a refusal that may stay, repeated for two minutes, or one for want
-/// of a privilege, repeated for half a minute, becomes the table's own fault, so that the others go on. Where all are refused, the state
-/// table is too, and with it the record that the table has failed: that stalls the Mirror.
+/// As [`retry`], for what the destination is asked to do to one table: what is refused for that table alone, for as long as
+/// [`Scope::patience`] says, becomes the table's own fault, so that the others go on. Where all are refused, the state table is too, and
+/// with it the record that the table has failed: that is the Mirror's.
 ///
 /// # Errors
 /// As [`retry`].
-pub(super) async fn retry_for_table<T, F, Fut>(
+pub(super) async fn retry_for_table<D, T, F, Fut>(
     stop: &CancellationToken,
     notice: &Notice,
+    table: &Table<D>,
+    attempt: F,
+) -> Result<T, Error>
+where
+    D: Destination,
+    F: FnMut() -> Fut,
+    Fut: Future<Output = Result<T, Error>>,
+{
+    let scope = Scope::Table { id: &table.id, progress: Some(&table.progress), streams: true };
+    repeat(stop, notice, scope, attempt).await
+}
+
+/// Does something to one table at the destination before anything streams. What may stay refused is the table's own fault after a few
+/// tries, also for want of a privilege: the state table was read and written just before. Any other error is given back, for the
+/// session to begin again.
+///
+/// # Errors
+/// The first error that is no such refusal, such a one as the table's own, or [`Error::Stopped`].
+pub(super) async fn start_table<T, F, Fut>(
+    stop: &CancellationToken,
+    notice: &Notice,
+    table: &TableId,
     attempt: F,
 ) -> Result<T, Error>
 where
     F: FnMut() -> Fut,
     Fut: Future<Output = Result<T, Error>>,
 {
-    repeat(stop, notice, Scope::Table, attempt).await
-}
-
-/// Does something to one table at the destination before anything streams. What may stay refused is the table's own fault after a few
-/// tries, also for want of a privilege: the state table was read and written just before. Any other error is given back.
-///
-/// # Errors
-/// The first error that is no such refusal, or such a one as the table's own.
-pub(super) async fn start_table<T, F, Fut>(mut attempt: F) -> Result<T, Error>
-where
-    F: FnMut() -> Fut,
-    Fut: Future<Output = Result<T, Error>>,
-{
-    let (mut backoff, mut refusals) = (Backoff::default(), Refusals::default());
-    loop {
-        let error = match attempt().await {
-            Err(error) if error.may_be_of_table() => error,
-            outcome => return outcome,
-        };
-        if refusals.exhaust(&error, AT_THE_START) {
-            return Err(error.for_good(refusals.count));
-        }
-        tokio::time::sleep(backoff.next(Policy::Retry)).await;
-    }
+    repeat(stop, notice, Scope::Table { id: table, progress: None, streams: false }, attempt).await
 }
 
 /// What a statement is about.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Scope {
+#[derive(Clone, Copy)]
+enum Scope<'a> {
     Mirror,
-    Table,
+    Table {
+        id: &'a TableId,
+        progress: Option<&'a Arc<TableProgress>>,
+        /// Whether others stream meanwhile, or wait for it to begin.
+        streams: bool,
+    },
 }
 
-/// Refusals in a row that don't say whose fault they are.
+impl Scope<'_> {
+    /// How long a refusal is repeated until it is the table's own; `None` for what is not repeated for a table's sake. Total: a new
+    /// kind has to be placed here.
+    fn patience(self, error: &Error) -> Option<Patience> {
+        let (Scope::Table { streams, .. }, Error::Destination(refusal)) = (self, error) else { return None };
+        match (refusal.kind, streams) {
+            (ErrorKind::Unclear | ErrorKind::Denied, false) => Some(AT_THE_START),
+            (ErrorKind::Unclear, true) => Some(UNCLEAR),
+            (ErrorKind::Denied, true) => Some(DENIED),
+            (ErrorKind::TableOverloaded, true) => Some(TOO_MANY_PARTS),
+            (ErrorKind::Transient | ErrorKind::Overloaded, true) => Some(BY_ONE_TABLE),
+            (ErrorKind::TableOverloaded | ErrorKind::Transient | ErrorKind::Overloaded, false)
+            | (ErrorKind::Table | ErrorKind::Refused, _) => None,
+        }
+    }
+
+    /// Whether an error is given back at once.
+    fn gives_back(self, error: &Error, policy: Policy) -> bool {
+        let passes = matches!(policy, Policy::Retry | Policy::SlowDown);
+        match self {
+            Scope::Mirror => !passes,
+            Scope::Table { streams: true, .. } => !passes && self.patience(error).is_none(),
+            Scope::Table { streams: false, .. } => self.patience(error).is_none(),
+        }
+    }
+}
+
+/// Refusals in a row that may be a table's own.
 #[derive(Debug, Default)]
 struct Refusals {
+    patience: Option<Patience>,
     since: Option<Instant>,
+    last: Option<Instant>,
     count: u32,
 }
 
+/// Refusals that lie further apart are none in a row: an attempt may wait for its answer, but not so long.
+const FORGOTTEN: Duration = Duration::from_secs(300);
+
 impl Refusals {
-    /// Counts one, and says whether there were enough of them.
-    fn exhaust(&mut self, error: &Error, patience: Patience) -> bool {
-        if !error.may_be_of_table() {
-            *self = Refusals::default();
+    /// Counts one, and says whether there were enough of them. `beside_others` says whether others were accepted since a moment.
+    fn exhaust(&mut self, patience: Option<Patience>, beside_others: impl FnOnce(Instant) -> bool) -> bool {
+        let now = Instant::now();
+        if self.patience != patience || self.last.is_some_and(|last| now - last > FORGOTTEN) {
+            *self = Refusals { patience, ..Refusals::default() };
+        }
+        let Some(patience) = patience else { return false };
+        let last = self.last.replace(now);
+        if patience.beside_others && !last.is_some_and(beside_others) {
             return false;
         }
         self.count = self.count.saturating_add(1);
-        let since = *self.since.get_or_insert_with(Instant::now);
+        let since = *self.since.get_or_insert(now);
         self.count >= patience.tries && since.elapsed() >= patience.time
     }
 }
@@ -172,14 +335,15 @@ impl Refusals {
 async fn repeat<T, F, Fut>(
     stop: &CancellationToken,
     notice: &Notice,
-    scope: Scope,
+    scope: Scope<'_>,
     mut attempt: F,
 ) -> Result<T, Error>
 where
     F: FnMut() -> Fut,
     Fut: Future<Output = Result<T, Error>>,
 {
-    let (mut backoff, mut refusals) = (Backoff::default(), Refusals::default());
+    let mut backoff = Backoff::default();
+    let mut repeating = Repeating { notice, scope, place: None };
     let _outside = notice.outside();
     loop {
         let outcome = tokio::select! {
@@ -189,26 +353,28 @@ where
         };
         let error = match outcome {
             Ok(value) => {
-                if backoff.tries() > 0 {
-                    notice.report(None);
+                if let Scope::Table { id, .. } = scope {
+                    notice.accept(id);
                 }
+                repeating.end();
                 return Ok(value);
             }
             Err(error) => error,
         };
         let (policy, reason) = policy(&error);
-        let denied = scope == Scope::Table && error.is_denied();
-        if !(denied || matches!(policy, Policy::Retry | Policy::SlowDown)) {
+        if scope.gives_back(&error, policy) {
             return Err(error);
         }
-        if scope == Scope::Table && refusals.exhaust(&error, if denied { DENIED } else { OF_A_TABLE }) {
-            notice.report(None);
-            return Err(error.for_good(refusals.count));
+        if let Scope::Table { id, .. } = scope
+            && let Some(times) = notice.refuse(id, scope.patience(&error))
+        {
+            repeating.end();
+            return Err(error.for_good(times));
         }
         let pause = backoff.next(policy);
         let pause_ms = u64::try_from(pause.as_millis()).unwrap_or(u64::MAX);
         tracing::warn!(%reason, %error, try_number = backoff.tries(), pause_ms, "will try again");
-        notice.report(Some(&error));
+        repeating.report(&error);
         tokio::select! {
             () = stop.cancelled() => return Err(Error::Stopped),
             () = tokio::time::sleep(pause) => {}
@@ -219,10 +385,7 @@ where
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{
-        fault::Reason,
-        replication::{DestinationError, ErrorKind},
-    };
+    use crate::{fault::Reason, replication::DestinationError};
 
     #[test]
     fn grows_and_stays_bounded() {
@@ -241,7 +404,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn repeats_until_it_works_and_not_for_what_stays() {
         let stop = CancellationToken::new();
-        let notice = Notice::new(Arc::default(), |_| ());
+        let notice = Notice::new(Arc::default(), Arc::default(), |_| ());
         let mut tries = 0;
         let answer = retry(&stop, &notice, || {
             tries += 1;
@@ -265,48 +428,100 @@ mod tests {
         Error::Destination(DestinationError { kind, reason, message, remedies: Vec::new(), source: None })
     }
 
-    #[tokio::test(start_paused = true)]
-    async fn an_unclear_refusal_of_a_table_becomes_its_own_after_minutes() {
-        let stop = CancellationToken::new();
-        let notice = Notice::new(Arc::default(), |_| ());
-        let began = Instant::now();
-        let refused = || async { Err::<(), _>(refusal(ErrorKind::Unclear)) };
-        let error = retry_for_table(&stop, &notice, refused).await.unwrap_err();
-        assert_eq!(super::policy(&error).0, Policy::FailTable);
-        assert!(error.to_string().contains("it was refused 1"), "{error}");
-        let took = began.elapsed();
-        assert!(took >= OF_A_TABLE.time && took < 2 * OF_A_TABLE.time, "{took:?}");
+    /// What a table's loop is told, without a table.
+    fn of(table: &TableId) -> Scope<'_> {
+        Scope::Table { id: table, progress: None, streams: true }
+    }
 
+    fn table(name: &str) -> TableId {
+        TableId::new("public", name)
+    }
+
+    /// How long it takes until a refusal is the table's own.
+    async fn given_up_after(scope: Scope<'_>, kind: ErrorKind) -> Duration {
+        let stop = CancellationToken::new();
+        let notice = Notice::new(Arc::default(), Arc::default(), |_| ());
         let began = Instant::now();
-        let error = start_table(refused).await.unwrap_err();
+        let error =
+            repeat(&stop, &notice, scope, || async { Err::<(), _>(refusal(kind)) }).await.unwrap_err();
         assert_eq!(super::policy(&error).0, Policy::FailTable);
-        assert!(began.elapsed() < Duration::from_secs(10));
+        assert!(error.to_string().contains("it was refused "), "{error}");
+        began.elapsed()
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_missing_privilege_is_a_table_s_own_after_half_a_minute_and_the_mirror_s_at_once() {
+    async fn a_refusal_of_a_table_becomes_its_own_in_time() {
+        let table = table("t");
+        for (kind, time) in [
+            (ErrorKind::Unclear, UNCLEAR.time),
+            (ErrorKind::Denied, DENIED.time),
+            (ErrorKind::TableOverloaded, TOO_MANY_PARTS.time),
+        ] {
+            let took = given_up_after(of(&table), kind).await;
+            assert!(took >= time && took < 2 * time, "{kind:?}: {took:?}");
+        }
+        let at_the_start = Scope::Table { id: &table, progress: None, streams: false };
+        for kind in [ErrorKind::Unclear, ErrorKind::Denied] {
+            assert!(given_up_after(at_the_start, kind).await < Duration::from_secs(10));
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_concerns_no_table_is_given_back_or_repeated() {
         let stop = CancellationToken::new();
-        let notice = Notice::new(Arc::default(), |_| ());
+        let notice = Notice::new(Arc::default(), Arc::default(), |_| ());
         let began = Instant::now();
-        let refused = || async { Err::<(), _>(refusal(ErrorKind::Denied)) };
-        let error = retry(&stop, &notice, refused).await.unwrap_err();
-        assert_eq!((super::policy(&error).0, began.elapsed()), (Policy::Stall, Duration::ZERO));
-        let error = retry_for_table(&stop, &notice, refused).await.unwrap_err();
-        assert_eq!(super::policy(&error).0, Policy::FailTable);
-        let took = began.elapsed();
-        assert!(took >= DENIED.time && took < 2 * DENIED.time, "{took:?}");
-        assert_eq!(super::policy(&start_table(refused).await.unwrap_err()).0, Policy::FailTable);
+        let error = retry(&stop, &notice, || async { Err::<(), _>(refusal(ErrorKind::Denied)) }).await;
+        assert_eq!(super::policy(&error.unwrap_err()).0, Policy::Stall);
         // What concerns no statement is nobody's but the Mirror's.
-        let error = retry_for_table(&stop, &notice, || async { Err::<(), _>(refusal(ErrorKind::Refused)) });
-        assert_eq!(super::policy(&error.await.unwrap_err()).0, Policy::Stall);
+        let table = table("t");
+        let refused = || async { Err::<(), _>(refusal(ErrorKind::Refused)) };
+        let error = repeat(&stop, &notice, of(&table), refused).await.unwrap_err();
+        assert_eq!(super::policy(&error).0, Policy::Stall);
+        // Before anything streams, what passes is given back for the session to begin again.
+        let lost = || async { Err::<(), _>(refusal(ErrorKind::Transient)) };
+        let error = start_table(&stop, &notice, &table, lost).await.unwrap_err();
+        assert_eq!((super::policy(&error).0, began.elapsed()), (Policy::Retry, Duration::ZERO));
+        stop.cancel();
+        let unclear = || async {
+            tokio::task::yield_now().await;
+            Err::<(), _>(refusal(ErrorKind::Unclear))
+        };
+        assert!(matches!(start_table(&stop, &notice, &table, unclear).await, Err(Error::Stopped)));
     }
 
     #[tokio::test(start_paused = true)]
-    async fn what_passes_is_never_a_table_s_own_and_begins_the_count_anew() {
+    async fn what_the_server_refuses_is_a_table_s_own_only_beside_others() {
         let stop = CancellationToken::new();
-        let notice = Notice::new(Arc::default(), |_| ());
+        let notice = Notice::new(Arc::default(), Arc::default(), |_| ());
+        let (table, other) = (table("t"), table("other"));
+        for kind in [ErrorKind::Transient, ErrorKind::Overloaded] {
+            let refused = || repeat(&stop, &notice, of(&table), || async { Err::<(), _>(refusal(kind)) });
+            let hours = Duration::from_secs(7200);
+            assert!(tokio::time::timeout(hours, refused()).await.is_err(), "{kind:?} of all tables");
+            let accepted = async {
+                loop {
+                    repeat(&stop, &notice, of(&other), || async { Ok(()) }).await.unwrap();
+                    tokio::time::sleep(Duration::from_secs(20)).await;
+                }
+            };
+            let began = Instant::now();
+            let error: Error = tokio::select! {
+                refused = refused() => refused.unwrap_err(),
+                () = accepted => unreachable!(),
+            };
+            assert_eq!(super::policy(&error).0, Policy::FailTable);
+            assert!(began.elapsed() >= BY_ONE_TABLE.time && began.elapsed() < 2 * BY_ONE_TABLE.time);
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_passes_begins_the_count_again() {
+        let stop = CancellationToken::new();
+        let notice = Notice::new(Arc::default(), Arc::default(), |_| ());
+        let table = table("t");
         let mut tries = 0_u32;
-        let outcome = retry_for_table(&stop, &notice, || {
+        let outcome = repeat(&stop, &notice, of(&table), || {
             tries += 1;
             let now = tries;
             async move {
@@ -323,5 +538,35 @@ mod tests {
             retry(&stop, &notice, || async { Err::<(), _>(refusal(ErrorKind::Unclear)) }).await
         });
         assert!(ended.await.is_err(), "what concerns no table is tried again");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_repeated_is_shown_until_all_of_it_has_passed() {
+        let stop = CancellationToken::new();
+        let shown = Arc::new(Mutex::new(Vec::new()));
+        let report = Arc::clone(&shown);
+        let notice = Notice::new(Arc::default(), Arc::default(), move |failure: Option<&MirrorFailure>| {
+            report.lock().unwrap().push(failure.map(|failure| failure.reason));
+        });
+        let (table, other) = (table("t"), table("other"));
+        let progress = Arc::new(TableProgress::default());
+        let scope = Scope::Table { id: &table, progress: Some(&progress), streams: true };
+        let refused =
+            repeat(&stop, &notice, scope, || async { Err::<(), _>(refusal(ErrorKind::TableOverloaded)) });
+        let mut tries = 0;
+        let passes = async {
+            tokio::time::sleep(Duration::from_secs(30)).await;
+            let passed = repeat(&stop, &notice, of(&other), || {
+                tries += 1;
+                let done = tries == 3;
+                async move { if done { Ok(()) } else { Err(refusal(ErrorKind::Transient)) } }
+            });
+            passed.await.unwrap();
+            shown.lock().unwrap().last().copied()
+        };
+        let (given_up, while_repeated) = tokio::join!(refused, passes);
+        assert!(given_up.is_err());
+        assert_eq!(while_repeated, Some(Some(Reason::DestinationError)), "the other's is still repeated");
+        assert_eq!(shown.lock().unwrap().last(), Some(&None));
     }
 }

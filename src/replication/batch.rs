@@ -314,7 +314,7 @@ impl<D: Destination> Inserter<D> {
         }
         let fence = stream_fence(&self.fence, &building.schema);
         let started = Instant::now();
-        retry_for_table(&self.abort, &self.notice, || async {
+        retry_for_table(&self.abort, &self.notice, table, || async {
             let _turn = self.turns.acquire().await.map_err(|closed| Error::Task(closed.to_string()))?;
             Ok(self.destination.insert(&building.schema, &building.batch, &fence).await?)
         })

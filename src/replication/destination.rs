@@ -295,15 +295,18 @@ pub trait Destination: Clone + Send + Sync + 'static {
 /// What kind of fault a destination met: all that the retry policy needs to know of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ErrorKind {
-    /// Will probably pass: connection refused or cut, time-out, server shutting down, disk full, read-only mode.
+    /// Will probably pass: connection refused or cut, time-out, server shutting down, disk full, read-only mode. Like `Overloaded`, it is waited for as long
+    /// as it lasts, unless one table alone meets it while statements on others are accepted.
     Transient,
-    /// The destination asks for less: too many parts, memory limit, too many queries at once.
+    /// The destination asks for less: memory limit, too many queries at once.
     Overloaded,
+    /// One table asks for less: too many parts. Where it does so for ten minutes, it is its own fault.
+    TableOverloaded,
     /// A refusal that doesn't say whether it will pass. What is refused so for minutes, table by table, is the table's own fault.
     Unclear,
     /// This table alone can't go on: its target is missing, has other columns, refuses a value.
     Table,
-    /// The server refuses the statement until somebody acts: a missing privilege, an unknown database, a wrong password. Nothing can go on;
+    /// The server refuses the statement until somebody acts: a missing privilege, a forbidden setting, an unknown database, a wrong password. Nothing can go on;
     /// but where one table's statements alone are refused so for half a minute, it is that table's fault.
     Denied,
     /// Nothing can go on until somebody acts, whatever the statement: TLS, settings, an old release.

@@ -10,9 +10,11 @@
 
 use std::collections::BTreeSet;
 
+use tokio_util::sync::CancellationToken;
+
 use super::{
     Destination, Error, Policy,
-    backoff::start_table,
+    backoff::{Notice, start_table},
     batch::stream_fence,
     named_columns::{EXCLUDED_RENAMED, NamedColumns, Renewal},
     policy, resync,
@@ -22,7 +24,7 @@ use super::{
 };
 use crate::{
     fault::Reason,
-    model::{IdentityKind, Lsn, ReplicatorConfig, SnapshotMode, TableKind, TableSchema},
+    model::{IdentityKind, Lsn, ReplicatorConfig, SnapshotMode, TableId, TableKind, TableSchema},
     postgres::{
         catalog::{self, Layout},
         session::Session,
@@ -139,9 +141,20 @@ pub(super) struct Surroundings<'a, D: Destination> {
     pub(super) config: &'a ReplicatorConfig,
     pub(super) session: &'a Session,
     pub(super) destination: &'a D,
+    pub(super) stop: &'a CancellationToken,
+    pub(super) notice: &'a Notice,
 }
 
 impl<D: Destination> Surroundings<'_, D> {
+    /// Does something to a table's target, as [`start_table`].
+    pub(super) async fn start<T, F, Fut>(&self, table: &TableId, attempt: F) -> Result<T, Error>
+    where
+        F: FnMut() -> Fut,
+        Fut: Future<Output = Result<T, Error>>,
+    {
+        start_table(self.stop, self.notice, table, attempt).await
+    }
+
     /// Brings a table's record, and its target, up to the catalog, whose marks are `now`. Says whether the record has changed.
     ///
     /// # Errors
@@ -194,7 +207,7 @@ impl<D: Destination> Surroundings<'_, D> {
             Ok((merged, added)) => {
                 let problem = |error: Error| schema_change::refused(&record.schema, CHANGED_COLUMNS, error);
                 let change = || async { Ok(self.destination.add_columns(&merged, &added).await?) };
-                let filled = start_table(change).await.map_err(problem)?;
+                let filled = self.start(&record.schema.id, change).await.map_err(problem)?;
                 if !filled.is_empty() {
                     return self.copy_anew(record, fresh, FILLED_BEFORE.to_owned()).await;
                 }
@@ -224,11 +237,12 @@ impl<D: Destination> Surroundings<'_, D> {
         }
         let schema = schema_change::anew(&record.schema, fresh);
         let problem = |error: Error| schema_change::refused(&record.schema, &why, error);
-        start_table(|| async { Ok(self.destination.ensure_table(&schema).await?) }).await.map_err(problem)?;
+        let made = self.start(&schema.id, || async { Ok(self.destination.ensure_table(&schema).await?) });
+        made.await.map_err(problem)?;
         let position = catalog::firm_position(self.session).await?;
         let fence = stream_fence(&self.config.mirror.fence(), &schema);
-        let version =
-            start_table(|| resync::copy_version(self.destination, &schema, position, &fence)).await?;
+        let version = || resync::copy_version(self.destination, &schema, position, &fence);
+        let version = self.start(&schema.id, version).await?;
         tracing::warn!(table = %record.schema.id, why, "table is copied anew");
         *record = TableRecord {
             layout: record.layout.take(),

@@ -433,25 +433,10 @@ impl Error {
         }
     }
 
-    /// Whether the destination refused something without saying whether that will pass.
-    fn is_unclear(&self) -> bool {
-        matches!(self, Error::Destination(refusal) if refusal.kind == ErrorKind::Unclear)
-    }
-
-    /// Whether the destination refuses something to the user, or in the database, that it may grant for other tables.
-    pub(super) fn is_denied(&self) -> bool {
-        matches!(self, Error::Destination(refusal) if refusal.kind == ErrorKind::Denied)
-    }
-
-    /// Whether the destination's refusal doesn't say whose fault it is: the table's that a statement is about, or more.
-    pub(super) fn may_be_of_table(&self) -> bool {
-        self.is_unclear() || self.is_denied()
-    }
-
-    /// A refusal of a statement on one table that doesn't say whose fault it is, and was repeated long enough, as the table's own.
+    /// A refusal of a statement on one table that was repeated long enough, as the table's own.
     pub(super) fn for_good(self, tries: u32) -> Self {
         match self {
-            Error::Destination(refusal) if matches!(refusal.kind, ErrorKind::Unclear | ErrorKind::Denied) => {
+            Error::Destination(refusal) => {
                 let message = format!("{}; it was refused {tries} times", refusal.message);
                 Error::Destination(DestinationError { kind: ErrorKind::Table, message, ..refusal })
             }

@@ -12,9 +12,8 @@
 use super::{
     Destination, Error, Policy,
     applier::require_room,
-    backoff::start_table,
     batch::stream_fence,
-    policy,
+    drift, policy,
     position::PositionRecord,
     provision::{check_slot, publications, set_aside},
     resync::Apart,
@@ -25,9 +24,7 @@ use crate::{
     fault::{Reason, Remedy},
     model::{Lsn, PostgresEndpoint, ReplicatorConfig, SlotPlace, SnapshotMode, TableId, TableKind, Version},
     postgres::{
-        self, catalog,
-        session::Session,
-        slot,
+        self, catalog, slot,
         wire::{Connection, SystemIdentity, TimelineHistory},
     },
 };
@@ -191,9 +188,7 @@ impl Origin {
 
 /// A source whose recorded timeline was left at `at`.
 pub(super) struct Failover<'a, D: Destination> {
-    pub(super) config: &'a ReplicatorConfig,
-    pub(super) session: &'a Session,
-    pub(super) destination: &'a D,
+    pub(super) around: &'a drift::Surroundings<'a, D>,
     pub(super) store: &'a StateStore<D>,
     pub(super) found: u32,
     pub(super) at: Lsn,
@@ -207,7 +202,7 @@ impl<D: Destination> Failover<'_, D> {
     pub(super) async fn follow(&self, state: &mut MirrorState, apart: &mut Apart) -> Result<(), Error> {
         self.check_slot(state).await?;
         let (mut ahead, mut newest) = (Vec::new(), Lsn::ZERO);
-        for spec in &self.config.tables {
+        for spec in &self.around.config.tables {
             // A changed entry is told later.
             let record = state.tables.get_mut(&spec.id);
             let Some(record) =
@@ -223,10 +218,10 @@ impl<D: Destination> Failover<'_, D> {
                 }
                 continue;
             }
-            let fence = stream_fence(&self.config.mirror.fence(), &record.schema);
+            let fence = stream_fence(&self.around.config.mirror.fence(), &record.schema);
             let schema = &record.schema;
-            let newest_there = || async { Ok(self.destination.newest_version(schema, &fence).await?) };
-            match start_table(newest_there).await {
+            let newest_there = || async { Ok(self.around.destination.newest_version(schema, &fence).await?) };
+            match self.around.start(&schema.id, newest_there).await {
                 Ok(version) if version >= Version::copied(self.at) => {
                     newest = newest.max(version.lsn());
                     ahead.push(spec.id.clone());
@@ -240,9 +235,9 @@ impl<D: Destination> Failover<'_, D> {
 
     /// The slot of before stands where the standby had it: before the switch.
     async fn check_slot(&self, state: &MirrorState) -> Result<(), Error> {
-        let slot = self.config.mirror.slot_name();
-        let found = slot::read(self.session, &slot).await?;
-        let problem = match check_slot(self.config, state.source.as_ref(), found) {
+        let slot = self.around.config.mirror.slot_name();
+        let found = slot::read(self.around.session, &slot).await?;
+        let problem = match check_slot(self.around.config, state.source.as_ref(), found) {
             Err(Error::SlotMissing { .. }) => "is not there",
             found => match found?.and_then(|slot| slot.confirmed_flush_lsn) {
                 Some(confirmed) if confirmed > self.at => "was made there later",
@@ -255,12 +250,12 @@ impl<D: Destination> Failover<'_, D> {
     /// Whether a table can be copied anew by itself; if not, it stops alone.
     async fn may_be_copied(&self, record: &mut TableRecord, why: &str) -> Result<bool, Error> {
         let table = record.schema.id.clone();
-        let obstacle = if self.config.snapshot.mode == SnapshotMode::Never {
+        let obstacle = if self.around.config.snapshot.mode == SnapshotMode::Never {
             "snapshot.mode is Never".to_owned()
         } else if record.schema.kind == TableKind::InsertOnly {
             "a table with insertOnly is not copied anew by itself: rows that the source no longer has would be lost".to_owned()
         } else {
-            match catalog::describe(self.session, &record.spec).await.map_err(Error::from) {
+            match catalog::describe(self.around.session, &record.spec).await.map_err(Error::from) {
                 Ok(facts) => {
                     schema_change::forget_strangers(&mut record.schema, &facts.schema);
                     return Ok(true);
@@ -278,7 +273,7 @@ impl<D: Destination> Failover<'_, D> {
     }
 
     async fn set_aside(&self, record: &mut TableRecord, error: Error) -> Result<(), Error> {
-        set_aside(self.config, record, error)?;
+        set_aside(self.around.config, record, error)?;
         self.store.save_table(record).await
     }
 

@@ -3,11 +3,12 @@
 use std::{collections::BTreeSet, convert::Infallible, time::Duration};
 
 use futures::{StreamExt, stream};
+use tokio_util::sync::CancellationToken;
 
 use super::{
     Destination, Error, Policy,
     admission::Refused,
-    backoff::start_table,
+    backoff::Notice,
     batch::stream_fence,
     drift,
     error::failure_of_table,
@@ -71,6 +72,9 @@ pub(super) struct Provisioner<'a, D: Destination> {
     pub(super) copying: bool,
     /// Tables that the checks keep from joining.
     pub(super) refused: Refused,
+    pub(super) stop: &'a CancellationToken,
+    /// Hears of what is repeated for single tables.
+    pub(super) notice: &'a Notice,
 }
 
 /// The comment that marks a publication as this Mirror's.
@@ -89,8 +93,11 @@ impl<D: Destination> Provisioner<'_, D> {
     /// # Errors
     /// What the servers answer, and [`Error`]'s variants for a lost slot, a changed publication or another source.
     pub(super) async fn provision(self) -> Result<Provisioned, Error> {
-        let Provisioner { config, session, origin, destination, store, progress, copying, mut refused } =
-            self;
+        let Provisioner { config, session, origin, destination, store, progress, copying, .. } = self;
+        let (mut refused, around) = (
+            self.refused,
+            drift::Surroundings { config, session, destination, stop: self.stop, notice: self.notice },
+        );
         destination.prepare().await?;
         let mut state = store.take().await?;
         let unfinished =
@@ -111,7 +118,7 @@ impl<D: Destination> Provisioner<'_, D> {
         resync::take_healed(&mut state, &mut apart);
         let failed_over = state.source.as_ref().map(|source| origin.switch(source)).transpose()?.flatten();
         if let Some(at) = failed_over {
-            let failover = Failover { config, session, destination, store, found: origin.timeline(), at };
+            let failover = Failover { around: &around, store, found: origin.timeline(), at };
             failover.follow(&mut state, &mut apart).await?;
         }
         note_unconfirmed(config, origin, destination, &mut state).await?;
@@ -142,8 +149,8 @@ impl<D: Destination> Provisioner<'_, D> {
         forget_left(config, &mut state, store).await?;
         targets::release(unwanted, store).await?;
         check_targets(config, destination, &mut state, store, &taken).await?;
-        bring_up(&drift::Surroundings { config, session, destination }, &mut state, store).await?;
-        join_all(config, session, destination, store, &mut state, new, &taken).await?;
+        bring_up(&around, &mut state, store).await?;
+        join_all(&around, store, &mut state, new, &taken).await?;
         end_resync(&mut state, store, &refused).await?;
         if let Some(source) = &mut state.source {
             let resync = apart.value.or_else(|| source.resync.clone());
@@ -334,7 +341,8 @@ async fn bring_up<D: Destination>(
         let stands = match stands {
             true => Ok(()),
             false => {
-                start_table(|| async { Ok(around.destination.require_columns(&record.schema).await?) }).await
+                let require = || async { Ok(around.destination.require_columns(&record.schema).await?) };
+                around.start(&record.schema.id, require).await
             }
         };
         let plan = record.plan;
@@ -673,14 +681,13 @@ pub(super) fn check_slot(
 
 /// Makes the targets and records of new tables.
 async fn join_all<D: Destination>(
-    config: &ReplicatorConfig,
-    session: &Session,
-    destination: &D,
+    around: &drift::Surroundings<'_, D>,
     store: &StateStore<D>,
     state: &mut MirrorState,
     tables: Vec<New>,
     taken: &Taken,
 ) -> Result<(), Error> {
+    let session = around.session;
     let slot_start = state.source.as_ref().map(|source| source.start_lsn);
     let over_rows_from = slot_start.filter(|_| state.resync.is_some());
     // They were described before.
@@ -694,7 +701,7 @@ async fn join_all<D: Destination>(
         let why = new.before.as_ref().and_then(|before| before.copy_anew.clone());
         let claim = taken.get(&new.schema.target);
         joins.push(async move {
-            let mut record = join(config, destination, new, from, claim).await?;
+            let mut record = join(around, new, from, claim).await?;
             record.seen_until(seen);
             record.joins = streams && record.phase == TablePhase::Snapshotting;
             if alone {
@@ -719,12 +726,12 @@ async fn join_all<D: Destination>(
 /// Makes a new table's target. A target that can't be used fails that table alone. In a resync, it is copied over the rows
 /// that it has, with a slot that begins at `over_rows_from`.
 async fn join<D: Destination>(
-    config: &ReplicatorConfig,
-    destination: &D,
+    around: &drift::Surroundings<'_, D>,
     New { spec, schema, columns, layout, published, .. }: New,
     over_rows_from: Option<Lsn>,
     taken_by: Option<&Claim>,
 ) -> Result<TableRecord, Error> {
+    let (config, destination) = (around.config, around.destination);
     let phase = match config.snapshot.mode {
         SnapshotMode::Never => TablePhase::Streaming,
         SnapshotMode::Initial | SnapshotMode::Only => TablePhase::Snapshotting,
@@ -732,7 +739,7 @@ async fn join<D: Destination>(
     let filter_columns = published.as_ref().map(|published| published.filter_columns.as_slice());
     let named = Some(NamedColumns::resolve(&spec, filter_columns.unwrap_or_default(), &columns));
     let mut record = TableRecord { layout, published, named, ..TableRecord::new(spec, schema, phase) };
-    let made = start_table(|| async {
+    let made = around.start(&record.schema.id, || async {
         if let Some(claim) = taken_by {
             return Err(targets::taken(destination, &record.spec, claim));
         }

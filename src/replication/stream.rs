@@ -553,7 +553,7 @@ async fn change_schema<D: Destination>(
         applier.flush(index).await?;
     }
     let destination = &applier.inserter.destination;
-    let changed = retry_for_table(&surroundings.abort, &notice, || async {
+    let changed = retry_for_table(&surroundings.abort, &notice, &table, || async {
         Ok(destination.add_columns(&merged, &added).await?)
     });
     let filled = changed.await.map_err(|error| schema_change::refused(&old, CHANGED_COLUMNS, error))?;

@@ -41,7 +41,7 @@ pub(super) async fn apply<D: Destination>(
     let notice = &applier.inserter.notice;
     let fence = stream_fence(&applier.inserter.fence, &schema);
     retry(abort, notice, || table.finish_snapshot(applier.after_commit(), Floor::Rows(version))).await?;
-    retry_for_table(abort, notice, || async {
+    retry_for_table(abort, notice, &table, || async {
         Ok(destination.delete(&schema, Rows::All, versions.clone(), &fence).await?)
     })
     .await?;

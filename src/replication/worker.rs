@@ -14,7 +14,7 @@ use super::{
     Destination, Error, Policy,
     admission::{Admission, Refused},
     applier::Applier,
-    backoff::{Backoff, Notice},
+    backoff::{Answers, Backoff, Notice},
     batch::{self, Inserter, Spares},
     checkpoint::{Checkpoint, Mark},
     failover::Origin,
@@ -243,6 +243,8 @@ struct Worker<D: Destination> {
     began: Mutex<Option<Began>>,
     /// The server that was connected to last.
     server: Mutex<Option<SystemIdentity>>,
+    /// What the destination has refused and accepted.
+    answers: Arc<Answers>,
 }
 
 impl<D: Destination> Worker<D> {
@@ -278,6 +280,7 @@ impl<D: Destination> Worker<D> {
             looked: Arc::default(),
             began: Mutex::default(),
             server: Mutex::default(),
+            answers: Arc::default(),
         }
     }
 
@@ -304,7 +307,7 @@ impl<D: Destination> Worker<D> {
         let fatal = Fatal::default();
         *self.began() = Some(Began { at: Instant::now(), durable: self.progress.durable_lsn() });
         let (notice, look) = (watch.notice.clone(), Arc::clone(&watch.look));
-        notice.report(None);
+        notice.report();
         let mut copying = self.copying.lock().await;
         // A copy outlives connections; one that has ended may have ended by a fault.
         if copying.as_ref().is_none_or(|copying| copying.task.is_finished()) {
@@ -404,6 +407,8 @@ impl<D: Destination> Worker<D> {
             progress: &self.progress,
             copying,
             refused: self.admission.refused().await?,
+            stop: &self.stop,
+            notice: &self.notice_of_start(),
         };
         let provisioned = provisioner.provision().await;
         if let Err(Error::NoTableAdmitted { refused }) = &provisioned {
@@ -524,13 +529,24 @@ impl<D: Destination> Worker<D> {
     fn notice(&self, tables: &[(Arc<Table<D>>, TableSpec)]) -> Notice {
         let progress = Arc::clone(&self.progress);
         let tables: Vec<_> = tables.iter().map(|(table, _)| Arc::clone(table)).collect();
-        Notice::new(Arc::clone(self.progress.liveness()), move |error| match error {
-            Some(error) => progress.set_phase(MirrorPhase::Retrying, Some(failure(error))),
-            None => {
-                let copying = tables.iter().any(|table| !table.failed() && !table.snapshot_over());
-                let phase = if copying { MirrorPhase::Snapshotting } else { MirrorPhase::Streaming };
-                progress.set_phase(phase, None);
+        Notice::new(Arc::clone(self.progress.liveness()), Arc::clone(&self.answers), move |failure| {
+            match failure {
+                Some(failure) => progress.set_phase(MirrorPhase::Retrying, Some(failure.clone())),
+                None => {
+                    let copying = tables.iter().any(|table| !table.failed() && !table.snapshot_over());
+                    let phase = if copying { MirrorPhase::Snapshotting } else { MirrorPhase::Streaming };
+                    progress.set_phase(phase, None);
+                }
             }
+        })
+    }
+
+    /// The same before anything streams.
+    fn notice_of_start(&self) -> Notice {
+        let progress = Arc::clone(&self.progress);
+        Notice::new(Arc::clone(self.progress.liveness()), Arc::clone(&self.answers), move |failure| {
+            let phase = failure.map_or(MirrorPhase::Provisioning, |_| MirrorPhase::Retrying);
+            progress.set_phase(phase, failure.cloned());
         })
     }
 
@@ -727,7 +743,7 @@ async fn report_copy(copying: &mut Option<Copying>, notice: Notice, fatal: Fatal
         let ended = task.await.unwrap_or_else(|error| Err(Error::Task(error.to_string())));
         *copying = None;
         match ended {
-            Ok(()) => notice.report(None),
+            Ok(()) => notice.report(),
             Err(Error::Stopped) => {}
             Err(error) => fatal.report(error),
         }

@@ -377,7 +377,7 @@ impl Process {
             ended: Arc::new(Notify::new()),
             fatal: Fatal::default(),
             fence: "fence".to_owned(),
-            notice: Notice::new(Arc::default(), |_| {}),
+            notice: Notice::new(Arc::default(), Arc::default(), |_| {}),
             turns: batch::turns(),
             spares: Spares::default(),
         });

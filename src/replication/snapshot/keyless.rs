@@ -29,7 +29,7 @@ impl<D: Destination> Snapshot<D> {
         let mut waiting = Vec::new();
         for table in tables.into_iter().filter(|table| !table.failed() && !table.snapshot_over()) {
             let ready = || self.make_ready(&table, joining);
-            let ready = retry_for_table(&self.around.stop, &self.around.notice, ready).await;
+            let ready = retry_for_table(&self.around.stop, &self.around.notice, &table, ready).await;
             self.settle(&table, ready).await?;
             waiting.push(table);
         }

@@ -351,11 +351,11 @@ impl<D: Destination> Snapshot<D> {
         piece: Piece<'_>,
     ) -> Result<Copied, Error> {
         let copy = || copier.copy(&self.around, table, piece);
-        let copied = retry_for_table(&self.around.stop, &self.around.notice, copy).await?;
+        let copied = retry_for_table(&self.around.stop, &self.around.notice, table, copy).await?;
         if !matches!(copied, Copied::Renamed) {
             return Ok(copied);
         }
-        retry_for_table(&self.around.stop, &self.around.notice, copy).await
+        retry_for_table(&self.around.stop, &self.around.notice, table, copy).await
     }
 
     /// Every row of the table is copied. What was there before and was not copied over is no more at the source.
@@ -369,7 +369,7 @@ impl<D: Destination> Snapshot<D> {
                 () = tokio::time::sleep(DURABLE_POLL) => {}
             }
         }
-        retry_for_table(&self.around.stop, &self.around.notice, || async {
+        retry_for_table(&self.around.stop, &self.around.notice, table, || async {
             let older = Version::ZERO..Version::copied(version);
             let floor = match schema.kind.is_keyed() {
                 _ if version == Lsn::ZERO => Floor::Unchanged,
