@@ -37,6 +37,14 @@ fn expressions_that_would_bring_rows_back_are_refused() {
         (json!({"partitionBy": "toYYYYMM(created)"}), "engine.partitionBy uses created"),
         (json!({"partitionBy": "_walferry_version % 2"}), "engine.partitionBy uses _walferry_version"),
         (json!({"ttl": "toDateTime(`_walferry_deleted`)"}), "engine.ttl uses _walferry_deleted"),
+        (json!({"partitionBy": "_part"}), "engine.partitionBy uses _part, which is no column of the table"),
+        (
+            json!({"partitionBy": "(intDiv(id, 10), `_partition_id`)"}),
+            "engine.partitionBy uses _partition_id",
+        ),
+        (json!({"ttl": "toDateTime(_block_number)"}), "engine.ttl uses _block_number"),
+        (json!({"ttl": "toDateTime(id) DELETE WHERE _table = 't'"}), "engine.ttl uses _table"),
+        (json!({"orderBy": ["_part_offset"]}), "_part_offset"),
     ] {
         mirror.table(0)["engine"] = engine;
         lab.command("check", &mirror, &[]).exits(1).says(&[words, "engine.orderBy"]);
@@ -101,6 +109,8 @@ fn a_target_made_beforehand_is_held_to_the_same() {
     };
     make(&columns.replace("v Nullable(String)", "v Nullable(String) EPHEMERAL"), "ORDER BY id");
     lab.command("check", &mirror, &[]).exits(1).says(&["column v is EPHEMERAL", "columns.rename"]);
+    make(columns, "PARTITION BY _part ORDER BY id");
+    lab.command("check", &mirror, &[]).exits(1).says(&["partitioned by _part", "target.table"]);
     make(columns, "PARTITION BY toYYYYMM(created) ORDER BY id");
     lab.command("check", &mirror, &[]).exits(1).says(&["partitioned by created", "target.table"]);
     for (columns, clauses) in [

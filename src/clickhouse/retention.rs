@@ -56,6 +56,27 @@ fn outside<'a>(
     columns.filter(|name| !allowed.contains(name) && expression::uses(tokens, name)).collect()
 }
 
+/// A name in an expression that is none of the table's columns, but looks like one of those that ClickHouse makes by itself: `_part`,
+/// `_partition_id`, `_block_number` and others, of which releases have different ones. All of them begin with an underscore.
+fn virtual_column<'a>(tokens: &'a [Token], columns: &[&str]) -> Option<&'a str> {
+    let of_table = |name: &str| {
+        columns.iter().any(|column| {
+            *column == name || column.strip_prefix(name).is_some_and(|rest| rest.starts_with('.'))
+        })
+    };
+    let part_of_another = |index: usize| {
+        index.checked_sub(1).and_then(|before| tokens.get(before)) == Some(&Token::Symbol('.'))
+    };
+    tokens.iter().enumerate().find_map(|(index, token)| {
+        let name = token.name().filter(|name| name.starts_with('_') && !of_table(name))?;
+        let called = tokens.get(index + 1) == Some(&Token::Symbol('('));
+        (!called && !part_of_another(index)).then_some(name)
+    })
+}
+
+const VIRTUAL: &str =
+    "ClickHouse makes that column by itself when rows are read, so they can't be stored by it";
+
 /// Refuses what the Mirror asks for where it would show wrong rows.
 ///
 /// # Errors
@@ -63,6 +84,17 @@ fn outside<'a>(
 pub(super) fn refuse_spec(table: &TableSchema) -> Result<(), TableProblem> {
     let columns = || source_columns(table).chain(OWN.iter().map(|own| own.name()));
     let where_to = if table.kind.is_keyed() { "columns of engine.orderBy" } else { "columns of the source" };
+    let known: Vec<&str> = columns().collect();
+    for (field, verb, expression) in
+        [("partitionBy", "partition by", &table.partition_by), ("ttl", "use", &table.ttl)]
+    {
+        let tokens = expression::tokens(expression.as_deref().unwrap_or_default());
+        if let Some(name) = virtual_column(&tokens, &known) {
+            let problem = format!("engine.{field} uses {name}, which is no column of the table: {VIRTUAL}");
+            let remedy = Remedy::edit(format!("spec.tables[].engine.{field}"), format!("{verb} {where_to}"));
+            return Err(TableProblem::engine(problem).remedied(remedy));
+        }
+    }
     if let Some(partition_by) = &table.partition_by {
         let outside = outside(&expression::tokens(partition_by), columns(), &may_partition(table));
         if !outside.is_empty() {
@@ -120,6 +152,11 @@ pub(super) fn refuse_found(
         ))
         .remedied(new_target(database, table)));
     }
+    let known: Vec<&str> = columns().collect();
+    if let Some(name) = virtual_column(&clauses.partition_by, &known) {
+        let problem = format!("the target is partitioned by {name}: {VIRTUAL}; ClickHouse can't change that");
+        return Err(TableProblem::engine(problem).remedied(new_target(database, table)));
+    }
     let expire = may_expire(table);
     for rule in expression::deleting_rules(&clauses.ttl) {
         let outside = outside(rule, columns(), &expire);
@@ -130,6 +167,10 @@ pub(super) fn refuse_found(
                 why_not_expire(table)
             ))
             .remedied(Remedy::run_at_destination(format!("{alter} REMOVE TTL"))));
+        }
+        if let Some(name) = virtual_column(rule, &known) {
+            return Err(TableProblem::engine(format!("the target has a TTL that uses {name}: {VIRTUAL}"))
+                .remedied(Remedy::run_at_destination(format!("{alter} REMOVE TTL"))));
         }
     }
     for (column, ttl) in &clauses.column_ttls {
@@ -246,6 +287,28 @@ mod tests {
         assert!(spec(History, None, Some("at + toIntervalDay(_walferry_sign + 2)")).is_err());
     }
 
+    #[test]
+    fn columns_that_the_server_makes_are_refused() {
+        for kind in [TableKind::Keyed, TableKind::History] {
+            for (partition_by, ttl, field) in [
+                (Some("_part"), None, "partitionBy"),
+                (Some("(id, `_partition_id`)"), None, "partitionBy"),
+                (Some("cityHash64(_table, _database)"), None, "partitionBy"),
+                (None, Some("toDateTime(_block_number)"), "ttl"),
+                (None, Some("toDateTime(id) DELETE WHERE _part_offset > 1"), "ttl"),
+            ] {
+                let refused = spec(kind, partition_by, ttl).unwrap_err();
+                assert!(refused.contains(&format!("engine.{field} uses _")), "{refused}");
+                assert!(refused.contains("no column of the table"), "{refused}");
+            }
+        }
+        // A column of the source may have such a name, and a subcolumn any.
+        let mut hiding = table(TableKind::History);
+        hiding.columns.push(test_support::column("_part", SourceType::Int8));
+        hiding.partition_by = Some("(_part, _internal(id), id._part, '_table')".to_owned());
+        assert_eq!(refuse_spec(&hiding), Ok(()));
+    }
+
     fn there(create: &str, partitioned_by: &str) -> Result<(), Vec<Remedy>> {
         let column = |name: &str| TargetColumn {
             name: name.to_owned(),
@@ -272,6 +335,12 @@ mod tests {
         );
         for (create, partitioned_by, remedy) in [
             ("PARTITION BY toYYYYMM(at) ORDER BY id", "at", new_target("app", &table(TableKind::Keyed))),
+            ("PARTITION BY _part ORDER BY id", "", new_target("app", &table(TableKind::Keyed))),
+            (
+                "ORDER BY id TTL toDateTime(_block_number)",
+                "",
+                Remedy::run_at_destination("ALTER TABLE `app`.`t` REMOVE TTL"),
+            ),
             (
                 "ORDER BY id TTL extra + toIntervalDay(1)",
                 "",
