@@ -75,12 +75,39 @@ pub(super) fn parse(answer: &str, quotes: Quotes) -> Option<(i32, String)> {
     let code = rest[..digits].parse().ok()?;
     let message = rest[digits..].trim_start_matches('.').trim_start().trim_start_matches("DB::Exception: ");
     let message = message.rfind(" (version ").map_or(message, |end| &message[..end]);
+    let message = without_hints(message);
     let message = message.trim_end().trim_end_matches('.');
     let message = match policy::may_quote_values(code, quotes) {
         true => without_values(code, message),
         false => shortened(message, LONGEST),
     };
     Some((code, message))
+}
+
+/// How the server begins to guess what was meant.
+const HINTS: [&str; 2] = ["maybe you meant", "did you mean"];
+
+/// Takes out the server's guesses: it looks for similar names everywhere, so that they may be those of other people's databases and
+/// tables.
+fn without_hints(message: &str) -> String {
+    let (mut kept, mut rest) = (String::new(), message);
+    loop {
+        let lower = rest.to_ascii_lowercase();
+        let Some(at) = HINTS.iter().filter_map(|hint| lower.find(hint)).min() else {
+            kept.push_str(rest);
+            return kept;
+        };
+        let before = rest[..at].trim_end();
+        kept.push_str(before.strip_suffix(['.', ',', ':', ';', '(']).unwrap_or(before));
+        rest = behind_hint(&rest[at..]);
+    }
+}
+
+/// What follows a guess: a list in brackets, or names with a question mark behind them, which may hold any character themselves. Of one
+/// that has neither, only the code's name.
+fn behind_hint(hint: &str) -> &str {
+    let end = hint.rfind([']', '?']).map(|end| end + 1).or_else(|| hint.rfind(" ("));
+    end.and_then(|end| hint.get(end..)).unwrap_or_default()
 }
 
 /// What is certainly not a value: how the message begins, a constraint's name, a view's, and the code's.
@@ -126,7 +153,7 @@ mod tests {
         assert_eq!(code, 60);
         assert_eq!(
             message,
-            "Unknown table expression identifier 'app.t' in scope SELECT * FROM app.t. Maybe you meant app.d?. (UNKNOWN_TABLE)"
+            "Unknown table expression identifier 'app.t' in scope SELECT * FROM app.t. (UNKNOWN_TABLE)"
         );
         assert_eq!(parse("Code: 516", Quotes::Rows).unwrap().0, 516);
         let keeper = "Code: 999. Coordination::Exception: lost (KEEPER_EXCEPTION)";
@@ -136,6 +163,29 @@ mod tests {
         }
         let long = format!("Code: 60. DB::Exception: {}", "ü".repeat(5000));
         assert!(parse(&long, Quotes::Rows).unwrap().1.len() < 1100);
+    }
+
+    #[test]
+    fn guesses_are_not_shown() {
+        for (said, shown) in [
+            (
+                "Table app.t does not exist. Maybe you meant other.secret?. (X)",
+                "Table app.t does not exist. (X)",
+            ),
+            ("Unknown `x`. Maybe you meant: `o'?`.`secret`?. (X)", "Unknown `x`. (X)"),
+            ("Unknown `x` in f(']'). Maybe you meant: ['y']', 'secret']. (X)", "Unknown `x` in f(']'). (X)"),
+            ("Missing 'x', maybe you meant: 'secret': While processing x. (X)", "Missing 'x' (X)"),
+            ("Setting a: Maybe you meant ['secret', 'c']", "Setting a"),
+            (
+                "No x. Did you mean secret?: while pushing to view app.mv. (X)",
+                "No x: while pushing to view app.mv. (X)",
+            ),
+            ("nothing", "nothing"),
+        ] {
+            let shown_now = without_hints(said);
+            assert!(!shown_now.contains("secret"), "{shown_now}");
+            assert_eq!(shown_now, shown);
+        }
     }
 
     #[test]
