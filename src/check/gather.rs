@@ -24,7 +24,7 @@ use crate::{
         slot,
         wire::{Connection, Purpose},
     },
-    replication::{self, Claim, DestinationError, MirrorState, StateStore, TableRecord},
+    replication::{self, Claim, DestinationError, MirrorState, PositionRecord, StateStore, TableRecord},
 };
 
 /// Checks everything that a Mirror needs. A server that isn't reached is a failure, and what depends on it is skipped.
@@ -161,7 +161,7 @@ async fn source_facts(
     let apart = replication::set_apart(config, &mut joined);
     let joined = &joined;
     let recorded = async || match destination {
-        Some(Reached { database, .. }) => Ok(recorded_state(config, database).await?.position),
+        Some(Reached { database, .. }) => recorded_position(config, database).await,
         None => Ok(joined.position.clone()),
     };
     source::take_up(&mut checks, replication::diagnosis::faults(config, session, joined, recorded).await?);
@@ -491,6 +491,17 @@ pub async fn recorded_state(
     match has_state_table(database).await? {
         true => StateStore::new(database.clone(), &config.mirror.uid).load().await,
         false => Ok(MirrorState::default()),
+    }
+}
+
+/// The position alone, as it is on record by now.
+async fn recorded_position(
+    config: &ReplicatorConfig,
+    database: &Database,
+) -> Result<Option<PositionRecord>, replication::Error> {
+    match has_state_table(database).await? {
+        true => StateStore::new(database.clone(), &config.mirror.uid).recorded_position().await,
+        false => Ok(None),
     }
 }
 

@@ -397,6 +397,12 @@ impl<D: Destination> StateStore<D> {
         parse(&self.destination.load_state(&self.mirror, None).await?.rows)
     }
 
+    /// Reads the position, to look at it alone.
+    pub async fn recorded_position(&self) -> Result<Option<PositionRecord>, Error> {
+        let found = self.destination.load_state(&self.mirror, Some(&[POSITION_ITEM])).await?;
+        Ok(parse(&found.rows)?.position)
+    }
+
     /// Reads everything, to go on from there: claims an epoch, unless the newest is this process's still.
     ///
     /// # Errors
