@@ -10,7 +10,7 @@ use std::{
 
 use serde_json::json;
 
-use crate::support::{Lab, Pg, Server};
+use crate::support::{Lab, Pg, Server, Writer};
 
 /// A release with codes that nobody has judged yet fails here.
 #[test]
@@ -298,4 +298,107 @@ fn guesses_of_the_server_are_not_shown() {
     let shown = format!("{:#}{}", run.status(), run.log());
     assert!(!shown.contains(&other) && !shown.contains("you meant"), "{shown}");
     lab.target(&format!("DROP DATABASE {other}"));
+}
+
+/// A TRUNCATE that the target refuses is repeated by its table alone: rows of others that follow it arrive, and it is caught up with.
+#[test]
+fn a_refused_truncate_keeps_no_other_table_waiting() {
+    let lab = Lab::new(Pg::V18);
+    lab.sql("CREATE TABLE a (id int PRIMARY KEY, v text); CREATE TABLE b (id int PRIMARY KEY); INSERT INTO a SELECT i, 'old' FROM generate_series(1, 100) i");
+    let mut run = lab.streaming(&lab.mirror(&["a", "b"]));
+    lab.sql("UPDATE a SET v = 'streamed' WHERE id < 10");
+    lab.settle(&mut run);
+    lab.target("ALTER TABLE a MODIFY SETTING table_readonly = 1");
+    lab.sql(
+        "INSERT INTO a VALUES (200, 'before'); TRUNCATE a; INSERT INTO a VALUES (1, 'after'), (300, 'after');
+        TRUNCATE a; INSERT INTO a VALUES (2, 'last'); INSERT INTO b VALUES (1)",
+    );
+    let began = Instant::now();
+    run.eventually("the other table's row", || lab.target_value("SELECT count() FROM b") == "1");
+    assert!(began.elapsed() < Duration::from_secs(30), "{:?}", began.elapsed());
+    assert!(lab.target_value("SELECT count() FROM a FINAL") != "1");
+    run.until_status("what is repeated to be told", |status| {
+        let mut tables = status["tables"].as_array()?.iter();
+        (tables.find(|table| table["name"] == "a")?["reason"] == "DestinationReadOnly").then_some(())
+    });
+    lab.target("ALTER TABLE a MODIFY SETTING table_readonly = 0");
+    lab.settle(&mut run);
+    lab.assert_table("a", "id, v", "id");
+    assert_eq!(run.table("a")["truncated"], 2);
+
+    // Late rows of before it are looked for, which may be refused later.
+    lab.target("ALTER TABLE a MODIFY SETTING table_readonly = 1");
+    run.until_status("the refused look for late rows to be told", |status| {
+        let mut tables = status["tables"].as_array()?.iter();
+        (tables.find(|table| table["name"] == "a")?["reason"] == "DestinationReadOnly").then_some(())
+    });
+    lab.sql("INSERT INTO b VALUES (2)");
+    lab.settle(&mut run);
+    lab.target("ALTER TABLE a MODIFY SETTING table_readonly = 0");
+    run.until_status("nothing to be repeated any more", |status| {
+        let mut tables = status["tables"].as_array()?.iter();
+        tables.find(|table| table["name"] == "a")?["message"].as_str()?.is_empty().then_some(())
+    });
+    assert_eq!(run.condition("Ready").unwrap().0, "True");
+    lab.assert_table("a", "id, v", "id");
+}
+
+/// Columns that a target refuses to get: the others wait for at most half a minute, then the table has failed alone.
+#[test]
+fn a_refused_change_of_columns_keeps_the_others_waiting_for_a_bounded_time() {
+    let lab = Lab::new(Pg::V18);
+    lab.sql(
+        "CREATE TABLE a (id int PRIMARY KEY); CREATE TABLE b (id int PRIMARY KEY); INSERT INTO a VALUES (1)",
+    );
+    let mut mirror = lab.mirror(&["a", "b"]);
+    let mut run = lab.streaming(&mirror);
+    lab.target("ALTER TABLE a MODIFY SETTING table_readonly = 1");
+    lab.sql("ALTER TABLE a ADD COLUMN v text DEFAULT 'x'; INSERT INTO a VALUES (2, 'y'); INSERT INTO b VALUES (1)");
+    let began = Instant::now();
+    run.eventually("the other table's row", || lab.target_value("SELECT count() FROM b") == "1");
+    assert!(began.elapsed() < Duration::from_secs(90), "{:?}", began.elapsed());
+    let message = run.until_failed("a");
+    assert!(message.contains("table_readonly = 0") && !message.contains('…'), "{message}");
+    lab.sql("INSERT INTO b VALUES (2)");
+    lab.settle(&mut run);
+    run.stop();
+    lab.target("ALTER TABLE a MODIFY SETTING table_readonly = 0");
+    mirror.mirror["metadata"]["annotations"] = json!({"walferry.dev/resync": "1 public.a"});
+    lab.catch_up(&mirror);
+    lab.assert_table("a", "id, v", "id");
+    lab.assert_table("b", "id", "id");
+}
+
+/// Columns that come all the time while large values are read again: what has arrived is confirmed all the same.
+#[test]
+fn the_position_moves_while_columns_come_all_the_time() {
+    let lab = Lab::new(Pg::V18);
+    lab.sql(
+        "CREATE TABLE wide (id int PRIMARY KEY, a text, n int NOT NULL DEFAULT 0); ALTER TABLE wide ALTER a SET STORAGE EXTERNAL;
+        INSERT INTO wide SELECT i, repeat(md5(i::text), 400) FROM generate_series(1, 4000) i",
+    );
+    let mut run = lab.streaming(&lab.mirror(&["wide"]));
+    let writer = Writer::start(lab.connect(), |n| {
+        format!("UPDATE wide SET n = n + 1 WHERE id BETWEEN {0} AND {0} + 100", n * 37 % 4000)
+    });
+    let (mut client, began) = (lab.connect(), Instant::now());
+    let (mut column, mut known, mut since, mut longest) = (0, String::new(), began, Duration::ZERO);
+    while began.elapsed() < Duration::from_secs(60) {
+        client.batch_execute(&format!("ALTER TABLE wide ADD COLUMN c{column} int DEFAULT {column}")).unwrap();
+        column += 1;
+        thread::sleep(Duration::from_millis(700));
+        let now = run.status()["lastLSN"].as_str().unwrap_or_default().to_owned();
+        if now != known {
+            (known, since) = (now, Instant::now());
+        }
+        longest = longest.max(since.elapsed());
+    }
+    println!("the position stood for {longest:?} at most");
+    assert!(longest < Duration::from_secs(40), "the position stood for {longest:?}");
+    writer.finish();
+    lab.settle(&mut run);
+    lab.assert_same(
+        "SELECT id, n, md5(a) FROM wide ORDER BY id",
+        "SELECT id, n, lower(hex(MD5(a))) FROM wide FINAL ORDER BY id",
+    );
 }

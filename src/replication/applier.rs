@@ -11,7 +11,7 @@ use tokio::sync::OwnedSemaphorePermit;
 use super::{
     Destination, Error, Op,
     batch::{Building, Inserter},
-    checkpoint::{Checkpoint, Commit, PgMicros},
+    checkpoint::{Checkpoint, Commit, Hold, PgMicros},
     cut::Verdict,
     position::Witness,
     row::{KnownRelation, Scratch, Which},
@@ -162,6 +162,17 @@ impl<D: Destination> Applier<D> {
         }
     }
 
+    /// Takes what is being built for a slot, and a hold for the transaction being received: what a task does to the table behind the
+    /// rows before it. `None` outside of a transaction.
+    pub(super) fn begin_work(&mut self, slot: usize) -> Option<(Option<Building<D>>, Hold)> {
+        let hold = self.checkpoint.hold(self.transaction?.committed_at);
+        let mut building = self.take_building(slot);
+        if let Some(building) = &mut building {
+            building.account(&self.inserter.total_bytes);
+        }
+        Some((building, hold))
+    }
+
     /// The commit of the transaction being received lies before here.
     pub(super) fn after_commit(&self) -> Lsn {
         Lsn(self.transaction.map_or(0, |transaction| transaction.commit.0 + 1))
@@ -258,7 +269,10 @@ impl<D: Destination> Applier<D> {
         if slot.building.is_none() {
             let batch = match self.inserter.spares.take(&slot.schema) {
                 Some(batch) => batch,
-                None => self.inserter.destination.batch(&slot.schema)?,
+                None => match self.inserter.destination.batch(&slot.schema) {
+                    Ok(batch) => batch,
+                    Err(error) => return Ok(Step::Fail(known.slot, error.into())),
+                },
             };
             let hold = self.checkpoint.hold(committed_at);
             slot.building = Some(Building::new(batch, Arc::clone(&slot.schema), hold));

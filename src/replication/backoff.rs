@@ -240,7 +240,26 @@ where
     F: FnMut() -> Fut,
     Fut: Future<Output = Result<T, Error>>,
 {
-    let scope = Scope::Table { id: &table.id, progress: Some(&table.progress), streams: true };
+    let scope = Scope::Table { id: &table.id, progress: Some(&table.progress), others: Others::Stream };
+    repeat(stop, notice, scope, attempt).await
+}
+
+/// The same while the stream waits for it, and so all other tables.
+///
+/// # Errors
+/// As [`retry`].
+pub(super) async fn retry_in_stream<D, T, F, Fut>(
+    stop: &CancellationToken,
+    notice: &Notice,
+    table: &Table<D>,
+    attempt: F,
+) -> Result<T, Error>
+where
+    D: Destination,
+    F: FnMut() -> Fut,
+    Fut: Future<Output = Result<T, Error>>,
+{
+    let scope = Scope::Table { id: &table.id, progress: Some(&table.progress), others: Others::WaitInStream };
     repeat(stop, notice, scope, attempt).await
 }
 
@@ -260,33 +279,43 @@ where
     F: FnMut() -> Fut,
     Fut: Future<Output = Result<T, Error>>,
 {
-    repeat(stop, notice, Scope::Table { id: table, progress: None, streams: false }, attempt).await
+    repeat(stop, notice, Scope::Table { id: table, progress: None, others: Others::WaitToBegin }, attempt)
+        .await
 }
 
 /// What a statement is about.
 #[derive(Clone, Copy)]
 enum Scope<'a> {
     Mirror,
-    Table {
-        id: &'a TableId,
-        progress: Option<&'a Arc<TableProgress>>,
-        /// Whether others stream meanwhile, or wait for it to begin.
-        streams: bool,
-    },
+    Table { id: &'a TableId, progress: Option<&'a Arc<TableProgress>>, others: Others },
+}
+
+/// What other tables do while one's statement is repeated.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Others {
+    /// They stream.
+    Stream,
+    /// They wait for the change that comes next in the stream.
+    WaitInStream,
+    /// Nothing streams yet.
+    WaitToBegin,
 }
 
 impl Scope<'_> {
     /// How long a refusal is repeated until it is the table's own; `None` for what is not repeated for a table's sake. Total: a new
     /// kind has to be placed here.
     fn patience(self, error: &Error) -> Option<Patience> {
-        let (Scope::Table { streams, .. }, Error::Destination(refusal)) = (self, error) else { return None };
-        match (refusal.kind, streams) {
-            (ErrorKind::Unclear | ErrorKind::Denied, false) => Some(AT_THE_START),
-            (ErrorKind::Unclear, true) => Some(UNCLEAR),
-            (ErrorKind::Denied, true) => Some(DENIED),
-            (ErrorKind::TableOverloaded, true) => Some(TOO_MANY_PARTS),
-            (ErrorKind::Transient | ErrorKind::Overloaded, true) => Some(BY_ONE_TABLE),
-            (ErrorKind::TableOverloaded | ErrorKind::Transient | ErrorKind::Overloaded, false)
+        use Others::{Stream, WaitInStream, WaitToBegin};
+        let (Scope::Table { others, .. }, Error::Destination(refusal)) = (self, error) else { return None };
+        match (refusal.kind, others) {
+            (ErrorKind::Unclear | ErrorKind::Denied, WaitToBegin) => Some(AT_THE_START),
+            (ErrorKind::Unclear, Stream) => Some(UNCLEAR),
+            (ErrorKind::TableOverloaded, Stream) => Some(TOO_MANY_PARTS),
+            (ErrorKind::Denied, Stream | WaitInStream) => Some(DENIED),
+            (ErrorKind::Unclear | ErrorKind::TableOverloaded, WaitInStream) => Some(DENIED),
+            (ErrorKind::Transient | ErrorKind::Overloaded, Stream) => Some(BY_ONE_TABLE),
+            (ErrorKind::Transient | ErrorKind::Overloaded, WaitInStream | WaitToBegin)
+            | (ErrorKind::TableOverloaded, WaitToBegin)
             | (ErrorKind::Table | ErrorKind::Refused, _) => None,
         }
     }
@@ -296,8 +325,8 @@ impl Scope<'_> {
         let passes = matches!(policy, Policy::Retry | Policy::SlowDown);
         match self {
             Scope::Mirror => !passes,
-            Scope::Table { streams: true, .. } => !passes && self.patience(error).is_none(),
-            Scope::Table { streams: false, .. } => self.patience(error).is_none(),
+            Scope::Table { others: Others::WaitToBegin, .. } => self.patience(error).is_none(),
+            Scope::Table { .. } => !passes && self.patience(error).is_none(),
         }
     }
 }
@@ -430,7 +459,7 @@ mod tests {
 
     /// What a table's loop is told, without a table.
     fn of(table: &TableId) -> Scope<'_> {
-        Scope::Table { id: table, progress: None, streams: true }
+        Scope::Table { id: table, progress: None, others: Others::Stream }
     }
 
     fn table(name: &str) -> TableId {
@@ -460,7 +489,12 @@ mod tests {
             let took = given_up_after(of(&table), kind).await;
             assert!(took >= time && took < 2 * time, "{kind:?}: {took:?}");
         }
-        let at_the_start = Scope::Table { id: &table, progress: None, streams: false };
+        let in_stream = Scope::Table { id: &table, progress: None, others: Others::WaitInStream };
+        for kind in [ErrorKind::Unclear, ErrorKind::Denied, ErrorKind::TableOverloaded] {
+            let took = given_up_after(in_stream, kind).await;
+            assert!(took >= DENIED.time && took < 2 * DENIED.time, "{kind:?}: {took:?}");
+        }
+        let at_the_start = Scope::Table { id: &table, progress: None, others: Others::WaitToBegin };
         for kind in [ErrorKind::Unclear, ErrorKind::Denied] {
             assert!(given_up_after(at_the_start, kind).await < Duration::from_secs(10));
         }
@@ -550,7 +584,7 @@ mod tests {
         });
         let (table, other) = (table("t"), table("other"));
         let progress = Arc::new(TableProgress::default());
-        let scope = Scope::Table { id: &table, progress: Some(&progress), streams: true };
+        let scope = Scope::Table { id: &table, progress: Some(&progress), others: Others::Stream };
         let refused =
             repeat(&stop, &notice, scope, || async { Err::<(), _>(refusal(ErrorKind::TableOverloaded)) });
         let mut tries = 0;

@@ -243,14 +243,15 @@ impl<D: Destination> Inserter<D> {
         });
     }
 
-    async fn run(&self, table: &Table<D>, mut building: Building<D>) {
+    /// Inserts what was built. Says whether it is durable or set aside; if not, the stream ends.
+    pub(super) async fn run(&self, table: &Table<D>, mut building: Building<D>) -> bool {
         // Ends with the stream whatever it waits for: the source and its locks, the destination, or other inserts.
         let outcome = tokio::select! {
             outcome = self.complete_and_insert(table, &mut building) => outcome,
             () = self.abort.cancelled() => Err(Error::Stopped),
         };
         building.release(&self.total_bytes);
-        let error = match outcome {
+        match outcome {
             Ok(read) => {
                 count(table, &mut building);
                 building.batch.clear();
@@ -258,21 +259,27 @@ impl<D: Destination> Inserter<D> {
                 if let Some(until) = read {
                     building.hold.read(until);
                 }
-                return;
+                true
             }
-            Err(error) if policy(&error).0 == Policy::FailTable => {
-                match retry(&self.abort, &self.notice, || table.fail(&error)).await {
-                    Ok(()) => return,
-                    Err(error) => error,
-                }
-            }
-            Err(error) => error,
+            Err(error) => self.fail(table, error, building.hold).await,
+        }
+    }
+
+    /// Sets a table aside whose own fault an error is. Any other ends the stream, beyond which the hold must last: what it keeps from being
+    /// confirmed is neither durable nor set aside. Says whether the stream goes on.
+    pub(super) async fn fail(&self, table: &Table<D>, error: Error, hold: Hold) -> bool {
+        let error = match policy(&error).0 {
+            Policy::FailTable => match retry(&self.abort, &self.notice, || table.fail(&error)).await {
+                Ok(()) => return true,
+                Err(error) => error,
+            },
+            _ => error,
         };
-        // The hold must outlive this run of the stream: the rows are neither durable nor set aside.
-        std::mem::forget(building.hold);
+        std::mem::forget(hold);
         if policy(&error).0 != Policy::Stop {
             self.fatal.report(error);
         }
+        false
     }
 
     /// Gives the position up to which the source was read for it, if it was.

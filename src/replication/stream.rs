@@ -11,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 use super::{
     Destination, Error, Policy,
     applier::{Applier, Step},
-    backoff::{retry, retry_for_table},
+    backoff::{retry, retry_in_stream},
     checkpoint::{Checkpoint, PgMicros},
     drift::FILLED_BEFORE,
     fatal::Fatal,
@@ -25,7 +25,7 @@ use super::{
     truncate,
 };
 use crate::{
-    model::{Lsn, PostgresEndpoint, Progress, TableId, Version},
+    model::{Lsn, PostgresEndpoint, Progress, TableId},
     postgres::{
         catalog,
         pgoutput::Relation,
@@ -43,6 +43,9 @@ const NAP: Duration = Duration::from_millis(2);
 
 /// A backlog is what keeps coming: a lone transaction, however large, is not napped over.
 const BUSY_WITHIN: Duration = Duration::from_millis(8);
+
+/// How long what was received may take to become durable before the tables are taken up again from the catalog.
+const DRAIN_WITHIN: Duration = Duration::from_secs(10);
 
 /// How often the source hears what is durable while that moves.
 const FEEDBACK_EVERY: Duration = Duration::from_millis(100);
@@ -119,6 +122,12 @@ pub(super) async fn run<D: Destination>(
     let outcome = pump(surroundings, &mut applier, &mut reader, &asked).await;
     let outcome = match outcome {
         Ok(()) => surroundings.while_open(applier.drain()).await,
+        // Where the source's tables change all the time, nothing would ever be durable if what was received were given up each time.
+        Err(error @ Error::CatalogChanged { copy: false, .. }) => {
+            let drained = tokio::time::timeout(DRAIN_WITHIN, surroundings.while_open(applier.drain())).await;
+            tracing::debug!(complete = matches!(drained, Ok(Ok(()))), "the stream begins again");
+            Err(error)
+        }
         failed => failed,
     };
     // What is not durable comes again, so nothing is tried again. Tasks must end before a new stream begins: none waits
@@ -127,7 +136,7 @@ pub(super) async fn run<D: Destination>(
     let settled = applier.settle().await;
     ended.cancel();
     match recording.await {
-        Ok(mut recorder) if outcome.is_ok() && settled.is_ok() => {
+        Ok(mut recorder) if settled.is_ok() && !lost(&outcome) => {
             recorder.finish(checkpoint.confirmed()).await;
         }
         Ok(_) => {}
@@ -139,6 +148,11 @@ pub(super) async fn run<D: Destination>(
         Err(error) => tracing::warn!(%error, "feedback task failed"),
     }
     outcome.and(settled)
+}
+
+/// Whether nothing may be said to either side any more about how far a stream has come.
+fn lost(outcome: &Result<(), Error>) -> bool {
+    !matches!(outcome, Ok(()) | Err(Error::CatalogChanged { copy: false, .. }))
 }
 
 async fn pump<D: Destination>(
@@ -269,7 +283,12 @@ async fn handle<D: Destination>(
             // It announces a root without a partition.
             applier.announced = None;
             for (slot, version) in slots {
-                truncate(surroundings, applier, slot, version).await?;
+                match truncate::begin(applier, slot, version).await {
+                    Err(error) if policy(&error).0 == Policy::FailTable => {
+                        fail(surroundings, applier, slot, &error).await?;
+                    }
+                    begun => begun?,
+                }
             }
             Ok(())
         }
@@ -553,7 +572,7 @@ async fn change_schema<D: Destination>(
         applier.flush(index).await?;
     }
     let destination = &applier.inserter.destination;
-    let changed = retry_for_table(&surroundings.abort, &notice, &table, || async {
+    let changed = retry_in_stream(&surroundings.abort, &notice, &table, || async {
         Ok(destination.add_columns(&merged, &added).await?)
     });
     let filled = changed.await.map_err(|error| schema_change::refused(&old, CHANGED_COLUMNS, error))?;
@@ -579,21 +598,6 @@ async fn change_schema<D: Destination>(
         slot.schema = Arc::new(merged);
     }
     Ok(())
-}
-
-/// Deletes what a target has from before a TRUNCATE, or fails the table alone.
-async fn truncate<D: Destination>(
-    surroundings: &Surroundings,
-    applier: &mut Applier<D>,
-    index: usize,
-    version: Option<Version>,
-) -> Result<(), Error> {
-    match truncate::apply(&surroundings.abort, applier, index, version).await {
-        Err(error) if policy(&error).0 == Policy::FailTable => {
-            fail(surroundings, applier, index, &error).await
-        }
-        other => other,
-    }
 }
 
 /// Tells the source, and our own status, what is durable: at its own pace, however slow the destination is.

@@ -5,13 +5,15 @@
 //! Its keys are not known until it arrives, perhaps long after, from a queue. And a replica may not have had a row yet when the others
 //! had confirmed it. So for a while the table is looked at again.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
-use tokio::time::Instant;
+use tokio::{sync::Semaphore, task::JoinSet, time::Instant};
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    Destination, DestinationError, Rows,
+    Destination, Error, Policy, Rows,
+    backoff::{Notice, retry, retry_for_table},
+    policy,
     state::{TableRecord, unix_seconds},
     table::Table,
 };
@@ -38,58 +40,119 @@ pub(super) fn is_recent(record: &TableRecord) -> bool {
         && unix_seconds().saturating_sub(record.floor_set) < RECENT.as_secs()
 }
 
-/// A table that is looked at again.
-struct Due<D: Destination> {
-    table: Arc<Table<D>>,
+/// Most tables that are looked at at the same time. One that is refused waits for its turn again each time.
+const AT_ONCE: usize = 4;
+
+/// What is needed to look at tables.
+pub(super) struct Sweeper<D: Destination> {
+    pub(super) destination: D,
+    pub(super) tables: Vec<Arc<Table<D>>>,
+    /// Prefix of the fence, unique to the Mirror.
+    pub(super) fence: String,
+    pub(super) notice: Notice,
+    pub(super) stop: CancellationToken,
+}
+
+/// When a table is looked at again.
+struct Due {
     since: Instant,
     round: usize,
+    /// Whether it is being looked at.
+    begun: bool,
 }
 
-/// Looks at tables again until `stop`.
-pub(super) async fn run<D: Destination>(
-    destination: D,
-    tables: Vec<Arc<Table<D>>>,
-    fence: String,
-    stop: CancellationToken,
-) {
-    let mut due: Vec<Due<D>> = Vec::new();
-    loop {
-        tokio::select! {
-            () = stop.cancelled() => return,
-            () = tokio::time::sleep(POLL) => {}
+impl Due {
+    fn now() -> Self {
+        Due { since: Instant::now(), round: 0, begun: false }
+    }
+
+    fn is_over(&self) -> bool {
+        self.round >= AFTER.len() && !self.begun
+    }
+
+    /// Whether it is time to begin, which it then has.
+    fn begins(&mut self, now: Instant) -> bool {
+        let due = AFTER.get(self.round).is_some_and(|after| self.since + *after <= now);
+        due && !std::mem::replace(&mut self.begun, true)
+    }
+
+    /// A look has ended. One that could not be taken counts again from now.
+    fn ended(&mut self, seen: bool) {
+        self.begun = false;
+        match seen {
+            true => self.round += 1,
+            false => self.since = Instant::now(),
         }
-        for table in tables.iter().filter(|table| table.take_sweep()) {
-            match due.iter_mut().find(|due| due.table.id == table.id) {
-                // One that is truncated all the time is looked at all the same.
-                Some(due) if due.round == 0 => {}
-                Some(due) => (due.since, due.round) = (Instant::now(), 0),
-                None => due.push(Due { table: Arc::clone(table), since: Instant::now(), round: 0 }),
+    }
+}
+
+impl<D: Destination> Sweeper<D> {
+    /// Looks at tables again until `stop`. What is refused for one table is that table's own fault in time, as with inserts: rows that are
+    /// gone at the source may come back there.
+    pub(super) async fn run(self) {
+        let sweeper = Arc::new(self);
+        let turns = Arc::new(Semaphore::new(AT_ONCE));
+        let mut due: HashMap<usize, Due> = HashMap::new();
+        let mut looks: JoinSet<(usize, bool)> = JoinSet::new();
+        loop {
+            tokio::select! {
+                () = sweeper.stop.cancelled() => return,
+                Some(ended) = looks.join_next() => {
+                    if let Ok((index, seen)) = ended && let Some(due) = due.get_mut(&index) {
+                        due.ended(seen);
+                    }
+                    continue;
+                }
+                () = tokio::time::sleep(POLL) => {}
             }
-        }
-        let now = Instant::now();
-        let is_due = |due: &&mut Due<D>| AFTER.get(due.round).is_some_and(|after| due.since + *after <= now);
-        for due in due.iter_mut().filter(is_due).filter(|due| !due.table.failed()) {
-            match sweep(&destination, &due.table.record(), &fence).await {
-                Ok(()) => due.round += 1,
-                Err(error) => {
-                    tracing::warn!(table = %due.table.id, %error, "could not look for late rows; tried again");
+            for (index, table) in sweeper.tables.iter().enumerate().filter(|(_, table)| table.take_sweep()) {
+                let due = due.entry(index).or_insert_with(Due::now);
+                // One that is truncated all the time is looked at all the same.
+                if due.round > 0 {
+                    (due.since, due.round) = (Instant::now(), 0);
+                }
+                tracing::debug!(table = %table.id, "late rows are looked for");
+            }
+            let now = Instant::now();
+            for (index, due) in &mut due {
+                let Some(table) = sweeper.tables.get(*index).filter(|table| !table.failed()) else {
+                    continue;
+                };
+                if due.begins(now) {
+                    let (index, table, turns) = (*index, Arc::clone(table), Arc::clone(&turns));
+                    let sweeper = Arc::clone(&sweeper);
+                    looks.spawn(async move { (index, sweeper.look(&table, &turns).await) });
                 }
             }
+            due.retain(|_, due| !due.is_over());
         }
-        due.retain(|due| due.round < AFTER.len());
     }
-}
 
-async fn sweep<D: Destination>(
-    destination: &D,
-    record: &TableRecord,
-    fence: &str,
-) -> Result<(), DestinationError> {
-    let fence = format!("{fence}.rest-{}", record.schema.target);
-    for (rows, floor) in [(Rows::All, record.floor), (Rows::Copied, record.copy_floor)] {
-        if floor > Version::ZERO {
-            destination.delete(&record.schema, rows, Version::ZERO..floor, &fence).await?;
+    /// Looks at a table once, and says whether it could.
+    async fn look(&self, table: &Table<D>, turns: &Semaphore) -> bool {
+        let swept = retry_for_table(&self.stop, &self.notice, table, || async {
+            let _turn = turns.acquire().await.map_err(|closed| Error::Task(closed.to_string()))?;
+            self.sweep(&table.record()).await
+        });
+        let Err(error) = swept.await else { return true };
+        let failed = match policy(&error).0 {
+            Policy::FailTable => retry(&self.stop, &self.notice, || table.fail(&error)).await,
+            Policy::Stop => return false,
+            _ => Err(error),
+        };
+        if let Err(error) = failed {
+            tracing::warn!(table = %table.id, %error, "could not look for late rows; tried again");
         }
+        false
     }
-    Ok(())
+
+    async fn sweep(&self, record: &TableRecord) -> Result<(), Error> {
+        let fence = format!("{}.rest-{}", self.fence, record.schema.target);
+        for (rows, floor) in [(Rows::All, record.floor), (Rows::Copied, record.copy_floor)] {
+            if floor > Version::ZERO {
+                self.destination.delete(&record.schema, rows, Version::ZERO..floor, &fence).await?;
+            }
+        }
+        Ok(())
+    }
 }

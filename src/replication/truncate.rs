@@ -1,28 +1,30 @@
 //! A TRUNCATE of the source: deletes what the target has from before it.
 
-use std::sync::{Arc, atomic::Ordering};
+use std::{
+    pin::Pin,
+    sync::{Arc, atomic::Ordering},
+};
 
-use tokio_util::sync::CancellationToken;
+use futures::future::{MaybeDone, maybe_done};
+use tokio::sync::{AcquireError, OwnedSemaphorePermit};
 
 use super::{
     Destination, Error, Rows,
     applier::Applier,
     backoff::{retry, retry_for_table},
-    batch::stream_fence,
+    batch::{Building, Inserter, stream_fence},
+    checkpoint::Hold,
     state::Floor,
+    table::Table,
 };
-use crate::model::Version;
+use crate::model::{Lsn, Version};
 
-/// Deletes the rows of a slot's table with lower versions than the TRUNCATE's; `None` where it can have none.
-///
-/// All rows from before it are confirmed by then, so their keys are there, and a late repetition of one loses. Whatever exists at the
-/// source after a TRUNCATE was inserted after it, so it is in the stream: a snapshot that is still running has nothing left to copy. The
-/// record comes first: a failover may lose the TRUNCATE.
+/// Has the rows of a slot's table deleted that have lower versions than the TRUNCATE's (`None` where there is no room for one), in a task:
+/// behind the rows from before, and before those that follow. Other tables wait for none of it.
 ///
 /// # Errors
-/// What the destination answers; [`Error::Table`] without a version.
-pub(super) async fn apply<D: Destination>(
-    abort: &CancellationToken,
+/// [`Error::Table`] without a version.
+pub(super) async fn begin<D: Destination>(
     applier: &mut Applier<D>,
     slot: usize,
     version: Option<Version>,
@@ -32,19 +34,75 @@ pub(super) async fn apply<D: Destination>(
         return Ok(());
     }
     let version = version.ok_or_else(|| Error::too_many_truncates(&table.id))?;
-    applier.flush(slot).await?;
-    let _after_the_insert =
-        table.insert_permit.acquire().await.map_err(|closed| Error::Task(closed.to_string()))?;
-    table.stop_copying().await;
-    let (schema, versions) = (table.schema(), table.record().left_below(version));
-    let destination = &applier.inserter.destination;
-    let notice = &applier.inserter.notice;
-    let fence = stream_fence(&applier.inserter.fence, &schema);
-    retry(abort, notice, || table.finish_snapshot(applier.after_commit(), Floor::Rows(version))).await?;
-    retry_for_table(abort, notice, &table, || async {
-        Ok(destination.delete(&schema, Rows::All, versions.clone(), &fence).await?)
-    })
-    .await?;
-    table.progress.truncated.fetch_add(1, Ordering::Relaxed);
+    let seen = applier.after_commit();
+    let Some((before, hold)) = applier.begin_work(slot) else {
+        return Err(Error::Protocol("TRUNCATE outside a transaction"));
+    };
+    let mut turn = Box::pin(maybe_done(Arc::clone(&table.insert_permit).acquire_owned()));
+    // The place in the queue is taken now: no later row comes before it.
+    let _ = futures::poll!(turn.as_mut());
+    let truncate = Truncate { inserter: Arc::clone(&applier.inserter), table, version, seen };
+    tokio::spawn(truncate.run(turn, before, hold));
     Ok(())
+}
+
+/// A table's turn to be written to.
+type Turn<F> = Pin<Box<MaybeDone<F>>>;
+
+struct Truncate<D: Destination> {
+    inserter: Arc<Inserter<D>>,
+    table: Arc<Table<D>>,
+    version: Version,
+    /// The TRUNCATE's commit lies before here.
+    seen: Lsn,
+}
+
+impl<D: Destination> Truncate<D> {
+    async fn run<F>(self, mut turn: Turn<F>, before: Option<Building<D>>, hold: Hold)
+    where
+        F: Future<Output = Result<OwnedSemaphorePermit, AcquireError>>,
+    {
+        turn.as_mut().await;
+        let permit = turn.as_mut().take_output();
+        let inserted = match before {
+            Some(before) => self.inserter.run(&self.table, before).await,
+            None => true,
+        };
+        if inserted {
+            let outcome = tokio::select! {
+                outcome = self.delete() => outcome,
+                () = self.inserter.abort.cancelled() => Err(Error::Stopped),
+            };
+            match outcome {
+                Ok(()) => drop(hold),
+                Err(error) => drop(self.inserter.fail(&self.table, error, hold).await),
+            }
+        } else {
+            // It is sent again with the rows from before.
+            std::mem::forget(hold);
+        }
+        drop(permit);
+        self.inserter.ended.notify_one();
+    }
+
+    /// All rows from before it are confirmed by then, so their keys are there, and a late repetition of one loses. Whatever exists at the
+    /// source after a TRUNCATE was inserted after it, so it is in the stream: a snapshot that is still running has nothing left to copy. The
+    /// record comes first: a failover may lose the TRUNCATE.
+    async fn delete(&self) -> Result<(), Error> {
+        let (inserter, table) = (&self.inserter, &self.table);
+        if table.failed() {
+            return Ok(());
+        }
+        table.stop_copying().await;
+        let (schema, versions) = (table.schema(), table.record().left_below(self.version));
+        let fence = stream_fence(&inserter.fence, &schema);
+        let floor = Floor::Rows(self.version);
+        retry(&inserter.abort, &inserter.notice, || table.finish_snapshot(self.seen, floor)).await?;
+        retry_for_table(&inserter.abort, &inserter.notice, table, || async {
+            Ok(inserter.destination.delete(&schema, Rows::All, versions.clone(), &fence).await?)
+        })
+        .await?;
+        table.progress.truncated.fetch_add(1, Ordering::Relaxed);
+        Ok(())
+    }
 }

@@ -325,7 +325,14 @@ impl<D: Destination> Worker<D> {
             notice: notice.clone(),
         };
         let target_watcher = tokio::spawn(target_watch.run(fatal.clone(), end.clone()));
-        let sweeper = tokio::spawn(self.sweep(&tables, end.clone()));
+        let sweeper = sweep::Sweeper {
+            destination: self.destination.clone(),
+            tables: tables.iter().map(|(table, _)| Arc::clone(table)).collect(),
+            fence: self.config.mirror.fence(),
+            notice: notice.clone(),
+            stop: end.clone(),
+        };
+        let sweeper = tokio::spawn(sweeper.run());
         let finisher = ends.then(|| tokio::spawn(self.until_caught_up(&tables, fatal.clone(), end.clone())));
         let admitter = tokio::spawn(self.until_admitted(refused, fatal.clone(), end.clone()));
         let inserter = self.inserter(fatal.clone(), notice, abort.clone());
@@ -467,15 +474,6 @@ impl<D: Destination> Worker<D> {
             witness,
             binary,
         }))
-    }
-
-    fn sweep(
-        &self,
-        tables: &[(Arc<Table<D>>, TableSpec)],
-        end: CancellationToken,
-    ) -> impl Future<Output = ()> + use<D> {
-        let tables = tables.iter().map(|(table, _)| Arc::clone(table)).collect();
-        sweep::run(self.destination.clone(), tables, self.config.mirror.fence(), end)
     }
 
     fn watch(
