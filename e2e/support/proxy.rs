@@ -96,6 +96,11 @@ impl Proxy {
         }
     }
 
+    /// How many connections are open.
+    pub fn open(&self) -> usize {
+        self.state.client_sides.lock().unwrap().len()
+    }
+
     /// Forwards every other connection to another server from now on.
     pub fn alternate_with(&self, other: u16) {
         self.state.other.store(other, SeqCst);

@@ -15,7 +15,10 @@ use serde_json::json;
 
 use crate::{
     on_both,
-    support::{Lab, Mirror, Outcome, Pg, Run, Server, Writer, eventually, parse_lsn, until},
+    support::{
+        Direction, Gateway, Lab, Mirror, Outcome, Pg, Proxy, Run, Server, Writer, eventually, parse_lsn,
+        until,
+    },
 };
 
 const TABLE: &str = "CREATE TABLE t (id int PRIMARY KEY, v text); INSERT INTO t SELECT i, 'copied' FROM generate_series(1, 100) i";
@@ -156,6 +159,34 @@ on_both!(
     pointed_elsewhere_and_back,
     behind_after_a_crash
 );
+
+/// What each target has is asked for after a start of the server, several at a time.
+#[test]
+fn targets_are_asked_side_by_side() {
+    let lab = Lab::on(Arc::new(Server::postgres(Pg::V18, &[])), Server::shared_clickhouse());
+    let tables: Vec<String> = (0..40).map(|n| format!("t{n}")).collect();
+    let each = |statement: &str| tables.iter().for_each(|table| lab.sql(&statement.replace('@', table)));
+    each("CREATE TABLE @ (id int PRIMARY KEY)");
+    let names: Vec<&str> = tables.iter().map(String::as_str).collect();
+    let mut mirror = lab.mirror(&names);
+    lab.catch_up(&mirror);
+    each("INSERT INTO @ VALUES (1)");
+    lab.catch_up(&mirror);
+    lab.restart_postgres(true, || {});
+    // Only the questions for the newest streamed row go this way, and wait there.
+    let waiting = Proxy::to(lab.clickhouse.port);
+    let (direct, slow) = (lab.clickhouse.port, waiting.port);
+    let gateway =
+        Gateway::routed(move |request| vec![if request.contains("maxIf(") { slow } else { direct }]);
+    waiting.set_frozen(Direction::ToServer, true);
+    mirror.clickhouse["spec"]["clickhouse"]["url"] = json!(format!("http://127.0.0.1:{}", gateway.port));
+    let mut run = lab.run(&mirror);
+    run.eventually("several questions at a time", || waiting.open() >= 4);
+    waiting.set_frozen(Direction::ToServer, false);
+    run.until_streaming();
+    lab.settle(&mut run);
+    run.stop();
+}
 
 /// At every moment the destination has on record at least what the source was told, also when the process is killed.
 #[test]

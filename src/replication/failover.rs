@@ -9,13 +9,15 @@
 //!   positions, marks and transaction numbers are made anew with it.
 //! - Values that were read for a streamed row come again with it: see [`super::checkpoint`].
 
+use futures::{StreamExt, stream};
+
 use super::{
     Destination, Error, Policy,
     applier::require_room,
     batch::stream_fence,
     drift, policy,
     position::PositionRecord,
-    provision::{check_slot, publications, set_aside},
+    provision::{ASKED_AT_ONCE, check_slot, publications, set_aside},
     resync::Apart,
     schema_change,
     state::{MirrorState, SourceRecord, StateStore, TablePhase, TableRecord, VERSION_SCHEME},
@@ -201,7 +203,7 @@ impl<D: Destination> Failover<'_, D> {
     /// [`Error::SlotNotKept`]; [`Error::TimelineChanged`] where a target has rows that the source lacks; what the servers answer.
     pub(super) async fn follow(&self, state: &mut MirrorState, apart: &mut Apart) -> Result<(), Error> {
         self.check_slot(state).await?;
-        let (mut ahead, mut newest) = (Vec::new(), Lsn::ZERO);
+        let mut asked = Vec::new();
         for spec in &self.around.config.tables {
             // A changed entry is told later.
             let record = state.tables.get_mut(&spec.id);
@@ -218,19 +220,35 @@ impl<D: Destination> Failover<'_, D> {
                 }
                 continue;
             }
-            let fence = stream_fence(&self.around.config.mirror.fence(), &record.schema);
-            let schema = &record.schema;
-            let newest_there = || async { Ok(self.around.destination.newest_version(schema, &fence).await?) };
-            match self.around.start(&schema.id, newest_there).await {
-                Ok(version) if version >= Version::copied(self.at) => {
+            asked.push(spec.id.clone());
+        }
+        let (mut ahead, mut newest) = (Vec::new(), Lsn::ZERO);
+        for (table, found) in self.newest_versions(state, &asked).await {
+            match (found, state.tables.get_mut(&table)) {
+                (Ok(version), _) if version >= Version::copied(self.at) => {
                     newest = newest.max(version.lsn());
-                    ahead.push(spec.id.clone());
+                    ahead.push(table);
                 }
-                Ok(_) => {}
-                Err(error) => self.set_aside(record, error).await?,
+                (Err(error), Some(record)) => self.set_aside(record, error).await?,
+                _ => {}
             }
         }
         if ahead.is_empty() { Ok(()) } else { Err(self.ahead(state, &ahead, newest)) }
+    }
+
+    /// The newest versions that the targets of these tables have, some asked for at a time.
+    async fn newest_versions(
+        &self,
+        state: &MirrorState,
+        tables: &[TableId],
+    ) -> Vec<(TableId, Result<Version, Error>)> {
+        let schemas = tables.iter().filter_map(|table| state.tables.get(table)).map(|record| &record.schema);
+        let asked = schemas.map(|schema| async move {
+            let fence = stream_fence(&self.around.config.mirror.fence(), schema);
+            let newest = || async { Ok(self.around.destination.newest_version(schema, &fence).await?) };
+            (schema.id.clone(), self.around.start(&schema.id, newest).await)
+        });
+        stream::iter(asked.collect::<Vec<_>>()).buffered(ASKED_AT_ONCE).collect().await
     }
 
     /// The slot of before stands where the standby had it: before the switch.

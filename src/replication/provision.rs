@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeSet, convert::Infallible, time::Duration};
 
-use futures::{StreamExt, stream};
+use futures::{StreamExt, TryStreamExt, stream};
 use tokio_util::sync::CancellationToken;
 
 use super::{
@@ -41,6 +41,9 @@ const POLL: Duration = Duration::from_millis(20);
 
 /// Target tables made at the same time: there may be thousands, and the destination far away.
 const JOINED_AT_ONCE: usize = 8;
+
+/// Targets that are asked for their newest row at the same time: each answer takes a read of one column.
+pub(super) const ASKED_AT_ONCE: usize = 8;
 
 /// Records written at once; that of a table with many columns is large.
 const SAVED_AT_ONCE: usize = 64;
@@ -264,19 +267,26 @@ async fn note_unconfirmed<D: Destination>(
         return Ok(());
     }
     let wanted = config.tables.iter().filter_map(|spec| state.tables.get(&spec.id));
-    for record in wanted.filter(|record| record.phase != TablePhase::Failed) {
-        let fence = stream_fence(&config.mirror.fence(), &record.schema);
-        let newest = destination.newest_streamed_version(&record.schema, &fence).await.map_err(Error::from);
-        match newest {
-            Ok(version) if version.lsn() >= position.lsn => {
-                position.unconfirmed = position.unconfirmed.max(Some(version.lsn()));
-            }
-            Ok(_) => {}
-            Err(error) if matches!(policy(&error).0, Policy::FailTable | Policy::Stall) => {}
-            Err(error) => return Err(error),
-        }
-    }
+    let going = wanted.filter(|record| record.phase != TablePhase::Failed);
+    let streamed: Vec<_> = going.map(|record| newest_streamed(config, destination, &record.schema)).collect();
+    let newest: Vec<_> = stream::iter(streamed).buffer_unordered(ASKED_AT_ONCE).try_collect().await?;
+    let unconfirmed = newest.into_iter().flatten().filter(|newest| *newest >= position.lsn).max();
+    position.unconfirmed = position.unconfirmed.max(unconfirmed);
     Ok(())
+}
+
+/// The newest transaction that a target has streamed rows of; `None` where the target can't be read.
+async fn newest_streamed<D: Destination>(
+    config: &ReplicatorConfig,
+    destination: &D,
+    schema: &TableSchema,
+) -> Result<Option<Lsn>, Error> {
+    let fence = stream_fence(&config.mirror.fence(), schema);
+    match destination.newest_streamed_version(schema, &fence).await.map_err(Error::from) {
+        Ok(version) => Ok(Some(version.lsn())),
+        Err(error) if matches!(policy(&error).0, Policy::FailTable | Policy::Stall) => Ok(None),
+        Err(error) => Err(error),
+    }
 }
 
 /// Forgets the tables that the Mirror no longer asks for.

@@ -167,11 +167,10 @@ pub(super) async fn release_if_due<D: Destination>(
         return Ok(());
     };
     // What keeps a table from being copied is known from the checks; what the others need is looked at once more.
-    for spec in &config.tables {
-        if refused.contains_key(&spec.id) {
-            continue;
-        }
-        let facts = catalog::describe(session, spec).await?;
+    let specs: Vec<_> = config.tables.iter().filter(|spec| !refused.contains_key(&spec.id)).collect();
+    let asked: Vec<_> = specs.iter().map(|spec| (*spec, [].as_slice())).collect();
+    for (spec, described) in specs.iter().zip(catalog::describe_all(session, &asked).await?) {
+        let facts = described?;
         let former = || state.former.get(&spec.id).and_then(|former| former.record.as_ref());
         if let Some(record) = state.tables.get(&spec.id).or_else(former)
             && let Err(error) = require_withheld(record, spec, &facts.schema)
