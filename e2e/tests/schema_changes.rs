@@ -533,6 +533,25 @@ fn before_it_is_copied() {
     run.stop();
 }
 
+/// A column that took the name of one that was renamed was not "dropped and added again".
+#[test]
+fn a_column_that_took_another_one_s_name_is_told_from_it() {
+    let lab = Lab::new(Pg::V18);
+    lab.sql("CREATE TABLE t (id int PRIMARY KEY, a text); INSERT INTO t VALUES (1, 'a')");
+    let mut run = lab.streaming(&lab.mirror(&["t"]));
+    lab.sql("ALTER TABLE t RENAME a TO b; ALTER TABLE t ADD a text; INSERT INTO t VALUES (2, 'b', 'a')");
+    lab.settle(&mut run);
+    run.until_streaming();
+    lab.assert_same(
+        "SELECT id, a, b FROM t ORDER BY id",
+        "SELECT id, a, b FROM t FINAL WHERE _walferry_deleted = 0 ORDER BY id",
+    );
+    let log = run.log();
+    let told = "column a was added at the source; target column a holds values of column b";
+    assert!(log.contains(told) && !log.contains("dropped and added again"), "{log}");
+    run.stop();
+}
+
 /// A renamed column keeps its name at the target; `check` says how to give it the new one, and that works.
 #[test]
 fn a_renamed_column_gets_its_name_at_the_target_as_check_says() {

@@ -153,20 +153,19 @@ pub(super) fn evolve(old: &TableSchema, fresh: &TableSchema) -> Result<(TableSch
         if let Some(known) = merged.columns.iter_mut().find(|known| known.attnum == column.attnum) {
             retype(known, column, &old.target)?;
             rename(known, &column.name);
-        } else {
-            let clash = merged
-                .columns
-                .iter()
-                .find(|known| known.name == column.name || known.target_name == column.target_name);
-            if let Some(clash) = clash {
-                return Err(format!(
-                    "column {} was dropped and added again at the source; its target column {} holds values of the old one",
-                    column.name, clash.target_name
-                ));
-            }
-            added.push(merged.columns.len());
-            merged.columns.push(column.clone());
         }
+    }
+    // Only once all have their present names: a new column may have one's former name.
+    for column in &fresh.columns {
+        if merged.columns.iter().any(|known| known.attnum == column.attnum) {
+            continue;
+        }
+        let clash = |known: &&Column| known.name == column.name || known.target_name == column.target_name;
+        if let Some(known) = merged.columns.iter().find(clash) {
+            return Err(taken(column, known));
+        }
+        added.push(merged.columns.len());
+        merged.columns.push(column.clone());
     }
     let names = |schema: &TableSchema| -> Vec<String> {
         schema
@@ -196,6 +195,24 @@ pub(super) fn evolve(old: &TableSchema, fresh: &TableSchema) -> Result<(TableSch
     merged.identity = fresh.identity;
     merged.oid = fresh.oid;
     Ok((merged, added))
+}
+
+/// Why a new column can't have the target column of its name, which has the values of another one.
+fn taken(column: &Column, known: &Column) -> String {
+    let (name, target) = (&column.name, &known.target_name);
+    match known.dropped {
+        true if known.name == *name => format!(
+            "column {name} was dropped and added again at the source; its target column {target} holds values of the old one"
+        ),
+        true => format!(
+            "column {name} was added at the source; target column {target} holds values of column {}, which was dropped",
+            known.name
+        ),
+        false => format!(
+            "column {name} was added at the source; target column {target} holds values of column {}",
+            known.name
+        ),
+    }
 }
 
 /// The same columns, in the same order, as queries must name them now; without those added meanwhile.
@@ -640,6 +657,34 @@ mod tests {
             ("renamed", "a")
         );
         assert_eq!(merged.columns[2].name, "n");
+    }
+
+    #[test]
+    fn what_a_new_column_s_target_holds_is_told() {
+        let old = schema(vec![column("id", 1, 20), column("a", 2, 25)]);
+        let told = |old: &TableSchema, columns: Vec<Column>| evolve(old, &schema(columns)).unwrap_err();
+        let (id, new) = (column("id", 1, 20), column("a", 5, 25));
+        assert_eq!(
+            told(&old, vec![id.clone(), new.clone()]),
+            "column a was dropped and added again at the source; its target column a holds values of the old one"
+        );
+        let renamed = vec![id.clone(), column("b", 2, 25), new.clone()];
+        assert_eq!(
+            told(&old, renamed),
+            "column a was added at the source; target column a holds values of column b"
+        );
+        let (renamed, _) = evolve(&old, &schema(vec![id.clone(), column("b", 2, 25)])).unwrap();
+        assert_eq!(
+            told(&renamed, vec![id.clone(), new]),
+            "column a was added at the source; target column a holds values of column b, which was dropped"
+        );
+        // The target gives the name of its own that `columns.rename` asks for.
+        let mut named = old.clone();
+        named.columns[1].target_name = "c".to_owned();
+        assert_eq!(
+            told(&named, vec![id, column("a", 2, 25), column("c", 3, 25)]),
+            "column c was added at the source; target column c holds values of column a"
+        );
     }
 
     #[test]
