@@ -207,7 +207,7 @@ async fn source_facts(
         }
     }
     let probes = probe_filters(session, &tables).await;
-    let (mut publications, mut forms) = (Vec::new(), publication::Forms::new());
+    let (mut publications, mut agreements) = (Vec::new(), publication::Agreements::new());
     for publish in Publish::all(config) {
         let found = pg_publication::read(session, &publish.name(&config.mirror)).await?;
         // A resync makes it anew, where the role may.
@@ -216,7 +216,7 @@ async fn source_facts(
             found.tables.retain(|published| !apart.has(&published.id));
         }
         if let Some(found) = &found {
-            forms.extend(normal_forms(session, &tables, &probes, found).await);
+            agreements.extend(compare_filters(session, &tables, &probes, found).await);
         }
         publications.push((publish, found));
     }
@@ -246,7 +246,7 @@ async fn source_facts(
             server: &server,
             tables: &tables,
             probes: &probes,
-            forms: &forms,
+            agreements: &agreements,
             joined,
             unfit: &unfit,
         };
@@ -295,25 +295,27 @@ struct Reached {
     of_tables: Vec<&'static str>,
 }
 
-/// Has PostgreSQL read the row filters of tables that the role doesn't own, or that couldn't be published for a try, where there is a
-/// publication's to compare them with.
-async fn normal_forms(
+/// Has PostgreSQL compare row filters with a publication's, of tables that the role doesn't own, or that
+/// couldn't be published for a try.
+async fn compare_filters(
     session: &Session,
     tables: &[TableFacts],
     probes: &publication::Probes,
     found: &pg_publication::Publication,
-) -> publication::Forms {
-    let mut forms = publication::Forms::new();
-    for published in found.tables.iter().filter(|published| published.row_filter.is_some()) {
+) -> publication::Agreements {
+    let mut agreements = publication::Agreements::new();
+    for published in &found.tables {
+        let Some(theirs) = &published.row_filter else { continue };
         let schema = tables.iter().map(|facts| &facts.schema).find(|schema| schema.id == published.id);
         let asked = schema.and_then(|schema| Some((schema, schema.row_filter.as_ref()?)));
         let is_probed = |schema: &TableSchema| matches!(probes.get(&schema.id), Some(Ok(_)));
         let Some((schema, filter)) = asked.filter(|(schema, _)| !is_probed(schema)) else {
             continue;
         };
-        forms.insert(schema.id.clone(), pg_publication::normal_form(session, schema, filter).await);
+        let agrees = pg_publication::filters_agree(session, schema, filter, theirs).await;
+        agreements.insert(schema.id.clone(), agrees);
     }
-    forms
+    agreements
 }
 
 async fn reach_destination(

@@ -20,8 +20,9 @@ pub(super) const NAME: &str = "publication";
 /// What PostgreSQL makes of the tables' row filters, where it was asked.
 pub(super) type Probes = HashMap<TableId, Result<PublishedTable, Error>>;
 
-/// The row filters of tables that the role doesn't own, in PostgreSQL's normal form, where it was asked.
-pub(super) type Forms = HashMap<TableId, Result<String, Error>>;
+/// Whether the published row filters of tables that couldn't be published for a try are the Mirror's, where
+/// PostgreSQL was asked.
+pub(super) type Agreements = HashMap<TableId, Result<bool, Error>>;
 
 /// The publication that the Mirror needs, and what is known of who makes it.
 pub(super) struct Wanted<'a> {
@@ -32,7 +33,7 @@ pub(super) struct Wanted<'a> {
     /// Those of the Mirror's tables that could be described.
     pub(super) tables: &'a [TableFacts],
     pub(super) probes: &'a Probes,
-    pub(super) forms: &'a Forms,
+    pub(super) agreements: &'a Agreements,
     /// The tables that the Mirror has already.
     pub(super) joined: &'a MirrorState,
     /// Tables whose UPDATE and DELETE would fail once published as they are: no statement that publishes them is printed.
@@ -308,9 +309,9 @@ fn member(
             failure(format!("published with WHERE {theirs}, which the Mirror does not ask for"))
         }
         (Some(_), None) => failure("published without the Mirror's row filter".to_owned()),
-        (Some(ours), Some(theirs)) => match normal_form(wanted, &schema.id) {
-            Ok(Some(form)) if form == theirs => None,
-            Ok(Some(_)) => failure(format!("published with WHERE {theirs}, the Mirror asks for {ours}")),
+        (Some(ours), Some(theirs)) => match agrees(wanted, &schema.id, theirs) {
+            Ok(Some(true)) => None,
+            Ok(Some(false)) => failure(format!("published with WHERE {theirs}, the Mirror asks for {ours}")),
             _ if same_words(ours, theirs) || is_as_it_joined(wanted, schema, theirs) => None,
             told => {
                 let error = told.err();
@@ -331,11 +332,11 @@ fn member(
     }
 }
 
-/// What PostgreSQL makes of a table's filter.
-fn normal_form<'a>(wanted: &Wanted<'a>, id: &TableId) -> Result<Option<&'a str>, &'a Error> {
-    match (wanted.probes.get(id), wanted.forms.get(id)) {
-        (Some(Ok(probed)), _) => Ok(probed.row_filter.as_deref()),
-        (_, Some(form)) => form.as_ref().map(|form| Some(form.as_str())),
+/// Whether a table's published filter is the Mirror's; `None` where PostgreSQL was not asked.
+fn agrees<'a>(wanted: &Wanted<'a>, id: &TableId, theirs: &str) -> Result<Option<bool>, &'a Error> {
+    match (wanted.probes.get(id), wanted.agreements.get(id)) {
+        (Some(Ok(probed)), _) => Ok(Some(probed.row_filter.as_deref() == Some(theirs))),
+        (_, Some(agrees)) => agrees.as_ref().map(|agrees| Some(*agrees)),
         (Some(Err(error)), None) => Err(error),
         (None, None) => Ok(None),
     }
@@ -402,7 +403,7 @@ mod tests {
             server,
             tables: &[facts],
             probes,
-            forms: &Forms::new(),
+            agreements: &Agreements::new(),
             joined: &state,
             unfit: &BTreeSet::new(),
         };
@@ -423,7 +424,7 @@ mod tests {
             server: &server,
             tables,
             probes: &probes,
-            forms: &Forms::new(),
+            agreements: &Agreements::new(),
             joined: &state,
             unfit: &unfit,
         };

@@ -414,58 +414,46 @@ pub async fn probe(session: &Session, table: &TableSchema) -> Result<PublishedTa
         .ok_or_else(|| Error::Protocol("a publication just made is not in the catalog".to_owned()))
 }
 
-/// The name of the temporary table on which PostgreSQL reads a row filter.
-const FORM_TABLE: &str = "walferry_where";
+/// The columns of a table that a row filter may name: only types that come with the server are allowed in
+/// one.
+const FILTERED_COLUMNS: &str = "\
+SELECT attname::text, format_type(atttypid, atttypmod) FROM pg_attribute
+WHERE attrelid = $1::oid AND attnum > 0 AND NOT attisdropped AND atttypid < 16384 ORDER BY attnum";
 
-/// Statements that make a temporary table with this one's columns, or with those that are mirrored where the role may read these alone, and
-/// the filter as its only check constraint.
-fn form_statements(table: &TableSchema, filter: &str, mirrored_alone: bool) -> [String; 2] {
-    let (form, like) = (quote::ident(FORM_TABLE), quote::table(&table.id));
-    let columns: Vec<String> = table.columns.iter().map(|column| quote::ident(&column.name)).collect();
-    [
-        match mirrored_alone {
-            false => format!("CREATE TEMPORARY TABLE {form} (LIKE {like})"),
-            true => format!(
-                "CREATE TEMPORARY TABLE {form} AS SELECT {} FROM {like} WITH NO DATA",
-                columns.join(", ")
-            ),
-        },
-        // A comment at the end of the filter would hide the parenthesis.
-        format!("ALTER TABLE pg_temp.{form} ADD CHECK ({filter}\n)"),
-    ]
+/// The statement that shows what PostgreSQL makes of a row filter, on rows of no table: they have `columns`,
+/// each a name with a type. Two rows are not simplified to constants.
+fn explain_statement(table: &TableId, columns: &[(String, String)], filter: &str) -> String {
+    let list =
+        |each: &dyn Fn(&(String, String)) -> String| columns.iter().map(each).collect::<Vec<_>>().join(", ");
+    let row = list(&|(_, type_name)| format!("NULL::{type_name}"));
+    let names = list(&|(name, _)| quote::ident(name));
+    // A comment at the end of the filter would hide the parenthesis.
+    format!(
+        "EXPLAIN (COSTS OFF) SELECT FROM (VALUES ({row}), ({row})) AS {} ({names}) WHERE ({filter}\n)",
+        quote::ident(&table.name)
+    )
 }
 
-/// A row filter in PostgreSQL's normal form, which can be compared with a publication's, for a role that doesn't own the table. A temporary
-/// table like it is made for that and rolled back.
-///
-/// The session must be in no transaction and used by nobody else meanwhile.
+/// Whether PostgreSQL makes the same of two row filters of a table. It takes no privilege on the table, and
+/// no transaction that may write.
 ///
 /// # Errors
-/// [`Error::Standby`]; else [`Error`] of the statements: the filter isn't valid; 42501 when the role may not read the columns or make temporary
-/// tables.
-pub async fn normal_form(session: &Session, table: &TableSchema, filter: &str) -> Result<String, Error> {
-    match read_form(session, &form_statements(table, filter, false)).await {
-        Err(error) if error.sqlstate() == Some("42501") => {
-            read_form(session, &form_statements(table, filter, true)).await
-        }
-        read => read,
-    }
-}
-
-async fn read_form(session: &Session, statements: &[String]) -> Result<String, Error> {
-    const FORM: &str = "SELECT pg_get_expr(conbin, conrelid) FROM pg_constraint WHERE conrelid = $1::text::regclass AND contype = 'c'";
-    begin(session, statements).await?;
-    let read = async {
-        session.client.batch_execute("SET LOCAL lock_timeout = '10s'").await?;
-        for statement in statements {
-            execute(session, statement).await?;
-        }
-        let row = session.client.query_one(FORM, &[&format!("pg_temp.{FORM_TABLE}")]).await?;
-        Ok(row.try_get(0)?)
+/// [`Error`] of the statements: a filter isn't valid.
+pub async fn filters_agree(
+    session: &Session,
+    table: &TableSchema,
+    one: &str,
+    other: &str,
+) -> Result<bool, Error> {
+    let rows = session.client.query(FILTERED_COLUMNS, &[&table.oid]).await?;
+    let column = |row: &Row| Ok::<_, Error>((row.try_get(0)?, row.try_get(1)?));
+    let columns: Vec<(String, String)> = rows.iter().map(column).collect::<Result<_, _>>()?;
+    let explained = async |filter: &str| {
+        let statement = explain_statement(&table.id, &columns, filter);
+        let rows = session.client.query(&statement, &[]).await.map_err(Error::of_statement)?;
+        rows.iter().map(|row| Ok(row.try_get(0)?)).collect::<Result<Vec<String>, Error>>()
     };
-    let read = read.await;
-    session.client.batch_execute("ROLLBACK").await?;
-    read
+    Ok(explained(one).await? == explained(other).await?)
 }
 
 /// Begins a transaction for these statements, whatever the role's default is.
@@ -545,19 +533,13 @@ mod tests {
     }
 
     #[test]
-    fn reads_a_filter_on_a_table_of_its_own() {
-        let columns = vec![crate::model::Column::new("id", crate::model::SourceType::Int8)];
-        let named = TableSchema { columns, ..table("t", None) };
+    fn a_filter_is_explained_on_rows_of_no_table() {
+        let columns = [("id", "integer"), ("v\"", "character varying(20)")];
+        let columns = columns.map(|(name, type_name)| (name.to_owned(), type_name.to_owned()));
         assert_eq!(
-            form_statements(&named, "id > 5 -- ours", true)[0],
-            "CREATE TEMPORARY TABLE \"walferry_where\" AS SELECT \"id\" FROM \"public\".\"t\" WITH NO DATA"
-        );
-        assert_eq!(
-            form_statements(&named, "id > 5 -- ours", false),
-            [
-                "CREATE TEMPORARY TABLE \"walferry_where\" (LIKE \"public\".\"t\")",
-                "ALTER TABLE pg_temp.\"walferry_where\" ADD CHECK (id > 5 -- ours\n)",
-            ]
+            explain_statement(&TableId::new("public", "T"), &columns, "id > 5 -- ours"),
+            "EXPLAIN (COSTS OFF) SELECT FROM (VALUES (NULL::integer, NULL::character varying(20)), \
+             (NULL::integer, NULL::character varying(20))) AS \"T\" (\"id\", \"v\"\"\") WHERE (id > 5 -- ours\n)"
         );
     }
 
