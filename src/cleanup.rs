@@ -44,8 +44,7 @@ impl Error {
     pub fn reason(&self) -> Reason {
         match self {
             Error::Source(postgres::Error::Authentication { .. }) => Reason::SourceAuthenticationFailed,
-            Error::Source(source) if source.is_transient() => Reason::SourceUnreachable,
-            Error::Source(_) => Reason::SourceError,
+            Error::Source(source) => source.transient_reason().unwrap_or(Reason::SourceError),
             Error::Destination(destination) => destination.reason,
             Error::SlotInUse(_) => Reason::SourceSlotInUse,
             Error::OtherSource { .. } => Reason::SourceReplaced,

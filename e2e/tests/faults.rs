@@ -462,6 +462,30 @@ fn many_refusals_at_once() {
     }
 }
 
+/// A statement that the source ends is no address that doesn't answer, and is tried again.
+#[test]
+fn a_statement_that_is_canceled() {
+    let lab = Lab::new(Pg::V18);
+    lab.sql("CREATE TABLE t (id int PRIMARY KEY); INSERT INTO t VALUES (1)");
+    let mut other = lab.connect();
+    // CREATE PUBLICATION waits for it.
+    other.batch_execute("BEGIN; LOCK TABLE t IN SHARE UPDATE EXCLUSIVE MODE").unwrap();
+    let mut run = lab.run(&lab.mirror(&["t"]));
+    let failure = run.until_status("the fault to be told", |status| {
+        lab.source(
+            "SELECT pg_cancel_backend(pid) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'",
+        );
+        (!status["failure"].is_null()).then(|| status["failure"].clone())
+    });
+    assert_eq!(failure["reason"], "SourceStatementCanceled", "{failure}");
+    assert!(failure["message"].as_str().unwrap().contains("57014"), "{failure}");
+    other.batch_execute("ROLLBACK").unwrap();
+    run.until_streaming();
+    lab.settle(&mut run);
+    lab.assert_table("t", "id", "id");
+    run.stop();
+}
+
 /// Two processes with the same file: the second waits, nothing is spoilt.
 #[test]
 fn two_processes_for_one_mirror() {

@@ -48,7 +48,9 @@ pub(super) fn connection_failed(endpoint: &PostgresEndpoint, error: &Error) -> C
                 ident(&endpoint.username)
             ))),
         ),
-        Error::Server { .. } | Error::Protocol(_) | Error::Decode(_) => (Reason::SourceError, None),
+        Error::Server { .. } | Error::Protocol(_) | Error::Decode(_) => {
+            (error.transient_reason().unwrap_or(Reason::SourceError), None)
+        }
         _ => (
             Reason::SourceUnreachable,
             Some(Remedy::act(
@@ -77,7 +79,8 @@ fn authentication_fix(endpoint: &PostgresEndpoint, message: &str) -> Remedy {
 
 /// A query of the checks failed.
 pub(super) fn query_failed(subject: &str, name: &str, error: &Error) -> Check {
-    Check::failure(subject, name, Reason::SourceError, error.to_string()).transient(error.is_transient())
+    let reason = error.transient_reason().unwrap_or(Reason::SourceError);
+    Check::failure(subject, name, reason, error.to_string()).transient(error.is_transient())
 }
 
 /// All checks of the server and the role. `slot` is the Mirror's own slot, if it has one already; with `resync` it is going to

@@ -243,6 +243,15 @@ catalogue! {
         SourceUnreachable: Retry,
             "The source's address doesn't answer.",
             "Check `postgres.host`, `postgres.port` and the network between.";
+        SourceUnavailable: Retry,
+            "The source answers, but takes no statements for now, or has ended a session: it starts, shuts down or recovers from a crash, or somebody ended the session.",
+            "Nothing, unless it lasts: then look at the server's log.";
+        SourceOverloaded: Retry,
+            "The source has no room for what was asked: connections, memory or disk.",
+            "Raise the limit that the message names, or free what it is about.";
+        SourceStatementCanceled: Retry,
+            "The source ended a statement: a deadlock, a lock or statement time-out, a conflict with another transaction or, on a standby, with recovery, or somebody canceled it.",
+            "Nothing, unless it repeats: then look for what holds locks on the tables, or cancels statements.";
         SourceAddressAmbiguous: Retry,
             "Two connections to the source's address have reached two servers: it is switched over just now, or leads to several.",
             "If that lasts, give `postgres.host` the address of one server, or one that always leads to the primary.";

@@ -4,7 +4,7 @@ use std::io;
 
 use super::catalog::Parted;
 use crate::{
-    fault::{Remedy, causes},
+    fault::{Reason, Remedy, causes},
     model::TableId,
     tls::TlsError,
 };
@@ -353,33 +353,56 @@ impl Error {
     }
 
     /// Whether trying again later, unchanged, may succeed: the network, a restart, a lack of resources, a lost race.
-    ///
-    /// Codes are those of <https://www.postgresql.org/docs/current/errcodes-appendix.html>.
     pub fn is_transient(&self) -> bool {
+        self.transient_reason().is_some()
+    }
+
+    /// The reason of an error after which trying again later, unchanged, may succeed; `None` of any other.
+    pub fn transient_reason(&self) -> Option<Reason> {
         match self {
             Error::Connect { .. }
             | Error::ConnectTimeout { .. }
             | Error::NoAnswer { .. }
             | Error::Io(_)
-            | Error::Closed => true,
+            | Error::Closed => Some(Reason::SourceUnreachable),
             // rustls reports a certificate or protocol fault as InvalidData; the rest is the network's.
-            Error::Tls { source, .. } => {
-                source.kind() != io::ErrorKind::InvalidData || crate::tls::tells_damage(source)
+            Error::Tls { source, .. }
+                if source.kind() != io::ErrorKind::InvalidData || crate::tls::tells_damage(source) =>
+            {
+                Some(Reason::SourceUnreachable)
             }
-            Error::Server { sqlstate, .. } => transient_sqlstate(sqlstate),
-            Error::Driver(error) => error.is_closed() || caused_by_io(error),
-            _ => false,
+            Error::Server { sqlstate, .. } => transient_condition(sqlstate),
+            Error::Driver(error) if error.is_closed() || caused_by_io(error) => {
+                Some(Reason::SourceUnreachable)
+            }
+            _ => None,
         }
     }
 }
 
-fn transient_sqlstate(sqlstate: &str) -> bool {
-    let class = sqlstate.get(..2).unwrap_or_default();
-    // 08 connection exception, 40 transaction rollback (serialization, deadlock), 53 insufficient resources,
-    // 57P0x shutdown, crash and start-up, 57014 cancelled, 55006 object (the slot) in use, 55P03 lock not available.
-    matches!(class, "08" | "40" | "53")
-        || sqlstate.starts_with("57P0")
-        || matches!(sqlstate, "57014" | "55006" | "55P03")
+/// The reason for a SQLSTATE that passes.
+///
+/// Codes are those of <https://www.postgresql.org/docs/current/errcodes-appendix.html>.
+fn transient_condition(sqlstate: &str) -> Option<Reason> {
+    match sqlstate {
+        // query_canceled (by a user, a time-out or the recovery of a standby), lock_not_available
+        "57014" | "55P03" => return Some(Reason::SourceStatementCanceled),
+        // object_in_use: the slot
+        "55006" => return Some(Reason::SourceSlotInUse),
+        _ => {}
+    }
+    match sqlstate.get(..2)? {
+        // connection exception
+        "08" => Some(Reason::SourceUnreachable),
+        // transaction rollback: serialization_failure, deadlock_detected
+        "40" => Some(Reason::SourceStatementCanceled),
+        // insufficient resources: connections, memory, disk
+        "53" => Some(Reason::SourceOverloaded),
+        // operator intervention: shutdown, crash, start-up, a database that was dropped, a session that was
+        // idle
+        "57" if sqlstate.starts_with("57P0") => Some(Reason::SourceUnavailable),
+        _ => None,
+    }
 }
 
 fn caused_by_io(error: &tokio_postgres::Error) -> bool {
@@ -414,6 +437,19 @@ mod tests {
             assert!(!server(code).is_transient(), "{code}");
         }
         assert!(Error::Closed.is_transient());
+        for (code, reason) in [
+            ("40001", Reason::SourceStatementCanceled),
+            ("40P01", Reason::SourceStatementCanceled),
+            ("55P03", Reason::SourceStatementCanceled),
+            ("57014", Reason::SourceStatementCanceled),
+            ("55006", Reason::SourceSlotInUse),
+            ("53300", Reason::SourceOverloaded),
+            ("57P01", Reason::SourceUnavailable),
+            ("57P03", Reason::SourceUnavailable),
+            ("08006", Reason::SourceUnreachable),
+        ] {
+            assert_eq!(server(code).transient_reason(), Some(reason), "{code}");
+        }
         assert!(server("42P01").tells_missing_table() && !server("42703").tells_missing_table());
     }
 

@@ -103,8 +103,10 @@ fn reason(error: &Error) -> Reason {
 
 fn source_reason(error: &postgres::Error) -> Reason {
     use postgres::Error as E;
+    if let Some(reason) = error.transient_reason() {
+        return reason;
+    }
     match error {
-        error if error.is_transient() => Reason::SourceUnreachable,
         // The slot, the publication or a column is gone or unusable: the next try looks and says which.
         error if matches!(error.sqlstate(), Some("42703" | "42704" | "55000")) => Reason::SourceChanged,
         E::Connect { .. } | E::ConnectTimeout { .. } | E::NoAnswer { .. } | E::Io(_) | E::Closed => {
