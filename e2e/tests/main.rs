@@ -28,6 +28,7 @@ mod findings;
 mod gone;
 mod hostile;
 mod identity;
+mod inheritance;
 mod injection;
 mod keyless;
 mod large;

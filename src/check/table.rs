@@ -142,13 +142,11 @@ pub(super) fn unsupported(facts: &TableFacts) -> Option<Check> {
         };
         return refuse(format!("{id} is {kind}, which logical replication does not send"), leave_out());
     }
-    if facts.inherits_children {
-        return refuse(
-            format!("other tables inherit from {subject}, and their rows would be published as their own"),
-            Remedy::act("mirror the inheriting tables, or make them partitions"),
-        );
-    }
-    None
+    facts.inherits_children.then(|| {
+        let (detail, mirror_them) = replication::inherited(&facts.schema.id);
+        Check::failure(subject.as_str(), "table", Reason::SourceTableInherited, detail)
+            .remedied([mirror_them])
+    })
 }
 
 /// The copy of a table without a key must know which transactions it has, and a standby can't tell.
@@ -512,7 +510,8 @@ mod tests {
         assert!(with('f', 'p').contains("a foreign table"));
         assert!(with('r', 't').contains("a temporary table"));
         assert!(with('r', 'u').contains("unlogged"));
-        assert!(unsupported(&TableFacts { inherits_children: true, ..table_facts() }).is_some());
+        let inherited = unsupported(&TableFacts { inherits_children: true, ..table_facts() }).unwrap();
+        assert_eq!(inherited.reason, Some(Reason::SourceTableInherited));
         let mut foreign = leaf(IdentityKind::Nothing, &[]);
         foreign.kind = 'f';
         let partitioned = TableFacts { partitions: vec![foreign], ..table_facts() };

@@ -348,6 +348,9 @@ catalogue! {
         SourceTableUnsupported: Stall,
             "A relation of a kind that can't be replicated, such as a view.",
             "Take it out of `spec.tables`.";
+        SourceTableInherited: FailTable,
+            "Other tables inherit from the table, so that its rows are not all that a query on it gives.",
+            "Mirror the inheriting tables in its place, or make them partitions. Once no table inherits from it any more, it is copied again automatically.";
         SourceTableSpecInvalid: Stall,
             "What the Mirror asks of a table's columns can't work.",
             "Correct `columns` or `engine` of the table.";

@@ -590,9 +590,10 @@ pub fn failure_of_table(table: &TableId, error: &Error) -> MirrorFailure {
     }
     // These tables are taken up again automatically; and a target that is another Mirror's is not to be copied over.
     let heals = match failure.reason {
-        Reason::SourceReplicaIdentityDiffers | Reason::SourcePrivilegeMissing | Reason::TargetTableTaken => {
-            true
-        }
+        Reason::SourceReplicaIdentityDiffers
+        | Reason::SourcePrivilegeMissing
+        | Reason::SourceTableInherited
+        | Reason::TargetTableTaken => true,
         _ => failure.remedies.iter().any(Remedy::is_resync),
     };
     if policy(error).0 == Policy::FailTable && !heals {

@@ -92,6 +92,24 @@ pub(super) fn ancestor_published(table: &TableId, ancestor: &TableId) -> Error {
     ])])
 }
 
+/// A table that others inherit from. One that `heals` is copied again automatically once none does any more.
+pub(super) fn has_children(table: &TableId, heals: bool) -> Error {
+    let (mut message, mirror_them) = inherited(table);
+    let mut remedies = vec![mirror_them];
+    if heals {
+        message.push_str("; it is copied again automatically once no table inherits from it any more");
+    } else {
+        remedies.push(Remedy::resync([table]));
+    }
+    Error::table(table, Reason::SourceTableInherited, message).remedied(remedies)
+}
+
+/// What to say of a table that others inherit from, and what helps.
+pub fn inherited(table: &TableId) -> (String, Remedy) {
+    let message = format!("other tables inherit from {table}, and their rows are not mirrored as its own");
+    (message, Remedy::act("mirror the inheriting tables in its place, or make them partitions"))
+}
+
 /// What helps where a table's rows come with those of a table above it.
 pub fn leave_to_ancestor(table: &TableId, ancestor: &TableId) -> Remedy {
     Remedy::edit("spec.tables", format!("take {table} out, for its rows come with {ancestor}"))

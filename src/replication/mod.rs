@@ -45,7 +45,7 @@ pub use destination::{
     TableBatch, ValueError,
 };
 pub use error::{Error, failure, failure_of_table};
-pub use guard::leave_to_ancestor;
+pub use guard::{inherited, leave_to_ancestor};
 pub use named_columns::{NamedColumns, name_columns};
 pub use policy::{Policy, policy};
 pub use position::PositionRecord;

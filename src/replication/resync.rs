@@ -125,11 +125,17 @@ pub fn set_apart(config: &ReplicatorConfig, state: &mut MirrorState) -> Apart {
     apart
 }
 
-/// Takes the records of those tables out of the state that have failed because they might not be read, or a partition had another
-/// replica identity, and that is over: what the stream has passed over meanwhile comes with a copy, so they join once more.
+/// Takes the records of those tables out of the state that have failed because they might not be read, a
+/// partition had another replica identity or other tables inherited from them, and that is over: what the
+/// stream has passed over meanwhile comes with a copy, so they join once more.
 pub(super) fn take_healed(state: &mut MirrorState, apart: &mut Apart) {
     let healed = |record: &TableRecord| {
-        let heals = [Reason::SourcePrivilegeMissing, Reason::SourceReplicaIdentityDiffers].map(Some);
+        let heals = [
+            Reason::SourcePrivilegeMissing,
+            Reason::SourceReplicaIdentityDiffers,
+            Reason::SourceTableInherited,
+        ];
+        let heals = heals.map(Some);
         record.phase == TablePhase::Failed && heals.contains(&record.reason) && record.copy_anew.is_some()
     };
     let tables: Vec<TableId> =

@@ -210,6 +210,7 @@ impl<D: Destination> Watch<D> {
         if !seen_before {
             self.guard(session, end, &publication, what).await?;
             self.fail_partitions(session, end).await?;
+            self.fail_inherited(session, end).await?;
         }
         for (table, membership) in tables.iter().zip(&seen.tables).filter(|(table, _)| !table.failed()) {
             if let Some(error) = cut_off(&table.id, membership, &publication) {
@@ -306,6 +307,26 @@ impl<D: Destination> Watch<D> {
             if let Some(ancestor) = ancestors.get(&oid) {
                 let error = guard::ancestor_published(&table.id, ancestor);
                 retry(end, &self.notice, || table.fail(&error)).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Stops the tables that others inherit from, and has one copied again from which none does any more: its
+    /// changes were left out.
+    async fn fail_inherited(&self, session: &Session, end: &CancellationToken) -> Result<(), Error> {
+        let oids: Vec<u32> = self.tables.iter().map(|table| table.schema().oid).collect();
+        let parents = catalog::with_children(session, &oids).await?;
+        for (table, oid) in self.tables.iter().zip(oids) {
+            // Of a table without its deletes, a copy would lose rows that the source no longer has.
+            let heals = self.config.snapshot.mode != SnapshotMode::Never
+                && table.schema().kind != TableKind::InsertOnly;
+            let failed = table.failed() && table.record().reason == Some(Reason::SourceTableInherited);
+            if parents.contains(&oid) {
+                let error = guard::has_children(&table.id, heals);
+                retry(end, &self.notice, || table.fail(&error)).await?;
+            } else if failed && heals {
+                return Err(Error::copy_anew(&table.id, "other tables inherited from it"));
             }
         }
         Ok(())

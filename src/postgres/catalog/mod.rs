@@ -28,4 +28,4 @@ pub use storage::{
     Storage, file_node_statement, file_node_statement_of, in_partition, lock_partition_statement,
     partition_constraint_statement, storage,
 };
-pub use table::{TableFacts, describe, describe_all, describe_known, table_name, table_oids};
+pub use table::{TableFacts, describe, describe_all, describe_known, table_name, table_oids, with_children};

@@ -187,8 +187,7 @@ pub async fn describe_all(
         }
         let types = session.client.query(TYPES, &[&oids]).await?;
         let types = Arc::new(types.iter().map(type_row).collect::<Result<HashMap<_, _>, _>>()?);
-        let parents = session.client.query(WITH_CHILDREN, &[&oids]).await?;
-        let parents = parents.iter().map(|row| row.try_get(0)).collect::<Result<HashSet<u32>, _>>()?;
+        let parents = with_children(session, &oids).await?;
         for (place, (spec, named)) in specs.iter().enumerate() {
             let found = by_place.get(&place).and_then(|oid| Some((*oid, relations.remove(oid)?)));
             let Some((oid, mut members)) = found.filter(|(_, members)| !members.is_empty()) else {
@@ -224,6 +223,15 @@ fn facts(
         partitions,
         inherits_children,
     })
+}
+
+/// Those of the tables with these oids that others inherit from, apart from partitions.
+///
+/// # Errors
+/// [`Error`] of the query.
+pub async fn with_children(session: &Session, oids: &[u32]) -> Result<HashSet<u32>, Error> {
+    let parents = session.client.query(WITH_CHILDREN, &[&oids]).await?;
+    parents.iter().map(|row| Ok(row.try_get(0)?)).collect()
 }
 
 async fn missing(session: &Session, table: &TableId) -> Result<Error, Error> {
