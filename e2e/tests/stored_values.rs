@@ -1,5 +1,6 @@
 //! What stored rows show becomes another thing without a row in the stream: labels and fields inside of types, generated columns that
-//! become ordinary ones, defaults of columns that the target has already.
+//! become ordinary ones, defaults of columns that the target has already, types of columns that came just
+//! before.
 
 use crate::{
     on_both,
@@ -79,6 +80,71 @@ const CASES: &[Case] = &[
         change: "ALTER TABLE tiers_at_rest ADD COLUMN tier text DEFAULT 'free'",
         columns: ("id, tier", "id, tier"),
     },
+    // The types of new columns are altered before anybody has looked at them: what was sent has the text of
+    // before.
+    Case {
+        table: "new_label",
+        create: "CREATE TYPE flavour AS ENUM ('sweet', 'sour'); CREATE TABLE new_label (id int PRIMARY KEY)",
+        target: "",
+        change: "BEGIN; ALTER TABLE new_label ADD a flavour; COMMIT; BEGIN; INSERT INTO new_label VALUES (1, 'sour'); COMMIT;
+            BEGIN; ALTER TYPE flavour RENAME VALUE 'sour' TO 'tart'; COMMIT; BEGIN; ALTER TABLE new_label ALTER a SET STATISTICS 7, ALTER a SET DEFAULT 'tart'; COMMIT",
+        columns: ("id, a", "id, a"),
+    },
+    Case {
+        table: "new_type",
+        create: "CREATE TABLE new_type (id int PRIMARY KEY)",
+        target: "",
+        change: "BEGIN; CREATE TYPE gear AS ENUM ('a', 'b'); CREATE DOMAIN gears AS gear[]; ALTER TABLE new_type ADD a gears; COMMIT; BEGIN; INSERT INTO new_type VALUES (1, '{a,b}'); COMMIT;
+            BEGIN; ALTER TYPE gear RENAME VALUE 'a' TO 'c'; COMMIT",
+        columns: ("id, array_to_string(a, ',')", "id, arrayStringConcat(a, ',')"),
+    },
+    // All of it is one transaction, in which a part of it may have a number of its own.
+    Case {
+        table: "new_at_once",
+        create: "CREATE TABLE new_at_once (id int PRIMARY KEY)",
+        target: "",
+        change: "BEGIN; CREATE TYPE pace AS ENUM ('slow', 'fast'); ALTER TABLE new_at_once ADD a pace; INSERT INTO new_at_once VALUES (1, 'slow'); ALTER TYPE pace RENAME VALUE 'slow' TO 'steady'; COMMIT",
+        columns: ("id, a", "id, a"),
+    },
+    Case {
+        table: "new_in_savepoint",
+        create: "CREATE TYPE side AS ENUM ('left', 'right'); CREATE TABLE new_in_savepoint (id int PRIMARY KEY)",
+        target: "",
+        change: "BEGIN; CREATE TABLE other_side (id int); SAVEPOINT s; ALTER TABLE new_in_savepoint ADD a side; RELEASE s; INSERT INTO new_in_savepoint VALUES (1, 'left');
+            ALTER TYPE side RENAME VALUE 'left' TO 'port'; COMMIT",
+        columns: ("id, a", "id, a"),
+    },
+    Case {
+        table: "new_field",
+        create: "CREATE TYPE point2 AS (x int, y int); CREATE TABLE new_field (id int PRIMARY KEY)",
+        target: "",
+        change: "BEGIN; ALTER TABLE new_field ADD a point2; COMMIT; BEGIN; INSERT INTO new_field VALUES (1, '(1,2)'); COMMIT; BEGIN; ALTER TYPE point2 ADD ATTRIBUTE z int; COMMIT",
+        columns: ("id, a", "id, a"),
+    },
+    Case {
+        table: "new_without_field",
+        create: "CREATE TYPE inner_row AS (x int, y int); CREATE TYPE outer_row AS (i inner_row); CREATE TABLE new_without_field (id int PRIMARY KEY)",
+        target: "",
+        change: "BEGIN; ALTER TABLE new_without_field ADD a outer_row[]; COMMIT; BEGIN; INSERT INTO new_without_field VALUES (1, ARRAY[ROW(ROW(1, 2)::inner_row)::outer_row]); COMMIT;
+            BEGIN; ALTER TYPE inner_row DROP ATTRIBUTE x; COMMIT",
+        columns: ("id, array_to_string(a, ';')", "id, arrayStringConcat(a, ';')"),
+    },
+    // The old rows have the label of before at the target.
+    Case {
+        table: "new_default",
+        create: "CREATE TYPE size AS ENUM ('s', 'm'); CREATE TABLE new_default (id int PRIMARY KEY); INSERT INTO new_default VALUES (1)",
+        target: "",
+        change: "BEGIN; ALTER TABLE new_default ADD a size DEFAULT 'm'; COMMIT; BEGIN; INSERT INTO new_default VALUES (2, 's'); COMMIT; BEGIN; ALTER TYPE size RENAME VALUE 'm' TO 'medium'; COMMIT",
+        columns: ("id, a", "id, a"),
+    },
+    Case {
+        table: "new_in_part",
+        create: "CREATE TYPE phase AS ENUM ('new', 'full'); CREATE TABLE new_in_part (id int PRIMARY KEY) PARTITION BY RANGE (id);
+            CREATE TABLE new_in_part_1 PARTITION OF new_in_part FOR VALUES FROM (0) TO (100)",
+        target: "",
+        change: "BEGIN; ALTER TABLE new_in_part ADD a phase; COMMIT; BEGIN; INSERT INTO new_in_part VALUES (1, 'full'); COMMIT; BEGIN; ALTER TYPE phase RENAME VALUE 'full' TO 'whole'; COMMIT",
+        columns: ("id, a", "id, a"),
+    },
     // Elements of these are not separated by commas.
     Case {
         table: "area",
@@ -139,7 +205,7 @@ fn while_it_is_down(pg: Pg) {
     lab.verify(&mirror);
 }
 
-on_both!(while_it_streams, while_it_is_down);
+on_both!(while_it_streams, while_it_is_down, types_that_were_altered_before);
 
 /// A label that is added, other fields of other types, and settings of a type change no value: nothing is copied again.
 #[test]
@@ -171,6 +237,60 @@ fn what_changes_no_value() {
     let log = run.log();
     assert!(!log.contains("copied anew") && !log.contains("CopiedAnew"), "{log}");
     run.stop();
+}
+
+/// Types that are made with a column, or were altered before it came, in each of the ways that migrations are
+/// written.
+fn types_that_were_altered_before(pg: Pg) {
+    let lab = Lab::new(pg);
+    lab.sql(
+        "CREATE TABLE t (id int PRIMARY KEY); INSERT INTO t VALUES (1); CREATE TYPE old AS ENUM ('a', 'b'); CREATE TYPE pair AS (x int, y int)",
+    );
+    // In a transaction in which it is not the first command.
+    lab.sql("CREATE TABLE before (id int); ALTER TYPE old ADD VALUE 'c'");
+    lab.sql("ALTER TYPE old RENAME VALUE 'a' TO 'aa'");
+    lab.sql("ALTER TYPE pair ADD ATTRIBUTE z int");
+    let mirror = lab.mirror(&["t"]);
+    let mut run = lab.streaming(&mirror);
+    lab.sql(
+        "CREATE TYPE made AS ENUM ('x', 'y'); CREATE DOMAIN domain_of_made AS made; CREATE TYPE row_of_made AS (m made, n int);
+        ALTER TABLE t ADD a made DEFAULT 'x', ADD b domain_of_made, ADD c row_of_made, ADD d made[]",
+    );
+    lab.sql(
+        "DO $$ BEGIN CREATE TYPE made_in_block AS ENUM ('x'); CREATE TYPE row_in_block AS (n int); EXCEPTION WHEN duplicate_object THEN NULL; END $$;
+        ALTER TABLE t ADD e made_in_block, ADD f row_in_block",
+    );
+    lab.sql("INSERT INTO t VALUES (2, 'y', 'x', '(x,1)', '{x,y}', 'x', '(3)')");
+    lab.settle(&mut run);
+    std::thread::sleep(std::time::Duration::from_secs(2));
+    assert_eq!(run.table("t")["state"], "Streaming");
+    let log = run.log();
+    assert!(!log.contains("copied anew") && !log.contains("CopiedAnew"), "{log}");
+    // What was altered in the transaction of before may be taken for altered since: it is copied once, and no
+    // more.
+    lab.sql("ALTER TABLE t ADD g old, ADD h pair");
+    lab.sql("INSERT INTO t VALUES (3, 'y', 'x', '(x,1)', '{x,y}', 'x', '(3)', 'aa', '(1,2,3)')");
+    lab.settle(&mut run);
+    std::thread::sleep(std::time::Duration::from_secs(2));
+    lab.settle(&mut run);
+    run.until_streaming();
+    let columns = "id, a, b, c, coalesce(array_to_string(d, ','), ''), e, f, g, h";
+    lab.assert_same(
+        &format!("SELECT {columns} FROM t ORDER BY 1"),
+        &format!(
+            "SELECT {} FROM t FINAL WHERE _walferry_deleted = 0 ORDER BY 1",
+            columns.replace("array_to_string", "arrayStringConcat")
+        ),
+    );
+    let copies = |run: &Run| run.log().matches("table is copied anew").count();
+    let copied = copies(&run);
+    assert!(copied <= 1, "{}", run.log());
+    lab.sql("ALTER TABLE t ADD i int; INSERT INTO t (id, i) VALUES (4, 1)");
+    lab.settle(&mut run);
+    std::thread::sleep(std::time::Duration::from_secs(2));
+    assert_eq!(copies(&run), copied, "{}", run.log());
+    run.stop();
+    lab.verify(&mirror);
 }
 
 /// Without a key, the sums over such a column must be right too. (Since PostgreSQL 18 FULL takes no generated columns.)

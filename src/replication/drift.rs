@@ -101,6 +101,33 @@ fn other_text(before: &Layout, now: &Layout, mirrored: &[i16]) -> Option<&'stati
     })
 }
 
+/// Why a table is copied again with a new column whose type is another one than when its first rows were
+/// sent.
+const TYPE_ALTERED: &str = "the type of a new column was altered before the column was seen";
+
+/// What is to be done about a table, by its marks; and where columns are new, of whose types there are no
+/// earlier marks, by the catalog.
+async fn find(session: &Session, record: &TableRecord, now: &Layout) -> Result<Drift, Error> {
+    let drift = found(record, now);
+    let new = new_of_users_types(record, now);
+    if new.is_empty() || matches!(drift, Drift::Rows(_)) {
+        return Ok(drift);
+    }
+    match catalog::altered_since_used(session, record.schema.oid, &new).await? {
+        true => Ok(Drift::Rows(TYPE_ALTERED.to_owned())),
+        false => Ok(drift),
+    }
+}
+
+/// The columns without marks of before whose types users have made.
+fn new_of_users_types(record: &TableRecord, now: &Layout) -> Vec<i16> {
+    // Rows of which only the inserts count stay as they were inserted.
+    let Some(before) = record.layout.as_ref().filter(|_| record.schema.kind != TableKind::InsertOnly) else {
+        return Vec::new();
+    };
+    now.types.keys().filter(|attnum| !before.columns.contains_key(attnum)).copied().collect()
+}
+
 fn found(record: &TableRecord, now: &Layout) -> Drift {
     let mirrored: Vec<i16> = record.schema.columns.iter().map(|column| column.attnum).collect();
     match (&record.copy_anew, &record.layout) {
@@ -121,7 +148,7 @@ pub(super) async fn is_taken_up(
     record: &TableRecord,
     now: &Layout,
 ) -> Result<bool, Error> {
-    if found(record, now) != Drift::Columns {
+    if find(session, record, now).await? != Drift::Columns {
         return Ok(false);
     }
     let fresh = match schema_change::describe(session, record).await {
@@ -171,7 +198,7 @@ impl<D: Destination> Surroundings<'_, D> {
             return Ok(false);
         }
         schema_change::require_old_rows(&record.schema, fresh)?;
-        let mut drift = found(record, now);
+        let mut drift = find(self.session, record, now).await?;
         if schema_change::came_and_went(record, &described) {
             drift = Drift::Rows(CAME_AND_WENT.to_owned());
         }
@@ -394,6 +421,23 @@ mod tests {
         assert_eq!(found(&record, &gone), Drift::Columns);
         record.schema.kind = TableKind::History;
         assert!(matches!(found(&record, &gone), Drift::Rows(_)));
+    }
+
+    #[test]
+    fn columns_without_marks_are_new_where_users_made_their_types() {
+        let typed = |columns: &[(i16, u32)], types: &[i16]| Layout {
+            types: types.iter().map(|attnum| (*attnum, TypeFingerprint::default())).collect(),
+            ..layout(&[(7, 70)], columns)
+        };
+        let schema = TableSchema::new(TableId::new("public", "t"), Vec::new());
+        let spec = TableSpec::new(schema.id.clone());
+        let mut record = TableRecord::new(spec, schema, TablePhase::Streaming);
+        let now = typed(&[(1, 5), (2, 5), (3, 6), (4, 6)], &[2, 4]);
+        assert_eq!(new_of_users_types(&record, &now), Vec::<i16>::new(), "nothing is on record");
+        record.layout = Some(typed(&[(1, 5), (2, 5)], &[]));
+        assert_eq!(new_of_users_types(&record, &now), [4], "a record of before types were noted has 2");
+        record.schema.kind = TableKind::InsertOnly;
+        assert_eq!(new_of_users_types(&record, &now), Vec::<i16>::new());
     }
 
     #[test]

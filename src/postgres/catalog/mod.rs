@@ -2,6 +2,7 @@
 //!
 //! Every statement works on PostgreSQL 14 to 18 and takes the tables as they are when it runs.
 
+mod altered;
 mod ancestors;
 mod closest;
 mod layout;
@@ -13,6 +14,7 @@ mod storage;
 mod table;
 mod types;
 
+pub use altered::altered_since_used;
 pub use ancestors::published_ancestors;
 pub use layout::{
     Layout, TypeFingerprint, came_with_rows, emptied_since_joined, firm_position, identity_came_later,
