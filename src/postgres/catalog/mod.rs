@@ -27,7 +27,7 @@ pub use relation::{GENERATED_IN_IDENTITY, KeyCandidate, RelationFacts, relations
 pub(in crate::postgres) use server::{CURRENT_LSN, STARTED};
 pub use server::{ServerFacts, current_wal_lsn, is_standby, server_facts, server_started, system_identifier};
 pub use storage::{
-    Storage, file_node_statement, file_node_statement_of, in_partition, lock_partition_statement,
+    Storage, file_statement, file_statement_of, in_partition, lock_partition_statement,
     partition_constraint_statement, storage,
 };
 pub use table::{TableFacts, describe, describe_all, describe_known, table_name, table_oids, with_children};

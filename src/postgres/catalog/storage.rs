@@ -79,14 +79,21 @@ fn estimated_rows(blocks: u64, pages: i32, tuples: f32) -> f64 {
     blocks as f64 * density
 }
 
-/// The statement that answers the storage's file node now, for use on any connection; NULL or an error when it is gone.
-pub fn file_node_statement(storage: &TableId) -> String {
-    format!("SELECT pg_relation_filenode({}::regclass)", quote::literal(&quote::table(storage)))
+/// The statement that answers the storage's file node and its length in blocks now, for use on any connection; NULL or an error when it
+/// is gone.
+pub fn file_statement(storage: &TableId) -> String {
+    file(&format!("{}::regclass", quote::literal(&quote::table(storage))))
 }
 
 /// The same for a relation with this oid, whose schema the role may have no access to.
-pub fn file_node_statement_of(oid: u32) -> String {
-    format!("SELECT pg_relation_filenode({oid})")
+pub fn file_statement_of(oid: u32) -> String {
+    file(&oid.to_string())
+}
+
+fn file(relation: &str) -> String {
+    format!(
+        "SELECT pg_relation_filenode({relation}), pg_relation_size({relation}) / current_setting('block_size')::bigint"
+    )
 }
 
 /// The statement that answers what is true of every row of the partition with this oid, by its root's column names: with it PostgreSQL
@@ -127,10 +134,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn file_node_statement_quotes_twice() {
+    fn file_statement_quotes_twice() {
         assert_eq!(
-            file_node_statement(&TableId::new("public", "It's \"odd\"")),
-            r#"SELECT pg_relation_filenode('"public"."It''s ""odd"""'::regclass)"#
+            file_statement(&TableId::new("public", "It's \"odd\"")),
+            r#"SELECT pg_relation_filenode('"public"."It''s ""odd"""'::regclass), pg_relation_size('"public"."It''s ""odd"""'::regclass) / current_setting('block_size')::bigint"#
         );
     }
 
@@ -142,7 +149,10 @@ mod tests {
             "{constraint}"
         );
         assert!(constraint.ends_with("THEN pg_get_partition_constraintdef(7) END"), "{constraint}");
-        assert_eq!(file_node_statement_of(7), "SELECT pg_relation_filenode(7)");
+        assert_eq!(
+            file_statement_of(7),
+            "SELECT pg_relation_filenode(7), pg_relation_size(7) / current_setting('block_size')::bigint"
+        );
         assert_eq!(in_partition(7, None), "tableoid = 7");
         assert_eq!(in_partition(7, Some("")), "tableoid = 7");
         let condition = in_partition(7, Some("(a IS NOT NULL) AND (a = 1)"));

@@ -177,9 +177,9 @@ async fn copy_chunk<D: Destination>(
         let before = sender.sent;
         let blocks = reader.next_of(&left);
         match reader.read(&mut rows, blocks.clone(), batch, sender).await? {
-            RangeEnd::Read => {
+            RangeEnd::Read { blocks: there } => {
                 sender.send(batch, schema).await?;
-                left.start = blocks.end;
+                left = blocks.end..left.end.min(there);
             }
             RangeEnd::Overdue => sender.forget_since(before),
             // What was sent is made durable: it must not arrive after a TRUNCATE that waits for this chunk.

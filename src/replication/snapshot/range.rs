@@ -58,8 +58,9 @@ const MEASURE_EVERY: usize = 64 << 10;
 
 /// How a range ended.
 pub(super) enum RangeEnd {
-    /// Its rows were read; the last of them are still in the batch.
-    Read,
+    /// Its rows were read; the last of them are still in the batch. The storage has so many blocks: none behind them has rows that
+    /// the stream doesn't bring.
+    Read { blocks: u64 },
     /// It took too long. Smaller ones come next.
     Overdue,
     /// The table was rewritten since the plan was made, or the snapshot is gone.
@@ -101,9 +102,9 @@ impl RangeReader {
         sender: &mut Sender<'_, D>,
     ) -> Result<RangeEnd, Error> {
         let mut reading = self.take_connection().await?;
-        let partition =
+        let Begun { partition, blocks: there } =
             match begin(&mut reading.connection, rows.piece, rows.schema, &sender.table.named()).await? {
-                Ok(partition) => partition,
+                Ok(begun) => begun,
                 Err(end) => {
                     reading.connection.query("ROLLBACK").await?;
                     self.connection = Some(reading);
@@ -141,7 +142,7 @@ impl RangeReader {
         reading.connection.query("COMMIT").await?;
         self.pace.took(began.elapsed());
         self.connection = Some(reading);
-        Ok(RangeEnd::Read)
+        Ok(RangeEnd::Read { blocks: there })
     }
 
     /// Ends the transaction of a range that takes too long, with its connection where that isn't `free`.
@@ -197,8 +198,15 @@ impl RangeReader {
     }
 }
 
-/// Begins a range's transaction, unless the table is not what the plan was made for. Gives the condition for a partition's rows, where they
-/// are read through the root.
+/// A range's transaction.
+struct Begun {
+    /// The condition for a partition's rows, where they are read through the root.
+    partition: Option<String>,
+    /// The length of what holds the rows.
+    blocks: u64,
+}
+
+/// Begins a range's transaction, unless the table is not what the plan was made for.
 ///
 /// The lock keeps rewrites out between the look at the file node and the last row.
 async fn begin(
@@ -206,7 +214,7 @@ async fn begin(
     piece: Piece<'_>,
     schema: &TableSchema,
     named: &NamedColumns,
-) -> Result<Result<Option<String>, RangeEnd>, Error> {
+) -> Result<Result<Begun, RangeEnd>, Error> {
     let chunk = piece.chunk;
     // Without a snapshot to share, each statement has its own: the catalog is looked at as it is once the lock is there.
     let isolation = if piece.snapshot.is_some() { "REPEATABLE READ" } else { "READ COMMITTED" };
@@ -218,20 +226,22 @@ async fn begin(
         }
     }
     let partition = lock(connection, chunk, schema).await?;
-    let file_node_statement = match chunk.through_root {
-        Some(oid) => catalog::file_node_statement_of(oid),
-        None => catalog::file_node_statement(&chunk.storage),
+    let file_statement = match chunk.through_root {
+        Some(oid) => catalog::file_statement_of(oid),
+        None => catalog::file_statement(&chunk.storage),
     };
-    let found = connection.query(&file_node_statement).await?;
-    let file_node = found.first().and_then(|row| row.first()).and_then(Option::as_deref);
-    if file_node != Some(chunk.file_node.to_string().as_str()) {
+    let found = connection.query(&file_statement).await?;
+    let answer = |index: usize| found.first().and_then(|row| row.get(index)).and_then(Option::as_deref);
+    if answer(0) != Some(chunk.file_node.to_string().as_str()) {
         return Ok(Err(RangeEnd::Moved));
     }
+    let blocks = answer(1).and_then(|blocks| blocks.parse().ok());
+    let blocks = blocks.ok_or_else(|| postgres::Error::Protocol("no length of a table's file".to_owned()))?;
     let live = connection.query(&catalog::live_columns_statement(schema.oid)).await?;
     let live: Vec<_> = live.iter().filter_map(|row| LiveColumn::from_text(row)).collect();
     named.require(&schema.id, &live)?;
     match schema_change::standing(schema, &live) {
-        Standing::Same => Ok(Ok(partition)),
+        Standing::Same => Ok(Ok(Begun { partition, blocks })),
         Standing::Renamed => Ok(Err(RangeEnd::Renamed)),
         Standing::Retyped => Err(Error::copy_anew(&schema.id, "a column changed its type")),
     }
