@@ -363,16 +363,13 @@ async fn missing_rights(
     endpoint: &ClickHouseEndpoint,
 ) -> Result<Option<MissingRights>, ClickHouseError> {
     let mut missing = MissingRights::default();
-    let in_database = |privilege: &str| format!("{privilege} ON {}.*", quote::ident(&endpoint.database));
-    for privilege in PRIVILEGES {
-        match may(client, &in_database(privilege)).await? {
-            None => return Ok(None),
-            Some(true) => {}
-            Some(false) => missing.privileges.push(privilege),
-        }
+    let database = format!("{}.*", quote::ident(&endpoint.database));
+    match lacking(client, &PRIVILEGES, &database).await? {
+        None => return Ok(None),
+        Some(lacking) => missing.privileges = lacking,
     }
     missing.engine = may(client, &format!("TABLE ENGINE ON {ENGINE}")).await? == Some(false);
-    missing.widening = may(client, &in_database(WIDENING)).await? == Some(false);
+    missing.widening = may(client, &format!("{WIDENING} ON {database}")).await? == Some(false);
     if !missing.privileges.is_empty() {
         let state = quote::table(&endpoint.database, STATE_TABLE);
         missing.state = may(client, &format!("{STATE_PRIVILEGES} ON {state}")).await? == Some(true);
@@ -380,19 +377,28 @@ async fn missing_rights(
     Ok(Some(missing))
 }
 
-/// Which of these privileges the user lacks on a target table too.
-async fn missing_on_target(
+/// Which of these privileges the user lacks; `None` when the release doesn't know the statement. They are asked for together first,
+/// which mostly is the only question.
+async fn lacking(
     client: &Client,
-    target: &str,
     privileges: &[&'static str],
-) -> Result<Vec<&'static str>, ClickHouseError> {
-    let mut missing = Vec::new();
+    on: &str,
+) -> Result<Option<Vec<&'static str>>, ClickHouseError> {
+    if privileges.is_empty() {
+        return Ok(Some(Vec::new()));
+    }
+    match may(client, &format!("{} ON {on}", privileges.join(", "))).await? {
+        None => return Ok(None),
+        Some(true) => return Ok(Some(Vec::new())),
+        Some(false) => {}
+    }
+    let mut lacking = Vec::new();
     for privilege in privileges {
-        if may(client, &format!("{privilege} ON {target}")).await? == Some(false) {
-            missing.push(*privilege);
+        if may(client, &format!("{privilege} ON {on}")).await? == Some(false) {
+            lacking.push(*privilege);
         }
     }
-    Ok(missing)
+    Ok(Some(lacking))
 }
 
 /// Whether the user has a right; `None` when the release doesn't know the statement.
@@ -431,10 +437,11 @@ async fn targets(
         let spec = config.tables.iter().find(|spec| spec.id == schema.id);
         checks.extend(spec.and_then(|spec| destination::former_names(&config.destination, spec, schema)));
         let target = quote::table(database.name(), &schema.target);
-        match missing_on_target(database.client(), &target, of_tables).await {
-            Ok(missing) if missing.is_empty() => {}
+        match lacking(database.client(), of_tables, &target).await {
+            Ok(None) => {}
+            Ok(Some(missing)) if missing.is_empty() => {}
             // What else is there can't be told.
-            Ok(missing) => {
+            Ok(Some(missing)) => {
                 let denied = destination::target_rights(&config.destination, schema, &missing);
                 checks.extend(denied.map(|check| check.alone_if(tracked)));
                 continue;

@@ -73,13 +73,25 @@ pub(super) async fn read(
     database: &str,
     tables: &[&str],
 ) -> Result<HashMap<String, TargetTable>, Error> {
+    let (mut found, defaults) =
+        tokio::try_join!(describe(client, database, tables), cleanup_defaults(client))?;
+    for table in found.values_mut() {
+        table.server_settings.clone_from(&defaults);
+    }
+    Ok(found)
+}
+
+/// Reads all of it but the server's defaults.
+async fn describe(
+    client: &Client,
+    database: &str,
+    tables: &[&str],
+) -> Result<HashMap<String, TargetTable>, Error> {
     let mut found = HashMap::with_capacity(tables.len());
-    let server_settings = cleanup_defaults(client).await?;
     for tables in tables.chunks(AT_ONCE) {
         let rows = client.query_text(&ddl::describe_tables(database, tables), &[]).await?;
         for TableRow { name, engine, engine_full, create_table_query, sorting_key } in json_lines(&rows)? {
-            let server_settings = server_settings.clone();
-            let columns = Vec::new();
+            let (columns, server_settings) = (Vec::new(), Vec::new());
             let table = TargetTable {
                 engine,
                 engine_full,
