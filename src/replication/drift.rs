@@ -139,28 +139,40 @@ fn found(record: &TableRecord, now: &Layout) -> Drift {
     }
 }
 
-/// Whether nothing is left to do about marks that differ: the table's record has its columns as the catalog has them.
+/// What is left to do about marks that differ.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Left {
+    /// Nothing: the table's record has its columns as the catalog has them.
+    Nothing,
+    /// Columns were added, which the stream brings with the table's next row.
+    AddedColumns,
+    /// The table has to be taken up again.
+    Table,
+}
+
+/// Tells what is left to do about marks that differ.
 ///
 /// # Errors
 /// The table's own fault where it can't be mirrored as asked any more, and what the source answers.
-pub(super) async fn is_taken_up(
-    session: &Session,
-    record: &TableRecord,
-    now: &Layout,
-) -> Result<bool, Error> {
+pub(super) async fn left(session: &Session, record: &TableRecord, now: &Layout) -> Result<Left, Error> {
     if find(session, record, now).await? != Drift::Columns {
-        return Ok(false);
+        return Ok(Left::Table);
     }
     let fresh = match schema_change::describe(session, record).await {
-        Err(error) if policy(&error).0 == Policy::FailTable => return Ok(false),
+        Err(error) if policy(&error).0 == Policy::FailTable => return Ok(Left::Table),
         other => other?,
     };
     let renewal = record.named.as_ref().map(|named| named.renew(&fresh.columns, Lsn::ZERO));
     if renewal != Some(Renewal::Same) {
-        return Ok(false);
+        return Ok(Left::Table);
     }
-    let evolved = schema_change::evolve(&record.schema, &fresh.schema);
-    Ok(evolved.is_ok_and(|(merged, _)| merged == record.schema))
+    Ok(match schema_change::evolve(&record.schema, &fresh.schema) {
+        Ok((merged, _)) if merged == record.schema => Left::Nothing,
+        Ok((_, added)) if !added.is_empty() && !schema_change::came_and_went(record, &fresh) => {
+            Left::AddedColumns
+        }
+        _ => Left::Table,
+    })
 }
 
 /// What is needed to bring tables up.

@@ -141,6 +141,10 @@ impl NamedColumns {
 
     /// What columns that have their names tell of the time before. They were looked at before the source's log ended at `read_lsn`.
     pub(super) fn renew(&self, live: &[LiveColumn], read_lsn: Lsn) -> Renewal {
+        // No name is to be told apart by its column's place.
+        if self.excluded().next().is_none() {
+            return Renewal::Same;
+        }
         let written = |named: &NamedColumn| {
             let column = live.iter().find(|column| column.attnum == named.attnum);
             column.map(|column| column.written_by)
@@ -278,6 +282,11 @@ mod tests {
         let added = [(1, "id", 5), (2, "secret", 5), (4, "more", 6)];
         let Renewal::Renewed(renewed) = named.renew(&live(&added), Lsn(9)) else { panic!() };
         assert_eq!((renewed.attnums, renewed.as_of), (vec![1, 2, 4], Lsn::ZERO));
+        // Where nothing is excluded no place counts, and a new column is no reason to take the table up again.
+        let renamed =
+            TableSpec { rename: vec![("token".to_owned(), "key".to_owned())], exclude: Vec::new(), ..spec() };
+        let named = NamedColumns::resolve(&renamed, &[], &live(JOINED));
+        assert_eq!(named.renew(&live(&added), Lsn(9)), Renewal::Same);
     }
 
     #[test]

@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 use super::{
     Destination, Error,
     backoff::{Notice, retry},
-    drift,
+    drift::{self, Left},
     fatal::Fatal,
     guard, policy,
     position::Confirmable,
@@ -26,7 +26,7 @@ use super::{
 };
 use crate::{
     fault::Reason,
-    model::{Progress, ReplicatorConfig, SnapshotMode, TableId, TableKind},
+    model::{Lsn, Progress, ReplicatorConfig, SnapshotMode, TableId, TableKind},
     postgres::{
         catalog, copy,
         overview::{self, Membership},
@@ -69,6 +69,8 @@ pub(super) struct Watch<D: Destination> {
     pub(super) looked: Arc<Mutex<Option<Instant>>>,
     /// The catalog's mark when it was last looked at in full, by publication.
     pub(super) marks: Mutex<HashMap<String, String>>,
+    /// How many columns a table's record had, and where the log ended, when the catalog was first seen to have more.
+    pub(super) coming: Mutex<HashMap<TableId, (usize, Lsn)>>,
 }
 
 impl<D: Destination> Watch<D> {
@@ -227,8 +229,10 @@ impl<D: Destination> Watch<D> {
         let streamed =
             |table: &&Arc<Table<D>>| table.record().layout.is_some_and(|layout| layout.has_streamed());
         if !seen_before || tables.iter().any(streamed) {
-            self.compare_layouts(session, &oids, end).await?;
-            self.marks().insert(publication, seen.mark);
+            // What is still to come in the stream is looked at again.
+            if self.compare_layouts(session, &oids, end).await? {
+                self.marks().insert(publication, seen.mark);
+            }
         }
         // Only this one can have done harm, and it is the last one looked at.
         if what == Publish::Everything {
@@ -336,30 +340,39 @@ impl<D: Destination> Watch<D> {
         self.marks.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Whether the catalog says of each table what it said when the table was last brought up to it. What the stream has taken up
-    /// by itself since then is noted; for anything else the tables have to be taken up anew.
+    /// Whether the catalog says of each table what it said when the table was last brought up to it, but for columns that the stream is
+    /// still to bring: then not all of it is noted. What the stream has taken up by itself is; for anything else the tables have to be
+    /// taken up anew.
     async fn compare_layouts(
         &self,
         session: &Session,
         oids: &[u32],
         end: &CancellationToken,
-    ) -> Result<(), Error> {
+    ) -> Result<bool, Error> {
         let layouts = catalog::layouts(session, oids).await?;
-        let mut seen = None;
+        let (mut seen, mut all) = (None, true);
         for table in self.tables.iter().filter(|table| !table.failed()) {
             let record = table.record();
             let Some(now) = layouts.get(&record.schema.oid) else { continue };
             if Some(now) == record.layout.as_ref() {
                 continue;
             }
-            if !drift::is_taken_up(session, &record, now).await? {
-                let why = "its columns, files or partitions are others".to_owned();
-                return Err(Error::CatalogChanged { table: table.id.clone(), why, copy: false });
-            }
+            let left = drift::left(session, &record, now).await?;
             let seen = match seen {
                 Some(seen) => seen,
                 None => *seen.insert(catalog::seen_until(session).await?),
             };
+            match left {
+                Left::Nothing => {}
+                Left::AddedColumns if table.snapshot_over() && self.is_behind(&record, seen) => {
+                    all = false;
+                    continue;
+                }
+                Left::AddedColumns | Left::Table => {
+                    let why = "its columns, files or partitions are others".to_owned();
+                    return Err(Error::CatalogChanged { table: table.id.clone(), why, copy: false });
+                }
+            }
             let compared = record.layout.unwrap_or_default();
             let note = |record: &mut TableRecord| {
                 let mut layout = now.clone();
@@ -369,7 +382,19 @@ impl<D: Destination> Watch<D> {
             };
             retry(end, &self.notice, || table.update(note)).await?;
         }
-        Ok(())
+        Ok(all)
+    }
+
+    /// Whether the stream has not come yet to where a table was first seen to have columns that its record lacks. To begin the session
+    /// again for each of them would leave no time for what is received to become durable, where they come all the time.
+    fn is_behind(&self, record: &TableRecord, now: Lsn) -> bool {
+        let mut coming = self.coming.lock().unwrap_or_else(PoisonError::into_inner);
+        let (columns, id) = (record.schema.columns.len(), record.schema.id.clone());
+        let (known, since) = coming.entry(id).or_insert((columns, now));
+        if *known != columns {
+            (*known, *since) = (columns, now);
+        }
+        self.progress.durable_lsn() < *since
     }
 }
 

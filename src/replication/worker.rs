@@ -494,6 +494,7 @@ impl<D: Destination> Worker<D> {
             look: Arc::new(Notify::new()),
             looked: Arc::clone(&self.looked),
             marks: Mutex::default(),
+            coming: Mutex::default(),
         }
     }
 
