@@ -293,6 +293,27 @@ fn types_that_were_altered_before(pg: Pg) {
     lab.verify(&mirror);
 }
 
+/// The column has another type by the time that anybody looks, over the one whose label its row was sent
+/// with.
+#[test]
+fn a_new_column_of_another_type_over_an_altered_one() {
+    let lab = Lab::new(Pg::V18);
+    lab.sql(
+        "CREATE TYPE mood AS ENUM ('sad', 'glad'); CREATE DOMAIN moods AS mood; CREATE TABLE t (id int PRIMARY KEY)",
+    );
+    let mirror = lab.mirror(&["t"]);
+    let mut run = lab.streaming(&mirror);
+    lab.sql("ALTER TABLE t ADD a mood");
+    lab.sql("INSERT INTO t VALUES (1, 'sad')");
+    lab.settle(&mut run);
+    lab.sql("ALTER TYPE mood RENAME VALUE 'sad' TO 'blue'");
+    lab.sql("ALTER TABLE t ALTER a TYPE moods");
+    run.eventually("the label of now", || lab.target("SELECT id, a FROM t FINAL") == "1\tblue\n");
+    run.until_streaming();
+    run.stop();
+    lab.verify(&mirror);
+}
+
 /// Without a key, the sums over such a column must be right too. (Since PostgreSQL 18 FULL takes no generated columns.)
 #[test]
 fn a_generated_column_of_a_table_without_a_key() {

@@ -119,13 +119,15 @@ async fn find(session: &Session, record: &TableRecord, now: &Layout) -> Result<D
     }
 }
 
-/// The columns without marks of before whose types users have made.
-fn new_of_users_types(record: &TableRecord, now: &Layout) -> Vec<i16> {
+/// The columns without marks of before whose types users have made, each with the type that the stream knows.
+fn new_of_users_types(record: &TableRecord, now: &Layout) -> Vec<(i16, Option<u32>)> {
     // Rows of which only the inserts count stay as they were inserted.
     let Some(before) = record.layout.as_ref().filter(|_| record.schema.kind != TableKind::InsertOnly) else {
         return Vec::new();
     };
-    now.types.keys().filter(|attnum| !before.columns.contains_key(attnum)).copied().collect()
+    let known = |attnum: i16| record.schema.columns.iter().find(|column| column.attnum == attnum);
+    let new = now.types.keys().filter(|attnum| !before.columns.contains_key(attnum));
+    new.map(|attnum| (*attnum, known(*attnum).map(|column| column.type_oid))).collect()
 }
 
 fn found(record: &TableRecord, now: &Layout) -> Drift {
@@ -359,7 +361,7 @@ mod tests {
 
     use super::*;
     use crate::{
-        model::{TableId, TableSpec},
+        model::{Column, SourceType, TableId, TableSpec},
         postgres::catalog::TypeFingerprint,
     };
 
@@ -441,15 +443,17 @@ mod tests {
             types: types.iter().map(|attnum| (*attnum, TypeFingerprint::default())).collect(),
             ..layout(&[(7, 70)], columns)
         };
-        let schema = TableSchema::new(TableId::new("public", "t"), Vec::new());
+        let streamed = Column { attnum: 4, type_oid: 17_000, ..Column::new("d", SourceType::Text) };
+        let schema = TableSchema::new(TableId::new("public", "t"), vec![streamed]);
         let spec = TableSpec::new(schema.id.clone());
         let mut record = TableRecord::new(spec, schema, TablePhase::Streaming);
-        let now = typed(&[(1, 5), (2, 5), (3, 6), (4, 6)], &[2, 4]);
-        assert_eq!(new_of_users_types(&record, &now), Vec::<i16>::new(), "nothing is on record");
+        let now = typed(&[(1, 5), (2, 5), (3, 6), (4, 6), (5, 6)], &[2, 4, 5]);
+        assert_eq!(new_of_users_types(&record, &now), [], "nothing is on record");
         record.layout = Some(typed(&[(1, 5), (2, 5)], &[]));
-        assert_eq!(new_of_users_types(&record, &now), [4], "a record of before types were noted has 2");
+        let new = [(4, Some(17_000)), (5, None)];
+        assert_eq!(new_of_users_types(&record, &now), new, "a record of before types were noted has 2");
         record.schema.kind = TableKind::InsertOnly;
-        assert_eq!(new_of_users_types(&record, &now), Vec::<i16>::new());
+        assert_eq!(new_of_users_types(&record, &now), []);
     }
 
     #[test]

@@ -13,17 +13,19 @@ const NEAR: u32 = 1 << 24;
 /// That moment is the writing of the column's dependency on its type (`pg_depend`), which nothing but another
 /// type replaces. Labels, fields and functions that were written by the very command that made the type (its
 /// array type depends on it from then on, and it on its functions) were not altered since. A transaction's
-/// number is compared by how many transactions ago it was given, modulo its range.
+/// number is compared by how many transactions ago it was given, modulo its range. Where a column had another
+/// type of a user's (`$3`) when its first rows came, its present type doesn't tell since when.
 fn statement() -> String {
     let closure = TYPE_CLOSURE.replace("$types", "(SELECT DISTINCT type FROM used)");
     format!(
         "\
 WITH RECURSIVE clock (now) AS (SELECT pg_snapshot_xmax(pg_current_snapshot())::text::int8),
-used (type, age, command) AS (
-  SELECT a.atttypid, (clock.now - d.xmin::text::int8) & 4294967295, d.cmin::text::int8
-  FROM clock CROSS JOIN pg_attribute a LEFT JOIN pg_depend d ON d.classid = 'pg_class'::regclass AND d.objid = a.attrelid
-    AND d.objsubid = a.attnum AND d.refclassid = 'pg_type'::regclass AND d.refobjid = a.atttypid
-  WHERE a.attrelid = $1::oid AND a.attnum = ANY($2::int2[])),
+used (type, other, age, command) AS (
+  SELECT a.atttypid, new.type >= 16384 AND new.type <> a.atttypid,
+    (clock.now - d.xmin::text::int8) & 4294967295, d.cmin::text::int8
+  FROM clock CROSS JOIN unnest($2::int2[], $3::oid[]) AS new (attnum, type)
+  JOIN pg_attribute a ON a.attrelid = $1::oid AND a.attnum = new.attnum LEFT JOIN pg_depend d ON d.classid = 'pg_class'::regclass AND d.objid = a.attrelid
+    AND d.objsubid = a.attnum AND d.refclassid = 'pg_type'::regclass AND d.refobjid = a.atttypid),
 {closure},
 types (root, oid, array_oid, relation, functions) AS (
   SELECT c.root, t.oid, t.typarray, t.typrelid, ARRAY[t.typoutput::oid, t.typsend::oid] FROM closure c JOIN pg_type t ON t.oid = c.oid),
@@ -41,7 +43,7 @@ written (root, age, command) AS (
   SELECT p.root, (clock.now - p.writer::text::int8) & 4294967295, p.command::text::int8 FROM clock CROSS JOIN parts p
   WHERE (p.writer = p.maker AND p.command::text::int8 <= p.made::text::int8) IS NOT TRUE)
 SELECT EXISTS (SELECT FROM used u JOIN written w ON w.root = u.type
-  WHERE u.age IS NULL OR w.age < u.age OR w.age - u.age < {NEAR} AND w.command > u.command)"
+  WHERE u.other OR u.age IS NULL OR w.age < u.age OR w.age - u.age < {NEAR} AND w.command > u.command)"
     )
 }
 
@@ -51,6 +53,12 @@ SELECT EXISTS (SELECT FROM used u JOIN written w ON w.root = u.type
 ///
 /// # Errors
 /// [`Error`] of the query.
-pub async fn altered_since_used(session: &Session, table: u32, attnums: &[i16]) -> Result<bool, Error> {
-    Ok(session.client.query_one(&statement(), &[&table, &attnums]).await?.try_get(0)?)
+pub async fn altered_since_used(
+    session: &Session,
+    table: u32,
+    columns: &[(i16, Option<u32>)],
+) -> Result<bool, Error> {
+    let attnums: Vec<i16> = columns.iter().map(|(attnum, _)| *attnum).collect();
+    let types: Vec<u32> = columns.iter().map(|(_, type_oid)| type_oid.unwrap_or_default()).collect();
+    Ok(session.client.query_one(&statement(), &[&table, &attnums, &types]).await?.try_get(0)?)
 }
