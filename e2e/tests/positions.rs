@@ -188,6 +188,42 @@ fn targets_are_asked_side_by_side() {
     run.stop();
 }
 
+/// A target whose files ClickHouse has damaged keeps no other table from going on.
+#[test]
+fn a_target_that_can_t_be_read() {
+    let lab = Lab::on(Arc::new(Server::postgres(Pg::V18, &[])), Arc::new(Server::clickhouse(&[])));
+    lab.sql("CREATE TABLE torn (id int PRIMARY KEY); CREATE TABLE whole (id int PRIMARY KEY)");
+    let mut mirror = lab.mirror(&["torn", "whole"]);
+    lab.catch_up(&mirror);
+    lab.sql("INSERT INTO torn SELECT generate_series(1, 100); INSERT INTO whole VALUES (1)");
+    lab.catch_up(&mirror);
+    let parts = lab.target(
+        "SELECT path FROM system.parts WHERE active AND database = currentDatabase() AND table = 'torn'",
+    );
+    for part in parts.lines() {
+        for file in std::fs::read_dir(part).unwrap() {
+            let path = file.unwrap().path();
+            if path.extension().is_some_and(|extension| extension.to_string_lossy().contains("mrk")) {
+                File::create(path).unwrap();
+            }
+        }
+    }
+    lab.target("SYSTEM DROP MARK CACHE");
+    lab.restart_postgres(true, || {});
+    let mut run = lab.run(&mirror);
+    let message = run.until_failed("torn");
+    assert!(message.contains("it was refused") && message.contains("public.torn"), "{message}");
+    lab.sql("INSERT INTO torn VALUES (101); INSERT INTO whole VALUES (2)");
+    lab.settle(&mut run);
+    run.stop();
+    lab.assert_table("whole", "id", "id");
+    lab.target("DROP TABLE torn SYNC");
+    mirror.mirror["metadata"]["annotations"] = json!({"walferry.dev/resync": "1 public.torn"});
+    lab.catch_up(&mirror);
+    lab.assert_table("torn", "id", "id");
+    lab.verify(&mirror);
+}
+
 /// At every moment the destination has on record at least what the source was told, also when the process is killed.
 #[test]
 fn the_record_is_never_behind_the_slot() {

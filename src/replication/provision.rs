@@ -2,11 +2,11 @@
 
 use std::{collections::BTreeSet, convert::Infallible, time::Duration};
 
-use futures::{StreamExt, TryStreamExt, stream};
+use futures::{StreamExt, stream};
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    Destination, Error, Policy,
+    Destination, Error, ErrorKind, Policy,
     admission::Refused,
     backoff::Notice,
     batch::stream_fence,
@@ -124,7 +124,7 @@ impl<D: Destination> Provisioner<'_, D> {
             let failover = Failover { around: &around, store, found: origin.timeline(), at };
             failover.follow(&mut state, &mut apart).await?;
         }
-        note_unconfirmed(config, origin, destination, &mut state).await?;
+        note_unconfirmed(&around, origin, store, &mut state).await?;
         check_position(config, session, origin, &state).await?;
         let Claimed { taken, unwanted } = targets::claim_all(config, destination, store).await?;
         let free = |record: &TableRecord| !taken.contains_key(&record.schema.target);
@@ -254,36 +254,55 @@ async fn check_position(
 /// A source that was started again may be one that was restored, and lack what the destination has without having confirmed it: notes
 /// the newest such transaction, which the source has to send once more.
 ///
+/// A table whose rows ClickHouse can't read is set aside: nothing else would tell what its target has of transactions that are lost.
+///
 /// # Errors
-/// What the destination answers, but for a target that can't be read: it is looked at later.
+/// What the destination answers.
 async fn note_unconfirmed<D: Destination>(
-    config: &ReplicatorConfig,
+    around: &drift::Surroundings<'_, D>,
     origin: &Origin,
-    destination: &D,
+    store: &StateStore<D>,
     state: &mut MirrorState,
 ) -> Result<(), Error> {
     let (Some(source), Some(position)) = (&state.source, &mut state.position) else { return Ok(()) };
     if source.timeline != origin.timeline() || source.server_started == origin.server_started() {
         return Ok(());
     }
-    let wanted = config.tables.iter().filter_map(|spec| state.tables.get(&spec.id));
+    let wanted = around.config.tables.iter().filter_map(|spec| state.tables.get(&spec.id));
     let going = wanted.filter(|record| record.phase != TablePhase::Failed);
-    let streamed: Vec<_> = going.map(|record| newest_streamed(config, destination, &record.schema)).collect();
-    let newest: Vec<_> = stream::iter(streamed).buffer_unordered(ASKED_AT_ONCE).try_collect().await?;
-    let unconfirmed = newest.into_iter().flatten().filter(|newest| *newest >= position.lsn).max();
-    position.unconfirmed = position.unconfirmed.max(unconfirmed);
+    let asked: Vec<_> = going
+        .map(|record| async { (record.schema.id.clone(), newest_streamed(around, &record.schema).await) })
+        .collect();
+    let answers: Vec<_> = stream::iter(asked).buffer_unordered(ASKED_AT_ONCE).collect().await;
+    for (id, newest) in answers {
+        match newest {
+            Ok(newest) => {
+                let unconfirmed = newest.filter(|newest| *newest >= position.lsn);
+                position.unconfirmed = position.unconfirmed.max(unconfirmed);
+            }
+            Err(error) => {
+                let Some(record) = state.tables.get_mut(&id) else { continue };
+                set_aside(around.config, record, error)?;
+                store.save_table(record).await?;
+            }
+        }
+    }
     Ok(())
 }
 
-/// The newest transaction that a target has streamed rows of; `None` where the target can't be read.
+/// The newest transaction that a target has streamed rows of; `None` where what is wrong with the target is found when it is taken up.
 async fn newest_streamed<D: Destination>(
-    config: &ReplicatorConfig,
-    destination: &D,
+    around: &drift::Surroundings<'_, D>,
     schema: &TableSchema,
 ) -> Result<Option<Lsn>, Error> {
-    let fence = stream_fence(&config.mirror.fence(), schema);
-    match destination.newest_streamed_version(schema, &fence).await.map_err(Error::from) {
-        Ok(version) => Ok(Some(version.lsn())),
+    let fence = stream_fence(&around.config.mirror.fence(), schema);
+    let ask =
+        || async { Ok::<_, Error>(around.destination.newest_streamed_version(schema, &fence).await?.lsn()) };
+    match ask().await {
+        Ok(newest) => Ok(Some(newest)),
+        Err(Error::Destination(refusal)) if refusal.kind == ErrorKind::Unclear => {
+            around.start(&schema.id, ask).await.map(Some)
+        }
         Err(error) if matches!(policy(&error).0, Policy::FailTable | Policy::Stall) => Ok(None),
         Err(error) => Err(error),
     }
