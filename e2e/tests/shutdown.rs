@@ -83,8 +83,9 @@ fn until_sent(lab: &Lab) {
 /// The source is back: nothing is lost, nothing comes twice, and nothing else was wrong.
 #[track_caller]
 fn assert_arrived(lab: &Lab, run: &mut Run) {
-    run.until_streaming();
     lab.settle(run);
+    // A TRUNCATE right behind an ALTER TABLE may have the table copied once more.
+    run.until_streaming();
     let columns = if lab
         .source_value("SELECT count(*) FROM pg_attribute WHERE attrelid = 't'::regclass AND attname = 'x'")
         == "1"
