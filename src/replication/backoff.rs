@@ -135,15 +135,15 @@ impl Repeating<'_> {
         let mut repeated = self.notice.repeated();
         let next = repeated.last_key_value().map_or(0, |(last, _)| last + 1);
         let place = *self.place.get_or_insert(next);
-        let (table, failure) = match self.scope {
-            Scope::Mirror => (None, failure(error)),
-            Scope::Table { id, progress, .. } => (progress.map(Arc::clone), failure_of_table(id, error)),
+        let table = match self.scope {
+            Scope::Table { id, progress: Some(progress), .. } => {
+                progress.set_repeated(Some(failure_of_table(id, error)));
+                Some(Arc::clone(progress))
+            }
+            Scope::Table { progress: None, .. } | Scope::Mirror => None,
         };
-        if let Some(table) = &table {
-            table.set_repeated(Some(failure.clone()));
-        }
         // The Mirror's status names no table but in the message.
-        repeated.insert(place, Repeated { table, failure: self::failure(error) });
+        repeated.insert(place, Repeated { table, failure: failure(error) });
         drop(repeated);
         self.notice.report();
     }
