@@ -84,9 +84,13 @@ impl Site {
         std::fs::write(&self.file, texts.collect::<Vec<_>>().join("---\n")).unwrap();
     }
 
-    /// `walferry verify`, which must find both sides equal.
+    /// Everything streams again, and `walferry verify` finds both sides equal once the application has stopped, which must have written.
     #[track_caller]
-    fn verify(&self) {
+    fn ends_equal(&self, mut run: Run, writer: Writer) {
+        run.until_streaming();
+        assert!(writer.finish() > 0);
+        self.lab.settle(&mut run);
+        run.stop();
         walferry(&["verify", "-f", self.file.to_str().unwrap()]).exits(0);
     }
 }
@@ -124,12 +128,8 @@ fn heals(case: &Case) {
     for step in &steps {
         assert!(run.log().contains(step), "the log says it too: {step}");
     }
-    let mut run = site.follow(run, &steps, case.choice);
-    run.until_streaming();
-    assert!(writer.finish() > 0);
-    site.lab.settle(&mut run);
-    run.stop();
-    site.verify();
+    let run = site.follow(run, &steps, case.choice);
+    site.ends_equal(run, writer);
 }
 
 #[test]
@@ -203,12 +203,8 @@ fn every_table_is_copied_again() {
     for step in &steps {
         assert!(run.log().contains(step) && message.contains(step), "{step}");
     }
-    let mut run = site.follow(run, &steps, "");
-    run.until_streaming();
-    assert!(writer.finish() > 0);
-    site.lab.settle(&mut run);
-    run.stop();
-    site.verify();
+    let run = site.follow(run, &steps, "");
+    site.ends_equal(run, writer);
 }
 
 /// A table that is gone is taken out of the file, and one whose target has somebody's rows gets another target.
@@ -234,12 +230,8 @@ fn the_file_is_edited() {
     let message = run.until_failed("goes");
     assert_eq!(run.table("goes")["reason"], "SourceTableDropped", "{message}");
     let steps = run.advice("goes");
-    let mut run = site.follow(run, &steps, "in ");
-    run.until_streaming();
-    assert!(writer.finish() > 0);
-    site.lab.settle(&mut run);
-    run.stop();
-    site.verify();
+    let run = site.follow(run, &steps, "in ");
+    site.ends_equal(run, writer);
     assert_eq!(site.lab.target("SELECT id FROM filled"), "77\n", "somebody else's");
 }
 
@@ -263,10 +255,6 @@ fn a_slot_of_another_plugin_is_dropped() {
     let statement = printed.lines().map(str::trim).find(|line| line.starts_with("SELECT pg_drop")).unwrap();
     site.lab.admin(statement);
     site.lab.target("DROP TABLE t");
-    let mut run = site.start();
-    run.until_streaming();
-    assert!(writer.finish() > 0);
-    site.lab.settle(&mut run);
-    run.stop();
-    site.verify();
+    let run = site.start();
+    site.ends_equal(run, writer);
 }
