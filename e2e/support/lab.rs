@@ -120,6 +120,13 @@ impl Lab {
         self.connect_as(&self.database, "role-test", &self.database)
     }
 
+    /// Makes connections of the application, `None` while the server doesn't answer.
+    pub fn connector(&self) -> impl Fn() -> Option<Client> + Send + 'static {
+        let (port, name) = (self.postgres_port, self.database.clone());
+        let login = format!("host=127.0.0.1 port={port} user={name} password=role-test dbname={name}");
+        move || Client::connect(&login, NoTls).ok()
+    }
+
     /// Has commits at the source wait for a synchronous standby that isn't there: they are in the log, and nobody sees them. Takes a
     /// server of the lab's own.
     #[track_caller]
@@ -144,6 +151,13 @@ impl Lab {
     /// A connection as a superuser.
     pub fn connect_admin(&self) -> Client {
         self.connect_admin_to(&self.database)
+    }
+
+    /// A connection as a superuser to the lab's database at another server, such as a standby.
+    pub fn connect_admin_of(&self, server: &Server) -> Client {
+        let (port, name) = (server.port, &self.database);
+        let login = format!("host=127.0.0.1 port={port} user=postgres password=postgres-test dbname={name}");
+        Client::connect(&login, NoTls).unwrap()
     }
 
     /// A connection as a superuser to another database of the server.

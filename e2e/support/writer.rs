@@ -36,6 +36,38 @@ impl Writer {
         Writer { stop, thread: Some(thread) }
     }
 
+    /// The same for an application that connects again where its server ends or restarts, and goes on with the next statement. Each
+    /// connection is one of `connect`, `None` while nothing answers.
+    pub fn reconnecting(
+        connect: impl Fn() -> Option<postgres::Client> + Send + 'static,
+        statement: impl Fn(u64) -> String + Send + 'static,
+    ) -> Writer {
+        let stop = Arc::new(AtomicBool::new(false));
+        let stopped = stop.clone();
+        let thread = thread::spawn(move || {
+            let (mut done, mut client) = (0, None);
+            for n in 0.. {
+                if stopped.load(SeqCst) {
+                    break;
+                }
+                thread::sleep(THINKS);
+                client = client.or_else(&connect);
+                match client.as_mut().map(|client: &mut postgres::Client| client.batch_execute(&statement(n)))
+                {
+                    None => {}
+                    Some(Ok(())) => done += 1,
+                    Some(Err(error)) => {
+                        let refused = error.as_db_error().is_some_and(|error| error.severity() == "ERROR");
+                        assert!(!refused, "the application's own write must succeed: {error:?}");
+                        client = None;
+                    }
+                }
+            }
+            done
+        });
+        Writer { stop, thread: Some(thread) }
+    }
+
     /// Stops after the statement in hand and tells how many were run.
     pub fn finish(mut self) -> u64 {
         self.stop.store(true, SeqCst);

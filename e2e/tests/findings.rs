@@ -4,42 +4,7 @@ use std::sync::Arc;
 
 use serde_json::{Value, json};
 
-use crate::support::{Lab, Mirror, Pg, Server, Writer};
-
-/// Where a printed statement is to be run.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Place {
-    Source,
-    Destination,
-}
-
-/// The statements that `check` prints for its failures, in their order. Of several choices the first one that is statements.
-fn printed(report: &str) -> Vec<(Place, String)> {
-    let Some((_, fixes)) = report.split_once("\nTo fix:\n") else { return Vec::new() };
-    let end = fixes.find("\n\n").unwrap_or(fixes.len());
-    let mut statements: Vec<(Place, String)> = Vec::new();
-    // Whether the finding at hand has had statements, and whether another choice follows them.
-    let (mut place, mut had, mut over) = (None, false, false);
-    for line in fixes[..end].lines() {
-        let Some(line) = line.strip_prefix("    ") else {
-            (place, had, over) = (None, false, false);
-            continue;
-        };
-        match line {
-            "-- at the source" => place = Some(Place::Source),
-            "-- at the destination" => place = Some(Place::Destination),
-            "-- or" => (place, over) = (None, over || had),
-            _ if over => {}
-            _ if line.starts_with("in ") => place = None,
-            _ => {
-                let Some(place) = place else { continue };
-                had = true;
-                statements.push((place, line.to_owned()));
-            }
-        }
-    }
-    statements
-}
+use crate::support::{Lab, Mirror, Pg, Server, Writer, printed};
 
 /// Something that keeps a table `t` from being mirrored.
 struct Finding {
@@ -80,37 +45,19 @@ fn is_mended(lab: &Lab, mirror: &Mirror, finding: &Finding) {
     for round in 0.. {
         let outcome = lab.command("check", &mirror, &[]);
         let report = outcome.text();
-        let statements = printed(&report);
+        let statements = printed(&report, "To fix:");
         if statements.is_empty() {
             outcome.exits(0);
             break;
         }
         assert!(round < 4, "it is not mended:\n{report}");
-        run(lab, &statements);
+        statements.iter().for_each(|printed| printed.run(lab, &lab.postgres_server));
     }
     let mut run = lab.streaming(&mirror);
     assert!(writer.finish() > 0, "{said}: nothing was written");
     lab.settle(&mut run);
     run.stop();
     lab.verify(&mirror);
-}
-
-/// Runs the lines as they stand, each side's in a session of its own.
-#[track_caller]
-fn run(lab: &Lab, lines: &[(Place, String)]) {
-    let of = |side: Place| {
-        let lines = lines.iter().filter(|(place, _)| *place == side);
-        lines.map(|(_, line)| format!("{line}\n")).collect::<String>()
-    };
-    let mut session = lab.connect_admin();
-    for statement in of(Place::Source).split_inclusive(";\n") {
-        if let Err(error) = session.batch_execute(statement) {
-            panic!("{statement}: {error:?}");
-        }
-    }
-    for statement in of(Place::Destination).split_inclusive(";\n") {
-        lab.target(statement.trim_end().trim_end_matches(';'));
-    }
 }
 
 /// All of them, on one server after the other's database.
@@ -142,12 +89,140 @@ fn privileges_at_the_source() {
             said: "publication",
             writes: WRITES,
         },
+        Finding {
+            source: "CREATE TABLE t (id int PRIMARY KEY, n int); INSERT INTO t SELECT i, i FROM generate_series(1, 2000) i;
+                ALTER TABLE t OWNER TO ROLE; ALTER USER ROLE NOREPLICATION",
+            destination: "",
+            entry: NOTHING,
+            said: "lacks the REPLICATION attribute",
+            writes: WRITES,
+        },
+        Finding {
+            source: "CREATE TABLE t (id int PRIMARY KEY, n int); INSERT INTO t SELECT i, i FROM generate_series(1, 2000) i;
+                ALTER TABLE t OWNER TO ROLE; ALTER TABLE t ENABLE ROW LEVEL SECURITY; ALTER TABLE t FORCE ROW LEVEL SECURITY;
+                CREATE POLICY even ON t USING (n % 2 = 0)",
+            destination: "",
+            entry: NOTHING,
+            said: "row-level security",
+            writes: WRITES,
+        },
+        // In a schema that is closed, some columns of it alone, and another role's publication.
+        Finding {
+            source: "CREATE SCHEMA closed; CREATE TABLE closed.t (id int PRIMARY KEY, n int, secret text DEFAULT 's');
+                INSERT INTO closed.t SELECT i, i FROM generate_series(1, 2000) i",
+            destination: "",
+            entry: || json!({"schema": "closed", "columns": {"exclude": ["secret"]}}),
+            said: "may not read it",
+            writes: "INSERT INTO closed.t (id, n) VALUES ({n} + 10000, {n}); UPDATE closed.t SET n = n + 1 WHERE id = {n} % 2000",
+        },
+        Finding {
+            source: "CREATE TABLE t (id int PRIMARY KEY, n int); INSERT INTO t SELECT i, i FROM generate_series(1, 2000) i;
+                ALTER TABLE t OWNER TO ROLE; REVOKE CONNECT ON DATABASE DB FROM public, ROLE",
+            destination: "",
+            entry: NOTHING,
+            said: "permission denied for database",
+            writes: WRITES,
+        },
     ]);
+}
+
+/// A publication of the Mirror's name is there, and not as it has to be. `PUBLICATION` is its name.
+#[test]
+fn publications() {
+    const TABLE: &str = "CREATE TABLE t (id int PRIMARY KEY, n int, extra text); INSERT INTO t SELECT i, i FROM generate_series(1, 2000) i;
+        CREATE TABLE other (id int PRIMARY KEY); ALTER TABLE t OWNER TO ROLE; ALTER TABLE other OWNER TO ROLE;";
+    const OURS: &str =
+        "ALTER PUBLICATION PUBLICATION OWNER TO ROLE; COMMENT ON PUBLICATION PUBLICATION IS 'COMMENT'";
+    let filtered: fn() -> Value = || json!({"where": "id > 3"});
+    let cases = [
+        ("CREATE PUBLICATION PUBLICATION FOR ALL TABLES", "FOR ALL TABLES", NOTHING),
+        ("CREATE PUBLICATION PUBLICATION FOR TABLES IN SCHEMA public", "FOR TABLES IN SCHEMA", NOTHING),
+        (
+            "CREATE PUBLICATION PUBLICATION FOR TABLE t WITH (publish_via_partition_root = true)",
+            "its comment does not say",
+            NOTHING,
+        ),
+        (
+            "CREATE PUBLICATION PUBLICATION FOR TABLE t WITH (publish = 'insert'); OURS",
+            "sends partitions instead",
+            NOTHING,
+        ),
+        (
+            "CREATE PUBLICATION PUBLICATION FOR TABLE other WITH (publish_via_partition_root = true); OURS;
+            ALTER PUBLICATION PUBLICATION OWNER TO postgres",
+            "it is to join",
+            NOTHING,
+        ),
+        (
+            "CREATE PUBLICATION PUBLICATION FOR TABLE t WHERE (id > 5) WITH (publish_via_partition_root = true); OURS",
+            "which the Mirror does not ask for",
+            NOTHING,
+        ),
+        (
+            "CREATE PUBLICATION PUBLICATION FOR TABLE t WHERE (id > 5) WITH (publish_via_partition_root = true); OURS",
+            "the Mirror asks for",
+            filtered,
+        ),
+        (
+            "CREATE PUBLICATION PUBLICATION FOR TABLE t (id, n) WITH (publish_via_partition_root = true); OURS",
+            "the column list lacks extra",
+            NOTHING,
+        ),
+    ];
+    for (made, said, entry) in cases {
+        let lab = Lab::new(Pg::V18);
+        let mirror = lab.mirror(&["t"]);
+        // Its name and its comment are what walferry itself gives them.
+        lab.sql("CREATE TABLE t (id int PRIMARY KEY)");
+        lab.catch_up(&mirror);
+        let name = lab.source_value("SELECT pubname FROM pg_publication");
+        let comment = lab.source_value("SELECT obj_description(oid) FROM pg_publication");
+        lab.command("teardown", &mirror, &[]).exits(0);
+        lab.sql("DROP TABLE t");
+        lab.target("DROP TABLE t");
+        let publication =
+            made.replace("OURS", OURS).replace("PUBLICATION PUBLICATION", &format!("PUBLICATION {name}"));
+        lab.admin(&TABLE.replace("ROLE", &lab.database));
+        lab.admin(&publication.replace("COMMENT'", &format!("{comment}'")).replace("ROLE", &lab.database));
+        is_mended(&lab, &mirror, &Finding { source: "", destination: "", entry, said, writes: WRITES });
+    }
 }
 
 #[test]
 fn replica_identities() {
     are_mended(&[
+        Finding {
+            source: "CREATE TABLE t (id int PRIMARY KEY, n int); INSERT INTO t SELECT i, i FROM generate_series(1, 2000) i;
+                CREATE UNIQUE INDEX t_by_both ON t (n, id); ALTER TABLE t OWNER TO ROLE",
+            destination: "",
+            entry: || json!({"engine": {"orderBy": ["n", "id"]}}),
+            said: "order",
+            writes: WRITES,
+        },
+        Finding {
+            source: "CREATE TABLE t (id int, n int NOT NULL); INSERT INTO t SELECT i, i FROM generate_series(1, 2000) i;
+                ALTER TABLE t ALTER id SET NOT NULL; CREATE UNIQUE INDEX t_by_id ON t (id); ALTER TABLE t OWNER TO ROLE",
+            destination: "",
+            entry: NOTHING,
+            said: "replica identity",
+            writes: WRITES,
+        },
+        Finding {
+            source: "CREATE TABLE t (id int PRIMARY KEY, n int); INSERT INTO t SELECT i, i FROM generate_series(1, 2000) i;
+                ALTER TABLE t REPLICA IDENTITY NOTHING; ALTER TABLE t OWNER TO ROLE",
+            destination: "",
+            entry: NOTHING,
+            said: "replica identity",
+            writes: WRITES,
+        },
+        Finding {
+            source: "CREATE TABLE t (id int PRIMARY KEY, n int); INSERT INTO t SELECT i, i FROM generate_series(1, 2000) i;
+                ALTER TABLE t OWNER TO ROLE",
+            destination: "",
+            entry: || json!({"where": "n > 7"}),
+            said: "not in the replica identity",
+            writes: WRITES,
+        },
         Finding {
             source: "CREATE TABLE t (id int, n int); INSERT INTO t SELECT i, i FROM generate_series(1, 2000) i;
                 ALTER TABLE t OWNER TO ROLE",
@@ -229,6 +304,13 @@ fn targets_in_the_way() {
             said: "engine",
             writes: WRITES,
         },
+        Finding {
+            source: SOURCE,
+            destination: "DROP DATABASE DB",
+            entry: NOTHING,
+            said: "does not exist",
+            writes: WRITES,
+        },
     ]);
 }
 
@@ -240,11 +322,11 @@ fn privileges_at_the_destination() {
     let mut mirror = lab.mirror(&["t"]);
     mirror.secrets[1].1 = json!({"username": "reader", "password": "reader-test"});
     let report = lab.command("check", &mirror, &[]).exits(1).text();
-    let statements = printed(&report);
+    let statements: String = printed(&report, "To fix:").into_iter().map(|printed| printed.sql).collect();
     assert!(!statements.is_empty(), "{report}");
     let grants: String = statements
-        .iter()
-        .map(|(_, line)| format!("<query>{}</query>", line.strip_suffix(" TO `reader`;").unwrap()))
+        .lines()
+        .map(|line| format!("<query>{}</query>", line.strip_suffix(" TO `reader`;").unwrap()))
         .collect();
     let file = lab.clickhouse_server.folder.join("users.xml");
     let users = std::fs::read_to_string(&file).unwrap();

@@ -1,22 +1,73 @@
 //! What the program says to do is done as it is printed, while the application writes: it heals, and harms nothing.
 
-use std::path::PathBuf;
+use std::{
+    path::PathBuf,
+    process::{Child, Command},
+    sync::Arc,
+};
 
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
 use serde_json::{Value, json};
 
-use crate::support::{Lab, Mirror, Pg, Run, Writer, advice, eventually, walferry};
+use super::standby::slot_made;
+use crate::support::{
+    Lab, Mirror, Pg, Printed, Run, Server, Standby, Writer, advice, eventually, printed, until, walferry,
+};
 
 /// A Mirror and the file that people edit.
 struct Site {
     lab: Lab,
     mirror: Mirror,
     file: PathBuf,
+    /// The source: the lab's server, or a standby of it.
+    source: Arc<Server>,
 }
 
 impl Site {
     fn new(lab: Lab, mirror: Mirror) -> Site {
+        let source = lab.postgres_server.clone();
+        Site::of(lab, mirror, source)
+    }
+
+    fn of(lab: Lab, mut mirror: Mirror, source: Arc<Server>) -> Site {
+        mirror.postgres["spec"]["postgres"]["port"] = source.port.into();
         let file = lab.write(&mirror);
-        Site { lab, mirror, file }
+        Site { lab, mirror, file, source }
+    }
+
+    /// Runs what `check` prints for its failures, until it has none. Each round may bring others to light.
+    #[track_caller]
+    fn mend(&self) {
+        for round in 0.. {
+            let outcome = walferry(&["check", "-f", self.file.to_str().unwrap()]);
+            let (code, report) = (outcome.code, outcome.text());
+            if code == Some(0) {
+                break;
+            }
+            let all = printed(&report, "To fix:");
+            assert!(round < 5 && !all.is_empty(), "it is not mended:\n{report}");
+            all.iter().for_each(|printed| self.run_printed(printed));
+        }
+    }
+
+    /// Runs statements where they are to be run; the source knows of it when this returns.
+    #[track_caller]
+    fn run_printed(&self, printed: &Printed) {
+        let server = if printed.at_primary() { &self.lab.postgres_server } else { &self.source };
+        printed.run(&self.lab, server);
+        self.until_known();
+    }
+
+    /// Waits until the source has replayed what its primary has.
+    #[track_caller]
+    fn until_known(&self) {
+        let lsn = self.lab.source_value("SELECT pg_current_wal_flush_lsn()");
+        let known = format!("SELECT coalesce(pg_last_wal_replay_lsn() >= '{lsn}', true)");
+        let mut admin = self.lab.connect_admin_of(&self.source);
+        eventually("the standby to catch up", || admin.query_one(&known, &[]).unwrap().get(0));
     }
 
     fn start(&self) -> Run {
@@ -31,7 +82,15 @@ impl Site {
         for step in steps {
             let step = step.split(", or ").find(|part| part.starts_with(choice)).unwrap_or(step);
             if let Some(sql) = step.strip_prefix("run at the source: ") {
-                self.lab.admin(sql);
+                let (finding, at_source) = (String::new(), true);
+                self.run_printed(&Printed { finding, at_source, sql: sql.to_owned() });
+            } else if step == "give it the replica identity that walferry check names" {
+                let report = walferry(&["check", "-f", self.file.to_str().unwrap()]).text();
+                let all = ["To fix:", "To consider:"].iter().flat_map(|title| printed(&report, title));
+                let named: Vec<_> =
+                    all.filter(|printed| printed.finding.contains("replica identity")).collect();
+                assert!(!named.is_empty(), "{report}");
+                named.iter().for_each(|printed| self.run_printed(printed));
             } else if let Some(sql) = step.strip_prefix("run at the destination: ") {
                 sql.split("; ").for_each(|statement| drop(self.lab.target(statement)));
             } else if step == "start walferry again" {
@@ -256,5 +315,166 @@ fn a_slot_of_another_plugin_is_dropped() {
     site.lab.admin(statement);
     site.lab.target("DROP TABLE t");
     let run = site.start();
+    site.ends_equal(run, writer);
+}
+
+/// pg_recvlogical on a slot, until this is dropped.
+struct Reader(Child);
+
+impl Reader {
+    /// Begins to read with these options, and returns once the slot is in use.
+    fn start(lab: &Lab, slot: &str, options: &[&str]) -> Reader {
+        let child = Command::new("pg_recvlogical")
+            .args(["-h", "127.0.0.1", "-p", &lab.postgres_port.to_string(), "-U", &lab.database])
+            .args(["-d", &lab.database, "-S", slot, "--start", "-f", "/dev/null"])
+            .args(options)
+            .env("PGPASSWORD", "role-test")
+            .spawn()
+            .unwrap();
+        let active = format!("SELECT active FROM pg_replication_slots WHERE slot_name = '{slot}'");
+        eventually("the slot to be read", || lab.source_value(&active) == "t");
+        Reader(child)
+    }
+
+    fn signal(&self, signal: Signal) {
+        kill(Pid::from_raw(i32::try_from(self.0.id()).unwrap()), signal).unwrap();
+    }
+}
+
+impl Drop for Reader {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// Another program reads the Mirror's slot, and hangs.
+#[test]
+fn another_reader_of_the_slot_is_ended() {
+    let lab = Lab::new(Pg::V18);
+    lab.sql(TABLE);
+    let mirror = lab.mirror(&["t"]);
+    let site = Site::new(lab, mirror);
+    let mut run = site.start();
+    run.until_streaming();
+    let slot = run.status()["slotName"].as_str().unwrap().to_owned();
+    run.stop();
+    let active = format!("SELECT active FROM pg_replication_slots WHERE slot_name = '{slot}'");
+    eventually("the slot to be free", || site.lab.source_value(&active) == "f");
+    let publications = format!("publication_names={slot}");
+    let other = Reader::start(&site.lab, &slot, &["--no-loop", "-o", "proto_version=1", "-o", &publications]);
+    other.signal(Signal::SIGSTOP);
+    let writer = Writer::start(site.lab.connect(), |n| WRITES.replace("{n}", &n.to_string()));
+    let mut run = site.start();
+    let steps = run.until_status("the wait", |status| {
+        (status["failure"]["reason"] == "SourceSlotInUse").then(|| advice(status, None))
+    });
+    for step in &steps {
+        assert!(run.log().contains(step), "the log says it too: {step}");
+    }
+    let run = site.follow(run, &steps, "");
+    site.ends_equal(run, writer);
+}
+
+/// A server that has room for nobody, and whose log does not tell enough: all of it is set as `check` says.
+#[test]
+fn settings_of_the_server() {
+    let server = Arc::new(Server::postgres(Pg::V18, &[]));
+    let lab = Lab::on(server, Server::shared_clickhouse());
+    lab.sql(TABLE);
+    for set in ["wal_level = replica", "max_replication_slots = 1", "max_wal_senders = 1"] {
+        lab.admin(&format!("ALTER SYSTEM SET {set}"));
+    }
+    lab.restart_postgres(true, || {});
+    lab.admin("SELECT pg_create_physical_replication_slot('of_a_standby')");
+    let mirror = lab.mirror(&["t"]);
+    let site = Site::new(lab, mirror);
+    let file = site.file.to_str().unwrap();
+    let writer = Writer::reconnecting(site.lab.connector(), |n| WRITES.replace("{n}", &n.to_string()));
+    let follow = |report: &str, title: &str| {
+        let all = printed(report, title);
+        assert!(!all.is_empty(), "{report}");
+        all.iter().for_each(|printed| printed.run(&site.lab, &site.lab.postgres_server));
+        if all.iter().any(Printed::restarts) {
+            site.lab.restart_postgres(true, || {});
+        }
+    };
+    let report =
+        walferry(&["check", "-f", file]).exits(1).says(&["wal_level", "max_replication_slots"]).text();
+    follow(&report, "To fix:");
+
+    site.lab.admin("SELECT pg_create_logical_replication_slot('of_another', 'test_decoding')");
+    let reader = Reader::start(&site.lab, "of_another", &[]);
+    let report = walferry(&["check", "-f", file]).exits(1).says(&["max_wal_senders"]).text();
+    follow(&report, "To fix:");
+    let read = "SELECT count(*) FROM pg_stat_replication";
+    eventually("the other's walsender to be there again", || site.lab.source_value(read) == "1");
+
+    let report = walferry(&["check", "-f", file]).exits(0).says(&["no limit"]).text();
+    follow(&report, "To consider:");
+    let report = until("the limit", || {
+        let report = walferry(&["check", "-f", file]).exits(0).text();
+        (!report.contains("no limit")).then_some(report)
+    });
+    assert!(printed(&report, "To consider:").is_empty(), "{report}");
+    let run = site.start();
+    site.ends_equal(run, writer);
+    drop(reader);
+}
+
+/// Everything that the source has to be changed for is for its primary where it is a standby, but for what each server has of its own.
+#[test]
+fn the_primary_of_a_standby_is_changed() {
+    let lab = Lab::on(Arc::new(Server::postgres(Pg::V18, &[])), Server::shared_clickhouse());
+    let role = lab.database.clone();
+    lab.admin(&format!(
+        "{TABLE}; CREATE TABLE keyed (id int NOT NULL, n int); CREATE UNIQUE INDEX keyed_by_id ON keyed (id); INSERT INTO keyed VALUES (1, 1);
+        CREATE TABLE filtered (id int PRIMARY KEY, n int); INSERT INTO filtered SELECT i, i FROM generate_series(1, 20) i;
+        CREATE TABLE hidden (id int PRIMARY KEY, n int); INSERT INTO hidden VALUES (1, 1), (2, 2);
+        ALTER TABLE hidden ENABLE ROW LEVEL SECURITY; ALTER TABLE hidden FORCE ROW LEVEL SECURITY;
+        CREATE UNLOGGED TABLE light (id int PRIMARY KEY); INSERT INTO light VALUES (1);
+        CREATE TABLE ordered (id int PRIMARY KEY, n int); INSERT INTO ordered VALUES (1, 1);
+        GRANT SELECT ON keyed, filtered, hidden, ordered TO {role}; ALTER ROLE {role} NOREPLICATION"
+    ));
+    let standby = Standby::with(&lab.postgres_server, "standby", &[]);
+    standby.until_replayed(lab.lsn());
+    let mut mirror = lab.mirror(&["t", "keyed", "filtered", "hidden", "light", "ordered"]);
+    mirror.table(2)["where"] = "n > 7".into();
+    mirror.table(5)["engine"] = json!({"orderBy": ["n", "id"]});
+    let site = Site::of(lab, mirror, standby.server.clone());
+    let writer = Writer::start(site.lab.connect_admin(), |n| WRITES.replace("{n}", &n.to_string()));
+    let check = || walferry(&["check", "-f", site.file.to_str().unwrap()]);
+
+    let report = check().exits(1).says(&["hot_standby_feedback", "no limit"]).text();
+    printed(&report, "To consider:").iter().for_each(|printed| site.run_printed(printed));
+    eventually("the standby's settings", || {
+        let report = check().text();
+        !report.contains("hot_standby_feedback") && !report.contains("no limit")
+    });
+    site.mend();
+
+    // The publication is there, and is made unfit in each way.
+    let publication = site.lab.source_value("SELECT pubname FROM pg_publication");
+    site.lab.admin(&format!(
+        "ALTER PUBLICATION {publication} SET (publish = 'insert'); COMMENT ON PUBLICATION {publication} IS NULL;
+        ALTER PUBLICATION {publication} DROP TABLE ONLY t, ONLY keyed; ALTER PUBLICATION {publication} ADD TABLE ONLY keyed WHERE (id > 5)"
+    ));
+    site.until_known();
+    check().exits(1);
+    site.mend();
+
+    let mut run = site.start();
+    slot_made(&site.lab, &mut run);
+    run.until_streaming();
+    // Once published, its identity goes: the application's own changes fail until it is taken out by who may.
+    site.lab.admin("DROP INDEX keyed_by_id; ALTER TABLE keyed ADD PRIMARY KEY (id); ALTER TABLE keyed REPLICA IDENTITY NOTHING");
+    run.until_failed("keyed");
+    let steps = run.advice("keyed");
+    let mut run = site.follow(run, &steps, "");
+    site.lab.admin("UPDATE keyed SET n = 2");
+    let steps = run.until_status("what the primary has to do for the table", |status| {
+        Some(advice(status, Some("keyed"))).filter(|steps| !steps.is_empty())
+    });
+    let run = site.follow(run, &steps, "");
     site.ends_equal(run, writer);
 }

@@ -89,7 +89,7 @@ pub async fn source_server(
         Ok(facts) => facts,
         Err(check) => return (vec![check], None),
     };
-    let mut checks = source::peer(endpoint, &facts);
+    let mut checks = source::where_it_helps(source::peer(endpoint, &facts), &facts);
     if checks.iter().any(|check| check.outcome == Outcome::Failure) {
         return (checks, None);
     }
@@ -266,7 +266,7 @@ async fn source_facts(
     checks.extend(of_tables);
     let records = specs.iter().filter_map(|spec| joined.tables.get(&spec.id));
     checks.extend(records.filter_map(table::failed));
-    Ok((checks, tables, known))
+    Ok((source::where_it_helps(checks, &server), tables, known))
 }
 
 /// Whether a table that is copied again would have a column mirrored that was left out.

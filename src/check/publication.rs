@@ -90,12 +90,6 @@ fn comment(wanted: &Wanted<'_>) -> String {
 
 fn to_be_made(wanted: &Wanted<'_>) -> Vec<Check> {
     let (server, name) = (wanted.server, wanted.name());
-    if server.in_recovery {
-        return vec![unusable(
-            format!("{name} does not exist and can't be made on a standby"),
-            format!("-- at the primary\n{}", creation(wanted)),
-        )];
-    }
     let strangers = not_owned(wanted.fit());
     // Ownership is much to ask for; a publication made by somebody who has it will do.
     let owner = sole(wanted.fit().map(|table| table.relation.owner.as_str()));
@@ -104,6 +98,9 @@ fn to_be_made(wanted: &Wanted<'_>) -> Vec<Check> {
         None => "as superuser, or as a member of all owners of the tables".to_owned(),
     };
     let by_the_owner = format!("-- {who}\n{}", creation(wanted));
+    if server.in_recovery {
+        return vec![unusable(format!("{name} does not exist and can't be made on a standby"), by_the_owner)];
+    }
     if strangers.len() == wanted.fit().count() {
         let names: Vec<_> = strangers.iter().map(|table| table.schema.id.to_string()).collect();
         let lacks = format!("does not own {}", names.join(", "));
@@ -221,10 +218,6 @@ fn members(wanted: &Wanted<'_>, found: &Publication) -> Vec<Check> {
     } else {
         None
     };
-    let who = |strangers: &[&TableFacts]| match server.in_recovery {
-        true => "at the primary".to_owned(),
-        false => whoever_may_alter(found, strangers),
-    };
     let mut checks = Vec::new();
     for table in joining.iter().filter(|table| obstacle.is_some() || !table.relation.owned) {
         let why = obstacle.clone().unwrap_or_else(|| format!("{} does not own the table", server.role));
@@ -232,7 +225,7 @@ fn members(wanted: &Wanted<'_>, found: &Publication) -> Vec<Check> {
         let detail = format!("it is to join {name}, but {why}");
         let subject = table.schema.id.to_string();
         let check = Check::failure(subject, NAME, Reason::SourcePrivilegeMissing, detail);
-        let who = who(&not_owned([*table].into_iter()));
+        let who = whoever_may_alter(found, &not_owned([*table].into_iter()));
         checks.push(check.run_at_source(format!("-- {who}\n{};", statements.join(";\n"))));
     }
     let detail = format!("{} tables join {name}, {} leave it", joining.len(), leaving.len());
@@ -243,7 +236,7 @@ fn members(wanted: &Wanted<'_>, found: &Publication) -> Vec<Check> {
             let statements = publication::alter_statements(&name, &[], &leaving, &[]);
             let detail = format!("{} tables leave {name}, but {obstacle}", leaving.len());
             let check = Check::warning(SUBJECT, NAME, Reason::SourcePrivilegeMissing, detail);
-            let who = who(&[]);
+            let who = whoever_may_alter(found, &[]);
             checks.push(check.run_at_source(format!("-- {who}\n{};", statements.join(";\n"))));
         }
         Some(_) => {}
@@ -487,7 +480,8 @@ mod tests {
         assert_eq!(owned.reason, Some(Reason::SourcePrivilegeMissing));
         assert_eq!(owned.fix(), Some(format!("-- as app, with CREATE on database app\n{CREATION}")));
         let standby = ServerFacts { in_recovery: true, ..server_facts() };
-        assert_eq!(simple(&standby, None).fix(), Some(format!("-- at the primary\n{CREATION}")));
+        let there = "-- as app, with CREATE on database app";
+        assert_eq!(simple(&standby, None).fix(), Some(format!("{there}\n{CREATION}")));
     }
 
     #[test]

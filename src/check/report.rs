@@ -106,6 +106,16 @@ impl Check {
         self.remedied([Remedy::run_at_source(sql)])
     }
 
+    pub(super) fn run_at_source_server(self, sql: impl Into<String>) -> Check {
+        self.remedied([Remedy::run_at_source_server(sql)])
+    }
+
+    /// What helps where the source is a standby.
+    pub(super) fn at_primary(mut self) -> Check {
+        self.remedies = self.remedies.into_iter().map(Remedy::at_primary).collect();
+        self
+    }
+
     pub(super) fn run_at_destination(self, sql: impl Into<String>) -> Check {
         self.remedied([Remedy::run_at_destination(sql)])
     }

@@ -102,6 +102,14 @@ pub(super) fn peer(endpoint: &PostgresEndpoint, facts: &ServerFacts) -> Vec<Chec
     vec![connection(endpoint, facts), version(facts), wal_level(facts), role(facts)]
 }
 
+/// The checks with what a standby does not take said to be for its primary.
+pub(super) fn where_it_helps(checks: Vec<Check>, facts: &ServerFacts) -> Vec<Check> {
+    if !facts.in_recovery {
+        return checks;
+    }
+    checks.into_iter().map(Check::at_primary).collect()
+}
+
 fn connection(endpoint: &PostgresEndpoint, facts: &ServerFacts) -> Check {
     let at = format!("{} as {} at {}:{}", facts.database, facts.role, endpoint.host, endpoint.port);
     let plain = |what: &str, fix: &str| {
@@ -163,7 +171,7 @@ fn wal_level(facts: &ServerFacts) -> Check {
         Reason::SourceWalLevelNotLogical,
         format!("is {}, must be logical", facts.wal_level),
     )
-    .run_at_source(
+    .run_at_source_server(
         "ALTER SYSTEM SET wal_level = 'logical';\n\
          -- then restart PostgreSQL (Amazon RDS: rds.logical_replication = 1 in the parameter group, then reboot)",
     )
@@ -221,7 +229,7 @@ fn replication_slot(facts: &ServerFacts, slot: Option<&SlotInfo>, resync: bool) 
             if slot.plugin.as_deref() != Some("pgoutput")
                 || slot.database.as_ref() != Some(&facts.database) =>
         {
-            unusable(slot, "exists, but not for pgoutput in this database").run_at_source(drop(slot))
+            unusable(slot, "exists, but not for pgoutput in this database").run_at_source_server(drop(slot))
         }
         Some(slot) if resync => Check::ok(SUBJECT, NAME, format!("{} will be made anew", slot.name)),
         Some(slot) if slot.wal_status.as_deref() == Some("lost") => Check {
@@ -241,7 +249,7 @@ fn replication_slot(facts: &ServerFacts, slot: Option<&SlotInfo>, resync: bool) 
             Reason::SourceNoFreeReplicationSlot,
             format!("all {} of max_replication_slots are in use", facts.max_slots),
         )
-        .run_at_source(format!(
+        .run_at_source_server(format!(
             "SELECT slot_name, active FROM pg_replication_slots; -- drop what nobody needs\n\
              ALTER SYSTEM SET max_replication_slots = {}; -- or this, then restart PostgreSQL",
             facts.max_slots + 5
@@ -262,7 +270,7 @@ fn walsender(facts: &ServerFacts, slot: Option<&SlotInfo>) -> Check {
         Reason::SourceNoFreeWalSender,
         format!("all {} of max_wal_senders are in use", facts.max_walsenders),
     )
-    .run_at_source(format!(
+    .run_at_source_server(format!(
         "ALTER SYSTEM SET max_wal_senders = {};\n-- then restart PostgreSQL",
         facts.max_walsenders + 5
     ))
@@ -275,9 +283,9 @@ fn standby_feedback(facts: &ServerFacts) -> Option<Check> {
     }
     let detail = "the primary does not know what the standby needs: what it vacuums can invalidate the slot, and end the copy's queries";
     Some(
-        Check::warning(SUBJECT, "hot_standby_feedback", Reason::SourceStandbyFeedbackMissing, detail).run_at_source(
-            "ALTER SYSTEM SET hot_standby_feedback = on; -- at the standby\n\
-             -- with primary_slot_name, a physical slot at the primary, set too; then SELECT pg_reload_conf();",
+        Check::warning(SUBJECT, "hot_standby_feedback", Reason::SourceStandbyFeedbackMissing, detail).run_at_source_server(
+            "ALTER SYSTEM SET hot_standby_feedback = on; -- with primary_slot_name, a physical slot at the primary, set too\n\
+             SELECT pg_reload_conf();",
         ),
     )
 }
@@ -293,7 +301,7 @@ fn retained_wal(facts: &ServerFacts) -> Check {
         Reason::SourceWalRetentionUnlimited,
         "no limit: while walferry is stopped, the WAL kept for it can fill the disk",
     )
-    .run_at_source("ALTER SYSTEM SET max_slot_wal_keep_size = '100GB'; -- as much as the disk can spare\nSELECT pg_reload_conf();")
+    .run_at_source_server("ALTER SYSTEM SET max_slot_wal_keep_size = '100GB'; -- as much as the disk can spare\nSELECT pg_reload_conf();")
 }
 
 /// Whether the later checks make sense on such a server.

@@ -422,7 +422,7 @@ fn order_by(subject: &str, facts: &TableFacts) -> Option<Check> {
         Remedy::any_of([
             vec![Remedy::edit("spec.tables[].engine.orderBy", format!("take {} out", column.target_name))],
             vec![Remedy::run_at_source(format!(
-                "ALTER TABLE {} ALTER COLUMN {} SET NOT NULL;",
+                "-- if nothing writes NULL into it\nALTER TABLE {} ALTER COLUMN {} SET NOT NULL;",
                 qualified(&schema.id),
                 ident(&column.name)
             ))],

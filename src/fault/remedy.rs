@@ -22,6 +22,9 @@ pub enum Remedy {
         side: Side,
         /// The statements. Comments say who may run them, or when.
         sql: String,
+        /// Whether this very server has to run them, also where it is a standby: all else is for the primary then.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        local: bool,
     },
     /// Change the Mirror.
     EditSpec {
@@ -45,6 +48,9 @@ pub enum Remedy {
 /// More tables than this are not named one by one: then all are copied.
 const MOST_NAMES: usize = 10;
 
+/// Above statements that a standby does not take.
+const AT_PRIMARY: &str = "-- at the primary\n";
+
 impl Remedy {
     /// Copying these tables again; all where none is named, or one has a name that the annotation can't hold.
     pub fn resync<T: fmt::Display>(tables: impl IntoIterator<Item = T>) -> Remedy {
@@ -61,14 +67,33 @@ impl Remedy {
         Remedy::Resync { tables: Vec::new() }
     }
 
-    /// Statements for the source.
+    /// Statements for the source that change its catalog, which a standby has from its primary.
     pub fn run_at_source(sql: impl Into<String>) -> Remedy {
-        Remedy::RunAt { side: Side::Source, sql: sql.into() }
+        Remedy::RunAt { side: Side::Source, sql: sql.into(), local: false }
+    }
+
+    /// Statements for the source about what each server has of its own, a standby too: settings, slots and sessions.
+    pub fn run_at_source_server(sql: impl Into<String>) -> Remedy {
+        Remedy::RunAt { side: Side::Source, sql: sql.into(), local: true }
     }
 
     /// Statements for the destination.
     pub fn run_at_destination(sql: impl Into<String>) -> Remedy {
-        Remedy::RunAt { side: Side::Destination, sql: sql.into() }
+        Remedy::RunAt { side: Side::Destination, sql: sql.into(), local: true }
+    }
+
+    /// The same for a source that is a standby.
+    pub fn at_primary(self) -> Remedy {
+        match self {
+            Remedy::RunAt { side: Side::Source, sql, local: false } if !sql.starts_with(AT_PRIMARY) => {
+                Remedy::run_at_source(format!("{AT_PRIMARY}{sql}"))
+            }
+            Remedy::AnyOf { choices } => {
+                let choice = |steps: Vec<Remedy>| steps.into_iter().map(Remedy::at_primary).collect();
+                Remedy::AnyOf { choices: choices.into_iter().map(choice).collect() }
+            }
+            other => other,
+        }
     }
 
     /// A change of the Mirror.
@@ -132,7 +157,7 @@ pub fn steps(remedies: &[Remedy], renderer: &dyn RemedyRenderer) -> Vec<String> 
             let what = if tables.is_empty() { "every table".to_owned() } else { tables.join(", ") };
             format!("copy {what} again: {}", renderer.resync(tables))
         }
-        Remedy::RunAt { side, sql } => {
+        Remedy::RunAt { side, sql, .. } => {
             format!("run at the {}: {}", side.word(), one_line(sql).trim_end_matches(';'))
         }
         Remedy::EditSpec { field, how } => renderer.edit(field, how),
@@ -171,11 +196,13 @@ pub fn sentence(message: &str, remedies: &[Remedy], renderer: &dyn RemedyRendere
 }
 
 /// The steps, to be copied from a terminal: statements stand as they are, each on a line of its own, behind a comment that says where.
+/// Other steps that follow statements are comments, so that all of it can be copied.
 pub fn lines(remedies: &[Remedy], renderer: &dyn RemedyRenderer) -> Vec<String> {
-    let mut lines = Vec::new();
+    let mut lines: Vec<String> = Vec::new();
     for remedy in remedies {
+        let follows = lines.iter().any(|line| line.starts_with("-- at the "));
         match remedy {
-            Remedy::RunAt { side, sql } => {
+            Remedy::RunAt { side, sql, .. } => {
                 lines.push(format!("-- at the {}", side.word()));
                 lines.extend(sql.lines().map(str::to_owned));
             }
@@ -187,7 +214,13 @@ pub fn lines(remedies: &[Remedy], renderer: &dyn RemedyRenderer) -> Vec<String> 
                     lines.extend(self::lines(choice, renderer));
                 }
             }
-            other => lines.extend(unfinished(std::slice::from_ref(other), renderer)),
+            other => {
+                let steps = unfinished(std::slice::from_ref(other), renderer);
+                lines.extend(steps.into_iter().map(|step| match follows {
+                    true => format!("-- then {step}"),
+                    false => step,
+                }));
+            }
         }
     }
     lines
@@ -250,12 +283,24 @@ mod tests {
                 "DROP TABLE t; -- if nobody needs it",
                 "-- or",
                 "spec.tables: name another target",
-                "copy public.t again: set public.t"
+                "-- then copy public.t again: set public.t"
             ]
         );
         let run = [Remedy::run_at_source("SELECT 1")];
         assert_eq!(sentence("why", &run, &File), "why. To recover: run at the source: SELECT 1");
         assert_eq!(sentence("why", &[], &File), "why");
+    }
+
+    #[test]
+    fn what_changes_the_catalog_of_a_standby_runs_at_its_primary() {
+        let catalog = || Remedy::run_at_source("-- as app\nALTER TABLE t REPLICA IDENTITY FULL");
+        let own = || Remedy::run_at_source_server("ALTER SYSTEM SET a = 1");
+        let there =
+            Remedy::run_at_source("-- at the primary\n-- as app\nALTER TABLE t REPLICA IDENTITY FULL");
+        let all = Remedy::any_of([vec![catalog(), own()], vec![Remedy::run_at_destination("SELECT 1")]]);
+        let moved = Remedy::any_of([vec![there, own()], vec![Remedy::run_at_destination("SELECT 1")]]);
+        assert_eq!(all.at_primary(), moved);
+        assert_eq!(moved.clone().at_primary(), moved, "once");
     }
 
     #[test]

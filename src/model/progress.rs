@@ -4,7 +4,7 @@ use std::{
     collections::BTreeMap,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicU64, Ordering::Relaxed},
+        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
     },
     time::{Duration, Instant},
 };
@@ -85,6 +85,17 @@ impl MirrorFailure {
         MirrorFailure { reason, message: message.into(), remedies: Vec::new() }
     }
 
+    /// The same, where the source may be a standby.
+    fn for_source(self, standby: &AtomicBool) -> Self {
+        match standby.load(Relaxed) {
+            true => MirrorFailure {
+                remedies: self.remedies.into_iter().map(Remedy::at_primary).collect(),
+                ..self
+            },
+            false => self,
+        }
+    }
+
     /// What failed and what helps; that alone where nobody says how to tell it.
     pub fn sentence(&self, renderer: Option<&dyn RemedyRenderer>) -> String {
         match renderer {
@@ -113,6 +124,8 @@ pub struct TableProgress {
     pub reread: AtomicU64,
     status: Mutex<TableStatus>,
     renderer: Option<Arc<dyn RemedyRenderer>>,
+    /// Whether the source is a standby, for whose primary statements are that change the catalog.
+    standby: Arc<AtomicBool>,
 }
 
 #[derive(Debug, Default)]
@@ -164,7 +177,7 @@ impl TableProgress {
 
     /// What failed and what helps, for whoever reads the log of this process.
     pub fn sentence(&self, failure: &MirrorFailure) -> String {
-        failure.sentence(self.renderer.as_deref())
+        failure.clone().for_source(&self.standby).sentence(self.renderer.as_deref())
     }
 
     /// Records that the table is copied anew by itself, and why. A copy that is taken up again counts once.
@@ -222,6 +235,8 @@ pub struct Progress {
     overall: Mutex<Overall>,
     liveness: Arc<Liveness>,
     renderer: Option<Arc<dyn RemedyRenderer>>,
+    /// Whether the source is a standby, for whose primary statements are that change the catalog.
+    standby: Arc<AtomicBool>,
 }
 
 impl Progress {
@@ -229,6 +244,7 @@ impl Progress {
     pub fn new(mirror: &MirrorIdentity) -> Self {
         Progress {
             renderer: None,
+            standby: Arc::default(),
             mirror: mirror.clone(),
             durable_lsn: AtomicU64::new(0),
             source_lsn: AtomicU64::new(0),
@@ -249,7 +265,7 @@ impl Progress {
 
     /// What failed and what helps, for whoever reads the log of this process.
     pub fn sentence(&self, failure: &MirrorFailure) -> String {
-        failure.sentence(self.renderer.as_deref())
+        failure.clone().for_source(&self.standby).sentence(self.renderer.as_deref())
     }
 
     /// Whether its tasks get on.
@@ -263,7 +279,10 @@ impl Progress {
 
     /// The counters of `table`, made at first use.
     pub fn table(&self, table: &TableId) -> Arc<TableProgress> {
-        let made = || Arc::new(TableProgress { renderer: self.renderer.clone(), ..TableProgress::default() });
+        let made = || {
+            let (renderer, standby) = (self.renderer.clone(), Arc::clone(&self.standby));
+            Arc::new(TableProgress { renderer, standby, ..TableProgress::default() })
+        };
         self.overall().tables.entry(table.clone()).or_insert_with(made).clone()
     }
 
@@ -308,6 +327,11 @@ impl Progress {
         self.overall().slot.clone()
     }
 
+    /// Records whether the source is a standby.
+    pub fn set_source_standby(&self, standby: bool) {
+        self.standby.store(standby, Relaxed);
+    }
+
     /// Records where the slot is.
     pub fn set_slot_place(&self, place: SlotPlace) {
         self.overall().slot_place = Some(place);
@@ -344,9 +368,9 @@ impl Progress {
             namespace: mirror.namespace.clone(),
             name: mirror.name.clone(),
             phase: overall.phase,
-            failure: overall.failure.clone(),
+            failure: overall.failure.clone().map(|failure| failure.for_source(&self.standby)),
             meanwhile: None,
-            warning: overall.warning.clone(),
+            warning: overall.warning.clone().map(|warning| warning.for_source(&self.standby)),
             slot_name: mirror.slot_name(),
             publication_name: mirror.publication_name(),
             last_lsn: durable,
@@ -364,6 +388,10 @@ fn table_report(id: &TableId, table: &TableProgress) -> TableReport {
     let (reason, message, remedies) = match repeated {
         Some(failure) => (Some(failure.reason), failure.message, failure.remedies),
         None => (status.reason, status.message.clone(), status.remedies.clone()),
+    };
+    let remedies = match table.standby.load(Relaxed) {
+        true => remedies.into_iter().map(Remedy::at_primary).collect(),
+        false => remedies,
     };
     TableReport {
         schema: id.schema.clone(),

@@ -260,7 +260,7 @@ impl Error {
         match self {
             Error::Schema { remedies, .. } => remedies.clone(),
             Error::Standby { statements } => {
-                vec![Remedy::run_at_source(format!("-- at the primary\n{statements}"))]
+                vec![Remedy::run_at_source(statements.as_str()).at_primary()]
             }
             Error::NotOwner { owners, statements, .. } => {
                 vec![Remedy::run_at_source(format!("-- as {owners}\n{statements}"))]

@@ -541,8 +541,8 @@ fn remedies(error: &Error) -> Vec<Remedy> {
         | Error::OtherVersions { .. }
         | Error::PublicationChanged { .. } => vec![resync()],
         Error::SlotInvalidated { cure, .. } => vec![Remedy::act(*cure), resync()],
-        Error::SlotForeign { slot, .. } => vec![Remedy::run_at_source(slot::drop_statement(slot))],
-        Error::SlotInUse { slot, .. } => vec![Remedy::run_at_source(format!(
+        Error::SlotForeign { slot, .. } => vec![Remedy::run_at_source_server(slot::drop_statement(slot))],
+        Error::SlotInUse { slot, .. } => vec![Remedy::run_at_source_server(format!(
             "{}; -- if nothing should read it",
             slot::end_reader_statement(slot)
         ))],
@@ -698,7 +698,7 @@ mod tests {
         let missing = Error::SlotMissing { slot: slot(), since: Lsn(1) };
         assert_eq!(failure(&missing).remedies, [Remedy::resync_all()]);
         let foreign = Error::SlotForeign { slot: slot(), found: "x".to_owned() };
-        let drop = Remedy::run_at_source("SELECT pg_drop_replication_slot('s')");
+        let drop = Remedy::run_at_source_server("SELECT pg_drop_replication_slot('s')");
         assert_eq!(failure(&foreign).remedies, [drop]);
         let message = failure(&missing).message;
         assert!(!message.contains("walferry.dev") && !message.contains("kubectl"), "{message}");

@@ -397,6 +397,7 @@ impl<D: Destination> Worker<D> {
         }
         let origin = Origin::of(&mut wire, identity, &self.config.source).await?;
         let timeline = origin.timeline();
+        self.progress.set_source_standby(catalog::is_standby(&session).await?);
         let slot_name = self.config.mirror.slot_name();
         // Nothing is written beside a process that is at work.
         match slot::release_own_walsender(&session, &slot_name, &application_name).await? {
