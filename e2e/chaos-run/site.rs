@@ -1,5 +1,7 @@
 //! Both servers, the networks between them and the replicator, and what is done to each.
 
+mod clock;
+mod repair;
 mod restores;
 mod source;
 
@@ -20,6 +22,7 @@ use nix::{
 };
 use serde_json::{Value, json};
 
+use self::clock::Clock;
 use crate::{
     faults::{Fault, Side, Trouble},
     support::{
@@ -73,6 +76,8 @@ pub struct Site {
     replaced: Option<Run>,
     /// When something happened that shows in the catalog alone.
     rewritten: Option<Instant>,
+    /// Tables that failed, and the reasons: looked into once no fault is under way.
+    failed: BTreeMap<String, String>,
     /// Whether the replicator is down, or stands still, because it was ordered to.
     held: bool,
     resyncs: u32,
@@ -160,6 +165,7 @@ impl Site {
             _target_tls: target_tls,
             _certificates: certificates,
             small_disk,
+            failed: BTreeMap::new(),
             held: false,
             resyncs: 0,
             failovers: 0,
@@ -211,9 +217,10 @@ impl Site {
         }
         self.looked = Instant::now();
         let status = self.run.status();
-        if let Some(trouble) = lasting_trouble(&status) {
-            panic!("a fault that passes was taken for one that stays: {trouble}");
+        if let Some(stalled) = stalled(&status) {
+            panic!("a transient fault was reported as terminal: {stalled}");
         }
+        self.failed.extend(failed_tables(&status));
     }
 
     /// Starts a replicator, and gives the log of the last one, which has ended.
@@ -500,6 +507,10 @@ impl Site {
         self.until_streaming();
         self.say("every table streams");
         self.until_arrived();
+        if self.repair_tables() {
+            self.until_streaming();
+            self.until_arrived();
+        }
     }
 
     /// Waits until what is committed now is at the destination.
@@ -511,12 +522,15 @@ impl Site {
     }
 
     fn until(&mut self, awaited: &str, mut holds: impl FnMut(&Value) -> bool) {
-        let began = Instant::now();
+        let mut began = Instant::now();
         loop {
             self.supervise();
             let status = if self.run.listening() { self.run.status() } else { Value::Null };
             if holds(&status) {
                 return;
+            }
+            if !self.failed.is_empty() && self.repair_tables() {
+                began = Instant::now();
             }
             assert!(began.elapsed() < CALM, "waited {CALM:?} in vain for {awaited}; status: {status:#}");
             thread::sleep(Duration::from_millis(50));
@@ -556,52 +570,27 @@ impl Site {
     }
 }
 
-/// The replicator's wall clock.
-struct Clock {
-    library: String,
-    offset: tempfile::NamedTempFile,
-}
-
-impl Clock {
-    /// The clock, running right, if there is a library that can put it wrong.
-    fn find() -> Option<Clock> {
-        let servers = concat!(env!("CARGO_MANIFEST_DIR"), "/e2e/servers");
-        let found =
-            Command::new(servers).arg("faketime").output().ok().filter(|found| found.status.success())?;
-        let library = String::from_utf8(found.stdout).ok()?.trim().to_owned();
-        let clock = Clock { library, offset: tempfile::NamedTempFile::new().ok()? };
-        clock.set("+0");
-        Some(clock)
-    }
-
-    /// Puts it wrong by an offset such as `-2h`.
-    fn set(&self, offset: &str) {
-        std::fs::write(self.offset.path(), offset).unwrap();
-    }
-
-    fn environment(&self) -> Vec<(&'static str, String)> {
-        vec![
-            ("LD_PRELOAD", self.library.clone()),
-            ("FAKETIME_TIMESTAMP_FILE", self.offset.path().display().to_string()),
-            ("FAKETIME_CACHE_DURATION", "1".to_owned()),
-            ("FAKETIME_DONT_FAKE_MONOTONIC", "1".to_owned()),
-        ]
-    }
-}
-
 /// Starts a replicator.
 fn run(lab: &Lab, mirror: &Mirror, clock: Option<&Clock>) -> Run {
     Run::start_in(&lab.write(mirror), &clock.map(Clock::environment).unwrap_or_default())
 }
 
-/// What the status says needs a human, though nothing here does.
-fn lasting_trouble(status: &Value) -> Option<String> {
-    let list = |field: &str| status[field].as_array().cloned().unwrap_or_default();
+fn list<'a>(status: &'a Value, field: &str) -> &'a [Value] {
+    status[field].as_array().map_or(&[], Vec::as_slice)
+}
+
+/// The condition that says that the Mirror needs manual action, though nothing here does.
+fn stalled(status: &Value) -> Option<&Value> {
     // A server that can make nothing of a garbled greeting says the same as one that wants another client.
     let greeting = |message: &Value| message.as_str().is_some_and(|m| m.contains("HandshakeFailure"));
-    let stalled = list("conditions").into_iter().find(|condition| {
+    list(status, "conditions").iter().find(|condition| {
         condition["type"] == "Stalled" && condition["status"] == "True" && !greeting(&condition["message"])
-    });
-    let failed = list("tables").into_iter().find(|table| table["state"] == "Failed");
-    stalled.or(failed).map(|found| found.to_string())
+    })
+}
+
+/// Names and reasons.
+fn failed_tables(status: &Value) -> impl Iterator<Item = (String, String)> {
+    let text = |table: &Value, field: &str| table[field].as_str().unwrap_or_default().to_owned();
+    let failed = list(status, "tables").iter().filter(|table| table["state"] == "Failed");
+    failed.map(move |table| (text(table, "name"), text(table, "reason")))
 }

@@ -73,9 +73,9 @@ impl Proxy {
                 shared.client_sides.lock().unwrap().insert(number, client.try_clone().unwrap());
                 shared.server_sides.lock().unwrap().insert(number, server.try_clone().unwrap());
                 let (from, to) = (client.try_clone().unwrap(), server.try_clone().unwrap());
-                let (to_server, state) = (Arc::clone(&shared.to_server), Arc::clone(&shared));
-                thread::spawn(move || forward(from, to, &to_server));
-                thread::spawn(move || state.answer(number, server, client));
+                let (asking, answering) = (Arc::clone(&shared), Arc::clone(&shared));
+                thread::spawn(move || asking.ask(number, from, to));
+                thread::spawn(move || answering.answer(number, server, client));
             }
         });
         Proxy { port, state }
@@ -142,8 +142,16 @@ impl Proxy {
 }
 
 impl State {
-    /// Copies what the server says. Its end is the connection's, so a client hears of it; a client's end is not told to the server, so
-    /// that it can be cut off unnoticed.
+    /// Copies what the client says. The server hears of its end too, unless the client was cut off unnoticed.
+    fn ask(&self, number: u64, client: TcpStream, server: TcpStream) {
+        forward(client, server.try_clone().unwrap(), &self.to_server);
+        self.to_server.thaw();
+        if self.client_sides.lock().unwrap().contains_key(&number) {
+            let _ = server.shutdown(Shutdown::Write);
+        }
+    }
+
+    /// Copies what the server says. Its end is the connection's, so a client hears of it.
     fn answer(&self, number: u64, server: TcpStream, client: TcpStream) {
         let server_ended = forward(server, client.try_clone().unwrap(), &self.to_client);
         self.to_client.thaw();

@@ -146,11 +146,16 @@ impl Site {
         self.rewritten = Some(Instant::now());
     }
 
-    /// Asks for every table to be copied anew and starts a replicator that does it.
+    /// Asks for every table to be copied again and starts a replicator that does it.
     pub(super) fn resync(&mut self) {
+        self.resync_tables("");
+    }
+
+    /// The same for these tables (`schema.table`, divided by blanks), or for all where none is named.
+    pub(super) fn resync_tables(&mut self, tables: &str) {
         self.resyncs += 1;
         self.mirror.mirror["metadata"]["annotations"] =
-            json!({"walferry.dev/resync": self.resyncs.to_string()});
+            json!({"walferry.dev/resync": format!("{} {tables}", self.resyncs)});
         drop(self.start_replicator());
     }
 }
