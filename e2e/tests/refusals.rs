@@ -10,7 +10,7 @@ use std::{
 
 use serde_json::json;
 
-use crate::support::{Lab, Pg, Server, Writer};
+use crate::support::{Gateway, Lab, Pg, Server, Writer, eventually};
 
 /// A release with codes that nobody has judged yet fails here.
 #[test]
@@ -401,4 +401,35 @@ fn the_position_moves_while_columns_come_all_the_time() {
         "SELECT id, n, md5(a) FROM wide ORDER BY id",
         "SELECT id, n, lower(hex(MD5(a))) FROM wide FINAL ORDER BY id",
     );
+}
+
+/// A copy's last statement deletes what it no longer found; a process that is killed before it leaves it to the next one.
+#[test]
+fn a_clean_up_that_is_refused_after_a_restart_stops_its_table_alone() {
+    let lab = Lab::new(Pg::V18);
+    lab.sql("CREATE TABLE a (id int PRIMARY KEY, v text); CREATE TABLE b (id int PRIMARY KEY); INSERT INTO a VALUES (1, 'x'), (2, 'y')");
+    let gateway = Gateway::to(lab.clickhouse.port);
+    let mut mirror = lab.mirror(&["a", "b"]);
+    mirror.clickhouse["spec"]["clickhouse"]["url"] = format!("http://127.0.0.1:{}", gateway.port).into();
+    lab.catch_up(&mirror);
+    lab.sql("DELETE FROM a WHERE id = 2");
+    mirror.mirror["metadata"]["annotations"] = json!({"walferry.dev/resync": "1"});
+    gateway.hold("toUInt8(1) FROM", 1000);
+    let run = lab.run(&mirror);
+    eventually("the clean-up to be held back", || gateway.kept() > 0);
+    run.kill();
+    lab.target("ALTER TABLE a ADD CONSTRAINT kept CHECK _walferry_deleted = 0");
+    gateway.let_pass();
+    let mut run = lab.run(&mirror);
+    let message = run.until_failed("a");
+    assert!(message.contains("VIOLATED_CONSTRAINT"), "{message}");
+    lab.sql("INSERT INTO b VALUES (1)");
+    lab.settle(&mut run);
+    lab.assert_table("b", "id", "id");
+    run.stop();
+    lab.target("ALTER TABLE a DROP CONSTRAINT kept");
+    mirror.mirror["metadata"]["annotations"] = json!({"walferry.dev/resync": "2 public.a"});
+    lab.catch_up(&mirror);
+    lab.assert_table("a", "id, v", "id");
+    lab.verify(&mirror);
 }

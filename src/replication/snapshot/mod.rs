@@ -194,40 +194,44 @@ impl<D: Destination> Snapshot<D> {
         joining: bool,
     ) -> Result<(), Error> {
         let unfinished = tables.into_iter().filter(|table| !table.failed() && !table.snapshot_over());
-        let plans: Vec<_> = unfinished.map(|table| self.prepare_table(table, state, joining)).collect();
+        let prepared = unfinished.map(|table| async move {
+            let outcome = self.prepare_table(&table, state, joining).await;
+            self.settle(&table, outcome).await
+        });
+        let plans: Vec<_> = prepared.collect();
         stream::iter(plans).buffer_unordered(PLANNED_AT_ONCE).try_collect().await
     }
 
     async fn prepare_table(
         &self,
-        table: Arc<Table<D>>,
+        table: &Arc<Table<D>>,
         state: &MirrorState,
         joining: bool,
     ) -> Result<(), Error> {
         let record = table.record();
         if record.plan == 0 {
-            let planned = retry(&self.around.stop, &self.around.notice, || async {
+            return retry(&self.around.stop, &self.around.notice, || async {
                 let session = self.session().await?;
                 if joining {
-                    plan::wait_for_writers(&session, &table, &self.around.stop).await?;
+                    plan::wait_for_writers(&session, table, &self.around.stop).await?;
                 }
-                self.plan(&session, &table).await?;
+                self.plan(&session, table).await?;
                 self.idle().push(session);
                 Ok(())
-            });
-            return self.settle(&table, planned.await).await;
+            })
+            .await;
         }
         // A change of a partition that was attached may have been committed before the version of its copy.
         if record.chunks.iter().any(|chunk| chunk.version.is_some()) {
-            let waited = retry(&self.around.stop, &self.around.notice, || async {
-                plan::wait_for_writers(&self.session().await?, &table, &self.around.stop).await
-            });
-            self.settle(&table, waited.await).await?;
+            retry(&self.around.stop, &self.around.notice, || async {
+                plan::wait_for_writers(&self.session().await?, table, &self.around.stop).await
+            })
+            .await?;
         }
         let left: Vec<usize> = state.chunks_left(&record).into_iter().collect();
         let copied: u64 = state.chunks_done.get(&table.id).map_or(0, |done| done.values().sum());
         table.progress.rows_copied.store(copied, Ordering::Relaxed);
-        self.enqueue(&table, record.plan, &left, None).await
+        self.enqueue(table, record.plan, &left, None).await
     }
 
     /// Makes a plan for a table, records it and queues its chunks; unless a TRUNCATE has left nothing to copy.
