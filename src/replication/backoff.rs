@@ -114,7 +114,7 @@ impl Notice {
         };
         let mut refused = self.refused();
         let refusals = refused.entry(table.clone()).or_default();
-        let times = refusals.exhaust(patience, beside_others).then_some(refusals.count);
+        let times = refusals.exhaust(patience, beside_others);
         if times.is_some() {
             refused.remove(table);
         }
@@ -205,7 +205,8 @@ const BY_ONE_TABLE: Patience = Patience { beside_others: true, ..Patience::new(6
 /// While others wait for the table to begin.
 const AT_THE_START: Patience = Patience::new(1, 4);
 
-/// Repeats `attempt` while its error is one that passes, until `stop`, which also ends an attempt that hangs.
+/// Repeats `attempt` while its error is one that passes, until `stop`, which also ends an attempt that hangs. What does not say whether
+/// it will pass is repeated for two minutes.
 ///
 /// `notice` hears of each fault before the pause, and of the success after one, so that a status can show it.
 ///
@@ -306,7 +307,8 @@ impl Scope<'_> {
     /// kind has to be placed here.
     fn patience(self, error: &Error) -> Option<Patience> {
         use Others::{Stream, WaitInStream, WaitToBegin};
-        let (Scope::Table { others, .. }, Error::Destination(refusal)) = (self, error) else { return None };
+        let Error::Destination(refusal) = error else { return None };
+        let Scope::Table { others, .. } = self else { return mirror_patience(error) };
         match (refusal.kind, others) {
             (ErrorKind::Unclear | ErrorKind::Denied, WaitToBegin) => Some(AT_THE_START),
             (ErrorKind::Unclear, Stream) => Some(UNCLEAR),
@@ -317,6 +319,14 @@ impl Scope<'_> {
             (ErrorKind::Transient | ErrorKind::Overloaded, WaitInStream | WaitToBegin)
             | (ErrorKind::TableOverloaded, WaitToBegin)
             | (ErrorKind::Table | ErrorKind::Refused, _) => None,
+        }
+    }
+
+    /// The error that a refusal has become.
+    fn for_good(self, error: Error, tries: u32) -> Error {
+        match self {
+            Scope::Mirror => error.for_good_of_mirror(tries),
+            Scope::Table { .. } => error.for_good(tries),
         }
     }
 
@@ -344,20 +354,45 @@ struct Refusals {
 const FORGOTTEN: Duration = Duration::from_secs(300);
 
 impl Refusals {
-    /// Counts one, and says whether there were enough of them. `beside_others` says whether others were accepted since a moment.
-    fn exhaust(&mut self, patience: Option<Patience>, beside_others: impl FnOnce(Instant) -> bool) -> bool {
+    /// Counts one, and gives their number once there were enough of them. `beside_others` says whether others were accepted since a
+    /// moment.
+    fn exhaust(
+        &mut self,
+        patience: Option<Patience>,
+        beside_others: impl FnOnce(Instant) -> bool,
+    ) -> Option<u32> {
         let now = Instant::now();
         if self.patience != patience || self.last.is_some_and(|last| now - last > FORGOTTEN) {
             *self = Refusals { patience, ..Refusals::default() };
         }
-        let Some(patience) = patience else { return false };
+        let patience = patience?;
         let last = self.last.replace(now);
         if patience.beside_others && !last.is_some_and(beside_others) {
-            return false;
+            return None;
         }
         self.count = self.count.saturating_add(1);
         let since = *self.since.get_or_insert(now);
-        self.count >= patience.tries && since.elapsed() >= patience.time
+        (self.count >= patience.tries && since.elapsed() >= patience.time).then_some(self.count)
+    }
+}
+
+/// How long a refusal that concerns no table is repeated until the Mirror is stalled by it.
+fn mirror_patience(error: &Error) -> Option<Patience> {
+    let unclear = matches!(error, Error::Destination(refusal) if refusal.kind == ErrorKind::Unclear);
+    unclear.then_some(UNCLEAR)
+}
+
+/// What ended the sessions of a Mirror one after another without any progress.
+#[derive(Debug, Default)]
+pub(super) struct SessionErrors(Refusals);
+
+impl SessionErrors {
+    /// Counts a session's end: an error that doesn't say whether it will pass becomes one of the Mirror after some of them.
+    pub(super) fn judge(&mut self, error: Error) -> Error {
+        match self.0.exhaust(mirror_patience(&error), |_| true) {
+            Some(times) => error.for_good_of_mirror(times),
+            None => error,
+        }
     }
 }
 
@@ -372,6 +407,7 @@ where
     Fut: Future<Output = Result<T, Error>>,
 {
     let mut backoff = Backoff::default();
+    let mut refusals = Refusals::default();
     let mut repeating = Repeating { notice, scope, place: None };
     let _outside = notice.outside();
     loop {
@@ -394,11 +430,13 @@ where
         if scope.gives_back(&error, policy) {
             return Err(error);
         }
-        if let Scope::Table { id, .. } = scope
-            && let Some(times) = notice.refuse(id, scope.patience(&error))
-        {
+        let times = match scope {
+            Scope::Table { id, .. } => notice.refuse(id, scope.patience(&error)),
+            Scope::Mirror => refusals.exhaust(scope.patience(&error), |_| true),
+        };
+        if let Some(times) = times {
             repeating.end();
-            return Err(error.for_good(times));
+            return Err(scope.for_good(error, times));
         }
         let pause = backoff.next(policy);
         let pause_ms = u64::try_from(pause.as_millis()).unwrap_or(u64::MAX);
@@ -568,10 +606,40 @@ mod tests {
             }
         });
         assert_eq!(outcome.await.unwrap(), 121);
-        let ended = tokio::time::timeout(Duration::from_secs(3600), async {
-            retry(&stop, &notice, || async { Err::<(), _>(refusal(ErrorKind::Unclear)) }).await
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_unclear_of_no_table_stalls_the_mirror() {
+        let stop = CancellationToken::new();
+        let notice = Notice::new(Arc::default(), Arc::default(), |_| ());
+        let began = Instant::now();
+        let unclear = retry(&stop, &notice, || async { Err::<(), _>(refusal(ErrorKind::Unclear)) });
+        let error = unclear.await.unwrap_err();
+        assert_eq!(super::policy(&error), (Policy::Stall, Reason::DestinationError));
+        assert!(error.to_string().contains("it was refused "), "{error}");
+        assert!(began.elapsed() >= UNCLEAR.time && began.elapsed() < 2 * UNCLEAR.time);
+        let transient = tokio::time::timeout(Duration::from_secs(3600), async {
+            retry(&stop, &notice, || async { Err::<(), _>(refusal(ErrorKind::Transient)) }).await
         });
-        assert!(ended.await.is_err(), "what concerns no table is tried again");
+        assert!(transient.await.is_err(), "what passes is tried again");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn sessions_that_end_unclearly_stall_the_mirror() {
+        let mut ends = SessionErrors::default();
+        let mut policy_after = async |seconds: u64, kind: ErrorKind| {
+            tokio::time::sleep(Duration::from_secs(seconds)).await;
+            super::policy(&ends.judge(refusal(kind))).0
+        };
+        for _ in 0..20 {
+            assert_eq!(policy_after(13, ErrorKind::Unclear).await, Policy::Retry);
+            assert_eq!(policy_after(1, ErrorKind::Transient).await, Policy::Retry, "it is counted again");
+        }
+        for _ in 0..10 {
+            assert_eq!(policy_after(13, ErrorKind::Unclear).await, Policy::Retry);
+        }
+        assert_eq!(policy_after(13, ErrorKind::Unclear).await, Policy::Stall);
+        assert_eq!(policy_after(30, ErrorKind::Unclear).await, Policy::Stall, "until it has passed");
     }
 
     #[tokio::test(start_paused = true)]

@@ -444,6 +444,19 @@ impl Error {
         }
     }
 
+    /// A refusal that concerns no table and was repeated long enough, as what stalls the Mirror.
+    pub(super) fn for_good_of_mirror(self, tries: u32) -> Self {
+        match self {
+            Error::Destination(refusal) => Error::MirrorRefused(MirrorRefused {
+                reason: refusal.reason,
+                message: format!("destination: {}; it was refused {tries} times", refusal.message),
+                remedies: refusal.remedies,
+                transient: false,
+            }),
+            other => other,
+        }
+    }
+
     /// A mirrored table has to be copied anew.
     pub(super) fn copy_anew(table: &TableId, why: impl Into<String>) -> Self {
         Error::CatalogChanged { table: table.clone(), why: why.into(), copy: true }

@@ -14,7 +14,7 @@ use super::{
     Destination, Error, Policy,
     admission::{Admission, Refused},
     applier::Applier,
-    backoff::{Answers, Backoff, Notice},
+    backoff::{Answers, Backoff, Notice, SessionErrors},
     batch::{self, Inserter, Spares},
     checkpoint::{Checkpoint, Mark},
     failover::Origin,
@@ -90,7 +90,7 @@ pub async fn run<D: Destination>(
 
 async fn keep_running<D: Destination>(worker: &Worker<D>, until_caught_up: bool) -> Result<(), Error> {
     let ends = until_caught_up || worker.config.snapshot.mode == SnapshotMode::Only;
-    let mut backoff = Backoff::default();
+    let (mut backoff, mut ends_before) = (Backoff::default(), SessionErrors::default());
     loop {
         worker.progress.liveness().moved();
         let error = match worker.session(ends).await {
@@ -106,8 +106,9 @@ async fn keep_running<D: Destination>(worker: &Worker<D>, until_caught_up: bool)
             .take()
             .is_some_and(|began| began.got_on(Instant::now(), worker.progress.durable_lsn()))
         {
-            backoff = Backoff::default();
+            (backoff, ends_before) = (Backoff::default(), SessionErrors::default());
         }
+        let error = ends_before.judge(error);
         if let Error::SlotInvalidated { wal_status, .. } = &error {
             let slot = worker.progress.slot();
             worker.progress.set_slot(SlotReport { wal_status: Some(wal_status.clone()), ..slot });
