@@ -259,6 +259,15 @@ fn replica_identities() {
             said: "replica identity",
             writes: WRITES,
         },
+        // Whole old rows are no way out where they would have generated columns.
+        Finding {
+            source: "CREATE TABLE t (id int PRIMARY KEY DEFERRABLE, n int, twice int GENERATED ALWAYS AS (n * 2) STORED);
+                INSERT INTO t SELECT i, i FROM generate_series(1, 2000) i; ALTER TABLE t OWNER TO ROLE",
+            destination: "",
+            entry: NOTHING,
+            said: "deferrable",
+            writes: WRITES,
+        },
         Finding {
             source: "CREATE TABLE t (id int PRIMARY KEY DEFERRABLE, n int); INSERT INTO t SELECT i, i FROM generate_series(1, 2000) i;
                 ALTER TABLE t OWNER TO ROLE",

@@ -160,7 +160,8 @@ struct Case {
     /// What the application does all the time; `{n}` is another number each time.
     writes: &'static str,
     breaks: fn(&Lab, &mut Run),
-    reason: &'static str,
+    /// Why it fails; again and for another reason where what was said brings that to light.
+    reasons: &'static [&'static str],
     /// What the chosen step begins with.
     choice: &'static str,
 }
@@ -174,20 +175,24 @@ const WRITES: &str = "INSERT INTO t (id) VALUES ({n} + 10000); UPDATE t SET n = 
 fn heals(case: &Case) {
     let lab = Lab::new(Pg::V18);
     lab.sql(case.create);
-    let mirror = lab.mirror(&["t"]);
+    // Another one streams all the while, so that the Mirror goes on.
+    lab.sql("CREATE TABLE stays (id int PRIMARY KEY)");
+    let mirror = lab.mirror(&["t", "stays"]);
     let site = Site::new(lab, mirror);
     let mut run = site.start();
     run.until_streaming();
     let writes = case.writes;
     let writer = Writer::start(site.lab.connect(), move |n| writes.replace("{n}", &n.to_string()));
     (case.breaks)(&site.lab, &mut run);
-    let message = run.until_failed("t");
-    assert_eq!(run.table("t")["reason"], case.reason, "{message}");
-    let steps = run.advice("t");
-    for step in &steps {
-        assert!(run.log().contains(step), "the log says it too: {step}");
+    for (round, reason) in case.reasons.iter().enumerate() {
+        let message = run.until_failed("t");
+        assert_eq!(run.table("t")["reason"], *reason, "round {round}: {message}");
+        let steps = run.advice("t");
+        for step in &steps {
+            assert!(run.log().contains(step), "the log says it too: {step}");
+        }
+        run = site.follow(run, &steps, case.choice);
     }
-    let run = site.follow(run, &steps, case.choice);
     site.ends_equal(run, writer);
 }
 
@@ -200,7 +205,7 @@ fn a_table_is_copied_again() {
             let publication = run.status()["publicationName"].as_str().unwrap().to_owned();
             lab.admin(&format!("ALTER PUBLICATION {publication} DROP TABLE t"));
         },
-        reason: "SourceNotPublished",
+        reasons: &["SourceNotPublished"],
         choice: "",
     });
 }
@@ -213,7 +218,7 @@ fn a_column_of_another_type_is_dropped_at_the_target() {
         breaks: |lab, _| {
             lab.sql("ALTER TABLE t ALTER v DROP DEFAULT, ALTER v TYPE text[] USING ARRAY[v, 'x']; UPDATE t SET n = 0 WHERE id = 5");
         },
-        reason: "SourceSchemaChanged",
+        reasons: &["SourceSchemaChanged"],
         choice: "run at the destination",
     });
 }
@@ -224,7 +229,7 @@ fn a_ttl_is_removed_at_the_target() {
         create: TABLE,
         writes: WRITES,
         breaks: |lab, _| drop(lab.target("ALTER TABLE t MODIFY TTL toDateTime(n) + INTERVAL 90 YEAR")),
-        reason: "DestinationEngineInvalid",
+        reasons: &["DestinationEngineInvalid"],
         choice: "",
     });
 }
@@ -237,9 +242,97 @@ fn a_target_with_another_key_is_set_aside() {
         breaks: |lab, _| {
             lab.sql("ALTER TABLE t DROP CONSTRAINT t_pkey, ADD PRIMARY KEY (id, n); UPDATE t SET n = 7 WHERE id = 5");
         },
-        reason: "SourceSchemaChanged",
+        reasons: &["SourceSchemaChanged"],
         choice: "run at the destination",
     });
+}
+
+/// What most cases have.
+const CASE: Case = Case { create: TABLE, writes: WRITES, breaks: |_, _| (), reasons: &[], choice: "" };
+
+/// Somebody changes the target in ways that values would not survive.
+#[test]
+fn what_was_done_to_a_target_is_undone() {
+    const INVALID: &[&str] = &["DestinationEngineInvalid"];
+    const CONFLICT: &[&str] = &["DestinationTableConflict"];
+    for case in [
+        Case {
+            breaks: |lab, _| {
+                lab.target("ALTER TABLE t MODIFY COLUMN v TTL toDateTime(n) + INTERVAL 90 YEAR");
+            },
+            reasons: INVALID,
+            ..CASE
+        },
+        Case {
+            breaks: |lab, _| {
+                lab.target(
+                    "ALTER TABLE t MODIFY SETTING allow_experimental_replacing_merge_with_cleanup = 1",
+                );
+            },
+            reasons: INVALID,
+            ..CASE
+        },
+        Case {
+            breaks: |lab, _| drop(lab.target("ALTER TABLE t MODIFY COLUMN n Int16")),
+            reasons: CONFLICT,
+            ..CASE
+        },
+        // An insert is refused for it before anybody looks.
+        Case {
+            breaks: |lab, _| drop(lab.target("ALTER TABLE t MODIFY COLUMN v MATERIALIZED 'x'")),
+            reasons: CONFLICT,
+            choice: "run at the destination",
+            ..CASE
+        },
+    ] {
+        heals(&case);
+    }
+}
+
+/// What names a table's rows is gone: it gets another identity, by what `check` names.
+#[test]
+fn a_lost_identity_is_given_back() {
+    // UPDATE and DELETE fail at the source until the table is taken out.
+    const INSERTS: Case = Case {
+        writes: "INSERT INTO t (id) VALUES ({n} + 10000)",
+        reasons: &["SourceReplicaIdentityMissing"],
+        ..CASE
+    };
+    for case in [
+        Case { breaks: |lab, _| lab.sql("ALTER TABLE t REPLICA IDENTITY NOTHING"), ..INSERTS },
+        // It was taken out, and whoever did that ended before it was on record.
+        Case {
+            breaks: |lab, run| {
+                let publication = run.status()["publicationName"].as_str().unwrap().to_owned();
+                lab.admin(&format!(
+                    "ALTER TABLE t REPLICA IDENTITY NOTHING; ALTER PUBLICATION {publication} DROP TABLE t"
+                ));
+            },
+            ..INSERTS
+        },
+        Case {
+            create: "CREATE TABLE t (id int, n int DEFAULT 0); ALTER TABLE t REPLICA IDENTITY FULL;
+                INSERT INTO t SELECT i FROM generate_series(1, 2000) i",
+            breaks: |lab, run| {
+                lab.sql("ALTER TABLE t REPLICA IDENTITY DEFAULT");
+                // The stream may have seen it before it was taken out, for another reason.
+                run.until_status("t to be taken out", |status| {
+                    let mut tables = status["tables"].as_array()?.iter();
+                    tables.find(|table| table["reason"] == "SourceReplicaIdentityMissing").map(drop)
+                });
+            },
+            ..INSERTS
+        },
+        // Without a key, rows have another layout at the target.
+        Case {
+            breaks: |lab, _| lab.sql("ALTER TABLE t DROP CONSTRAINT t_pkey"),
+            reasons: &["SourceReplicaIdentityMissing", "DestinationTableConflict"],
+            choice: "run at the destination",
+            ..INSERTS
+        },
+    ] {
+        heals(&case);
+    }
 }
 
 /// The lost slot stalls the Mirror: every table is copied again.

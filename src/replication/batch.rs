@@ -21,6 +21,7 @@ use super::{
     policy,
     reread::Rereader,
     table::Table,
+    targets,
 };
 use crate::model::{Cell, Lsn, Position, TableSchema, Tuple, Version};
 
@@ -321,11 +322,13 @@ impl<D: Destination> Inserter<D> {
         }
         let fence = stream_fence(&self.fence, &building.schema);
         let started = Instant::now();
-        retry_for_table(&self.abort, &self.notice, table, || async {
+        let inserted = retry_for_table(&self.abort, &self.notice, table, || async {
             let _turn = self.turns.acquire().await.map_err(|closed| Error::Task(closed.to_string()))?;
             Ok(self.destination.insert(&building.schema, &building.batch, &fence).await?)
-        })
-        .await?;
+        });
+        if let Err(refusal) = inserted.await {
+            return Err(targets::explain(&self.destination, &building.schema, refusal).await);
+        }
         table.record_insert_time(started.elapsed());
         Ok(())
     }

@@ -188,6 +188,21 @@ async fn take_out(
     Ok((goes_on, Some(Remedy::run_at_source(sql))))
 }
 
+/// Why a table had to leave the publication that no longer has it: this process, or one before it, may have ended before that was on
+/// record. `None` where nothing about it refuses UPDATE and DELETE.
+pub(super) async fn why_left(
+    session: &Session,
+    name: &str,
+    schema: &TableSchema,
+) -> Result<Option<Error>, Error> {
+    let relations = catalog::relations(session, &[schema.oid]).await?;
+    let version = session.server_version_num();
+    let members = relations.get(&schema.oid).into_iter().flatten();
+    let refusal = members.into_iter().find_map(|member| member.refuses_changes(&[], version));
+    let left = format!("failed at the source while publication {name} had it");
+    Ok(refusal.map(|why| harmful(&schema.id, &why, &left).remedied([correct_identity()])))
+}
+
 fn harmful(table: &TableId, why: &str, what: &str) -> Error {
     let message =
         format!("{why}: a published table needs one that names every row, so UPDATE and DELETE on it {what}");

@@ -14,7 +14,7 @@ use std::{
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Destination, Error, StateRow,
+    Destination, Error, Policy, StateRow, policy,
     state::{StateStore, TablePhase, TableRecord},
 };
 use crate::{
@@ -227,6 +227,19 @@ pub(super) fn identify(record: &mut TableRecord, found: Option<String>) -> Resul
             Ok(true)
         }
         _ => Ok(false),
+    }
+}
+
+/// A refusal of rows as what is wrong with the target itself, where that is what it comes from: then there is more to do than to copy
+/// again.
+pub(super) async fn explain<D: Destination>(destination: &D, schema: &TableSchema, refusal: Error) -> Error {
+    let of_table = |error: &Error| policy(error).0 == Policy::FailTable;
+    if !matches!(refusal, Error::Destination(_)) || !of_table(&refusal) {
+        return refusal;
+    }
+    match destination.require_columns(schema).await.map_err(Error::from) {
+        Err(fault) if of_table(&fault) => fault,
+        _ => refusal,
     }
 }
 

@@ -215,7 +215,11 @@ impl<D: Destination> Watch<D> {
             self.fail_inherited(session, end).await?;
         }
         for (table, membership) in tables.iter().zip(&seen.tables).filter(|(table, _)| !table.failed()) {
-            if let Some(error) = cut_off(&table.id, membership, &publication) {
+            if let Some(mut error) = cut_off(&table.id, membership, &publication) {
+                if what == Publish::Everything && policy(&error).1 == Reason::SourceNotPublished {
+                    let left = guard::why_left(session, &publication, &table.schema()).await?;
+                    error = left.unwrap_or(error);
+                }
                 retry(end, &self.notice, || table.fail(&error)).await?;
             }
         }

@@ -30,6 +30,7 @@ use super::{
     policy,
     state::{Floor, MirrorState, StateStore},
     table::Table,
+    targets,
 };
 use crate::{
     model::{Lsn, PostgresEndpoint, Progress, TableId, TableState, Version},
@@ -355,11 +356,14 @@ impl<D: Destination> Snapshot<D> {
         piece: Piece<'_>,
     ) -> Result<Copied, Error> {
         let copy = || copier.copy(&self.around, table, piece);
-        let copied = retry_for_table(&self.around.stop, &self.around.notice, table, copy).await?;
-        if !matches!(copied, Copied::Renamed) {
-            return Ok(copied);
+        let mut copied = retry_for_table(&self.around.stop, &self.around.notice, table, copy).await;
+        if matches!(copied, Ok(Copied::Renamed)) {
+            copied = retry_for_table(&self.around.stop, &self.around.notice, table, copy).await;
         }
-        retry_for_table(&self.around.stop, &self.around.notice, table, copy).await
+        match copied {
+            Err(refusal) => Err(targets::explain(&self.around.destination, &table.schema(), refusal).await),
+            copied => copied,
+        }
     }
 
     /// Every row of the table is copied. What was there before and was not copied over is no more at the source.
