@@ -56,7 +56,9 @@ pub(super) struct Answers {
 }
 
 struct Repeated {
-    table: Option<Arc<TableProgress>>,
+    /// As the table shows it, which is named there.
+    at_table: Option<(Arc<TableProgress>, MirrorFailure)>,
+    /// As the Mirror shows it, whose status names no table but in the message.
     failure: MirrorFailure,
 }
 
@@ -81,7 +83,7 @@ impl Notice {
     /// Reports what is being repeated: what concerns the whole Mirror before what concerns a table, and the oldest first.
     pub(super) fn report(&self) {
         let repeated = self.repeated();
-        let of_the_mirror = repeated.values().find(|repeated| repeated.table.is_none());
+        let of_the_mirror = repeated.values().find(|repeated| repeated.at_table.is_none());
         let shown = of_the_mirror.or_else(|| repeated.values().next());
         (self.report)(shown.map(|repeated| &repeated.failure));
     }
@@ -135,15 +137,15 @@ impl Repeating<'_> {
         let mut repeated = self.notice.repeated();
         let next = repeated.last_key_value().map_or(0, |(last, _)| last + 1);
         let place = *self.place.get_or_insert(next);
-        let table = match self.scope {
+        let at_table = match self.scope {
             Scope::Table { id, progress: Some(progress), .. } => {
-                progress.set_repeated(Some(failure_of_table(id, error)));
-                Some(Arc::clone(progress))
+                let failure = failure_of_table(id, error);
+                progress.set_repeated(Some(failure.clone()));
+                Some((Arc::clone(progress), failure))
             }
             Scope::Table { progress: None, .. } | Scope::Mirror => None,
         };
-        // The Mirror's status names no table but in the message.
-        repeated.insert(place, Repeated { table, failure: failure(error) });
+        repeated.insert(place, Repeated { at_table, failure: failure(error) });
         drop(repeated);
         self.notice.report();
     }
@@ -158,10 +160,10 @@ impl Repeating<'_> {
     fn forget(&mut self) -> bool {
         let mut repeated = self.notice.repeated();
         let Some(ended) = self.place.take().and_then(|place| repeated.remove(&place)) else { return false };
-        if let Some(table) = ended.table {
-            let same =
-                |other: &&Repeated| other.table.as_ref().is_some_and(|other| Arc::ptr_eq(other, &table));
-            table.set_repeated(repeated.values().find(same).map(|other| other.failure.clone()));
+        if let Some((table, _)) = ended.at_table {
+            let mut at_tables = repeated.values().filter_map(|other| other.at_table.as_ref());
+            let other = at_tables.find(|(other, _)| Arc::ptr_eq(other, &table));
+            table.set_repeated(other.map(|(_, failure)| failure.clone()));
         }
         true
     }
@@ -241,8 +243,7 @@ where
     F: FnMut() -> Fut,
     Fut: Future<Output = Result<T, Error>>,
 {
-    let scope = Scope::Table { id: &table.id, progress: Some(&table.progress), others: Others::Stream };
-    repeat(stop, notice, scope, attempt).await
+    repeat(stop, notice, Scope::of(table, Others::Stream), attempt).await
 }
 
 /// The same while the stream waits for it, and so all other tables.
@@ -260,8 +261,7 @@ where
     F: FnMut() -> Fut,
     Fut: Future<Output = Result<T, Error>>,
 {
-    let scope = Scope::Table { id: &table.id, progress: Some(&table.progress), others: Others::WaitInStream };
-    repeat(stop, notice, scope, attempt).await
+    repeat(stop, notice, Scope::of(table, Others::WaitInStream), attempt).await
 }
 
 /// Does something to one table at the destination before anything streams. What may stay refused is the table's own fault after a few
@@ -302,7 +302,12 @@ enum Others {
     WaitToBegin,
 }
 
-impl Scope<'_> {
+impl<'a> Scope<'a> {
+    /// One table that has begun.
+    fn of<D: Destination>(table: &'a Table<D>, others: Others) -> Self {
+        Scope::Table { id: &table.id, progress: Some(&table.progress), others }
+    }
+
     /// How long a refusal is repeated until it is the table's own; `None` for what is not repeated for a table's sake. Total: a new
     /// kind has to be placed here.
     fn patience(self, error: &Error) -> Option<Patience> {
@@ -452,7 +457,11 @@ where
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{fault::Reason, replication::DestinationError};
+    use crate::{
+        fault::Reason,
+        model::{MirrorIdentity, Progress},
+        replication::DestinationError,
+    };
 
     #[test]
     fn grows_and_stays_bounded() {
@@ -670,5 +679,26 @@ mod tests {
         assert!(given_up.is_err());
         assert_eq!(while_repeated, Some(Some(Reason::DestinationError)), "the other's is still repeated");
         assert_eq!(shown.lock().unwrap().last(), Some(&None));
+    }
+
+    #[test]
+    fn of_two_repetitions_of_a_table_the_one_left_is_shown_in_its_words() {
+        let notice = Notice::new(Arc::default(), Arc::default(), |_| ());
+        let id = table("t");
+        let mirror = MirrorIdentity { namespace: "n".into(), name: "m".into(), uid: "u".into() };
+        let all = Progress::new(&mirror);
+        let progress = all.table(&id);
+        let scope = Scope::Table { id: &id, progress: Some(&progress), others: Others::Stream };
+        let repeating = || Repeating { notice: &notice, scope, place: None };
+        let (mut first, mut second) = (repeating(), repeating());
+        let refused = |why: &str| Error::table(&id, Reason::DestinationError, why);
+        first.report(&refused("first"));
+        second.report(&refused("second"));
+        let shown = || all.report().tables[0].message.clone();
+        assert_eq!(shown(), "second");
+        second.end();
+        assert_eq!(shown(), "first", "without the table's name");
+        first.end();
+        assert_eq!(shown(), "");
     }
 }
