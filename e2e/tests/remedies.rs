@@ -74,6 +74,12 @@ impl Site {
         Run::start(&self.file, &[])
     }
 
+    /// Writes the file anew, and starts.
+    fn start_changed(&self) -> Run {
+        std::fs::write(&self.file, self.mirror.to_yaml()).unwrap();
+        self.start()
+    }
+
     /// Does what the steps say, of several choices the one that begins with `choice`, and starts walferry again where they say so.
     #[track_caller]
     fn follow(&self, run: Run, steps: &[String], choice: &str) -> Run {
@@ -570,4 +576,43 @@ fn the_primary_of_a_standby_is_changed() {
     });
     let run = site.follow(run, &steps, "");
     site.ends_equal(run, writer);
+}
+
+/// The publication is its owner's: whatever has to change in it is done as the role that is named, and joins without a restart.
+#[test]
+fn the_owner_changes_the_publication() {
+    let lab = Lab::new(Pg::V18);
+    let role = format!("{}_least", lab.database);
+    lab.sql(&format!("{TABLE}; CREATE TABLE added (id int PRIMARY KEY); INSERT INTO added VALUES (1)"));
+    lab.admin(&format!(
+        "CREATE ROLE {role} LOGIN REPLICATION PASSWORD 'least-test'; GRANT SELECT ON t, added TO {role}"
+    ));
+    let mut mirror = lab.mirror(&["t"]);
+    mirror.secrets[0].1 = json!({"username": role, "password": "least-test"});
+    let mut site = Site::new(lab, mirror);
+    let writer = Writer::start(site.lab.connect(), |n| WRITES.replace("{n}", &n.to_string()));
+    site.mend();
+    let mut run = site.start();
+    run.until_streaming();
+    run.stop();
+
+    let tables = site.mirror.mirror["spec"]["tables"].as_array_mut().unwrap();
+    tables.push(json!({"schema": "public", "name": "added"}));
+    run = site.start_changed();
+    run.until_failed("added");
+    let steps = run.advice("added");
+    assert!(steps.concat().contains("ADD TABLE ONLY"), "{steps:?}");
+    run = site.follow(run, &steps, "");
+    run.until_streaming();
+    run.stop();
+
+    site.mirror.table(0)["where"] = "id % 5 <> 0".into();
+    site.mirror.mirror["metadata"]["annotations"] = json!({"walferry.dev/resync": "1 public.t"});
+    run = site.start_changed();
+    run.until_failed("t");
+    let steps = run.advice("t");
+    assert!(steps.concat().contains("COMMIT"), "{steps:?}");
+    let run = site.follow(run, &steps, "");
+    site.ends_equal(run, writer);
+    site.lab.admin(&format!("DROP OWNED BY {role}; DROP ROLE {role}"));
 }
