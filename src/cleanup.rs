@@ -127,7 +127,7 @@ pub async fn remove(leaving: Leaving<'_>) -> Result<Report, Error> {
 /// holds back WAL; without the destination the removal is incomplete anyway, and asks again.
 async fn recorded_place(database: &Database, mirror_uid: &str) -> Option<SlotPlace> {
     let recorded = async {
-        if database.target_table(STATE_TABLE).await.map_err(DestinationError::from)?.is_none() {
+        if !database.has_table(STATE_TABLE).await.map_err(DestinationError::from)? {
             return Ok(None);
         }
         let state = StateStore::new(database.clone(), mirror_uid).load().await?;

@@ -2,6 +2,8 @@
 
 use std::collections::{BTreeSet, HashMap};
 
+use futures::{StreamExt, stream};
+
 use super::{
     destination::{self, ENGINE, MissingRights, PRIVILEGES, STATE_PRIVILEGES, TargetFacts, WIDENING},
     publication::{self, Wanted},
@@ -24,8 +26,11 @@ use crate::{
         slot,
         wire::{Connection, Purpose},
     },
-    replication::{self, Claim, DestinationError, MirrorState, PositionRecord, StateStore, TableRecord},
+    replication::{self, Claim, DestinationError, MirrorState, StateStore, TableRecord},
 };
+
+/// Target tables that are asked about at the same time.
+const ASKED_AT_ONCE: usize = 8;
 
 /// Checks everything that a Mirror needs. A server that isn't reached is a failure, and what depends on it is skipped.
 pub async fn preflight(config: &ReplicatorConfig) -> CheckReport {
@@ -34,15 +39,21 @@ pub async fn preflight(config: &ReplicatorConfig) -> CheckReport {
 
 /// The same for some of the tables alone, or for all when none is named.
 pub(super) async fn preflight_of(config: &ReplicatorConfig, only: &[TableId]) -> CheckReport {
-    let (server, reached) = reach_destination(&config.destination, config.out_of_range).await;
-    let (state, unusable) = match &reached {
-        Some(Reached { database, .. }) => match recorded_state(config, database).await {
-            Ok(state) => (state, None),
-            Err(error) => (MirrorState::default(), Some(destination::state_unusable(&error))),
-        },
-        None => (MirrorState::default(), None),
+    let destination = async {
+        let (server, reached) = reach_destination(&config.destination, config.out_of_range).await;
+        let (state, unusable) = match &reached {
+            Some(Reached { database, .. }) => match recorded_state(config, database).await {
+                Ok(state) => (state, None),
+                Err(error) => (MirrorState::default(), Some(destination::state_unusable(&error))),
+            },
+            None => (MirrorState::default(), None),
+        };
+        (server, reached, state, unusable)
     };
-    let (mut checks, tables, joined) = source_checks(config, only, &state, reached.as_ref()).await;
+    let application_name = config.mirror.application_name();
+    let source = Session::connect(&config.source, &application_name);
+    let ((server, reached, state, unusable), session) = tokio::join!(destination, source);
+    let (mut checks, tables, joined) = source_checks(config, only, session, (&state, reached.as_ref())).await;
     checks.extend(server);
     checks.extend(unusable);
     let schemas: Vec<_> = tables.iter().map(|facts| &facts.schema).collect();
@@ -130,11 +141,11 @@ type SourceChecks = (Vec<Check>, Vec<TableFacts>, BTreeSet<TableId>);
 async fn source_checks(
     config: &ReplicatorConfig,
     only: &[TableId],
-    state: &MirrorState,
-    destination: Option<&Reached>,
+    session: Result<Session, postgres::Error>,
+    (state, destination): (&MirrorState, Option<&Reached>),
 ) -> SourceChecks {
     let failed = |check| (vec![check], Vec::new(), BTreeSet::new());
-    let session = match Session::connect(&config.source, &config.mirror.application_name()).await {
+    let session = match session {
         Ok(session) => session,
         Err(error) => return failed(source::connection_failed(&config.source, &error)),
     };
@@ -160,8 +171,11 @@ async fn source_facts(
     checks.extend(replication::unknown_names(config, state).map(table::unknown_to_resync));
     let apart = replication::set_apart(config, &mut joined);
     let joined = &joined;
+    // Only a Mirror that has a state is asked for its position as it is by now.
     let recorded = async || match destination {
-        Some(Reached { database, .. }) => recorded_position(config, database).await,
+        Some(Reached { database, .. }) => {
+            StateStore::new(database.clone(), &config.mirror.uid).recorded_position().await
+        }
         None => Ok(joined.position.clone()),
     };
     source::take_up(&mut checks, replication::diagnosis::faults(config, session, joined, recorded).await?);
@@ -350,10 +364,9 @@ async fn server_facts(
 ) -> Result<destination::ServerFacts, ClickHouseError> {
     let databases =
         format!("SELECT count() FROM system.databases WHERE name = {}", quote::literal(&endpoint.database));
-    let read_only = "SELECT value FROM system.settings WHERE name = 'readonly'";
-    let database_exists = client.query_text(&databases, &[]).await?.trim() != "0";
-    let read_only = client.query_text(read_only, &[]).await?.trim() != "0";
-    let missing_rights = missing_rights(client, endpoint).await?;
+    let (databases, missing_rights) =
+        tokio::try_join!(client.query_text(&databases, &[]), missing_rights(client, endpoint))?;
+    let (database_exists, read_only) = (databases.trim() != "0", client.is_read_only().await?);
     Ok(destination::ServerFacts { version, database_exists, read_only, missing_rights })
 }
 
@@ -362,14 +375,16 @@ async fn missing_rights(
     client: &Client,
     endpoint: &ClickHouseEndpoint,
 ) -> Result<Option<MissingRights>, ClickHouseError> {
-    let mut missing = MissingRights::default();
     let database = format!("{}.*", quote::ident(&endpoint.database));
-    match lacking(client, &PRIVILEGES, &database).await? {
-        None => return Ok(None),
-        Some(lacking) => missing.privileges = lacking,
-    }
-    missing.engine = may(client, &format!("TABLE ENGINE ON {ENGINE}")).await? == Some(false);
-    missing.widening = may(client, &format!("{WIDENING} ON {database}")).await? == Some(false);
+    let (engine, widening) = (format!("TABLE ENGINE ON {ENGINE}"), format!("{WIDENING} ON {database}"));
+    let (lacking, engine, widening) = tokio::try_join!(
+        lacking(client, &PRIVILEGES, &database),
+        may(client, &engine),
+        may(client, &widening)
+    )?;
+    let Some(privileges) = lacking else { return Ok(None) };
+    let (engine, widening) = (engine == Some(false), widening == Some(false));
+    let mut missing = MissingRights { privileges, engine, widening, ..MissingRights::default() };
     if !missing.privileges.is_empty() {
         let state = quote::table(&endpoint.database, STATE_TABLE);
         missing.state = may(client, &format!("{STATE_PRIVILEGES} ON {state}")).await? == Some(true);
@@ -413,27 +428,49 @@ async fn may(client: &Client, right: &str) -> Result<Option<bool>, ClickHouseErr
 
 async fn targets(
     config: &ReplicatorConfig,
-    Reached { database, version, of_tables }: &Reached,
+    reached: &Reached,
     schemas: &[&TableSchema],
     (state, joined): (&MirrorState, &BTreeSet<TableId>),
 ) -> Vec<Check> {
-    let mut checks = Vec::new();
+    let database = &reached.database;
     let names: Vec<&str> = schemas.iter().map(|schema| schema.target.as_str()).collect();
-    let mut found = match database.target_tables(&names).await {
+    let (found, claims) = tokio::join!(database.target_tables(&names), recorded_claims(database));
+    let mut found = match found {
         Ok(found) => found,
         Err(error) => return vec![destination::failed("target tables", error)],
     };
-    let claims = match recorded_claims(database).await {
-        Ok(claims) => claims,
-        Err(error) => {
-            checks.push(destination::state_unusable(&error));
-            Vec::new()
-        }
+    let (claims, unusable) = match claims {
+        Ok(claims) => (claims, None),
+        Err(error) => (Vec::new(), Some(destination::state_unusable(&error))),
     };
-    for schema in schemas {
-        let tracked = joined.contains(&schema.id);
+    let context = TargetContext { config, reached, claims: &claims, state, joined };
+    let of_tables: Vec<_> = schemas
+        .iter()
+        .map(|schema| {
+            let found = found.remove(&schema.target);
+            context.checks(schema, found)
+        })
+        .collect();
+    let of_tables: Vec<_> = stream::iter(of_tables).buffered(ASKED_AT_ONCE).collect().await;
+    unusable.into_iter().chain(of_tables.into_iter().flatten()).collect()
+}
+
+/// What the checks of all target tables have in common.
+struct TargetContext<'a> {
+    config: &'a ReplicatorConfig,
+    reached: &'a Reached,
+    claims: &'a [Claim],
+    state: &'a MirrorState,
+    joined: &'a BTreeSet<TableId>,
+}
+
+impl TargetContext<'_> {
+    /// The checks of one target table.
+    async fn checks(&self, schema: &TableSchema, found: Option<TargetTable>) -> Vec<Check> {
+        let TargetContext { config, reached: Reached { database, version, of_tables }, .. } = self;
+        let tracked = self.joined.contains(&schema.id);
         let (types, check) = destination::column_types(schema, version.features());
-        checks.push(check.alone_if(tracked));
+        let mut checks = vec![check.alone_if(tracked)];
         let spec = config.tables.iter().find(|spec| spec.id == schema.id);
         checks.extend(spec.and_then(|spec| destination::former_names(&config.destination, spec, schema)));
         let target = quote::table(database.name(), &schema.target);
@@ -444,28 +481,27 @@ async fn targets(
             Ok(Some(missing)) => {
                 let denied = destination::target_rights(&config.destination, schema, &missing);
                 checks.extend(denied.map(|check| check.alone_if(tracked)));
-                continue;
+                return checks;
             }
             Err(error) => {
                 checks.push(destination::failed("grants", error));
-                continue;
+                return checks;
             }
         }
-        let Some(types) = types else { continue };
-        if let Some(claim) = replication::foreign_claim(&claims, &config.mirror.uid, &schema.target) {
+        let Some(types) = types else { return checks };
+        if let Some(claim) = replication::foreign_claim(self.claims, &config.mirror.uid, &schema.target) {
             checks.push(destination::taken(&config.destination, schema, claim).alone_if(tracked));
-            continue;
+            return checks;
         }
         // It would be sorted by the key that it lacks, which is said of its replica identity.
         if schema.kind.is_keyed() && schema.order_by.is_empty() {
-            continue;
+            return checks;
         }
-        let facts = target_facts(config, database, schema, state, found.remove(&schema.target)).await;
-        let facts = match facts {
+        let facts = match target_facts(config, database, schema, self.state, found).await {
             Ok(facts) => facts,
             Err(error) => {
                 checks.push(destination::failed("target table", error));
-                continue;
+                return checks;
             }
         };
         let mut target = destination::target(&config.destination, schema, &types, &facts);
@@ -485,8 +521,8 @@ async fn targets(
         }
         checks.push(target.alone_if(tracked));
         checks.extend(destination::hidden_columns(schema));
+        checks
     }
-    checks
 }
 
 /// The Mirror's durable state. Without a state table, it has none.
@@ -503,20 +539,8 @@ pub async fn recorded_state(
     }
 }
 
-/// The position alone, as it is on record by now.
-async fn recorded_position(
-    config: &ReplicatorConfig,
-    database: &Database,
-) -> Result<Option<PositionRecord>, replication::Error> {
-    match has_state_table(database).await? {
-        true => StateStore::new(database.clone(), &config.mirror.uid).recorded_position().await,
-        false => Ok(None),
-    }
-}
-
 async fn has_state_table(database: &Database) -> Result<bool, replication::Error> {
-    let found = database.target_table(STATE_TABLE).await.map_err(DestinationError::from)?;
-    Ok(found.is_some())
+    Ok(database.has_table(STATE_TABLE).await.map_err(DestinationError::from)?)
 }
 
 /// All claims of target tables beside this Mirror's. Without a state table, there are none.

@@ -87,8 +87,19 @@ pub struct Client {
     streaming: clickhouse::Client,
     url: String,
     refusal: LastRefusal,
-    /// The names of the settings that the server has, once they were asked for.
-    settings: Arc<OnceCell<HashSet<String>>>,
+    /// What every statement depends on, once it was asked for.
+    server: Arc<OnceCell<Server>>,
+}
+
+/// A server as one query tells it.
+#[derive(Debug)]
+struct Server {
+    /// The release; `None` where the answer isn't one.
+    version: Option<ServerVersion>,
+    /// Whether the user may not write.
+    read_only: bool,
+    /// The names of the settings that the release has.
+    settings: HashSet<String>,
 }
 
 impl Client {
@@ -115,7 +126,7 @@ impl Client {
             streaming,
             url: url.origin().ascii_serialization(),
             refusal,
-            settings: Arc::default(),
+            server: Arc::default(),
         })
     }
 
@@ -156,13 +167,18 @@ impl Client {
         String::from_utf8(body.to_vec()).map_err(|_| Error::Protocol("a text answer is not UTF-8".to_owned()))
     }
 
+    /// The server, asked for once and before any other statement.
+    async fn server(&self) -> Result<&Server, Error> {
+        let ask = || async {
+            let query = with_settings(self.http.query_raw(settings::SERVER), &settings::first());
+            Ok(parse_server(self.text(query).await?.trim_end()))
+        };
+        self.server.get_or_try_init(ask).await
+    }
+
     /// The settings that are pinned for a statement.
     async fn pinned(&self, kind: Kind) -> Result<Vec<(&'static str, &'static str)>, Error> {
-        let ask = || async {
-            let query = with_settings(self.http.query_raw(settings::KNOWN), &settings::first());
-            Ok::<_, Error>(self.text(query).await?.lines().map(str::to_owned).collect())
-        };
-        Ok(settings::pinned(kind, self.settings.get_or_try_init(ask).await?))
+        Ok(settings::pinned(kind, &self.server().await?.settings))
     }
 
     /// Starts a query and gives its body as it comes, in the format that `sql` names.
@@ -198,9 +214,16 @@ impl Client {
     /// # Errors
     /// As [`Client::execute`]; [`Error::Protocol`] where the answer isn't a version.
     pub async fn server_version(&self) -> Result<ServerVersion, Error> {
-        let answer = self.query_text("SELECT version(), timezone() FORMAT TabSeparated", &[]).await?;
-        parse_version(answer.trim_end())
-            .ok_or_else(|| Error::Protocol("version() is not a version, is this ClickHouse?".to_owned()))
+        let version = self.server().await?.version.clone();
+        version.ok_or_else(|| Error::Protocol("version() is not a version, is this ClickHouse?".to_owned()))
+    }
+
+    /// Whether the user's profile forbids to write.
+    ///
+    /// # Errors
+    /// As [`Client::execute`].
+    pub async fn is_read_only(&self) -> Result<bool, Error> {
+        Ok(self.server().await?.read_only)
     }
 
     /// Scheme, host and port, for messages.
@@ -358,8 +381,16 @@ fn parse_url(endpoint: &ClickHouseEndpoint) -> Result<Url, Error> {
     Ok(url)
 }
 
-fn parse_version(answer: &str) -> Option<ServerVersion> {
-    let (text, timezone) = answer.split_once('\t')?;
+/// Reads the answer to [`settings::SERVER`].
+fn parse_server(answer: &str) -> Server {
+    let mut fields = answer.splitn(4, '\t');
+    let mut field = || fields.next().unwrap_or_default();
+    let version = parse_version(field(), field());
+    let read_only = field() != "0";
+    Server { version, read_only, settings: field().split(' ').map(str::to_owned).collect() }
+}
+
+fn parse_version(text: &str, timezone: &str) -> Option<ServerVersion> {
     let mut numbers = text.split('.').map(u32::from_str);
     Some(ServerVersion {
         major: numbers.next()?.ok()?,
@@ -386,15 +417,25 @@ mod tests {
 
     #[test]
     fn reads_versions() {
-        let version = parse_version("26.7.2.1\tEtc/UTC").unwrap();
+        let version = parse_version("26.7.2.1", "Etc/UTC").unwrap();
         assert_eq!((version.major, version.minor), (26, 7));
         assert_eq!(version.timezone, "Etc/UTC");
         assert!(version.is_supported());
-        assert!(parse_version("23.3.1.2823\tUTC").unwrap().is_supported());
-        assert!(!parse_version("23.2.7.32\tUTC").unwrap().is_supported());
-        assert!(!parse_version("22.8.1\tUTC").unwrap().is_supported());
-        for text in ["", "26.7", "x.y\tUTC", "26\tUTC"] {
-            assert_eq!(parse_version(text), None, "{text}");
+        let supported = |text| parse_version(text, "UTC").unwrap().is_supported();
+        assert!(supported("23.3.1.2823") && !supported("23.2.7.32") && !supported("22.8.1"));
+        for text in ["", "x.y", "26"] {
+            assert_eq!(parse_version(text, "UTC"), None, "{text}");
+        }
+    }
+
+    #[test]
+    fn reads_what_one_query_tells_of_a_server() {
+        let server = parse_server("26.7.2.1\tEtc/UTC\t0\tdialect readonly");
+        assert_eq!(server.version, parse_version("26.7.2.1", "Etc/UTC"));
+        assert!(!server.read_only && server.settings.contains("dialect") && server.settings.len() == 2);
+        assert!(parse_server("26.7.2.1\tUTC\t2\treadonly").read_only);
+        for answer in ["", "Ok.", "<html>\tof a\tproxy"] {
+            assert_eq!(parse_server(answer).version, None, "{answer}");
         }
     }
 

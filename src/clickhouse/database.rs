@@ -117,6 +117,15 @@ impl Database {
         target::read(&self.shared.client, &self.shared.database, tables).await
     }
 
+    /// Whether a table is there, as far as the user may see it.
+    ///
+    /// # Errors
+    /// As [`Client::execute`].
+    pub async fn has_table(&self, table: &str) -> Result<bool, Error> {
+        let sql = ddl::is_listed(&self.shared.database, table);
+        Ok(!self.shared.client.query_text(&sql, &[]).await?.is_empty())
+    }
+
     /// Name and type of each column of a table at the destination, `None` when it isn't there.
     ///
     /// # Errors

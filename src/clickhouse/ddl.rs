@@ -222,6 +222,12 @@ pub fn exists(database: &str, table: &str) -> String {
     format!("EXISTS TABLE {}", qualified(database, table))
 }
 
+/// Whether the user sees a table of this name: one line, or none.
+pub fn is_listed(database: &str, table: &str) -> String {
+    let (database, table) = (literal(database), literal(table));
+    format!("SELECT 1 FROM system.tables WHERE database = {database} AND name = {table} FORMAT TabSeparated")
+}
+
 /// Name, engine, engine with clauses and sorting key of these tables, a JSON object a line.
 pub fn describe_tables(database: &str, tables: &[&str]) -> String {
     format!(
@@ -466,6 +472,10 @@ mod tests {
     #[test]
     fn describes_a_table() {
         assert_eq!(exists("app", "it`s"), "EXISTS TABLE `app`.`it\\`s`");
+        assert_eq!(
+            is_listed("app", "it's"),
+            "SELECT 1 FROM system.tables WHERE database = 'app' AND name = 'it\\'s' FORMAT TabSeparated"
+        );
         assert_eq!(
             identify_tables("app", &["it's", "t"]),
             "SELECT name, toString(uuid) AS id FROM system.tables WHERE database = 'app' AND name IN ('it\\'s', 't') \

@@ -16,8 +16,9 @@ pub(super) enum Kind {
     Insert,
 }
 
-/// The query for the names of the settings that the server has.
-pub(super) const KNOWN: &str = "SELECT name FROM system.settings FORMAT TabSeparated";
+/// The query for the server's release and time zone, whether the user is read-only, and the names of the settings that the release has.
+pub(super) const SERVER: &str = "SELECT version(), timezone(), toString(getSetting('readonly')), \
+                                 arrayStringConcat(groupArray(name), ' ') FROM system.settings FORMAT TabSeparated";
 
 /// For what is read: that nothing is cut short. Every supported release has them.
 const COMPLETE: [(&str, &str); 25] = [
@@ -158,7 +159,7 @@ const INSERT: [(&str, &str); 12] = [
     ("min_execution_speed_bytes", "0"),
 ];
 
-/// What is pinned for [`KNOWN`].
+/// What is pinned for [`SERVER`].
 pub(super) fn first() -> Vec<(&'static str, &'static str)> {
     [&LENGTH[..], &COMPLETE].concat()
 }

@@ -102,7 +102,7 @@ impl<D: Destination> Provisioner<'_, D> {
             drift::Surroundings { config, session, destination, stop: self.stop, notice: self.notice },
         );
         destination.prepare().await?;
-        let mut state = store.take().await?;
+        let (mut state, claims) = tokio::try_join!(store.take(), targets::claims(destination))?;
         let unfinished =
             |record: &TableRecord| record.phase == TablePhase::Snapshotting || !record.chunks.is_empty();
         if !copying && state.tables.values().any(unfinished) {
@@ -126,7 +126,7 @@ impl<D: Destination> Provisioner<'_, D> {
         }
         note_unconfirmed(&around, origin, store, &mut state).await?;
         check_position(config, session, origin, &state).await?;
-        let Claimed { taken, unwanted } = targets::claim_all(config, destination, store).await?;
+        let Claimed { taken, unwanted } = targets::claim_all(config, destination, store, claims).await?;
         let free = |record: &TableRecord| !taken.contains_key(&record.schema.target);
         // What waited for another Mirror to release its target joins as if it were new.
         state.tables.retain(|_, record| !(targets::waits_for_target(record) && free(record)));
@@ -772,19 +772,22 @@ async fn join<D: Destination>(
         if let Some(claim) = taken_by {
             return Err(targets::taken(destination, &record.spec, claim));
         }
-        destination.ensure_table(&record.schema).await?;
-        let identity = destination.identities(&[&record.schema]).await?.pop().flatten();
-        let version = match over_rows_from {
-            Some(start) if phase == TablePhase::Snapshotting => {
-                let fence = stream_fence(&config.mirror.fence(), &record.schema);
-                resync::copy_version(destination, &record.schema, start, &fence).await?
+        let schema = &record.schema;
+        destination.ensure_table(schema).await?;
+        let copy_version = async {
+            match over_rows_from {
+                Some(start) if phase == TablePhase::Snapshotting => {
+                    let fence = stream_fence(&config.mirror.fence(), schema);
+                    resync::copy_version(destination, schema, start, &fence).await
+                }
+                None if phase == TablePhase::Snapshotting && destination.has_rows(schema).await? => {
+                    Err(targets::has_rows(schema))
+                }
+                _ => Ok(Lsn::ZERO),
             }
-            None if phase == TablePhase::Snapshotting && destination.has_rows(&record.schema).await? => {
-                return Err(targets::has_rows(&record.schema));
-            }
-            _ => Lsn::ZERO,
         };
-        Ok((version, identity))
+        let identity = async { Ok(destination.identities(&[schema]).await?.pop().flatten()) };
+        tokio::try_join!(copy_version, identity)
     });
     match made.await {
         Ok((version, identity)) => (record.copy_version, record.target_id) = (version, identity),

@@ -128,7 +128,8 @@ pub(super) struct Claimed {
     pub(super) unwanted: Vec<String>,
 }
 
-/// Claims the Mirror's targets.
+/// Claims the Mirror's targets, where `found` are the claims that there were. They may be of a while ago: what counts is who else is
+/// seen after this Mirror's own claims.
 ///
 /// # Errors
 /// What the destination answers, and [`Error::Replaced`].
@@ -136,12 +137,12 @@ pub(super) async fn claim_all<D: Destination>(
     config: &ReplicatorConfig,
     destination: &D,
     store: &StateStore<D>,
+    mut found: Vec<Claim>,
 ) -> Result<Claimed, Error> {
     let (uid, name) = (&config.mirror.uid, format!("{}/{}", config.mirror.namespace, config.mirror.name));
     let wanted: BTreeSet<&str> = config.tables.iter().map(target_of).collect();
     let mut polls = 0;
     loop {
-        let found = claims(destination).await?;
         let (mut changes, mut taken, mut waits) = (Vec::new(), Taken::new(), false);
         for target in &wanted {
             let record = |held| Some(ClaimRecord { mirror: name.clone(), held });
@@ -174,6 +175,7 @@ pub(super) async fn claim_all<D: Destination>(
         if polls > 0 {
             tokio::time::sleep(POLL).await;
         }
+        found = claims(destination).await?;
         polls += 1;
     }
 }

@@ -63,7 +63,7 @@ const SUSPENDED_LOOK: Duration = Duration::from_secs(30);
 const ADMISSION_PAUSE: Duration = Duration::from_secs(10);
 
 /// How often the end of a run that waits for the source's present position is looked at.
-const CAUGHT_UP_POLL: Duration = Duration::from_millis(50);
+const CAUGHT_UP_POLL: Duration = Duration::from_millis(10);
 
 /// Runs a Mirror until `stop`; with `until_caught_up`, until everything that was at the source when the copy ended is
 /// durable at the destination. What passes is retried; what needs a human shows in `progress` and is looked at again.
@@ -382,10 +382,15 @@ impl<D: Destination> Worker<D> {
     /// Provisions and begins to stream; `None` when the copy was all that was asked for and is done.
     async fn start(&self) -> Result<Option<Started<D>>, Error> {
         let application_name = self.config.mirror.application_name();
-        let mut wire =
-            Connection::connect(&self.config.source, &application_name, Purpose::Replication).await?;
-        let identity = wire.identify_system().await?;
-        let session = Session::connect(&self.config.source, &application_name).await?;
+        let source = &self.config.source;
+        let ((mut wire, identity), session) = tokio::try_join!(
+            async {
+                let mut wire = Connection::connect(source, &application_name, Purpose::Replication).await?;
+                let identity = wire.identify_system().await?;
+                Ok((wire, identity))
+            },
+            Session::connect(source, &application_name)
+        )?;
         if catalog::server_started(&session).await? != identity.started {
             return Err(Error::TwoServers);
         }
@@ -396,7 +401,7 @@ impl<D: Destination> Worker<D> {
             // What is under way may come from the former primary.
             self.let_go().await;
         }
-        let origin = Origin::of(&mut wire, identity, &self.config.source).await?;
+        let origin = Origin::of(&mut wire, identity, source).await?;
         let timeline = origin.timeline();
         self.progress.set_source_standby(catalog::is_standby(&session).await?);
         let slot_name = self.config.mirror.slot_name();
