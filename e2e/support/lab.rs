@@ -183,6 +183,20 @@ impl Lab {
         self.clickhouse_server.start_again();
     }
 
+    /// Gives a user of this lab's own ClickHouse what `GRANT … TO` statements say, one a line. The tests' users are those of a file,
+    /// so there they are written, and the server has to start again for it.
+    pub fn grant_at_target(&self, user: &str, statements: &str) {
+        let to = format!(" TO `{user}`;");
+        let queries =
+            statements.lines().map(|line| line.strip_suffix(&to).unwrap_or_else(|| panic!("{line}")));
+        let queries: String = queries.map(|grant| format!("<query>{grant}</query>")).collect();
+        let file = self.clickhouse_server.folder.join("users.xml");
+        let users = std::fs::read_to_string(&file).unwrap();
+        let (before, after) = users.split_once(&format!("<{user}>")).unwrap();
+        let after = after.replacen("</grants>", &format!("{queries}</grants>"), 1);
+        self.restart_clickhouse(|| std::fs::write(&file, format!("{before}<{user}>{after}")).unwrap());
+    }
+
     /// Takes privileges of the lab's database from the program's user, besides what it never had, at this lab's own ClickHouse, which has
     /// to start again for it. Each statement may name the database as `DB`.
     pub fn revoke_at_target(&self, statements: &[&str]) {

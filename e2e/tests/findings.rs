@@ -323,7 +323,7 @@ fn targets_in_the_way() {
     ]);
 }
 
-/// Grants to a user who may only read. The test's users are those of a file, so there the grants are written.
+/// Grants to a user who may only read.
 #[test]
 fn privileges_at_the_destination() {
     let lab = Lab::on(Server::shared_postgres(Pg::V18), Arc::new(Server::clickhouse(&[])));
@@ -333,15 +333,7 @@ fn privileges_at_the_destination() {
     let report = lab.command("check", &mirror, &[]).exits(1).text();
     let statements: String = printed(&report, "To fix:").into_iter().map(|printed| printed.sql).collect();
     assert!(!statements.is_empty(), "{report}");
-    let grants: String = statements
-        .lines()
-        .map(|line| format!("<query>{}</query>", line.strip_suffix(" TO `reader`;").unwrap()))
-        .collect();
-    let file = lab.clickhouse_server.folder.join("users.xml");
-    let users = std::fs::read_to_string(&file).unwrap();
-    let (before, after) = users.split_once("<reader>").unwrap();
-    let users = format!("{before}<reader>{}", after.replacen("</grants>", &format!("{grants}</grants>"), 1));
-    lab.restart_clickhouse(|| std::fs::write(&file, users).unwrap());
+    lab.grant_at_target("reader", &statements);
     lab.command("check", &mirror, &[]).exits(0);
     let writer = Writer::start(lab.connect(), |n| WRITES.replace("{n}", &n.to_string()));
     let mut run = lab.streaming(&mirror);

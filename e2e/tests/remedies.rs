@@ -90,6 +90,13 @@ impl Site {
             if let Some(sql) = step.strip_prefix("run at the source: ") {
                 let (finding, at_source) = (String::new(), true);
                 self.run_printed(&Printed { finding, at_source, sql: sql.to_owned() });
+            } else if step == "grant what walferry check names" {
+                let report = walferry(&["check", "-f", self.file.to_str().unwrap()]).text();
+                let all = printed(&report, "To fix:").into_iter().chain(printed(&report, "To consider:"));
+                let grants: String =
+                    all.filter(|printed| !printed.at_source).map(|printed| printed.sql).collect();
+                assert!(grants.contains("GRANT INSERT ON"), "{report}");
+                self.lab.grant_at_target("limited", &grants);
             } else if step == "give it the replica identity that walferry check names" {
                 let report = walferry(&["check", "-f", self.file.to_str().unwrap()]).text();
                 let all = ["To fix:", "To consider:"].iter().flat_map(|title| printed(&report, title));
@@ -179,7 +186,12 @@ const WRITES: &str = "INSERT INTO t (id) VALUES ({n} + 10000); UPDATE t SET n = 
 /// The table fails, what is said is done, and both sides are equal in the end, though the application has written all the time.
 #[track_caller]
 fn heals(case: &Case) {
-    let lab = Lab::new(Pg::V18);
+    heals_in(Lab::new(Pg::V18), case);
+}
+
+/// The same in a lab of its own.
+#[track_caller]
+fn heals_in(lab: Lab, case: &Case) {
     lab.sql(case.create);
     // Another one streams all the while, so that the Mirror goes on.
     lab.sql("CREATE TABLE stays (id int PRIMARY KEY)");
@@ -293,6 +305,13 @@ fn what_was_done_to_a_target_is_undone() {
     ] {
         heals(&case);
     }
+}
+
+#[test]
+fn a_privilege_on_a_target_is_granted() {
+    let lab = Lab::on(Server::shared_postgres(Pg::V18), Arc::new(Server::clickhouse(&[])));
+    let breaks: fn(&Lab, &mut Run) = |lab, _| lab.revoke_at_target(&["REVOKE INSERT ON DB.t"]);
+    heals_in(lab, &Case { breaks, reasons: &["DestinationAccessDenied"], ..CASE });
 }
 
 /// What names a table's rows is gone: it gets another identity, by what `check` names.

@@ -3,7 +3,7 @@
 
 use serde_json::{Value, json};
 
-use crate::support::{Lab, Mirror, Pg, Run, told};
+use crate::support::{Lab, Mirror, Pg, Run, Writer, told};
 
 /// What becomes of a table.
 enum Outcome {
@@ -563,14 +563,21 @@ fn a_renamed_column_gets_its_name_at_the_target_as_check_says() {
         "ALTER TABLE t RENAME v TO title; ALTER TABLE t RENAME w TO weight; INSERT INTO t VALUES (2, 'b', 2)",
     );
     lab.catch_up(&mirror);
+    // The application writes all the time, and the Mirror goes on until its file is edited.
+    let run = lab.streaming(&mirror);
+    let writer = Writer::start(lab.connect(), |n| {
+        format!("INSERT INTO t VALUES ({n} + 100, 'w', {n}); UPDATE t SET weight = {n} WHERE id = 1")
+    });
     let said = lab.command("check", &mirror, &[]).exits(0).text();
     let mut lines = said.lines().map(str::trim);
     let statement = lines.find(|line| line.starts_with("ALTER TABLE") && line.contains("RENAME COLUMN"));
     lab.target(statement.unwrap());
+    run.stop();
     mirror.table(0)["columns"] = json!({"rename": {"title": "title", "weight": "weight"}});
     mirror.mirror["metadata"]["annotations"] = json!({"walferry.dev/resync": "1 public.t"});
     let mut run = lab.streaming(&mirror);
     lab.sql("INSERT INTO t VALUES (3, 'c', 3); UPDATE t SET title = 'x' WHERE id = 1");
+    assert!(writer.finish() > 0);
     lab.settle(&mut run);
     run.stop();
     lab.assert_table("t", "id, title, weight", "id");

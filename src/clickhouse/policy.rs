@@ -58,13 +58,15 @@ impl Error {
 
     /// The same where it was done to a table, with what helps against it there.
     pub(super) fn while_doing_to(self, doing: &str, database: &str, table: &str) -> DestinationError {
-        let made_readonly = self.code().is_some_and(|code| class_of(code) == Class::WriteOnce);
+        let class = self.code().map(class_of);
         let mut fault = self.while_doing(doing);
-        if made_readonly {
-            fault.remedies.push(Remedy::any_of([
+        match class {
+            Some(Class::WriteOnce) => fault.remedies.push(Remedy::any_of([
                 vec![Remedy::run_at_destination(ddl::make_writable(database, table))],
                 vec![Remedy::act("put the table on a disk that can be written")],
-            ]));
+            ])),
+            Some(Class::Access) => fault.remedies.push(Remedy::act("grant what walferry check names")),
+            _ => {}
         }
         fault
     }
@@ -375,6 +377,13 @@ mod tests {
         let statement = "ALTER TABLE `app`.`t` MODIFY SETTING table_readonly = 0";
         assert_eq!(choices[0], [Remedy::run_at_destination(statement)]);
         assert_eq!(fault.message, "insert into app.t: code 774: Table is read-only");
+    }
+
+    #[test]
+    fn a_missing_privilege_is_granted_before_the_copy() {
+        let error = Error::Server { code: 497, message: "Not enough privileges".to_owned() };
+        let fault = error.while_doing_to("insert into app.t", "app", "t");
+        assert_eq!(fault.remedies, [Remedy::act("grant what walferry check names")]);
     }
 
     #[test]

@@ -368,7 +368,7 @@ impl Error {
                      snapshot.mode: Never, a resync that names it does that"
                 );
                 Error::table(table, Reason::SourcePrivilegeMissing, message)
-                    .remedied([Remedy::act("grant what walferry check says")])
+                    .remedied([Remedy::act("grant what walferry check names")])
             }
             Error::Source(source) if source.tells_encoding() => {
                 let message = format!("a row has text that can't be sent as UTF-8: {source}");
