@@ -1,4 +1,4 @@
-//! walferry keeps ClickHouse in step with PostgreSQL by logical replication.
+//! walferry replicates PostgreSQL tables to ClickHouse by logical replication.
 //!
 //! # Architecture
 //! Modules are layers with one-way imports; the test in `tests/layers.rs` guards the arrows.

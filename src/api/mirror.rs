@@ -1,4 +1,4 @@
-//! `Mirror`: which tables of one database are kept in step in another.
+//! `Mirror`: which tables of one database are replicated to another.
 
 use std::collections::BTreeMap;
 
@@ -21,7 +21,7 @@ use super::{PeerRef, ReplicatorSpec, rules::message};
     namespaced,
     status = "MirrorStatus",
     derive = "PartialEq",
-    doc = "Keeps tables of a PostgreSQL database in step in a ClickHouse database: copies the rows that are there, then streams every change. It owns one replication slot and one publication at the source.",
+    doc = "Replicates tables of a PostgreSQL database to a ClickHouse database: copies the existing rows, then streams every change. It owns one replication slot and one publication at the source.",
     printcolumn(
         name = "Ready",
         type_ = "string",
@@ -69,11 +69,11 @@ pub struct MirrorSpec {
     /// Pauses replication. The slot stays and holds back WAL at the source, whose disk may fill up.
     #[serde(default)]
     pub suspend: bool,
-    /// What becomes of the slot, the publication and walferry's own state when the Mirror goes. Delete: dropped. Retain: left.
+    /// What happens to the slot, the publication and walferry's own state when the Mirror is deleted. Delete: dropped. Retain: kept.
     /// Target tables are never dropped.
     #[serde(default)]
     pub deletion_policy: DeletionPolicy,
-    /// How the pod that does the work runs. Only for the operator: `walferry run` has no pod and takes no notice of it.
+    /// How the pod that does the work runs. Only for the operator: `walferry run` has no pod and ignores it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub replicator: Option<ReplicatorSpec>,
 }
@@ -208,7 +208,7 @@ pub enum SnapshotMode {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct BatchSpec {
-    /// Most bytes of rows held in memory at once, over all tables: a number of bytes, or one with Ki, Mi or Gi. From 1Mi to 1Gi.
+    /// Most bytes of rows in memory, over all tables: a number of bytes, or one with Ki, Mi or Gi. From 1Mi to 1Gi.
     #[serde(default = "default_batch_bytes")]
     #[schemars(schema_with = "byte_size_schema")]
     #[x_kube(validation = Rule::new(
@@ -317,7 +317,7 @@ pub struct SlotStatus {
     pub port: i32,
     /// The database.
     pub database: String,
-    /// PostgreSQL's system identifier, which tells the server from any other.
+    /// PostgreSQL's system identifier, which distinguishes the server from any other.
     pub system_identifier: String,
 }
 
@@ -347,7 +347,7 @@ pub struct TableCounts {
     pub failed: i32,
 }
 
-/// A table that stopped while the others go on.
+/// A table that stopped while the others continue.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct FailedTable {

@@ -1,4 +1,4 @@
-//! `ReplicationPeer`: one database and how to log in to it.
+//! `ReplicationPeer`: one database, its address and its credentials.
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::{CustomResource, KubeSchema};
@@ -19,7 +19,7 @@ use super::{SecretKeyRef, SecretRef, rules::message};
     namespaced,
     status = "ReplicationPeerStatus",
     derive = "PartialEq",
-    doc = "One database and how to log in to it: a PostgreSQL that changes are read from, or a ClickHouse that they are written to. Mirrors in the same namespace refer to it by name.",
+    doc = "One database, its address and its credentials: a PostgreSQL source, or a ClickHouse destination. Mirrors in the same namespace refer to it by name.",
     printcolumn(
         name = "Ready",
         type_ = "string",
@@ -47,7 +47,7 @@ pub struct ReplicationPeerSpec {
     pub clickhouse: Option<ClickHousePeer>,
 }
 
-/// A PostgreSQL database and how to log in.
+/// A PostgreSQL database and its credentials.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct PostgresPeer {
@@ -72,7 +72,7 @@ fn default_postgres_port() -> i32 {
     5432
 }
 
-/// A ClickHouse database and how to log in.
+/// A ClickHouse database and its credentials.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, KubeSchema)]
 #[x_kube(
     validation = Rule::new(
@@ -139,7 +139,7 @@ pub struct ReplicationPeerStatus {
     /// The server's version, in its own words.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub server_version: Option<String>,
-    /// PostgreSQL's system identifier, which tells a database from one restored elsewhere.
+    /// PostgreSQL's system identifier, which distinguishes a database from one restored elsewhere.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub system_identifier: Option<String>,
     /// Ready always; Reconciling and Stalled while they are true.

@@ -6,20 +6,14 @@ use super::{ABANDON, RESYNC, conditions as types};
 pub const CONDITIONS: &[(&str, &str)] = &[
     (
         types::READY,
-        "Rows flow, or nothing more is asked for. Unknown while a Mirror is on its way there. Always present.",
+        "Changes are streaming, or nothing more is requested. Unknown while a Mirror is on its way there. Always present.",
     ),
-    (
-        types::RECONCILING,
-        "Work is going on or is tried again. Present only while it is True, and never beside Stalled.",
-    ),
-    (
-        types::STALLED,
-        "Nothing will happen until somebody acts; the message says what to do. Present only while it is True.",
-    ),
+    (types::RECONCILING, "In progress or retrying. Present only while it is True, and never beside Stalled."),
+    (types::STALLED, "Manual action required; the message has the remedy. Present only while it is True."),
     (types::SOURCE_READY, "The source can be used; Unknown while it is not in use. Mirrors only."),
     (types::DESTINATION_READY, "The destination can be used; Unknown while it is not in use. Mirrors only."),
-    (types::SNAPSHOTTED, "The rows that were there at the start are copied. Mirrors only."),
-    (types::STREAMING, "Changes flow. Mirrors only."),
+    (types::SNAPSHOTTED, "The existing rows are copied. Mirrors only."),
+    (types::STREAMING, "Changes are streaming. Mirrors only."),
     (
         types::CAUGHT_UP,
         "The destination has everything that the source has committed; its message has the lag. Mirrors only.",
@@ -30,13 +24,13 @@ pub const CONDITIONS: &[(&str, &str)] = &[
 pub const ANNOTATIONS: &[(&str, &str)] = &[
     (
         RESYNC,
-        "On a Mirror: copies all tables anew when its value changes, with a new slot. What to do after the slot was lost. \
-         `kubectl annotate mirror NAME walferry.dev/resync=\"$(date +%s)\" --overwrite`. Tables that are named behind the value's first \
-         word are copied alone, and the slot stays: `walferry.dev/resync=\"$(date +%s) public.orders public.users\"`.",
+        "On a Mirror: copies all tables again when its value changes, with a new slot. The remedy for a lost slot. \
+         `kubectl annotate mirror NAME walferry.dev/resync=\"$(date +%s)\" --overwrite`. Only tables that are named after the value's first \
+         word are copied, and the slot stays: `walferry.dev/resync=\"$(date +%s) public.orders public.users\"`.",
     ),
     (
         ABANDON,
-        "On a Mirror that is being deleted and can't clean up: `true` lets it go. An event says what is left behind at the source and \
+        "On a Mirror that is being deleted and can't clean up: `true` releases it. An event names what remains at the source and \
          the destination. `kubectl annotate mirror NAME walferry.dev/abandon=true`",
     ),
 ];

@@ -26,7 +26,7 @@ pub struct ReplicatorSpec {
     #[schemars(extend("maxProperties" = 50))]
     #[x_kube(merge_strategy = MapMerge::Atomic)]
     pub node_selector: BTreeMap<String, String>,
-    /// Taints of nodes that the pod puts up with.
+    /// Taints of nodes that the pod tolerates.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 50))]
     #[x_kube(merge_strategy = ListMerge::Atomic)]

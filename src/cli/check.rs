@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use super::advice;
 use crate::check;
 
-/// Tells what is missing at the source and at the destination, with the statements that fix it.
+/// Reports what is missing at the source and at the destination, with the statements that fix it.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Exit codes: 0 nothing fails, 1 something fails, 2 the files are wrong.\n\n\
                         Example:\n  walferry check -f peers.yaml -f mirror.yaml")]

@@ -21,7 +21,7 @@ use crate::{
     telemetry::{self, LogFormat},
 };
 
-/// Keeps ClickHouse in step with PostgreSQL by logical replication.
+/// Replicates PostgreSQL tables to ClickHouse by logical replication.
 #[derive(Debug, Parser)]
 #[command(
     name = "walferry",
@@ -31,7 +31,7 @@ use crate::{
                   Example:\n  walferry check -f mirror.yaml && walferry run -f mirror.yaml"
 )]
 pub struct Cli {
-    /// How lines on standard error look, json or text [default: text on a terminal, else json]
+    /// Log format, json or text [default: text on a terminal, else json]
     #[arg(
         long,
         global = true,
@@ -41,7 +41,7 @@ pub struct Cli {
         help_heading = "Logging"
     )]
     log_format: Option<LogFormat>,
-    /// What is logged, such as debug or info,walferry=debug [default: $RUST_LOG, else info]
+    /// Log level, such as debug or info,walferry=debug [default: $RUST_LOG, else info]
     #[arg(long, global = true, value_name = "LEVEL", value_parser = telemetry::parse_filter, help_heading = "Logging")]
     log_level: Option<String>,
     #[command(subcommand)]

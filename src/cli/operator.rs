@@ -17,7 +17,7 @@ use crate::{
     operator::{self, LeaseSettings, Metrics, ReplicatorSettings, Settings},
 };
 
-/// Runs Mirrors in a Kubernetes cluster: one replicator pod for each, its status, and its clean-up
+/// Manages Mirrors in a Kubernetes cluster: one replicator pod for each, its status, and its cleanup
 #[derive(Debug, clap::Args)]
 #[command(
     after_help = "It finds its cluster by $KUBECONFIG, ~/.kube/config or the pod's service account.\n\n\
@@ -56,7 +56,7 @@ pub struct Args {
     /// Where to serve /healthz, /readyz and /metrics; port 0 is a free one, which is logged
     #[arg(long, value_name = "ADDR", env = "WALFERRY_HTTP", default_value = "[::]:9465")]
     http: SocketAddr,
-    /// Whether to hold a Lease while working, so that of several operators one works
+    /// Whether to elect a leader among several operators by a Lease
     #[arg(
         long,
         value_name = "BOOL",
@@ -74,7 +74,7 @@ pub struct Args {
     /// The Lease's namespace [default: $POD_NAMESPACE, else that of the kubeconfig]
     #[arg(long, value_name = "NAMESPACE", env = "WALFERRY_LEASE_NAMESPACE", value_parser = namespace)]
     lease_namespace: Option<String>,
-    /// What this process calls itself in the Lease and in events [default: $POD_NAME, else made up]
+    /// Name of this process in the Lease and in events [default: $POD_NAME, else generated]
     #[arg(long, value_name = "NAME", env = "POD_NAME")]
     identity: Option<String>,
 }

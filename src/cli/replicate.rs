@@ -18,7 +18,7 @@ use super::{
 /// Where Kubernetes reads a container's last words from.
 const TERMINATION_LOG: &str = "/dev/termination-log";
 
-/// Mirrors as the pod of a Mirror does, with the Secrets in a folder; started by the operator
+/// Runs the Mirror of a pod, with the Secrets in a mounted folder; started by the operator
 #[derive(Debug, clap::Args)]
 #[command(
     after_help = "Example:\n  walferry replicate --config /etc/walferry/mirror.yaml --secrets /etc/walferry/secrets"

@@ -18,7 +18,7 @@ use crate::{
     telemetry::{self, LogFormat},
 };
 
-/// Copies the tables of each Mirror, then streams every change until told to stop
+/// Copies the tables of each Mirror, then streams every change until stopped
 #[derive(Debug, clap::Args)]
 #[command(
     after_help = "Example:\n  walferry run -f peers.yaml -f mirror.yaml\n  walferry run -f all.yaml --until-caught-up && walferry verify -f all.yaml"

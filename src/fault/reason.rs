@@ -136,31 +136,31 @@ macro_rules! catalogue {
 catalogue! {
     States {
         Progressing: Nothing,
-            "On the way; Reconciling says how far.",
+            "In progress; Reconciling has the details.",
             "";
         ProgressingWithRetry: Retry,
-            "A passing fault, tried again by itself; Reconciling has its reason.",
-            "Wait, or look at Reconciling when it lasts.";
+            "A transient error, retried automatically; Reconciling has its reason.",
+            "Wait. If it lasts, look at Reconciling.";
         Provisioning: Nothing,
-            "Connecting, checking, making publication, slot and target tables.",
+            "Connecting, checking, creating publication, slot and target tables.",
             "";
         Snapshotting: Nothing,
             "Existing rows are being copied; changes stream meanwhile.",
             "";
         Streaming: Nothing,
-            "Changes flow.",
+            "Changes are streaming.",
             "";
         StreamingWithFailedTables: Nothing,
-            "Changes flow, but some tables have stopped.",
+            "Changes are streaming, but some tables failed.",
             "See `status.failedTables`.";
         AllTablesFailed: Stall,
-            "No table is left that works.",
+            "Every table failed.",
             "See `status.failedTables`.";
         Suspended: Nothing,
             "Paused by `spec.suspend`; the slot holds back WAL at the source.",
             "Set `spec.suspend` to false before the source's disk fills up.";
         Finished: Nothing,
-            "All that was asked for is done (`snapshot.mode: Only`).",
+            "The copy of `snapshot.mode: Only` is complete; nothing more is requested.",
             "";
         Connected: Nothing,
             "The database answers and has what is needed.",
@@ -178,91 +178,91 @@ catalogue! {
             "The destination is behind; the message has bytes and seconds.",
             "See docs/performance.md when it grows.";
         Stalled: Stall,
-            "It waits for somebody; the condition Stalled says why.",
+            "Manual action required; the condition Stalled has the cause.",
             "See the condition Stalled.";
         Deleting: Nothing,
-            "The resource is being deleted: a Mirror ends its pod and cleans up, a ReplicationPeer waits for the Mirrors that use it.",
+            "The resource is being deleted: a Mirror stops its pod and cleans up, a ReplicationPeer waits for the Mirrors that use it.",
             "Delete the Mirrors that the message names, for a ReplicationPeer.";
         CleanupFailed: Retry,
-            "Slot, publication or state could not be removed yet; tried again with growing pauses.",
-            "Make the databases reachable, or let go with the annotation `walferry.dev/abandon`.";
+            "Slot, publication or state could not be removed yet; retried with growing pauses.",
+            "Make the databases reachable, or release the Mirror with the annotation `walferry.dev/abandon`.";
     }
     Resources {
         SlotAtRisk: Nothing,
             "The source is in use, but may soon remove WAL that the Mirror still needs.",
-            "Raise `max_slot_wal_keep_size`; see why the Mirror doesn't keep up, or resume it.";
+            "Raise `max_slot_wal_keep_size`; find out why the Mirror doesn't keep up, or resume it.";
         SourceDiskAtRisk: Nothing,
             "The source is in use, but keeps more WAL for the Mirror than `max_wal_size`, and no `max_slot_wal_keep_size` limits that: its disk may fill up.",
-            "See why the Mirror doesn't keep up, or resume it. Set `max_slot_wal_keep_size`: past it the slot is lost, but the source goes on.";
+            "Find out why the Mirror doesn't keep up, or resume it. Set `max_slot_wal_keep_size`: past it the slot is lost, but the source continues.";
         InvalidSpec: Stall,
-            "The resource asks for something that can't be.",
+            "The spec asks for something impossible.",
             "Correct the field that the message names.";
         PeerMissing: Retry,
             "The Mirror names a ReplicationPeer that isn't in its namespace.",
             "Create it, or correct `sourceRef` or `destinationRef` in a new Mirror.";
         SecretMissing: Retry,
             "A Secret isn't in the namespace.",
-            "Create it; the rest happens by itself.";
+            "Create it; the Mirror continues automatically.";
         SecretKeyMissing: Retry,
             "A Secret has no such key, or its value can't be used.",
-            "Add or correct the key; the rest happens by itself.";
+            "Add or correct the key; the Mirror continues automatically.";
         ObjectNotOurs: Stall,
-            "A ConfigMap or Deployment of the name that the Mirror needs was not made for it; it is left as it is.",
-            "Delete the object if nobody needs it, or make the Mirror under another name.";
+            "A ConfigMap or Deployment with the name that the Mirror needs was not created for it; it is left unchanged.",
+            "Delete the object if nothing needs it, or create the Mirror under another name.";
         TargetTableTaken: FailTable,
             "Another Mirror writes this target table already.",
             "Give one of them another `target.table`. The table is taken automatically once the other Mirror has released it.";
     }
     Replicator {
         ReplicatorStarting: Retry,
-            "The pod is on its way.",
-            "`kubectl describe pod -l walferry.dev/mirror=NAME` when it lasts.";
+            "The pod is starting.",
+            "If it lasts, run `kubectl describe pod -l walferry.dev/mirror=NAME`.";
         ReplicatorImageUnavailable: Stall,
             "The image can't be pulled.",
             "Correct the operator's replicator image, or add `spec.replicator.imagePullSecrets`.";
         ReplicatorMisconfigured: Stall,
-            "The container can't be made from its settings.",
+            "The container can't be created from its settings.",
             "Correct what the message names, most often in `spec.replicator`.";
         ReplicatorOutOfMemory: Retry,
             "The pod was killed at its memory limit.",
             "Raise `spec.replicator.resources.limits.memory`, or lower `spec.batch.maxBytes`.";
         ReplicatorCrashing: Retry,
-            "The pod ends again and again; the message has its last words.",
+            "The pod ends repeatedly; the message has its last lines.",
             "`kubectl logs --previous` of the pod.";
         ReplicatorUnschedulable: Retry,
-            "No node takes the pod.",
+            "No node accepts the pod.",
             "Make room, or change `spec.replicator.resources`, `nodeSelector`, `affinity` or `tolerations`.";
         ReplicatorForbidden: Stall,
-            "The cluster refuses to make the pod: a quota, Pod Security, a missing priority class.",
-            "Do what the message says; it is the API server's.";
+            "The cluster refuses to create the pod: a quota, Pod Security, a missing priority class.",
+            "Follow the message; it is the API server's.";
         ReplicatorUnreachable: Retry,
             "The pod runs and doesn't answer the operator.",
-            "Look for a NetworkPolicy that keeps the operator from port 9464 of the pod.";
+            "Look for a NetworkPolicy that blocks the operator from port 9464 of the pod.";
     }
     Source {
         SourceUnreachable: Retry,
             "The source's address doesn't answer.",
             "Check `postgres.host`, `postgres.port` and the network between.";
         SourceUnavailable: Retry,
-            "The source answers, but takes no statements for now, or has ended a session: it starts, shuts down or recovers from a crash, or somebody ended the session.",
-            "Nothing, unless it lasts: then look at the server's log.";
+            "The source answers but accepts no statements, or ended a session: it starts, shuts down or recovers from a crash, or an administrator ended the session.",
+            "Nothing, unless it lasts; then read the server's log.";
         SourceOverloaded: Retry,
-            "The source has no room for what was asked: connections, memory or disk.",
-            "Raise the limit that the message names, or free what it is about.";
+            "The source has no capacity for a request: connections, memory or disk.",
+            "Raise the limit that the message names, or free that resource.";
         SourceStatementCanceled: Retry,
-            "The source ended a statement: a deadlock, a lock or statement time-out, a conflict with another transaction or, on a standby, with recovery, or somebody canceled it.",
-            "Nothing, unless it repeats: then look for what holds locks on the tables, or cancels statements.";
+            "The source ended a statement: a deadlock, a lock or statement timeout, a conflict with another transaction or with recovery on a standby, or a cancel request.",
+            "Nothing, unless it repeats; then find what holds locks on the tables, or cancels statements.";
         SourceAddressAmbiguous: Retry,
-            "Two connections to the source's address have reached two servers: it is switched over just now, or leads to several.",
+            "Two connections to the source's address reached two servers: a switchover is in progress, or the address leads to several servers.",
             "If that lasts, give `postgres.host` the address of one server, or one that always leads to the primary.";
         SourceAuthenticationFailed: Stall,
-            "The source refuses the log-in.",
+            "The source refuses the credentials.",
             "Correct `username` and `password` in the Secret, or pg_hba.conf.";
         SourceTlsFailed: Stall,
             "TLS with the source fails, or its settings are wrong.",
             "Correct `postgres.tls`; the message says which check failed.";
         SourceVersionUnsupported: Stall,
-            "The source's release is too old for what is asked.",
+            "The source's release is too old for the request.",
             "Use PostgreSQL 14 or later, 15 for `where`.";
         SourceWalLevelNotLogical: Stall,
             "`wal_level` isn't `logical`.",
@@ -272,21 +272,21 @@ catalogue! {
             "Set `max_slot_wal_keep_size`.";
         SourceNoFreeReplicationSlot: Stall,
             "No replication slot is free.",
-            "Raise `max_replication_slots`, or drop slots that nobody reads.";
+            "Raise `max_replication_slots`, or drop slots without a reader.";
         SourceNoFreeWalSender: Stall,
             "No walsender is free.",
             "Raise `max_wal_senders`.";
         SourcePrivilegeMissing: FailTable,
-            "The role lacks a right.",
+            "The role lacks a privilege.",
             "Run the GRANT or ALTER ROLE of the message.";
         SourceSlotLost: Stall,
-            "The slot is gone; changes since then can't be had any more.",
+            "The slot is gone; changes since then are lost.",
             "Annotate the Mirror with `walferry.dev/resync`.";
         SourceSlotAdvanced: Stall,
-            "The slot is further than this Mirror has confirmed: somebody else read it, it was moved or made again, or the destination was restored from a backup. Changes are missing.",
+            "The slot is ahead of what this Mirror confirmed, so changes are missing: another reader used it, it was moved or recreated, or the destination was restored from a backup.",
             "Annotate the Mirror with `walferry.dev/resync`.";
         SourceSlotUnknown: Stall,
-            "A slot of the Mirror's name exists, and the destination has no record of it: it may be read into another destination.",
+            "A slot of the Mirror's name exists, and the destination has no record of it: it may belong to another destination.",
             "Point the peer back to the destination that has the records; or annotate the Mirror with `walferry.dev/resync`, which drops the slot.";
         SourceWentBack: Stall,
             "The source was restored from a snapshot of its disk: it lacks transactions that the destination has.",
@@ -295,79 +295,79 @@ catalogue! {
             "The source has removed WAL, or on a standby rows of the catalog, that the slot needed.",
             "Change the setting that the message names, then annotate the Mirror with `walferry.dev/resync`.";
         SourceStandbyFeedbackMissing: Nothing,
-            "The source is a standby that does not tell its primary what it needs. A warning of `walferry check`.",
+            "The source is a standby that does not report its needs to the primary. A warning of `walferry check`.",
             "Set `hot_standby_feedback` and `primary_slot_name` at the standby.";
         SourceSlotUnusable: Stall,
             "A slot of the Mirror's name exists and isn't its own, or can't be read any more.",
             "Run the statement of the message.";
         SourceShuttingDown: Retry,
-            "The source was told to shut down, which ends the stream; it goes on when the source is back.",
+            "The source is shutting down, which ends the stream; it continues when the source is back.",
             "Nothing.";
         SourceSlotInUse: Retry,
-            "Another session reads the slot; it is taken over when it is an old one of this Mirror's.",
-            "End the session that the message names when it lasts.";
+            "Another session reads the slot; it is terminated when it is a stale connection of this Mirror.",
+            "If it lasts, end the session that the message names.";
         SourceSnapshotLost: Retry,
-            "The transaction in whose snapshot tables without a key are copied has ended; they are copied again.",
-            "Nothing, unless it repeats: then look for what ends sessions or rewrites these tables, such as `idle_in_transaction_session_timeout`.";
+            "The transaction that holds the snapshot for tables without a key has ended; they are copied again.",
+            "Nothing, unless it repeats; then find what ends sessions or rewrites these tables, such as `idle_in_transaction_session_timeout`.";
         SourceTableDropped: FailTable,
             "The table was dropped or replaced at the source.",
-            "Take it out of the Mirror; or name it in a resync to copy the new one.";
+            "Remove it from the Mirror; or name it in a resync to copy the new one.";
         SourceNotPublished: FailTable,
             "The publication no longer sends the table, or sends other rows or columns of it.",
             "Run the statement of the message: a resync of that table publishes it again.";
         SourceSlotNotReady: Retry,
-            "PostgreSQL waits for transactions that ran when the slot was asked for.",
-            "End transactions that stay open for long.";
+            "PostgreSQL waits for transactions that were running when the slot was requested.",
+            "End long transactions.";
         SourcePublicationChanged: Stall,
             "The publication was dropped or changed; changes made meanwhile were not sent.",
             "Annotate the Mirror with `walferry.dev/resync`.";
         SourcePublicationUnusable: Stall,
-            "The publication that is there isn't the one that is needed, and the role may not change it.",
+            "The existing publication isn't the one that is needed, and the role may not change it.",
             "Run the statement of the message.";
         SourceReplaced: Stall,
             "Another database cluster answers at the source's address.",
             "Point the peer back, or annotate the Mirror with `walferry.dev/resync`.";
         SourceLogTooLong: Stall,
-            "The source's log is longer than 32 PiB, which row versions have no room for.",
+            "The source's log is longer than 32 PiB, the limit of row versions.",
             "Move the database to a new cluster and mirror that one.";
         SourceTimelineChanged: Stall,
-            "A standby was promoted that never had transactions which were replicated, or the source is on a timeline that doesn't come from the former one. Of a table: it can't be copied anew by itself after a failover.",
+            "A standby was promoted that lacks replicated transactions, or the source is on a timeline that doesn't descend from the former one. Of a table: it can't be copied again automatically after a failover.",
             "Annotate the Mirror with `walferry.dev/resync` and the tables that the message names; or point the peer to the present primary.";
         SourceChanged: Retry,
-            "The slot, the publication or a column is gone; the next try says which.",
+            "The slot, the publication or a column is gone; the next attempt reports which.",
             "";
         SourceProtocolError: Retry,
-            "The source sent what the protocol doesn't allow.",
-            "Look for a proxy between; report it when there is none.";
+            "The source sent something that the protocol doesn't allow.",
+            "Look for a proxy in between; report it when there is none.";
         SourceError: Stall,
-            "Another fault at the source; the message is the server's.",
-            "Do what the message says.";
+            "Another error of the source; the message is the server's.",
+            "Follow the message.";
         SourceTableMissing: Stall,
-            "A table isn't at the source.",
+            "A table doesn't exist at the source.",
             "Correct `schema` and `name`; case counts.";
         SourceTableUnsupported: Stall,
             "A relation of a kind that can't be replicated, such as a view.",
-            "Take it out of `spec.tables`.";
+            "Remove it from `spec.tables`.";
         SourceTableInherited: FailTable,
-            "Other tables inherit from the table, so that its rows are not all that a query on it gives.",
-            "Mirror the inheriting tables in its place, or make them partitions. Once no table inherits from it any more, it is copied again automatically.";
+            "Other tables inherit from the table, so a query on it returns more than its own rows.",
+            "Mirror the inheriting tables instead, or make them partitions. Once no table inherits from it, it is copied again automatically.";
         SourceTableSpecInvalid: Stall,
-            "What the Mirror asks of a table's columns can't work.",
+            "What the Mirror asks of a table's columns is impossible.",
             "Correct `columns` or `engine` of the table.";
         SourceUnknownColumn: Stall,
-            "The Mirror names a column that isn't there.",
+            "The Mirror names a column that doesn't exist.",
             "Correct `columns`, `engine` or `where` of the table.";
         SourceColumnRenamed: FailTable,
-            "A name in `columns` or `where` of a table no longer means the column that it meant: that one was renamed or dropped.",
-            "Name the columns as they are called now, then name the table in a resync.";
+            "A name in `columns` or `where` of a table no longer means the same column: that column was renamed or dropped.",
+            "Use the present names of the columns, then name the table in a resync.";
         SourceAncestorPublished: FailTable,
-            "The table is a partition of one that is published too: its changes are sent as that one's, and none as its own.",
-            "Take it, or the table above it, out of the Mirror.";
+            "The table is a partition of a table that is published too: its changes are sent as those of the parent.",
+            "Remove it, or its parent, from the Mirror.";
         SourceReplicaIdentityDiffers: FailTable,
-            "A partition has another replica identity than its table, so that old rows come incomplete.",
+            "A partition has another replica identity than its table, so old rows arrive incomplete.",
             "Run the statement of the message; the table is then copied again automatically.";
         SourceReplicaIdentityMissing: FailTable,
-            "Updates and deletes can't name their row, and would fail at the source.",
+            "Updates and deletes can't identify their row, and would fail at the source.",
             "Add a primary key, or ALTER TABLE … REPLICA IDENTITY.";
         SourceRowFilterInvalid: FailTable,
             "`where` can't be used.",
@@ -382,7 +382,7 @@ catalogue! {
             "Generated columns are left out. A warning of `walferry check`.",
             "";
         SourceSchemaChanged: Restart,
-            "The table changed in a way that can't be applied by itself.",
+            "The table changed in a way that can't be applied automatically.",
             "Run the statement of the message.";
     }
     Destination {
@@ -394,18 +394,18 @@ catalogue! {
             "";
         DestinationTimeout: Retry,
             "The destination didn't answer in time.",
-            "Look at its load when it lasts.";
+            "If it lasts, look at its load.";
         DestinationNotClickHouse: Retry,
-            "What answers there isn't ClickHouse's HTTP interface.",
+            "Something other than ClickHouse's HTTP interface answers.",
             "Correct `clickhouse.url`: port 8123, or 8443 with https.";
         DestinationProtocolError: Retry,
-            "The destination answered with something unexpected.",
-            "Look for a proxy between; report it when there is none.";
+            "The destination sent an unexpected answer.",
+            "Look for a proxy in between; report it when there is none.";
         DestinationAuthenticationFailed: Stall,
-            "The destination refuses the log-in.",
+            "The destination refuses the credentials.",
             "Correct `username` and `password` in the Secret.";
         DestinationAccessDenied: Stall,
-            "The destination's user lacks a right.",
+            "The destination's user lacks a privilege.",
             "Run the GRANT of the message.";
         DestinationReadOnly: Retry,
             "The user may not write, or the table is read-only at the moment.",
@@ -426,46 +426,46 @@ catalogue! {
             "The destination has no database of this name.",
             "`CREATE DATABASE`, or correct `clickhouse.database`.";
         DestinationVersionsOutdated: Stall,
-            "The rows at the destination were written by a release whose row versions mean something else.",
-            "Annotate the Mirror with `walferry.dev/resync`: every table is copied over the rows that are there.";
+            "A release with other row versions wrote the rows at the destination.",
+            "Annotate the Mirror with `walferry.dev/resync`: every table is copied over its existing rows.";
         DestinationStateUnusable: Stall,
             "walferry's own state table can't be read or written.",
-            "Do what the message says; as a last resort copy anew with `walferry.dev/resync`.";
+            "Follow the message; as a last resort, resync the Mirror with `walferry.dev/resync`.";
         DestinationRestored: Stall,
-            "The destination has forgotten what was recorded there: it was restored from a backup.",
+            "The destination lost records: it was restored from a backup.",
             "Annotate the Mirror with `walferry.dev/resync`.";
         DestinationPositionMissing: Stall,
             "The destination has no record of how far the slot was confirmed: it was removed, or an older release of walferry wrote the state.",
             "Annotate the Mirror with `walferry.dev/resync`.";
         DestinationTableMissing: FailTable,
             "A target table was dropped or renamed.",
-            "Take the table out of the Mirror and put it back: it is copied anew.";
+            "Annotate the Mirror with `walferry.dev/resync` and the table's name, or remove the table from the Mirror and add it again.";
         DestinationTableReplaced: FailTable,
-            "A target table was dropped and made again, or exchanged for another one, so rows are missing there.",
+            "A target table was dropped and recreated, or exchanged for another one, so rows are missing there.",
             "Annotate the Mirror with `walferry.dev/resync` and the table's name.";
         DestinationTableConflict: FailTable,
             "A target table, or a view on it, is in the way.",
             "Drop or correct it, or choose another `target.table`.";
         DestinationEngineInvalid: FailTable,
-            "What the Mirror asks of the engine can't work.",
+            "What the Mirror asks of the engine is impossible.",
             "Correct `engine` of the table.";
         DestinationLayoutDiffers: Nothing,
-            "The target keeps a layout that the Mirror no longer asks for, or a column hides one of ClickHouse's. A warning of `walferry check`.",
-            "Run the statement that the message names, or have a new target made.";
+            "The target has a layout that the Mirror no longer asks for, or a column hides one of ClickHouse's own. A warning of `walferry check`.",
+            "Run the statement that the message names, or let walferry create a new target.";
         DestinationTypeUnsupported: FailTable,
-            "A column can't become the type that is asked for.",
+            "A column can't become the requested type.",
             "Correct `columns.types`.";
         DestinationTypeMismatch: FailTable,
-            "A NULL came for a column that the target is sorted by.",
+            "A NULL arrived for a column of the target's sorting key.",
             "Drop the target, set `engine.orderBy` to other columns, then a resync.";
         DestinationTypeLossy: Nothing,
             "Some values of a column may not fit its type. A warning of `walferry check`.",
             "Choose another type in `columns.types`, or what to do in `outOfRange`.";
         DestinationStatementRefused: FailTable,
-            "ClickHouse refuses the table as it is asked for.",
+            "ClickHouse refuses the table as the Mirror describes it.",
             "Correct `engine` or `columns.types` of the table.";
         DestinationRejectsRows: FailTable,
-            "The table's columns, constraints or views don't take the rows.",
+            "The table's columns, constraints or views refuse the rows.",
             "Correct them; the message is the server's.";
         DestinationTruncateRefused: FailTable,
             "The table is too large to truncate.",
@@ -483,49 +483,49 @@ catalogue! {
             "The server's disk is full.",
             "Free space at the ClickHouse server.";
         DestinationInsertReplaced: Retry,
-            "A later insert took the place of this one, as is meant after a cut.",
+            "A later insert replaced this one, as intended after a broken connection.",
             "";
         DestinationShuttingDown: Retry,
             "The server or the table is being restarted.",
             "";
         DestinationReplicationFault: Retry,
-            "ClickHouse's own replication has a fault.",
+            "ClickHouse's own replication has an error.",
             "Check ClickHouse Keeper and the replicas.";
         DestinationError: Retry,
-            "Another fault at the destination; the message is the server's.",
-            "Do what the message says.";
+            "Another error of the destination; the message is the server's.",
+            "Follow the message.";
     }
     Engine {
         WaitingForTransactions: Nothing,
             "A table that joins waits for transactions that were writing to it.",
-            "End the transaction that the message names when it lasts.";
+            "If it lasts, end the transaction that the message names.";
         CopiedAnew: Nothing,
-            "A table, or a partition of it, is copied while its changes stream: something happened to it that the stream doesn't tell.",
-            "Nothing; the message says why.";
+            "A table, or a partition of it, is copied again while its changes stream: something happened to it that the stream doesn't contain.",
+            "Nothing; the message has the cause.";
         ResyncUnknownTable: Nothing,
-            "The annotation `walferry.dev/resync` names a table that the Mirror doesn't have; the Mirror goes on.",
-            "Correct the name: `schema.table`, behind the value's first word.";
+            "The annotation `walferry.dev/resync` names a table that the Mirror doesn't have; the Mirror continues.",
+            "Correct the name: `schema.table`, after the value's first word.";
         SpecChanged: FailTable,
-            "A table is asked for in another way than when it was copied.",
+            "The spec of the table changed after the table was copied.",
             "Undo the change, after which it is copied again, or name the table in a resync.";
         CopyFinished: Stall,
-            "A Mirror with `snapshot.mode: Only` is over, and something else is asked of it now.",
-            "Undo the change, or make a new Mirror.";
+            "A Mirror with `snapshot.mode: Only` has finished, and its spec asks for something else now.",
+            "Undo the change, or create a new Mirror.";
         ValueOutOfRange: FailTable,
             "A value doesn't fit its column and `outOfRange` is Fail.",
             "Choose Nearest or Null, or another type in `columns.types`.";
         TooManyTruncates: FailTable,
-            "One transaction has truncated the table more than a thousand times.",
+            "One transaction truncated the table more than a thousand times.",
             "Annotate the Mirror with `walferry.dev/resync` and the table's name.";
         RowTooLong: FailTable,
-            "A row is longer than the 128 MiB that walferry holds at most.",
-            "Split what the row holds, or take the column out with `columns.exclude`; then resync.";
+            "A row is longer than 128 MiB, the most that walferry holds.",
+            "Split the row's content, or exclude the column with `columns.exclude`; then resync.";
         SourceEncoding: Stall,
-            "A row has bytes that mean nothing in the source database's encoding, so it can't be sent as UTF-8.",
-            "Mend the row's text at the source, then resync.";
+            "A row has bytes that are invalid in the source database's encoding, so it can't be sent as UTF-8.",
+            "Fix the row's text at the source, then resync.";
         SourceQueryRefused: FailTable,
-            "The source refuses to read some of a table's rows again; the message is the server's.",
-            "Do what the message says, then resync.";
+            "The source refuses a query that re-fetches rows of a table; the message is the server's.",
+            "Follow the message, then resync.";
         DecodeFailed: FailTable,
             "A value from the source can't be read.",
             "Report it with the column's type.";
@@ -535,10 +535,10 @@ catalogue! {
     }
     Events {
         Provisioned: Nothing,
-            "Publication, slot and target tables were made.",
+            "Publication, slot and target tables were created.",
             "";
         SnapshotStarted: Nothing,
-            "Copying the existing rows has begun.",
+            "The copy of the existing rows began.",
             "";
         SnapshotFinished: Nothing,
             "The existing rows are copied.",
@@ -547,16 +547,16 @@ catalogue! {
             "The annotation `walferry.dev/resync` has a new value.",
             "";
         TableFailed: Nothing,
-            "A table has stopped alone; the note has its reason.",
-            "Do what the note says.";
+            "A table failed alone; the note has its reason and remedy.",
+            "Follow the note.";
         CleanedUp: Nothing,
             "Slot, publication and state were removed with the Mirror.",
             "";
         Retained: Nothing,
-            "The Mirror is gone; slot, publication and state were kept, as `deletionPolicy: Retain` asks.",
-            "Drop the slot when it is not needed any more: it keeps WAL.";
+            "The Mirror is gone; slot, publication and state remain, as `deletionPolicy: Retain` asks.",
+            "Drop the slot when it is no longer needed: it retains WAL.";
         Abandoned: Nothing,
-            "The Mirror is gone without clean-up; the note says what is left behind.",
+            "The Mirror is gone without cleanup; the note names what remains.",
             "Remove what the note names.";
         TakenOver: Nothing,
             "A stale connection of this Mirror still held the slot and was terminated.",
