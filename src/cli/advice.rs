@@ -12,7 +12,7 @@ use crate::{
     status::Kubectl,
 };
 
-/// How remedies are told to whoever runs this Mirror: from a file, or by Kubernetes.
+/// Renders remedies for this Mirror: as edits of its file, or as kubectl commands.
 pub(in crate::cli) fn renderer(mirror: &MirrorIdentity, file: Option<String>) -> Arc<dyn RemedyRenderer> {
     match file {
         None => Arc::new(Kubectl::from(mirror)),
@@ -56,7 +56,7 @@ impl RemedyRenderer for FileEdit {
     }
 }
 
-/// How they are told where nothing else was said.
+/// The Mirror's renderer, by default that of kubectl commands.
 pub(super) fn of(config: &ReplicatorConfig) -> Arc<dyn RemedyRenderer> {
     config.renderer.clone().unwrap_or_else(|| Arc::new(Kubectl::from(&config.mirror)))
 }
@@ -70,17 +70,17 @@ mod tests {
     fn edits_name_the_file_and_the_mirror() {
         let file =
             FileEdit { file: "shop/mirror.yaml".into(), mirror: "shop".into(), seconds: 1_764_500_000 };
-        let told = |remedies: &[Remedy]| sentence("why", remedies, &file);
+        let rendered = |remedies: &[Remedy]| sentence("why", remedies, &file);
         assert_eq!(
-            told(&[Remedy::resync(["public.t"])]),
+            rendered(&[Remedy::resync(["public.t"])]),
             r#"why. To recover: copy public.t again: in shop/mirror.yaml, Mirror shop, metadata.annotations: set walferry.dev/resync: "1764500000 public.t"; then start walferry again"#
         );
         assert_eq!(
-            told(&[Remedy::run_at_source("ALTER TABLE t REPLICA IDENTITY FULL"), Remedy::resync_all()]),
+            rendered(&[Remedy::run_at_source("ALTER TABLE t REPLICA IDENTITY FULL"), Remedy::resync_all()]),
             r#"why. To recover: run at the source: ALTER TABLE t REPLICA IDENTITY FULL; then copy every table again: in shop/mirror.yaml, Mirror shop, metadata.annotations: set walferry.dev/resync: "1764500000"; then start walferry again"#
         );
         assert_eq!(
-            told(&[Remedy::edit("spec.tables", "take public.t out")]),
+            rendered(&[Remedy::edit("spec.tables", "take public.t out")]),
             "why. To recover: in shop/mirror.yaml, Mirror shop, spec.tables: take public.t out; then start walferry again"
         );
     }

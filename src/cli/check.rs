@@ -1,4 +1,4 @@
-//! `walferry check`: is everything as replication needs it, and if not, what to run.
+//! `walferry check`: preflight checks of source and destination.
 
 use std::process::ExitCode;
 
@@ -14,11 +14,12 @@ pub struct Args {
     files: super::Files,
 }
 
-/// Checks every Mirror of the files and prints a table for each. Answers 1 when anything fails, 2 when the files are wrong.
+/// Checks every Mirror of the files and prints a table for each. Exit code 1 when anything fails, 2 when the
+/// files are wrong.
 pub async fn execute(args: Args) -> ExitCode {
     let configs = match args.files.load() {
         Ok(configs) => configs,
-        Err(error) => return super::refuse(&error),
+        Err(error) => return super::exit_invalid(&error),
     };
     // Without a terminal there is no width: nothing is wrapped, so that tools can read it.
     let width = console::Term::stdout().size_checked().map(|(_, columns)| columns);
@@ -33,7 +34,7 @@ pub async fn execute(args: Args) -> ExitCode {
             mirror.name,
             report.render(width, advice::of(config).as_ref())
         );
-        super::say(&text);
+        super::print(&text);
     }
     if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS }
 }

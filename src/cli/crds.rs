@@ -17,16 +17,16 @@ pub struct Args {
     pub format: Format,
 }
 
-/// How the definitions are printed.
+/// The form in which the CRDs are printed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum Format {
-    /// The definitions themselves.
+    /// The CRDs as YAML.
     Yaml,
     /// A reference of their fields, conditions and reasons.
     Markdown,
 }
 
-/// Prints the definitions to standard output. Answers 0, or 1 when standard output can't be written.
+/// Prints the CRDs to standard output. Answers 0, or 1 when standard output can't be written.
 pub async fn execute(args: Args) -> ExitCode {
     let text = match args.format {
         Format::Yaml => yaml().map_err(std::io::Error::other),
@@ -37,21 +37,21 @@ pub async fn execute(args: Args) -> ExitCode {
         // Whoever reads no further has what was asked for.
         Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => ExitCode::SUCCESS,
         Err(error) => {
-            tracing::error!(%error, "cannot print the custom resource definitions");
+            tracing::error!(%error, "printing the CRDs failed");
             ExitCode::FAILURE
         }
     }
 }
 
-/// The definitions as one YAML stream: what the repository keeps in `crds/walferry.dev.yaml`.
+/// The CRDs as one YAML stream: what the repository keeps in `crds/walferry.dev.yaml`.
 ///
 /// # Errors
-/// When a definition can't be written as YAML, which would be a defect of the generated schema.
+/// When a CRD can't be written as YAML, which would be a defect of the generated schema.
 pub fn yaml() -> Result<String, serde_yaml::Error> {
     let mut text = String::from("# Made by `walferry crds`; change src/api instead.\n");
-    for definition in api::custom_resource_definitions() {
+    for crd in api::custom_resource_definitions() {
         text.push_str("---\n");
-        text.push_str(&serde_yaml::to_string(&definition)?);
+        text.push_str(&serde_yaml::to_string(&crd)?);
     }
     Ok(text)
 }

@@ -1,4 +1,5 @@
-//! Running Mirrors, with their HTTP endpoint and their lines on the terminal: what `run` and `replicate` share.
+//! Running Mirrors, with their HTTP endpoint and their lines on the terminal: what `run` and `replicate`
+//! share.
 
 use std::{net::SocketAddr, sync::Arc};
 
@@ -15,14 +16,14 @@ use crate::{
     replication::{self, Admission, DestinationError, Verdict},
 };
 
-/// What ends it, besides a signal.
+/// What ends the run, besides a signal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Until {
     /// Everything that was committed at the source when the copy ended has arrived.
     CaughtUp,
     /// No Mirror has anything left to do. A suspended one always has.
     Done,
-    /// Nothing: a Mirror that has ended goes on showing its status.
+    /// Nothing: a Mirror that has ended keeps serving its status.
     Stopped,
 }
 
@@ -36,8 +37,8 @@ pub(super) async fn listen(address: SocketAddr) -> Result<TcpListener, String> {
         .map_err(|error| format!("can't listen on {address}: {error}. Choose another address with --http"))
 }
 
-/// Runs every Mirror; says whether each ended in order and, when asked to catch up, with all tables. With each Mirror comes what the
-/// checks have said of it, where they were asked already.
+/// Runs every Mirror. Returns whether each ended in order and, when asked to catch up, with all tables. With
+/// each Mirror comes what the checks have found, where they have run already.
 ///
 /// # Errors
 /// When the HTTP endpoint can't be used.
@@ -86,7 +87,7 @@ pub(super) async fn run(
             in_order = false;
         }
     }
-    // A suspended Mirror has not finished: its status is served until told to stop.
+    // A suspended Mirror has not finished: its status is served until a signal.
     if until == Until::Stopped || until == Until::Done && suspended {
         stop.cancelled().await;
     }
@@ -96,7 +97,7 @@ pub(super) async fn run(
     if until_caught_up {
         in_order &= report_failed_tables(&mirrors);
         if in_order {
-            mirrors.iter().for_each(|progress| super::say(&caught_up(&progress.report())));
+            mirrors.iter().for_each(|progress| super::print(&caught_up(&progress.report())));
         }
     }
     Ok(in_order)
@@ -125,7 +126,7 @@ fn report_failed_tables(mirrors: &[Arc<Progress>]) -> bool {
         for table in progress.report().tables {
             let Some(failure) = table.failure() else { continue };
             let why = progress.sentence(&failure);
-            super::complain(&format!("table {}.{} failed: {why}", table.schema, table.name));
+            super::eprint(&format!("table {}.{} failed: {why}", table.schema, table.name));
             none = false;
         }
     }

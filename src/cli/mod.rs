@@ -60,8 +60,8 @@ enum Command {
 }
 
 impl Cli {
-    /// Starts logging and runs the command. Answers 0 when it did what was asked for, 1 when it failed or found a difference, 2
-    /// when the files are wrong; wrong usage ends in the parser, with 2 too.
+    /// Starts logging and runs the command. Exit code 0 when it succeeded, 1 when it failed or found a
+    /// difference, 2 when the files are wrong; wrong usage ends in the parser, with 2 too.
     pub async fn execute(self) -> ExitCode {
         if let Err(error) = telemetry::init(self.log_format, self.log_level.as_deref()) {
             eprintln!("cannot start logging: {error}");
@@ -93,28 +93,29 @@ impl Files {
     }
 }
 
-/// Tells a person what went wrong.
-fn complain(text: &str) {
+/// Prints an error on standard error, above the progress lines.
+fn eprint(text: &str) {
     telemetry::terminal().suspend(|| print_to(std::io::stderr(), text));
 }
 
-/// Tells a person what was done.
-fn say(text: &str) {
+/// Prints a result on standard output, above the progress lines.
+fn print(text: &str) {
     telemetry::terminal().suspend(|| print_to(std::io::stdout(), text));
 }
 
-/// Writes a line. Whoever reads no further, such as `head`, has what was asked for; the exit code still says how it went.
+/// Writes a line. A reader that closes the pipe early, such as `head`, is no error; the exit code still
+/// reports the outcome.
 fn print_to(mut stream: impl std::io::Write, text: &str) {
     if let Err(error) = writeln!(stream, "{text}").and_then(|()| stream.flush())
         && error.kind() != std::io::ErrorKind::BrokenPipe
     {
-        tracing::error!(%error, "what a command says could not be written");
+        tracing::error!(%error, "writing the command's output failed");
     }
 }
 
-/// Refuses wrong files.
-fn refuse(error: &load::LoadError) -> ExitCode {
-    complain(&error.to_string());
+/// Prints what is wrong with the files and exits with 2.
+fn exit_invalid(error: &load::LoadError) -> ExitCode {
+    eprint(&error.to_string());
     ExitCode::from(2)
 }
 

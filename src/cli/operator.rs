@@ -79,7 +79,7 @@ pub struct Args {
     identity: Option<String>,
 }
 
-/// The API server has no other namespaces than those of such a name, and would only ever say that there is nothing in it.
+/// Refused here because the API server would answer a wrong namespace with an empty list.
 fn namespace(text: &str) -> Result<String, String> {
     if is_namespace(text) {
         return Ok(text.to_owned());
@@ -125,14 +125,14 @@ enum Error {
     Http(std::io::Error),
 }
 
-/// Runs until SIGTERM or SIGINT, ends what it is at, and lets its Lease go.
+/// Runs until SIGTERM or SIGINT, finishes its current work and releases its Lease.
 ///
 /// Exit code 0 when it ended in order, 1 when it can't start or its HTTP server failed.
 pub async fn execute(args: Args) -> ExitCode {
     match operate(args).await {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            super::complain(&error.to_string());
+            super::eprint(&error.to_string());
             ExitCode::FAILURE
         }
     }
@@ -168,7 +168,7 @@ async fn operate(args: Args) -> Result<(), Error> {
 }
 
 fn settings(args: &Args, config: &Config) -> Result<Settings, Error> {
-    // Two processes of the same name would both take themselves for the Lease's holder.
+    // Two processes of the same identity would both believe to hold the Lease.
     let made_up = || format!("walferry-{:016x}", RandomState::new().build_hasher().finish());
     let identity = args.identity.clone().unwrap_or_else(made_up);
     let namespace = args
@@ -209,7 +209,7 @@ mod tests {
     }
 
     #[test]
-    fn names_that_no_cluster_can_have_are_refused_at_once() {
+    fn names_that_no_cluster_can_have_are_refused_by_the_parser() {
         let accepted =
             ["--namespace=shop,team-a", "--lease-name=a.b", "--image-pull-secret=registry.example"];
         assert_eq!(refusal(&accepted), None);

@@ -17,7 +17,7 @@ use crate::{
 /// Tables that have a line of their own; a terminal has few lines.
 const TABLE_LINES: usize = 20;
 
-/// How often the lines are drawn anew.
+/// How often the lines are redrawn.
 const REFRESH: Duration = Duration::from_millis(250);
 
 const KNOWN_LENGTH: &str =
@@ -81,7 +81,8 @@ impl ProgressDisplay {
                 if self.tables.len() == TABLE_LINES {
                     continue;
                 }
-                // Above the lines of the Mirrors, of which there is at least the one that the table belongs to.
+                // Above the lines of the Mirrors, of which there is at least the one that the table belongs
+                // to.
                 let bar = match self.mirrors.first() {
                     Some(first) => self.lines.insert_before(&first.bar, table_line(table)),
                     None => self.lines.add(table_line(table)),
@@ -135,7 +136,7 @@ fn table_line(table: &TableReport) -> ProgressBar {
 
 fn style(template: &str) -> ProgressStyle {
     let rate = |state: &ProgressState, line: &mut dyn fmt::Write| {
-        // A number that can't be written leaves its place empty; there is nobody to tell.
+        // A number that can't be written leaves its place empty: there is no error to report to.
         let _ = write!(line, "{} rows/s", HumanCount(state.per_sec() as u64));
     };
     let left = |state: &ProgressState, line: &mut dyn fmt::Write| {

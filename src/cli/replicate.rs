@@ -1,4 +1,5 @@
-//! `walferry replicate`: what a replicator's pod runs. `run` with another front: one file, Secrets mounted beside it.
+//! `walferry replicate`: what a replicator's pod runs. It is `run` for one file, with its Secrets mounted
+//! beside it.
 
 use std::{
     fs::OpenOptions,
@@ -15,7 +16,7 @@ use super::{
     mirrors::{self, Until},
 };
 
-/// Where Kubernetes reads a container's last words from.
+/// The file from which Kubernetes reads a container's termination message.
 const TERMINATION_LOG: &str = "/dev/termination-log";
 
 /// Runs the Mirror of a pod, with the Secrets in a mounted folder; started by the operator
@@ -35,30 +36,30 @@ pub struct Args {
     pub http: SocketAddr,
 }
 
-/// Why it ended before it was told to.
+/// Why the process ended without a signal.
 enum Fault {
     /// The file or the Secrets can't be used.
     Files(LoadError),
     /// Something else, in words.
     Other(String),
-    /// A Mirror's task ended; it has said why.
-    Told,
+    /// A Mirror's task ended and has logged why.
+    Reported,
 }
 
-/// Runs until SIGTERM or SIGINT. A Mirror that has nothing more to do goes on showing its status: a container that ends is
-/// started again.
+/// Runs until SIGTERM or SIGINT. A Mirror that has nothing more to do keeps serving its status: a container
+/// that ends is started again.
 ///
-/// Exit code 0 when told to stop, 1 when it can't run, 2 when the file or the Secrets are wrong. What is fatal is also written
-/// to the termination log, where there is one.
+/// Exit code 0 after a signal, 1 when it can't run, 2 when the file or the Secrets are wrong. A fatal error
+/// is also written to the termination log, where there is one.
 pub async fn execute(args: Args) -> ExitCode {
     let (message, code) = match replicate(&args).await {
         Ok(()) => return ExitCode::SUCCESS,
-        Err(Fault::Told) => return ExitCode::FAILURE,
+        Err(Fault::Reported) => return ExitCode::FAILURE,
         Err(Fault::Files(error)) => (error.to_string(), ExitCode::from(2)),
         Err(Fault::Other(message)) => (message, ExitCode::FAILURE),
     };
-    super::complain(&message);
-    if let Err(error) = leave_word(Path::new(TERMINATION_LOG), &message) {
+    super::eprint(&message);
+    if let Err(error) = write_termination_log(Path::new(TERMINATION_LOG), &message) {
         tracing::debug!(%error, "the termination log can't be written");
     }
     code
@@ -72,13 +73,13 @@ async fn replicate(args: &Args) -> Result<(), Fault> {
     let configs = configs.into_iter().map(|config| (config, None)).collect();
     match mirrors::run(configs, listener, stop, Until::Stopped).await {
         Ok(true) => Ok(()),
-        Ok(false) => Err(Fault::Told),
+        Ok(false) => Err(Fault::Reported),
         Err(error) => Err(Fault::Other(error.to_string())),
     }
 }
 
-/// Writes the message to the log if that exists: outside of Kubernetes nobody asked for such a file.
-fn leave_word(log: &Path, message: &str) -> std::io::Result<()> {
+/// Writes the message to the termination log if that exists, which it does in Kubernetes alone.
+fn write_termination_log(log: &Path, message: &str) -> std::io::Result<()> {
     match OpenOptions::new().write(true).truncate(true).open(log) {
         Ok(mut log) => log.write_all(message.as_bytes()),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
@@ -91,13 +92,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn last_words_go_only_where_they_are_asked_for() {
+    fn the_termination_log_is_written_only_where_it_exists() {
         let folder = tempfile::tempdir().unwrap();
         let log = folder.path().join("log");
-        leave_word(&log, "nobody listens").unwrap();
+        write_termination_log(&log, "no such file").unwrap();
         assert!(!log.exists());
         std::fs::write(&log, "the last time's, which were longer").unwrap();
-        leave_word(&log, "short").unwrap();
+        write_termination_log(&log, "short").unwrap();
         assert_eq!(std::fs::read_to_string(&log).unwrap(), "short");
     }
 }

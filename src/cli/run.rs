@@ -1,4 +1,4 @@
-//! `walferry run`: mirrors until told to stop.
+//! `walferry run`: mirrors until a signal.
 
 use std::{
     net::{AddrParseError, SocketAddr},
@@ -29,7 +29,8 @@ pub struct Args {
     /// Exit 0 once every table is copied and everything committed at the source by then has arrived
     #[arg(long)]
     pub until_caught_up: bool,
-    /// Where to serve /healthz, /readyz, /metrics and /status; :PORT is on 127.0.0.1, port 0 a free one, which is logged
+    /// Where to serve /healthz, /readyz, /metrics and /status; :PORT is on 127.0.0.1, port 0 a free one,
+    /// which is logged
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:9464", value_parser = address)]
     pub http: SocketAddr,
 }
@@ -40,17 +41,17 @@ fn address(text: &str) -> Result<SocketAddr, AddrParseError> {
 
 /// Runs until SIGTERM or SIGINT, or until caught up when asked to.
 ///
-/// A table that can't be mirrored keeps no other from it, and a Mirror that can't start no other Mirror: both are shown as failed, and
-/// looked at again. Exit code 0 when it ended in order, 1 when nothing of the files could start, or something failed that had to
-/// catch up, 2 when the files are wrong.
+/// A table that can't be mirrored blocks no other table, and a Mirror that can't start no other Mirror: both
+/// are reported as failed, and retried. Exit code 0 when it ended in order, 1 when nothing of the files could
+/// start, or something failed that had to catch up, 2 when the files are wrong.
 pub async fn execute(args: Args) -> ExitCode {
     let configs = match args.files.load() {
         Ok(configs) => configs,
-        Err(error) => return super::refuse(&error),
+        Err(error) => return super::exit_invalid(&error),
     };
     let stop = CancellationToken::new();
     if let Err(message) = mirrors::stop_on_signal(&stop) {
-        super::complain(&message);
+        super::eprint(&message);
         return ExitCode::FAILURE;
     }
     let Some(checked) = stop.run_until_cancelled(preflights(configs)).await else {
@@ -61,7 +62,7 @@ pub async fn execute(args: Args) -> ExitCode {
         .all(|(config, report)| report.as_ref().is_some_and(|report| report.starts_nothing(config)))
     {
         for (config, report) in checked {
-            refuse(&config, report.unwrap_or_default());
+            report_failures(&config, report.unwrap_or_default());
         }
         return ExitCode::FAILURE;
     }
@@ -75,7 +76,7 @@ pub async fn execute(args: Args) -> ExitCode {
     let listener = match mirrors::listen(args.http).await {
         Ok(listener) => listener,
         Err(message) => {
-            super::complain(&message);
+            super::eprint(&message);
             return ExitCode::FAILURE;
         }
     };
@@ -84,13 +85,14 @@ pub async fn execute(args: Args) -> ExitCode {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
         Err(error) => {
-            super::complain(&error.to_string());
+            super::eprint(&error.to_string());
             ExitCode::FAILURE
         }
     }
 }
 
-/// The checks of all Mirrors that are not suspended, side by side: a server that does not answer holds up no other.
+/// The checks of all Mirrors that are not suspended, concurrently: a server that does not answer delays no
+/// other.
 async fn preflights(configs: Vec<ReplicatorConfig>) -> Vec<(ReplicatorConfig, Option<CheckReport>)> {
     let checks = configs.into_iter().map(|config| async move {
         let report = if config.suspend { None } else { Some(check::preflight(&config).await) };
@@ -99,14 +101,14 @@ async fn preflights(configs: Vec<ReplicatorConfig>) -> Vec<(ReplicatorConfig, Op
     futures::future::join_all(checks).await
 }
 
-/// Says why a Mirror can't start, in the form that the log has.
-fn refuse(config: &ReplicatorConfig, report: CheckReport) {
+/// Reports why a Mirror can't start, in the log's format.
+fn report_failures(config: &ReplicatorConfig, report: CheckReport) {
     let MirrorIdentity { namespace, name, .. } = &config.mirror;
     let failures = report.failures();
     let renderer = advice::of(config);
     if telemetry::format() == LogFormat::Text {
         let failures = failures.render(None, renderer.as_ref());
-        super::complain(&format!(
+        super::eprint(&format!(
             "mirror {namespace}/{name} can't start. What `walferry check` finds wrong:\n\n{failures}"
         ));
         return;

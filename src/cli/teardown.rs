@@ -17,18 +17,18 @@ pub struct Args {
 
 /// Drops slot, publication and state of each Mirror; never a target table. Doing it again changes nothing.
 ///
-/// Exit code 0 when nothing is left but what only its owner can drop, whose statement is printed; 1 when something could not be dropped, 2 when
-/// the files are wrong.
+/// Exit code 0 when nothing is left but what only its owner can drop, whose statement is printed; 1 when a
+/// drop failed, 2 when the files are wrong.
 pub async fn execute(args: Args) -> ExitCode {
     let configs = match args.files.load() {
         Ok(configs) => configs,
-        Err(error) => return super::refuse(&error),
+        Err(error) => return super::exit_invalid(&error),
     };
     let mut outcome = ExitCode::SUCCESS;
     for config in &configs {
         let name = format!("{}/{}", config.mirror.namespace, config.mirror.name);
         if config.deletion_policy == DeletionPolicy::Retain {
-            super::say(&format!("mirror {name}: deletionPolicy is Retain, nothing dropped"));
+            super::print(&format!("mirror {name}: deletionPolicy is Retain, nothing dropped"));
             continue;
         }
         let leaving = Leaving {
@@ -38,14 +38,14 @@ pub async fn execute(args: Args) -> ExitCode {
             made_at: None,
         };
         match cleanup::remove(leaving).await {
-            Ok(report) => super::say(&format!("mirror {name}: {}", report.done.join(", "))),
+            Ok(report) => super::print(&format!("mirror {name}: {}", report.done.join(", "))),
             Err(error @ cleanup::Error::OtherSource { .. }) => {
                 let statements = cleanup::statements(&config.mirror);
-                super::complain(&format!("mirror {name}: {error}, or run there: {statements}"));
+                super::eprint(&format!("mirror {name}: {error}, or run there: {statements}"));
                 outcome = ExitCode::FAILURE;
             }
             Err(error) => {
-                super::complain(&format!("mirror {name}: {error}"));
+                super::eprint(&format!("mirror {name}: {error}"));
                 outcome = ExitCode::FAILURE;
             }
         }

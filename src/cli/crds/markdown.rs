@@ -1,4 +1,4 @@
-//! The reference of the API in Markdown, from the definitions themselves.
+//! The reference of the API in Markdown, made from the CRDs.
 
 use std::fmt::Write;
 
@@ -33,8 +33,8 @@ pub fn markdown() -> String {
         "Resources of `{}`. `kubectl explain mirror.spec` shows the same texts. All references stay in the resource's namespace.\n",
         api::API_VERSION
     );
-    for definition in api::custom_resource_definitions() {
-        resource(&mut text, &definition);
+    for crd in api::custom_resource_definitions() {
+        resource(&mut text, &crd);
     }
     conditions(&mut text);
     annotations(&mut text);
@@ -42,10 +42,10 @@ pub fn markdown() -> String {
     format!("{}\n", text.trim_end())
 }
 
-fn resource(text: &mut String, definition: &CustomResourceDefinition) {
-    let names = &definition.spec.names;
+fn resource(text: &mut String, crd: &CustomResourceDefinition) {
+    let names = &crd.spec.names;
     let _ = writeln!(text, "## {}\n", names.kind);
-    let Some(version) = definition.spec.versions.first() else { return };
+    let Some(version) = crd.spec.versions.first() else { return };
     let schema = version.schema.as_ref().and_then(|schema| schema.open_api_v3_schema.as_ref());
     let Some(schema) = schema else { return };
     let _ = writeln!(text, "{}\n", schema.description.as_deref().unwrap_or_default());

@@ -58,7 +58,8 @@ impl Document {
     }
 }
 
-/// Reads all documents of a file (`-`: standard input), leaving out empty ones. What is not YAML goes to `problems`.
+/// Reads all documents of a file (`-`: standard input), leaving out empty ones. What is not YAML goes to
+/// `problems`.
 ///
 /// # Errors
 /// [`LoadError::Read`] when the file can't be read.
@@ -87,7 +88,7 @@ pub(super) fn parse(file: &Path, text: &str, problems: &mut Vec<String>) -> Vec<
             },
             Err(error) => {
                 problems.push(format!("{place}: not valid YAML: {error}"));
-                // What follows a syntax error can't be told apart any more.
+                // After a syntax error the boundaries of documents are unknown.
                 break;
             }
         }

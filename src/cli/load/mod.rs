@@ -1,7 +1,9 @@
-//! Reads ReplicationPeer, Mirror and Secret documents from files and resolves each Mirror into a [`ReplicatorConfig`].
+//! Reads ReplicationPeer, Mirror and Secret documents from files and resolves each Mirror into a
+//! [`ReplicatorConfig`].
 //!
-//! Everything that is wrong is told at once, each with its file, document, field and what is allowed, and without any value, since
-//! values may be secrets. `${VAR}` is not expanded: secrets come from Secret documents, or from a folder that they are mounted in.
+//! All errors are reported together, each with its file, document, field and what is allowed, and without any
+//! value, since values may be secrets. `${VAR}` is not expanded: secrets come from Secret documents, or from
+//! a folder that they are mounted in.
 
 mod documents;
 mod mounted;
@@ -125,7 +127,7 @@ impl Key {
     fn of(value: &Value, problems: &mut Vec<Problem>) -> Key {
         let mut text = |pointer: &str, path: &str, default: &str| {
             let text = value.pointer(pointer).and_then(Value::as_str).unwrap_or(default);
-            // What is missing altogether has been told by the schema.
+            // The schema reports a missing field.
             if value.pointer(pointer).is_some_and(Value::is_string) && !api::is_object_name(text) {
                 let rule = "must be 1 to 253 lower-case letters, digits, '-' and '.', with a letter or digit at both ends of each part";
                 problems.push(Problem::new(path, rule));
@@ -160,7 +162,7 @@ fn identify(value: &Value) -> Result<&'static str, Problem> {
     Ok(kind)
 }
 
-/// A resource of the files; `None` when its document is wrong, which has been told then.
+/// A resource of the files; `None` when its document is wrong and that has been reported.
 type Found<T> = BTreeMap<Key, (Place, Option<T>)>;
 
 #[derive(Default)]

@@ -25,7 +25,8 @@ impl MountedSecrets {
 }
 
 impl Secrets for MountedSecrets {
-    /// Follows symbolic links, which kubelet puts between the folder and the files. The value is the file's, to the last byte.
+    /// Follows symbolic links, which kubelet puts between the folder and the files. The value is the file's,
+    /// to the last byte.
     fn entry(&self, name: &str, key: &str) -> Result<Password, Option<MissingEntry>> {
         let folder = self.0.join(name);
         if !is_object_name(name) || !folder.is_dir() {

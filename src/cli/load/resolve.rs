@@ -87,7 +87,7 @@ impl Secrets for SecretsOfFiles<'_> {
                 "no Secret {name} in namespace {} among the files",
                 self.key.namespace
             )))),
-            // The Secret's own document has been complained about.
+            // The error of the Secret's own document has been reported.
             Some((_, None)) => Err(None),
             Some((place, Some(secret))) => secret
                 .get(key)
@@ -142,8 +142,8 @@ pub(super) fn uid(mirror: &Mirror) -> Result<Option<String>, Problem> {
     ))
 }
 
-/// Without an API server nobody hands out UIDs: then it is the first 32 hexadecimal digits of SHA-256 of `namespace/name`, so
-/// that the same file finds the same slot again.
+/// Without an API server there is no UID: then it is the first 32 hexadecimal digits of SHA-256 of
+/// `namespace/name`, so that the same file finds the same slot again.
 fn identity(key: &Key, mirror: &Mirror) -> MirrorIdentity {
     struct Hex<'a>(&'a [u8]);
     impl fmt::Display for Hex<'_> {

@@ -1,8 +1,10 @@
-//! Checks a document against the schema of its resource, as an API server would, so that a file means the same with and without one.
+//! Checks a document against the schema of its resource, as an API server would, so that a file means the
+//! same with and without one.
 //!
-//! The schema is the one of the CustomResourceDefinition itself. A field that is `null` counts as left out. Unlike an API server, which
-//! drops fields that it doesn't know, this refuses them: a misspelt setting must not be lost silently. No message shows a
-//! value of the document, since it may be a secret; only where one of a few words is expected it shows the other one.
+//! The schema is that of the CRD. A field that is `null` counts as left out. Unlike an API server, which
+//! drops fields that it doesn't know, this refuses them: a misspelt setting must not be lost silently. No
+//! message shows a value of the document, since it may be a secret; only where one of a few words is expected
+//! it shows the other one.
 
 use std::collections::{BTreeSet, HashMap};
 
@@ -34,7 +36,7 @@ pub(super) fn by_kind() -> Result<Schemas, serde_json::Error> {
         schemas.insert(spec.names.kind, schema.unwrap_or_default());
     }
     for schema in schemas.values_mut() {
-        // A definition leaves out what all kinds have in common.
+        // A CRD leaves out what all kinds have in common.
         schema.properties.get_or_insert_default().extend([
             ("apiVersion".to_owned(), string.clone()),
             ("kind".to_owned(), string.clone()),
@@ -203,8 +205,8 @@ fn kind_of(value: &Value) -> &'static str {
 mod tests {
     use super::*;
 
-    /// The keywords that `check` understands, and those that ask nothing of a single object: descriptions, defaults, and how the API server
-    /// merges maps. The schema must not promise anything else.
+    /// The keywords that `check` understands, and those that ask nothing of a single object: descriptions,
+    /// defaults, and how the API server merges maps. The schema must not promise anything else.
     const KEYWORDS: &[&str] = &[
         "additionalProperties",
         "default",
@@ -243,9 +245,9 @@ mod tests {
 
     #[test]
     fn every_keyword_of_the_schemas_is_checked() {
-        for definition in custom_resource_definitions() {
-            let definition = serde_json::to_value(definition).unwrap();
-            keywords(&definition["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"]);
+        for crd in custom_resource_definitions() {
+            let crd = serde_json::to_value(crd).unwrap();
+            keywords(&crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"]);
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Secret documents, read by hand so that no library's error message can show a value.
+//! Secret documents, parsed without serde so that no library's error message can show a value.
 
 use std::{collections::BTreeMap, fmt};
 
@@ -17,7 +17,8 @@ impl fmt::Debug for SecretDocument {
 }
 
 impl SecretDocument {
-    /// Takes the entries of `data` (base64) and `stringData` (clear text, which wins) from a document of valid schema.
+    /// Takes the entries of `data` (base64) and `stringData` (clear text, which wins) from a document of
+    /// valid schema.
     pub(super) fn new(document: &Value, problems: &mut Vec<Problem>) -> Self {
         let mut entries = BTreeMap::new();
         for (field, encoded) in [("data", true), ("stringData", false)] {

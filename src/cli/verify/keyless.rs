@@ -1,8 +1,9 @@
-//! Tables without a key: how often each row is there, on both sides.
+//! Tables without a key: compares the multiplicity of each row.
 //!
-//! Rows are hashed into buckets, so that memory doesn't grow with the table and no order is needed; only rows of buckets that differ
-//! are looked at again. The source is read in one snapshot, and of the destination what was committed before it was taken: so the
-//! application may go on writing. What was committed before and is not yet seen by others differs for a moment, hence the tries.
+//! Rows are hashed into buckets, so that memory doesn't grow with the table and no order is needed. Only rows
+//! of buckets that differ are compared. The source is read in one snapshot, and the destination up to the LSN
+//! of that snapshot, so the application may keep writing. A commit is in the log before it is visible to
+//! snapshots, which makes a difference for a moment: hence several attempts.
 
 use std::{
     collections::HashMap,
@@ -16,9 +17,9 @@ use tokio::time::{Instant, sleep};
 use super::{
     VerifyError,
     plan::TablePlan,
+    readers::TableReaders,
     report::TableReport,
     rows::{Chunks, Row},
-    sides::Sides,
 };
 use crate::{
     clickhouse::native::Rows,
@@ -27,11 +28,11 @@ use crate::{
 };
 
 const BUCKETS: usize = 1 << 16;
-const TRIES: u32 = 4;
+const ATTEMPTS: u32 = 4;
 /// A commit that is visible may be this young in the log.
-const CALM: Duration = Duration::from_secs(1);
-/// How long a mirror that is at work gets for what was committed before.
-const PATIENCE: Duration = Duration::from_secs(60);
+const QUIET_PERIOD: Duration = Duration::from_secs(1);
+/// How long a running mirror gets to apply what was committed before.
+const RECHECK_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// The rows of one side, without the rows.
 #[derive(Clone, PartialEq, Eq)]
@@ -75,19 +76,19 @@ struct Counted<'r> {
     times: i64,
 }
 
-/// Compares a table, and tells at most `most` rows that are there more often on one side than on the other.
+/// Compares a table, and reports at most `most` rows whose multiplicity differs between the sides.
 pub(super) async fn compare(
-    sides: &Sides<'_>,
+    readers: &TableReaders<'_>,
     session: &Session,
     slot_name: &str,
     most: u32,
     bar: &ProgressBar,
 ) -> Result<TableReport, VerifyError> {
-    let comparison = Comparison { sides, hashers: Default::default() };
+    let comparison = Comparison { readers, hashers: Default::default() };
     for attempt in 1.. {
         let (mut connection, end) = comparison.begin().await?;
         if attempt > 1 {
-            sleep(CALM).await;
+            sleep(QUIET_PERIOD).await;
         }
         until_arrived(session, slot_name).await?;
         bar.set_position(0);
@@ -101,11 +102,11 @@ pub(super) async fn compare(
         comparison.read_target(end, |counted| target.add(comparison.hash(&counted), counted.times)).await?;
         let mut report = TableReport {
             extent: format!("{} rows", source.rows()),
-            incomparable: sides.plan.incomparable().into_iter().map(str::to_owned).collect(),
+            incomparable: readers.plan.incomparable().into_iter().map(str::to_owned).collect(),
             ..TableReport::default()
         };
         let mut differing = source.differing(&target);
-        if !differing.is_empty() && attempt < TRIES {
+        if !differing.is_empty() && attempt < ATTEMPTS {
             continue;
         }
         if !differing.is_empty() {
@@ -114,21 +115,21 @@ pub(super) async fn compare(
             report.stopped = differing.len() > most as usize;
             differing.truncate(most as usize);
             let counts = comparison.count(&mut connection, end, &differing).await?;
-            report.differences = lines(sides.plan, counts);
+            report.differences = lines(readers.plan, counts);
         }
         return Ok(report);
     }
     Ok(TableReport::default())
 }
 
-/// Waits until what is in the log now has arrived, while somebody is at work on it.
+/// Waits until the present end of the log has been applied, while a replicator is running.
 async fn until_arrived(session: &Session, slot_name: &str) -> Result<(), VerifyError> {
     let started = Instant::now();
     let mut goal: Option<Lsn> = None;
     while let Some(slot) = slot::read(session, slot_name).await?.filter(|slot| slot.active_pid.is_some()) {
         let goal = *goal.get_or_insert(slot.current_lsn);
         if slot.confirmed_flush_lsn.is_some_and(|confirmed| confirmed >= goal)
-            || started.elapsed() >= PATIENCE
+            || started.elapsed() >= RECHECK_TIMEOUT
         {
             break;
         }
@@ -138,14 +139,15 @@ async fn until_arrived(session: &Session, slot_name: &str) -> Result<(), VerifyE
 }
 
 struct Comparison<'a> {
-    sides: &'a Sides<'a>,
+    readers: &'a TableReaders<'a>,
     hashers: (RandomState, RandomState),
 }
 
 impl Comparison<'_> {
-    /// Takes a snapshot of the source, and gives the end of its log: what is seen was committed before.
+    /// Takes a snapshot of the source, and gives the end of its log: everything visible in the snapshot was
+    /// committed before.
     async fn begin(&self) -> Result<(Connection, Lsn), VerifyError> {
-        let mut connection = self.sides.connect().await?;
+        let mut connection = self.readers.connect().await?;
         connection.query("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY").await?;
         let end = connection.seen_until().await?;
         Ok((connection, end))
@@ -156,7 +158,7 @@ impl Comparison<'_> {
         connection: &mut Connection,
         mut each: impl FnMut(Counted<'_>),
     ) -> Result<(), VerifyError> {
-        let mut chunks = self.sides.source_rows(connection, &self.sides.plan.source_rows()).await?;
+        let mut chunks = self.readers.source_rows(connection, &self.readers.plan.source_rows()).await?;
         while let Some(rows) = chunks.next().await? {
             (0..rows.len()).for_each(|row| each(Counted { rows: &rows, row, times: 1 }));
         }
@@ -164,8 +166,8 @@ impl Comparison<'_> {
     }
 
     async fn read_target(&self, end: Lsn, mut each: impl FnMut(Counted<'_>)) -> Result<(), VerifyError> {
-        let plan = self.sides.plan;
-        let mut chunks = self.sides.target_changes(&plan.target_changes(end)).await?;
+        let plan = self.readers.plan;
+        let mut chunks = self.readers.target_changes(&plan.target_changes(end)).await?;
         while let Some(rows) = chunks.next().await? {
             for row in 0..rows.len() {
                 // The sign comes after the columns.
@@ -178,7 +180,7 @@ impl Comparison<'_> {
 
     fn cells<'r>(&'r self, counted: &Counted<'r>) -> impl Iterator<Item = &'r [u8]> {
         let (rows, row) = (counted.rows, counted.row);
-        let comparable = self.sides.plan.types.iter().enumerate().filter(|(_, kind)| kind.is_comparable());
+        let comparable = self.readers.plan.types.iter().enumerate().filter(|(_, kind)| kind.is_comparable());
         comparable.map(move |(column, _)| rows.cell(row, column))
     }
 
@@ -197,7 +199,9 @@ impl Comparison<'_> {
         let mut counts = Counts::new();
         let wanted = |counted: &Counted<'_>| {
             buckets.contains(&bucket(self.hash(counted))).then(|| {
-                (0..self.sides.plan.types.len()).map(|c| counted.rows.cell(counted.row, c).to_vec()).collect()
+                (0..self.readers.plan.types.len())
+                    .map(|c| counted.rows.cell(counted.row, c).to_vec())
+                    .collect()
             })
         };
         self.read_source(connection, |counted| {

@@ -76,7 +76,8 @@ impl<'a, S: Chunks, T: Chunks> Merge<'a, S, T> {
         }
     }
 
-    /// The next key that only one side has, that one side has twice, or whose rows differ; `None` at the end of both.
+    /// The next key that only one side has, that one side has twice, or whose rows differ; `None` at the end
+    /// of both.
     pub(super) async fn next_difference(&mut self, bar: &ProgressBar) -> Result<Option<Key>, VerifyError> {
         loop {
             let fresh = self.source.at == 0;

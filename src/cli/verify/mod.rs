@@ -1,17 +1,18 @@
 //! `walferry verify`: reads both sides in key order and compares every value.
 //!
-//! Rows that differ are read again by key until they agree or prove different, so that a mirror that is only a little
-//! behind is equal, and so that nothing has to stop while it runs. Memory doesn't grow with the tables.
+//! Rows that differ are read again by key until they agree or prove different, so that a mirror that is a
+//! little behind is equal, and so that nothing has to stop while it runs. Memory doesn't grow with the
+//! tables.
 
 mod keyless;
 mod merge;
 mod pending;
 mod plan;
+mod readers;
+mod recheck;
 mod report;
 mod rows;
 mod sample;
-mod settle;
-mod sides;
 
 use std::process::ExitCode;
 
@@ -21,9 +22,9 @@ use self::{
     merge::Merge,
     pending::{Change, Pending},
     plan::TablePlan,
+    readers::TableReaders,
+    recheck::Rechecker,
     report::{Outcome, TableReport},
-    settle::Settler,
-    sides::Sides,
 };
 use crate::{
     clickhouse::{self, Database},
@@ -39,7 +40,7 @@ use crate::{
 
 /// Compares every row of the tables at the source with what is at the destination
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Exit codes: 0 equal, 1 different, 2 could not tell.\n\n\
+#[command(after_help = "Exit codes: 0 equal, 1 different, 2 inconclusive.\n\n\
                   Example:\n  walferry verify -f peers.yaml -f mirror.yaml\n  \
                   walferry verify -f all.yaml --table public.users --sample 5")]
 pub struct Args {
@@ -48,8 +49,8 @@ pub struct Args {
     /// Compare this table alone; may be given several times [default: all tables of the Mirrors]
     #[arg(long, value_name = "SCHEMA.TABLE")]
     pub table: Vec<String>,
-    /// Compare the number of rows, and of the rows only this many in a hundred, picked at random on both sides; a table without a key is
-    /// compared as a whole
+    /// Compare the number of rows, and this percentage of the rows, picked at random on both sides; a table
+    /// without a key is compared as a whole
     #[arg(long, value_name = "PERCENT", value_parser = percent)]
     pub sample: Option<f64>,
     /// Stop comparing a table after this many differences
@@ -83,33 +84,34 @@ enum VerifyError {
 
 /// Compares both sides of the Mirrors of the files.
 ///
-/// Exit code 0 when all tables are equal, 1 when one differs, 2 when one could not be compared or the files are wrong.
+/// Exit code 0 when all tables are equal, 1 when one differs, 2 when one could not be compared or the files
+/// are wrong.
 pub async fn execute(args: Args) -> ExitCode {
     let configs = match args.files.load() {
         Ok(configs) => configs,
-        Err(error) => return super::refuse(&error),
+        Err(error) => return super::exit_invalid(&error),
     };
     if let Err(unknown) = check_names(&configs, &args.table) {
-        super::complain(&unknown);
+        super::eprint(&unknown);
         return ExitCode::from(2);
     }
     let mut worst = Outcome::Equal;
     for config in &configs {
-        super::say(&format!("mirror {}/{}", config.mirror.namespace, config.mirror.name));
+        super::print(&format!("mirror {}/{}", config.mirror.namespace, config.mirror.name));
         let wanted = |spec: &&TableSpec| args.table.is_empty() || args.table.contains(&spec.id.to_string());
         for spec in config.tables.iter().filter(wanted) {
             let report = match verify_table(config, spec, &args).await {
                 Ok(report) => report,
-                Err(error) => TableReport::unknown(error.to_string()),
+                Err(error) => TableReport::inconclusive(error.to_string()),
             };
             worst = worst.max(report.outcome());
-            super::say(&report.lines(&spec.id.to_string()).join("\n"));
+            super::print(&report.lines(&spec.id.to_string()).join("\n"));
         }
     }
     match worst {
         Outcome::Equal => ExitCode::SUCCESS,
         Outcome::Different => ExitCode::FAILURE,
-        Outcome::Unknown => ExitCode::from(2),
+        Outcome::Inconclusive => ExitCode::from(2),
     }
 }
 
@@ -123,8 +125,8 @@ fn check_names(configs: &[ReplicatorConfig], names: &[String]) -> Result<(), Str
     }
 }
 
-/// Compares a table. A difference that comes from a change which the mirror has not taken up yet is none: that is waited for, and
-/// the table compared again.
+/// Compares a table. When a schema change that the mirror has not applied yet explains a difference, it is
+/// waited for, and the table compared again.
 async fn verify_table(
     config: &ReplicatorConfig,
     spec: &TableSpec,
@@ -141,8 +143,8 @@ async fn verify_table(
         }
         match pending.since(record.as_ref()).await? {
             Change::None => return Ok(report),
-            Change::TakenUp => {}
-            Change::Waits(why) => return Ok(TableReport::unknown(why)),
+            Change::Applied => {}
+            Change::Waits(why) => return Ok(TableReport::inconclusive(why)),
         }
     }
 }
@@ -163,17 +165,18 @@ async fn compare_table(
     }
     let plan = TablePlan::new(schema, database, config.out_of_range).await?;
     let bar = progress_bar(session, &plan).await?;
-    let sides = Sides { plan: &plan, source: &config.source, application: &application, database };
+    let readers = TableReaders { plan: &plan, source: &config.source, application: &application, database };
     if !plan.schema.kind.is_keyed() {
         let slot = config.mirror.slot_name();
-        let report = keyless::compare(&sides, session, &slot, args.max_differences, &bar).await;
+        let report = keyless::compare(&readers, session, &slot, args.max_differences, &bar).await;
         bar.finish_and_clear();
         return report;
     }
-    let settler = Settler::new(&sides, session, &config.mirror.slot_name(), args.max_differences).await?;
+    let rechecker =
+        Rechecker::new(&readers, session, &config.mirror.slot_name(), args.max_differences).await?;
     let report = match args.sample {
-        Some(percent) => sample::compare(&sides, session, settler, percent, &bar).await,
-        None => compare_all(&sides, settler, &bar).await,
+        Some(percent) => sample::compare(&readers, session, rechecker, percent, &bar).await,
+        None => compare_all(&readers, rechecker, &bar).await,
     };
     bar.finish_and_clear();
     report
@@ -181,17 +184,17 @@ async fn compare_table(
 
 /// Reads both sides to their ends, side by side.
 async fn compare_all(
-    sides: &Sides<'_>,
-    mut settler: Settler<'_>,
+    readers: &TableReaders<'_>,
+    mut rechecker: Rechecker<'_>,
     bar: &ProgressBar,
 ) -> Result<TableReport, VerifyError> {
-    let mut connection = sides.connect().await?;
-    let source = sides.source_in_order(&mut connection).await?;
-    let target = sides.target_in_order().await?;
-    let mut merge = Merge::new(sides.plan, source, target);
+    let mut connection = readers.connect().await?;
+    let source = readers.source_in_order(&mut connection).await?;
+    let target = readers.target_in_order().await?;
+    let mut merge = Merge::new(readers.plan, source, target);
     while let Some(key) = merge.next_difference(bar).await? {
-        settler.suspect(key).await?;
-        if settler.is_full() {
+        rechecker.enqueue(key).await?;
+        if rechecker.is_full() {
             break;
         }
     }
@@ -199,8 +202,8 @@ async fn compare_all(
     // The statement of the source ends with its connection.
     drop(merge);
     drop(connection);
-    settler.finish().await?;
-    Ok(settler.into_report(source_rows, target_rows, None))
+    rechecker.finish().await?;
+    Ok(rechecker.into_report(source_rows, target_rows, None))
 }
 
 async fn progress_bar(session: &Session, plan: &TablePlan) -> Result<ProgressBar, VerifyError> {

@@ -1,5 +1,6 @@
-//! A change of a table that the stream does not tell, such as a partition that is detached, is seen in the catalog some seconds
-//! later. Until then, and while the table is copied again because of it, the sides differ and nothing is wrong.
+//! A schema change that the stream does not report, such as a detached partition, is detected in the catalog
+//! some seconds later. Until then, and while the table is copied again because of it, the two sides may
+//! differ.
 
 use std::time::Duration;
 
@@ -14,21 +15,21 @@ use crate::{
     replication::{TablePhase, TableRecord},
 };
 
-/// How long a change may take until it is seen and taken up.
-const PATIENCE: Duration = Duration::from_secs(60);
+/// How long a schema change may take until it is detected and applied.
+const RECHECK_TIMEOUT: Duration = Duration::from_secs(60);
 const PAUSE: Duration = Duration::from_millis(500);
 
 /// What has become of a table since its record was read.
 pub(super) enum Change {
     /// Nothing: a difference is one.
     None,
-    /// Something, and the mirror has taken it up: compare again.
-    TakenUp,
-    /// Something that the mirror has not taken up; why, in words.
+    /// A schema change that the mirror has applied: compare again.
+    Applied,
+    /// A schema change that the mirror has not applied yet, as a message.
     Waits(String),
 }
 
-/// Looks at a table's record and at what the catalog says of it.
+/// Compares a table's record with the catalog.
 pub(super) struct Pending<'a> {
     config: &'a ReplicatorConfig,
     spec: &'a TableSpec,
@@ -54,20 +55,21 @@ impl<'a> Pending<'a> {
         Ok(state.tables.remove(&self.spec.id))
     }
 
-    /// What has become of the table since `before` was read, once the mirror has taken it up, or has had a minute for it.
+    /// What has become of the table since `before` was read, once the mirror has applied it, or a minute has
+    /// passed.
     pub(super) async fn since(&mut self, before: Option<&TableRecord>) -> Result<Change, VerifyError> {
         let Some(before) = before else { return Ok(Change::None) };
         loop {
             let Some(now) = self.record().await? else { return Ok(Change::None) };
             let Some(why) = self.waits(&now).await? else {
                 let same = (&now.layout, now.plan, now.phase) == (&before.layout, before.plan, before.phase);
-                return Ok(if same { Change::None } else { Change::TakenUp });
+                return Ok(if same { Change::None } else { Change::Applied });
             };
             let slot = slot::read(self.session, &self.config.mirror.slot_name()).await?;
             let at_work = slot.is_some_and(|slot| slot.active_pid.is_some());
-            if !at_work || self.started.elapsed() >= PATIENCE {
-                let then = if at_work { "" } else { ", and no walferry is at work" };
-                return Ok(Change::Waits(format!("{why}{then}: verify it again later")));
+            if !at_work || self.started.elapsed() >= RECHECK_TIMEOUT {
+                let then = if at_work { "" } else { ", and no walferry process is running" };
+                return Ok(Change::Waits(format!("{why}{then}: run walferry verify again later")));
             }
             sleep(PAUSE).await;
         }
@@ -84,6 +86,7 @@ impl<'a> Pending<'a> {
         let oid = record.schema.oid;
         let layout = catalog::layouts(self.session, &[oid]).await?.remove(&oid);
         let known = record.layout.is_none() || layout == record.layout;
-        Ok((!known).then(|| "it has changed at the source, which the mirror has not taken up".to_owned()))
+        Ok((!known)
+            .then(|| "the table changed at the source and the mirror has not applied that yet".to_owned()))
     }
 }

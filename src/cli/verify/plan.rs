@@ -49,7 +49,8 @@ impl TablePlan {
             let conflict = format!("it has no column {}", column.target_name);
             return Err(problem(TableProblem::conflict(conflict)).into());
         }
-        // Rows are compared as what they are there, which may be wider than what is needed; what is not yet is read as if it were.
+        // Rows are compared as the destination's types, which may be wider than needed; a narrower column is
+        // read with a cast.
         for (index, (column, column_type)) in schema.columns.iter().zip(&mut types).enumerate() {
             let there = found.columns.iter().find(|there| there.name == column.target_name);
             if let Some(there) = there.and_then(|there| parse(&there.column_type).ok())
@@ -125,7 +126,7 @@ impl TablePlan {
         cells.filter(|(_, ((a, b), kind))| kind.is_comparable() && a != b).map(|(index, _)| index).collect()
     }
 
-    /// A key for a human: `id = 5, region = eu`.
+    /// A key as readable text: `id = 5, region = eu`.
     pub(super) fn show_key(&self, key: &Key) -> String {
         let parts: Vec<String> = self
             .key()
@@ -135,7 +136,7 @@ impl TablePlan {
         parts.join(", ")
     }
 
-    /// A value for a human.
+    /// A value as readable text.
     pub(super) fn show(&self, column: usize, cell: &[u8]) -> String {
         self.types.get(column).map_or_else(String::new, |kind| shortened(&display(kind, cell)))
     }
@@ -248,7 +249,8 @@ impl TablePlan {
     }
 }
 
-/// Orders the source's rows as the destination orders the column's values: a string there is ordered by its bytes.
+/// Orders the source's rows as the destination orders the column's values: a string there is ordered by its
+/// bytes.
 fn source_order(column: &Column, target: &ChType) -> String {
     let name = postgres_quote::ident(&column.name);
     let string = matches!(target.inner(), ChType::String | ChType::LowCardinality | ChType::Json);
@@ -280,7 +282,7 @@ fn tuple(items: Vec<String>) -> String {
     }
 }
 
-/// Long values are cut: what is printed is for a human.
+/// Truncates a long value for display.
 fn shortened(text: &str) -> String {
     const MOST: usize = 200;
     match text.char_indices().nth(MOST) {

@@ -1,4 +1,4 @@
-//! What is told of a table.
+//! The result of one table's comparison, as lines of text.
 
 use super::plan::TablePlan;
 use crate::cli::verify::rows::{Key, Row};
@@ -8,7 +8,7 @@ use crate::cli::verify::rows::{Key, Row};
 pub(super) enum Outcome {
     Equal,
     Different,
-    Unknown,
+    Inconclusive,
 }
 
 /// What was found out about one table.
@@ -19,7 +19,7 @@ pub(super) struct TableReport {
     /// Whether there may be more of them.
     pub(super) stopped: bool,
     /// Keys whose rows changed so often that they could not be compared.
-    pub(super) unsettled: Vec<String>,
+    pub(super) still_changing: Vec<String>,
     /// Columns that can't be compared.
     pub(super) incomparable: Vec<String>,
     /// What was read, in words.
@@ -30,15 +30,15 @@ pub(super) struct TableReport {
 
 impl TableReport {
     /// A table that could not be compared.
-    pub(super) fn unknown(error: String) -> TableReport {
+    pub(super) fn inconclusive(error: String) -> TableReport {
         TableReport { error: Some(error), ..TableReport::default() }
     }
 
     pub(super) fn outcome(&self) -> Outcome {
         match self {
-            TableReport { error: Some(_), .. } => Outcome::Unknown,
+            TableReport { error: Some(_), .. } => Outcome::Inconclusive,
             TableReport { differences, .. } if !differences.is_empty() => Outcome::Different,
-            TableReport { unsettled, .. } if !unsettled.is_empty() => Outcome::Unknown,
+            TableReport { still_changing, .. } if !still_changing.is_empty() => Outcome::Inconclusive,
             _ => Outcome::Equal,
         }
     }
@@ -46,9 +46,9 @@ impl TableReport {
     /// The table's lines.
     pub(super) fn lines(&self, table: &str) -> Vec<String> {
         let mut lines = vec![match (&self.error, self.differences.len()) {
-            (Some(error), _) => format!("  {table}: could not tell: {error}"),
-            (None, 0) if self.unsettled.is_empty() => format!("  {table}: equal, {}", self.extent),
-            (None, 0) => format!("  {table}: could not tell, {}", self.extent),
+            (Some(error), _) => format!("  {table}: inconclusive: {error}"),
+            (None, 0) if self.still_changing.is_empty() => format!("  {table}: equal, {}", self.extent),
+            (None, 0) => format!("  {table}: inconclusive, {}", self.extent),
             (None, count) => {
                 let least = if self.stopped { "at least " } else { "" };
                 let noun = if count == 1 { "difference" } else { "differences" };
@@ -56,7 +56,8 @@ impl TableReport {
             }
         }];
         lines.extend(self.differences.iter().map(|line| format!("    {line}")));
-        lines.extend(self.unsettled.iter().map(|key| format!("    {key}: kept changing, could not tell")));
+        lines
+            .extend(self.still_changing.iter().map(|key| format!("    {key}: still changing, inconclusive")));
         if !self.incomparable.is_empty() {
             lines.push(format!(
                 "    not compared: {} (JSON at the destination)",
@@ -100,7 +101,7 @@ mod tests {
     };
 
     #[test]
-    fn tells_what_differs() {
+    fn reports_what_differs() {
         let number = |number: i32| number.to_le_bytes().to_vec();
         let columns = ["id", "v", "w"]
             .map(|name| (column(name, "integer", SourceType::Int4), ChType::Int(32)))
@@ -125,8 +126,8 @@ mod tests {
         let mut report = TableReport { extent: "5 rows".to_owned(), ..TableReport::default() };
         assert_eq!(report.outcome(), Outcome::Equal);
         assert_eq!(report.lines("public.t"), ["  public.t: equal, 5 rows"]);
-        report.unsettled.push("id = 1".to_owned());
-        assert_eq!(report.outcome(), Outcome::Unknown);
+        report.still_changing.push("id = 1".to_owned());
+        assert_eq!(report.outcome(), Outcome::Inconclusive);
         report.differences.push("id = 2: missing at the destination".to_owned());
         report.stopped = true;
         assert_eq!(report.outcome(), Outcome::Different);
@@ -135,10 +136,10 @@ mod tests {
             [
                 "  public.t: DIFFERENT, at least 1 difference, 5 rows",
                 "    id = 2: missing at the destination",
-                "    id = 1: kept changing, could not tell"
+                "    id = 1: still changing, inconclusive"
             ]
         );
-        assert_eq!(TableReport::unknown("gone".to_owned()).lines("t"), ["  t: could not tell: gone"]);
-        assert!(Outcome::Unknown > Outcome::Different);
+        assert_eq!(TableReport::inconclusive("gone".to_owned()).lines("t"), ["  t: inconclusive: gone"]);
+        assert!(Outcome::Inconclusive > Outcome::Different);
     }
 }

@@ -92,7 +92,7 @@ impl Chunks for TargetRows {
                         "the destination's answer ends within a row".to_owned(),
                     ));
                 }
-                // A row that is larger than a chunk: parsed anew only when there is twice as much of it.
+                // A row that is larger than a chunk: parsed again only when twice as much of it was received.
                 (true, false) => wanted = self.body.len() * 2,
             }
         }

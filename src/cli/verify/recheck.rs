@@ -1,9 +1,10 @@
-//! Rows that were not the same when they were read are read again by key, until they agree or prove different.
+//! Rows that were not the same when they were read are read again by key, until they agree or prove
+//! different.
 //!
-//! A row of the destination counts as right when it agrees with the source, or when it changes and then agrees with a
-//! state that the source's row had meanwhile: a row that is written all the time is never equal at two moments. It is
-//! proven wrong when it still differs after everything that was committed a second after the source's row last changed
-//! has arrived (the slot says so), or after ten seconds.
+//! A row of the destination counts as equal when it agrees with the source, or when it changes and then
+//! agrees with a state that the source's row had meanwhile: a row that is written all the time is never equal
+//! at two moments. It is proven wrong when it still differs after everything that was committed a second
+//! after the source's row last changed has arrived (the slot says so), or after ten seconds.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -15,9 +16,9 @@ use tokio::time::{Instant, sleep};
 
 use super::{
     VerifyError,
+    readers::TableReaders,
     report::{TableReport, difference},
     rows::{Key, Row},
-    sides::Sides,
 };
 use crate::{
     model::Lsn,
@@ -25,22 +26,22 @@ use crate::{
 };
 
 /// How long rows get to agree.
-const PATIENCE: Duration = Duration::from_secs(10);
-/// How long they get while the mirror is at work on what was committed before.
-const PATIENCE_BEHIND: Duration = Duration::from_secs(60);
+const RECHECK_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long they get while the mirror still applies what was committed before.
+const RECHECK_TIMEOUT_BEHIND: Duration = Duration::from_secs(60);
 /// A commit that is visible may be this young in the log.
-const CALM: Duration = Duration::from_secs(1);
+const QUIET_PERIOD: Duration = Duration::from_secs(1);
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 const SHORTEST_PAUSE: Duration = Duration::from_millis(20);
 /// Most keys that wait to be read again, and most bytes of them.
 const MOST_KEYS: usize = 10_000;
 const MOST_BYTES: usize = 8 << 20;
-/// Keys that are read at once.
+/// Keys per query.
 const LOOKUP: usize = 100;
 
-/// Collects suspicious keys and finds out about them.
-pub(super) struct Settler<'a> {
-    sides: &'a Sides<'a>,
+/// Collects keys whose rows differed and reads them again.
+pub(super) struct Rechecker<'a> {
+    readers: &'a TableReaders<'a>,
     session: &'a Session,
     connection: Connection,
     slot: String,
@@ -57,8 +58,8 @@ struct Case {
     key: Key,
     /// Hash of the destination's rows when first read again.
     first_target: Option<u64>,
-    /// Hashes of the states that the source's row had.
-    seen: HashSet<u64>,
+    /// Hashes of all states of the source's row that were read.
+    source_hashes: HashSet<u64>,
     last_source: Option<u64>,
     unchanged_since: Instant,
     difference: String,
@@ -70,17 +71,17 @@ struct Goal {
     set: Instant,
 }
 
-impl<'a> Settler<'a> {
+impl<'a> Rechecker<'a> {
     pub(super) async fn new(
-        sides: &'a Sides<'a>,
+        readers: &'a TableReaders<'a>,
         session: &'a Session,
         slot: &str,
         most_differences: u32,
-    ) -> Result<Settler<'a>, VerifyError> {
-        Ok(Settler {
-            sides,
+    ) -> Result<Rechecker<'a>, VerifyError> {
+        Ok(Rechecker {
+            readers,
             session,
-            connection: sides.connect().await?,
+            connection: readers.connect().await?,
             slot: slot.to_owned(),
             most_differences: most_differences as usize,
             keys: HashMap::new(),
@@ -90,14 +91,14 @@ impl<'a> Settler<'a> {
         })
     }
 
-    /// Notes a key whose rows were not the same. Where too many are noted, finds out about them at once.
-    pub(super) async fn suspect(&mut self, key: Key) -> Result<(), VerifyError> {
+    /// Notes a key whose rows were not the same. When too many are noted, rechecks them immediately.
+    pub(super) async fn enqueue(&mut self, key: Key) -> Result<(), VerifyError> {
         self.bytes += key.iter().map(|cell| cell.len() + size_of::<Vec<u8>>()).sum::<usize>();
         let place = self.keys.len();
         self.keys.entry(key).or_insert(place);
         if self.keys.len() >= MOST_KEYS || self.bytes >= MOST_BYTES {
             // Not longer than a server waits for us to read on (http_send_timeout, 30 s).
-            self.settle(PATIENCE).await?;
+            self.recheck(RECHECK_TIMEOUT).await?;
         }
         Ok(())
     }
@@ -107,12 +108,12 @@ impl<'a> Settler<'a> {
         self.report.differences.len() >= self.most_differences
     }
 
-    /// Finds out about all keys noted.
+    /// Rechecks all keys noted.
     pub(super) async fn finish(&mut self) -> Result<(), VerifyError> {
         if self.is_full() {
             return Ok(());
         }
-        self.settle(PATIENCE_BEHIND).await
+        self.recheck(RECHECK_TIMEOUT_BEHIND).await
     }
 
     /// Adds a difference that is not about a key.
@@ -125,7 +126,7 @@ impl<'a> Settler<'a> {
         let mut report = self.report;
         report.stopped |= report.differences.len() >= self.most_differences;
         report.differences.truncate(self.most_differences);
-        report.incomparable = self.sides.plan.incomparable().into_iter().map(str::to_owned).collect();
+        report.incomparable = self.readers.plan.incomparable().into_iter().map(str::to_owned).collect();
         report.extent = match (source == target, part) {
             (true, None) => format!("{source} rows"),
             (false, None) => format!("{source} rows read at the source and {target} at the destination"),
@@ -134,7 +135,7 @@ impl<'a> Settler<'a> {
         report
     }
 
-    async fn settle(&mut self, longest: Duration) -> Result<(), VerifyError> {
+    async fn recheck(&mut self, longest: Duration) -> Result<(), VerifyError> {
         let started = Instant::now();
         self.bytes = 0;
         let mut keys: Vec<(Key, usize)> = self.keys.drain().collect();
@@ -147,7 +148,7 @@ impl<'a> Settler<'a> {
             let behind = self.is_behind(&mut goal, started).await?;
             let arrived = goal.as_ref().filter(|_| behind == Some(false));
             let changing = self.read_again(&mut cases, arrived).await?;
-            let limit = if behind == Some(true) { longest } else { PATIENCE };
+            let limit = if behind == Some(true) { longest } else { RECHECK_TIMEOUT };
             if cases.is_empty() || started.elapsed() >= limit {
                 break;
             }
@@ -157,24 +158,24 @@ impl<'a> Settler<'a> {
         for case in cases {
             if self.is_full() {
                 self.report.stopped = true;
-            } else if case.unchanged_since.elapsed() >= CALM {
+            } else if case.unchanged_since.elapsed() >= QUIET_PERIOD {
                 self.report.differences.push(case.difference);
             } else {
-                self.report.unsettled.push(self.sides.plan.show_key(&case.key));
+                self.report.still_changing.push(self.readers.plan.show_key(&case.key));
             }
         }
         Ok(())
     }
 
-    /// Whether the mirror still works on what was committed before the goal, which is set after a second; `None` before
-    /// that, and where no mirror is at work.
+    /// Whether the mirror still applies what was committed before the goal, which is set after a second;
+    /// `None` before that, and where no mirror is running.
     async fn is_behind(
         &self,
         goal: &mut Option<Goal>,
         started: Instant,
     ) -> Result<Option<bool>, VerifyError> {
         let Some(slot) = slot::read(self.session, &self.slot).await? else { return Ok(None) };
-        if goal.is_none() && started.elapsed() >= CALM {
+        if goal.is_none() && started.elapsed() >= QUIET_PERIOD {
             *goal = Some(Goal { lsn: slot.current_lsn, set: Instant::now() });
         }
         let Some(goal) = goal else { return Ok(None) };
@@ -184,7 +185,8 @@ impl<'a> Settler<'a> {
         Ok(slot.active_pid.map(|_| true))
     }
 
-    /// Reads the rows of all cases again and keeps those that are still open. Tells whether a source row changed.
+    /// Reads the rows of all cases again and keeps those that are still open. Returns whether a source row
+    /// changed.
     async fn read_again(
         &mut self,
         cases: &mut Vec<Case>,
@@ -199,16 +201,16 @@ impl<'a> Settler<'a> {
                 break;
             }
             let keys: Vec<Key> = some.iter().map(|case| case.key.clone()).collect();
-            let source = self.sides.source_by_key(&mut self.connection, &keys).await?;
-            let target = self.sides.target_by_key(&keys).await?;
+            let source = self.readers.source_by_key(&mut self.connection, &keys).await?;
+            let target = self.readers.target_by_key(&keys).await?;
             for mut case in some.drain(..) {
                 let (source, target) = (rows(&source, &case.key), rows(&target, &case.key));
                 changing |= self.note(&mut case, source);
                 if self.agrees(&mut case, source, target) {
                     continue;
                 }
-                case.difference = difference(self.sides.plan, &case.key, source.first(), target);
-                if arrived.is_some_and(|goal| case.unchanged_since + CALM <= goal.set) {
+                case.difference = difference(self.readers.plan, &case.key, source.first(), target);
+                if arrived.is_some_and(|goal| case.unchanged_since + QUIET_PERIOD <= goal.set) {
                     self.report.differences.push(case.difference);
                 } else {
                     open.push(case);
@@ -219,11 +221,11 @@ impl<'a> Settler<'a> {
         Ok(changing)
     }
 
-    /// Remembers the source's row; tells whether it is another than the last time.
+    /// Records the state of the source's row. Returns whether it changed since the last read.
     fn note(&self, case: &mut Case, source: &[Row]) -> bool {
         let now = self.hash(source);
         let before = case.last_source.replace(now);
-        case.seen.insert(now);
+        case.source_hashes.insert(now);
         let changed = before.is_some_and(|before| before != now);
         if changed {
             case.unchanged_since = Instant::now();
@@ -234,12 +236,12 @@ impl<'a> Settler<'a> {
     fn agrees(&self, case: &mut Case, source: &[Row], target: &[Row]) -> bool {
         let shown = self.hash(target);
         let first = *case.first_target.get_or_insert(shown);
-        self.hash(source) == shown || (first != shown && case.seen.contains(&shown))
+        self.hash(source) == shown || (first != shown && case.source_hashes.contains(&shown))
     }
 
     /// Of the values that can be compared.
     fn hash(&self, rows: &[Row]) -> u64 {
-        let types = &self.sides.plan.types;
+        let types = &self.readers.plan.types;
         let comparable = |row: &Row| -> Vec<Vec<u8>> {
             let cells = row.iter().zip(types).filter(|(_, kind)| kind.is_comparable());
             cells.map(|(cell, _)| cell.clone()).collect()
@@ -253,7 +255,7 @@ impl Case {
         Case {
             key,
             first_target: None,
-            seen: HashSet::new(),
+            source_hashes: HashSet::new(),
             last_source: None,
             unchanged_since: now,
             difference: String::new(),

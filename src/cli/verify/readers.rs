@@ -1,4 +1,4 @@
-//! Both sides of one table: the statements of the plan, sent.
+//! Reads one table on both sides with the statements of its plan.
 
 use std::collections::HashMap;
 
@@ -14,14 +14,14 @@ use crate::{
 };
 
 /// Where a table's rows are read from.
-pub(super) struct Sides<'a> {
+pub(super) struct TableReaders<'a> {
     pub(super) plan: &'a TablePlan,
     pub(super) source: &'a PostgresEndpoint,
     pub(super) application: &'a str,
     pub(super) database: &'a Database,
 }
 
-impl Sides<'_> {
+impl TableReaders<'_> {
     /// A connection to the source for COPY.
     pub(super) async fn connect(&self) -> Result<Connection, VerifyError> {
         Ok(Connection::connect(self.source, self.application, Purpose::Copy).await?)
