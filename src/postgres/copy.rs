@@ -18,8 +18,8 @@ pub enum Source<'a> {
     Whole,
 }
 
-/// The statement that copies the mirrored columns of the rows that the Mirror's filter and `condition` (such as a [`block_range`];
-/// no bare OR) let through.
+/// The statement that copies the mirrored columns of the rows that the Mirror's filter and `condition` (such
+/// as a [`block_range`]; no bare OR) let through.
 pub fn copy_statement(table: &TableSchema, source: Source<'_>, condition: Option<&str>) -> String {
     copy(table, &[], &from(table, source), condition, "")
 }
@@ -46,8 +46,9 @@ fn only(storage: &TableId) -> String {
     format!("ONLY {}", quote::table(storage))
 }
 
-/// The statement that reads the rows with these keys again, with the projection of [`copy_statement`]. `columns` are
-/// the key's indices into `table.columns`; each key has their values in PostgreSQL's text form. No key, no rows.
+/// The statement that reads the rows with these keys again, with the projection of [`copy_statement`].
+/// `columns` are the key's indices into `table.columns`; each key has their values in PostgreSQL's text form.
+/// No key, no rows.
 ///
 /// Reads the table by its own name, so that a partitioned table is searched in all its partitions.
 pub fn keys_statement(table: &TableSchema, columns: &[usize], keys: &[Vec<String>]) -> String {
@@ -65,15 +66,15 @@ pub fn keys_statement(table: &TableSchema, columns: &[usize], keys: &[Vec<String
     copy(table, &[], &whole(table), Some(&condition), "")
 }
 
-/// The statement that copies the whole table by its own name, all its partitions with it, of the rows that the Mirror's
-/// filter and `condition` let through, sorted by the expressions `order`.
+/// The statement that copies the whole table by its own name, all its partitions with it, of the rows that
+/// the Mirror's filter and `condition` let through, sorted by the expressions `order`.
 pub fn whole_statement(table: &TableSchema, condition: Option<&str>, order: &[String]) -> String {
     let order = if order.is_empty() { String::new() } else { format!(" ORDER BY {}", order.join(", ")) };
     copy(table, &[], &whole(table), condition, &order)
 }
 
-/// The system columns that are read of a table: where its rows lie, in which partition, and, where partitions come with rows that can't be
-/// told from streamed ones, which transaction wrote them.
+/// The system columns that are read of a table: where its rows lie, in which partition, and, where partitions
+/// come with rows that can't be distinguished from streamed ones, which transaction wrote them.
 pub fn system_columns(table: &TableSchema) -> &'static [&'static str] {
     match (table.partitioned, table.kind.is_keyed()) {
         (false, _) => &["ctid"],
@@ -82,20 +83,21 @@ pub fn system_columns(table: &TableSchema) -> &'static [&'static str] {
     }
 }
 
-/// The columns that [`copy_statement`] and [`placed_copy_statement`] read of a relation by its own name, but for those that the row filter
-/// names.
+/// The columns that [`copy_statement`] and [`placed_copy_statement`] read of a relation by its own name, but
+/// for those that the row filter names.
 pub fn copied_columns(table: &TableSchema) -> Vec<String> {
     let mirrored = table.columns.iter().filter(|column| !column.dropped).map(|column| column.name.clone());
     mirrored.chain(["ctid".to_owned()]).collect()
 }
 
-/// The statement that locks what it names as a read does, until the transaction ends. LOCK TABLE takes SELECT on all columns.
+/// The statement that locks what it names as a read does, until the transaction ends. LOCK TABLE takes SELECT
+/// on all columns.
 pub fn lock_statement(table: &TableSchema, source: Source<'_>) -> String {
     format!("SELECT FROM {} LIMIT 0", from(table, source))
 }
 
-/// The statement that PostgreSQL refuses for a missing privilege, or for row-level security, exactly when it refuses the copy; it gives
-/// no row.
+/// The statement that PostgreSQL refuses for a missing privilege, or for row-level security, exactly when it
+/// refuses the copy; it gives no row.
 pub fn probe_statement(table: &TableSchema) -> String {
     let system = system_columns(table).iter().map(|name| (*name).to_owned());
     let columns: Vec<_> = table.columns.iter().map(projection).chain(system).collect();
@@ -121,8 +123,8 @@ pub fn count_statement(table: &TableSchema) -> String {
     format!("SELECT count(*) FROM {}{}", whole(table), filter(table, None))
 }
 
-/// The condition for the blocks from `from` to before `to` (to the table's end when `None`), which PostgreSQL 14 and
-/// later answer with a TID range scan that reads nothing else.
+/// The condition for the blocks from `from` to before `to` (to the table's end when `None`), which PostgreSQL
+/// 14 and later answer with a TID range scan that reads nothing else.
 pub fn block_range(from: u64, to: Option<u64>) -> String {
     let from = format!("ctid >= '({from},0)'::tid");
     match to {
@@ -161,9 +163,10 @@ fn filter(table: &TableSchema, condition: Option<&str>) -> String {
     }
 }
 
-/// A column, or its text form where nobody decodes its binary form. `format` applies the type's output function, as
-/// the stream does; a cast to text differs for some types (`inet`, `char(n)`). It is named with its schema: a function
-/// of that name that somebody made for a type of his own would run with our rights. It makes an empty string of NULL; and
+/// A column, or its text form where nobody decodes its binary form. `format` applies the type's output
+/// function, as the stream does; a cast to text differs for some types (`inet`, `char(n)`). It is named with
+/// its schema: a function of that name that another role created for its own type would run with our
+/// privileges. It makes an empty string of NULL; and
 /// `IS NOT NULL` is false for a composite with a NULL field.
 pub(super) fn projection(column: &Column) -> String {
     if column.dropped {

@@ -50,7 +50,7 @@ pub enum DecodeError {
     Length(i64),
 }
 
-/// What can go wrong with PostgreSQL. Messages never hold a password; they say what to do where that is known.
+/// What can go wrong with PostgreSQL. Messages never hold a password.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The host name has no address, or nothing answers there.
@@ -211,8 +211,8 @@ pub enum Error {
     },
 }
 
-/// The names of conditions that values of rows cause: those of class 22, whose messages quote the value, and feature_not_supported, which
-/// a function gives for an argument that it doesn't take.
+/// The names of conditions that values of rows cause: those of class 22, whose messages quote the value, and
+/// feature_not_supported, which a function gives for an argument that it doesn't take.
 fn value_condition(sqlstate: &str) -> Option<&'static str> {
     Some(match sqlstate {
         "0A000" => "feature_not_supported",
@@ -255,7 +255,7 @@ fn suffix(detail: &Option<String>, hint: &Option<String>) -> String {
 }
 
 impl Error {
-    /// What helps, where it can be told from the error alone.
+    /// The remedies, where they follow from the error alone.
     pub fn remedies(&self) -> Vec<Remedy> {
         match self {
             Error::Schema { remedies, .. } => remedies.clone(),
@@ -283,7 +283,8 @@ impl Error {
         Error::Server { sqlstate: sqlstate.to_owned(), message, detail, hint }
     }
 
-    /// A server's error to a statement that reads rows: of one that a value caused, whose message may quote it, only the name is kept.
+    /// A server's error to a statement that reads rows: of one that a value caused, whose message may quote
+    /// it, only the name is kept.
     pub(super) fn of_rows(
         sqlstate: String,
         message: String,
@@ -327,7 +328,8 @@ impl Error {
         matches!(self.sqlstate(), Some("0A000" | "25006"))
     }
 
-    /// Whether it says that the server, or this session alone, is being shut down, or that the server takes no sessions now.
+    /// Whether it says that the server, or this session alone, is being shut down, or that the server takes
+    /// no sessions now.
     pub fn tells_shutdown(&self) -> bool {
         // admin_shutdown, cannot_connect_now
         matches!(self.sqlstate(), Some("57P01" | "57P03"))
@@ -345,14 +347,15 @@ impl Error {
         matches!(self.sqlstate(), Some("22021" | "22P05"))
     }
 
-    /// Whether the server refuses a query for what it asks (other than for a missing right, which may be granted), or can't
-    /// read what is asked for: it will do so again.
+    /// Whether the server refuses a query for what it asks (other than for a missing privilege, which may be
+    /// granted), or can't read what is asked for: it will do so again.
     pub fn refuses_query(&self) -> bool {
         let refused = |state: &str| state.starts_with("42") && state != "42501";
         self.sqlstate().is_some_and(|state| refused(state) || state.starts_with("XX"))
     }
 
-    /// Whether trying again later, unchanged, may succeed: the network, a restart, a lack of resources, a lost race.
+    /// Whether trying again later, unchanged, may succeed: the network, a restart, a lack of resources, a
+    /// lost race.
     pub fn is_transient(&self) -> bool {
         self.transient_reason().is_some()
     }

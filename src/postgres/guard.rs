@@ -1,5 +1,5 @@
-//! Bounds on what a session's server may send: the SQL driver itself takes messages and answers of any length, and waits
-//! for ever.
+//! Bounds on what a session's server may send: the SQL driver takes messages and answers of any length, and
+//! waits without a time limit.
 
 use std::{
     io,
@@ -49,7 +49,7 @@ pub(super) struct Guarded<S> {
 /// How far the present answer is.
 #[derive(Debug)]
 struct Answer {
-    /// Most bytes of the answers to what was sent at once.
+    /// Most bytes of the answers to one batch of requests.
     longest: usize,
     header: [u8; HEADER],
     /// How much of the header is here.
@@ -61,7 +61,7 @@ struct Answer {
 
 /// What [`Answer::take`] saw.
 #[derive(Debug, Default, PartialEq, Eq)]
-struct Seen {
+struct Received {
     row: bool,
     ready: bool,
 }
@@ -78,8 +78,8 @@ impl Answer {
         Answer { longest, header: [0; HEADER], have: 0, left: 0, bytes: 0 }
     }
 
-    fn take(&mut self, mut bytes: &[u8]) -> io::Result<Seen> {
-        let mut seen = Seen::default();
+    fn take(&mut self, mut bytes: &[u8]) -> io::Result<Received> {
+        let mut received = Received::default();
         self.bytes += bytes.len();
         if self.bytes > self.longest {
             return Err(fault("an answer of the server does not end"));
@@ -89,7 +89,7 @@ impl Answer {
             self.left -= body.len();
             bytes = rest;
             while self.left == 0 && self.have < HEADER {
-                let Some((first, rest)) = bytes.split_first() else { return Ok(seen) };
+                let Some((first, rest)) = bytes.split_first() else { return Ok(received) };
                 self.header[self.have] = *first;
                 self.have += 1;
                 bytes = rest;
@@ -97,11 +97,11 @@ impl Answer {
             if self.have == HEADER {
                 self.have = 0;
                 self.left = self.body_length()?;
-                seen.row |= self.header[0] == ROW;
-                seen.ready |= self.header[0] == READY;
+                received.row |= self.header[0] == ROW;
+                received.ready |= self.header[0] == READY;
             }
         }
-        Ok(seen)
+        Ok(received)
     }
 
     fn body_length(&self) -> io::Result<usize> {
@@ -134,10 +134,10 @@ impl<S: AsyncRead + Unpin> AsyncRead for Guarded<S> {
                 Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, message)))
             }
             Poll::Ready(Ok(())) => {
-                let seen = this.answer.take(buffer.filled().get(before..).unwrap_or_default())?;
-                if seen.ready {
+                let received = this.answer.take(buffer.filled().get(before..).unwrap_or_default())?;
+                if received.ready {
                     this.deadline = None;
-                } else if seen.row && this.deadline.is_some() {
+                } else if received.row && this.deadline.is_some() {
                     this.deadline = Some(Box::pin(sleep(SILENCE)));
                 }
                 Poll::Ready(Ok(()))
@@ -179,9 +179,10 @@ mod tests {
         let rows = [frame(b'T', b"xy"), frame(ROW, &[7; 70]), frame(b'C', b""), frame(READY, b"I")].concat();
         for size in 1..rows.len() {
             let mut answer = Answer::new(CATALOG_ANSWER);
-            let seen: Vec<Seen> = rows.chunks(size).map(|piece| answer.take(piece).unwrap()).collect();
-            assert_eq!(seen.iter().filter(|seen| seen.row).count(), 1);
-            assert_eq!(seen.iter().filter(|seen| seen.ready).count(), 1);
+            let received: Vec<Received> =
+                rows.chunks(size).map(|piece| answer.take(piece).unwrap()).collect();
+            assert_eq!(received.iter().filter(|received| received.row).count(), 1);
+            assert_eq!(received.iter().filter(|received| received.ready).count(), 1);
             assert_eq!((answer.have, answer.left, answer.bytes), (0, 0, rows.len()));
         }
     }

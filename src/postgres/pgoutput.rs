@@ -1,7 +1,7 @@
 //! Decoder of the `pgoutput` plugin's messages, protocol version 1, and of binary COPY rows.
 //!
-//! <https://www.postgresql.org/docs/current/protocol-logicalrep-message-formats.html>. Rows are not copied: a cell is
-//! a place in the message. Every place is checked against the message's end here, once.
+//! <https://www.postgresql.org/docs/current/protocol-logicalrep-message-formats.html>. Rows are not copied: a
+//! cell is a place in the message. Every place is checked against the message's end here, once.
 
 use super::DecodeError;
 use crate::model::{Cell, CellKind, IdentityKind, Lsn, TableId};
@@ -102,7 +102,8 @@ pub struct RelationColumn {
     pub key: bool,
 }
 
-/// Decodes one message. `old` and `new` are cleared and filled with the cells of its rows; offsets are relative to
+/// Decodes one message. `old` and `new` are cleared and filled with the cells of its rows; offsets are
+/// relative to
 /// `data`.
 ///
 /// # Errors
@@ -142,8 +143,8 @@ pub fn decode(data: &[u8], old: &mut Vec<Cell>, new: &mut Vec<Cell>) -> Result<M
     Ok(message)
 }
 
-/// The relation of a row message of which only the beginning is there, and in `cells` (cleared first) the values of its first
-/// row as far as they go. `None` for another message.
+/// The relation of a row message of which only the beginning is there, and in `cells` (cleared first) the
+/// values of its first row as far as they go. `None` for another message.
 pub fn decode_beginning(data: &[u8], cells: &mut Vec<Cell>) -> Option<u32> {
     cells.clear();
     let mut reader = Reader::new(data).ok()?;
@@ -191,8 +192,9 @@ fn decode_other(letter: u8, reader: &mut Reader<'_>) -> Result<Message, DecodeEr
     })
 }
 
-/// Decodes one row's payload of a binary COPY (a field count, then each field's length and bytes) whose columns are
-/// of these kinds ([`CellKind::Binary`] or [`CellKind::Text`]). `cells` is cleared and filled; offsets are relative to
+/// Decodes one row's payload of a binary COPY (a field count, then each field's length and bytes) whose
+/// columns are of these kinds ([`CellKind::Binary`] or [`CellKind::Text`]). `cells` is cleared and filled;
+/// offsets are relative to
 /// `row`.
 ///
 /// # Errors

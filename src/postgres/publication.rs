@@ -15,7 +15,8 @@ pub const COMMENT_PREFIX: &str = "walferry mirror ";
 pub enum Publish {
     /// All of them, which needs tables with a usable replica identity.
     Everything,
-    /// Inserts and truncates: PostgreSQL then lets the application update and delete whatever the table is like.
+    /// Inserts and truncates: PostgreSQL then lets the application update and delete whatever the table is
+    /// like.
     Inserts,
 }
 
@@ -28,7 +29,8 @@ impl Publish {
         }
     }
 
-    /// What a Mirror's publications send: the second one is there where only inserts are mirrored of some table.
+    /// What a Mirror's publications send: the second one is there where only inserts are mirrored of some
+    /// table.
     pub fn all(config: &ReplicatorConfig) -> impl Iterator<Item = Publish> + use<> {
         [Publish::Everything].into_iter().chain(config.has_insert_only().then_some(Publish::Inserts))
     }
@@ -149,8 +151,8 @@ fn publication_statement(server_version: u32) -> String {
     )
 }
 
-/// Functions that are not leakproof may raise an error that depends on their arguments. Those left out here raise none, or only
-/// for a pattern, which is nearly always a constant.
+/// Functions that are not leakproof may raise an error that depends on their arguments. Those left out here
+/// raise none, or only for a pattern, which is nearly always a constant.
 const MAY_FAIL: &str = "ARRAY(SELECT p.proname::text FROM regexp_matches(r.prqual::text, ':(?:op)?funcid (\\d+)', 'g') AS found (oids) \
 JOIN pg_proc p ON p.oid = found.oids[1]::oid WHERE NOT p.proleakproof \
 AND p.proname !~ '^(numeric|date|timestamp|timestamptz|enum|array|range|multirange|jsonb|tsvector|tsquery|record|bit|varbit|network)_(eq|ne|lt|le|gt|ge)(_[a-z]+)?$' \
@@ -161,7 +163,7 @@ jsonb_array_element_text,arraycontains,arraycontained,arrayoverlap,cardinality,r
 AND NOT EXISTS (SELECT FROM pg_cast WHERE castfunc = p.oid AND castcontext = 'i') \
 ORDER BY 1)";
 
-/// `pg_depend` does not tell the columns of a row filter from those of a column list.
+/// `pg_depend` does not distinguish the columns of a row filter from those of a column list.
 const FILTER_COLUMNS: &str = "ARRAY(SELECT DISTINCT a.attname::text FROM regexp_matches(r.prqual::text, ':varattno (\\d+)', 'g') AS found (attnums) \
 JOIN pg_attribute a ON a.attrelid = r.prrelid AND a.attnum = found.attnums[1]::int2 ORDER BY 1)";
 
@@ -231,7 +233,8 @@ fn column_list(row: &Row) -> Result<Option<ColumnList>, Error> {
     Ok(names.zip(attnums).map(|(names, attnums)| ColumnList { names, attnums }))
 }
 
-/// A table alone: without ONLY, tables that inherit from it come and go with it. A partitioned table's partitions are part of it.
+/// A table alone: without ONLY, tables that inherit from it come and go with it. A partitioned table's
+/// partitions are part of it.
 fn only(table: &TableId) -> String {
     format!("ONLY {}", quote::table(table))
 }
@@ -258,8 +261,8 @@ fn member(Member { table, listed }: Member<'_>) -> String {
     }
 }
 
-/// The statements that have a table published with a list of its mirrored columns, in one transaction. Who writes to it is waited for:
-/// what a transaction wrote before would be sent by the list of before.
+/// The statements that have a table published with a list of its mirrored columns, in one transaction. Who
+/// writes to it is waited for: what a transaction wrote before would be sent by the list of before.
 pub fn list_statements(name: &str, table: &TableSchema) -> Vec<String> {
     let lock = format!("LOCK TABLE {} IN SHARE MODE", quote::table(&table.id));
     let altered = alter_statements(name, &[], &[], &[Member { table, listed: true }]);
@@ -291,7 +294,8 @@ pub(crate) fn comment_statement(name: &str, comment: &str) -> String {
     format!("COMMENT ON PUBLICATION {} IS {}", quote::ident(name), quote::literal(comment))
 }
 
-/// A filter can only be changed for all tables at once, or by dropping and adding its table in one transaction.
+/// A filter can only be changed for all tables together, or by dropping and adding its table in one
+/// transaction.
 pub fn alter_statements(
     name: &str,
     add: &[&TableSchema],
@@ -316,7 +320,8 @@ pub fn alter_statements(
 /// The session must be in no transaction and used by nobody else meanwhile.
 ///
 /// # Errors
-/// [`Error::Standby`]; else [`Error`] of the statements: 42710 it exists, 42501 the role doesn't own a table or may not create in the database.
+/// [`Error::Standby`]; else [`Error`] of the statements: 42710 it exists, 42501 the role doesn't own a table
+/// or may not create in the database.
 pub async fn create(
     session: &Session,
     name: &str,
@@ -330,8 +335,8 @@ pub async fn create(
 
 /// Adds and removes tables, and gives `reset` their current row filter and column list, in one transaction.
 ///
-/// Transactions that wrote to an added table before are not in the stream: see [`super::catalog::lock_holders`].
-/// The session must be in no transaction and used by nobody else meanwhile.
+/// Transactions that wrote to an added table before are not in the stream: see
+/// [`super::catalog::lock_holders`]. The session must be in no transaction and used by nobody else meanwhile.
 ///
 /// # Errors
 /// [`Error::Standby`]; [`Error::NotOwner`]; else [`Error`] of the statements.
@@ -361,7 +366,7 @@ pub async fn alter(
     }
 }
 
-/// Statements as somebody else runs them: all or none.
+/// The statements in one transaction, for another client to run.
 pub fn transaction(statements: &[String]) -> String {
     format!("BEGIN; {}; COMMIT;", statements.join("; "))
 }
@@ -391,15 +396,18 @@ pub(crate) fn drop_statement(name: &str) -> String {
     format!("DROP PUBLICATION {}", quote::ident(name))
 }
 
-/// What PostgreSQL makes of a table's row filter: its normal form, which can be compared with a publication's, and the
-/// columns it names. A publication is made for that and rolled back; nobody else ever sees it.
+/// What PostgreSQL makes of a table's row filter: its normal form, which can be compared with a
+/// publication's, and the columns it names. A publication is made for that and rolled back; nobody else ever
+/// sees it.
 ///
 /// The session must be in no transaction and used by nobody else meanwhile.
 ///
 /// # Errors
-/// [`Error::Standby`]; else [`Error`] of the statements: the filter isn't valid; 42501 when the role doesn't own the table or may not create.
+/// [`Error::Standby`]; else [`Error`] of the statements: the filter isn't valid; 42501 when the role doesn't
+/// own the table or may not create.
 pub async fn probe(session: &Session, table: &TableSchema) -> Result<PublishedTable, Error> {
-    // A writer is never waited for (the lock is SHARE UPDATE EXCLUSIVE), but a VACUUM or ALTER TABLE would be.
+    // A writer is never waited for (the lock is SHARE UPDATE EXCLUSIVE), but a VACUUM or ALTER TABLE would
+    // be.
     let statement = create_statement(PROBE, Publish::Everything, std::slice::from_ref(table));
     begin(session, std::slice::from_ref(&statement)).await?;
     session.client.batch_execute("SET LOCAL lock_timeout = '10s'").await?;
@@ -469,7 +477,8 @@ async fn in_transaction(session: &Session, statements: &[String]) -> Result<(), 
     begin(session, statements).await?;
     for statement in statements {
         if let Err(error) = execute(session, statement).await {
-            // The first error is the one to tell; where even this fails, the connection is gone and with it the transaction.
+            // The first error is reported; where the rollback fails too, the connection is gone and with it
+            // the transaction.
             if let Err(error) = session.client.batch_execute("ROLLBACK").await {
                 tracing::debug!(%error, "rollback failed");
             }

@@ -1,7 +1,7 @@
 //! The one place that quotes for PostgreSQL.
 //!
-//! <https://www.postgresql.org/docs/current/sql-syntax-lexical.html>. A NUL byte can't be part of any statement: the
-//! server refuses the message, so it needs no escape here.
+//! <https://www.postgresql.org/docs/current/sql-syntax-lexical.html>. A NUL byte can't be part of any
+//! statement: the server refuses the message, so it needs no escape here.
 
 use crate::model::TableId;
 

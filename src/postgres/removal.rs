@@ -1,4 +1,5 @@
-//! Removes what a Mirror has at its source: its replication slot and its publications. The one way for a resync, a copy that is finished,
+//! Removes what a Mirror has at its source: its replication slot and its publications. Used by a resync, a
+//! copy that is finished,
 //! `walferry teardown` and a Mirror that is deleted.
 
 use std::{fmt, time::Duration};
@@ -16,7 +17,7 @@ pub enum RemovalError {
     /// The source answered with an error or could not be reached.
     #[error(transparent)]
     Source(#[from] SourceError),
-    /// Somebody reads from the slot.
+    /// Another client reads from the slot.
     #[error(
         "slot {slot} is in use by the walsender with pid {pid}: stop the replicator first, or run SELECT pg_terminate_backend({pid}) at the source"
     )]
@@ -46,9 +47,9 @@ pub enum Fate {
     Dropped,
     /// It was not there.
     Absent,
-    /// It has the name and not the comment of a publication of walferry's: somebody else's.
+    /// It has the name but not the comment of a publication that walferry created: it is not ours.
     Foreign,
-    /// It stays until somebody with the privilege runs the statement.
+    /// It stays until a role with the privilege runs the statement.
     Stays {
         /// The statement.
         statement: String,
@@ -80,8 +81,8 @@ impl fmt::Display for Removed {
     }
 }
 
-/// Drops the slot and the publications. Waits for a reader that is just ending, and ends one that an earlier run has left behind. Idempotent: a
-/// run that was killed before it is made up for by the next.
+/// Drops the slot and the publications. Waits for a reader that is just ending, and ends one that an earlier
+/// run has left behind. Idempotent: a run that was killed before it is made up for by the next.
 ///
 /// # Errors
 /// [`RemovalError::SlotInUse`] when the slot's reader is alive; what the server answers.

@@ -12,11 +12,12 @@ use crate::model::{Cell, CellKind, TableSchema, Tuple};
 /// A row's values in the schema's column order: the bytes, and a cell for each column.
 pub type OwnedRow = (Vec<u8>, Vec<Cell>);
 
-/// The query: the key of the first row as parameters 1, 2, … in key order, then that of the second, and so on; the first
-/// result column is the row's ordinal from 0, the others the schema's columns, NULL unless `wanted`.
+/// The query: the key of the first row as parameters 1, 2, … in key order, then that of the second, and so
+/// on; the first result column is the row's ordinal from 0, the others the schema's columns, NULL unless
+/// `wanted`.
 ///
-/// `text_keys[i]` says that the i-th key column's values arrive in text form. Not arrays and `unnest`, which would take a
-/// key that is an array apart.
+/// `text_keys[i]` says that the i-th key column's values arrive in text form. Not arrays and `unnest`, which
+/// would take a key that is an array apart.
 /// `equality[i]` is the operator that compares it.
 pub(crate) fn statement(
     schema: &TableSchema,
@@ -56,8 +57,9 @@ pub(crate) fn statement(
     )
 }
 
-/// The operator for equality in each column of a table's unique indexes. One that an extension brings with its type is found by its
-/// plain name in the search path alone; without it another one may compare the values, which takes a scan of the table.
+/// The operator for equality in each column of a table's unique indexes. One that an extension brings with
+/// its type is found by its plain name in the search path alone; without it another one may compare the
+/// values, which takes a scan of the table.
 const EQUALITY: &str = "\
 SELECT k.attnum, n.nspname::text, o.oprname::text FROM pg_index i
 CROSS JOIN LATERAL unnest(i.indkey::int2[], i.indclass::oid[]) AS k (attnum, opclass)
@@ -79,8 +81,8 @@ async fn equality(session: &Session, schema: &TableSchema) -> Result<Vec<String>
 
 /// Reads the present rows with the keys of `tuples`, as far as `budget` bytes go.
 ///
-/// Gives one entry for each tuple, in order, `None` where no row has that key any more: for all of them, and the session; or
-/// for at least one, and no session, because the rest of the answer is still on its way.
+/// Gives one entry for each tuple, in order, `None` where no row has that key any more: for all of them, and
+/// the session; or for at least one, and no session, because the rest of the answer is still on its way.
 ///
 /// # Errors
 /// [`Error::Server`] when the table or a column is gone, and what [`Session`] gives for a cut connection.

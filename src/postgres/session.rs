@@ -33,11 +33,12 @@ pub(super) const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Settings that every connection pins, because a role or database may set others.
 ///
-/// The first five decide the text form of values (<https://www.postgresql.org/docs/current/runtime-config-client.html>), the
-/// sixth that of types' names.
+/// The first five decide the text form of values
+/// (<https://www.postgresql.org/docs/current/runtime-config-client.html>), the sixth that of types' names.
 /// `row_security=off` makes a read that a policy would cut short an error instead of a silent loss of rows. A
-/// transaction that can't write would be taken for that of a standby, and a standby has no serializable ones. The
-/// time-outs would end a long copy or an idle session; `jit` costs more than a chunk's read gains from it.
+/// transaction that can't write would be taken for that of a standby, and a standby has no serializable ones.
+/// The time-outs would end a long copy or an idle session; `jit` costs more than a chunk's read gains from
+/// it.
 pub(super) const PINNED_SETTINGS: [(&str, &str); 17] = [
     ("DateStyle", "ISO"),
     ("IntervalStyle", "postgres"),
@@ -58,13 +59,13 @@ pub(super) const PINNED_SETTINGS: [(&str, &str); 17] = [
     ("jit", "off"),
 ];
 
-/// Switches off a time-out that would end a long copy, or the stream of a large transaction. Releases before 17 don't know it and would
-/// refuse a connection that names it, so it can't be pinned.
+/// Switches off a time-out that would end a long copy, or the stream of a large transaction. Releases before
+/// 17 don't know it and would refuse a connection that names it, so it can't be pinned.
 pub(super) const WITHOUT_TRANSACTION_TIMEOUT: &str =
     "SELECT set_config(name, '0', false) FROM pg_catalog.pg_settings WHERE name = 'transaction_timeout'";
 
-/// The longest time for a statement of a session, waiting for locks included: then the server itself ends it, and
-/// leaves nothing behind that would go on waiting.
+/// The longest time for a statement of a session, waiting for locks included: then the server ends it, and
+/// leaves nothing behind that would keep waiting.
 const STATEMENT_TIMEOUT: &str = "300s";
 
 /// How long a session that is closed may take to end what it has begun.
@@ -72,8 +73,8 @@ const CLOSES_WITHIN: Duration = Duration::from_secs(1);
 
 /// A session for SQL, with its connection driven by a task of its own.
 ///
-/// Dropping it closes the connection: within a second what is running is ended in order; a statement that takes longer goes on at
-/// the server until that notices.
+/// Dropping it closes the connection: within a second what is running is ended in order; a statement that
+/// takes longer continues at the server until that notices.
 #[derive(Debug)]
 pub struct Session {
     /// Runs statements.
@@ -84,14 +85,14 @@ pub struct Session {
     /// How the connection has ended, once it has.
     end: watch::Receiver<Option<End>>,
     driver: JoinHandle<Option<tokio_postgres::Error>>,
-    /// Tells the driver that the session is closed, by being dropped.
+    /// Signals to the driver, by being dropped, that the session is closed.
     _open: oneshot::Sender<Infallible>,
 }
 
 /// How a session has ended that nobody has closed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum End {
-    /// The server said that it shuts down, or somebody has ended this session alone.
+    /// The server said that it shuts down, or an administrator has terminated this session.
     Shutdown,
     /// By anything else, such as the network.
     Cut,
@@ -107,11 +108,12 @@ impl End {
 }
 
 impl Session {
-    /// Opens a session with the settings that walferry relies on pinned (client encoding UTF-8, ISO dates, UTC, …).
+    /// Opens a session with the settings that walferry relies on pinned (client encoding UTF-8, ISO dates,
+    /// UTC, …).
     /// `application_name` shows in `pg_stat_activity`.
     ///
     /// # Errors
-    /// [`Error`]: no connection within 10 s, TLS, log-in, or what the server says.
+    /// [`Error`]: no connection within 10 s, TLS, authentication, or the server's error.
     pub async fn connect(endpoint: &PostgresEndpoint, application_name: &str) -> Result<Session, Error> {
         let opened = Self::open(endpoint, application_name, CATALOG_ANSWER);
         within_connect_timeout(endpoint, opened).await
@@ -153,7 +155,7 @@ impl Session {
         let (ended, end) = watch::channel(None);
         let (open, closed) = oneshot::channel::<Infallible>();
         let mut driver = tokio::spawn(async move {
-            // The driver itself would log the server's notices, whatever they say.
+            // The driver would log the server's notices, which may hold row values.
             let mut messages = pin!(poll_fn(|context| connection.poll_message(context)));
             let mut fault = pin!(async {
                 loop {
@@ -214,7 +216,7 @@ impl Session {
         Ok(answer)
     }
 
-    /// Waits until the connection ends, which it tells also while no statement runs. Cancel-safe.
+    /// Waits until the connection ends, which is noticed also while no statement runs. Cancel-safe.
     pub async fn ended(&self) -> End {
         let mut end = self.end.clone();
         let ended = end.wait_for(Option::is_some).await.map(|end| *end);
@@ -237,7 +239,8 @@ impl Session {
     }
 }
 
-/// Whether the server ended the session, or the network did; else the server broke the protocol, or did not answer.
+/// Whether the server ended the session, or the network did; else the server broke the protocol, or did not
+/// answer.
 fn is_networks_fault(error: &tokio_postgres::Error) -> bool {
     use io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset, UnexpectedEof};
     let cause = std::error::Error::source(error).and_then(|cause| cause.downcast_ref::<io::Error>());

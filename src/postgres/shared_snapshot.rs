@@ -1,4 +1,4 @@
-//! One snapshot for several transactions, which tells which transactions it sees.
+//! One snapshot for several transactions, with the list of the transactions that are visible in it.
 //!
 //! <https://www.postgresql.org/docs/current/functions-admin.html#FUNCTIONS-SNAPSHOT-SYNCHRONIZATION>
 
@@ -8,8 +8,8 @@ use tokio_postgres::types::PgLsn;
 use super::{Error, copy, quote, session::Session};
 use crate::model::{Lsn, PostgresEndpoint, TableSchema, TransactionSnapshot};
 
-/// An application's lock is never waited for so long that PostgreSQL looks for deadlocks (`deadlock_timeout`, 1 s) and may end the
-/// application's transaction for it.
+/// An application's lock is never waited for so long that PostgreSQL looks for deadlocks (`deadlock_timeout`,
+/// 1 s) and may end the application's transaction for it.
 const LOCK_TIMEOUT: &str = "500ms";
 
 /// A transaction that locks tables before it takes its snapshot.
@@ -31,11 +31,11 @@ impl Locking {
         Ok(Locking(session))
     }
 
-    /// Keeps TRUNCATE and whatever else rewrites the table, or a partition of it, out until the snapshot is dropped: PostgreSQL would show
-    /// it empty to an older snapshot.
+    /// Keeps TRUNCATE and whatever else rewrites the table, or a partition of it, out until the snapshot is
+    /// dropped: PostgreSQL would show it empty to an older snapshot.
     ///
     /// # Errors
-    /// [`Error::Server`]: 55P03 when somebody else holds such a lock; the table is gone or may not be read.
+    /// [`Error::Server`]: 55P03 when another session holds such a lock; the table is gone or may not be read.
     pub async fn lock(&self, table: &TableSchema) -> Result<(), Error> {
         let sql = copy::lock_statement(table, copy::Source::Whole);
         Ok(self.0.client.batch_execute(&sql).await?)
@@ -46,15 +46,16 @@ impl Locking {
     /// # Errors
     /// [`Error::Unsupported`] on a standby; else [`Error`] of the query.
     pub async fn share(self) -> Result<SharedSnapshot, Error> {
-        // The snapshot is taken when the statement begins, the log's end is looked up after that.
+        // The snapshot is taken when the statement begins, the log's end is read after that.
         let sql = "SELECT pg_export_snapshot(), pg_current_snapshot()::text, \
                    CASE WHEN NOT pg_is_in_recovery() THEN pg_current_wal_insert_lsn() END";
         let row = self.0.client.query_one(sql, &[]).await?;
         let Some(end) = row.try_get::<_, Option<PgLsn>>(2)? else {
             return Err(Error::Unsupported {
                 what: "copying a table without a key from a standby".to_owned(),
-                message: "its snapshots don't tell which transactions are in progress; copy from the primary"
-                    .to_owned(),
+                message:
+                    "a standby's snapshots don't list the transactions in progress; copy from the primary"
+                        .to_owned(),
             });
         };
         Ok(SharedSnapshot {
@@ -85,7 +86,7 @@ impl SharedSnapshot {
 }
 
 impl SharedSnapshot {
-    /// Whether somebody waits for a lock on a table that is kept from being rewritten for this snapshot.
+    /// Whether a session waits for a lock on a table that is kept from being rewritten for this snapshot.
     ///
     /// # Errors
     /// [`Error`] of the query: the snapshot is then gone.

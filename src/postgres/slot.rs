@@ -13,8 +13,8 @@ use crate::model::{Lsn, SlotReport};
 /// How long an ended walsender gets to let its slot go.
 const RELEASE_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// How long a walsender must have heard nothing from its reader to count as left behind: three times the longest pause
-/// between two reports.
+/// How long a walsender must have heard nothing from its reader to count as left behind: three times the
+/// longest pause between two reports.
 const SILENCE: Duration = Duration::from_secs(3);
 
 /// A replication slot as `pg_replication_slots` shows it.
@@ -62,7 +62,8 @@ pub fn end_reader_statement(slot: &str) -> String {
 }
 
 impl SlotInfo {
-    /// What to do so that a slot in the place of this one, which was invalidated, is not invalidated too. It can be followed by a comma.
+    /// What to do so that a slot in the place of this one, which was invalidated, is not invalidated too. It
+    /// can be followed by a comma.
     ///
     /// <https://www.postgresql.org/docs/current/view-pg-replication-slots.html>
     pub fn cure(&self) -> &'static str {
@@ -77,14 +78,14 @@ impl SlotInfo {
         }
     }
 
-    /// What a status tells of it.
+    /// The slot as the status shows it.
     pub fn report(&self) -> SlotReport {
         SlotReport {
             wal_status: self.wal_status.clone(),
             retained_wal_bytes: self.retained_bytes,
             safe_wal_bytes: self.safe_wal_size,
             catalog_xmin_age: self.catalog_xmin_age,
-            // The server keeps it for a while after somebody reads from the slot again.
+            // The server keeps it for a while after a client reads from the slot again.
             inactive_since: self.inactive_since.clone().filter(|_| self.active_pid.is_none()),
             takeovers: 0,
             failovers: 0,
@@ -102,7 +103,8 @@ pub(super) const COLUMNS: &str = "s.slot_name::text, s.plugin::text, s.database:
 /// How many those are.
 pub(super) const COLUMN_COUNT: usize = 12;
 
-/// Whether a slot that is made now is one for failover: the server knows the setting and names standbys, and is none itself.
+/// Whether a slot that is made now is one for failover: the server knows the setting and names standbys, and
+/// is none itself.
 pub(super) const KEPT_OVER_FAILOVER: &str =
     "coalesce(current_setting('synchronized_standby_slots', true), '') <> '' AND NOT pg_is_in_recovery()";
 
@@ -145,13 +147,15 @@ pub(super) fn slot_info(row: &Row) -> Result<SlotInfo, Error> {
     })
 }
 
-/// Makes a logical slot for pgoutput and gives the position that streaming begins at. Where the server names standbys that
-/// logical slots wait for (`synchronized_standby_slots`, from PostgreSQL 17), it is one that is kept over a failover to them.
+/// Makes a logical slot for pgoutput and gives the position that streaming begins at. Where the server names
+/// standbys that logical slots wait for (`synchronized_standby_slots`, from PostgreSQL 17), it is one that is
+/// kept over a failover to them.
 ///
 /// Waits for every transaction that is running when it is called, so it may take long.
 ///
 /// # Errors
-/// [`Error`] of the statement: 42710 the slot exists, 53400 no slot is free, 42501 the role may not, 55000 `wal_level`.
+/// [`Error`] of the statement: 42710 the slot exists, 53400 no slot is free, 42501 the role may not, 55000
+/// `wal_level`.
 pub async fn create(session: &Session, name: &str) -> Result<Lsn, Error> {
     let failover: bool =
         session.client.query_one(&format!("SELECT {KEPT_OVER_FAILOVER}"), &[]).await?.try_get(0)?;
@@ -163,8 +167,9 @@ pub async fn create(session: &Session, name: &str) -> Result<Lsn, Error> {
     Ok(Lsn(lsn.into()))
 }
 
-/// Ends sessions of `application_name` that are still making a slot for a client that is gone: the server goes on making it, for
-/// as long as some transaction runs, and the slot would appear after everything was cleaned up. Waits until they have ended.
+/// Ends sessions of `application_name` that are still creating a slot for a client that is gone: the server
+/// keeps creating it, for as long as some transaction runs, and the slot would appear after everything was
+/// cleaned up. Waits until they have ended.
 ///
 /// # Errors
 /// [`Error`] of the queries.
@@ -175,7 +180,7 @@ pub async fn end_creation(session: &Session, application_name: &str) -> Result<(
     let started = Instant::now();
     while !session.client.query(sql, &[&application_name]).await?.is_empty() {
         if started.elapsed() >= RELEASE_TIMEOUT {
-            tracing::warn!(application_name, "a session goes on making a slot");
+            tracing::warn!(application_name, "a session is still creating a slot");
             return Ok(());
         }
         sleep(Duration::from_millis(50)).await;
@@ -191,7 +196,7 @@ pub async fn drop(session: &Session, name: &str) -> Result<bool, Error> {
     let sql = "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE slot_name::text = $1::text";
     match session.client.query(sql, &[&name]).await.map_err(Error::from) {
         Ok(rows) => Ok(!rows.is_empty()),
-        // undefined_object: somebody else dropped it between the look and the drop.
+        // undefined_object: another client dropped it between the query and the drop.
         Err(error) if error.sqlstate() == Some("42704") => Ok(false),
         Err(error) => Err(error),
     }
@@ -208,10 +213,10 @@ pub enum Release {
     Held(String),
 }
 
-/// Waits until nobody reads from the slot, and ends the walsender that an earlier run of the same Mirror left behind
-/// (after a cut, the server may notice only much later).
+/// Waits until nobody reads from the slot, and ends the walsender that an earlier run of the same Mirror left
+/// behind (after a cut, the server may notice only much later).
 ///
-/// Ours is told from others by its application name, and as left behind by its silence: a living reader reports at
+/// Ours is recognized by its application name, and a stale one by its silence: a living reader reports at
 /// least once a second.
 ///
 /// # Errors
@@ -252,7 +257,7 @@ pub async fn reader(session: &Session, slot_name: &str) -> Result<Option<String>
 struct Reader {
     pid: i32,
     ours: bool,
-    /// What it calls itself, where the role may see that.
+    /// Its application name, where the role may see that.
     application_name: Option<String>,
     reported: Option<String>,
 }

@@ -1,13 +1,15 @@
 //! Which transactions others can see.
 //!
-//! A commit is in the log, and so in the stream and before a slot's start, a moment before anybody sees it; while it waits for
-//! a synchronous standby, for long.
+//! A commit is in the log, and so in the stream and before a slot's start, a moment before anybody sees it;
+//! while it waits for a synchronous standby, for long.
 
 use super::{Error, session::Session, shared_snapshot};
 
-/// The transactions that have written in this database, or are prepared, and have not ended: their numbers' lower 32 bits.
+/// The transactions that have written in this database, or are prepared, and have not ended: their numbers'
+/// lower 32 bits.
 ///
-/// Each holds a lock on its own number until others see what it did. A snapshot would not tell those that began last.
+/// Each holds a lock on its own number until its changes are visible to others. A snapshot would not list
+/// those that began last.
 ///
 /// # Errors
 /// What [`Session`] gives for a cut connection.
@@ -20,9 +22,11 @@ pub async fn running(session: &Session) -> Result<Vec<u32>, Error> {
     rows.iter().map(|row| Ok(row.try_get::<_, i64>(0)? as u32)).collect()
 }
 
-/// On a standby the number, its lower 32 bits, that is above those of all transactions that have written by now; `None` on a primary.
+/// On a standby the number, its lower 32 bits, that is above those of all transactions that have written by
+/// now; `None` on a primary.
 ///
-/// A standby does not know who holds which lock at the primary, and its snapshots don't tell the running transactions one by one.
+/// A standby does not know who holds which lock at the primary, and its snapshots don't list the running
+/// transactions.
 ///
 /// # Errors
 /// What [`Session`] gives for a cut connection.
@@ -33,7 +37,8 @@ pub async fn next_on_standby(session: &Session) -> Result<Option<u32>, Error> {
     Ok(age.map(|age| age.cast_unsigned().wrapping_add(3)))
 }
 
-/// The oldest transaction that is running, of those below `next`, by the lower 32 bits of its number; `None` when all have ended.
+/// The oldest transaction that is running, of those below `next`, by the lower 32 bits of its number; `None`
+/// when all have ended.
 ///
 /// # Errors
 /// What [`Session`] gives for a cut connection.
@@ -51,7 +56,8 @@ pub async fn sees(session: &Session, transactions: &[u32]) -> Result<bool, Error
     Ok(transactions.iter().all(|xid| snapshot.sees(*xid)))
 }
 
-/// Whether a transaction that has committed, but is not visible yet, has altered the table with this oid: it holds its locks until it is.
+/// Whether a transaction that has committed, but is not visible yet, has altered the table with this oid: it
+/// holds its locks until it is.
 ///
 /// # Errors
 /// What [`Session`] gives for a cut connection.

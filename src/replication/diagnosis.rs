@@ -11,10 +11,10 @@ use crate::{
     model::ReplicatorConfig,
     postgres::{
         self, catalog,
-        overview::Standing,
         publication::{self, Publish},
         session::Session,
         slot::{self, SlotInfo},
+        source_status::PublicationStatus,
         wire::{Connection, Purpose},
     },
 };
@@ -54,7 +54,7 @@ pub async fn faults(
     }
     for what in Publish::all(config) {
         let name = what.name(&config.mirror);
-        let found = publication::read(session, &name).await?.map(|found| Standing::from(&found));
+        let found = publication::read(session, &name).await?.map(|found| PublicationStatus::from(&found));
         faults.extend(check_publication(&name, what, found).err());
     }
     Ok(faults)

@@ -1,7 +1,7 @@
 //! Brings a table's record up to what the source's catalog says and its rows in the stream don't.
 //!
 //! A rewrite that computes values, a partition that comes with rows or goes with them, TRUNCATE of one partition, a column that
-//! was dropped and added again: of none of them the stream has a row. They are seen by the marks of [`Layout`], and the table, or what
+//! was dropped and added again: of none of them the stream has a row. They are seen by the marks of [`CatalogFingerprint`], and the table, or what
 //! joined it, is copied: again, while its changes stream, into the target that it has.
 //!
 //! Copied rows have as version a position of the log that lies before every change that the copy may lack: transactions that committed
@@ -26,7 +26,7 @@ use crate::{
     fault::Reason,
     model::{IdentityKind, Lsn, ReplicatorConfig, SnapshotMode, TableId, TableKind, TableSchema},
     postgres::{
-        catalog::{self, Layout},
+        catalog::{self, CatalogFingerprint},
         session::Session,
     },
 };
@@ -47,7 +47,12 @@ enum Drift {
 }
 
 /// Compares a table's marks. `mirrored` are the attribute numbers of its mirrored columns.
-fn drift(before: &Layout, now: &Layout, mirrored: &[i16], partitioned: bool) -> Drift {
+fn drift(
+    before: &CatalogFingerprint,
+    now: &CatalogFingerprint,
+    mirrored: &[i16],
+    partitioned: bool,
+) -> Drift {
     if before.files.keys().any(|oid| !now.files.contains_key(oid)) {
         return Drift::Rows("a partition was detached or dropped".to_owned());
     }
@@ -81,14 +86,18 @@ fn drift(before: &Layout, now: &Layout, mirrored: &[i16], partitioned: bool) -> 
 }
 
 /// Why a column that is new to the target has values in the rows that are there. One that was added has a number above all others.
-fn old_values(before: &Layout, now: &Layout) -> Option<&'static str> {
+fn old_values(before: &CatalogFingerprint, now: &CatalogFingerprint) -> Option<&'static str> {
     let highest = before.attributes?;
     let was_generated = |attnum: &i16| *attnum <= highest && !before.columns.contains_key(attnum);
     now.columns.keys().any(was_generated).then_some("a generated column became an ordinary one")
 }
 
 /// Why the text of values that are there is another one now. A label that was added is in none of them.
-fn other_text(before: &Layout, now: &Layout, mirrored: &[i16]) -> Option<&'static str> {
+fn other_text(
+    before: &CatalogFingerprint,
+    now: &CatalogFingerprint,
+    mirrored: &[i16],
+) -> Option<&'static str> {
     let both = |attnum: &i16| before.types.get(attnum).zip(now.types.get(attnum));
     mirrored.iter().filter_map(both).find_map(|(before, now)| {
         let renamed =
@@ -107,7 +116,7 @@ const TYPE_ALTERED: &str = "the type of a new column was altered before the colu
 
 /// What is to be done about a table, by its marks; and where columns are new, of whose types there are no
 /// earlier marks, by the catalog.
-async fn find(session: &Session, record: &TableRecord, now: &Layout) -> Result<Drift, Error> {
+async fn find(session: &Session, record: &TableRecord, now: &CatalogFingerprint) -> Result<Drift, Error> {
     let drift = found(record, now);
     let new = new_of_users_types(record, now);
     if new.is_empty() || matches!(drift, Drift::Rows(_)) {
@@ -120,7 +129,7 @@ async fn find(session: &Session, record: &TableRecord, now: &Layout) -> Result<D
 }
 
 /// The columns without marks of before whose types users have made, each with the type that the stream knows.
-fn new_of_users_types(record: &TableRecord, now: &Layout) -> Vec<(i16, Option<u32>)> {
+fn new_of_users_types(record: &TableRecord, now: &CatalogFingerprint) -> Vec<(i16, Option<u32>)> {
     // Rows of which only the inserts count stay as they were inserted.
     let Some(before) = record.layout.as_ref().filter(|_| record.schema.kind != TableKind::InsertOnly) else {
         return Vec::new();
@@ -130,7 +139,7 @@ fn new_of_users_types(record: &TableRecord, now: &Layout) -> Vec<(i16, Option<u3
     new.map(|attnum| (*attnum, known(*attnum).map(|column| column.type_oid))).collect()
 }
 
-fn found(record: &TableRecord, now: &Layout) -> Drift {
+fn found(record: &TableRecord, now: &CatalogFingerprint) -> Drift {
     let mirrored: Vec<i16> = record.schema.columns.iter().map(|column| column.attnum).collect();
     match (&record.copy_anew, &record.layout) {
         // Rows of which only the inserts count stay as they were inserted, whatever becomes of them.
@@ -156,7 +165,11 @@ pub(super) enum Left {
 ///
 /// # Errors
 /// The table's own fault where it can't be mirrored as asked any more, and what the source answers.
-pub(super) async fn left(session: &Session, record: &TableRecord, now: &Layout) -> Result<Left, Error> {
+pub(super) async fn left(
+    session: &Session,
+    record: &TableRecord,
+    now: &CatalogFingerprint,
+) -> Result<Left, Error> {
     if find(session, record, now).await? != Drift::Columns {
         return Ok(Left::Table);
     }
@@ -200,12 +213,16 @@ impl<D: Destination> Surroundings<'_, D> {
     ///
     /// # Errors
     /// The table's own fault where it can't be followed, and what the servers answer.
-    pub(super) async fn bring_up(&self, record: &mut TableRecord, now: &Layout) -> Result<bool, Error> {
+    pub(super) async fn bring_up(
+        &self,
+        record: &mut TableRecord,
+        now: &CatalogFingerprint,
+    ) -> Result<bool, Error> {
         if record.layout.as_ref() == Some(now) && record.copy_anew.is_none() && record.named.is_some() {
             return Ok(false);
         }
         let described = schema_change::describe(self.session, record).await?;
-        let read_lsn = catalog::seen_until(self.session).await?;
+        let read_lsn = catalog::read_lsn(self.session).await?;
         let fresh = &described.schema;
         if fresh.key.is_empty() && !record.schema.key.is_empty() && fresh.identity != IdentityKind::Full {
             // The watch says so, and takes it out of the publication.
@@ -238,7 +255,7 @@ impl<D: Destination> Surroundings<'_, D> {
                 self.copy_parts(record, fresh, &joined).await?;
             }
         }
-        record.seen_until(catalog::seen_until(self.session).await?);
+        record.seen_until(catalog::read_lsn(self.session).await?);
         Ok(true)
     }
 
@@ -280,7 +297,7 @@ impl<D: Destination> Surroundings<'_, D> {
         let problem = |error: Error| schema_change::refused(&record.schema, &why, error);
         let made = self.start(&schema.id, || async { Ok(self.destination.ensure_table(&schema).await?) });
         made.await.map_err(problem)?;
-        let position = catalog::firm_position(self.session).await?;
+        let position = catalog::flushed_position(self.session).await?;
         let fence = stream_fence(&self.config.mirror.fence(), &schema);
         let version = || resync::copy_version(self.destination, &schema, position, &fence);
         let version = self.start(&schema.id, version).await?;
@@ -329,7 +346,7 @@ impl<D: Destination> Surroundings<'_, D> {
                 .copy_anew(record, fresh, "a new partition was truncated or rewritten".to_owned())
                 .await;
         }
-        let position = catalog::firm_position(self.session).await?;
+        let position = catalog::flushed_position(self.session).await?;
         let version = Lsn(position.0.saturating_sub(1));
         let chunks = parts(self.session, &record.schema, joined, version).await?;
         if chunks.is_empty() {
@@ -365,19 +382,19 @@ mod tests {
         postgres::catalog::TypeFingerprint,
     };
 
-    fn layout(files: &[(u32, u32)], columns: &[(i16, u32)]) -> Layout {
+    fn layout(files: &[(u32, u32)], columns: &[(i16, u32)]) -> CatalogFingerprint {
         let (files, columns) = (files.iter().copied().collect(), columns.iter().copied().collect());
-        Layout { files, columns, ..Layout::default() }
+        CatalogFingerprint { files, columns, ..CatalogFingerprint::default() }
     }
 
-    fn of(before: &Layout, now: &Layout, partitioned: bool) -> Drift {
+    fn of(before: &CatalogFingerprint, now: &CatalogFingerprint, partitioned: bool) -> Drift {
         drift(before, now, &[1, 2], partitioned)
     }
 
     #[test]
     fn a_rewrite_counts_with_a_change_of_a_mirrored_column() {
         let before = layout(&[(7, 70)], &[(1, 5), (2, 5), (3, 5)]);
-        let rows = |now: &Layout| matches!(of(&before, now, false), Drift::Rows(_));
+        let rows = |now: &CatalogFingerprint| matches!(of(&before, now, false), Drift::Rows(_));
         assert!(rows(&layout(&[(7, 71)], &[(1, 5), (2, 6), (3, 5)])), "TYPE … USING");
         assert!(rows(&layout(&[(7, 71)], &[(1, 5), (2, 5), (3, 5), (4, 6)])), "ADD … DEFAULT random()");
         assert!(!rows(&layout(&[(7, 71)], &[(1, 5), (2, 5), (3, 5)])), "VACUUM FULL");
@@ -387,7 +404,7 @@ mod tests {
 
     #[test]
     fn a_renamed_label_and_a_new_field_count_and_a_new_label_does_not() {
-        let typed = |attnum, labels: &[(u32, u32)], shape: &str| Layout {
+        let typed = |attnum, labels: &[(u32, u32)], shape: &str| CatalogFingerprint {
             types: BTreeMap::from([(
                 attnum,
                 TypeFingerprint { labels: labels.iter().copied().collect(), shape: shape.to_owned() },
@@ -404,7 +421,10 @@ mod tests {
 
     #[test]
     fn a_column_below_the_highest_number_ever_was_generated() {
-        let with = |columns: &[(i16, u32)], attributes| Layout { attributes, ..layout(&[(7, 70)], columns) };
+        let with = |columns: &[(i16, u32)], attributes| CatalogFingerprint {
+            attributes,
+            ..layout(&[(7, 70)], columns)
+        };
         let before = with(&[(1, 5)], Some(2));
         assert_eq!(of(&before, &with(&[(1, 5), (3, 6)], Some(3)), false), Drift::Columns);
         assert!(matches!(of(&before, &with(&[(1, 5), (2, 6)], Some(2)), false), Drift::Rows(_)));
@@ -414,7 +434,7 @@ mod tests {
 
     #[test]
     fn a_link_that_was_made_again_counts_at_any_depth() {
-        let linked = |links: &[(u32, u32)]| Layout {
+        let linked = |links: &[(u32, u32)]| CatalogFingerprint {
             links: links.iter().copied().collect(),
             ..layout(&[(7, 70), (8, 80)], &[(1, 5)])
         };
@@ -439,7 +459,7 @@ mod tests {
 
     #[test]
     fn columns_without_marks_are_new_where_users_made_their_types() {
-        let typed = |columns: &[(i16, u32)], types: &[i16]| Layout {
+        let typed = |columns: &[(i16, u32)], types: &[i16]| CatalogFingerprint {
             types: types.iter().map(|attnum| (*attnum, TypeFingerprint::default())).collect(),
             ..layout(&[(7, 70)], columns)
         };

@@ -236,7 +236,7 @@ mod tests {
     use super::*;
     use crate::{
         model::{Column, IdentityKind, SourceType},
-        postgres::{catalog::Layout, pgoutput::RelationColumn},
+        postgres::{catalog::CatalogFingerprint, pgoutput::RelationColumn},
         replication::state::TablePhase,
     };
 
@@ -311,8 +311,10 @@ mod tests {
         let column = |name: &str, attnum| Column { attnum, ..Column::new(name, SourceType::Text) };
         let schema = TableSchema::new(id.clone(), vec![column("id", 1), column("token", 3)]);
         let mut record = TableRecord::new(spec(), schema, TablePhase::Streaming);
-        record.layout =
-            Some(Layout { columns: [(1, 5), (2, 5), (3, 5)].into_iter().collect(), ..Layout::default() });
+        record.layout = Some(CatalogFingerprint {
+            columns: [(1, 5), (2, 5), (3, 5)].into_iter().collect(),
+            ..CatalogFingerprint::default()
+        });
         let adopt = |record: &TableRecord, now: &[(i16, &str, u32)]| NamedColumns::adopt(record, &live(now));
         let adopted =
             adopt(&record, &[(1, "id", 5), (2, "secret", 7), (3, "token", 5), (4, "new", 7)]).unwrap();

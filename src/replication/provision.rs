@@ -27,11 +27,11 @@ use crate::{
         TableSchema, TableSpec,
     },
     postgres::{
-        catalog::{self, Layout, LiveColumn, TableFacts},
-        overview::Standing,
+        catalog::{self, CatalogFingerprint, LiveColumn, TableFacts},
         publication::{self, ColumnList, Member, Publish, PublishedTable},
         session::Session,
         slot::{self, SlotInfo},
+        source_status::PublicationStatus,
         visibility,
     },
 };
@@ -362,7 +362,7 @@ async fn bring_up<D: Destination>(
     let is_going = |record: &TableRecord| record.phase != TablePhase::Failed;
     let going = || state.tables.values().filter(|record| is_going(record));
     let oids: Vec<u32> = going().map(|record| record.schema.oid).collect();
-    let layouts = catalog::layouts(around.session, &oids).await?;
+    let layouts = catalog::fingerprints(around.session, &oids).await?;
     // Without a change to insert, a target that was dropped meanwhile would not be missed.
     let schemas: Vec<&TableSchema> = going().map(|record| &record.schema).collect();
     let standing = around.destination.standing(&schemas).await?;
@@ -417,7 +417,7 @@ struct New {
     /// All its columns.
     columns: Vec<LiveColumn>,
     /// Its marks from before it was described: what changes later is seen by them.
-    layout: Option<Layout>,
+    layout: Option<CatalogFingerprint>,
     published: Option<PublishedAs>,
     /// Whether it may be published with a list of its mirrored columns.
     listable: bool,
@@ -469,7 +469,7 @@ async fn describe<D: Destination>(
     let specs: Vec<&TableSpec> = config.tables.iter().filter(joins).collect();
     let ids: Vec<&TableId> = specs.iter().map(|spec| &spec.id).collect();
     let oids: Vec<u32> = catalog::table_oids(session, &ids).await?.into_values().collect();
-    let mut layouts = catalog::layouts(session, &oids).await?;
+    let mut layouts = catalog::fingerprints(session, &oids).await?;
     let asked: Vec<_> = specs.iter().map(|spec| (*spec, [].as_slice())).collect();
     let mut new = Vec::new();
     for (spec, described) in specs.iter().zip(catalog::describe_all(session, &asked).await?) {
@@ -527,7 +527,7 @@ async fn publish(
         tracing::info!(publication = name, tables = schemas.len(), "created the publication");
         return as_published(session, &name, &mut new).await;
     };
-    check_publication(&name, what, Some(Standing::from(&found)))?;
+    check_publication(&name, what, Some(PublicationStatus::from(&found)))?;
     let published: BTreeSet<&TableId> = found.tables.iter().map(|table| &table.id).collect();
     let add: Vec<&TableSchema> =
         new.iter().map(|new| &new.schema).filter(|schema| !published.contains(&schema.id)).collect();
@@ -568,7 +568,11 @@ async fn as_published(session: &Session, name: &str, new: &mut [&mut New]) -> Re
 }
 
 /// Whether a publication that this Mirror runs on is still there and sends what it is there for.
-pub(super) fn check_publication(name: &str, what: Publish, found: Option<Standing>) -> Result<(), Error> {
+pub(super) fn check_publication(
+    name: &str,
+    what: Publish,
+    found: Option<PublicationStatus>,
+) -> Result<(), Error> {
     let problem = match (found, what) {
         (None, Publish::Everything) => "no longer exists at the source",
         (None, Publish::Inserts) => {
@@ -720,13 +724,13 @@ async fn join_all<D: Destination>(
     let slot_start = state.source.as_ref().map(|source| source.start_lsn);
     let over_rows_from = slot_start.filter(|_| state.resync.is_some());
     // They were described before.
-    let seen = if tables.is_empty() { Lsn::ZERO } else { catalog::seen_until(session).await? };
+    let seen = if tables.is_empty() { Lsn::ZERO } else { catalog::read_lsn(session).await? };
     let streams = state.tables.values().any(|record| record.phase == TablePhase::Streaming);
     let mut joins = Vec::new();
     for new in tables {
         // What streams already has other rows at its target than a new slot has.
         let alone = new.alone;
-        let from = if alone { Some(catalog::firm_position(session).await?) } else { over_rows_from };
+        let from = if alone { Some(catalog::flushed_position(session).await?) } else { over_rows_from };
         let why = new.before.as_ref().and_then(|before| before.copy_anew.clone());
         let claim = taken.get(&new.schema.target);
         joins.push(async move {

@@ -114,7 +114,7 @@ impl Rereader {
     /// A position of the log that lies behind all that was read before.
     pub(super) async fn seen_until(&self) -> Result<Lsn, Error> {
         let session = self.session().await?;
-        let position = catalog::seen_until(&session).await?;
+        let position = catalog::read_lsn(&session).await?;
         self.idle().push(session);
         Ok(position)
     }

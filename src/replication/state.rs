@@ -20,7 +20,7 @@ use super::{
 use crate::{
     fault::{Reason, Remedy, optional, remedy},
     model::{Lsn, MirrorFailure, SlotPlace, TableId, TableSchema, TableSpec, Version},
-    postgres::{catalog::Layout, publication::PublishedTable},
+    postgres::{catalog::CatalogFingerprint, publication::PublishedTable},
 };
 
 /// The source that a Mirror was started against.
@@ -155,7 +155,7 @@ pub struct TableRecord {
     pub seen: Lsn,
     /// The source's marks when the table was last in step with its catalog.
     #[serde(default)]
-    pub layout: Option<Layout>,
+    pub layout: Option<CatalogFingerprint>,
     /// How it was published when it joined.
     #[serde(default)]
     pub published: Option<PublishedAs>,

@@ -430,7 +430,7 @@ async fn check_names<D: Destination>(
     let show = || visibility::alters(&session, altering.unwrap_or_default(), relation.oid);
     wait_until(&table.id, || async { Ok(!show().await?) }).await?;
     let live = catalog::live_columns(&session, relation.oid).await?;
-    let read_lsn = catalog::seen_until(&session).await?;
+    let read_lsn = catalog::read_lsn(&session).await?;
     *kept = Some(session);
     drop(kept);
     if live.is_empty() {
@@ -554,7 +554,7 @@ async fn change_schema<D: Destination>(
     let session = Session::connect(&surroundings.source, &surroundings.application_name).await?;
     wait_until_seen(&session, &old.id, xid).await?;
     let described = schema_change::describe(&session, &known).await?;
-    let seen = catalog::seen_until(&session).await?;
+    let seen = catalog::read_lsn(&session).await?;
     drop(session);
     let fresh = &described.schema;
     schema_change::require_old_rows(&old, fresh)?;

@@ -29,10 +29,10 @@ use crate::{
     model::{Lsn, Progress, ReplicatorConfig, SnapshotMode, TableId, TableKind},
     postgres::{
         catalog, copy,
-        overview::{self, Membership},
         publication::{self, Publish},
         session::{End, Session},
         slot::SlotInfo,
+        source_status::{self, Membership},
     },
 };
 
@@ -194,7 +194,7 @@ impl<D: Destination> Watch<D> {
         let sent_by_it = |table: &&Arc<Table<D>>| Publish::of(table.schema().kind) == what;
         let tables: Vec<_> = self.tables.iter().filter(sent_by_it).collect();
         let oids: Vec<u32> = tables.iter().map(|table| table.schema().oid).collect();
-        let seen = overview::read(session, &slot, &publication, &oids).await?;
+        let seen = source_status::read(session, &slot, &publication, &oids).await?;
         let known = self.source.as_ref().map(|source| source.timeline);
         if seen.timeline.is_some() && seen.timeline != known {
             return Err(Error::TimelineLeft);
@@ -208,7 +208,7 @@ impl<D: Destination> Watch<D> {
             self.confirmable.check(slot)?;
         }
         check_publication(&publication, what, seen.publication)?;
-        let seen_before = self.marks().get(&publication) == Some(&seen.mark);
+        let seen_before = self.marks().get(&publication) == Some(&seen.fingerprint);
         if !seen_before {
             self.guard(session, end, &publication, what).await?;
             self.fail_partitions(session, end).await?;
@@ -235,7 +235,7 @@ impl<D: Destination> Watch<D> {
         if !seen_before || tables.iter().any(streamed) {
             // What is still to come in the stream is looked at again.
             if self.compare_layouts(session, &oids, end).await? {
-                self.marks().insert(publication, seen.mark);
+                self.marks().insert(publication, seen.fingerprint);
             }
         }
         // Only this one can have done harm, and it is the last one looked at.
@@ -353,7 +353,7 @@ impl<D: Destination> Watch<D> {
         oids: &[u32],
         end: &CancellationToken,
     ) -> Result<bool, Error> {
-        let layouts = catalog::layouts(session, oids).await?;
+        let layouts = catalog::fingerprints(session, oids).await?;
         let (mut seen, mut all) = (None, true);
         for table in self.tables.iter().filter(|table| !table.failed()) {
             let record = table.record();
@@ -364,7 +364,7 @@ impl<D: Destination> Watch<D> {
             let left = drift::left(session, &record, now).await?;
             let seen = match seen {
                 Some(seen) => seen,
-                None => *seen.insert(catalog::seen_until(session).await?),
+                None => *seen.insert(catalog::read_lsn(session).await?),
             };
             match left {
                 Left::Nothing => {}

@@ -149,7 +149,7 @@ impl Comparison<'_> {
     async fn begin(&self) -> Result<(Connection, Lsn), VerifyError> {
         let mut connection = self.readers.connect().await?;
         connection.query("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY").await?;
-        let end = connection.seen_until().await?;
+        let end = connection.read_lsn().await?;
         Ok((connection, end))
     }
 

@@ -84,7 +84,7 @@ impl<'a> Pending<'a> {
             TablePhase::Streaming => {}
         }
         let oid = record.schema.oid;
-        let layout = catalog::layouts(self.session, &[oid]).await?.remove(&oid);
+        let layout = catalog::fingerprints(self.session, &[oid]).await?.remove(&oid);
         let known = record.layout.is_none() || layout == record.layout;
         Ok((!known)
             .then(|| "the table changed at the source and the mirror has not applied that yet".to_owned()))

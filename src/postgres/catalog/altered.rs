@@ -1,6 +1,6 @@
-//! Whether a type was altered since a column has it, told by catalog rows alone.
+//! Whether a type was altered since a column has it, derived from catalog rows alone.
 
-use super::layout::TYPE_CLOSURE;
+use super::fingerprint::TYPE_CLOSURE;
 use crate::postgres::{Error, session::Session};
 
 /// A subtransaction has a higher number than the transaction that it is part of, so what a transaction wrote
@@ -14,7 +14,7 @@ const NEAR: u32 = 1 << 24;
 /// type replaces. Labels, fields and functions that were written by the very command that made the type (its
 /// array type depends on it from then on, and it on its functions) were not altered since. A transaction's
 /// number is compared by how many transactions ago it was given, modulo its range. Where a column had another
-/// type of a user's (`$3`) when its first rows came, its present type doesn't tell since when.
+/// type of a user's (`$3`) when its first rows came, its present type doesn't show since when.
 fn statement() -> String {
     let closure = TYPE_CLOSURE.replace("$types", "(SELECT DISTINCT type FROM used)");
     format!(
@@ -49,7 +49,7 @@ SELECT EXISTS (SELECT FROM used u JOIN written w ON w.root = u.type
 
 /// Whether the type of one of these columns, or a type that it is made of, may have been altered since the
 /// column has it, so that rows of before show something else now. A label that was added counts too: nothing
-/// tells it from one that was renamed.
+/// distinguishes it from one that was renamed.
 ///
 /// # Errors
 /// [`Error`] of the query.

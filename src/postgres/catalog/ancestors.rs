@@ -7,7 +7,8 @@ use crate::{
     postgres::{Error, session::Session},
 };
 
-/// With `publish_via_partition_root` changes are sent as those of the topmost published table above a partition, and not as its own.
+/// With `publish_via_partition_root` changes are sent as those of the topmost published table above a
+/// partition, and not as its own.
 const PUBLISHED_ANCESTORS: &str = "\
 SELECT DISTINCT ON (t.oid) t.oid, n.nspname::text, c.relname::text FROM unnest($1::oid[]) AS t (oid)
 CROSS JOIN LATERAL pg_partition_ancestors(t.oid) WITH ORDINALITY AS above (oid, level)
@@ -17,7 +18,8 @@ WHERE above.oid <> t.oid AND (above.oid = ANY($1::oid[]) OR EXISTS (
   WHERE r.prrelid = above.oid AND p.pubname::text = ANY($2::text[])))
 ORDER BY t.oid, above.level DESC";
 
-/// For each of the tables `oids` that is a partition below another one of them, or below a table of these publications: the topmost.
+/// For each of the tables `oids` that is a partition below another one of them, or below a table of these
+/// publications: the topmost.
 ///
 /// # Errors
 /// [`Error`] of the query.

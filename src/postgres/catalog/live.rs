@@ -1,4 +1,5 @@
-//! A table's columns as they are now, and whether names that were resolved before still mean the same columns.
+//! A table's columns as they are now, and whether names that were resolved before still mean the same
+//! columns.
 
 use std::fmt;
 
@@ -204,16 +205,16 @@ mod tests {
     fn a_name_parts_from_its_column() {
         let before = live(&[(1, "id"), (2, "secret"), (3, "token")]);
         let named: Vec<_> = NamedColumn::find(ColumnList::Exclude, "secret", &before).into_iter().collect();
-        let told = |now: &[(i16, &str)]| {
+        let error = |now: &[(i16, &str)]| {
             Parted::find(&named, &live(now)).map(|parted| parted.to_string()).unwrap_or_default()
         };
-        assert_eq!(told(&[(1, "key"), (2, "secret"), (4, "more")]), "", "other columns may change");
+        assert_eq!(error(&[(1, "key"), (2, "secret"), (4, "more")]), "", "other columns may change");
         assert_eq!(
-            told(&[(1, "id"), (2, "old"), (3, "secret")]),
+            error(&[(1, "id"), (2, "old"), (3, "secret")]),
             "columns.exclude names column secret, but the column that it named (number 2) is called old now, and \
              secret is another column"
         );
-        assert!(told(&[(1, "id"), (2, "old")]).ends_with("is called old now"));
-        assert!(told(&[(1, "id"), (4, "secret")]).ends_with("was dropped, and secret is another column"));
+        assert!(error(&[(1, "id"), (2, "old")]).ends_with("is called old now"));
+        assert!(error(&[(1, "id"), (4, "secret")]).ends_with("was dropped, and secret is another column"));
     }
 }

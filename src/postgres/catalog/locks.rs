@@ -11,7 +11,7 @@ use crate::postgres::{Error, session::Session};
 pub struct LockHolder {
     /// Its backend; `None` for a prepared transaction, which belongs to no session any more.
     pub pid: Option<i32>,
-    /// Tells this transaction from later ones of the same backend.
+    /// Distinguishes this transaction from later ones of the same backend.
     pub virtual_transaction: String,
     /// The session's `application_name`, or the prepared transaction's identifier: whom we wait for.
     pub application_name: String,
@@ -19,8 +19,9 @@ pub struct LockHolder {
     pub since: Option<SystemTime>,
 }
 
-/// Who writes rows holds ROW EXCLUSIVE beside any stronger lock, who truncates ACCESS EXCLUSIVE. SHARE and SHARE UPDATE EXCLUSIVE alone
-/// allow no writing; (auto)vacuum, ANALYZE and index builds hold them for hours, so they are not waited for.
+/// Who writes rows holds ROW EXCLUSIVE beside any stronger lock, who truncates ACCESS EXCLUSIVE. SHARE and
+/// SHARE UPDATE EXCLUSIVE alone allow no writing; (auto)vacuum, ANALYZE and index builds hold them for hours,
+/// so they are not waited for.
 const LOCK_HOLDERS: &str = "\
 SELECT DISTINCT l.pid, l.virtualtransaction, coalesce(a.application_name, 'prepared transaction ' || p.gid, ''),
   coalesce(a.xact_start, p.prepared)
@@ -36,10 +37,12 @@ WHERE l.locktype = 'relation' AND l.granted
   AND l.relation IN (SELECT t.oid FROM unnest($1::oid[]) AS t (oid)
     UNION SELECT relid FROM unnest($1::oid[]) AS t (oid), pg_partition_tree(t.oid))";
 
-/// The transactions that may have written to these tables (oids; partitions are looked at with their root) and are still open.
+/// The transactions that may have written to these tables (oids; partitions are included with their root) and
+/// are still open.
 ///
-/// Call it after ALTER PUBLICATION has committed, and again until none of the first answer's transactions remains: a change
-/// made before that commit isn't in the stream, and only then is sure to be in the copy (CREATE INDEX CONCURRENTLY waits likewise).
+/// Call it after ALTER PUBLICATION has committed, and again until none of the first answer's transactions
+/// remains: a change made before that commit isn't in the stream, and only then is sure to be in the copy
+/// (CREATE INDEX CONCURRENTLY waits likewise).
 ///
 /// # Errors
 /// [`Error`] of the query.

@@ -5,7 +5,7 @@
 mod altered;
 mod ancestors;
 mod closest;
-mod layout;
+mod fingerprint;
 mod live;
 mod locks;
 mod relation;
@@ -16,11 +16,11 @@ mod types;
 
 pub use altered::altered_since_used;
 pub use ancestors::published_ancestors;
-pub use layout::{
-    Layout, TypeFingerprint, came_with_rows, emptied_since_joined, firm_position, identity_came_later,
-    layouts, seen_until,
+pub use fingerprint::{
+    CatalogFingerprint, TypeFingerprint, came_with_rows, emptied_since_joined, fingerprints,
+    flushed_position, identity_came_later, read_lsn,
 };
-pub(in crate::postgres) use layout::{SEEN_UNTIL, TYPE_CLOSURE};
+pub(in crate::postgres) use fingerprint::{READ_LSN, TYPE_CLOSURE};
 pub use live::{ColumnList, LiveColumn, NamedColumn, Parted, live_columns, live_columns_statement};
 pub use locks::{LockHolder, lock_holders};
 pub use relation::{GENERATED_IN_IDENTITY, KeyCandidate, RelationFacts, relations};

@@ -16,17 +16,19 @@ pub struct RelationFacts {
     pub id: TableId,
     /// `pg_class.oid`
     pub oid: u32,
-    /// `pg_class.relkind`: `r` table, `p` partitioned table, `v` view, `m` materialized view, `f` foreign table.
+    /// `pg_class.relkind`: `r` table, `p` partitioned table, `v` view, `m` materialized view, `f` foreign
+    /// table.
     pub kind: char,
     /// `pg_class.relpersistence`: `p` permanent, `u` unlogged, `t` temporary.
     pub persistence: char,
     /// The owning role.
     pub owner: String,
-    /// Whether the session's role has the owner's rights, which publishing a table takes.
+    /// Whether the session's role has the owner's privileges, which publishing a table takes.
     pub owned: bool,
     /// Whether the session's role may look names up in the schema.
     pub schema_usage: bool,
-    /// The columns that the session's role may read, system columns among them; `None` when it has SELECT on the table.
+    /// The columns that the session's role may read, system columns among them; `None` when it has SELECT on
+    /// the table.
     pub readable_columns: Option<Vec<String>>,
     /// Whether row-level security hides rows from the session's role.
     pub row_security_active: bool,
@@ -34,14 +36,15 @@ pub struct RelationFacts {
     pub generated: bool,
     /// What the old row of an UPDATE or DELETE carries.
     pub identity: IdentityKind,
-    /// The columns of the replica identity's index; with [`IdentityKind::Full`] those of the primary key or, without one,
-    /// of a unique index without NULLs; empty when there is none. In key order.
+    /// The columns of the replica identity's index; with [`IdentityKind::Full`] those of the primary key or,
+    /// without one, of a unique index without NULLs; empty when there is none. In key order.
     pub key: Vec<String>,
     /// What could name rows, whether or not it is the replica identity.
     pub candidate: Option<KeyCandidate>,
 }
 
-/// Since PostgreSQL 18, an UPDATE fails when the replica identity has a generated column that isn't published.
+/// Since PostgreSQL 18, an UPDATE fails when the replica identity has a generated column that isn't
+/// published.
 pub const GENERATED_IN_IDENTITY: u32 = 180_000;
 
 /// An index that could name rows, or a key that comes close.
@@ -76,8 +79,8 @@ impl RelationFacts {
         columns.iter().filter(|name| !may_read(name)).map(String::as_str).collect()
     }
 
-    /// Why old rows of this leaf partition are not what its `root` makes of them; `None` when they are. PostgreSQL logs the old row by the
-    /// leaf's own identity and sends it as if it were the root's.
+    /// Why old rows of this leaf partition are not what its `root` makes of them; `None` when they are.
+    /// PostgreSQL logs the old row by the leaf's own identity and sends it as if it were the root's.
     pub fn unlike_root(&self, root: &RelationFacts) -> Option<String> {
         if self.identity == IdentityKind::Nothing {
             return Some("has no replica identity of its own: UPDATE and DELETE on it would fail".to_owned());
@@ -99,7 +102,8 @@ impl RelationFacts {
         self.kind == 'f' || self.persistence != 'p'
     }
 
-    /// Why PostgreSQL refuses UPDATE and DELETE on this relation while it is published with this list of columns; `None` when it doesn't.
+    /// Why PostgreSQL refuses UPDATE and DELETE on this relation while it is published with this list of
+    /// columns; `None` when it doesn't.
     pub fn refuses_list(&self, listed: &[String]) -> Option<String> {
         if self.is_unlogged() {
             return None;
@@ -112,7 +116,8 @@ impl RelationFacts {
         Some(format!("the column list lacks {lacking}, which is in the replica identity of {id}"))
     }
 
-    /// Why PostgreSQL refuses UPDATE and DELETE on this relation while it is published with a row filter that names these columns;
+    /// Why PostgreSQL refuses UPDATE and DELETE on this relation while it is published with a row filter that
+    /// names these columns;
     /// `None` when it doesn't. `server_version` is as in `server_version_num`.
     pub fn refuses_changes(&self, filter_columns: &[String], server_version: u32) -> Option<String> {
         let id = &self.id;
@@ -131,13 +136,14 @@ impl RelationFacts {
     }
 }
 
-/// Whether column `a` can't hold NULL. Since PostgreSQL 18 `attnotnull` is also set by a constraint that is NOT VALID yet.
+/// Whether column `a` can't hold NULL. Since PostgreSQL 18 `attnotnull` is also set by a constraint that is
+/// NOT VALID yet.
 pub(super) const NOT_NULL: &str = "\
 (a.attnotnull AND NOT EXISTS (SELECT FROM pg_constraint c WHERE c.conrelid = a.attrelid AND c.contype = 'n' \
 AND NOT c.convalidated AND c.conkey = ARRAY[a.attnum]))";
 
-/// Each of the tables `$1` (oids) first, then its leaf partitions. Most relations have no privileges of single columns, and then their
-/// columns are not looked at.
+/// Each of the tables `$1` (oids) first, then its leaf partitions. Most relations have no privileges of
+/// single columns, and then their columns are not read.
 const RELATIONS: &str = "\
 SELECT c.oid, n.nspname::text, c.relname::text, c.relkind, c.relpersistence, c.relreplident,
   pg_get_userbyid(c.relowner)::text, pg_has_role(c.relowner, 'USAGE'), has_schema_privilege(n.oid, 'USAGE'),
@@ -177,7 +183,8 @@ struct UniqueIndex {
     columns: Vec<String>,
 }
 
-/// The relations with these oids, each with its leaf partitions behind it, by oid; one that is gone is not in the answer.
+/// The relations with these oids, each with its leaf partitions behind it, by oid; one that is gone is not in
+/// the answer.
 ///
 /// # Errors
 /// [`Error`] of the queries.
@@ -236,9 +243,11 @@ pub(super) fn letter(row: &Row, index: usize) -> Result<char, Error> {
     Ok(char::from(row.try_get::<_, i8>(index)?.cast_unsigned()))
 }
 
-/// The replica identity and the columns that name a row, from `pg_class.relreplident` and the table's unique indexes.
+/// The replica identity and the columns that name a row, from `pg_class.relreplident` and the table's unique
+/// indexes.
 ///
-/// A deferrable index names nothing: two rows may share its key for a while, and the tombstone of one would hide the other.
+/// A deferrable index names nothing: two rows may share its key for a while, and the tombstone of one would
+/// hide the other.
 fn identity(relreplident: char, indexes: &[&UniqueIndex]) -> (IdentityKind, Vec<String>) {
     let find = |wanted: fn(&UniqueIndex) -> bool| {
         indexes.iter().find(|index| index.immediate && wanted(index)).map(|index| index.columns.clone())

@@ -7,7 +7,7 @@ use crate::{
     postgres::{Error, session::Session, slot},
 };
 
-/// Settings and rights that replication depends on.
+/// Settings and privileges that replication depends on.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ServerFacts {
     /// `server_version_num`, such as 180004.
@@ -30,7 +30,8 @@ pub struct ServerFacts {
     pub max_slot_wal_keep_mib: i64,
     /// Whether a slot that is made is kept over a failover: see [`slot::create`].
     pub failover_slots: bool,
-    /// Whether a standby tells its primary what it needs, also after it was away: `hot_standby_feedback` with `primary_slot_name`.
+    /// Whether a standby reports the oldest row versions it needs to its primary, also across disconnects:
+    /// `hot_standby_feedback` with `primary_slot_name`.
     pub standby_feedback: bool,
     /// The role the session runs as.
     pub role: String,
@@ -96,7 +97,7 @@ pub async fn is_standby(session: &Session) -> Result<bool, Error> {
 /// The SQL expression of when the server process began.
 pub(in crate::postgres) const STARTED: &str = "extract(epoch FROM pg_postmaster_start_time())::text";
 
-/// When the server process began, in seconds of Unix time: tells it from any other.
+/// When the server process began, in seconds of Unix time: it identifies the process.
 ///
 /// # Errors
 /// [`Error`] of the query.

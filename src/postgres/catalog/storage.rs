@@ -12,22 +12,23 @@ pub struct Storage {
     pub id: TableId,
     /// `pg_class.oid`
     pub oid: u32,
-    /// `pg_relation_filenode`: changes when the table is rewritten (VACUUM FULL, CLUSTER, TRUNCATE, some ALTER TABLE).
+    /// `pg_relation_filenode`: changes when the table is rewritten (VACUUM FULL, CLUSTER, TRUNCATE, some
+    /// ALTER TABLE).
     pub file_node: u32,
     /// Blocks it has now.
     pub blocks: u64,
     /// Rows it probably has: the density that the last VACUUM or ANALYZE saw, times today's blocks.
     pub estimated_rows: f64,
-    /// Whether the session's role may read what is mirrored of it by its own name. A partition needs no privilege to be read through its
-    /// root.
+    /// Whether the session's role may read what is mirrored of it by its own name. A partition needs no
+    /// privilege to be read through its root.
     pub readable: bool,
 }
 
 /// Rows a block is taken to hold when the table was never analyzed: 128 bytes a row.
 const UNKNOWN_ROWS_PER_BLOCK: f64 = 64.0;
 
-/// `relpages` is as old as the last VACUUM, so blocks come from the file's size. `$2` are the columns that are read, where privileges on
-/// them are known to be enough.
+/// `relpages` is as old as the last VACUUM, so blocks come from the file's size. `$2` are the columns that
+/// are read, where privileges on them are known to be enough.
 const STORAGE: &str = "\
 SELECT n.nspname::text, c.relname::text, c.oid, pg_relation_filenode(c.oid),
   pg_relation_size(c.oid) / current_setting('block_size')::bigint, c.relpages, c.reltuples,
@@ -79,8 +80,8 @@ fn estimated_rows(blocks: u64, pages: i32, tuples: f32) -> f64 {
     blocks as f64 * density
 }
 
-/// The statement that answers the storage's file node and its length in blocks now, for use on any connection; NULL or an error when it
-/// is gone.
+/// The statement that answers the storage's file node and its length in blocks now, for use on any
+/// connection; NULL or an error when it is gone.
 pub fn file_statement(storage: &TableId) -> String {
     file(&format!("{}::regclass", quote::literal(&quote::table(storage))))
 }
@@ -96,8 +97,9 @@ fn file(relation: &str) -> String {
     )
 }
 
-/// The statement that answers what is true of every row of the partition with this oid, by its root's column names: with it PostgreSQL
-/// reads no other partition. NULL where there is nothing that it can say, or that the role may not read in the table with the oid `root`.
+/// The statement that answers what is true of every row of the partition with this oid, by its root's column
+/// names: with it PostgreSQL reads no other partition. NULL where there is nothing that it can say, or that
+/// the role may not read in the table with the oid `root`.
 pub fn partition_constraint_statement(oid: u32, root: u32) -> String {
     format!("SELECT {}", partition_constraint(&oid.to_string(), &root.to_string()))
 }
@@ -123,7 +125,8 @@ pub fn in_partition(oid: u32, constraint: Option<&str>) -> String {
     }
 }
 
-/// The statement that has the partition's rows locked as a read of them does, until the end of the transaction. `condition` is that of
+/// The statement that has the partition's rows locked as a read of them does, until the end of the
+/// transaction. `condition` is that of
 /// [`in_partition`].
 pub fn lock_partition_statement(root: &TableId, condition: &str) -> String {
     format!("SELECT FROM {} WHERE {condition} LIMIT 0", quote::table(root))

@@ -1,4 +1,4 @@
-//! A mirrored table: the catalog's description and the Mirror's wishes made into one [`TableSchema`].
+//! A mirrored table: the catalog's description and the table's spec combined into one [`TableSchema`].
 
 use std::{
     collections::{HashMap, HashSet},
@@ -22,7 +22,8 @@ use crate::{
 /// A table as it is at the source, before any check.
 #[derive(Clone, Debug)]
 pub struct TableFacts {
-    /// What is mirrored. A keyed table's `key` is empty when nothing names a row; such a table must not be published.
+    /// What is mirrored. A keyed table's `key` is empty when nothing names a row; such a table must not be
+    /// published.
     pub schema: TableSchema,
     /// The table itself.
     pub relation: RelationFacts,
@@ -37,7 +38,8 @@ pub struct TableFacts {
 }
 
 impl TableFacts {
-    /// Why PostgreSQL would refuse the application's UPDATE or DELETE once the table is published with a list of its mirrored columns.
+    /// Why PostgreSQL would refuse the application's UPDATE or DELETE once the table is published with a list
+    /// of its mirrored columns.
     pub fn refuses_list(&self) -> Option<String> {
         let mirrored: Vec<String> = self.schema.columns.iter().map(|column| column.name.clone()).collect();
         let sends_changes = self.schema.kind != TableKind::InsertOnly;
@@ -72,8 +74,9 @@ SELECT DISTINCT i.inhparent FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhr
 WHERE i.inhparent = ANY($1::oid[]) AND NOT c.relispartition";
 
 /// The columns of the tables `$1` (oids). A partitioned table has no rows, so the values that its old rows
-/// show for later columns are its partitions'. The text of an array would have the separator of its element's type; this one has one
-/// element, so nothing separates. Without OFFSET 0 all columns of that name in the whole database would be looked at.
+/// show for later columns are its partitions'. The text of an array would have the separator of its element's
+/// type; this one has one element, so nothing separates. Without OFFSET 0 all columns of that name in the
+/// whole database would be read.
 fn columns_statement() -> String {
     format!(
         "\
@@ -89,7 +92,8 @@ WHERE a.attrelid = ANY($1::oid[]) AND a.attnum > 0 AND NOT a.attisdropped ORDER 
     )
 }
 
-/// Tables described by the same queries: with 1,600 columns each they still are an answer that is held in memory.
+/// Tables described by the same queries: with 1,600 columns each they still are an answer that is held in
+/// memory.
 const AT_ONCE: usize = 100;
 
 /// A row of [`columns_statement`].
@@ -106,7 +110,7 @@ struct ColumnRow {
     written_by: u32,
 }
 
-/// What the catalog says of a table, before the Mirror's wishes.
+/// The catalog's description of a table, before the spec is applied.
 struct CatalogTable {
     relation: RelationFacts,
     columns: Vec<ColumnRow>,
@@ -145,16 +149,19 @@ pub async fn table_name(session: &Session, oid: u32) -> Result<Option<TableId>, 
 
 /// Reads a table from the catalog and applies what the Mirror asks of it.
 ///
-/// A table that can't name its rows, or isn't a table at all, is described too: the checks say what to do about it.
+/// A table that can't name its rows, or isn't a table at all, is described too: the checks report what to do
+/// about it.
 ///
 /// # Errors
-/// [`Error::TableMissing`]; [`Error::UnknownColumn`] when a list names a column that is not there; [`Error::Schema`] when
-/// the lists leave out a key column, give one target name twice, or make an `orderBy` that would lose rows; else the query's.
+/// [`Error::TableMissing`]; [`Error::UnknownColumn`] when a list names a column that is not there;
+/// [`Error::Schema`] when the lists leave out a key column, give one target name twice, or make an `orderBy`
+/// that would lose rows; else the query's.
 pub async fn describe(session: &Session, spec: &TableSpec) -> Result<TableFacts, Error> {
     describe_known(session, spec, &[]).await
 }
 
-/// [`describe`] for a table whose entry's names were resolved before: they must still mean the columns of `named`.
+/// [`describe`] for a table whose entry's names were resolved before: they must still mean the columns of
+/// `named`.
 ///
 /// # Errors
 /// [`Error::ColumnRenamed`] where they don't; else as [`describe`].
@@ -211,7 +218,8 @@ fn facts(
     inherits_children: bool,
 ) -> Result<TableFacts, Error> {
     let columns: Vec<LiveColumn> = table.columns.iter().map(live_column).collect();
-    // Before anything else is made of the names: what is not excluded any more would be a column like any other.
+    // Before anything else is made of the names: what is not excluded any more would be a column like any
+    // other.
     if let Some(parted) = Parted::find(named, &columns) {
         return Err(Error::ColumnRenamed { table: spec.id.clone(), parted: Box::new(parted) });
     }
@@ -334,7 +342,8 @@ fn resolve(spec: &TableSpec, table: &CatalogTable) -> Result<TableSchema, Error>
     })
 }
 
-/// What tells the rows of a relation apart. One that has neither a key nor whole old rows counts as keyed: the checks refuse it.
+/// What identifies the rows of a relation. One that has neither a key nor whole old rows counts as keyed: the
+/// checks refuse it.
 fn kind(spec: &TableSpec, relation: &RelationFacts) -> TableKind {
     match relation.identity {
         _ if spec.insert_only => TableKind::InsertOnly,
@@ -398,7 +407,7 @@ fn unknown_column(spec: &TableSpec, list: &'static str, name: &str, hint: Option
 }
 
 fn check_target_names(spec: &TableSpec, columns: &[Column]) -> Result<(), Error> {
-    let mut seen = HashSet::new();
+    let mut names = HashSet::new();
     for Column { name, target_name: target, .. } in columns {
         if target.starts_with("_walferry_") {
             return Err(refuse(
@@ -409,7 +418,7 @@ fn check_target_names(spec: &TableSpec, columns: &[Column]) -> Result<(), Error>
                 ),
             ));
         }
-        if !seen.insert(target) {
+        if !names.insert(target) {
             return Err(refuse(
                 spec,
                 format!("two columns would be called {target} at the destination; change columns.rename"),
@@ -440,7 +449,7 @@ fn key(spec: &TableSpec, table: &CatalogTable, columns: &[Column]) -> Result<Vec
 }
 
 /// The destination's sorting key. It decides which rows replace each other, so it has the whole key, and no
-/// column whose old value an UPDATE or DELETE doesn't tell.
+/// column whose old value an UPDATE or DELETE doesn't carry.
 fn order_by(
     spec: &TableSpec,
     relation: &RelationFacts,
@@ -468,7 +477,9 @@ fn order_by(
             let full = format!("ALTER TABLE {} REPLICA IDENTITY FULL", quote::table(&spec.id));
             return Err(refuse_with(
                 spec,
-                format!("engine.orderBy names {target}, but an UPDATE or DELETE does not tell its old value"),
+                format!(
+                    "engine.orderBy names {target}, but an UPDATE or DELETE does not carry its old value"
+                ),
                 [Remedy::any_of([vec![leave_out], vec![Remedy::run_at_source(full)]])],
             ));
         }
@@ -570,14 +581,14 @@ mod tests {
 
     #[test]
     fn applies_names_and_types() {
-        let wishes = TableSpec {
+        let spec = TableSpec {
             target: Some("orders_v2".to_owned()),
             rename: pairs(&[("amount", "cents")]),
             types: pairs(&[("amount", "Int32")]),
             order_by: texts(&["region", "id"]),
             ..spec()
         };
-        let schema = resolve(&wishes, &table()).unwrap();
+        let schema = resolve(&spec, &table()).unwrap();
         assert_eq!(schema.target, "orders_v2");
         assert_eq!(schema.order_by, [0, 1]);
         let amount = &schema.columns[2];
@@ -590,13 +601,13 @@ mod tests {
 
     #[test]
     fn lists_that_name_no_column_are_refused() {
-        for (list, wishes) in [
+        for (list, spec) in [
             ("columns.exclude", TableSpec { exclude: texts(&["amuont"]), ..spec() }),
             ("columns.rename", TableSpec { rename: pairs(&[("amuont", "x")]), ..spec() }),
             ("columns.types", TableSpec { types: pairs(&[("amuont", "Int8")]), ..spec() }),
             ("engine.orderBy", TableSpec { order_by: texts(&["amuont"]), ..spec() }),
         ] {
-            let message = refusal(&wishes, &table());
+            let message = refusal(&spec, &table());
             assert!(message.contains(list) && message.contains("did you mean amount?"), "{message}");
         }
         assert!(

@@ -17,7 +17,8 @@ pub(super) struct TypeRow {
     pub(super) base: u32,
     /// The modifier a domain gives to its base (`typtypmod`), else -1.
     pub(super) base_modifier: i32,
-    /// The element's type when this is a true array, else 0 (`int2vector` is none: its text form has no braces).
+    /// The element's type when this is a true array, else 0 (`int2vector` is none: its text form has no
+    /// braces).
     pub(super) element: u32,
     /// What separates values of this type in an array's text form (`typdelim`).
     pub(super) delimiter: char,
@@ -55,7 +56,8 @@ pub(super) fn source_type(types: &HashMap<u32, TypeRow>, oid: u32, modifier: i32
     match (row.built_in, row.kind, row.name.as_str()) {
         (_, 'e', _) => SourceType::Enum,
         (true, 'b', name) => built_in(name, modifier),
-        // Extensions may live in any schema, so their types are known by name; a composite of that name is something else.
+        // Extensions may live in any schema, so their types are known by name; a composite of that name is
+        // something else.
         (false, 'b', "citext") => SourceType::Text,
         (false, 'b', "vector") => SourceType::Vector,
         _ => SourceType::Other,
@@ -85,8 +87,8 @@ fn built_in(name: &str, modifier: i32) -> SourceType {
     }
 }
 
-/// Precision and scale of a `numeric` type modifier: precision in the high half, scale in the low eleven bits as a signed
-/// number (negative since PostgreSQL 15), all plus 4 (`VARHDRSZ`); -1 when none is declared.
+/// Precision and scale of a `numeric` type modifier: precision in the high half, scale in the low eleven bits
+/// as a signed number (negative since PostgreSQL 15), all plus 4 (`VARHDRSZ`); -1 when none is declared.
 fn numeric_modifier(modifier: i32) -> Option<(u16, i16)> {
     let packed = modifier.checked_sub(4).filter(|packed| *packed >= 0)?;
     let precision = u16::try_from(packed >> 16).ok()?;

@@ -1,5 +1,6 @@
 //! The bytes are what PostgreSQL 18.4 sends for a table `item (id int PRIMARY KEY, name varchar(20), price
-//! numeric(12,2), doc text)` and a table `full_item (id int PRIMARY KEY, name text)` with REPLICA IDENTITY FULL.
+//! numeric(12,2), doc text)` and a table `full_item (id int PRIMARY KEY, name text)` with REPLICA IDENTITY
+//! FULL.
 
 use proptest::prelude::*;
 

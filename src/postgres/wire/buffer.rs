@@ -21,14 +21,15 @@ pub(super) const BASE: usize = 2 << 20;
 /// The longest frame: a value can have 1 GiB, and its message a little more.
 const LONGEST_FRAME: usize = (1 << 30) + (64 << 10);
 
-/// The longest row that is held, in its wire form: 128 MiB. Of a longer one only the beginning is, which says whose it is.
+/// The longest row that is held, in its wire form: 128 MiB. Of a longer one only the beginning is, which says
+/// whose it is.
 pub const LONGEST_ROW: usize = 128 << 20;
 
 /// What is kept of a frame that is longer than a row may be.
 const BEGINNING: usize = 64 << 10;
 
-/// The longest frame of another kind than data: a server's error with its texts is far shorter, and whoever answers
-/// before the log-in must not make us take more.
+/// The longest frame of another kind than data: a server's error with its texts is far shorter, and whoever
+/// answers before authentication must not make us take more.
 const LONGEST_OTHER: usize = 1 << 20;
 
 /// CopyData: rows of a COPY and messages of the stream.

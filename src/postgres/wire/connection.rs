@@ -38,13 +38,15 @@ pub struct SystemIdentity {
     pub timeline: u32,
     /// The end of the log that is flushed (on a standby: replayed).
     pub wal_position: Lsn,
-    /// When the server process began, in seconds of Unix time: for as long as it is the same, its log has only grown.
+    /// When the server process began, in seconds of Unix time: for as long as it is the same, its log has
+    /// only grown.
     pub started: String,
 }
 
 /// A connection with one statement at a time.
 ///
-/// Once an answer was not read to its end (a dropped [`CopyOut`], a cancelled future), every further call is an error.
+/// Once an answer was not read to its end (a dropped [`CopyOut`], a cancelled future), every further call is
+/// an error.
 #[derive(Debug)]
 pub struct Connection {
     pub(super) transport: Transport,
@@ -58,7 +60,7 @@ impl Connection {
     /// Connects and logs in, with the same settings pinned as a session has.
     ///
     /// # Errors
-    /// [`Error`]: no connection within 10 s, TLS, log-in, or what the server says.
+    /// [`Error`]: no connection within 10 s, TLS, authentication, or the server's error.
     pub async fn connect(
         endpoint: &PostgresEndpoint,
         application_name: &str,
@@ -76,8 +78,8 @@ impl Connection {
         .await
     }
 
-    /// Runs one statement by the simple query protocol and gives its rows, every value in text form (`None` for NULL).
-    /// For small results: all of it is held in memory.
+    /// Runs one statement by the simple query protocol and gives its rows, every value in text form (`None`
+    /// for NULL). For small results: all of it is held in memory.
     ///
     /// # Errors
     /// [`Error::Server`] keeps the SQLSTATE and leaves the connection usable.
@@ -138,7 +140,8 @@ impl Connection {
     /// How the server came to `timeline`. Needs [`Purpose::Replication`].
     ///
     /// # Errors
-    /// As [`Connection::query`]: [`Error::Server`] also where the server has lost the file. A history that is none.
+    /// As [`Connection::query`]: [`Error::Server`] also where the server has lost the file. A history that is
+    /// none.
     pub async fn timeline_history(&mut self, timeline: u32) -> Result<TimelineHistory, Error> {
         // The first one has no file.
         if timeline == 1 {
@@ -148,14 +151,14 @@ impl Connection {
         TimelineHistory::parse(timeline, timeline::content(&rows)?)
     }
 
-    /// As [`catalog::seen_until`], for what was seen on this connection.
+    /// As [`catalog::read_lsn`], for what was visible on this connection.
     ///
     /// # Errors
     /// As [`Connection::query`]; an answer that is no position.
-    pub async fn seen_until(&mut self) -> Result<Lsn, Error> {
-        let rows = self.query(catalog::SEEN_UNTIL).await?;
-        let seen = rows.into_iter().flatten().next().flatten().and_then(|lsn| lsn.parse().ok());
-        seen.ok_or_else(|| Error::Protocol("a position of the log is malformed".to_owned()))
+    pub async fn read_lsn(&mut self) -> Result<Lsn, Error> {
+        let rows = self.query(catalog::READ_LSN).await?;
+        let lsn = rows.into_iter().flatten().next().flatten().and_then(|lsn| lsn.parse().ok());
+        lsn.ok_or_else(|| Error::Protocol("a position of the log is malformed".to_owned()))
     }
 
     /// Runs a `COPY … TO STDOUT (FORMAT binary)`, whose rows are then read from the answer.
@@ -177,8 +180,9 @@ impl Connection {
         }
     }
 
-    /// Starts the stream of `slot` at `start` ([`Lsn::ZERO`] for where the slot stands; the slot's own position wins
-    /// when it is further on) with pgoutput's protocol version 1. `binary` asks for values in their binary send form.
+    /// Starts the stream of `slot` at `start` ([`Lsn::ZERO`] for where the slot stands; the slot's own
+    /// position wins when it is further on) with pgoutput's protocol version 1. `binary` asks for values in
+    /// their binary send form.
     ///
     /// # Errors
     /// [`Error::Server`]: no such slot (42704), in use (55006), invalidated (55000).
@@ -228,8 +232,8 @@ impl Connection {
         }
     }
 
-    /// Reads on to where the server waits for a statement again, and gives back `error`, or what went wrong meanwhile:
-    /// after a FATAL error the connection ends, and `error` says why.
+    /// Reads on to where the server waits for a statement again, and gives back `error`, or what went wrong
+    /// meanwhile: after a FATAL error the connection ends, and `error` says why.
     pub(super) async fn drain_after(&mut self, error: Error) -> Error {
         loop {
             match self.next_frame().await {

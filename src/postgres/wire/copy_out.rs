@@ -13,7 +13,8 @@ use crate::postgres::{DecodeError, Error};
 /// <https://www.postgresql.org/docs/current/sql-copy.html#SQL-COPY-FILE-FORMATS>
 const SIGNATURE: &[u8; 11] = b"PGCOPY\n\xff\r\n\0";
 
-/// Longest time without a byte: a filter may let the first row through after reading a large table, or it is sorted.
+/// Longest time without a byte: a filter may let the first row through after reading a large table, or it is
+/// sorted.
 const SILENCE: Duration = Duration::from_secs(6 * 3600);
 
 /// A field count of -1 ends the data.

@@ -30,7 +30,7 @@ impl ErrorFields {
         fields
     }
 
-    /// As an error met after the log-in.
+    /// As an error met after authentication.
     pub(super) fn into_error(self) -> Error {
         let ErrorFields { sqlstate, message, detail, hint } = self;
         Error::of_rows(sqlstate, message, detail, hint)

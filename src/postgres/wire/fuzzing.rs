@@ -38,8 +38,8 @@ impl AsyncRead for Pieces<'_> {
     }
 }
 
-/// Reads a replication stream to its end or first fault, and decodes the plugin's messages in it. The first byte says
-/// in how large pieces the rest arrives.
+/// Reads a replication stream to its end or first fault, and decodes the plugin's messages in it. The first
+/// byte says in how large pieces the rest arrives.
 pub fn stream(data: &[u8]) {
     let Some((&size, bytes)) = data.split_first() else { return };
     let mut stream = Pieces { bytes, size: usize::from(size).max(1) };

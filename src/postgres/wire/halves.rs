@@ -1,8 +1,8 @@
 //! The two directions of a replication connection, of which the receiving one can be left alone for a while.
 //!
-//! A socket that is registered with the event loop wakes it for every segment that arrives, also while nobody wants to
-//! read: the walsender sends once a row and pays for each of these wake-ups. So a plain socket's receiving half is
-//! registered only while it is waited for.
+//! A socket that is registered with the event loop wakes it for every segment that arrives, also while nobody
+//! wants to read: the walsender sends once a row and pays for each of these wake-ups. So a plain socket's
+//! receiving half is registered only while it is waited for.
 
 use std::{
     io::{self, Write},
@@ -20,8 +20,8 @@ use tokio::{
 
 use super::transport::Transport;
 
-/// How long a full socket is given before the next try to write. What is written is 34 bytes now and then, so this is
-/// hardly ever needed.
+/// How long a full socket is given before the next try to write. What is written is 34 bytes now and then, so
+/// this is hardly ever needed.
 const WRITE_AGAIN_AFTER: Duration = Duration::from_millis(10);
 
 /// The receiving direction.

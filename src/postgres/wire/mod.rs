@@ -1,7 +1,7 @@
 //! Connections of our own on PostgreSQL's frontend/backend protocol, for COPY and for logical replication.
 //!
-//! <https://www.postgresql.org/docs/current/protocol.html>. The receive buffer is in our hands: one read takes what
-//! the socket holds, and rows are borrowed from it.
+//! <https://www.postgresql.org/docs/current/protocol.html>. The receive buffer is in our hands: one read
+//! takes what the socket holds, and rows are borrowed from it.
 
 mod buffer;
 mod connection;

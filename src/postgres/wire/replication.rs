@@ -21,7 +21,7 @@ use crate::{
 /// PostgreSQL's epoch, 2000-01-01, in seconds of Unix time.
 const EPOCH: Duration = Duration::from_secs(946_684_800);
 
-/// Longest time without a byte in a stream whose server is asked for signs of life: it may be busy with a large
+/// Longest time without a byte in a stream whose server is asked for keepalives: it may be busy with a large
 /// transaction of which nothing is sent, and old releases say nothing meanwhile.
 const SILENCE: Duration = Duration::from_secs(300);
 
@@ -85,31 +85,34 @@ impl ReplicationReader {
     /// The next message that is already here, borrowed from the receive buffer. Never waits, never allocates.
     ///
     /// # Errors
-    /// [`Error::Server`] when the server ends the stream with an error, [`Error::Closed`] when it ends it without one,
+    /// [`Error::Server`] when the server ends the stream with an error, [`Error::Closed`] when it ends it
+    /// without one,
     /// [`Error::Protocol`] and [`Error::Decode`] when it breaks the protocol.
     #[inline]
     pub fn try_next(&mut self) -> Result<Option<ReplicationMessage<'_>>, Error> {
         next_message(&mut self.buffer)
     }
 
-    /// Waits for bytes and takes all that the socket holds, up to the buffer's 2 MiB; answers how many. To be called
-    /// once [`ReplicationReader::try_next`] answered `None`. Cancel-safe.
+    /// Waits for bytes and takes all that the socket holds, up to the buffer's 2 MiB; answers how many. To be
+    /// called once [`ReplicationReader::try_next`] answered `None`. Cancel-safe.
     ///
     /// # Errors
-    /// [`Error::Closed`] at the end of the stream, [`Error::Io`] when the connection was cut, [`Error::NoAnswer`] when
-    /// nothing is heard for five minutes.
+    /// [`Error::Closed`] at the end of the stream, [`Error::Io`] when the connection was cut,
+    /// [`Error::NoAnswer`] when nothing is heard for five minutes.
     pub async fn fill(&mut self) -> Result<usize, Error> {
         within(SILENCE, self.buffer.fill(&mut self.stream)).await
     }
 
-    /// Lets the socket fill until `moment`, without being woken for what arrives (over TLS the wake-ups remain).
+    /// Lets the socket fill until `moment`, without being woken for what arrives (over TLS the wake-ups
+    /// remain).
     pub async fn nap_until(&mut self, moment: Instant) {
         self.stream.leave_alone();
         tokio::time::sleep_until(moment.into()).await;
     }
 
-    /// Reports what is durable for the last time, and ends the stream and the connection in order: the slot is free then, and
-    /// nothing is left in the server's log. Best effort, within two seconds: the server notices a cut connection too.
+    /// Reports what is durable for the last time, and ends the stream and the connection in order: the slot
+    /// is free then, and nothing is left in the server's log. Best effort, within two seconds: the server
+    /// notices a cut connection too.
     pub async fn end(mut self, mut writer: ReplicationWriter, flushed: Lsn) {
         let ending = async {
             writer.feedback(flushed, false).await?;
@@ -210,9 +213,9 @@ pub struct ReplicationWriter {
 }
 
 impl ReplicationWriter {
-    /// Tells the server that everything up to `flushed` is durable (a standby status update): the slot's
-    /// `confirmed_flush_lsn` moves there, and the log before it may go. It `asks` for a sign of life too: a keepalive
-    /// comes at once. Cancel-safe.
+    /// Reports to the server that everything up to `flushed` is durable (a standby status update): the slot's
+    /// `confirmed_flush_lsn` moves there, and the log before it may go. With `asks` it requests a reply: a
+    /// keepalive comes immediately. Cancel-safe.
     ///
     /// # Errors
     /// [`Error::Io`] when the connection was cut.

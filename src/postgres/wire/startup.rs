@@ -1,4 +1,4 @@
-//! The start-up message and the log-in
+//! The start-up message and authentication
 //! (<https://www.postgresql.org/docs/current/protocol-flow.html#PROTOCOL-FLOW-START-UP>).
 
 use postgres_protocol::{
@@ -57,7 +57,7 @@ pub(super) async fn log_in(
             // The key to cancel with, and the protocol options that the server lacks: neither is used.
             b'K' | b'v' => {}
             b'Z' => return Ok(()),
-            tag => return Err(unexpected(tag, "the log-in")),
+            tag => return Err(unexpected(tag, "authentication")),
         }
     }
 }

@@ -11,7 +11,8 @@ use crate::{
 pub struct TimelineHistory(Vec<(u32, Lsn)>);
 
 impl TimelineHistory {
-    /// Reads the history file of the timeline `of`: lines of a timeline, a position and a reason, with tabs between.
+    /// Reads the history file of the timeline `of`: lines of a timeline, a position and a reason, with tabs
+    /// between.
     ///
     /// # Errors
     /// [`Error::Protocol`] for a line that is none of a history, and timelines that don't grow towards `of`.
@@ -33,8 +34,8 @@ impl TimelineHistory {
         Ok(TimelineHistory(parents))
     }
 
-    /// Where this timeline was left on the way: what was written to it from there on is no part of the history. `None` when the way
-    /// does not lead through it.
+    /// Where this timeline was left on the way: what was written to it from there on is no part of the
+    /// history. `None` when the way does not lead through it.
     pub fn left_at(&self, timeline: u32) -> Option<Lsn> {
         self.0.iter().find(|(parent, _)| *parent == timeline).map(|(_, end)| *end)
     }

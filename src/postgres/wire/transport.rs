@@ -34,8 +34,8 @@ pub enum Purpose {
     Replication,
 }
 
-/// Receive buffer of a replication connection's socket: the walsender sends once a row and wakes a hungry reader
-/// each time, so a reader that lets the socket fill costs both sides less.
+/// Receive buffer of a replication connection's socket: the walsender sends once a row and wakes a hungry
+/// reader each time, so a reader that lets the socket fill costs both sides less.
 const REPLICATION_SOCKET_BUFFER: usize = 4 << 20;
 
 /// How long unacknowledged bytes may be on their way before the connection counts as dead.
@@ -115,8 +115,9 @@ fn new_socket(address: SocketAddr) -> io::Result<TcpSocket> {
     if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }
 }
 
-/// A socket with [`REPLICATION_SOCKET_BUFFER`] where the system allows it. Where its limit (`net.core.rmem_max`) is
-/// lower, a fresh socket is better: setting a size ends the kernel's own tuning, which may go higher.
+/// A socket with [`REPLICATION_SOCKET_BUFFER`] where the system allows it. Where its limit
+/// (`net.core.rmem_max`) is lower, a fresh socket is better: setting a size ends the kernel's own tuning,
+/// which may go higher.
 fn socket_with_large_buffer(address: SocketAddr) -> io::Result<TcpSocket> {
     let socket = new_socket(address)?;
     SockRef::from(&socket).set_recv_buffer_size(REPLICATION_SOCKET_BUFFER)?;

@@ -121,7 +121,7 @@ impl<D: Destination> Snapshot<D> {
 
     /// Takes away all that a target has. Gives the position of the next copy, whose rows lie where none of before did.
     async fn take_away(&self, table: &Table<D>) -> Result<Lsn, Error> {
-        let position = catalog::firm_position(&self.session().await?).await?;
+        let position = catalog::flushed_position(&self.session().await?).await?;
         let schema = table.schema();
         let fence = stream_fence(&self.around.fence, &schema);
         let older = Version::ZERO..Version::copied(position);

@@ -266,7 +266,7 @@ impl<D: Destination> Snapshot<D> {
         if left.is_empty() {
             // Its last chunk was copied by an earlier process.
             let seen = retry(&self.around.stop, &self.around.notice, || async {
-                Ok(catalog::seen_until(&self.session().await?).await?)
+                Ok(catalog::read_lsn(&self.session().await?).await?)
             });
             return self.finish(table, seen.await?).await;
         }

@@ -155,10 +155,10 @@ impl RangeReader {
         Ok(())
     }
 
-    /// As [`catalog::seen_until`], for all that was read.
+    /// As [`catalog::read_lsn`], for all that was read.
     pub(super) async fn seen_until(&mut self) -> Result<Lsn, Error> {
         let Reading { mut connection, pid } = self.take_connection().await?;
-        let seen = connection.seen_until().await?;
+        let seen = connection.read_lsn().await?;
         self.connection = Some(Reading { connection, pid });
         Ok(seen)
     }

@@ -1,4 +1,5 @@
-//! A Mirror's slot, publication and tables in one look: one statement, sent without preparing it, so one round trip.
+//! The state of a Mirror's slot, publication and tables by one statement, sent without preparing it: one
+//! round trip.
 
 use tokio_postgres::{Row, types::Type};
 
@@ -11,34 +12,35 @@ use super::{
 };
 use crate::model::TableId;
 
-/// What there is of a Mirror at its source.
+/// The state of a Mirror at its source.
 #[derive(Clone, Debug)]
-pub struct Overview {
+pub struct SourceStatus {
     /// The slot; `None` when there is none of that name.
     pub slot: Option<SlotInfo>,
     /// The publication; `None` when there is none of that name.
-    pub publication: Option<Standing>,
+    pub publication: Option<PublicationStatus>,
     /// The tables that were asked for, in that order.
     pub tables: Vec<Membership>,
-    /// The same as before unless somebody has changed the publication, a table, its partitions, columns, indexes or types:
+    /// Unchanged unless the publication, a table, its partitions, columns, indexes or types changed:
     /// a sum over the transactions that last wrote their catalog rows.
-    pub mark: String,
+    pub fingerprint: String,
     /// The server's timeline; `None` on a standby.
     pub timeline: Option<u32>,
 }
 
-/// Whether a publication is one to rely on.
+/// What decides whether a publication can be used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Standing {
+pub struct PublicationStatus {
     /// Whether walferry made it.
     pub owned_by_us: bool,
-    /// What it sends; `None` when it is nothing that walferry asks for, or not as changes of partitions' root.
+    /// What it sends; `None` when it is nothing that walferry asks for, or not as changes of partitions'
+    /// root.
     pub sends: Option<Publish>,
 }
 
-impl From<&Publication> for Standing {
+impl From<&Publication> for PublicationStatus {
     fn from(found: &Publication) -> Self {
-        Standing { owned_by_us: found.owned_by_us, sends: found.sends.filter(|_| found.via_root) }
+        PublicationStatus { owned_by_us: found.owned_by_us, sends: found.sends.filter(|_| found.via_root) }
     }
 }
 
@@ -52,7 +54,7 @@ pub struct Membership {
 }
 
 /// `$closure` stands for [`TYPE_CLOSURE`].
-const MARK: &str = "(WITH RECURSIVE tree (oid) AS (SELECT unnest($3) \
+const FINGERPRINT: &str = "(WITH RECURSIVE tree (oid) AS (SELECT unnest($3) \
     UNION SELECT i.inhrelid FROM tree JOIN pg_inherits i ON i.inhparent = tree.oid), \
   columns AS (SELECT a.attrelid, a.attnum, a.atttypid, a.xmin FROM tree JOIN pg_attribute a ON a.attrelid = tree.oid WHERE a.attnum > 0), \
   $closure, types (oid) AS (SELECT DISTINCT oid FROM closure) \
@@ -76,11 +78,11 @@ const TIMELINE: &str =
 
 fn statement() -> String {
     let closure = TYPE_CLOSURE.replace("$types", "(SELECT DISTINCT atttypid FROM columns)");
-    let mark = MARK.replace("$closure", &closure);
+    let fingerprint = FINGERPRINT.replace("$closure", &closure);
     format!(
         "SELECT {}, p.oid IS NOT NULL, obj_description(p.oid, 'pg_publication'), \
          p.pubinsert, p.pubupdate, p.pubdelete, p.pubtruncate, p.pubviaroot, \
-         t.position IS NOT NULL, n.nspname::text, c.relname::text, r.oid IS NOT NULL, {mark}, {TIMELINE} \
+         t.position IS NOT NULL, n.nspname::text, c.relname::text, r.oid IS NOT NULL, {fingerprint}, {TIMELINE} \
          FROM (SELECT {CURRENT_LSN} AS lsn) current \
          LEFT JOIN pg_replication_slots s ON s.slot_name::text = $1 \
          LEFT JOIN pg_publication p ON p.pubname::text = $2 \
@@ -101,7 +103,7 @@ pub async fn read(
     slot_name: &str,
     publication_name: &str,
     table_oids: &[u32],
-) -> Result<Overview, Error> {
+) -> Result<SourceStatus, Error> {
     let parameters: [(&(dyn tokio_postgres::types::ToSql + Sync), Type); 3] =
         [(&slot_name, Type::TEXT), (&publication_name, Type::TEXT), (&table_oids, Type::OID_ARRAY)];
     let rows = session.client.query_typed(&statement(), &parameters).await?;
@@ -109,18 +111,18 @@ pub async fn read(
         return Err(Error::Protocol("a query for one row at least gave none".to_owned()));
     };
     let has_slot = first.try_get::<_, Option<String>>(0)?.is_some();
-    Ok(Overview {
+    Ok(SourceStatus {
         slot: has_slot.then(|| slot::slot_info(first)).transpose()?,
-        publication: standing(first)?,
+        publication: publication_status(first)?,
         tables: rows.iter().filter_map(|row| membership(row).transpose()).collect::<Result<_, _>>()?,
-        mark: first.try_get(slot::COLUMN_COUNT + 11)?,
+        fingerprint: first.try_get(slot::COLUMN_COUNT + 11)?,
         timeline: first
             .try_get::<_, Option<String>>(slot::COLUMN_COUNT + 12)?
             .and_then(|digits| u32::from_str_radix(&digits, 16).ok()),
     })
 }
 
-fn standing(row: &Row) -> Result<Option<Standing>, Error> {
+fn publication_status(row: &Row) -> Result<Option<PublicationStatus>, Error> {
     let at = slot::COLUMN_COUNT;
     if !row.try_get::<_, bool>(at)? {
         return Ok(None);
@@ -130,7 +132,7 @@ fn standing(row: &Row) -> Result<Option<Standing>, Error> {
     let option = |index| row.try_get(at + index);
     let sends = Publish::from_options(option(2)?, option(3)?, option(4)?, option(5)?);
     let sends = if option(6)? { sends } else { None };
-    Ok(Some(Standing { owned_by_us, sends }))
+    Ok(Some(PublicationStatus { owned_by_us, sends }))
 }
 
 /// `None` for the only row there is when no table was asked for.

@@ -1,4 +1,4 @@
-//! Marks by which a change of a table is seen that its rows in the stream don't tell of.
+//! A table's catalog fingerprint: it detects schema changes that the replication stream does not report.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -11,37 +11,39 @@ use crate::{
     postgres::{Error, quote, session::Session},
 };
 
-/// A table's marks: two that are equal mean that nothing happened to it in between but rows.
+/// A table's catalog fingerprint. Two equal fingerprints mean that only rows changed in between.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub struct Layout {
-    /// `pg_relation_filenode` of each relation that holds rows (the table, or its leaf partitions), by oid. A rewrite, VACUUM FULL,
-    /// CLUSTER and TRUNCATE give another one.
+pub struct CatalogFingerprint {
+    /// `pg_relation_filenode` of each relation that holds rows (the table, or its leaf partitions), by oid. A
+    /// rewrite, VACUUM FULL, CLUSTER and TRUNCATE give another one.
     pub files: BTreeMap<u32, u32>,
-    /// The transaction that last wrote each column's catalog row (`pg_attribute.xmin`), by attribute number. Columns that are dropped
-    /// or generated are not in it.
+    /// The transaction that last wrote each column's catalog row (`pg_attribute.xmin`), by attribute number.
+    /// Columns that are dropped or generated are not in it.
     pub columns: BTreeMap<i16, u32>,
-    /// How many columns the table has ever had (`pg_class.relnatts`); dropped and generated ones count. `None` in a record of before.
+    /// How many columns the table has ever had (`pg_class.relnatts`); dropped and generated ones count.
+    /// `None` in an older record.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub attributes: Option<i16>,
-    /// What the text of a column's values depends on besides the row, by attribute number; columns of built-in types are not in it.
+    /// What the text of a column's values depends on besides the row, by attribute number; columns of
+    /// built-in types are not in it.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub types: BTreeMap<i16, TypeFingerprint>,
-    /// The transaction that last wrote each link of the partition tree (`pg_inherits.xmin`), by the partition's oid, whether it holds
-    /// rows or partitions.
+    /// The transaction that last wrote each link of the partition tree (`pg_inherits.xmin`), by the
+    /// partition's oid, whether it holds rows or partitions.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub links: BTreeMap<u32, u32>,
-    /// The transaction that last wrote each unique index of the table (`pg_index.xmin`), by the index's oid. With REPLICA IDENTITY FULL
-    /// the stream does not tell that the key is gone, or another one.
+    /// The transaction that last wrote each unique index of the table (`pg_index.xmin`), by the index's oid.
+    /// With REPLICA IDENTITY FULL the stream does not report that the key is gone, or another one.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub indexes: BTreeMap<u32, u32>,
 }
 
-/// The file node of a partition that only the stream has told of.
+/// The file node of a partition that is known from the stream alone.
 const STREAMED: u32 = 0;
 
-impl Layout {
-    /// Notes a partition that the catalog did not have, and whose rows the stream brings.
+impl CatalogFingerprint {
+    /// Records a partition that the catalog did not have, and whose rows the stream brings.
     pub fn note_streamed(&mut self, partition: u32) {
         self.files.entry(partition).or_insert(STREAMED);
     }
@@ -54,28 +56,32 @@ impl Layout {
             .filter(|(_, file_node)| *file_node != STREAMED)
     }
 
-    /// Whether the stream has told of a partition that the catalog did not have.
+    /// Whether the stream has brought rows of a partition that the catalog did not have.
     pub fn has_streamed(&self) -> bool {
         self.files.values().any(|file_node| *file_node == STREAMED)
     }
 
-    /// Keeps what the stream has told since `before` was compared: the catalog may not show it yet, or not any more.
-    pub fn keep_streamed(&mut self, before: &Layout, compared: &Layout) {
-        let told =
+    /// Keeps the partitions that the stream has added since `before` was compared: the catalog may not show
+    /// them yet, or not any more.
+    pub fn keep_streamed(&mut self, before: &CatalogFingerprint, compared: &CatalogFingerprint) {
+        let streamed =
             before.files.iter().filter(|(oid, node)| **node == STREAMED && !compared.files.contains_key(oid));
-        told.for_each(|(oid, _)| self.note_streamed(*oid));
+        streamed.for_each(|(oid, _)| self.note_streamed(*oid));
     }
 }
 
-/// What the text of a value of one type depends on: a row holds the oid of an enum's label, and the fields of a composite by number.
+/// What the text of a value of one type depends on: a row holds the oid of an enum's label, and the fields of
+/// a composite by number.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct TypeFingerprint {
-    /// The transaction that last wrote each label of the enum types that it is made of (`pg_enum.xmin`), by the label's oid.
+    /// The transaction that last wrote each label of the enum types that it is made of (`pg_enum.xmin`), by
+    /// the label's oid.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub labels: BTreeMap<u32, u32>,
-    /// A hash over the fields of the composites that it is made of, and over the functions that print a value. Its parts never get
-    /// back to what they were: PostgreSQL gives a field a new number and refuses another type for one that is in use.
+    /// A hash over the fields of the composites that it is made of, and over the functions that print a
+    /// value. Its parts never get back to what they were: PostgreSQL gives a field a new number and refuses
+    /// another type for one that is in use.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub shape: String,
 }
@@ -99,7 +105,8 @@ WHERE a.attrelid = ANY($1::oid[]) AND a.attnum > 0 AND NOT a.attisdropped AND a.
 /// Lower oids are those of types that come with the server, which never change.
 const FIRST_OF_USERS: u32 = 16_384;
 
-/// What types of users are made of, at any depth: the base of a domain, elements, fields of a composite, what a range is over.
+/// What types of users are made of, at any depth: the base of a domain, elements, fields of a composite, what
+/// a range is over.
 /// `$types` stands for a set of oids.
 pub(in crate::postgres) const TYPE_CLOSURE: &str = "\
 closure (root, oid) AS ( \
@@ -138,17 +145,20 @@ SELECT indrelid, indexrelid, xmin::text::int8 FROM pg_index WHERE indrelid = ANY
 ///
 /// # Errors
 /// [`Error`] of the queries.
-pub async fn layouts(session: &Session, oids: &[u32]) -> Result<BTreeMap<u32, Layout>, Error> {
-    let mut layouts: BTreeMap<u32, Layout> = BTreeMap::new();
+pub async fn fingerprints(
+    session: &Session,
+    oids: &[u32],
+) -> Result<BTreeMap<u32, CatalogFingerprint>, Error> {
+    let mut fingerprints: BTreeMap<u32, CatalogFingerprint> = BTreeMap::new();
     if oids.is_empty() {
-        return Ok(layouts);
+        return Ok(fingerprints);
     }
     let mut users: BTreeMap<u32, Vec<(u32, i16)>> = BTreeMap::new();
     for row in session.client.query(COLUMNS, &[&oids]).await? {
         let (table, attnum, type_oid) = (row.try_get(0)?, row.try_get(1)?, row.try_get(3)?);
-        let layout = layouts.entry(table).or_default();
-        layout.columns.insert(attnum, writer(&row, 2)?.unwrap_or_default());
-        layout.attributes = row.try_get(4)?;
+        let fingerprint = fingerprints.entry(table).or_default();
+        fingerprint.columns.insert(attnum, writer(&row, 2)?.unwrap_or_default());
+        fingerprint.attributes = row.try_get(4)?;
         if type_oid >= FIRST_OF_USERS {
             users.entry(type_oid).or_default().push((table, attnum));
         }
@@ -156,24 +166,24 @@ pub async fn layouts(session: &Session, oids: &[u32]) -> Result<BTreeMap<u32, La
     let types = type_fingerprints(session, users.keys().copied().collect()).await?;
     for (type_oid, columns) in &users {
         for (table, attnum) in columns {
-            if let Some(layout) = layouts.get_mut(table) {
-                layout.types.insert(*attnum, types.get(type_oid).cloned().unwrap_or_default());
+            if let Some(fingerprint) = fingerprints.get_mut(table) {
+                fingerprint.types.insert(*attnum, types.get(type_oid).cloned().unwrap_or_default());
             }
         }
     }
     for row in session.client.query(INDEXES, &[&oids]).await? {
-        if let Some(layout) = layouts.get_mut(&row.try_get(0)?) {
-            layout.indexes.insert(row.try_get(1)?, writer(&row, 2)?.unwrap_or_default());
+        if let Some(fingerprint) = fingerprints.get_mut(&row.try_get(0)?) {
+            fingerprint.indexes.insert(row.try_get(1)?, writer(&row, 2)?.unwrap_or_default());
         }
     }
     for row in session.client.query(TREE, &[&oids]).await? {
-        let Some(layout) = layouts.get_mut(&row.try_get(0)?) else { continue };
+        let Some(fingerprint) = fingerprints.get_mut(&row.try_get(0)?) else { continue };
         let oid: u32 = row.try_get(1)?;
-        layout.links.extend(writer(&row, 2)?.map(|link| (oid, link)));
+        fingerprint.links.extend(writer(&row, 2)?.map(|link| (oid, link)));
         // NULL for what holds no rows, and for what was dropped meanwhile.
-        layout.files.extend(row.try_get::<_, Option<u32>>(3)?.map(|file_node| (oid, file_node)));
+        fingerprint.files.extend(row.try_get::<_, Option<u32>>(3)?.map(|file_node| (oid, file_node)));
     }
-    Ok(layouts)
+    Ok(fingerprints)
 }
 
 /// The transaction in this place of a row; `None` for NULL.
@@ -200,8 +210,9 @@ async fn type_fingerprints(
     Ok(found)
 }
 
-/// Partitions, the transaction that made each one, and whether it, or what it lies in, was a table before it was attached. One that
-/// was made as a partition has its place in the tree from the transaction that made its columns.
+/// Partitions, the transaction that made each one, and whether it, or what it lies in, was a table before it
+/// was attached. One that was made as a partition has its place in the tree from the transaction that made
+/// its columns.
 fn joined_statement() -> String {
     let constraint = partition_constraint("c.oid", "$2::oid");
     format!(
@@ -215,7 +226,8 @@ WHERE c.oid = ANY($1::oid[])"
     )
 }
 
-/// One that was made or attached, and written to with TRUNCATE or a rewrite after that. A new table's file has its oid as number.
+/// One that was made or attached, and written to with TRUNCATE or a rewrite after that. A new table's file
+/// has its oid as number.
 const EMPTIED: &str = "\
 SELECT EXISTS (SELECT FROM pg_class c JOIN pg_inherits i ON i.inhrelid = c.oid
 WHERE c.oid = ANY($1::oid[]) AND pg_relation_filenode(c.oid) <> c.oid AND c.xmin::text <> i.xmin::text)";
@@ -229,8 +241,8 @@ pub async fn emptied_since_joined(session: &Session, oids: &BTreeSet<u32>) -> Re
     Ok(session.client.query_one(EMPTIED, &[&oids]).await?.try_get(0)?)
 }
 
-/// Whether one of the partitions with these oids may have come with rows, which are not sent: it was a table before it was attached, or
-/// has rows of the transaction that made it.
+/// Whether one of the partitions with these oids may have come with rows, which are not sent: it was a table
+/// before it was attached, or has rows of the transaction that made it.
 ///
 /// # Errors
 /// [`Error`] of the queries.
@@ -262,7 +274,8 @@ pub async fn came_with_rows(
     Ok(false)
 }
 
-/// Whether one of the partitions with these oids got its replica identity after it became one: until then it had another.
+/// Whether one of the partitions with these oids got its replica identity after it became one: until then it
+/// had another.
 ///
 /// # Errors
 /// [`Error`] of the query.
@@ -276,9 +289,10 @@ pub async fn identity_came_later(session: &Session, oids: &BTreeSet<u32>) -> Res
     Ok(session.client.query_one(LATER, &[&oids]).await?.try_get(0)?)
 }
 
-/// A position in the log that lies between two records and is flushed. On a primary a message of no content is written for it: what
+/// A position in the log that lies between two records and is flushed. On a primary a message of no content
+/// is written for it: what
 /// `pg_current_wal_flush_lsn` gives may lie within a record that a crash of the server would undo.
-const FIRM_POSITION: &str = "SELECT pg_logical_emit_message(true, 'walferry', '')";
+const FLUSHED_POSITION: &str = "SELECT pg_logical_emit_message(true, 'walferry', '')";
 
 /// What a standby has replayed ends between two records.
 const REPLAYED: &str = "SELECT CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn() END";
@@ -287,29 +301,30 @@ const REPLAYED: &str = "SELECT CASE WHEN pg_is_in_recovery() THEN pg_last_wal_re
 ///
 /// # Errors
 /// [`Error`] of the statements.
-pub async fn firm_position(session: &Session) -> Result<Lsn, Error> {
+pub async fn flushed_position(session: &Session) -> Result<Lsn, Error> {
     let client = &session.client;
     if let Some(lsn) = client.query_one(REPLAYED, &[]).await?.try_get::<_, Option<PgLsn>>(0)? {
         return Ok(Lsn(lsn.into()));
     }
     client.batch_execute("BEGIN READ WRITE; SET LOCAL synchronous_commit = on").await?;
-    let row = client.query_one(FIRM_POSITION, &[]).await?;
+    let row = client.query_one(FLUSHED_POSITION, &[]).await?;
     client.batch_execute("COMMIT").await?;
     let lsn: PgLsn = row.try_get(0)?;
     Ok(Lsn(lsn.into()))
 }
 
-/// The statement of [`seen_until`]. Of a transaction that a query sees the commit is in the log, but perhaps not yet flushed.
-pub(in crate::postgres) const SEEN_UNTIL: &str = "\
+/// The statement of [`read_lsn`]. The commit of a visible transaction is in the log, but perhaps not yet
+/// flushed.
+pub(in crate::postgres) const READ_LSN: &str = "\
 SELECT CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn() ELSE pg_current_wal_insert_lsn() END";
 
-/// A position after the commits of all transactions that queries have seen so far. Whatever they gave is part of each history that
-/// goes on from there or from a later position.
+/// A position after the commits of all transactions that are visible to queries so far. What queries returned
+/// is part of every timeline that branches at that position or later.
 ///
 /// # Errors
 /// [`Error`] of the query.
-pub async fn seen_until(session: &Session) -> Result<Lsn, Error> {
-    let lsn: PgLsn = session.client.query_one(SEEN_UNTIL, &[]).await?.try_get(0)?;
+pub async fn read_lsn(session: &Session) -> Result<Lsn, Error> {
+    let lsn: PgLsn = session.client.query_one(READ_LSN, &[]).await?.try_get(0)?;
     Ok(Lsn(lsn.into()))
 }
 
@@ -318,23 +333,25 @@ mod tests {
     use super::*;
 
     #[test]
-    fn layouts_are_kept_as_json() {
+    fn fingerprints_are_kept_as_json() {
         let (files, columns) = (BTreeMap::from([(16_400, 7)]), BTreeMap::from([(1, 700)]));
-        let layout = Layout { files, columns, ..Layout::default() };
-        let text = serde_json::to_string(&layout).unwrap();
+        let fingerprint = CatalogFingerprint { files, columns, ..CatalogFingerprint::default() };
+        let text = serde_json::to_string(&fingerprint).unwrap();
         assert_eq!(text, r#"{"files":{"16400":7},"columns":{"1":700}}"#);
-        assert_eq!(serde_json::from_str::<Layout>(&text).unwrap(), layout);
+        assert_eq!(serde_json::from_str::<CatalogFingerprint>(&text).unwrap(), fingerprint);
     }
 
     #[test]
-    fn what_the_stream_tells_is_kept_until_it_is_compared() {
-        let mut before = Layout { files: BTreeMap::from([(7, 70)]), ..Layout::default() };
+    fn partitions_of_the_stream_are_kept_until_they_are_compared() {
+        let mut before =
+            CatalogFingerprint { files: BTreeMap::from([(7, 70)]), ..CatalogFingerprint::default() };
         let compared = before.clone();
         before.note_streamed(7);
         before.note_streamed(8);
         assert!(before.has_streamed() && !compared.has_streamed());
         assert_eq!(before.in_catalog().collect::<Vec<_>>(), [(7, 70)]);
-        let mut now = Layout { files: BTreeMap::from([(7, 71)]), ..Layout::default() };
+        let mut now =
+            CatalogFingerprint { files: BTreeMap::from([(7, 71)]), ..CatalogFingerprint::default() };
         now.keep_streamed(&before, &compared);
         assert_eq!(now.files, BTreeMap::from([(7, 71), (8, 0)]));
         let mut now = compared.clone();
