@@ -1,4 +1,5 @@
-//! Removes what a Mirror has: its slot and publications at the source and its state at the destination. Never a target table.
+//! Removes what a Mirror has: its slot and publications at the source and its state at the destination. Never
+//! a target table.
 
 use crate::{
     clickhouse::{Database, Error as ClickHouseError, state::STATE_TABLE},
@@ -22,7 +23,7 @@ pub enum Error {
     /// The destination answered with an error or could not be reached.
     #[error("destination: {0}")]
     Destination(#[from] DestinationError),
-    /// Somebody reads from the slot.
+    /// Another client reads from the slot.
     #[error(transparent)]
     SlotInUse(RemovalError),
     /// The peer names another server or database than that in which slot and publication were made.
@@ -86,7 +87,7 @@ pub struct Leaving<'a> {
     pub made_at: Option<&'a SlotPlace>,
 }
 
-/// What was removed, and what somebody else has to.
+/// What was removed, and what another role has to remove.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Report {
     /// What became of each, in a few words.
@@ -95,10 +96,12 @@ pub struct Report {
     pub incomplete: bool,
 }
 
-/// Removes slot, publications and state. Idempotent. What only its owner can drop stays, and its statement is in the report.
+/// Removes slot, publications and state. Idempotent. What only its owner can drop stays, and its statement is
+/// in the report.
 ///
 /// # Errors
-/// [`Error::OtherSource`], before anything is touched; [`Error::SlotInUse`] when the slot's reader is alive; what the servers answer.
+/// [`Error::OtherSource`], before anything is touched; [`Error::SlotInUse`] when the slot's reader is alive;
+/// what the servers answer.
 pub async fn remove(leaving: Leaving<'_>) -> Result<Report, Error> {
     let Leaving { mirror, source, destination, made_at } = leaving;
     let database = Database::new(destination, OutOfRange::default())?;
@@ -123,8 +126,9 @@ pub async fn remove(leaving: Leaving<'_>) -> Result<Report, Error> {
     Ok(Report { done, incomplete: removed.iter().any(stays) })
 }
 
-/// Where the slot was made, as the Mirror's state says. A destination that can't say it keeps nothing from being dropped at the source, where a slot
-/// holds back WAL; without the destination the removal is incomplete anyway, and asks again.
+/// Where the slot was made, as the Mirror's state says. A destination that can't say it keeps nothing from
+/// being dropped at the source, where a slot holds back WAL; without the destination the removal is
+/// incomplete anyway, and asks again.
 async fn recorded_place(database: &Database, mirror_uid: &str) -> Option<SlotPlace> {
     let recorded = async {
         if !database.has_table(STATE_TABLE).await.map_err(DestinationError::from)? {
@@ -167,7 +171,7 @@ async fn require_same_source(
     }
 }
 
-/// The statements that drop a Mirror's slot and publications, for somebody who has to run them by hand.
+/// The statements that drop a Mirror's slot and publications, for an operator to run manually.
 pub fn statements(mirror: &MirrorIdentity) -> String {
     let (slot, publication) = (mirror.slot_name(), mirror.publication_name());
     let inserts = mirror.inserts_publication_name();

@@ -1,4 +1,5 @@
-//! The HTTP endpoints: a replicator's `/healthz`, `/readyz`, `/metrics` and `/status`, and the operator's, which has no `/status`.
+//! The HTTP endpoints: a replicator's `/healthz`, `/readyz`, `/metrics` and `/status`, and the operator's,
+//! which has no `/status`.
 //!
 //! It shows figures and names, never rows or secrets, and takes no commands.
 
@@ -27,11 +28,11 @@ use crate::{
 
 type Mirrors = Arc<[Arc<Progress>]>;
 
-/// Listens at this address. `[::]` is every address of the machine, of IPv4 too and also where there is no IPv6: a cluster has the one, the
-/// other or both.
+/// Listens at this address. `[::]` is every address of the machine, of IPv4 too and also where there is no
+/// IPv6: a cluster has the one, the other or both.
 ///
 /// # Errors
-/// When the address can't be had.
+/// When the address can't be bound.
 pub async fn listen(address: SocketAddr) -> io::Result<TcpListener> {
     match TcpListener::bind(address).await {
         Err(error) if address.ip() == Ipv6Addr::UNSPECIFIED && error.kind() != io::ErrorKind::AddrInUse => {
@@ -59,8 +60,9 @@ pub async fn serve(
     axum::serve(listener, app).with_graceful_shutdown(stop.cancelled_owned()).await
 }
 
-/// Answers `/healthz` and `/readyz` with 200, and `/metrics` with what `render` gives, until `stop`, then until requests under way are
-/// answered. A process that waits to lead is ready too: so a new one can take over before the old one ends.
+/// Answers `/healthz` and `/readyz` with 200, and `/metrics` with what `render` gives, until `stop`, then
+/// until requests under way are answered. A process that waits to lead is ready too: so a new one can take
+/// over before the old one ends.
 ///
 /// # Errors
 /// When the listener fails.
@@ -80,7 +82,8 @@ fn reports(mirrors: &Mirrors) -> Vec<MirrorReport> {
     mirrors.iter().map(|mirror| mirror.report()).collect()
 }
 
-/// 200 unless a Mirror's tasks wait for each other, which only another process can end; then the body names it.
+/// 200 unless a Mirror's tasks wait for each other, which only another process can end; then the body names
+/// it.
 async fn healthz(State(mirrors): State<Mirrors>) -> (StatusCode, String) {
     let stuck = mirrors.iter().filter_map(|mirror| {
         let (report, still) = (mirror.report(), mirror.liveness().stuck()?);
@@ -97,7 +100,7 @@ async fn healthz(State(mirrors): State<Mirrors>) -> (StatusCode, String) {
     }
 }
 
-/// 200 when of every Mirror changes flow, or everything that was asked for is done; the body has a line for each.
+/// 200 when every Mirror streams changes or is finished; the body has a line for each.
 async fn readyz(State(mirrors): State<Mirrors>) -> (StatusCode, String) {
     let reports = reports(&mirrors);
     let ready = reports.iter().all(is_ready);
@@ -137,8 +140,8 @@ fn metrics_response(rendered: Result<String, prometheus::Error>) -> Response {
 }
 
 async fn show_status(State(mirrors): State<Mirrors>) -> Json<StatusDocument> {
-    let told = |mirror: &Arc<Progress>| (mirror.report(), mirror.renderer().cloned());
-    Json(status::document(mirrors.iter().map(told).collect()))
+    let reported = |mirror: &Arc<Progress>| (mirror.report(), mirror.renderer().cloned());
+    Json(status::document(mirrors.iter().map(reported).collect()))
 }
 
 #[cfg(test)]

@@ -1,6 +1,7 @@
 //! From resources that refer to each other to configurations that stand alone.
 //!
-//! Where the resources and their Secrets come from is the caller's: files, an API server, or a pod's mounted folders.
+//! Where the resources and their Secrets come from is the caller's: files, an API server, or a pod's mounted
+//! folders.
 
 use std::{collections::BTreeSet, time::Duration};
 
@@ -43,14 +44,14 @@ pub trait Secrets {
     /// The entry `key` of the Secret `name` in the peer's namespace.
     ///
     /// # Errors
-    /// What is wrong, to be told at the reference; `None` when that has been told already.
+    /// The error to report at the reference; `None` when it has been reported already.
     fn entry(&self, name: &str, key: &str) -> Result<Password, Option<MissingEntry>>;
 }
 
-/// Why an entry can't be had.
+/// Why an entry is unavailable.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum MissingEntry {
-    /// There is no such Secret; the sentence says where it was looked for.
+    /// There is no such Secret; the message says where it was searched.
     Secret(String),
     /// The Secret has no such key, or its value can't be used.
     Key(String),
@@ -174,7 +175,8 @@ impl<S: Secrets> Resolver<'_, S> {
 /// Both ends of a Mirror, of the kinds they must be.
 ///
 /// # Errors
-/// What is wrong with each reference. `known` answers with the peer of a name, `Ok(None)` when what is wrong with it has been told.
+/// What is wrong with each reference. `known` answers with the peer of a name, `Ok(None)` when its error has
+/// been reported.
 pub fn ends<'a>(
     mirror: &Mirror,
     known: impl Fn(&str) -> Result<Option<&'a Endpoint>, String>,
@@ -200,7 +202,8 @@ pub fn ends<'a>(
     }
 }
 
-/// A table at a destination, as far as it can be told without connecting: nobody but one Mirror's one table may write it.
+/// A table at a destination, as far as it is known without connecting: only one table of one Mirror may write
+/// it.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Target {
     /// Host and port.
@@ -231,8 +234,8 @@ pub fn targets(mirror: &Mirror, destination: &ClickHousePeer) -> Vec<Target> {
     mirror.spec.tables.iter().map(target).collect()
 }
 
-/// `target.table`; else the source's name, with the schema before it unless that is `public`, so that tables of the same name in
-/// two schemas don't meet.
+/// `target.table`; else the source's name, with the schema before it unless that is `public`, so that tables
+/// of the same name in two schemas don't meet.
 fn target_name(table: &MirrorTable) -> String {
     match &table.target {
         Some(target) => target.table.clone(),

@@ -12,8 +12,8 @@ use tracing_subscriber::{EnvFilter, filter::filter_fn, layer::SubscriberExt, uti
 /// What is logged unless `--log-level` or `RUST_LOG` says otherwise.
 const DEFAULT_FILTER: &str = "info";
 
-/// The least important lines of libraries that are logged, whatever the filter says: below that they write whole answers of the API
-/// server, Secrets among them, and statements with their parameters.
+/// The least important lines of libraries that are logged, whatever the filter says: below that they write
+/// whole answers of the API server, Secrets among them, and statements with their parameters.
 const LEAST_OF_LIBRARIES: [(&str, Level); 3] =
     [("kube_client", Level::ERROR), ("kube_runtime", Level::WARN), ("tokio_postgres", Level::WARN)];
 
@@ -34,7 +34,8 @@ pub fn format() -> LogFormat {
     FORMAT.get().copied().unwrap_or(LogFormat::Text)
 }
 
-/// The progress lines of this process. They are drawn on standard error, and not at all when that isn't a terminal.
+/// The progress lines of this process. They are drawn on standard error, and not at all when that isn't a
+/// terminal.
 pub fn terminal() -> &'static MultiProgress {
     static TERMINAL: LazyLock<MultiProgress> = LazyLock::new(MultiProgress::new);
     &TERMINAL
@@ -45,7 +46,8 @@ pub fn terminal() -> &'static MultiProgress {
 /// # Errors
 /// What is wrong with it, for the command line's error message.
 pub fn parse_filter(text: &str) -> Result<String, String> {
-    // To the filter any word is the name of a module, so that a slip in a level would silence all of the program.
+    // To the filter any word is the name of a module, so that a slip in a level would silence all of the
+    // program.
     let slip = text.split(',').map(str::trim).find(|part| {
         !part.contains(['=', '[']) && part.parse::<tracing_subscriber::filter::LevelFilter>().is_err()
     });
@@ -57,8 +59,8 @@ pub fn parse_filter(text: &str) -> Result<String, String> {
     EnvFilter::try_new(text).map(|_| text.to_owned()).map_err(|error| error.to_string())
 }
 
-/// Starts logging to standard error. `format`: text on a terminal, else JSON, when `None`. `filter` (see [`parse_filter`]): `RUST_LOG`,
-/// else `info`, when `None`.
+/// Starts logging to standard error. `format`: text on a terminal, else JSON, when `None`. `filter` (see
+/// [`parse_filter`]): `RUST_LOG`, else `info`, when `None`.
 ///
 /// # Errors
 /// When the process logs already.
@@ -98,7 +100,8 @@ pub(crate) fn holds_no_answer(line: &Metadata<'_>) -> bool {
     LEAST_OF_LIBRARIES.iter().all(|(library, least)| !of(library) || line.level() <= least)
 }
 
-/// Writes to standard error while the progress lines step aside. The formatter hands over one whole line at a time.
+/// Writes to standard error while the progress lines step aside. The formatter hands over one whole line at a
+/// time.
 struct AboveProgress;
 
 impl Write for AboveProgress {

@@ -55,7 +55,8 @@ pub enum TlsError {
 }
 
 /// The client configuration for `settings`: `Require` accepts any certificate, `VerifyCa` any host name,
-/// `VerifyFull` neither. [`TlsMode::Disable`] is the caller's to handle; asked for it, this is as strict as can be.
+/// `VerifyFull` neither. [`TlsMode::Disable`] is the caller's to handle; asked for it, this is as strict as
+/// can be.
 ///
 /// # Errors
 /// [`TlsError`] where the CA or the client certificate can't be used.
@@ -102,8 +103,8 @@ fn roots(settings: &TlsSettings) -> Result<RootCertStore, TlsError> {
     if roots.is_empty() { Err(TlsError::CaEmpty) } else { Ok(roots) }
 }
 
-/// Checks the chain up to `roots` (nothing when `None`) and no host name. That the server owns the certificate's key
-/// is always checked.
+/// Checks the chain up to `roots` (nothing when `None`) and no host name. That the server owns the
+/// certificate's key is always checked.
 #[derive(Debug)]
 struct Lenient {
     provider: Arc<CryptoProvider>,
@@ -175,9 +176,10 @@ pub fn explain(error: &(dyn StdError + 'static)) -> String {
     }
 }
 
-/// Whether TLS failed because something was damaged on its way, in either direction: the next try may succeed. What certificates and
-/// settings forbid, and a server that speaks plain text, is told apart.
-pub fn tells_damage(error: &(dyn StdError + 'static)) -> bool {
+/// Whether TLS failed because something was damaged on its way, in either direction: the next try may
+/// succeed. What certificates and settings forbid, and a server that speaks plain text, is another kind of
+/// error.
+pub fn is_transmission_error(error: &(dyn StdError + 'static)) -> bool {
     use rustls::{AlertDescription as Alert, Error, InvalidMessage};
     causes(error).filter_map(|cause| cause.downcast_ref::<Error>()).any(|error| match error {
         Error::InvalidMessage(message) => !matches!(message, InvalidMessage::InvalidContentType),
@@ -252,7 +254,8 @@ mod tests {
         TlsSettings { mode, ca_pem: ca.map(|ca| ca.pem()), client_identity: None }
     }
 
-    /// Shakes hands with a server that shows `certificate` and wants one signed by `clients`, and sends a byte both ways.
+    /// Shakes hands with a server that shows `certificate` and wants one signed by `clients`, and sends a
+    /// byte both ways.
     fn handshake(
         settings: &TlsSettings,
         host: &str,
@@ -293,20 +296,20 @@ mod tests {
 
     fn refusal(settings: &TlsSettings, host: &str, certificate: &(String, String)) -> String {
         let error = handshake(settings, host, certificate, None).unwrap_err();
-        assert!(!tells_damage(&error), "{error}");
+        assert!(!is_transmission_error(&error), "{error}");
         explain(&error)
     }
 
     #[test]
     fn damage_is_told_from_refusal() {
         use rustls::{AlertDescription, Error, InvalidMessage};
-        let told = |error| tells_damage(&io::Error::new(io::ErrorKind::InvalidData, error));
-        assert!(told(Error::DecryptError));
-        assert!(told(Error::AlertReceived(AlertDescription::BadRecordMac)));
-        assert!(told(Error::InvalidMessage(InvalidMessage::MessageTooLarge)));
-        assert!(!told(Error::InvalidMessage(InvalidMessage::InvalidContentType)));
-        assert!(!told(Error::AlertReceived(AlertDescription::HandshakeFailure)));
-        assert!(!told(Error::AlertReceived(AlertDescription::CertificateRequired)));
+        let damaged = |error| is_transmission_error(&io::Error::new(io::ErrorKind::InvalidData, error));
+        assert!(damaged(Error::DecryptError));
+        assert!(damaged(Error::AlertReceived(AlertDescription::BadRecordMac)));
+        assert!(damaged(Error::InvalidMessage(InvalidMessage::MessageTooLarge)));
+        assert!(!damaged(Error::InvalidMessage(InvalidMessage::InvalidContentType)));
+        assert!(!damaged(Error::AlertReceived(AlertDescription::HandshakeFailure)));
+        assert!(!damaged(Error::AlertReceived(AlertDescription::CertificateRequired)));
     }
 
     #[test]

@@ -118,7 +118,7 @@ fn argo_cd_reads_live_objects() {
     let peers =
         ["ReplicationPeer\tsource\tHealthy\tConnected", "ReplicationPeer\ttarget\tHealthy\tConnected"];
     let ours = |health: &str| format!("Mirror\t{name}\t{health}");
-    let healthy = ours("Healthy\tStreaming: changes of public.t flow");
+    let healthy = ours("Healthy\tStreaming: streaming changes for public.t");
     let seen = health();
     assert!(begins(&seen, &[&[healthy.as_str()], &peers[..]].concat()), "{seen:#?}");
 

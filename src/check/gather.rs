@@ -212,7 +212,7 @@ async fn source_facts(
                         replication::keep_target_names(record, spec, &mut facts.schema);
                     }
                     if let Some(record) = joined.tables.get(&spec.id) {
-                        facts.schema.told_apart_as(&record.schema);
+                        facts.schema.keep_kind(&record.schema);
                     }
                     tables.push(facts);
                 }

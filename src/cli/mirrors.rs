@@ -54,7 +54,7 @@ pub(super) async fn run(
     let mut mirrors = Vec::new();
     let mut workers = JoinSet::new();
     for (config, verdict) in configs {
-        let progress = Arc::new(Progress::new(&config.mirror).told_by(config.renderer.clone()));
+        let progress = Arc::new(Progress::new(&config.mirror).with_renderer(config.renderer.clone()));
         mirrors.push(Arc::clone(&progress));
         let config = Arc::new(config);
         let destination = match Database::new(&config.destination, config.out_of_range) {

@@ -179,7 +179,7 @@ impl Error {
                 None => Error::NotClickHouse { url, answer: refused() },
             },
             DriverError::TimedOut => Error::Timeout { url, seconds: limit.as_secs() },
-            DriverError::Network(source) if tls::tells_damage(source.as_ref()) => {
+            DriverError::Network(source) if tls::is_transmission_error(source.as_ref()) => {
                 Error::Transport { url, source }
             }
             DriverError::Network(source) if is_tls(source.as_ref()) => Error::Tls { url, source },

@@ -2,7 +2,8 @@
 
 use std::{error::Error, io, iter};
 
-/// The error and what caused it, outermost first. An [`io::Error`] hides what it wraps from `source`, so both are followed.
+/// The error and what caused it, outermost first. An [`io::Error`] hides what it wraps from `source`, so both
+/// are followed.
 pub fn causes<'a>(error: &'a (dyn Error + 'static)) -> impl Iterator<Item = &'a (dyn Error + 'static)> {
     iter::successors(Some(error), |error: &&'a (dyn Error + 'static)| {
         let error: &'a (dyn Error + 'static) = *error;

@@ -1,4 +1,5 @@
-//! What can be wrong, as a closed list of reasons that every other layer names, what helps, and the walk over an error's causes.
+//! The closed list of reasons that every other layer uses, remedies as data, and the chain of an error's
+//! causes.
 
 pub mod chain;
 pub mod reason;

@@ -1,4 +1,4 @@
-//! Every reason that a condition, a failed table, a check or an event can give, with what it means and what follows from it.
+//! The catalogue of reasons of conditions, failed tables, checks and events, with their meaning and action.
 //!
 //! The reference in the docs, conditions, checks and the engine's policy all read this one list.
 
@@ -41,7 +41,7 @@ pub enum Disposition {
     Restart,
     /// Stop this table; the others continue.
     FailTable,
-    /// Stop the Mirror until somebody acts; check again now and then.
+    /// Stop the Mirror: manual action required; check again periodically.
     Stall,
 }
 
@@ -145,7 +145,7 @@ catalogue! {
             "Connecting, checking, creating publication, slot and target tables.",
             "";
         Snapshotting: Nothing,
-            "Existing rows are being copied; changes stream meanwhile.",
+            "Existing rows are being copied while changes stream.",
             "";
         Streaming: Nothing,
             "Changes are streaming.",
@@ -163,20 +163,20 @@ catalogue! {
             "The copy of `snapshot.mode: Only` is complete; nothing more is requested.",
             "";
         Connected: Nothing,
-            "The database answers and has what is needed.",
+            "The database is reachable and meets the requirements.",
             "";
         Unknown: Nothing,
-            "Not known at the moment.",
+            "Currently unknown.",
             "";
         Copied: Nothing,
             "The copy of the existing rows is complete.",
             "";
         NoLag: Nothing,
-            "The destination has everything.",
+            "The destination has every change.",
             "";
         Behind: Nothing,
             "The destination is behind; the message has bytes and seconds.",
-            "See docs/performance.md when it grows.";
+            "If it grows, see docs/performance.md.";
         Stalled: Stall,
             "Manual action required; the condition Stalled has the cause.",
             "See the condition Stalled.";
@@ -268,7 +268,7 @@ catalogue! {
             "`wal_level` isn't `logical`.",
             "`ALTER SYSTEM SET wal_level = 'logical'`, then restart PostgreSQL.";
         SourceWalRetentionUnlimited: Nothing,
-            "WAL that a slot keeps has no limit. A warning of `walferry check`.",
+            "The WAL that a slot retains has no limit. A warning of `walferry check`.",
             "Set `max_slot_wal_keep_size`.";
         SourceNoFreeReplicationSlot: Stall,
             "No replication slot is free.",
@@ -298,7 +298,7 @@ catalogue! {
             "The source is a standby that does not report its needs to the primary. A warning of `walferry check`.",
             "Set `hot_standby_feedback` and `primary_slot_name` at the standby.";
         SourceSlotUnusable: Stall,
-            "A slot of the Mirror's name exists and isn't its own, or can't be read any more.",
+            "A slot of the Mirror's name exists and isn't its own, or is no longer readable.",
             "Run the statement of the message.";
         SourceShuttingDown: Retry,
             "The source is shutting down, which ends the stream; it continues when the source is back.",
@@ -325,7 +325,7 @@ catalogue! {
             "The existing publication isn't the one that is needed, and the role may not change it.",
             "Run the statement of the message.";
         SourceReplaced: Stall,
-            "Another database cluster answers at the source's address.",
+            "The source's address leads to another database cluster.",
             "Point the peer back, or annotate the Mirror with `walferry.dev/resync`.";
         SourceLogTooLong: Stall,
             "The source's log is longer than 32 PiB, the limit of row versions.",
@@ -370,11 +370,11 @@ catalogue! {
             "Updates and deletes can't identify their row, and would fail at the source.",
             "Add a primary key, or ALTER TABLE … REPLICA IDENTITY.";
         SourceRowFilterInvalid: FailTable,
-            "`where` can't be used.",
-            "Correct it; it may name only columns of the replica identity.";
+            "`where` is invalid.",
+            "Correct it; it may use only columns of the replica identity.";
         SourceRowFilterFailed: Stall,
             "`where` fails for a value of a row, such as a division by zero: in the copy for that table alone, in the stream for the Mirror, because PostgreSQL sends nothing after that row.",
-            "Change `where` so that it can't fail, then the resync that the message names.";
+            "Change `where` so that it can't fail, then run the resync that the message names.";
         SourceRowLevelSecurity: FailTable,
             "Row-level security hides rows from the copy and not from the stream.",
             "`ALTER ROLE … BYPASSRLS` for the peer's role.";
@@ -390,7 +390,7 @@ catalogue! {
             "The destination's address doesn't answer.",
             "Check `clickhouse.url` and the network between.";
         DestinationConnectionLost: Retry,
-            "The connection broke.",
+            "The connection was lost.",
             "";
         DestinationTimeout: Retry,
             "The destination didn't answer in time.",
@@ -408,13 +408,13 @@ catalogue! {
             "The destination's user lacks a privilege.",
             "Run the GRANT of the message.";
         DestinationReadOnly: Retry,
-            "The user may not write, or the table is read-only at the moment.",
-            "Set `readonly = 0` in the user's profile; look at ClickHouse Keeper and the disk.";
+            "The user may not write, or the table is read-only for now.",
+            "Set `readonly = 0` in the user's profile; check ClickHouse Keeper and the disk.";
         DestinationTlsFailed: Stall,
             "TLS with the destination fails.",
             "Correct `clickhouse.tls`; the message says which check failed.";
         DestinationSettingsInvalid: Stall,
-            "The peer's settings can't be used.",
+            "The peer's settings are invalid.",
             "Correct the peer.";
         DestinationSettingsForbidden: Stall,
             "The user's profile constrains a setting that walferry needs.",
@@ -444,7 +444,7 @@ catalogue! {
             "A target table was dropped and recreated, or exchanged for another one, so rows are missing there.",
             "Annotate the Mirror with `walferry.dev/resync` and the table's name.";
         DestinationTableConflict: FailTable,
-            "A target table, or a view on it, is in the way.",
+            "An existing table at the target's name, or a view on it, conflicts.",
             "Drop or correct it, or choose another `target.table`.";
         DestinationEngineInvalid: FailTable,
             "What the Mirror asks of the engine is impossible.",
@@ -472,13 +472,13 @@ catalogue! {
             "Raise `max_table_size_to_drop`.";
         DestinationTooManyParts: Backoff,
             "Merges don't keep up; walferry slows down.",
-            "Look at `engine.partitionBy` and the server's load.";
+            "Check `engine.partitionBy` and the server's load.";
         DestinationMemoryLimit: Backoff,
             "ClickHouse is short of memory; walferry slows down.",
             "Give the server or its user more memory.";
         DestinationOverloaded: Backoff,
             "ClickHouse is at a limit; walferry slows down.",
-            "Look at the limit that the message names.";
+            "Check the limit that the message names.";
         DestinationDiskFull: Retry,
             "The server's disk is full.",
             "Free space at the ClickHouse server.";
@@ -527,10 +527,10 @@ catalogue! {
             "The source refuses a query that re-fetches rows of a table; the message is the server's.",
             "Follow the message, then resync.";
         DecodeFailed: FailTable,
-            "A value from the source can't be read.",
+            "A value from the source can't be decoded.",
             "Report it with the column's type.";
         InternalError: Retry,
-            "A task of walferry ended without an answer; tried again.",
+            "A task of walferry ended unexpectedly; it is retried.",
             "Report it with the log.";
     }
     Events {
@@ -573,12 +573,12 @@ impl Reason {
         self.entry().name
     }
 
-    /// The section of the reference that it stands in.
+    /// Its section of the reference.
     pub fn group(self) -> Group {
         self.entry().group
     }
 
-    /// What it means, in a sentence.
+    /// Its meaning, as a sentence.
     pub fn meaning(self) -> &'static str {
         self.entry().meaning
     }
@@ -628,7 +628,7 @@ impl Serialize for Reason {
 }
 
 impl<'de> Deserialize<'de> for Reason {
-    /// A reason of a later release is read as [`Reason::Unknown`]; the message beside it still says what happened.
+    /// A reason of a later release is read as [`Reason::Unknown`]; the message beside it still has the cause.
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Reason, D::Error> {
         let name = String::deserialize(deserializer)?;
         Ok(Reason::parse(&name).unwrap_or(Reason::Unknown))
@@ -672,7 +672,7 @@ mod tests {
     }
 
     #[test]
-    fn what_needs_somebody_says_what_to_do() {
+    fn reasons_that_need_an_action_name_it() {
         let silent = Reason::ALL.iter().filter(|reason| {
             matches!(reason.disposition(), Disposition::FailTable | Disposition::Stall)
                 && reason.action().is_empty()

@@ -1,4 +1,5 @@
-//! What helps against a fault, as data: whoever shows it knows how its reader runs a Mirror, by Kubernetes or from a file.
+//! Remedies for an error, as data: the renderer knows how the reader runs a Mirror, by Kubernetes or from a
+//! file.
 
 use std::fmt;
 
@@ -22,7 +23,8 @@ pub enum Remedy {
         side: Side,
         /// The statements. Comments say who may run them, or when.
         sql: String,
-        /// Whether this very server has to run them, also where it is a standby: all else is for the primary then.
+        /// Whether this very server has to run them, also where it is a standby: all else is for the primary
+        /// then.
         #[serde(default, skip_serializing_if = "std::ops::Not::not")]
         local: bool,
     },
@@ -55,7 +57,8 @@ impl Remedy {
     /// Copying these tables again; all where none is named, or one has a name that the annotation can't hold.
     pub fn resync<T: fmt::Display>(tables: impl IntoIterator<Item = T>) -> Remedy {
         let tables: Vec<String> = tables.into_iter().map(|table| table.to_string()).collect();
-        // The annotation's value is divided at blanks and commas, and an interactive shell takes `!` for its history.
+        // The annotation's value is divided at blanks and commas, and an interactive shell takes `!` for its
+        // history.
         let divides =
             |character: char| character.is_whitespace() || character.is_control() || ",!".contains(character);
         let named = tables.len() <= MOST_NAMES && !tables.iter().any(|name| name.contains(divides));
@@ -72,7 +75,8 @@ impl Remedy {
         Remedy::RunAt { side: Side::Source, sql: sql.into(), local: false }
     }
 
-    /// Statements for the source about what each server has of its own, a standby too: settings, slots and sessions.
+    /// Statements for the source about what each server, a standby too, has locally: settings, slots and
+    /// sessions.
     pub fn run_at_source_server(sql: impl Into<String>) -> Remedy {
         Remedy::RunAt { side: Side::Source, sql: sql.into(), local: true }
     }
@@ -195,8 +199,8 @@ pub fn sentence(message: &str, remedies: &[Remedy], renderer: &dyn RemedyRendere
     }
 }
 
-/// The steps, to be copied from a terminal: statements stand as they are, each on a line of its own, behind a comment that says where.
-/// Other steps that follow statements are comments, so that all of it can be copied.
+/// The steps as text to copy from a terminal: each statement on its own line, after a comment that says where
+/// to run it. Other steps that follow statements are comments, so that all of it can be copied.
 pub fn lines(remedies: &[Remedy], renderer: &dyn RemedyRenderer) -> Vec<String> {
     let mut lines: Vec<String> = Vec::new();
     for remedy in remedies {

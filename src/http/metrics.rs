@@ -1,4 +1,4 @@
-//! Prometheus metrics, made anew from the reports at each scrape: what is not in a report can't go stale in a registry.
+//! Prometheus metrics, rendered from the reports at each scrape, so that no stale series stay in a registry.
 
 use prometheus::{Encoder, GaugeVec, IntCounterVec, IntGaugeVec, Opts, Registry, TextEncoder};
 

@@ -1,4 +1,5 @@
-//! What a replicator is told to do: one Mirror with its two peers, resolved and checked, without any Kubernetes type.
+//! A replicator's configuration: one Mirror with its two peers, resolved and checked, without any Kubernetes
+//! type.
 
 use std::{sync::Arc, time::Duration};
 
@@ -108,8 +109,9 @@ impl MirrorIdentity {
         format!("walferry-{}", self.uid)
     }
 
-    /// The replicator's `application_name`, which names the Mirror in `pg_stat_activity` and tells our own
-    /// walsender from another's. PostgreSQL cuts it at 63 bytes, so the part that tells Mirrors apart comes first.
+    /// The replicator's `application_name`, which names the Mirror in `pg_stat_activity` and distinguishes
+    /// our own walsender from another's. PostgreSQL cuts it at 63 bytes, so the part that identifies the
+    /// Mirror comes first.
     pub fn application_name(&self) -> String {
         let mut name =
             format!("walferry {} {}/{}", &self.uid.get(..16).unwrap_or(&self.uid), self.namespace, self.name);
@@ -190,7 +192,8 @@ pub struct SnapshotSettings {
 /// `spec.batch`
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BatchSettings {
-    /// Most bytes of encoded rows held at once, over all tables of the Mirror, being built and being inserted.
+    /// Most bytes of encoded rows held at a time, over all tables of the Mirror, being built and being
+    /// inserted.
     pub max_bytes: usize,
     /// Longest time a row waits for more rows before its insert starts.
     pub max_delay: Duration,
@@ -246,9 +249,9 @@ pub struct ReplicatorConfig {
     pub suspend: bool,
     /// What teardown removes.
     pub deletion_policy: DeletionPolicy,
-    /// The value of the annotation `walferry.dev/resync`: another one than before has every table copied anew.
+    /// The value of the annotation `walferry.dev/resync`: a new value has every table copied again.
     pub resync: Option<String>,
-    /// How remedies are told to whoever runs the Mirror.
+    /// The renderer of remedies for whoever runs the Mirror.
     pub renderer: Option<Arc<dyn RemedyRenderer>>,
 }
 

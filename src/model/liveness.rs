@@ -5,11 +5,12 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// How long nothing may move while nothing outside is waited for. Longer than any answer that is waited for without saying so.
+/// How long nothing may move while nothing outside is waited for. Longer than any answer that is waited for
+/// without saying so.
 const STUCK_AFTER: Duration = Duration::from_secs(600);
 
-/// What a liveness probe asks of a Mirror. Retries count as movement, however long they go on: a server that is away is no reason to
-/// start the process again.
+/// What a liveness probe asks of a Mirror. Retries count as movement, however long they last: a server that
+/// is away is no reason to start the process again.
 #[derive(Debug, Default)]
 pub struct Liveness(Mutex<State>);
 
@@ -36,7 +37,7 @@ impl Liveness {
         self.state().moved = Some(at);
     }
 
-    /// Nothing is to move from now on: the Mirror is suspended, done or told to stop.
+    /// Nothing is to move from now on: the Mirror is suspended, done or stopping.
     pub fn rest(&self) {
         self.state().moved = None;
     }

@@ -4,12 +4,13 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-/// The server and database in which a Mirror's slot and publication were made. Host, port and database are empty where only the server's
-/// identifier is on record.
+/// The server and database in which a Mirror's slot and publication were made. Host, port and database are
+/// empty where only the server's identifier is on record.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct SlotPlace {
-    /// `IDENTIFY_SYSTEM`'s system identifier: a server keeps it under another address, and its standbys have it too.
+    /// `IDENTIFY_SYSTEM`'s system identifier: a server keeps it under another address, and its standbys have
+    /// it too.
     pub system_identifier: String,
     /// Host name or address, as the peer named it last.
     pub host: String,
@@ -44,7 +45,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_server_is_told_by_its_identifier_and_not_by_its_address() {
+    fn a_server_is_identified_by_its_system_identifier() {
         let place = |system: &str, host: &str, database: &str| SlotPlace {
             system_identifier: system.into(),
             host: host.into(),

@@ -41,13 +41,13 @@ pub enum MirrorPhase {
     Snapshotting,
     /// All tables are copied; changes stream.
     Streaming,
-    /// A passing fault; trying again by itself.
+    /// A transient error, retried automatically.
     Retrying,
-    /// Waits for a human; the failure says what to do.
+    /// Manual action required; the failure says what to do.
     Stalled,
     /// Paused by `spec.suspend`.
     Suspended,
-    /// Everything asked for is done (`snapshot.mode: Only`), or the process was told to stop.
+    /// Everything asked for is done (`snapshot.mode: Only`), or the process received a signal to stop.
     Finished,
     /// The Mirror is being deleted; a failure says what its clean-up waits for.
     Deleting,
@@ -96,7 +96,7 @@ impl MirrorFailure {
         }
     }
 
-    /// What failed and what helps; that alone where nobody says how to tell it.
+    /// What failed, and the remedies where a renderer is set.
     pub fn sentence(&self, renderer: Option<&dyn RemedyRenderer>) -> String {
         match renderer {
             Some(renderer) => remedy::sentence(&self.message, &self.remedies, renderer),
@@ -180,7 +180,7 @@ impl TableProgress {
         failure.clone().for_source(&self.standby).sentence(self.renderer.as_deref())
     }
 
-    /// Records that the table is copied anew by itself, and why. A copy that is taken up again counts once.
+    /// Records that the table is copied again automatically, and why. A copy that is resumed counts once.
     pub fn set_copied_anew(&self, why: &str) {
         let mut status = self.status();
         if !std::mem::replace(&mut status.copied_anew, true) {
@@ -253,12 +253,12 @@ impl Progress {
         }
     }
 
-    /// The same, where remedies are told by `renderer`.
-    pub fn told_by(self, renderer: Option<Arc<dyn RemedyRenderer>>) -> Self {
+    /// The same, with `renderer` for its remedies.
+    pub fn with_renderer(self, renderer: Option<Arc<dyn RemedyRenderer>>) -> Self {
         Progress { renderer, ..self }
     }
 
-    /// How remedies are told to whoever runs this process.
+    /// The renderer of remedies for this process.
     pub fn renderer(&self) -> Option<&Arc<dyn RemedyRenderer>> {
         self.renderer.as_ref()
     }
@@ -309,7 +309,7 @@ impl Progress {
         Lsn(self.durable_lsn.load(Relaxed))
     }
 
-    /// Records the end of the source's log, as it was told just now.
+    /// Records the end of the source's log, as it was just reported.
     pub fn set_source_lsn(&self, lsn: Lsn) {
         self.source_lsn.fetch_max(lsn.0, Relaxed);
         self.overall().heard = Some(Instant::now());
@@ -337,7 +337,7 @@ impl Progress {
         self.overall().slot_place = Some(place);
     }
 
-    /// Records what somebody should correct although the Mirror goes on, or that nothing is.
+    /// Records a warning that does not stop the Mirror, or that there is none.
     pub fn set_warning(&self, warning: Option<MirrorFailure>) {
         self.overall().warning = warning;
     }
@@ -347,7 +347,8 @@ impl Progress {
         self.overall().slot.takeovers += 1;
     }
 
-    /// Records that a promoted standby is followed, whose log may end before what was known of the former primary's.
+    /// Records that a promoted standby is followed, whose log may end before what was known of the former
+    /// primary's.
     pub fn add_failover(&self) {
         self.durable_lsn.store(0, Relaxed);
         self.source_lsn.store(0, Relaxed);
@@ -415,8 +416,8 @@ fn table_report(id: &TableId, table: &TableProgress) -> TableReport {
 }
 
 impl Overall {
-    /// The lag as far as it is known now. Nobody knows what was committed at a source that is not heard of: that may be as old as
-    /// what was heard last, so the seconds grow.
+    /// The lag as far as it is known now. What was committed at a source that does not answer is unknown: it
+    /// may be as old as what was heard last, so the seconds grow.
     fn lag(&self, bytes: u64, now: Instant) -> LagReport {
         let since = |then: Instant| now.saturating_duration_since(then);
         let heard = self.heard.filter(|_| self.phase != MirrorPhase::Finished).map(since);
@@ -437,8 +438,8 @@ pub struct LagReport {
     /// Bytes of WAL between the end of the source's log and the last durable transaction.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bytes: Option<u64>,
-    /// Seconds since the oldest transaction that is not yet durable was committed; while the source is not heard of, or nothing
-    /// flows, at most since when it was last known.
+    /// Seconds since the oldest transaction that is not yet durable was committed; while the source does not
+    /// answer, or nothing flows, at most since when it was last known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub seconds: Option<f64>,
 }
@@ -447,8 +448,8 @@ pub struct LagReport {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct SlotReport {
-    /// `pg_replication_slots.wal_status`: `reserved` or `extended`; `unreserved` when the source may give up WAL that the slot
-    /// needs at its next checkpoint; `lost`.
+    /// `pg_replication_slots.wal_status`: `reserved` or `extended`; `unreserved` when the source may give up
+    /// WAL that the slot needs at its next checkpoint; `lost`.
     #[serde(rename = "slotWalStatus")]
     pub wal_status: Option<String>,
     /// Bytes of WAL that it holds back.
@@ -470,9 +471,11 @@ pub struct SlotReport {
 /// What a slot that holds back much WAL may lead to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SlotRisk {
-    /// The source may soon remove WAL that the slot still needs: more than four fifths of what it may keep are in use.
+    /// The source may soon remove WAL that the slot still needs: more than four fifths of what it may keep
+    /// are in use.
     Invalidation,
-    /// The source keeps more than it would by itself (`max_wal_size`), and nothing limits that (`max_slot_wal_keep_size`).
+    /// The source keeps more than it would without the slot (`max_wal_size`), and nothing limits that
+    /// (`max_slot_wal_keep_size`).
     FullDisk,
 }
 
@@ -488,8 +491,8 @@ impl SlotReport {
         }
     }
 
-    /// Whether it is worth another warning after what was seen `before`: there is a risk now, or another one, or what is held back
-    /// has passed another power of two.
+    /// Whether it is worth another warning after the state `before`: there is a risk now, or another one, or
+    /// what is held back has passed another power of two.
     pub fn is_worse_than(&self, before: &SlotReport) -> bool {
         let magnitude = |slot: &SlotReport| slot.retained_wal_bytes.and_then(u64::checked_ilog2);
         let (risk, was) = (self.risk(), before.risk());
@@ -497,10 +500,10 @@ impl SlotReport {
     }
 }
 
-/// Copies of a table that nobody asked for: something happened to it that the stream doesn't tell.
+/// Automatic copies of a table, because it changed in a way that the stream doesn't report.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CopiesAnew {
-    /// How many have begun, or were taken up again, since the process began.
+    /// How many have begun, or were resumed, since the process began.
     pub times: u64,
     /// Why the last one did; empty when there was none.
     pub why: String,
@@ -577,7 +580,7 @@ pub struct MirrorReport {
     /// What its replicator does with earlier settings, while the failure keeps it from the present ones.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub meanwhile: Option<MirrorPhase>,
-    /// What somebody should correct although it goes on.
+    /// A warning that does not stop the Mirror.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub warning: Option<MirrorFailure>,
     /// The slot at the source.

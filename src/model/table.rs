@@ -99,16 +99,17 @@ pub enum IdentityKind {
     Nothing,
 }
 
-/// What tells a table's rows apart, and so what its target holds.
+/// What identifies a table's rows, and so what its target holds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum TableKind {
     /// A key names each row: the target holds the state of each key.
     #[default]
     Keyed,
-    /// Nothing names a row, but changes tell the whole old row (`REPLICA IDENTITY FULL`): the target holds every change, with a
-    /// sign, and the sum of signs says how often a row is there.
+    /// Nothing names a row, but changes carry the whole old row (`REPLICA IDENTITY FULL`): the target holds
+    /// every change, with a sign, and the sum of signs says how often a row is there.
     History,
-    /// Only what is inserted is mirrored, whatever names a row: the target holds every row that was ever inserted.
+    /// Only what is inserted is mirrored, whatever its key: the target holds every row that was ever
+    /// inserted.
     InsertOnly,
 }
 
@@ -149,14 +150,15 @@ pub struct Column {
     /// Source names it had before: rows may still come from the log under them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub former_names: Vec<String>,
-    /// Types (`atttypid` and `atttypmod`) it had before, whose values are read the same way: rows may still come from the log with them.
+    /// Types (`atttypid` and `atttypmod`) it had before, whose values are read the same way: rows may still
+    /// come from the log with them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub former_types: Vec<(u32, i32)>,
 }
 
 impl Column {
-    /// A nullable column of which nothing else is known or asked: same name on both sides, first attribute, type oid 0.
-    /// Callers that know more override it by struct update.
+    /// A nullable column of which nothing else is known or asked: same name on both sides, first attribute,
+    /// type oid 0. Callers that know more override it by struct update.
     pub fn new(name: impl Into<String>, source_type: SourceType) -> Self {
         let name = name.into();
         Column {
@@ -188,15 +190,16 @@ pub struct TableSchema {
     pub target: String,
     /// Mirrored columns, by attribute number.
     pub columns: Vec<Column>,
-    /// What tells rows apart.
+    /// What identifies a row.
     #[serde(default)]
     pub kind: TableKind,
-    /// Indices into `columns` of the replica identity's key, in key order. Empty exactly when the kind isn't [`TableKind::Keyed`].
+    /// Indices into `columns` of the replica identity's key, in key order. Empty exactly when the kind isn't
+    /// [`TableKind::Keyed`].
     pub key: Vec<usize>,
     /// What the old row of an UPDATE or DELETE carries.
     pub identity: IdentityKind,
-    /// Indices into `columns` of the destination's sorting key (`engine.orderBy`, else `key`); walferry's own columns follow
-    /// where there is no key.
+    /// Indices into `columns` of the destination's sorting key (`engine.orderBy`, else `key`); walferry's own
+    /// columns follow where there is no key.
     pub order_by: Vec<usize>,
     /// `engine.partitionBy`, a ClickHouse expression over target names.
     pub partition_by: Option<String>,
@@ -211,8 +214,8 @@ pub struct TableSchema {
 }
 
 impl TableSchema {
-    /// An ordinary table whose key is its first column, laid out by that key in a target of the same name, oid 1. Callers that
-    /// know more override it by struct update.
+    /// An ordinary table whose key is its first column, laid out by that key in a target of the same name,
+    /// oid 1. Callers that know more override it by struct update.
     pub fn new(id: TableId, columns: Vec<Column>) -> Self {
         TableSchema {
             target: id.name.clone(),
@@ -231,9 +234,9 @@ impl TableSchema {
         }
     }
 
-    /// Takes the kind of the table as it joined, where it joined without a key: one that it got later changes nothing for the rows
-    /// that are there.
-    pub fn told_apart_as(&mut self, joined: &TableSchema) {
+    /// Takes the kind of the table as it joined, where it joined without a key: one that it got later changes
+    /// nothing for the rows that are there.
+    pub fn keep_kind(&mut self, joined: &TableSchema) {
         if joined.kind.is_keyed() || joined.kind == self.kind {
             return;
         }

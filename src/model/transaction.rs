@@ -9,7 +9,7 @@ use super::Version;
 pub struct Position {
     /// Which of two rows with one key is the newer.
     pub version: Version,
-    /// Tells rows of one transaction, or of one copy, apart; it grows in their order.
+    /// Distinguishes rows of one transaction, or of one copy; it grows in their order.
     pub ordinal: u64,
 }
 
@@ -21,13 +21,14 @@ impl Position {
 }
 
 impl From<Version> for Position {
-    /// A row that its key alone tells apart from others.
+    /// A row that its key alone identifies.
     fn from(version: Version) -> Self {
         Position { version, ordinal: 0 }
     }
 }
 
-/// Which transactions a snapshot sees, as `pg_current_snapshot()` gives it: numbers of 64 bits, of top-level transactions alone.
+/// Which transactions a snapshot sees, as `pg_current_snapshot()` gives it: numbers of 64 bits, of top-level
+/// transactions alone.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(into = "String", try_from = "String")]
 pub struct TransactionSnapshot {
@@ -37,8 +38,9 @@ pub struct TransactionSnapshot {
 }
 
 impl TransactionSnapshot {
-    /// Whether the snapshot sees the committed transaction with this number, of which the log has the low 32 bits. It must be one
-    /// of the two thousand million before or after the snapshot: further apart no two are that PostgreSQL still has to tell apart.
+    /// Whether the snapshot sees the committed transaction with this number, of which the log has the low 32
+    /// bits. It must be one of the two thousand million before or after the snapshot: PostgreSQL keeps no two
+    /// further apart.
     pub fn sees(&self, xid: u32) -> bool {
         #[expect(clippy::cast_possible_truncation, reason = "the low 32 bits are what the log has")]
         let distance = xid.wrapping_sub(self.xmax as u32).cast_signed();
@@ -46,7 +48,8 @@ impl TransactionSnapshot {
         full < self.xmin || (full < self.xmax && !self.in_progress.contains(&full))
     }
 
-    /// The low 32 bits of the oldest transaction's number that is in progress; without one, of the next one's.
+    /// The low 32 bits of the oldest transaction's number that is in progress; without one, of the next
+    /// one's.
     pub fn oldest(&self) -> u32 {
         #[expect(clippy::cast_possible_truncation, reason = "the low 32 bits are what others have")]
         let oldest = self.xmin as u32;
@@ -93,8 +96,8 @@ mod tests {
     #[test]
     fn sees_what_was_committed_before() {
         let snapshot = snapshot("10:20:10,14");
-        let seen: Vec<u32> = (8..22).filter(|xid| snapshot.sees(*xid)).collect();
-        assert_eq!(seen, [8, 9, 11, 12, 13, 15, 16, 17, 18, 19]);
+        let visible: Vec<u32> = (8..22).filter(|xid| snapshot.sees(*xid)).collect();
+        assert_eq!(visible, [8, 9, 11, 12, 13, 15, 16, 17, 18, 19]);
     }
 
     #[test]

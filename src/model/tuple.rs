@@ -26,8 +26,9 @@ pub struct Cell {
 
 /// A row borrowed from a receive buffer: `cells[i]` locates the value of the i-th column in `data`.
 ///
-/// The columns are those of the [`super::TableSchema`] the row is pushed with, in its order. The offsets always lie within `data`
-/// (decoders check); [`Tuple::bytes`] answers an empty slice rather than panic where they don't.
+/// The columns are those of the [`super::TableSchema`] the row is pushed with, in its order. The offsets
+/// always lie within `data` (decoders check); [`Tuple::bytes`] answers an empty slice rather than panic where
+/// they don't.
 #[derive(Clone, Copy, Debug)]
 pub struct Tuple<'a> {
     /// The bytes that the cells point into.

@@ -1,17 +1,19 @@
 //! Versions: which of two rows with one key is the newer.
 //!
-//! Whatever is sent to a destination may run late, twice, or after a newer statement. So what a row loses to is said by the
-//! row alone: two changes of a key that reach the destination in different inserts have different versions.
+//! Whatever is sent to a destination may run late, twice, or after a newer statement. So what a row loses to
+//! is said by the row alone: two changes of a key that reach the destination in different inserts have
+//! different versions.
 
 use serde::{Deserialize, Serialize};
 
 use super::Lsn;
 
-/// What a target's `_walferry_version` holds: `(commit LSN / 8) << 12 | step`. Of the rows with one key the one with the highest version
-/// counts.
+/// What a target's `_walferry_version` holds: `(commit LSN / 8) << 12 | step`. Of the rows with one key the
+/// one with the highest version counts.
 ///
-/// Commit records lie at multiples of 8, so the commit LSNs of two transactions differ by at least 8. `step` tells the
-/// changes of one transaction apart ([`Steps`]); copied rows have step 0, so they lose to every change that is streamed.
+/// Commit records lie at multiples of 8, so the commit LSNs of two transactions differ by at least 8. `step`
+/// distinguishes the changes of one transaction ([`Steps`]); copied rows have step 0, so they lose to every
+/// change that is streamed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Version(u64);
 
@@ -31,14 +33,15 @@ impl Version {
     /// The first position of the log that a version has no room for: 32 PiB.
     pub const LIMIT: Lsn = Lsn(1 << (64 - STEP_BITS + ALIGNMENT_BITS));
 
-    /// The version of rows that are copied at a position: above every change that was committed before it, below every change that is
-    /// committed there or later.
+    /// The version of rows that are copied at a position: above every change that was committed before it,
+    /// below every change that is committed there or later.
     pub const fn copied(at: Lsn) -> Version {
         Version::of(at, 0)
     }
 
     const fn of(commit: Lsn, step: u64) -> Version {
-        // Sessions refuse a log that is longer (`Version::LIMIT`); here the highest version stands for all that follows.
+        // Sessions refuse a log that is longer (`Version::LIMIT`); here the highest version stands for all
+        // that follows.
         let last = Version::LIMIT.0 - 1;
         let commit = if commit.0 > last { last } else { commit.0 };
         Version((commit >> ALIGNMENT_BITS) << STEP_BITS | step)
@@ -76,10 +79,11 @@ const SHORTEST: u32 = 16;
 
 /// The steps of one transaction's changes to one table.
 ///
-/// A step is a segment of the log: the shortest power of two, from 64 KiB on, of which at most 2,048 cover the log from the table's
-/// first change to the commit record. Segments are counted back from the commit record, so a transaction shorter than 64 KiB
-/// has one step. Nothing but positions of the log counts, which are the same each time that the source sends the transaction: the size
-/// of what is sent is not, for it depends on the form of the values. A TRUNCATE has a step of its own.
+/// A step is a segment of the log: the shortest power of two, from 64 KiB on, of which at most 2,048 cover
+/// the log from the table's first change to the commit record. Segments are counted back from the commit
+/// record, so a transaction shorter than 64 KiB has one step. Nothing but positions of the log counts, which
+/// are the same each time that the source sends the transaction: the size of what is sent is not, for it
+/// depends on the form of the values. A TRUNCATE has a step of its own.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Steps {
     commit: Lsn,
@@ -101,8 +105,8 @@ impl Steps {
         Version::of(commit, self.step(at))
     }
 
-    /// The version of a TRUNCATE at `at`: above all changes before it, below all after it. `None` after about a thousand
-    /// in one transaction, for which there is no room.
+    /// The version of a TRUNCATE at `at`: above all changes before it, below all after it. `None` after about
+    /// a thousand in one transaction, for which there is no room.
     pub fn truncate(&mut self, commit: Lsn, at: Lsn) -> Option<Version> {
         if self.commit != commit {
             self.begin(commit, at);
@@ -115,8 +119,8 @@ impl Steps {
         Some(version)
     }
 
-    /// Whether no further change of the table can have this version, now that the source has come to `at` in the transaction whose
-    /// commit record is at `commit`.
+    /// Whether no further change of the table can have this version, now that the source has come to `at` in
+    /// the transaction whose commit record is at `commit`.
     pub fn is_over(&self, version: Version, commit: Lsn, at: Lsn) -> bool {
         version.lsn() != Version::copied(commit).lsn() || version < Version::of(commit, self.step(at))
     }
@@ -197,8 +201,8 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever a transaction has, its changes have versions in their order that are the same each time, and a step that is
-        /// said to be over gets no further change.
+        /// Whatever a transaction has, its changes have versions in their order that are the same each time,
+        /// and a step that is said to be over gets no further change.
         #[test]
         fn versions_keep_the_order_of_changes(
             end in 1_u64..(1 << 52) - (1 << 43),

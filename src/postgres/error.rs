@@ -370,7 +370,8 @@ impl Error {
             | Error::Closed => Some(Reason::SourceUnreachable),
             // rustls reports a certificate or protocol fault as InvalidData; the rest is the network's.
             Error::Tls { source, .. }
-                if source.kind() != io::ErrorKind::InvalidData || crate::tls::tells_damage(source) =>
+                if source.kind() != io::ErrorKind::InvalidData
+                    || crate::tls::is_transmission_error(source) =>
             {
                 Some(Reason::SourceUnreachable)
             }

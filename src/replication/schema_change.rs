@@ -382,7 +382,7 @@ pub(super) async fn describe(session: &Session, record: &TableRecord) -> Result<
     let named = record.named.as_ref().map(|named| named.columns.as_slice()).unwrap_or_default();
     match catalog::describe_known(session, &record.spec, named).await {
         Ok(mut facts) if facts.schema.oid == known.oid => {
-            facts.schema.told_apart_as(known);
+            facts.schema.keep_kind(known);
             Ok(Described { schema: facts.schema, columns: facts.columns })
         }
         // Another table with that name has other columns, whatever they are called.

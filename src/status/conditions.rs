@@ -44,11 +44,11 @@ pub struct Condition {
     pub status: ConditionStatus,
     /// Why, in one CamelCase word.
     pub reason: Reason,
-    /// Why, in a sentence, with what to run where a human is needed.
+    /// Why, in a sentence, with what to run where action is required.
     pub message: String,
 }
 
-/// What the report comes to.
+/// The state that follows from the report.
 enum Overall {
     Provisioning {
         reason: Reason,
@@ -81,11 +81,12 @@ enum Overall {
     Finished,
 }
 
-/// The conditions of a Mirror whose messages tell what helps: `Ready` first, then `Reconciling` or `Stalled` while they are true, then those that stay.
+/// The conditions of a Mirror, with remedies in their messages: `Ready` first, then `Reconciling` or
+/// `Stalled` while they are true, then the others.
 pub fn conditions(report: &MirrorReport) -> Vec<Condition> {
     let overall = Overall::of(report, report.phase);
     let meanwhile = report.meanwhile.map(|phase| Overall::of(report, phase));
-    // What a replicator with earlier settings does, these conditions tell as well.
+    // The conditions also report what a replicator with earlier settings does.
     let work = meanwhile.as_ref().unwrap_or(&overall);
     let side = |type_, side, name| overall.blame(type_, side).unwrap_or_else(|| work.side(type_, name));
     let mut ready = overall.ready();
@@ -155,8 +156,8 @@ impl Overall {
             return Overall::StreamingWithFailedTables { message: failed_tables(report) };
         }
         let message = match report.tables.as_slice() {
-            [table] => format!("changes of {}.{} flow", table.schema, table.name),
-            tables => format!("changes of {} tables flow", tables.len()),
+            [table] => format!("streaming changes for {}.{}", table.schema, table.name),
+            tables => format!("streaming changes for {} tables", tables.len()),
         };
         Overall::Streaming { message }
     }
@@ -183,7 +184,7 @@ impl Overall {
             Overall::Suspended { message } => condition(types::READY, True, Reason::Suspended, message),
             Overall::Deleting { reason, message, .. } => condition(types::READY, False, *reason, message),
             Overall::Finished => {
-                condition(types::READY, True, Reason::Finished, "all that was asked for is done")
+                condition(types::READY, True, Reason::Finished, "everything in the spec is done")
             }
         }
     }
@@ -230,7 +231,7 @@ impl Overall {
             | Overall::Suspended { .. }
             | Overall::Deleting { .. }
             | Overall::Finished => {
-                condition(type_, Unknown, Reason::Unknown, &format!("{name} is not in use at the moment"))
+                condition(type_, Unknown, Reason::Unknown, &format!("{name} is not in use"))
             }
             Overall::Snapshotting { .. }
             | Overall::Joining { .. }
@@ -241,7 +242,7 @@ impl Overall {
         }
     }
 
-    /// Why changes don't flow, or `None` when they do. `Ready` has the details, which nobody wants to read again.
+    /// Why no changes stream, or `None` when they do. `Ready` has the details.
     fn standstill(&self) -> Option<(Reason, &'static str)> {
         match self {
             Overall::Snapshotting { .. }
@@ -253,13 +254,15 @@ impl Overall {
             Overall::Stalled(_) => Some((Reason::Stalled, "see Stalled")),
             Overall::Suspended { .. } => Some((Reason::Suspended, "spec.suspend is true")),
             Overall::Deleting { .. } => Some((Reason::Deleting, "the Mirror is being deleted")),
-            Overall::Finished => Some((Reason::Finished, "all that was asked for is done")),
+            Overall::Finished => Some((Reason::Finished, "everything in the spec is done")),
         }
     }
 
     fn streaming(&self) -> Condition {
         match self.standstill() {
-            None => condition(types::STREAMING, ConditionStatus::True, Reason::Streaming, "changes flow"),
+            None => {
+                condition(types::STREAMING, ConditionStatus::True, Reason::Streaming, "streaming changes")
+            }
             Some((reason, message)) => condition(types::STREAMING, ConditionStatus::False, reason, message),
         }
     }
@@ -270,7 +273,7 @@ impl Overall {
         }
         let lsn = report.last_lsn;
         if let Overall::Snapshotting { .. } | Overall::Joining { .. } = self {
-            let message = "the rows that were there are not all copied";
+            let message = "initial snapshot in progress";
             return condition(types::CAUGHT_UP, ConditionStatus::False, Reason::Snapshotting, message);
         }
         let but = match self {
@@ -284,7 +287,7 @@ impl Overall {
                 return condition(types::CAUGHT_UP, ConditionStatus::True, Reason::NoLag, &message);
             }
             None => {
-                let message = "the source has not said for half a minute how far its log is";
+                let message = "the source has not reported the end of its log for half a minute";
                 return condition(types::CAUGHT_UP, ConditionStatus::Unknown, Reason::Behind, message);
             }
             Some(bytes) => [Some(format!("{} of WAL", size(bytes))), seconds],
@@ -296,11 +299,11 @@ impl Overall {
     }
 }
 
-/// A failure says what is being waited for.
+/// A failure's message says what is being waited for.
 fn provisioning(failure: Option<&MirrorFailure>) -> Overall {
     let (reason, message) = match failure {
         Some(failure) => (failure.reason, failure.message.as_str()),
-        None => (Reason::Provisioning, "connecting, checking, making publication, slot and target tables"),
+        None => (Reason::Provisioning, "connecting, checking, creating publication, slot and target tables"),
     };
     Overall::Provisioning { reason, message: message.to_owned() }
 }
@@ -336,12 +339,7 @@ fn snapshotted(report: &MirrorReport) -> Condition {
     } else if in_state(report, TableState::Streaming).next().is_none() {
         condition(types::SNAPSHOTTED, ConditionStatus::False, Reason::AllTablesFailed, &failed_tables(report))
     } else {
-        condition(
-            types::SNAPSHOTTED,
-            ConditionStatus::True,
-            Reason::Copied,
-            "the rows that were there are copied",
-        )
+        condition(types::SNAPSHOTTED, ConditionStatus::True, Reason::Copied, "initial snapshot complete")
     }
 }
 

@@ -27,9 +27,10 @@ const FIGURES: Duration = Duration::from_secs(5);
 
 /// The status of a Mirror.
 ///
-/// `generation` is the `metadata.generation` that the report is about, `previous` the status that the API server has. What the
-/// report doesn't know is kept from there as far as it still holds: names, the slot's place and, where it doesn't know the tables' state, `lastLSN`,
-/// the tables, the copy's figures and the condition `Snapshotted`. A condition's time is `now` when its status differs from the previous one's.
+/// `generation` is the `metadata.generation` that the report is about, `previous` the status that the API
+/// server has. What the report doesn't know is kept from there as far as it still holds: names, the slot's
+/// place and, where it doesn't know the tables' state, `lastLSN`, the tables, the copy's figures and the
+/// condition `Snapshotted`. A condition's time is `now` when its status differs from the previous one's.
 pub fn mirror_status(
     report: &MirrorReport,
     generation: Option<i64>,
@@ -65,8 +66,9 @@ pub fn mirror_status(
     }
 }
 
-/// Whether `next` is to be written now over `previous`, which was written `since_last_write` ago: at once when what people and tools
-/// act on differs, at most every five seconds when only figures do, and never when nothing does.
+/// Whether `next` is to be written now over `previous`, which was written `since_last_write` ago: immediately
+/// when what people and tools act on differs, at most every five seconds when only figures do, and never when
+/// nothing does.
 pub fn write_now(previous: Option<&MirrorStatus>, next: &MirrorStatus, since_last_write: Duration) -> bool {
     match previous {
         None => true,
@@ -77,17 +79,18 @@ pub fn write_now(previous: Option<&MirrorStatus>, next: &MirrorStatus, since_las
 
 /// What is worth a write of its own. `CaughtUp` is not: it comes and goes with every transaction.
 fn matters(status: &MirrorStatus) -> impl PartialEq + use<'_> {
-    let lasting = status.conditions.iter().filter(|condition| condition.type_ != types::CAUGHT_UP);
-    // What a human has to do changes seldom, and the next look may be a minute away.
+    let stable = status.conditions.iter().filter(|condition| condition.type_ != types::CAUGHT_UP);
+    // A required action changes seldom, and the next check may be a minute away.
     let order = |c: &'_ ApiCondition| (c.type_ == types::STALLED).then(|| c.message.clone());
-    let conditions: Vec<_> = lasting.map(|c| (&c.type_, &c.status, &c.reason, order(c))).collect();
+    let conditions: Vec<_> = stable.map(|c| (&c.type_, &c.status, &c.reason, order(c))).collect();
     let failed: Vec<_> =
         status.failed_tables.iter().map(|table| (&table.schema, &table.name, &table.reason)).collect();
     let names = (&status.slot_name, &status.publication_name, &status.slot);
     (status.observed_generation, names, conditions, &status.tables, failed)
 }
 
-/// Conditions as the API has them: words that it would refuse are replaced, sentences that nobody would read to the end are cut.
+/// Conditions as the API has them: reasons that it would refuse are replaced, messages that are too long are
+/// truncated.
 pub(super) fn api_conditions(
     conditions: Vec<Condition>,
     generation: Option<i64>,
@@ -125,14 +128,15 @@ fn lag(report: &MirrorReport) -> Option<LagStatus> {
     (bytes.is_some() || seconds.is_some()).then_some(LagStatus { bytes, seconds })
 }
 
-/// Whether the report tells in which state the tables are. One that was made without asking the replicator has none, and one of a
-/// replicator that has just started, or can't connect, has them all as if they were new.
+/// Whether the report has the states of the tables. One that was made without asking the replicator has none,
+/// and one of a replicator that has just started, or can't connect, has them all as if they were new.
 fn knows_tables(report: &MirrorReport) -> bool {
     let at_work = matches!(report.phase, MirrorPhase::Snapshotting | MirrorPhase::Streaming);
     report.tables.iter().any(|table| at_work || table.state != TableState::Pending)
 }
 
-/// The copy's figures. A replicator counts from its own start, so that one with nothing left to copy has none, and the last ones stay.
+/// The copy's figures. A replicator counts from its own start, so that one with nothing left to copy has
+/// none, and the last ones stay.
 fn snapshot(report: &MirrorReport, previous: &MirrorStatus) -> SnapshotStatus {
     let (copied, estimated) = (saturating(rows_copied(report)), saturating(rows_estimated(report)));
     let now = SnapshotStatus { rows_copied: copied, rows_estimated: estimated };

@@ -1,4 +1,4 @@
-//! What is told of a Mirror: conditions and the `/status` document, both made from a [`MirrorReport`] alone.
+//! A Mirror's conditions and the `/status` document, both made from a [`MirrorReport`] alone.
 
 mod conditions;
 mod kubernetes;
@@ -48,7 +48,7 @@ pub struct Advice {
     pub steps: Vec<String>,
 }
 
-/// How remedies are told to whoever runs a process; by kubectl where nothing else was asked for.
+/// The renderer of remedies for this process; that of kubectl commands by default.
 pub type Renderer = Option<Arc<dyn RemedyRenderer>>;
 
 /// The `/status` document of these Mirrors.

@@ -12,16 +12,16 @@ use crate::{
 /// What came of looking at a peer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum PeerOutcome {
-    /// Not looked at yet.
+    /// Not checked yet.
     Progressing,
     /// It answers, and has what replication needs.
     Connected {
         /// What was found, for people.
         message: String,
     },
-    /// A passing fault; tried again by itself.
+    /// A transient error, retried automatically.
     Retrying(MirrorFailure),
-    /// Waits for a human; the failure says what to do.
+    /// Manual action required; the failure says what to do.
     Stalled(MirrorFailure),
     /// It is being deleted, and Mirrors still use it.
     Deleting {
@@ -31,8 +31,8 @@ pub enum PeerOutcome {
 }
 
 impl PeerOutcome {
-    /// The same with what helps told in its message.
-    pub fn told_by(mut self, renderer: &dyn RemedyRenderer) -> PeerOutcome {
+    /// The same with the remedies in its message.
+    pub fn with_remedies(mut self, renderer: &dyn RemedyRenderer) -> PeerOutcome {
         if let PeerOutcome::Retrying(failure) | PeerOutcome::Stalled(failure) = &mut self {
             failure.message = sentence(&failure.message, &failure.remedies, renderer);
         }
@@ -40,7 +40,7 @@ impl PeerOutcome {
     }
 }
 
-/// A peer as last seen.
+/// A peer as last observed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PeerReport {
     /// What came of looking at it.
@@ -73,7 +73,7 @@ fn conditions(outcome: &PeerOutcome) -> Vec<Condition> {
     use ConditionStatus::{False, True, Unknown};
     let (ready, other) = match outcome {
         PeerOutcome::Progressing => {
-            let message = "connecting to the database and looking at what replication needs";
+            let message = "connecting to the database and checking the requirements of replication";
             (
                 condition(types::READY, Unknown, Reason::Progressing, message),
                 Some(condition(types::RECONCILING, True, Reason::Progressing, message)),

@@ -67,16 +67,16 @@ fn in_double_quotes(text: &str) -> String {
     quoted
 }
 
-/// The report with what helps told in its messages.
+/// The report with the remedies in its messages.
 pub(super) fn with_remedies(report: &MirrorReport, renderer: &dyn RemedyRenderer) -> MirrorReport {
-    let mut told = report.clone();
-    if let Some(failure) = &mut told.failure {
+    let mut rendered = report.clone();
+    if let Some(failure) = &mut rendered.failure {
         failure.message = sentence(&failure.message, &failure.remedies, renderer);
     }
-    for table in &mut told.tables {
+    for table in &mut rendered.tables {
         table.message = sentence(&table.message, &table.remedies, renderer);
     }
-    told
+    rendered
 }
 
 /// What helps, in steps: of the Mirror as a whole, and of each table that has failed.

@@ -1,4 +1,4 @@
-//! What a slot that holds back much WAL may lead to, in words.
+//! The warning about a slot that holds back much WAL.
 
 use super::conditions::size;
 use crate::{
@@ -6,7 +6,8 @@ use crate::{
     model::{MirrorReport, SlotRisk},
 };
 
-/// What may become of the slot, or of the source, and what to do: a constant of [`crate::api::conditions::reason`] and a sentence.
+/// The risk for the slot, or for the source, and what to do: a constant of [`crate::api::conditions::reason`]
+/// and a sentence.
 /// `None` while there is nothing to fear.
 pub fn slot_warning(report: &MirrorReport) -> Option<(Reason, String)> {
     let risk = report.slot.risk()?;

@@ -161,7 +161,7 @@ async fn compare_table(
     let mut schema = describe_known(session, spec, named).await?.schema;
     if let Some(record) = record {
         keep_target_names(record, spec, &mut schema);
-        schema.told_apart_as(&record.schema);
+        schema.keep_kind(&record.schema);
     }
     let plan = TablePlan::new(schema, database, config.out_of_range).await?;
     let bar = progress_bar(session, &plan).await?;

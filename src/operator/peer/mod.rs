@@ -162,7 +162,7 @@ async fn publish(
     let known = valid(peer).and_then(|peer| peer.status.as_ref());
     let (before, _) = context.memory.peers.of(&uid, |memory| previous(memory.written.as_ref(), peer, known));
     let kubectl = Kubectl::peer(&peer.namespace().unwrap_or_default(), &peer.name_any());
-    let report = &PeerReport { outcome: report.outcome.clone().told_by(&kubectl), ..report.clone() };
+    let report = &PeerReport { outcome: report.outcome.clone().with_remedies(&kubectl), ..report.clone() };
     let next = status::peer_status(report, peer.meta().generation, before.as_ref(), &Time(Timestamp::now()));
     let conditions = before.as_ref().map_or(&[][..], |before| &before.conditions);
     events::record_ready(&context.metrics, "ReplicationPeer", &uid, &next.conditions);

@@ -27,13 +27,13 @@ fn summary(report: &MirrorReport) -> Vec<String> {
 }
 
 #[test]
-fn a_warning_is_told_by_ready() {
+fn a_warning_is_in_ready() {
     let warning = |message: &str| MirrorFailure::new(Reason::ResyncUnknownTable, message);
     let streaming = report(MirrorPhase::Streaming, None, &[("t", TableState::Streaming)]);
     let warned = MirrorReport { warning: Some(warning("names public.typo")), ..streaming.clone() };
     let ready = conditions(&warned).remove(0);
     assert_eq!((ready.status, ready.reason), (ConditionStatus::True, Reason::ResyncUnknownTable));
-    assert_eq!(ready.message, "changes of public.t flow; names public.typo");
+    assert_eq!(ready.message, "streaming changes for public.t; names public.typo");
     assert_eq!(conditions(&warned)[1..], conditions(&streaming)[1..]);
     // A fault comes first.
     let stalled = report(MirrorPhase::Stalled, Some((Reason::SourceSlotLost, "gone")), &[]);
@@ -180,8 +180,8 @@ fn retrying_and_stalled_say_which_side() {
     assert_eq!(lines[1], "Stalled=True SourceSlotLost");
     assert_eq!(lines[2], "SourceReady=False SourceSlotLost");
     assert_eq!(lines[3], "DestinationReady=Unknown Unknown");
-    let told = conditions(&stalled).iter().filter(|condition| condition.message == "resync").count();
-    assert_eq!(told, 3, "Streaming and CaughtUp don't repeat what to run");
+    let repeated = conditions(&stalled).iter().filter(|condition| condition.message == "resync").count();
+    assert_eq!(repeated, 3, "Streaming and CaughtUp don't repeat what to run");
 }
 
 #[test]
@@ -194,7 +194,7 @@ fn a_slot_that_holds_back_much_is_told_whether_changes_flow_or_not() {
     };
     let streams = with(MirrorPhase::Streaming, None);
     assert_eq!(summary(&streams)[1], "SourceReady=True SourceDiskAtRisk");
-    assert_eq!(conditions(&streams)[0].message, "changes of public.a flow");
+    assert_eq!(conditions(&streams)[0].message, "streaming changes for public.a");
     let retries = with(MirrorPhase::Retrying, Some((Reason::DestinationUnreachable, "no route to host")));
     let message = &conditions(&retries)[0].message;
     assert!(

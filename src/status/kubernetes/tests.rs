@@ -104,7 +104,7 @@ fn a_running_mirror() {
     assert_eq!(
         conditions[0],
         serde_json::json!({
-            "type": "Ready", "status": "True", "reason": "Streaming", "message": "changes of public.users flow",
+            "type": "Ready", "status": "True", "reason": "Streaming", "message": "streaming changes for public.users",
             "observedGeneration": 3, "lastTransitionTime": "1970-01-01T00:01:40Z",
         })
     );
@@ -290,7 +290,8 @@ fn peers() {
     assert_eq!(words(&deleting), ["Ready=False Deleting", "Reconciling=True Deleting"]);
 }
 
-/// What kstatus makes of a resource: the library by which Flux and `kubectl`-like tools tell whether an object is done.
+/// The status that kstatus computes for a resource: the library by which Flux and similar tools decide
+/// whether an object is done.
 #[derive(Debug, PartialEq, Eq)]
 enum Kstatus {
     Terminating,
@@ -299,8 +300,8 @@ enum Kstatus {
     Current,
 }
 
-/// Its rules for resources that it doesn't know: deletion, then the generation, then `Reconciling` and `Stalled` in the order in which
-/// they stand, then `Ready`.
+/// Its rules for resources that it doesn't know: deletion, then the generation, then `Reconciling` and
+/// `Stalled` in the order in which they stand, then `Ready`.
 fn kstatus(status: &MirrorStatus, generation: Option<i64>, deleted: bool) -> Kstatus {
     if deleted {
         return Kstatus::Terminating;
@@ -324,7 +325,8 @@ fn kstatus(status: &MirrorStatus, generation: Option<i64>, deleted: bool) -> Kst
     }
 }
 
-/// What the checks that Flux runs over its own controllers' conditions ask for, and what the API asks of any condition.
+/// What the checks that Flux runs over its own controllers' conditions ask for, and what the API asks of any
+/// condition.
 fn contract(
     conditions: &[ApiCondition],
     observed: Option<i64>,
@@ -336,7 +338,7 @@ fn contract(
     prop_assert!(!(reconciling.is_some() && stalled.is_some()), "both");
     for abnormal in [reconciling, stalled].into_iter().flatten() {
         prop_assert_eq!(&abnormal.status, "True", "present though not true");
-        // Of a Mirror that streams while a table joins it, the reconciling one alone tells of that table.
+        // Of a Mirror that streams while a table joins it, only the reconciling one names that table.
         let joins = abnormal.type_ == "Reconciling"
             && abnormal.reason == "Snapshotting"
             && ["Streaming", "StreamingWithFailedTables"].contains(&ready.reason.as_str());
