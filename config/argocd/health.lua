@@ -17,11 +17,11 @@ end
 if status.observedGeneration ~= nil and metadata.generation ~= nil and status.observedGeneration < metadata.generation then
   return {status = "Progressing", message = "waiting for the operator to see the latest change"}
 end
--- Stalled is true exactly when nothing moves until a human acts.
+-- Stalled is true exactly when manual action is required.
 if stalled ~= nil and stalled.status == "True" then
   return health("Degraded", stalled)
 end
--- Beside Ready it tells of tables that join while the others stream.
+-- Beside Ready it reports tables that are added while the others stream.
 if reconciling ~= nil and reconciling.status == "True" and ready.status ~= "True" then
   return health("Progressing", reconciling)
 end
@@ -29,7 +29,7 @@ if ready.status == "True" then
   if ready.reason == "Suspended" then
     return health("Suspended", ready)
   end
-  -- The Mirror does its work, so it is Ready; but tables that have stopped need someone to look.
+  -- The Mirror does its work, so it is Ready; but failed tables need attention.
   if ready.reason == "StreamingWithFailedTables" then
     return health("Degraded", ready)
   end

@@ -8,7 +8,8 @@ pub const MIN_BATCH_BYTES: u64 = 1 << 20;
 /// The most `batch.maxBytes`, 1Gi.
 pub const MAX_BATCH_BYTES: u64 = 1 << 30;
 
-/// The bytes that `batch.maxBytes` asks for: a whole number, or a string of digits with an optional `Ki`, `Mi` or `Gi`.
+/// The bytes that `batch.maxBytes` asks for: a whole number, or a string of digits with an optional `Ki`,
+/// `Mi` or `Gi`.
 /// `None` when it is not such a size or lies outside [`MIN_BATCH_BYTES`] to [`MAX_BATCH_BYTES`].
 pub fn batch_bytes(size: &IntOrString) -> Option<u64> {
     let bytes = match size {

@@ -1,11 +1,12 @@
 //! Whether a text that goes into a statement between parentheses can leave them.
 //!
-//! The databases say what an expression means. Here it is only made sure that it stays one, so that nothing of it is read as another
-//! clause or statement. Where a lexer's reading depends on a version or a setting, the text is refused rather than guessed at.
+//! The databases define what an expression means. This module only ensures that it stays one expression, so
+//! that nothing of it is read as another clause or statement. Where a lexer's reading depends on a version or
+//! a setting, the text is refused.
 
 use std::{iter::Peekable, str::Chars};
 
-/// Whose expression it is.
+/// The database that evaluates the expression.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Dialect {
     /// A PostgreSQL condition.
@@ -64,7 +65,8 @@ pub(super) fn stays_inside(text: &str, dialect: Dialect) -> Result<(), &'static 
     if depth == 0 { Ok(()) } else { Err(PARENTHESES) }
 }
 
-/// Goes behind the quote that ends what `quote` has begun. A quote that is doubled ends one text and begins another.
+/// Goes behind the quote that ends what `quote` has begun. A quote that is doubled ends one text and begins
+/// another.
 fn skip_quoted(characters: &mut Peekable<Chars<'_>>, quote: char) -> Result<(), &'static str> {
     let mut before = quote;
     for character in characters.by_ref() {
@@ -146,7 +148,8 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever is accepted ends outside quotes and comments: the parenthesis behind it closes the one before it.
+        /// Whatever is accepted ends outside quotes and comments: the parenthesis behind it closes the one
+        /// before it.
         #[test]
         fn what_follows_is_read_as_it_stands(text in "[a()'\"`\\\\ \n\r;$#/*-]{0,12}") {
             for dialect in [Dialect::Postgres, Dialect::ClickHouse] {

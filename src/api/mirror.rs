@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{PeerRef, ReplicatorSpec, rules::message};
 
-/// What is mirrored, from where to where, and how.
+/// Replicates tables of a PostgreSQL database to a ClickHouse database.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, CustomResource, KubeSchema)]
 #[kube(
     group = "walferry.dev",
@@ -103,7 +103,7 @@ pub struct MirrorTable {
     #[serde(rename = "where", default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 4096))]
     pub row_filter: Option<String>,
-    /// How the target table is laid out when walferry makes it.
+    /// Engine settings of the target table when walferry creates it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub engine: Option<EngineSpec>,
 }
@@ -133,7 +133,7 @@ pub struct ColumnsSpec {
     #[schemars(length(max = 200), inner(length(min = 1, max = 63)))]
     #[x_kube(merge_strategy = ListMerge::Set)]
     pub exclude: Vec<String>,
-    /// Target names by source name, for columns that are called differently at the destination.
+    /// Target names by source name, for columns with another name at the destination.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     #[schemars(extend("maxProperties" = 200))]
     pub rename: BTreeMap<String, String>,
@@ -143,7 +143,7 @@ pub struct ColumnsSpec {
     pub types: BTreeMap<String, String>,
 }
 
-/// How the target table is laid out when walferry makes it. A table that is there already is left as it is.
+/// Engine settings of the target table when walferry creates it. An existing table is left unchanged.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct EngineSpec {
@@ -235,7 +235,7 @@ fn default_batch_delay() -> i32 {
     200
 }
 
-/// What Kubernetes calls a field that takes a whole number or a string.
+/// Kubernetes' format of a field that takes a whole number or a string.
 fn byte_size_schema(_: &mut SchemaGenerator) -> Schema {
     json_schema!({"x-kubernetes-int-or-string": true})
 }
@@ -253,7 +253,7 @@ pub enum OutOfRange {
     Fail,
 }
 
-/// What becomes of slot, publication and state.
+/// Whether slot, publication and state are dropped with the Mirror.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[allow(
     missing_docs,
@@ -265,7 +265,7 @@ pub enum DeletionPolicy {
     Retain,
 }
 
-/// How far the Mirror is.
+/// The Mirror's state.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct MirrorStatus {
@@ -294,15 +294,15 @@ pub struct MirrorStatus {
     /// Bytes of WAL that the slot holds back at the source.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub retained_wal_bytes: Option<i64>,
-    /// How many tables are in which state.
+    /// Number of tables by state.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tables: Option<TableCounts>,
-    /// Tables that stopped, at most ten of them.
+    /// Failed tables, at most ten of them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 10))]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["schema".into(), "name".into()]))]
     pub failed_tables: Vec<FailedTable>,
-    /// How far the copy of the existing rows is.
+    /// Progress of the initial snapshot.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub snapshot: Option<SnapshotStatus>,
 }
@@ -328,12 +328,12 @@ pub struct LagStatus {
     /// Bytes of WAL between the end of the source's log and the last durable transaction; missing while that is not known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bytes: Option<i64>,
-    /// Whole seconds since the oldest transaction that is not yet durable was committed. They grow while nothing flows.
+    /// Whole seconds since the oldest transaction that is not yet durable was committed. They grow while no changes stream.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub seconds: Option<i64>,
 }
 
-/// How many tables are in which state.
+/// Number of tables by state.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct TableCounts {
@@ -341,9 +341,9 @@ pub struct TableCounts {
     pub total: i32,
     /// Tables whose existing rows wait to be copied or are being copied.
     pub snapshotting: i32,
-    /// Tables of which only changes remain.
+    /// Tables whose changes stream.
     pub streaming: i32,
-    /// Tables that stopped.
+    /// Failed tables.
     pub failed: i32,
 }
 
@@ -357,11 +357,11 @@ pub struct FailedTable {
     pub name: String,
     /// Why, in one CamelCase word.
     pub reason: String,
-    /// What is wrong and what to run.
+    /// What failed and what to do.
     pub message: String,
 }
 
-/// How far the copy of the existing rows is.
+/// Progress of the initial snapshot.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct SnapshotStatus {

@@ -1,9 +1,10 @@
-//! The resources of `walferry.dev/v1alpha1`: [`ReplicationPeer`], a database, and [`Mirror`], what is replicated between two
-//! of them.
+//! The resources of `walferry.dev/v1alpha1`: [`ReplicationPeer`], a database, and [`Mirror`], what is
+//! replicated between two of them.
 //!
-//! Types and the rules that one object must keep by itself. The same rules are in the generated CustomResourceDefinitions, where
-//! the Kubernetes API server evaluates them as CEL, and in [`Problem`]-returning functions, for files that never meet an API
-//! server. Nothing here connects to anything.
+//! Types and the rules that one object must keep by itself. The same rules are in the generated
+//! CustomResourceDefinitions, where the Kubernetes API server evaluates them as CEL, and in
+//! [`Problem`]-returning functions, for files that never meet an API server. Nothing here connects to
+//! anything.
 
 #![allow(
     clippy::duplicated_attributes,
@@ -51,30 +52,31 @@ pub const GROUP: &str = "walferry.dev";
 /// The version of all resources, with the group: what `apiVersion` says.
 pub const API_VERSION: &str = "walferry.dev/v1alpha1";
 
-/// What every name that walferry makes for itself at the destination begins with: the state table and the columns that
+/// The prefix of every name that walferry creates at the destination: the state table and the columns that
 /// carry version and deletion.
 pub const RESERVED_PREFIX: &str = "_walferry";
 
-/// What the keys of walferry's own labels and annotations begin with.
+/// The prefix of walferry's own labels and annotations.
 pub const RESERVED_KEYS: [&str; 2] = ["app.kubernetes.io/", "walferry.dev/"];
 
-/// The annotation that asks a Mirror to copy everything anew: any value that it didn't have before does.
+/// The annotation that has a Mirror copy everything again when its value changes.
 pub const RESYNC: &str = "walferry.dev/resync";
 
 /// The annotation that lets go of a Mirror that is being deleted and can't clean up: `"true"`.
 pub const ABANDON: &str = "walferry.dev/abandon";
 
-/// The CustomResourceDefinitions, in the order in which to apply them.
+/// The CRDs, in the order in which to apply them.
 pub fn custom_resource_definitions() -> [CustomResourceDefinition; 2] {
-    let mut definitions = [ReplicationPeer::crd(), Mirror::crd()];
-    for version in definitions.iter_mut().flat_map(|definition| &mut definition.spec.versions) {
+    let mut crds = [ReplicationPeer::crd(), Mirror::crd()];
+    for version in crds.iter_mut().flat_map(|crd| &mut crd.spec.versions) {
         let schema = version.schema.as_mut().and_then(|validation| validation.open_api_v3_schema.as_mut());
         schema.into_iter().for_each(forbid_null);
     }
-    definitions
+    crds
 }
 
-/// Makes `field: null` mean the same as no field: the API server prunes such nulls, and CEL's `has()` then says what one expects.
+/// Makes `field: null` mean the same as no field: the API server prunes such nulls, and CEL's `has()` is then
+/// false, as expected.
 fn forbid_null(schema: &mut JSONSchemaProps) {
     schema.nullable = None;
     schema.properties.iter_mut().flatten().for_each(|(_, property)| forbid_null(property));

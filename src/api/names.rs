@@ -1,6 +1,6 @@
 //! Names that become part of a path: of a request to the API server, or of a file of a mounted Secret.
 //!
-//! One that is not as Kubernetes asks names nothing, and must never reach such a path: `app-db?watch=true` would ask another question.
+//! An invalid name must never reach such a path: `app-db?watch=true` would become another request.
 
 /// The most characters of an object's name, and of a key of a Secret.
 const LONGEST: usize = 253;
@@ -36,8 +36,8 @@ mod tests {
     #[test]
     fn names_are_what_kubernetes_takes() {
         let longest = "a".repeat(253);
-        for right in ["a", "app-db", "db.example", "0a", "a--b", &longest] {
-            assert!(is_object_name(right), "{right}");
+        for valid in ["a", "app-db", "db.example", "0a", "a--b", &longest] {
+            assert!(is_object_name(valid), "{valid}");
         }
         let too_long = "a".repeat(254);
         for wrong in [
@@ -71,8 +71,8 @@ mod tests {
 
     #[test]
     fn keys_are_what_kubernetes_takes() {
-        for right in ["ca.crt", "Root_CA-1", ".hidden", "a..b"] {
-            assert!(is_secret_key(right), "{right}");
+        for valid in ["ca.crt", "Root_CA-1", ".hidden", "a..b"] {
+            assert!(is_secret_key(valid), "{valid}");
         }
         for wrong in ["", ".", "..", "..data", "../x", "a/b", "a b", "a\n", "ä"] {
             assert!(!is_secret_key(wrong), "{wrong:?}");

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{SecretKeyRef, SecretRef, rules::message};
 
-/// What the database is and where: exactly one of `postgres` and `clickhouse`.
+/// Kind and address of a database: exactly one of `postgres` and `clickhouse`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, CustomResource, KubeSchema)]
 #[kube(
     group = "walferry.dev",
@@ -61,9 +61,10 @@ pub struct PostgresPeer {
     /// Name of the database. A Mirror replicates tables of one database.
     #[schemars(length(min = 1, max = 63))]
     pub database: String,
-    /// Secret with the keys `username` and `password`. The role needs LOGIN and REPLICATION, and SELECT on the mirrored tables.
+    /// Secret with the keys `username` and `password`. The role needs LOGIN and REPLICATION, and SELECT on
+    /// the mirrored tables.
     pub credentials_secret_ref: SecretRef,
-    /// How the connection is protected; VerifyFull with the system's certificate authorities when left out.
+    /// TLS of the connection; VerifyFull with the system's certificate authorities when left out.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tls: Option<TlsSpec>,
 }
@@ -90,12 +91,13 @@ pub struct ClickHousePeer {
     pub database: String,
     /// Secret with the keys `username` and `password`.
     pub credentials_secret_ref: SecretRef,
-    /// How much of an https server's certificate is checked; VerifyFull with the system's certificate authorities when left out.
+    /// How much of an https server's certificate is checked; VerifyFull with the system's certificate
+    /// authorities when left out.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tls: Option<TlsSpec>,
 }
 
-/// How a connection is protected.
+/// TLS of a connection.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, KubeSchema)]
 #[x_kube(
     validation = Rule::new("!has(self.caSecretRef) || self.mode in ['VerifyCa', 'VerifyFull']").message(message::CA_IS_USED),
@@ -103,14 +105,16 @@ pub struct ClickHousePeer {
 )]
 #[serde(rename_all = "camelCase")]
 pub struct TlsSpec {
-    /// How much is checked. Disable: plain text. Require: encrypted, any certificate. VerifyCa: a certificate signed by a trusted
-    /// authority, for any host. VerifyFull: such a certificate for this very host. Nothing falls back to less.
+    /// How much is checked. Disable: plain text. Require: encrypted, any certificate. VerifyCa: a certificate
+    /// signed by a trusted authority, for any host. VerifyFull: such a certificate for this very host. There
+    /// is no fallback to a weaker mode.
     #[serde(default)]
     pub mode: TlsMode,
     /// The key of a Secret that holds the trusted certificate authorities, PEM; the system's when left out.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ca_secret_ref: Option<SecretKeyRef>,
-    /// A Secret with the keys `tls.crt` and `tls.key` (type kubernetes.io/tls): the certificate to show to the server.
+    /// A Secret with the keys `tls.crt` and `tls.key` (type kubernetes.io/tls): the certificate to show to
+    /// the server.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub client_certificate_secret_ref: Option<SecretRef>,
 }
@@ -129,14 +133,14 @@ pub enum TlsMode {
     VerifyFull,
 }
 
-/// What was last seen of the database.
+/// The database as last observed.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct ReplicationPeerStatus {
     /// The `metadata.generation` that this status describes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub observed_generation: Option<i64>,
-    /// The server's version, in its own words.
+    /// The server's version, as the server reports it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub server_version: Option<String>,
     /// PostgreSQL's system identifier, which distinguishes a database from one restored elsewhere.

@@ -2,14 +2,14 @@
 
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 
-/// An amount in billionths, the finest that Kubernetes tells apart; more than it can say is the greatest of them.
+/// An amount in billionths, the resolution of Kubernetes; larger amounts are clamped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Amount(u128);
 
 /// Billionths in one.
 const ONE: u128 = 1_000_000_000;
 
-/// The amount that a quantity says; `None` when it isn't one or is negative.
+/// The amount of a quantity; `None` when it isn't one or is negative.
 pub fn amount(quantity: &IntOrString) -> Option<Amount> {
     match quantity {
         IntOrString::Int(number) => Some(Amount(u128::try_from(*number).ok()? * ONE)),

@@ -1,4 +1,5 @@
-//! What conditions and annotations mean, for the reference in the docs; [`crate::fault::Reason`] has the reasons.
+//! The meaning of conditions and annotations, for the reference in the docs; [`crate::fault::Reason`] has the
+//! reasons.
 
 use super::{ABANDON, RESYNC, conditions as types};
 

@@ -13,12 +13,12 @@ use serde_json::Value;
 
 use super::{SecretRef, rules::message};
 
-/// How the pod of a Mirror runs.
+/// Settings of a Mirror's pod.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct ReplicatorSpec {
-    /// What the container may use. What is left out keeps walferry's default: requests of 50m CPU and 64Mi memory, a limit of 256Mi
-    /// memory and none on CPU.
+    /// Resources of the container. What is left out keeps walferry's default: requests of 50m CPU and 64Mi
+    /// memory, a limit of 256Mi memory and none on CPU.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub resources: Option<ReplicatorResources>,
     /// Labels that a node must have for the pod to run there, such as `kubernetes.io/arch: amd64`.
@@ -31,7 +31,7 @@ pub struct ReplicatorSpec {
     #[schemars(length(max = 50))]
     #[x_kube(merge_strategy = ListMerge::Atomic)]
     pub tolerations: Vec<Toleration>,
-    /// Which nodes and neighbours the pod prefers, needs or avoids: as `spec.affinity` of a pod.
+    /// Affinity of the pod, as `spec.affinity` of a pod.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "affinity_schema")]
     pub affinity: Option<Affinity>,
@@ -40,31 +40,32 @@ pub struct ReplicatorSpec {
     #[schemars(length(min = 1, max = 253))]
     #[x_kube(validation = Rule::new(r"self.matches('^[a-z0-9]([-a-z0-9]*[a-z0-9])?(\\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$')").message(message::OBJECT_NAME))]
     pub priority_class_name: Option<String>,
-    /// Secrets, in the namespace of the Mirror, to pull walferry's image with; they come on top of the operator's own.
+    /// Secrets, in the namespace of the Mirror, to pull walferry's image with; they are added to the
+    /// operator's own.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 20))]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
     pub image_pull_secrets: Vec<SecretRef>,
-    /// More labels for the pod. Those of app.kubernetes.io/ and walferry.dev/ are walferry's own.
+    /// Additional labels of the pod. Those of app.kubernetes.io/ and walferry.dev/ are walferry's own.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     #[schemars(extend("maxProperties" = 50))]
     #[x_kube(validation = Rule::new(
         "self.all(key, !key.startsWith('app.kubernetes.io/') && !key.startsWith('walferry.dev/'))"
     ).message(message::RESERVED_LABEL))]
     pub pod_labels: BTreeMap<String, String>,
-    /// More annotations for the pod. Those of app.kubernetes.io/ and walferry.dev/ are walferry's own.
+    /// Additional annotations of the pod. Those of app.kubernetes.io/ and walferry.dev/ are walferry's own.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     #[schemars(extend("maxProperties" = 50))]
     #[x_kube(validation = Rule::new(
         "self.all(key, !key.startsWith('app.kubernetes.io/') && !key.startsWith('walferry.dev/'))"
     ).message(message::RESERVED_ANNOTATION))]
     pub pod_annotations: BTreeMap<String, String>,
-    /// The least important lines that the pod logs.
+    /// Log level of the pod.
     #[serde(default)]
     pub log_level: LogLevel,
 }
 
-/// What a container may use.
+/// Resources of a container.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, KubeSchema)]
 #[x_kube(
     validation = Rule::new(
@@ -73,14 +74,15 @@ pub struct ReplicatorSpec {
 )]
 #[serde(rename_all = "camelCase")]
 pub struct ReplicatorResources {
-    /// What a node must have free for the pod: `{cpu: 100m, memory: 128Mi}`.
+    /// Resource requests of the pod: `{cpu: 100m, memory: 128Mi}`.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     #[schemars(schema_with = "quantities_schema")]
     #[x_kube(validation = Rule::new(
         "self.all(name, isQuantity(string(self[name])) && !string(self[name]).startsWith('-'))"
     ).message(message::QUANTITY))]
     pub requests: BTreeMap<String, IntOrString>,
-    /// What the container may never exceed; past its memory limit it is killed. More than batch.maxBytes is needed.
+    /// Resource limits of the container; beyond its memory limit it is killed. The memory limit must exceed
+    /// batch.maxBytes.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     #[schemars(schema_with = "quantities_schema")]
     #[x_kube(validation = Rule::new(
@@ -89,7 +91,7 @@ pub struct ReplicatorResources {
     pub limits: BTreeMap<String, IntOrString>,
 }
 
-/// The least important lines that are logged.
+/// Log level.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[allow(
     missing_docs,
@@ -104,7 +106,7 @@ pub enum LogLevel {
     Trace,
 }
 
-/// Quantities by the name of a resource, as Kubernetes' own definitions have them.
+/// Quantities by the name of a resource, as in Kubernetes' own API.
 fn quantities_schema(_: &mut SchemaGenerator) -> Schema {
     json_schema!({
         "type": "object",

@@ -1,5 +1,6 @@
-//! What a single object must keep besides its schema: the CEL rules of the CRDs over again in Rust, for files that never meet an API
-//! server, and a few that CEL can't say. The messages are shared; a test holds the two lists together.
+//! The rules of a single object besides its schema: the CEL rules of the CRDs repeated in Rust, for files
+//! that never meet an API server, and a few that CEL can't say. The messages are shared; a test holds the two
+//! lists together.
 
 use std::{
     collections::{BTreeMap, HashSet},
@@ -177,10 +178,10 @@ fn table_problems(table: &MirrorTable, path: &str, problems: &mut Vec<Problem>) 
     }
     if let Some(engine) = &table.engine {
         let path = format!("{path}.engine");
-        let mut seen = HashSet::new();
+        let mut columns = HashSet::new();
         for (index, column) in engine.order_by.iter().enumerate() {
             let path = format!("{path}.orderBy[{index}]");
-            if !seen.insert(column) {
+            if !columns.insert(column) {
                 problems.push(Problem::new(&path, "the column is listed twice"));
             }
             no_nul(column, &path, problems);
@@ -401,10 +402,10 @@ mod tests {
             )
             .is_empty()
         };
-        for right in
+        for valid in
             ["http://localhost:8123", "https://ch.example:8443/", "http://[::1]:8123", "https://ch.example"]
         {
-            assert!(url(right), "{right}");
+            assert!(url(valid), "{valid}");
         }
         for wrong in [
             "",

@@ -68,7 +68,7 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | 
 - apiGroups: [walferry.dev]
   resources: [mirrors/status, replicationpeers/status]
   verbs: [patch]
-# The logins that peers refer to; read, never written.
+# The credentials that peers refer to; read, never written.
 - apiGroups: [""]
   resources: [secrets]
   verbs: [get, list, watch]
