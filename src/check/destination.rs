@@ -8,7 +8,7 @@ use crate::{
         names,
         quote::{ident, table},
         state,
-        target::{Lacks, TargetTable, compare},
+        target::{MissingPrivileges, TargetTable, compare},
         types::{ChType, Features, Fidelity, fidelity, target_type},
     },
     fault::{Reason, Remedy},
@@ -464,7 +464,7 @@ pub(super) fn former_names(
 }
 
 /// Which columns a run will make wider.
-fn widened(schema: &TableSchema, lacks: &Lacks) -> String {
+fn widened(schema: &TableSchema, lacks: &MissingPrivileges) -> String {
     let columns = lacks.width.iter().filter_map(|index| schema.columns.get(*index));
     let names: Vec<_> = columns.map(|column| column.target_name.as_str()).collect();
     if names.is_empty() { String::new() } else { format!("; {} will be made wider", names.join(", ")) }

@@ -1,5 +1,6 @@
-//! Connections that take answers up to a length: the HTTP driver holds an error's whole body in memory, however long it is. They also
-//! remember the head of the last answer that was refused, of which the driver tells the body alone.
+//! Connections that take answers up to a length: the HTTP driver holds an error's whole body in memory,
+//! however long it is. They also remember the head of the last answer that was refused, of which the driver
+//! returns the body alone.
 
 use std::{
     future::Future,
@@ -17,7 +18,8 @@ use hyper_util::{
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tower_service::Service;
 
-/// The longest answer that is held in memory, with its headers: the records of thousands of tables are far shorter.
+/// The longest answer that is held in memory, with its headers: the records of thousands of tables are far
+/// shorter.
 const LONGEST: usize = 64 << 20;
 
 /// What an answer begins with that is no error.
@@ -32,7 +34,7 @@ pub(super) enum Held {
     Errors,
 }
 
-/// Longest head of an answer that is looked at.
+/// Longest head of an answer that is parsed.
 const LONGEST_HEAD: usize = 16 << 10;
 
 /// Status and content type of the last answer that was no success, shared by all connections of a client.

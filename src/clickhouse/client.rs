@@ -30,21 +30,22 @@ use crate::{
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// Longest time a short statement may take.
 const STATEMENT_TIMEOUT: Duration = Duration::from_secs(60);
-/// Longest time without progress in a stream or an insert, and for an insert's end: a server that delays inserts
-/// because of many parts, or that waits for a replaced insert to stop, answers within it.
+/// Longest time without progress in a stream or an insert, and for an insert's end: a server that delays
+/// inserts because of many parts, or that waits for a replaced insert to stop, answers within it.
 pub(super) const STREAM_TIMEOUT: Duration = Duration::from_secs(300);
 /// How much of an answer the server keeps in its memory, in bytes: more than any that is read as a whole.
 const ANSWER_BUFFER: &str = "268435456";
-/// For a statement that goes through a whole table; a server that is gone shows sooner, by [`TCP_USER_TIMEOUT`].
+/// For a statement that goes through a whole table; a server that is gone shows sooner, by
+/// [`TCP_USER_TIMEOUT`].
 const WHOLE_TABLE_TIMEOUT: Duration = Duration::from_secs(6 * 3600);
-/// Shorter than any usual `keep_alive_timeout` of the server (3 s in old releases), so that no connection is picked
-/// that the server is about to close.
+/// Shorter than any usual `keep_alive_timeout` of the server (3 s in old releases), so that no connection is
+/// picked that the server is about to close.
 const POOL_IDLE_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long unacknowledged bytes may be on their way before the connection counts as dead.
 const TCP_USER_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// The oldest ClickHouse release that has what walferry uses, by its documentation: `ReplacingMergeTree(version,
-/// is_deleted)` came with 23.2, the conversion of types in Native input
+/// The oldest ClickHouse release that has what walferry uses, by its documentation:
+/// `ReplacingMergeTree(version, is_deleted)` came with 23.2, the conversion of types in Native input
 /// (`input_format_native_allow_types_conversion`) with 23.3, a long-term release.
 pub const OLDEST_VERSION: (u32, u32) = (23, 3);
 
@@ -106,8 +107,8 @@ impl Client {
     /// A client for `endpoint`; connects when first used.
     ///
     /// # Errors
-    /// [`Error::Settings`] for a URL that isn't one of ClickHouse's HTTP interface, [`Error::TlsSettings`] for
-    /// certificates that can't be used.
+    /// [`Error::Settings`] for a URL that isn't one of ClickHouse's HTTP interface, [`Error::TlsSettings`]
+    /// for certificates that can't be used.
     pub fn new(endpoint: &ClickHouseEndpoint) -> Result<Client, Error> {
         let url = parse_url(endpoint)?;
         let refusal = LastRefusal::default();
@@ -133,13 +134,14 @@ impl Client {
     /// Runs a statement that answers nothing, with a time-out of a minute.
     ///
     /// # Errors
-    /// [`Error::Server`] where the server refuses, the other variants where it isn't reached or doesn't answer.
+    /// [`Error::Server`] where the server refuses, the other variants where it isn't reached or doesn't
+    /// answer.
     pub async fn execute(&self, sql: &str, settings: &[(&str, &str)]) -> Result<(), Error> {
-        let query = self.query(Kind::Definition, sql, settings).await?;
+        let query = self.query(Kind::Ddl, sql, settings).await?;
         self.within(STATEMENT_TIMEOUT, Quotes::Statement, query.execute()).await
     }
 
-    /// As [`Client::execute`], for a statement that goes through a whole table: with a time-out of hours.
+    /// As [`Client::execute`], for a statement that goes through a whole table: with a timeout of hours.
     ///
     /// # Errors
     /// As [`Client::execute`].
@@ -148,8 +150,8 @@ impl Client {
         self.within(WHOLE_TABLE_TIMEOUT, Quotes::Rows, query.execute()).await
     }
 
-    /// Runs a query with a small result and gives its body, in the format that `sql` names, with a time-out of a
-    /// minute.
+    /// Runs a query with a small result and gives its body, in the format that `sql` names, with a time-out
+    /// of a minute.
     ///
     /// # Errors
     /// As [`Client::execute`].
@@ -159,8 +161,9 @@ impl Client {
     }
 
     async fn text(&self, query: clickhouse::query::Query) -> Result<String, Error> {
-        // The whole result before the first byte of the answer: an error then has a status of its own. It waits in memory, because the
-        // server keeps more than this in a file, and answers with nothing and status 200 where its disk is full.
+        // The whole result before the first byte of the answer: an error then has a status of its own. It
+        // waits in memory, because the server keeps more than this in a file, and answers with nothing and
+        // status 200 where its disk is full.
         let query = query.with_setting("wait_end_of_query", "1").with_setting("buffer_size", ANSWER_BUFFER);
         let mut cursor = query.fetch_bytes("TabSeparated").map_err(|error| self.error(error))?;
         let body = self.within(STATEMENT_TIMEOUT, Quotes::Rows, cursor.collect()).await?;
@@ -184,7 +187,8 @@ impl Client {
     /// Starts a query and gives its body as it comes, in the format that `sql` names.
     ///
     /// # Errors
-    /// [`Error::Protocol`] where no request can be made of it; the server's own errors come with the first piece.
+    /// [`Error::Protocol`] where no request can be made of it; the server's own errors come with the first
+    /// piece.
     pub async fn query_stream(&self, sql: &str, settings: &[(&str, &str)]) -> Result<QueryStream, Error> {
         let pinned = self.pinned(Kind::Query).await?;
         let query = with_settings(with_settings(self.streaming.query_raw(sql), &pinned), settings);
@@ -275,21 +279,21 @@ impl QueryStream {
     /// The next piece of the body, `None` at its end.
     ///
     /// # Errors
-    /// As [`Client::execute`]; also where the query failed after its first rows were sent. Five minutes without a byte
-    /// are an [`Error::Timeout`].
+    /// As [`Client::execute`]; also where the query failed after its first rows were sent. Five minutes
+    /// without a byte are an [`Error::Timeout`].
     pub async fn next(&mut self) -> Result<Option<Bytes>, Error> {
         self.client.within(STREAM_TIMEOUT, Quotes::Rows, self.cursor.next()).await
     }
 }
 
-/// A running insert. Dropping it closes the connection in the middle of the body, which makes the server give up what
-/// it has not written.
+/// A running insert. Dropping it closes the connection in the middle of the body, which makes the server give
+/// up what it has not written.
 pub(super) struct InsertStream {
     insert: InsertFormatted,
     /// What is to be inserted where, until the first piece is sent.
     statement: Option<String>,
     client: Client,
-    /// The driver forgets a failure once it has told it, and would call the insert's end a success.
+    /// The driver forgets a failure once it has returned it, and would report the insert's end as a success.
     failed: bool,
 }
 

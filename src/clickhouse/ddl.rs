@@ -18,17 +18,21 @@ use crate::{
     replication::Rows,
 };
 
-/// The name of a table that is made to see whether the server takes its definition, and goes with its session.
+/// The name of a temporary table that tests whether the server accepts the columns and the engine.
 const TRIAL: &str = "_walferry_trial";
 
 /// `CREATE TABLE IF NOT EXISTS` for a table whose columns have these types.
 pub fn create_table(database: &str, table: &TableSchema, types: &[ChType]) -> String {
-    format!("CREATE TABLE IF NOT EXISTS {} {}", qualified(database, &table.target), definition(table, types))
+    format!(
+        "CREATE TABLE IF NOT EXISTS {} {}",
+        qualified(database, &table.target),
+        columns_and_engine(table, types)
+    )
 }
 
-/// `CREATE TEMPORARY TABLE` with the same definition.
+/// `CREATE TEMPORARY TABLE` with the same columns and engine.
 pub(super) fn create_trial(table: &TableSchema, types: &[ChType]) -> String {
-    format!("CREATE TEMPORARY TABLE {} {}", ident(TRIAL), definition(table, types))
+    format!("CREATE TEMPORARY TABLE {} {}", ident(TRIAL), columns_and_engine(table, types))
 }
 
 /// The same with nothing that could be refused.
@@ -47,7 +51,7 @@ pub(super) fn drop_trial() -> String {
 }
 
 /// Columns, engine and clauses.
-fn definition(table: &TableSchema, types: &[ChType]) -> String {
+fn columns_and_engine(table: &TableSchema, types: &[ChType]) -> String {
     let mut sql = "(".to_owned();
     for (column, column_type) in table.columns.iter().zip(types) {
         sql.push_str(&format!("{} {column_type}, ", ident(&column.target_name)));
@@ -76,8 +80,8 @@ fn definition(table: &TableSchema, types: &[ChType]) -> String {
     sql
 }
 
-/// The codec of one of walferry's own columns, with a space before it. Versions of rows that lie side by side differ in few bits; a
-/// table without a key is sorted by them, which compresses them as well.
+/// The codec of one of walferry's own columns, with a space before it. Versions of rows that lie side by side
+/// differ in few bits; a table without a key is sorted by them, which compresses them as well.
 fn codec(own: OwnColumn, kind: TableKind) -> &'static str {
     if own == OwnColumn::Version && kind.is_keyed() { " CODEC(T64, LZ4)" } else { "" }
 }
@@ -103,7 +107,8 @@ pub fn modify_columns(database: &str, table: &str, columns: &[(&str, &ChType)]) 
     format!("ALTER TABLE {} {}", qualified(database, table), changes.join(", "))
 }
 
-/// `ALTER TABLE … DROP COLUMN`: it works whatever the column's values are, and a resync adds the column anew.
+/// `ALTER TABLE … DROP COLUMN`: it works whatever the column's values are, and a resync adds the column
+/// again.
 pub fn drop_column(database: &str, table: &str, column: &str) -> String {
     format!("ALTER TABLE {} DROP COLUMN {}", qualified(database, table), ident(column))
 }
@@ -164,14 +169,14 @@ pub fn drop_part(database: &str, table: &str, part: &str) -> String {
     format!("ALTER TABLE {} DROP PART {}", qualified(database, table), literal(part))
 }
 
-/// Takes back that a table was made read-only, for somebody to run.
+/// The statement that makes a read-only table writable again, to be run manually.
 pub fn make_writable(database: &str, table: &str) -> String {
     format!("ALTER TABLE {} MODIFY SETTING table_readonly = 0", qualified(database, table))
 }
 
-/// `INSERT INTO … SELECT` that deletes the rows whose versions are in a range: of a tombstone for each row that is there; without a
-/// key, of a row that takes the place of each change, however often that is inserted again. It has the change's values, so that it is
-/// in the same partition and lives as long.
+/// `INSERT INTO … SELECT` that deletes the rows whose versions are in a range: of a tombstone for each row
+/// that is there; without a key, of a row that takes the place of each change, however often that is inserted
+/// again. It has the change's values, so that it is in the same partition and lives as long.
 pub fn delete(database: &str, table: &TableSchema, rows: Rows, versions: Range<Version>) -> String {
     let (from, to) = (versions.start.number(), versions.end.number());
     let name = qualified(database, &table.target);
@@ -207,7 +212,8 @@ pub fn insert(database: &str, table: &TableSchema) -> String {
     format!("INSERT INTO {} ({}) FORMAT Native", qualified(database, &table.target), names.join(", "))
 }
 
-/// Name and `DEFAULT` expression of these columns of a table, a JSON object a line; the expression is empty where there is none.
+/// Name and `DEFAULT` expression of these columns of a table, a JSON object a line; the expression is empty
+/// where there is none.
 pub fn column_defaults(database: &str, table: &str, columns: &[&str]) -> String {
     format!(
         "SELECT name, default_expression FROM system.columns WHERE database = {} AND table = {} AND name IN ({}) FORMAT JSONEachRow",
@@ -237,8 +243,8 @@ pub fn describe_tables(database: &str, tables: &[&str]) -> String {
     )
 }
 
-/// Name and UUID of these tables, a JSON object a line. Replicas of a table may have one each, and so have none here; nor have tables
-/// of databases that give none.
+/// Name and UUID of these tables, a JSON object a line. Replicas of a table may have one each, and so have
+/// none here; nor have tables of databases that give none.
 pub fn identify_tables(database: &str, tables: &[&str]) -> String {
     format!(
         "SELECT name, toString(uuid) AS id FROM system.tables WHERE database = {} AND name IN ({}) \
@@ -288,8 +294,8 @@ fn key_names(table: &TableSchema) -> impl Iterator<Item = &str> {
         .map(|column| column.target_name.as_str())
 }
 
-/// Whether the Mirror's wishes make a table that works: what ClickHouse would accept and then show wrong rows with, and names that it
-/// refuses.
+/// Whether the spec makes a usable table: refuses what ClickHouse would accept and then show wrong rows with,
+/// and names that it refuses.
 ///
 /// # Errors
 /// [`TableProblem::Engine`] saying what to change.

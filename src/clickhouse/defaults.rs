@@ -1,7 +1,7 @@
 //! The value that old rows show for a column added with a constant default, as a ClickHouse expression.
 //!
-//! It takes the way of every other value, through the column's encoder, so that it is the same as if the row had been
-//! copied.
+//! It takes the way of every other value, through the column's encoder, so that it is the same as if the row
+//! had been copied.
 
 use super::{
     Error,
@@ -17,8 +17,8 @@ use crate::{
 /// The `DEFAULT` expression for `column`'s missing value; `None` where it has none.
 ///
 /// # Errors
-/// [`Error::Type`] where the column can't be stored as `target`, [`Error::Protocol`] where the value is not one of the
-/// source's type.
+/// [`Error::Type`] where the column can't be stored as `target`, [`Error::Protocol`] where the value is not
+/// one of the source's type.
 pub(super) fn expression(
     table: &TableSchema,
     column: &Column,

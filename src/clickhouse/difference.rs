@@ -1,4 +1,5 @@
-//! How a target that can be used differs from what the Mirror asks for: `engine` and `columns.types` only take effect where a table is made.
+//! How a usable target differs from the spec: `engine` and `columns.types` only take effect where a table is
+//! made.
 
 use super::{
     ddl,
@@ -18,7 +19,8 @@ pub struct Difference {
     pub remedy: Remedy,
 }
 
-/// What the Mirror asks for and the target has not. `trial` is the statement by which the server shows a table made as asked;
+/// Where the target differs from the spec. `trial` is the statement by which the server shows a table made as
+/// asked;
 /// `ordered` says whether the Mirror asks for an order.
 pub fn differences(
     found: &TargetTable,

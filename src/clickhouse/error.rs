@@ -54,12 +54,14 @@ pub enum Error {
     /// ClickHouse refused or failed a statement.
     #[error("code {code}: {message}")]
     Server {
-        /// The exception's number, <https://github.com/ClickHouse/ClickHouse/blob/master/src/Common/ErrorCodes.cpp>.
+        /// The exception's number,
+        /// <https://github.com/ClickHouse/ClickHouse/blob/master/src/Common/ErrorCodes.cpp>.
         code: i32,
         /// The exception's message, without values of rows.
         message: String,
     },
-    /// Something answered that isn't ClickHouse, or a proxy on the way to it. Its body is not shown: it may be anybody's.
+    /// Something answered that isn't ClickHouse, or a proxy on the way to it. Its body is not shown: it may
+    /// hold anything.
     #[error("{url} answered without a ClickHouse error code ({answer})")]
     NotClickHouse {
         /// Scheme, host and port.
@@ -156,7 +158,7 @@ impl TableProblem {
 }
 
 impl Error {
-    /// The exception's number, where ClickHouse itself answered.
+    /// The exception's code, where ClickHouse answered.
     pub fn code(&self) -> Option<i32> {
         match self {
             Error::Server { code, .. } => Some(*code),
@@ -164,7 +166,8 @@ impl Error {
         }
     }
 
-    /// What the driver's error means. `limit` is the driver's time-out, `refused` the head of the last answer that was none of success.
+    /// What the driver's error means. `limit` is the driver's time-out, `refused` the head of the last answer
+    /// that was none of success.
     pub(super) fn from_driver(
         error: DriverError,
         url: &str,

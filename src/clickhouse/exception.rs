@@ -67,8 +67,9 @@ const OWN_WORDS: [&str; 58] = [
     "zero",
 ];
 
-/// Number and message of `Code: 60. DB::Exception: … (UNKNOWN_TABLE) (version …)`. Where the statement had to do with rows, a
-/// message that may quote one of their values is reduced to what is certainly the server's own.
+/// Number and message of `Code: 60. DB::Exception: … (UNKNOWN_TABLE) (version …)`. Where the statement had to
+/// do with rows, a message that may quote one of their values is reduced to what is certainly the server's
+/// own.
 pub(super) fn parse(answer: &str, quotes: Quotes) -> Option<(i32, String)> {
     let rest = answer.trim_start().strip_prefix("Code: ")?;
     let digits = rest.bytes().take_while(u8::is_ascii_digit).count();
@@ -87,8 +88,8 @@ pub(super) fn parse(answer: &str, quotes: Quotes) -> Option<(i32, String)> {
 /// How the server begins to guess what was meant.
 const HINTS: [&str; 2] = ["maybe you meant", "did you mean"];
 
-/// Takes out the server's guesses: it looks for similar names everywhere, so that they may be those of other people's databases and
-/// tables.
+/// Takes out the server's guesses: it looks for similar names everywhere, so that they may be those of other
+/// users' databases and tables.
 fn without_hints(message: &str) -> String {
     let (mut kept, mut rest) = (String::new(), message);
     loop {
@@ -103,8 +104,8 @@ fn without_hints(message: &str) -> String {
     }
 }
 
-/// What follows a guess: a list in brackets, or names with a question mark behind them, which may hold any character themselves. Of one
-/// that has neither, only the code's name.
+/// What follows a guess: a list in brackets, or names with a question mark behind them, which may hold any
+/// character themselves. Of one that has neither, only the code's name.
 fn behind_hint(hint: &str) -> &str {
     let end = hint.rfind([']', '?']).map(|end| end + 1).or_else(|| hint.rfind(" ("));
     end.and_then(|end| hint.get(end..)).unwrap_or_default()

@@ -1,5 +1,5 @@
-//! Reading ClickHouse's expressions as far as is needed to say which names they use: those of a Mirror, and those that the server
-//! shows of a table.
+//! Reading ClickHouse's expressions as far as is needed to say which names they use: those of a Mirror, and
+//! those that the server shows of a table.
 
 /// A piece of an expression.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -152,7 +152,8 @@ pub(super) fn deleting_rules(ttl: &[Token]) -> Vec<&[Token]> {
     list(ttl).into_iter().filter(|rule| !keeps(rule)).collect()
 }
 
-/// What decides which of a table's rows meet in merges and which go, from the statement that the server shows for it.
+/// What decides which of a table's rows meet in merges and which go, from the statement that the server shows
+/// for it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Clauses {
     pub(super) partition_by: Vec<Token>,
@@ -224,7 +225,8 @@ fn column_ttl(declaration: &[Token]) -> Option<(String, Vec<Token>)> {
     Some((name, declaration.get(at..)?.to_vec()))
 }
 
-/// What stands behind a clause's keyword up to the next clause. An expression has at least one token, which may look like a keyword.
+/// What stands behind a clause's keyword up to the next clause. An expression has at least one token, which
+/// may look like a keyword.
 fn clause<'a>(tokens: &'a [Token], wanted: &str) -> &'a [Token] {
     const CLAUSES: [&str; 8] =
         ["ENGINE", "PARTITION", "PRIMARY", "ORDER", "SAMPLE", "TTL", "SETTINGS", "COMMENT"];

@@ -1,9 +1,9 @@
 //! Inserts: the settings that make `Ok` mean durable and in order, and the fence.
 //!
-//! **Fence.** All inserts with one fence have the same `query_id` and `replace_running_query`: ClickHouse cancels what
-//! is left of an older one, waits until it is gone, and only then begins the newer one. An older insert whose connection
-//! was cut within the first 256 KiB of its body (`max_query_size`, read before the query begins) never begins at all,
-//! for its body is incomplete. Both hold within one server.
+//! **Fence.** All inserts with one fence have the same `query_id` and `replace_running_query`: ClickHouse
+//! cancels what is left of an older one, waits until it is gone, and only then begins the newer one. An older
+//! insert whose connection was cut within the first 256 KiB of its body (`max_query_size`, read before the
+//! query begins) never begins at all, for its body is incomplete. Both hold within one server.
 
 use std::{
     hash::{BuildHasher, RandomState},
@@ -37,8 +37,8 @@ const SETTINGS: [(&str, &str); 9] = [
 /// The settings of one insert, `fence` apart.
 pub(super) fn settings(fence: Option<&str>) -> Vec<(&'static str, String)> {
     let mut settings: Vec<_> = SETTINGS.iter().map(|(name, value)| (*name, (*value).to_owned())).collect();
-    // From 26.2 on insert_deduplicate no longer switches deduplication off (deduplicate_insert does, which older
-    // releases don't know); with a token of its own no insert is a duplicate, in every release.
+    // From 26.2 on insert_deduplicate no longer switches deduplication off (deduplicate_insert does, which
+    // older releases don't know); with a token of its own no insert is a duplicate, in every release.
     settings.push(("insert_deduplication_token", unique_token()));
     settings.extend(fence.into_iter().flat_map(self::fence));
     settings
@@ -49,7 +49,7 @@ pub(super) fn fence(fence: &str) -> [(&'static str, String); 3] {
     [
         ("query_id", query_id(fence)),
         ("replace_running_query", "1".to_owned()),
-        // Less than our own time-out, so that ClickHouse tells what it waits for.
+        // Less than our own timeout, so that ClickHouse reports what it waits for.
         ("replace_running_query_max_wait_ms", "120000".to_owned()),
     ]
 }
@@ -72,8 +72,8 @@ fn query_id(fence: &str) -> String {
     id
 }
 
-/// One insert of many blocks. The server writes what it has received in parts of about a million rows; dropping the
-/// insert makes it give up what it has not written yet.
+/// One insert of many blocks. The server writes what it has received in parts of about a million rows;
+/// dropping the insert makes it give up what it has not written yet.
 pub struct BlockInsert {
     pub(super) stream: InsertStream,
     pub(super) database: String,

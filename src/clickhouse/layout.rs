@@ -1,4 +1,5 @@
-//! What walferry adds to a source table's columns: columns of its own, and what ClickHouse does with rows that are equal in them.
+//! What walferry adds to a source table's columns: columns of its own, and what ClickHouse does with rows
+//! that are equal in them.
 
 use super::types::ChType;
 use crate::{
@@ -13,7 +14,7 @@ pub enum OwnColumn {
     Version,
     /// 1 in a row that says that its key is gone.
     Deleted,
-    /// Tells the changes of one transaction apart.
+    /// Distinguishes the changes of one transaction.
     Ordinal,
     /// 1 where a row came, -1 where it went, 0 where a change was removed.
     Sign,
@@ -59,8 +60,8 @@ impl OwnColumn {
     }
 }
 
-/// How the target of a kind of table differs from the source's columns. The engine is ReplacingMergeTree for all: of rows with the same
-/// sorting key it shows one.
+/// How the target of a kind of table differs from the source's columns. The engine is ReplacingMergeTree for
+/// all: of rows with the same sorting key it shows one.
 #[derive(Debug)]
 pub struct Layout {
     /// walferry's own columns, which follow the source's.
@@ -80,7 +81,8 @@ static KEYED: Layout = Layout {
     order: &[],
 };
 
-/// A change is a row; one that was sent twice has the same sorting key both times, and so has the row that removes it.
+/// A change is a row; one that was sent twice has the same sorting key both times, and so has the row that
+/// removes it.
 static CHANGES: Layout = Layout {
     own: &[OwnColumn::Version, OwnColumn::Ordinal, OwnColumn::Sign],
     removal: &[OwnColumn::Removal, OwnColumn::Removed],

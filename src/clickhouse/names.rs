@@ -3,10 +3,10 @@
 use super::{TableProblem, types::ChType};
 use crate::{fault::Remedy, model::TableSchema};
 
-/// Columns that MergeTree tables store by themselves; the server refuses others of these names.
+/// Columns that MergeTree tables store internally; the server refuses others of these names.
 const PERSISTENT: [&str; 3] = ["_row_exists", "_block_number", "_block_offset"];
 
-/// Columns that MergeTree tables show by themselves unless there are others of these names.
+/// Virtual columns of MergeTree tables; a stored column of the same name hides them.
 const VIRTUAL: [&str; 15] = [
     "_data_version",
     "_database",
@@ -25,15 +25,16 @@ const VIRTUAL: [&str; 15] = [
     "_table",
 ];
 
-/// Refuses names that the server refuses, or takes for parts of one `Nested` column: arrays with the same word before their first dot
-/// would all have to have the same length, and no column may have that word alone as its name.
+/// Refuses names that the server refuses, or takes for parts of one `Nested` column: arrays with the same
+/// word before their first dot would all have to have the same length, and no column may have that word alone
+/// as its name.
 ///
 /// # Errors
 /// [`TableProblem::Engine`] that names the columns.
 pub(super) fn refuse(table: &TableSchema, types: &[ChType]) -> Result<(), TableProblem> {
     let names: Vec<&str> = table.columns.iter().map(|column| column.target_name.as_str()).collect();
     if let Some(name) = names.iter().find(|name| PERSISTENT.contains(name)) {
-        let problem = format!("column {name} has a name that ClickHouse keeps for itself");
+        let problem = format!("the name of column {name} is reserved by ClickHouse");
         return Err(TableProblem::engine(problem).remedied(rename(name)));
     }
     let mut nested: Vec<(&str, &str)> = Vec::new();

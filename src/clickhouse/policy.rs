@@ -78,8 +78,8 @@ impl Error {
             || reason == Reason::DestinationReadOnly
     }
 
-    /// What a refused statement that makes a table means: whatever the code, the table can't be made so. Trouble of the server and
-    /// of the user's stays what it is.
+    /// What a refused statement that makes a table means: whatever the code, the table can't be made so.
+    /// Errors of the server and of the user's stays what it is.
     pub(super) fn of_creation(self, table: &str) -> Error {
         match (self.is_of_table(), self) {
             (true, Error::Server { code, message }) => {
@@ -89,12 +89,13 @@ impl Error {
         }
     }
 
-    /// Whether it says something of the statement's table: that is, not of the server, the user or the way to them.
+    /// Whether it says something of the statement's table: that is, not of the server, the user or the way to
+    /// them.
     pub(super) fn is_of_table(&self) -> bool {
         matches!(classify(self).kind, ErrorKind::Table | ErrorKind::Unclear)
     }
 
-    /// The error itself where it will probably pass, else what `otherwise` makes of its words.
+    /// The error where it is transient, else what `otherwise` makes of its message.
     pub(super) fn unless_it_passes(self, otherwise: impl FnOnce(String) -> Error) -> Error {
         if self.passes() { self } else { otherwise(self.to_string()) }
     }
@@ -155,8 +156,8 @@ fn disk_full() -> Policy {
     policy(ErrorKind::Transient, Reason::DestinationDiskFull, "free disk space at the ClickHouse server")
 }
 
-/// By what the code stands for. Transient are conditions of the server and its surroundings, which end without us; a refusal that
-/// tells neither is tried again for a bounded time.
+/// By what the code stands for. Transient are conditions of the server and its surroundings, which end
+/// without us; a refusal that shows neither is tried again for a bounded time.
 fn classify_code(code: i32, message: &str) -> Policy {
     use ErrorKind::{Denied, Overloaded, Table, TableOverloaded, Transient, Unclear};
     match class_of(code) {
@@ -190,18 +191,18 @@ fn classify_code(code: i32, message: &str) -> Policy {
             Reason::DestinationReadOnly,
             "the replica has lost ClickHouse Keeper, or the disk is read-only",
         ),
-        // Someone set it so, or the disk can only be written once: it may be taken back, but doesn't pass.
+        // A setting made it read-only, or the disk can only be written once: that does not end automatically.
         Class::WriteOnce => policy(Unclear, Reason::DestinationReadOnly, ""),
         Class::Disk => disk_full(),
         Class::Parts => policy(
             TableOverloaded,
             Reason::DestinationTooManyParts,
             if message.contains("max_parts_in_total") {
-                "engine.partitionBy makes many partitions, merges do not keep up, or somebody has set this limit too low"
+                "engine.partitionBy makes many partitions, merges do not keep up, or this limit is set too low"
             } else if message.contains("partitions") {
                 "engine.partitionBy makes too many partitions"
             } else {
-                "merges do not keep up, or somebody has set a limit too low"
+                "merges do not keep up, or a limit is set too low"
             },
         ),
         Class::Memory => policy(
@@ -220,7 +221,7 @@ fn classify_code(code: i32, message: &str) -> Policy {
         Class::Storage | Class::Os => policy(
             Transient,
             Reason::DestinationError,
-            "look at the ClickHouse server's disks, storage and log",
+            "check the ClickHouse server's disks, storage and log",
         ),
         Class::Truncate => policy(
             Table,
@@ -231,7 +232,7 @@ fn classify_code(code: i32, message: &str) -> Policy {
         Class::Columns => policy(
             Table,
             Reason::DestinationTableConflict,
-            "the target table's columns, or a materialized view on it, were changed by hand",
+            "the target table's columns, or a materialized view on it, were changed manually",
         ),
         Class::Nested => policy(
             Table,
@@ -323,7 +324,7 @@ mod tests {
         Servers,
         /// The table's after a bounded time, unless the state table is refused too.
         TablesInTime,
-        /// The table's at once.
+        /// The table's immediately.
         Tables,
     }
 
@@ -341,7 +342,8 @@ mod tests {
             | Class::Keeper
             | Class::Storage
             | Class::Os => Whose::Servers,
-            // Privileges, settings and databases may be refused to a view on the table, or on the table alone.
+            // Privileges, settings and databases may be refused to a view on the table, or on the table
+            // alone.
             Class::Authentication | Class::Access | Class::Constraint | Class::Database => {
                 Whose::TablesInTime
             }
@@ -363,7 +365,7 @@ mod tests {
                 ErrorKind::Transient | ErrorKind::Overloaded => Whose::Servers,
                 ErrorKind::TableOverloaded | ErrorKind::Unclear | ErrorKind::Denied => Whose::TablesInTime,
                 ErrorKind::Table => Whose::Tables,
-                ErrorKind::Refused => panic!("{code} stalls all tables at once"),
+                ErrorKind::Refused => panic!("{code} stalls all tables"),
             };
             assert_eq!(now, whose(class_of(code)), "{code}");
         }

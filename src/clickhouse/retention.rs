@@ -1,5 +1,6 @@
-//! What of a target's layout decides which rows meet in a merge and which go: partitions, TTL and the removal of tombstones. With the
-//! wrong ones merges lose the newest version of a row, or its deletion, and an older version shows again.
+//! What of a target's layout decides which rows meet in a merge and which go: partitions, TTL and the removal
+//! of tombstones. With the wrong ones merges lose the newest version of a row, or its deletion, and an older
+//! version shows again.
 
 use std::collections::HashSet;
 
@@ -29,8 +30,8 @@ const OWN: [OwnColumn; 6] = [
     OwnColumn::Removed,
 ];
 
-/// The columns that partitions may depend on. Rows that replace each other have to meet in one partition: versions of one key, or one
-/// change that was written twice and the row that removes it.
+/// The columns that partitions may depend on. Rows that replace each other have to meet in one partition:
+/// versions of one key, or one change that was written twice and the row that removes it.
 fn may_partition(table: &TableSchema) -> HashSet<&str> {
     if table.kind.is_keyed() {
         return sorting_key(table).collect();
@@ -38,7 +39,8 @@ fn may_partition(table: &TableSchema) -> HashSet<&str> {
     source_columns(table).chain(sorting_key(table)).collect()
 }
 
-/// The columns that a TTL may depend on. All versions of a key have to expire alike, or a change and the one that takes it back.
+/// The columns that a TTL may depend on. All versions of a key have to expire alike, or a change and the one
+/// that takes it back.
 fn may_expire(table: &TableSchema) -> HashSet<&str> {
     if table.kind.is_keyed() { sorting_key(table).collect() } else { source_columns(table).collect() }
 }
@@ -56,8 +58,10 @@ fn outside<'a>(
     columns.filter(|name| !allowed.contains(name) && expression::uses(tokens, name)).collect()
 }
 
-/// A name in an expression that is none of the table's columns, but looks like one of those that ClickHouse makes by itself: `_part`,
-/// `_partition_id`, `_block_number` and others, of which releases have different ones. All of them begin with an underscore.
+/// A name in an expression that is none of the table's columns, but looks like one of ClickHouse's virtual
+/// columns: `_part`,
+/// `_partition_id`, `_block_number` and others, of which releases have different ones. All of them begin with
+/// an underscore.
 fn virtual_column<'a>(tokens: &'a [Token], columns: &[&str]) -> Option<&'a str> {
     let of_table = |name: &str| {
         columns.iter().any(|column| {
@@ -75,7 +79,7 @@ fn virtual_column<'a>(tokens: &'a [Token], columns: &[&str]) -> Option<&'a str> 
 }
 
 const VIRTUAL: &str =
-    "ClickHouse makes that column by itself when rows are read, so they can't be stored by it";
+    "it is a virtual column, which ClickHouse computes when rows are read, so rows can't be stored by it";
 
 /// Refuses what the Mirror asks for where it would show wrong rows.
 ///

@@ -1,5 +1,5 @@
-//! The settings that decide what a statement means or whether all of its answer comes: pinned for each statement, so that the user's
-//! settings profile decides about resources alone.
+//! The settings that decide what a statement means or whether all of its answer comes: pinned for each
+//! statement, so that the user's settings profile decides about resources alone.
 //!
 //! Which of them a release has is asked once: it refuses one that it does not know.
 
@@ -11,8 +11,9 @@ pub(super) enum Kind {
     /// Reads rows or the catalog.
     Query,
     /// Makes or changes tables.
-    Definition,
-    /// Writes rows that we send. What materialized views on the target do with them is up to their owner's settings.
+    Ddl,
+    /// Writes rows that we send. What materialized views on the target do with them is up to their owner's
+    /// settings.
     Insert,
 }
 
@@ -69,7 +70,8 @@ const TEXT: [(&str, &str); 7] = [
     ("use_query_cache", "0"),
 ];
 
-/// For what is read, where the release has them: other limits, what an expression means, and how the answer is written.
+/// For what is read, where the release has them: other limits, what an expression means, and how the answer
+/// is written.
 const QUERY: [(&str, &str); 57] = [
     ("max_subquery_depth", "100"),
     ("max_rows_to_read_leaf", "0"),
@@ -130,8 +132,8 @@ const QUERY: [(&str, &str); 57] = [
     ("join_use_nulls", "0"),
 ];
 
-/// For definitions: what they mean, and that the answer comes when they are in force.
-const DEFINITION: [(&str, &str); 9] = [
+/// For DDL: what it means, and that the answer comes when it is in force.
+const DDL: [(&str, &str); 9] = [
     ("max_temporary_columns", "0"),
     ("max_temporary_non_const_columns", "0"),
     ("data_type_default_nullable", "0"),
@@ -168,7 +170,7 @@ pub(super) fn first() -> Vec<(&'static str, &'static str)> {
 pub(super) fn pinned(kind: Kind, known: &HashSet<String>) -> Vec<(&'static str, &'static str)> {
     let (mut pinned, own): (_, &[(&str, &str)]) = match kind {
         Kind::Query => (first(), &QUERY),
-        Kind::Definition => (LENGTH.to_vec(), &DEFINITION),
+        Kind::Ddl => (LENGTH.to_vec(), &DDL),
         Kind::Insert => (LENGTH.to_vec(), &INSERT),
     };
     pinned.extend(own.iter().chain(&TEXT).filter(|(name, _)| known.contains(*name)));
@@ -181,8 +183,8 @@ mod tests {
 
     #[test]
     fn nothing_is_pinned_twice_or_unknown_to_a_release() {
-        for kind in [Kind::Query, Kind::Definition, Kind::Insert] {
-            let all = [&QUERY[..], &DEFINITION, &INSERT, &TEXT].concat();
+        for kind in [Kind::Query, Kind::Ddl, Kind::Insert] {
+            let all = [&QUERY[..], &DDL, &INSERT, &TEXT].concat();
             let known: HashSet<String> = all.iter().map(|(name, _)| (*name).to_owned()).collect();
             let names: Vec<&str> = pinned(kind, &known).into_iter().map(|(name, _)| name).collect();
             let once: HashSet<&str> = names.iter().copied().collect();

@@ -1,7 +1,7 @@
 //! The state table: durable records of each Mirror, kept beside the data they speak of.
 //!
-//! A record is replaced by inserting it again with a higher version, and deleted by an empty value, so that the peer's
-//! user needs no right to change or delete rows.
+//! A record is replaced by inserting it again with a higher version, and deleted by an empty value, so that
+//! the peer's user needs no privilege to change or delete rows.
 
 use serde::{Deserialize, Serialize};
 
@@ -15,8 +15,9 @@ use crate::replication::{StateRow, StateRows, StateVersion};
 /// The state table's name, in the peer's database.
 pub const STATE_TABLE: &str = "_walferry_state";
 
-/// `CREATE TABLE IF NOT EXISTS` for the state table. It is written to disk at once, unlike what ClickHouse does by itself: what a
-/// record says, such as that a table's rows are set aside, must outlive a power cut.
+/// `CREATE TABLE IF NOT EXISTS` for the state table. Inserts are written to disk synchronously, which is not
+/// ClickHouse's default: what a record says, such as that a table's rows are set aside, must outlive a power
+/// cut.
 pub fn create(database: &str) -> String {
     format!(
         "CREATE TABLE IF NOT EXISTS {} (`mirror` String, `item` String, `value` String, `version` UInt64) ENGINE = \
@@ -45,7 +46,7 @@ pub fn select_of_all(database: &str, prefix: &str) -> String {
     )
 }
 
-/// Removes one record, for somebody to run: its Mirror is gone and has left it.
+/// The statement that removes one record of a Mirror that is gone, to be run manually.
 pub fn release(database: &str, mirror: &str, item: &str) -> String {
     let table = qualified(database, STATE_TABLE);
     format!(

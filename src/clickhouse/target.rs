@@ -29,7 +29,7 @@ pub struct TargetTable {
     pub sorting_key: String,
     /// Its columns, in order.
     pub columns: Vec<TargetColumn>,
-    /// The server's defaults of the settings that decide about tombstones, where it tells them.
+    /// The server's defaults of the settings that decide about tombstones, where it shows them.
     pub server_settings: Vec<(String, String)>,
 }
 
@@ -112,7 +112,8 @@ async fn describe(
     Ok(found)
 }
 
-/// The server's defaults of the settings that decide about tombstones; none where the release, or the user's privileges, don't tell them.
+/// The server's defaults of the settings that decide about tombstones; none where the release, or the user's
+/// privileges, don't show them.
 async fn cleanup_defaults(client: &Client) -> Result<Vec<(String, String)>, Error> {
     let names = || CLEANUP_SETTINGS.iter().map(|(name, _)| *name);
     match client.query_text(&ddl::merge_tree_settings(names()), &[]).await {
@@ -153,9 +154,9 @@ pub(super) fn json_lines<T: DeserializeOwned>(text: &str) -> Result<Vec<T>, Erro
         .map_err(|_| Error::Protocol("an answer is not the JSON that was asked for".to_owned()))
 }
 
-/// What a target table that can be used lacks, by indices of columns.
+/// The columns that a usable target table lacks, by index.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Lacks {
+pub struct MissingParts {
     /// Columns that are not there.
     pub columns: Vec<usize>,
     /// Columns whose type there holds some of the values alone, and can be made the wider one that is needed.
@@ -173,7 +174,7 @@ pub fn compare(
     database: &str,
     table: &TableSchema,
     types: &[ChType],
-) -> Result<Lacks, TableProblem> {
+) -> Result<MissingParts, TableProblem> {
     let layout = Layout::of(table.kind);
     compare_key(found, database, table)?;
     compare_engine(found, database, table)?;
@@ -186,10 +187,10 @@ pub fn compare(
     }
     names::refuse(table, types)?;
     retention::refuse_found(found, database, table)?;
-    let mut lacks = Lacks::default();
+    let mut missing = MissingParts::default();
     for (index, (column, wanted)) in table.columns.iter().zip(types).enumerate() {
         let Some(there) = found.columns.iter().find(|there| there.name == column.target_name) else {
-            lacks.columns.push(index);
+            missing.columns.push(index);
             continue;
         };
         if matches!(there.default_kind.as_str(), "MATERIALIZED" | "ALIAS" | "EPHEMERAL") {
@@ -221,7 +222,7 @@ pub fn compare(
             ])));
         }
         if type_there.as_ref().is_some_and(|there| there.inner() != wanted.inner()) {
-            lacks.narrow.push(index);
+            missing.narrow.push(index);
         }
         if !type_there.is_some_and(|there| there.widens_to(wanted)) {
             let problem =
@@ -232,9 +233,9 @@ pub fn compare(
                 vec![keep_type(column, there)],
             ])));
         }
-        lacks.width.push(index);
+        missing.width.push(index);
     }
-    Ok(lacks)
+    Ok(missing)
 }
 
 /// How a table gets a layout that ClickHouse can't change: in a new target, which a resync fills.
@@ -349,7 +350,7 @@ mod tests {
         }
     }
 
-    fn check(change: impl Fn(&mut TargetTable)) -> Result<Lacks, String> {
+    fn check(change: impl Fn(&mut TargetTable)) -> Result<MissingParts, String> {
         let columns = vec![
             test_support::column("id", SourceType::Int8),
             test_support::column("name", SourceType::Text),
@@ -363,12 +364,12 @@ mod tests {
 
     #[test]
     fn accepts_what_fits() {
-        let fits = Ok(Lacks::default());
+        let fits = Ok(MissingParts::default());
         assert_eq!(check(|_| {}), fits);
         // Wider than what is needed.
         assert_eq!(check(|found| found.columns[0].column_type = "Int128".to_owned()), fits);
         assert_eq!(check(|found| found.columns[1].column_type = "String".to_owned()), fits);
-        let columns = Ok(Lacks { columns: vec![1], ..Lacks::default() });
+        let columns = Ok(MissingParts { columns: vec![1], ..MissingParts::default() });
         assert_eq!(check(|found| drop(found.columns.remove(1))), columns);
         assert_eq!(check(|found| found.sorting_key = "(id)".to_owned()), fits);
         let replicated = "ReplicatedReplacingMergeTree('/clickhouse/tables/{uuid}/{shard}', '{replica}', \
@@ -392,7 +393,7 @@ mod tests {
             found.columns[1] =
                 TargetColumn { name: "n".into(), column_type: there.into(), ..TargetColumn::default() };
             compare(&found, "app", &table, &[ChType::Int(64), ChType::Int(64).into_nullable()])
-                .map(|lacks| (lacks.width, lacks.narrow))
+                .map(|lacks| (missing.width, missing.narrow))
                 .map_err(|problem| problem.to_string())
         };
         assert_eq!(lacks("Nullable(Int64)"), Ok((vec![], vec![])));
@@ -437,7 +438,7 @@ mod tests {
                 ..TargetColumn::default()
             });
         }
-        assert_eq!(compare(&changes, "app", &table, &types), Ok(Lacks::default()));
+        assert_eq!(compare(&changes, "app", &table, &types), Ok(MissingParts::default()));
     }
 
     #[test]

@@ -1,8 +1,9 @@
 //! Arrays and vectors.
 //!
-//! An array's binary form (`array_send`): dimensions, a flag, the element type, then length and lower bound of each
-//! dimension, then the elements, each with its length (-1 for NULL). Its text form: `{1,NULL,"a b"}`, nested for more
-//! dimensions, behind `[2:4]=` where lower bounds are not 1. <https://www.postgresql.org/docs/current/arrays.html>
+//! An array's binary form (`array_send`): dimensions, a flag, the element type, then length and lower bound
+//! of each dimension, then the elements, each with its length (-1 for NULL). Its text form: `{1,NULL,"a b"}`,
+//! nested for more dimensions, behind `[2:4]=` where lower bounds are not 1.
+//! <https://www.postgresql.org/docs/current/arrays.html>
 
 use super::{
     codec::{Encoded, Fit, Malformed, Params, Render},
@@ -76,8 +77,8 @@ pub(super) fn visit_binary(bytes: &[u8], visit: &mut Visit<'_>) -> Result<bool, 
     if expected > 0 { Err(MALFORMED) } else { Ok(shape.count > 1) }
 }
 
-/// Visits the elements of the text form; answers whether there are several dimensions. `scratch` is for elements
-/// with escapes.
+/// Visits the elements of the text form; answers whether there are several dimensions. `scratch` is for
+/// elements with escapes.
 pub(super) fn visit_text(
     bytes: &[u8],
     scratch: &mut Vec<u8>,

@@ -51,8 +51,10 @@ pub(super) struct Codec {
     pub(super) params: Params,
 }
 
-/// The encoders from a source type to a target type (neither arrays nor nullable), `None` when there are none.
-/// [`crate::clickhouse::types::fidelity`] knows the same pairs. `address` says that the source is `inet` or `cidr`.
+/// The encoders from a source type to a target type (neither arrays nor nullable), `None` when there are
+/// none.
+/// [`crate::clickhouse::types::fidelity`] knows the same pairs. `address` says that the source is `inet` or
+/// `cidr`.
 pub(super) fn codec(source: &SourceType, target: &ChType, address: bool) -> Option<Codec> {
     let limits = Limits::of(target);
     let render = render(source);

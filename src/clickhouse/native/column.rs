@@ -107,8 +107,8 @@ pub(super) struct Column {
 }
 
 impl Column {
-    /// An encoder for a source column. A `key` column's values are never adjusted: two keys that became equal would be
-    /// one row.
+    /// An encoder for a source column. A `key` column's values are never adjusted: two keys that became equal
+    /// would be one row.
     ///
     /// # Errors
     /// [`TypeError::Impossible`]

@@ -1,5 +1,6 @@
-//! Floating point numbers as PostgreSQL's output functions show them with `extra_float_digits` above 0: the fewest
-//! digits that name the number, with an exponent when it is below -4 or beyond the digits that the type always holds.
+//! Floating point numbers as PostgreSQL's output functions show them with `extra_float_digits` above 0: the
+//! fewest digits that name the number, with an exponent when it is below -4 or beyond the digits that the
+//! type always holds.
 
 use std::{
     fmt::LowerExp,
@@ -43,14 +44,14 @@ fn put<F: LowerExp + FromStr + PartialEq + Copy + Into<f64>>(
     let shortest = Decimal::write(format_args!("{number:e}"))?;
     let named_by =
         |text: &Decimal| text.as_str().parse().is_ok_and(|parsed: F| parsed == number) && !ends.include(text);
-    // Two texts of this length may be as near as each other: PostgreSQL takes the one with the even digit, as an exact
-    // format with that many digits does.
+    // Two texts of this length may be as near as each other: PostgreSQL takes the one with the even digit, as
+    // an exact format with that many digits does.
     let mut digits = shortest.digits().saturating_sub(1);
     let mut text = Decimal::write(format_args!("{number:.digits$e}"))?;
     if value != 0.0 && !named_by(&text) {
         text = shortest;
-        // PostgreSQL takes only what is strictly nearer to this number than to its neighbours; Rust's shortest text
-        // may be just half-way between two. One digit more or two, and it isn't.
+        // PostgreSQL takes only what is strictly nearer to this number than to its neighbours; Rust's
+        // shortest text may be just half-way between two. One digit more or two, and it isn't.
         while !named_by(&text) && digits < 17 {
             digits += 1;
             text = Decimal::write(format_args!("{number:.digits$e}"))?;

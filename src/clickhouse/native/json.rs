@@ -1,7 +1,7 @@
 //! Whether ClickHouse's type `JSON` holds a value that PostgreSQL takes for JSON.
 //!
-//! The server refuses a whole block for one that it doesn't hold: it counts levels, decodes escapes, puts numbers into 64 bits, and
-//! flattens an object into paths, of which each may come once.
+//! The server refuses a whole block for one that it doesn't hold: it counts levels, decodes escapes, puts
+//! numbers into 64 bits, and flattens an object into paths, of which each may come once.
 
 use std::collections::HashSet;
 
@@ -23,7 +23,8 @@ enum Member {
     Inner,
 }
 
-/// Reads a JSON text whose syntax was checked; each function gives `None` where the type doesn't hold what it read.
+/// Reads a JSON text whose syntax was checked; each function gives `None` where the type doesn't hold what it
+/// read.
 struct Reader<'a> {
     rest: &'a [u8],
 }
@@ -51,7 +52,7 @@ impl Reader<'_> {
         Some(found)
     }
 
-    /// An object that is flattened by itself: the value, or one in an array.
+    /// An object that is flattened on its own: the value, or one in an array.
     fn object_alone(&mut self, depth: usize) -> Option<()> {
         self.object(depth, &mut String::new(), &mut HashSet::new())
     }

@@ -1,11 +1,11 @@
 //! Blocks in ClickHouse's Native format, built column by column straight from borrowed rows.
 //!
-//! A block is the number of columns, the number of rows and, for each column, its name, its type and its values; a
-//! nullable column has a byte a row before its values, an array column the ends of its rows' arrays.
-//! <https://clickhouse.com/docs/interfaces/formats/Native>
+//! A block is the number of columns, the number of rows and, for each column, its name, its type and its
+//! values; a nullable column has a byte a row before its values, an array column the ends of its rows'
+//! arrays. <https://clickhouse.com/docs/interfaces/formats/Native>
 //!
-//! Encoding is where most of a replicated row's processor time goes, so a column picks its encoder once, by source
-//! and target type, and a value is then one indirect call that appends to the column's bytes.
+//! Encoding is where most of a replicated row's processor time goes, so a column picks its encoder once, by
+//! source and target type, and a value is then one indirect call that appends to the column's bytes.
 
 mod array;
 mod codec;
@@ -42,10 +42,12 @@ use crate::{
 /// Parts of a block smaller than this are copied together, larger ones are sent from where they are.
 const COPIED_PART: usize = 16 * 1024;
 
-/// Rows of one table as a Native block: the schema's columns in its order by target name, then walferry's own by [`Layout`].
+/// Rows of one table as a Native block: the schema's columns in its order by target name, then walferry's own
+/// by [`Layout`].
 ///
-/// The block's types are the target's, but for `LowCardinality(String)` and `JSON`, which are sent as `String`: the
-/// insert needs ClickHouse's `input_format_native_allow_types_conversion`, which is on by default.
+/// The block's types are the target's, but for `LowCardinality(String)` and `JSON`, which are sent as
+/// `String`: the insert needs ClickHouse's `input_format_native_allow_types_conversion`, which is on by
+/// default.
 pub struct BlockBuilder {
     table: String,
     columns: Vec<Column>,
@@ -62,8 +64,8 @@ pub struct BlockBuilder {
 impl BlockBuilder {
     /// An empty block for a table whose columns have these types at the destination.
     ///
-    /// Values that a type can't hold are treated as `out_of_range` says, except in the columns of the table's key,
-    /// where they always fail: two rows whose keys became equal would be one.
+    /// Values that a type can't hold are treated as `out_of_range` says, except in the columns of the table's
+    /// key, where they always fail: two rows whose keys became equal would be one.
     ///
     /// # Errors
     /// [`TypeError::Impossible`] for a column and a type that don't go together.
@@ -89,8 +91,8 @@ impl BlockBuilder {
         })
     }
 
-    /// The block as the pieces of an HTTP body, one after the other. Large columns are not copied: the pieces share
-    /// them with the builder, which makes itself new ones should it be changed while a piece is still alive.
+    /// The block as the pieces of an HTTP body, one after the other. Large columns are not copied: the pieces
+    /// share them with the builder, which allocates new ones when it is changed while a piece is still alive.
     pub fn to_block(&self) -> Vec<Bytes> {
         let mut pieces = Vec::new();
         let mut small = Vec::new();
@@ -116,7 +118,8 @@ impl BlockBuilder {
         pieces
     }
 
-    /// The rows in `RowBinary` form, to compare them with what ClickHouse answers; without walferry's own columns.
+    /// The rows in `RowBinary` form, to compare them with what ClickHouse answers; without walferry's own
+    /// columns.
     pub fn to_rows(&self) -> Rows {
         Rows::transposed(&self.columns, &self.data, self.rows)
     }

@@ -1,7 +1,7 @@
 //! `numeric`: to decimals, integers, floats and text.
 //!
-//! The binary form (`numeric_send`) is four 16-bit words (number of digit groups, weight of the first group, sign,
-//! digits shown after the point) and groups of four decimal digits, base 10,000.
+//! The binary form (`numeric_send`) is four 16-bit words (number of digit groups, weight of the first group,
+//! sign, digits shown after the point) and groups of four decimal digits, base 10,000.
 
 use super::codec::{Encoded, Fit, Malformed, Params};
 use crate::clickhouse::types::{ChType, U256};
@@ -251,7 +251,7 @@ fn scale_groups<M: Magnitude>(
                 Some((group % unit, unit))
             }
             -4 => Some((group, 10_000)),
-            // The first digit that is cut off decides about rounding, and it is a zero or has been seen.
+            // The first digit that is cut off decides about rounding, and it is a zero or has been read.
             _ => Some((u16::from(group != 0), 10_000)),
         };
         if let Some((remainder, unit)) = cut {
@@ -277,13 +277,13 @@ pub(super) fn text<M: Magnitude>(params: &Params, bytes: &[u8], out: &mut Vec<u8
     let mut number = Scaled { negative, magnitude: Some(M::default()), inexact: false, round_up: false };
     let scale = u32::from(params.limits.scale);
     let mut point = false;
-    let mut seen = 0_usize;
+    let mut digit_count = 0_usize;
     let mut fraction = 0;
     for byte in digits {
         match byte {
             b'0'..=b'9' => {
                 let digit = byte - b'0';
-                seen += 1;
+                digit_count += 1;
                 if point && fraction >= scale {
                     number.round_up |= fraction == scale && digit >= 5;
                     number.inexact |= digit != 0;
@@ -296,7 +296,7 @@ pub(super) fn text<M: Magnitude>(params: &Params, bytes: &[u8], out: &mut Vec<u8
             _ => return Err(Malformed("not a number")),
         }
     }
-    if seen == 0 {
+    if digit_count == 0 {
         return Err(Malformed("no digits"));
     }
     number.magnitude = shifted(number.magnitude, scale.saturating_sub(fraction));

@@ -7,7 +7,8 @@ use super::{
 };
 use crate::clickhouse::types::{ChType, RowBinaryError};
 
-/// Rows with every value's place in them. Two values are equal exactly when their bytes are, types being equal and
+/// Rows with every value's place in them. Two values are equal exactly when their bytes are, types being
+/// equal and
 /// [`ChType::is_comparable`] (a NaN has one form here, and 0 and -0 two).
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Rows {
@@ -18,8 +19,8 @@ pub struct Rows {
 }
 
 impl Rows {
-    /// Whole rows from a `RowBinary` body, and how many of its bytes they take: what is left is the beginning of a
-    /// row whose rest is still to come. `types` are those of the query's columns.
+    /// Whole rows from a `RowBinary` body, and how many of its bytes they take: what is left is the beginning
+    /// of a row whose rest is still to come. `types` are those of the query's columns.
     ///
     /// # Errors
     /// [`RowBinaryError`] when the bytes are not values of these types.
@@ -55,8 +56,8 @@ impl Rows {
         self.len() == 0
     }
 
-    /// The bytes of a value, for [`ChType::compare`] and [`crate::clickhouse::types::display`]; empty when there is no
-    /// such row or column.
+    /// The bytes of a value, for [`ChType::compare`] and [`crate::clickhouse::types::display`]; empty when
+    /// there is no such row or column.
     pub fn cell(&self, row: usize, column: usize) -> &[u8] {
         let index = row * self.columns + column;
         let start = match index.checked_sub(1) {

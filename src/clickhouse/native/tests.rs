@@ -50,7 +50,7 @@ fn push(builder: &mut BlockBuilder, kind: CellKind, value: &[u8], op: Op) -> Res
     builder.push(Tuple { data: &data, cells: &cells }, Version::from_number(9).into(), op)
 }
 
-/// What is stored for one value, for a human, and how many values were adjusted.
+/// What is stored for one value, as readable text, and how many values were adjusted.
 fn stored(table: &Table, kind: CellKind, value: &[u8]) -> Result<(String, u64), ValueError> {
     let mut builder = table.builder();
     push(&mut builder, kind, value, Op::Upsert)?;

@@ -1,7 +1,7 @@
 //! Dates and times.
 //!
-//! PostgreSQL counts days and microseconds from 2000-01-01, with the extreme numbers as infinities, and its calendar
-//! reaches from 4713 BC to the year 294276; ClickHouse counts from 1970-01-01.
+//! PostgreSQL counts days and microseconds from 2000-01-01, with the extreme numbers as infinities, and its
+//! calendar reaches from 4713 BC to the year 294276; ClickHouse counts from 1970-01-01.
 
 use super::codec::{Encoded, Fit, Malformed, Params};
 use crate::clickhouse::types::{civil_from_days, days_from_civil};
@@ -73,7 +73,8 @@ pub(super) fn text_date<D: Days>(_: &Params, bytes: &[u8], out: &mut Vec<u8>) ->
     Ok(put_date::<D>(day, out))
 }
 
-/// Microseconds since 2000 as `DateTime64` ticks: rounded as PostgreSQL's `timestamp(p)` rounds, then clamped.
+/// Microseconds since 2000 as `DateTime64` ticks: rounded as PostgreSQL's `timestamp(p)` rounds, then
+/// clamped.
 fn put_ticks(params: &Params, micros: i64, out: &mut Vec<u8>) -> Fit {
     let ticks_of_second = 10_i64.pow(u32::from(params.precision));
     let (ticks, exact) = scaled(micros, params.precision);
@@ -88,7 +89,8 @@ fn put_ticks(params: &Params, micros: i64, out: &mut Vec<u8>) -> Fit {
     if exact && fits.is_some() { Fit::Exact } else { Fit::Adjusted }
 }
 
-/// Microseconds in units of `10^-precision` seconds, rounded half away from zero, and whether nothing was cut off;
+/// Microseconds in units of `10^-precision` seconds, rounded half away from zero, and whether nothing was cut
+/// off;
 /// `None` when they don't fit.
 fn scaled(micros: i64, precision: u8) -> (Option<i64>, bool) {
     match precision {

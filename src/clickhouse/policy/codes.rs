@@ -1,6 +1,7 @@
 //! What each of ClickHouse's error codes says about a refused statement.
 //!
-//! `codes.tsv` is the server's whole list (`errorCodeToName`), a line for each code: number, name and [`Class`] in snake case.
+//! `codes.tsv` is the server's whole list (`errorCodeToName`), a line for each code: number, name and
+//! [`Class`] in snake case.
 
 use std::{collections::HashMap, sync::LazyLock};
 
@@ -9,9 +10,9 @@ use serde::{
     de::{IntoDeserializer, value},
 };
 
-/// What kind of refusal a code stands for. The classes down to [`Class::Os`] are conditions of the server, its surroundings or its
-/// user, which end without a change of the statement; the next ones are about the statement or its rows and stay as they are;
-/// the last three tell neither.
+/// What kind of refusal a code stands for. The classes down to [`Class::Os`] are conditions of the server,
+/// its surroundings or its user, which end without a change of the statement; the next ones are about the
+/// statement or its rows and stay as they are; the last three show neither.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(super) enum Class {
@@ -59,14 +60,14 @@ pub(super) enum Class {
     Columns,
     /// Arrays that ClickHouse takes for parts of one `Nested` have different lengths.
     Nested,
-    /// The statement itself: its syntax, names, types, expressions or settings.
+    /// The statement: its syntax, names, types, expressions or settings.
     Statement,
     /// A value that the table, its constraints or a view on it doesn't take.
     Rows,
     /// Internal errors, damaged data and limits of which the code doesn't say whether they end.
     Unclear,
-    /// Features that walferry's statements don't use; they can only come from what users put on the table, such as a view
-    /// that writes into another system.
+    /// Features that walferry's statements don't use; they can only come from what users put on the table,
+    /// such as a view that writes into another system.
     Elsewhere,
     /// A code that is not in the list: of a newer release.
     Unlisted,

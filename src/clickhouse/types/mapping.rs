@@ -1,4 +1,5 @@
-//! Which ClickHouse type a source column becomes, and what that costs. The user's table of it is `docs/types.md`.
+//! Which ClickHouse type a source column becomes, and what that costs. The user's table of it is
+//! `docs/types.md`.
 
 use super::{ChType, Features, TypeError, parse};
 use crate::model::{Column, SourceType};
@@ -14,8 +15,8 @@ pub enum Fidelity {
 
 /// The type of the target column: the column's override, else the default for its type.
 ///
-/// It is nullable exactly when the source column is, unless the override says `Nullable` itself; a `key` column never
-/// is, for ClickHouse sorts by it.
+/// It is nullable exactly when the source column is, unless the override says `Nullable` itself; a `key`
+/// column never is, for ClickHouse sorts by it.
 ///
 /// # Errors
 /// [`TypeError`] when the override is not a type or not one for this column.
@@ -114,8 +115,8 @@ fn decimal_of((precision, scale): (u16, i16)) -> Option<ChType> {
     Some(ChType::Decimal { precision, scale: u8::try_from(scale).ok()? })
 }
 
-/// Why values change when `source` is stored as `target` (never `Nullable` itself); nothing when they don't, `None`
-/// when the pair is impossible.
+/// Why values change when `source` is stored as `target` (never `Nullable` itself); nothing when they don't,
+/// `None` when the pair is impossible.
 fn loss(source: &SourceType, target: &ChType, address: bool) -> Option<Vec<&'static str>> {
     let lossless = Some(Vec::new());
     let lossy = |reason: &'static str| Some(vec![reason]);

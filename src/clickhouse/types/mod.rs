@@ -18,7 +18,8 @@ pub use parse::parse;
 pub(super) use u256::U256;
 pub use value::{RowBinaryError, display};
 
-/// A type of a target column. [`fmt::Display`] gives its SQL exactly as ClickHouse itself shows it in `system.columns`.
+/// A type of a target column. [`fmt::Display`] gives its SQL exactly as ClickHouse shows it in
+/// `system.columns`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ChType {
     /// `Bool`
@@ -90,8 +91,8 @@ impl ChType {
         }
     }
 
-    /// Whether equal source values give equal stored bytes, so that [`ChType::compare`] and byte equality mean
-    /// something. ClickHouse takes `JSON` apart and renders it anew, so its text can't be compared.
+    /// Whether equal source values give equal stored bytes, so that [`ChType::compare`] and byte equality
+    /// mean something. ClickHouse parses `JSON` and renders it again, so its text can't be compared.
     pub fn is_comparable(&self) -> bool {
         match self {
             ChType::Json => false,
@@ -100,8 +101,8 @@ impl ChType {
         }
     }
 
-    /// The type that the column has in a Native block: ClickHouse makes `LowCardinality` and `JSON` from plain
-    /// strings while it inserts (`input_format_native_allow_types_conversion`).
+    /// The type that the column has in a Native block: ClickHouse makes `LowCardinality` and `JSON` from
+    /// plain strings while it inserts (`input_format_native_allow_types_conversion`).
     pub(super) fn block_type(&self) -> ChType {
         match self {
             ChType::LowCardinality | ChType::Json => ChType::String,

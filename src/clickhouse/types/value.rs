@@ -50,8 +50,8 @@ impl ChType {
         }
     }
 
-    /// Orders two whole values as ClickHouse's `ORDER BY` does, `NULLS LAST` and NaN after numbers; a UUID as its
-    /// text (`ORDER BY toString(u)`), for ClickHouse itself orders UUIDs by their second half.
+    /// Orders two whole values as ClickHouse's `ORDER BY` does, `NULLS LAST` and NaN after numbers; a UUID as
+    /// its text (`ORDER BY toString(u)`), for ClickHouse itself orders UUIDs by their second half.
     pub fn compare(&self, a: &[u8], b: &[u8]) -> Ordering {
         match self {
             ChType::Nullable(inner) => match (a.split_first(), b.split_first()) {
@@ -124,7 +124,7 @@ impl ChType {
     }
 }
 
-/// A value for a human: as ClickHouse shows it in text formats, strings without quotes, NULL as `NULL`.
+/// A value as readable text: as ClickHouse shows it in text formats, strings without quotes, NULL as `NULL`.
 pub fn display(value_type: &ChType, bytes: &[u8]) -> String {
     match value_type {
         ChType::Nullable(inner) => match bytes.split_first() {

@@ -3,8 +3,8 @@
 use super::ChType;
 
 impl ChType {
-    /// Whether each value of this type is the same value of `wider`, and ClickHouse's cast gives that: numbers that get more
-    /// digits, arrays of them, and `Nullable`. A type is as wide as itself.
+    /// Whether each value of this type is the same value of `wider`, and ClickHouse's cast gives that:
+    /// numbers that get more digits, arrays of them, and `Nullable`. A type is as wide as itself.
     pub fn widens_to(&self, wider: &ChType) -> bool {
         if self.is_nullable() && !wider.is_nullable() {
             return false;
