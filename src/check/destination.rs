@@ -1,4 +1,4 @@
-//! The destination: reaching it, the user's rights, and each target table.
+//! Checks of the destination: connection, the user's privileges, and each target table.
 
 use super::{report::Check, source::is_local};
 use crate::{
@@ -8,7 +8,7 @@ use crate::{
         names,
         quote::{ident, table},
         state,
-        target::{MissingPrivileges, TargetTable, compare},
+        target::{MissingParts, TargetTable, compare},
         types::{ChType, Features, Fidelity, fidelity, target_type},
     },
     fault::{Reason, Remedy},
@@ -20,14 +20,16 @@ pub(super) const SUBJECT: &str = "destination";
 
 /// What walferry does in its database.
 pub(super) const PRIVILEGES: [&str; 5] = ["SELECT", "INSERT", "CREATE TABLE", "ALTER ADD COLUMN", "TRUNCATE"];
-/// What walferry does with its state table; without these nothing can go on.
+/// Privileges on the state table, without which replication is impossible.
 pub(super) const STATE_PRIVILEGES: &str = "SELECT, INSERT, CREATE TABLE";
-/// With it, columns of targets are made wider as those of the source are; without it such a table fails alone.
+/// With it, columns of targets are made wider as those of the source are; without it a table that needs it
+/// fails alone.
 pub(super) const WIDENING: &str = "ALTER MODIFY COLUMN";
-/// The engine of target and state tables; using it is a right of its own where `table_engines_require_grant` is on.
+/// The engine of target and state tables; using it takes a privilege of its own where
+/// `table_engines_require_grant` is on.
 pub(super) const ENGINE: &str = "ReplacingMergeTree";
 
-/// What the server says of itself and of the user.
+/// Facts about the server and the user.
 #[derive(Clone, Debug)]
 pub(super) struct ServerFacts {
     pub(super) version: ServerVersion,
@@ -35,24 +37,24 @@ pub(super) struct ServerFacts {
     pub(super) database_exists: bool,
     /// The user's setting `readonly`: 0 writes, 1 and 2 don't.
     pub(super) read_only: bool,
-    /// What the user lacks; `None` where the release can't tell.
-    pub(super) missing_rights: Option<MissingRights>,
+    /// Privileges that the user lacks; `None` where the release has no CHECK GRANT.
+    pub(super) missing_privileges: Option<MissingPrivileges>,
 }
 
-/// Rights that the user lacks.
+/// Privileges that the user lacks.
 #[derive(Clone, Debug, Default)]
-pub(super) struct MissingRights {
+pub(super) struct MissingPrivileges {
     /// Those of [`PRIVILEGES`] in the database.
     pub(super) privileges: Vec<&'static str>,
     /// The use of [`ENGINE`].
     pub(super) engine: bool,
     /// [`WIDENING`] in the database, which a Mirror can live without.
     pub(super) widening: bool,
-    /// Whether the state table lacks none of [`STATE_PRIVILEGES`]: what the database lacks is then each target's affair.
+    /// Whether the state table lacks none of [`STATE_PRIVILEGES`]: each target is then checked on its own.
     pub(super) state: bool,
 }
 
-impl MissingRights {
+impl MissingPrivileges {
     /// The statements that grant them.
     fn grants(&self, endpoint: &ClickHouseEndpoint) -> Vec<String> {
         let (database, user) = (ident(&endpoint.database), ident(&endpoint.username));
@@ -68,7 +70,7 @@ impl MissingRights {
 /// A statement, or the connection itself, failed.
 pub(super) fn failed(name: &str, error: Error) -> Check {
     let DestinationError { kind, reason, message, remedies, .. } = DestinationError::from(error);
-    // A profile that refuses settings stays so until somebody changes it.
+    // A profile that refuses settings stays so until it is changed.
     use ErrorKind::{Overloaded, TableOverloaded, Transient, Unclear};
     let transient = matches!(kind, Transient | Overloaded | TableOverloaded | Unclear)
         && reason != Reason::DestinationReadOnly;
@@ -91,12 +93,15 @@ pub(super) fn server(endpoint: &ClickHouseEndpoint, facts: &ServerFacts) -> Vec<
                 SUBJECT,
                 "database",
                 Reason::DestinationDatabaseMissing,
-                format!("{} does not exist, or {} has no right in it", endpoint.database, endpoint.username),
+                format!(
+                    "{} does not exist, or {} has no privilege in it",
+                    endpoint.database, endpoint.username
+                ),
             )
             .run_at_destination(format!("CREATE DATABASE {};", ident(&endpoint.database))),
         );
     }
-    checks.push(rights(endpoint, facts));
+    checks.push(privileges(endpoint, facts));
     checks
 }
 
@@ -143,7 +148,7 @@ fn version(version: &ServerVersion) -> Check {
     .act(format!("upgrade the server to ClickHouse {major}.{minor} or later"))
 }
 
-fn rights(endpoint: &ClickHouseEndpoint, facts: &ServerFacts) -> Check {
+fn privileges(endpoint: &ClickHouseEndpoint, facts: &ServerFacts) -> Check {
     const NAME: &str = "grants";
     if facts.read_only {
         return Check::failure(
@@ -154,10 +159,10 @@ fn rights(endpoint: &ClickHouseEndpoint, facts: &ServerFacts) -> Check {
         )
         .act("set readonly to 0 in the user's settings profile");
     }
-    let Some(missing) = &facts.missing_rights else {
+    let Some(missing) = &facts.missing_privileges else {
         let all =
-            MissingRights { privileges: PRIVILEGES.to_vec(), engine: true, widening: true, state: false };
-        let detail = "this release can't tell what a user may do (CHECK GRANT)";
+            MissingPrivileges { privileges: PRIVILEGES.to_vec(), engine: true, widening: true, state: false };
+        let detail = "this release can't show a user's privileges (it has no CHECK GRANT)";
         return Check::warning(SUBJECT, NAME, Reason::DestinationAccessDenied, detail)
             .run_at_destination(all.grants(endpoint).join("\n"));
     };
@@ -195,7 +200,7 @@ fn rights(endpoint: &ClickHouseEndpoint, facts: &ServerFacts) -> Check {
 }
 
 /// Privileges that the user lacks on one target table.
-pub(super) fn target_rights(
+pub(super) fn target_privileges(
     endpoint: &ClickHouseEndpoint,
     schema: &TableSchema,
     missing: &[&str],
@@ -212,14 +217,14 @@ pub(super) fn target_rights(
     )
 }
 
-/// The target's column types, or why a column can't be stored as asked; and what each becomes, with a warning for what isn't
-/// lossless.
+/// The target's column types, or why a column can't be stored as asked; and what each becomes, with a warning
+/// for what isn't lossless.
 pub(super) fn column_types(schema: &TableSchema, features: Features) -> (Option<Vec<ChType>>, Check) {
     const NAME: &str = "column types";
     let subject = schema.id.to_string();
     let mut types = Vec::with_capacity(schema.columns.len());
     let mut impossible = Vec::new();
-    // Columns of one type are told together: a table often has many timestamps.
+    // Columns of one type are reported together: a table often has many timestamps.
     let mut lossless: Vec<(String, Vec<&str>)> = Vec::new();
     let mut lossy: Vec<(String, Vec<&str>)> = Vec::new();
     let mut overrides = Vec::new();
@@ -246,16 +251,16 @@ pub(super) fn column_types(schema: &TableSchema, features: Features) -> (Option<
             .edit("spec.tables[].columns.types", "correct it");
         return (None, check);
     }
-    let told: Vec<_> = lossy
+    let mappings: Vec<_> = lossy
         .iter()
         .chain(&lossless)
         .map(|(mapping, columns)| format!("{}: {mapping}", columns.join(", ")))
         .collect();
     let check = if lossy.is_empty() {
-        Check::ok(subject, NAME, told.join("; "))
+        Check::ok(subject, NAME, mappings.join("; "))
     } else {
         // The text form holds every value.
-        Check::warning(subject, NAME, Reason::DestinationTypeLossy, told.join("; ")).edit(
+        Check::warning(subject, NAME, Reason::DestinationTypeLossy, mappings.join("; ")).edit(
             "spec.tables[]",
             format!(
                 "outOfRange says what is stored instead; where that won't do: columns: {{types: {{{}}}}}",
@@ -308,7 +313,7 @@ pub(super) fn target(
     let conflict = |problem: &TableProblem| {
         let target = table(&endpoint.database, &schema.target);
         let drop = format!("-- if nobody needs the table that is there:\nDROP TABLE {target};");
-        // A table that is not ours may be somebody's: its columns are not to be dropped.
+        // A table that is not ours may be in use: its columns are not to be dropped.
         let remedies = match problem {
             TableProblem::Conflict(_) if !facts.tracked => {
                 let edits = edits(problem).map(|edit| vec![edit]);
@@ -328,9 +333,9 @@ pub(super) fn target(
         (None, _) if facts.copied_over => Check::ok(subject, NAME, format!("{name} will be made")),
         (Some(found), _) if facts.copied_over => match compare(found, &endpoint.database, schema, types) {
             Err(problem) => conflict(&problem),
-            Ok(lacks) => {
+            Ok(missing) => {
                 let detail =
-                    format!("{name} is there, and the copy replaces its rows{}", widened(schema, &lacks));
+                    format!("{name} is there, and the copy replaces its rows{}", widened(schema, &missing));
                 Check::ok(subject, NAME, detail)
             }
         },
@@ -338,7 +343,7 @@ pub(super) fn target(
             subject.as_str(),
             NAME,
             Reason::DestinationTableMissing,
-            format!("{name} was dropped: this table will fail alone, the others go on"),
+            format!("{name} was dropped: this table will fail alone, the others continue"),
         )
         .remedied([Remedy::resync([&schema.id])]),
         (None, false) => Check::ok(subject, NAME, format!("{name} will be made")),
@@ -356,8 +361,8 @@ pub(super) fn target(
                     vec![Remedy::resync([&schema.id])],
                 ])])
             }
-            Ok(lacks) => {
-                let detail = format!("{name} exists, is empty and fits{}", widened(schema, &lacks));
+            Ok(missing) => {
+                let detail = format!("{name} exists, is empty and fits{}", widened(schema, &missing));
                 Check::ok(subject, NAME, detail)
             }
         },
@@ -402,7 +407,7 @@ pub(super) fn layout(schema: &TableSchema, differences: &[Difference]) -> Option
     Some(Check::warning(schema.id.to_string(), "layout", reason, detail).remedied(remedies))
 }
 
-/// Columns that hide those that ClickHouse itself shows of a table.
+/// Columns that hide virtual columns of ClickHouse.
 pub(super) fn hidden_columns(schema: &TableSchema) -> Option<Check> {
     let names = names::hiding(schema);
     if names.is_empty() {
@@ -416,7 +421,8 @@ pub(super) fn hidden_columns(schema: &TableSchema) -> Option<Check> {
     ))
 }
 
-/// Columns that keep at the target the names under which they were copied, and how to give them those that they have now.
+/// Columns that keep at the target the names under which they were copied, and how to give them those that
+/// they have now.
 pub(super) fn former_names(
     endpoint: &ClickHouseEndpoint,
     spec: &TableSpec,
@@ -434,7 +440,7 @@ pub(super) fn former_names(
     if apart.is_empty() {
         return None;
     }
-    let told: Vec<String> =
+    let renamed: Vec<String> =
         apart.iter().map(|(_, there, now)| format!("{now} is {there} at the target")).collect();
     let is_free = |index: &usize, now: &str| {
         let in_key = schema.order_by.contains(index) || schema.key.contains(index);
@@ -459,13 +465,13 @@ pub(super) fn former_names(
         vec![elsewhere(schema)]
     };
     let steps = remedies.into_iter().chain([Remedy::resync([&schema.id])]);
-    let detail = format!("{}: a column keeps the name under which it was copied", told.join(", "));
+    let detail = format!("{}: a column keeps the name under which it was copied", renamed.join(", "));
     Some(Check::ok(schema.id.to_string(), "column names", detail).remedied(steps))
 }
 
 /// Which columns a run will make wider.
-fn widened(schema: &TableSchema, lacks: &MissingPrivileges) -> String {
-    let columns = lacks.width.iter().filter_map(|index| schema.columns.get(*index));
+fn widened(schema: &TableSchema, missing: &MissingParts) -> String {
+    let columns = missing.width.iter().filter_map(|index| schema.columns.get(*index));
     let names: Vec<_> = columns.map(|column| column.target_name.as_str()).collect();
     if names.is_empty() { String::new() } else { format!("; {} will be made wider", names.join(", ")) }
 }
@@ -486,7 +492,7 @@ mod tests {
             version,
             database_exists: true,
             read_only: false,
-            missing_rights: Some(MissingRights::default()),
+            missing_privileges: Some(MissingPrivileges::default()),
         }
     }
 
@@ -548,9 +554,12 @@ mod tests {
     #[test]
     fn missing_rights_are_told_with_their_grants() {
         let privileges = vec!["INSERT", "TRUNCATE"];
-        let missing =
-            MissingRights { privileges: privileges.clone(), engine: true, ..MissingRights::default() };
-        let check = find(&ServerFacts { missing_rights: Some(missing), ..facts() }, "grants");
+        let missing = MissingPrivileges {
+            privileges: privileges.clone(),
+            engine: true,
+            ..MissingPrivileges::default()
+        };
+        let check = find(&ServerFacts { missing_privileges: Some(missing), ..facts() }, "grants");
         assert_eq!(check.detail, "writer lacks INSERT, TRUNCATE, TABLE ENGINE ReplacingMergeTree");
         assert_eq!(
             check.fix().as_deref(),
@@ -559,23 +568,23 @@ mod tests {
                  GRANT TABLE ENGINE ON ReplacingMergeTree TO `writer`;"
             )
         );
-        let missing = MissingRights { widening: true, ..MissingRights::default() };
-        let check = find(&ServerFacts { missing_rights: Some(missing), ..facts() }, "grants");
+        let missing = MissingPrivileges { widening: true, ..MissingPrivileges::default() };
+        let check = find(&ServerFacts { missing_privileges: Some(missing), ..facts() }, "grants");
         assert_eq!(check.outcome, Outcome::Warning);
         assert_eq!(check.fix().as_deref(), Some("GRANT ALTER MODIFY COLUMN ON `analytics`.* TO `writer`;"));
         // What single tables lack keeps no other from starting.
-        let missing = MissingRights { privileges, state: true, ..MissingRights::default() };
-        let check = find(&ServerFacts { missing_rights: Some(missing), ..facts() }, "grants");
+        let missing = MissingPrivileges { privileges, state: true, ..MissingPrivileges::default() };
+        let check = find(&ServerFacts { missing_privileges: Some(missing), ..facts() }, "grants");
         assert_eq!(check.outcome, Outcome::Warning);
         let schema = table_facts().schema;
-        assert_eq!(target_rights(&endpoint(), &schema, &[]), None);
-        let check = target_rights(&endpoint(), &schema, &["INSERT", "TRUNCATE"]).unwrap();
+        assert_eq!(target_privileges(&endpoint(), &schema, &[]), None);
+        let check = target_privileges(&endpoint(), &schema, &["INSERT", "TRUNCATE"]).unwrap();
         assert_eq!((check.subject.as_str(), check.outcome), ("public.users", Outcome::Failure));
         assert_eq!(
             check.fix().as_deref(),
             Some("GRANT INSERT, TRUNCATE ON `analytics`.`users` TO `writer`;")
         );
-        let unknown = find(&ServerFacts { missing_rights: None, ..facts() }, "grants");
+        let unknown = find(&ServerFacts { missing_privileges: None, ..facts() }, "grants");
         assert_eq!(unknown.outcome, Outcome::Warning);
     }
 
@@ -649,12 +658,12 @@ mod tests {
     fn a_name_that_stays_at_the_target_is_told_with_the_way_to_change_it() {
         let mut schema = table_facts().schema;
         let mut spec = TableSpec::new(schema.id.clone());
-        let told = |spec: &TableSpec, schema: &TableSchema| {
+        let result = |spec: &TableSpec, schema: &TableSchema| {
             former_names(&endpoint(), spec, schema).map(|check| (check.detail, check.remedies))
         };
-        assert_eq!(told(&spec, &schema), None);
+        assert_eq!(result(&spec, &schema), None);
         schema.columns[1].target_name = "mail".to_owned();
-        let (detail, remedies) = told(&spec, &schema).unwrap();
+        let (detail, remedies) = result(&spec, &schema).unwrap();
         assert!(detail.starts_with("email is mail at the target: "), "{detail}");
         let statement = "ALTER TABLE `analytics`.`users` RENAME COLUMN `mail` TO `email`";
         let edit = "add columns: {rename: {\"email\": \"email\"}} to the table's entry";
@@ -667,13 +676,13 @@ mod tests {
             ]
         );
         schema.order_by = vec![1];
-        assert_eq!(told(&spec, &schema).unwrap().1, [elsewhere(&schema), Remedy::resync([&schema.id])]);
+        assert_eq!(result(&spec, &schema).unwrap().1, [elsewhere(&schema), Remedy::resync([&schema.id])]);
         spec.rename = vec![("email".to_owned(), "mail".to_owned())];
-        assert_eq!(told(&spec, &schema), None, "it was asked for");
+        assert_eq!(result(&spec, &schema), None, "it was asked for");
     }
 
     #[test]
-    fn types_are_told_by_what_they_lose() {
+    fn types_are_grouped_by_what_they_lose() {
         let mut schema = table_facts().schema;
         assert_eq!(column_types(&schema, Features::of(26, 7)).1.outcome, Outcome::Ok);
         schema.columns[1].source_type = crate::model::SourceType::Date;

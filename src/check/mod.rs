@@ -1,9 +1,10 @@
-//! Is everything as replication needs it, and if not, what to run.
+//! Preflight checks: whether source, destination and tables meet the requirements, and what to run where they
+//! don't.
 //!
-//! A thin layer (`gather`) asks the servers; pure functions decide from what it brings.
+//! A thin layer (`collect`) queries the servers; pure functions decide from what it returns.
 
+mod collect;
 mod destination;
-mod gather;
 mod privileges;
 mod publication;
 mod report;
@@ -11,13 +12,13 @@ mod source;
 mod table;
 mod verdict;
 
-pub use gather::{SourceServer, destination_server, preflight, recorded_state, source_server};
+pub use collect::{SourceServer, destination_server, preflight, recorded_state, source_server};
 pub use report::{Check, CheckReport, Outcome};
 pub use verdict::asks;
 
 #[cfg(test)]
 mod tests {
-    //! A server, a table and a Mirror that are as they should be; tests change what they are about.
+    //! A server, a table and a Mirror that pass every check; tests change what they are about.
 
     use std::time::Duration;
 

@@ -14,7 +14,8 @@ use crate::{
     },
 };
 
-/// All columns that the role must be able to read: what is mirrored, what the row filter names, and system columns.
+/// All columns that the role must be able to read: what is mirrored, what the row filter names, and system
+/// columns.
 fn columns_read(facts: &TableFacts) -> Vec<String> {
     let mut columns: Vec<String> = facts.schema.columns.iter().map(|column| column.name.clone()).collect();
     let filter = facts.schema.row_filter.as_deref().unwrap_or_default();
@@ -24,7 +25,8 @@ fn columns_read(facts: &TableFacts) -> Vec<String> {
     columns
 }
 
-/// Where columns are left out, privileges on the others are asked for, so that what is left out can't be read either.
+/// Where columns are left out, privileges on the others are asked for, so that what is left out can't be read
+/// either.
 pub(super) fn readable(facts: &TableFacts, excluded: &[String], server: &ServerFacts) -> Check {
     const NAME: &str = "SELECT";
     let subject = facts.schema.id.to_string();
@@ -75,7 +77,8 @@ pub(super) fn readable(facts: &TableFacts, excluded: &[String], server: &ServerF
     Check::failure(subject, NAME, Reason::SourcePrivilegeMissing, detail).run_at_source(fixes.join("\n"))
 }
 
-/// Whether the values of excluded columns leave the source. `published` is the table in the publication that is there.
+/// Whether the values of excluded columns leave the source. `published` is the table in the publication that
+/// is there.
 pub(super) fn excluded(
     facts: &TableFacts,
     excluded: &[String],
@@ -138,17 +141,17 @@ mod tests {
         let fits = list(&["id", "email"], &[1, 2]);
         let wider = list(&["id", "email", "secret"], &[1, 2, 3]);
         let server = |version_num| ServerFacts { version_num, ..server_facts() };
-        let told = |facts: &TableFacts, version, published: Option<&PublishedTable>| {
+        let detail = |facts: &TableFacts, version, published: Option<&PublishedTable>| {
             excluded(facts, &names, &server(version), published).map(|check| check.detail).unwrap_or_default()
         };
-        assert!(told(&facts, 180_000, Some(&fits)).contains("secret: not sent"));
-        assert!(told(&facts, 180_000, Some(&wider)).contains("has no list of the mirrored columns"));
-        assert!(told(&facts, 180_000, None).contains("has no list of the mirrored columns"));
-        assert!(told(&facts, 140_000, None).contains("has no column lists"));
+        assert!(detail(&facts, 180_000, Some(&fits)).contains("secret: not sent"));
+        assert!(detail(&facts, 180_000, Some(&wider)).contains("has no list of the mirrored columns"));
+        assert!(detail(&facts, 180_000, None).contains("has no list of the mirrored columns"));
+        assert!(detail(&facts, 140_000, None).contains("has no column lists"));
         facts.relation.identity = IdentityKind::Full;
-        assert!(told(&facts, 180_000, None).contains("FULL"));
+        assert!(detail(&facts, 180_000, None).contains("FULL"));
         facts.generated_columns = vec!["secret".to_owned()];
-        assert_eq!(told(&facts, 180_000, None), "");
+        assert_eq!(detail(&facts, 180_000, None), "");
     }
 
     #[test]
@@ -174,7 +177,8 @@ mod tests {
         assert_eq!((outcome, detail.as_str()), (Outcome::Failure, "mirror may not read column ctid of it"));
         assert_eq!(fix, "GRANT SELECT (\"id\", \"email\", \"ctid\") ON \"public\".\"users\" TO \"mirror\";");
         assert_eq!(select(&facts, &[]).2, "GRANT SELECT ON \"public\".\"users\" TO \"mirror\";");
-        // A column that the row filter alone names is read too, and system columns tell a partition's rows.
+        // A column that the row filter alone names is read too, and system columns identify a partition's
+        // rows.
         let column = |attnum, name: &str| LiveColumn {
             attnum,
             name: name.to_owned(),

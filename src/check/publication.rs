@@ -36,8 +36,9 @@ pub(super) struct Wanted<'a> {
     pub(super) agreements: &'a Agreements,
     /// The tables that the Mirror has already.
     pub(super) joined: &'a MirrorState,
-    /// Tables whose UPDATE and DELETE would fail once published as they are: no statement that publishes them is printed.
-    pub(super) unfit: &'a BTreeSet<TableId>,
+    /// Tables whose UPDATE and DELETE would fail once published as they are: no statement that publishes them
+    /// is printed.
+    pub(super) tables_breaking_writes: &'a BTreeSet<TableId>,
 }
 
 impl<'a> Wanted<'a> {
@@ -53,8 +54,8 @@ impl<'a> Wanted<'a> {
 
     /// Those that publishing does no harm to.
     fn fit(&self) -> impl Iterator<Item = &'a TableFacts> {
-        let unfit = self.unfit;
-        self.tables().filter(move |table| !unfit.contains(&table.schema.id))
+        let breaking = self.tables_breaking_writes;
+        self.tables().filter(move |table| !breaking.contains(&table.schema.id))
     }
 
     fn has(&self, id: &TableId) -> bool {
@@ -76,7 +77,7 @@ fn unusable(detail: String, fix: String) -> Check {
     Check::failure(SUBJECT, NAME, Reason::SourcePublicationUnusable, detail).run_at_source(fix)
 }
 
-/// The statements by which somebody with more rights makes the publication for walferry.
+/// The statements by which a role with more privileges creates the publication for walferry.
 fn creation(wanted: &Wanted<'_>) -> String {
     let schemas: Vec<_> = wanted.fit().map(|table| table.schema.clone()).collect();
     let create = publication::create_statement(&wanted.name(), wanted.publish, &schemas);
@@ -90,8 +91,8 @@ fn comment(wanted: &Wanted<'_>) -> String {
 
 fn to_be_made(wanted: &Wanted<'_>) -> Vec<Check> {
     let (server, name) = (wanted.server, wanted.name());
-    let strangers = not_owned(wanted.fit());
-    // Ownership is much to ask for; a publication made by somebody who has it will do.
+    let unowned = not_owned(wanted.fit());
+    // Instead of the ownership of all tables, a publication made by a role that has it will do.
     let owner = sole(wanted.fit().map(|table| table.relation.owner.as_str()));
     let who = match owner {
         Some(owner) => format!("as {owner}, with CREATE on database {}", server.database),
@@ -101,12 +102,12 @@ fn to_be_made(wanted: &Wanted<'_>) -> Vec<Check> {
     if server.in_recovery {
         return vec![unusable(format!("{name} does not exist and can't be made on a standby"), by_the_owner)];
     }
-    if strangers.len() == wanted.fit().count() {
-        let names: Vec<_> = strangers.iter().map(|table| table.schema.id.to_string()).collect();
+    if unowned.len() == wanted.fit().count() {
+        let names: Vec<_> = unowned.iter().map(|table| table.schema.id.to_string()).collect();
         let lacks = format!("does not own {}", names.join(", "));
-        return vec![may_not(SUBJECT, server, &format!("make {name}"), &lacks).run_at_source(by_the_owner)];
+        return vec![may_not(SUBJECT, server, &format!("create {name}"), &lacks).run_at_source(by_the_owner)];
     }
-    let mut checks: Vec<_> = strangers
+    let mut checks: Vec<_> = unowned
         .iter()
         .map(|table| {
             let subject = table.schema.id.to_string();
@@ -118,7 +119,7 @@ fn to_be_made(wanted: &Wanted<'_>) -> Vec<Check> {
         false => {
             let lacks = format!("lacks CREATE on database {}", server.database);
             let (database, role) = (ident(&server.database), ident(&server.role));
-            may_not(SUBJECT, server, &format!("make {name}"), &lacks)
+            may_not(SUBJECT, server, &format!("create {name}"), &lacks)
                 .run_at_source(format!("GRANT CREATE ON DATABASE {database} TO {role};"))
         }
     });
@@ -181,19 +182,21 @@ fn existing(wanted: &Wanted<'_>, found: &Publication) -> Vec<Check> {
     checks
 }
 
-/// Tables that were published for this Mirror and are no longer: putting them back would not bring the changes that are missing.
+/// Tables that were published for this Mirror and are no longer: adding them again would not bring the
+/// missing changes.
 fn taken_out(wanted: &Wanted<'_>, found: &Publication) -> Vec<Check> {
     let known = wanted.tables().filter(|table| wanted.joined.tables.contains_key(&table.schema.id));
     let gone = known.filter(|table| !found.tables.iter().any(|published| published.id == table.schema.id));
     let warn = |table: &TableFacts| {
-        let detail = "no longer in the publication: this table fails alone, the others go on";
+        let detail = "no longer in the publication: this table fails alone, the others continue";
         Check::warning(table.schema.id.to_string(), NAME, Reason::SourcePublicationUnusable, detail)
             .remedied([Remedy::resync([&table.schema.id])])
     };
     gone.map(warn).collect()
 }
 
-/// Tables that have to join or leave: walferry does it where it may. One that it may not publish keeps no other from joining.
+/// Tables that have to join or leave: walferry does it where it may. One that it may not publish does not
+/// block the others.
 fn members(wanted: &Wanted<'_>, found: &Publication) -> Vec<Check> {
     let Wanted { server, joined, .. } = wanted;
     let name = wanted.name();
@@ -231,7 +234,8 @@ fn members(wanted: &Wanted<'_>, found: &Publication) -> Vec<Check> {
     let detail = format!("{} tables join {name}, {} leave it", joining.len(), leaving.len());
     match obstacle {
         None => checks.push(Check::ok(SUBJECT, NAME, detail)),
-        // What is sent too much is left out; it may be there for a change of the Mirror that is still to come.
+        // What is sent too much is left out; it may be there for a change of the Mirror that is still to
+        // come.
         Some(obstacle) if !leaving.is_empty() => {
             let statements = publication::alter_statements(&name, &[], &leaving, &[]);
             let detail = format!("{} tables leave {name}, but {obstacle}", leaving.len());
@@ -245,10 +249,9 @@ fn members(wanted: &Wanted<'_>, found: &Publication) -> Vec<Check> {
 }
 
 /// Who has the privileges of those owners that the session's role lacks.
-fn whoever_may_alter(found: &Publication, strangers: &[&TableFacts]) -> String {
+fn role_that_may_alter(found: &Publication, unowned: &[&TableFacts]) -> String {
     let of_publication = (!found.may_alter).then_some(found.owner.as_str());
-    match sole(of_publication.into_iter().chain(strangers.iter().map(|table| table.relation.owner.as_str())))
-    {
+    match sole(of_publication.into_iter().chain(unowned.iter().map(|table| table.relation.owner.as_str()))) {
         Some(owner) => format!("as {owner}"),
         None => "as superuser, or as a member of the owners of the publication and the tables".to_owned(),
     }
@@ -264,10 +267,10 @@ fn member(
     let schema = &table.schema;
     let as_transaction = |statements: Vec<String>| {
         let statements = format!("BEGIN;\n{};\nCOMMIT;", statements.join(";\n"));
-        let strangers = not_owned([table].into_iter());
-        match found.may_alter && strangers.is_empty() {
+        let unowned = not_owned([table].into_iter());
+        match found.may_alter && unowned.is_empty() {
             true => statements,
-            false => format!("-- {}\n{statements}", whoever_may_alter(found, &strangers)),
+            false => format!("-- {}\n{statements}", role_that_may_alter(found, &unowned)),
         }
     };
     let fix = || {
@@ -306,11 +309,11 @@ fn member(
             Ok(Some(true)) => None,
             Ok(Some(false)) => failure(format!("published with WHERE {theirs}, the Mirror asks for {ours}")),
             _ if same_words(ours, theirs) || is_as_it_joined(wanted, schema, theirs) => None,
-            told => {
-                let error = told.err();
+            result => {
+                let error = result.err();
                 let why = error.map_or_else(|| "PostgreSQL was not asked".to_owned(), Error::to_string);
                 let detail = format!(
-                    "published with WHERE {theirs}, and whether that means {ours} can't be told ({why}): rows could be missed, or sent that don't belong"
+                    "published with WHERE {theirs}, and whether that equals {ours} is unknown ({why}): rows could be missing, or sent although they don't match"
                 );
                 let check = Check::failure(subject.as_str(), NAME, Reason::SourcePublicationUnusable, detail);
                 let write = format!("if it does, set {}", serde_json::json!(theirs));
@@ -341,7 +344,8 @@ fn same_words(ours: &str, theirs: &str) -> bool {
     ours == theirs || theirs.strip_prefix('(').and_then(|rest| rest.strip_suffix(')')) == Some(ours)
 }
 
-/// Whether neither the filter that the Mirror asks for nor the one that is there has changed since the table joined.
+/// Whether neither the filter that the Mirror asks for nor the one that is there has changed since the table
+/// joined.
 fn is_as_it_joined(wanted: &Wanted<'_>, schema: &TableSchema, theirs: &str) -> bool {
     wanted.joined.tables.get(&schema.id).is_some_and(|record| {
         let published = record.published.as_ref().and_then(|published| published.row_filter.as_deref());
@@ -398,17 +402,17 @@ mod tests {
             probes,
             agreements: &Agreements::new(),
             joined: &state,
-            unfit: &BTreeSet::new(),
+            tables_breaking_writes: &BTreeSet::new(),
         };
         let mut checks = publication(&wanted, found);
         assert_eq!(checks.len(), 1, "{checks:?}");
         checks.remove(0)
     }
 
-    fn all(tables: &[TableFacts], found: Option<&Publication>, unfit: &[&str]) -> Vec<Check> {
+    fn all(tables: &[TableFacts], found: Option<&Publication>, breaking: &[&str]) -> Vec<Check> {
         let mut config = config();
         config.tables = tables.iter().map(|table| TableSpec::new(table.schema.id.clone())).collect();
-        let unfit = unfit.iter().map(|name| TableId::new("public", *name)).collect();
+        let breaking = breaking.iter().map(|name| TableId::new("public", *name)).collect();
         let (state, probes) = (MirrorState::default(), Probes::new());
         let (publish, server) = (Publish::Everything, server_facts());
         let wanted = Wanted {
@@ -419,7 +423,7 @@ mod tests {
             probes: &probes,
             agreements: &Agreements::new(),
             joined: &state,
-            unfit: &unfit,
+            tables_breaking_writes: &breaking,
         };
         publication(&wanted, found)
     }
@@ -450,14 +454,14 @@ mod tests {
 
     #[test]
     fn no_statement_publishes_a_table_to_its_harm() {
-        let tables = [named("users", false), named("unfit", false)];
-        let statement = all(&tables, None, &["unfit"])[0].fix().unwrap();
-        assert!(statement.contains("users") && !statement.contains("unfit"), "{statement}");
+        let tables = [named("users", false), named("breaking", false)];
+        let statement = all(&tables, None, &["breaking"])[0].fix().unwrap();
+        assert!(statement.contains("users") && !statement.contains("breaking"), "{statement}");
         let foreign = Publication { may_alter: false, tables: Vec::new(), ..found() };
-        let joining = all(&tables, Some(&foreign), &["unfit"]);
+        let joining = all(&tables, Some(&foreign), &["breaking"]);
         assert_eq!(joining.len(), 1);
         assert_eq!(joining[0].subject, "public.users");
-        assert_eq!(all(&[named("unfit", false)], None, &["unfit"]), []);
+        assert_eq!(all(&[named("breaking", false)], None, &["breaking"]), []);
     }
 
     fn simple(server: &ServerFacts, found: Option<&Publication>) -> Check {

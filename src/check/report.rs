@@ -30,24 +30,24 @@ impl Outcome {
     }
 }
 
-/// One thing that was looked at.
+/// The result of one check.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Check {
     /// What it is about: `source`, `destination`, or a table's name.
     pub subject: String,
-    /// What was looked at.
+    /// The check's name.
     pub name: String,
     /// How it ended.
     pub outcome: Outcome,
     /// What was found.
     pub detail: String,
-    /// What helps, in order.
+    /// The remedies, in order.
     pub remedies: Vec<Remedy>,
-    /// Why it is not as it should be; `None` when it is.
+    /// Why it did not pass; `None` when it did.
     pub reason: Option<Reason>,
-    /// Whether a failure may pass by itself: the network, a restart, a lack of resources.
+    /// Whether a failure may be transient: the network, a restart, a lack of resources.
     pub transient: bool,
-    /// Whether the Mirror's state tells it. The engine stops at it and reports it by itself.
+    /// Whether it follows from the Mirror's state. The engine stops at it and reports it on its own.
     pub of_state: bool,
 }
 
@@ -83,16 +83,16 @@ impl Check {
         Check { outcome: Outcome::Failure, reason: Some(reason), ..Check::ok(subject, name, detail) }
     }
 
-    /// A failure of a table that the Mirror has already keeps no other from going on, so it is a warning.
-    pub(super) fn alone_if(self, tracked: bool) -> Check {
+    /// A failure of a table that the Mirror tracks already blocks no other table, so it is a warning.
+    pub(super) fn downgrade_if_tracked(self, tracked: bool) -> Check {
         if !tracked || self.transient || self.outcome != Outcome::Failure {
             return self;
         }
-        let detail = format!("{}; this table fails alone, the others go on", self.detail);
+        let detail = format!("{}; this table fails alone, the others continue", self.detail);
         Check { outcome: Outcome::Warning, detail, ..self }
     }
 
-    /// What was found, for whoever names the subject.
+    /// The check's name and detail, for a caller that adds the subject.
     pub fn sentence(&self) -> String {
         format!("{}: {}", self.name, self.detail)
     }
@@ -110,7 +110,7 @@ impl Check {
         self.remedied([Remedy::run_at_source_server(sql)])
     }
 
-    /// What helps where the source is a standby.
+    /// The same with remedies for the primary, where the source is a standby.
     pub(super) fn at_primary(mut self) -> Check {
         self.remedies = self.remedies.into_iter().map(Remedy::at_primary).collect();
         self
@@ -137,7 +137,7 @@ impl Check {
     }
 }
 
-/// Everything that was looked at, in the order it was.
+/// All checks, in their order.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct CheckReport {
     /// The checks.

@@ -21,7 +21,7 @@ const SLOT: &str = "replication slot";
 
 /// The oldest PostgreSQL: pgoutput sends values in binary form since 14.
 const OLDEST: u32 = 140_000;
-/// The oldest standby that decodes changes itself.
+/// The oldest release whose standbys support logical decoding.
 const OLDEST_STANDBY: u32 = 160_000;
 
 /// Why no session could be had.
@@ -83,8 +83,8 @@ pub(super) fn query_failed(subject: &str, name: &str, error: &Error) -> Check {
     Check::failure(subject, name, reason, error.to_string()).transient(error.is_transient())
 }
 
-/// All checks of the server and the role. `slot` is the Mirror's own slot, if it has one already; with `resync` it is going to
-/// be replaced.
+/// All checks of the server and the role. `slot` is the Mirror's own slot, if it has one already; with
+/// `resync` it is going to be replaced.
 pub(super) fn server(
     endpoint: &PostgresEndpoint,
     facts: &ServerFacts,
@@ -193,7 +193,7 @@ fn role(facts: &ServerFacts) -> Check {
     ))
 }
 
-/// Adds what keeps a started Mirror from going on. It says more than the checks of the same name.
+/// Adds what stops a started Mirror. It is more specific than the checks of the same name.
 pub(super) fn take_up(checks: &mut Vec<Check>, faults: Vec<replication::Error>) {
     for fault in faults {
         let name = match &fault {
@@ -231,7 +231,7 @@ fn replication_slot(facts: &ServerFacts, slot: Option<&SlotInfo>, resync: bool) 
         {
             unusable(slot, "exists, but not for pgoutput in this database").run_at_source_server(drop(slot))
         }
-        Some(slot) if resync => Check::ok(SUBJECT, NAME, format!("{} will be made anew", slot.name)),
+        Some(slot) if resync => Check::ok(SUBJECT, NAME, format!("{} will be recreated", slot.name)),
         Some(slot) if slot.wal_status.as_deref() == Some("lost") => Check {
             reason: Some(Reason::SourceSlotInvalidated),
             ..unusable(slot, "was invalidated by the server, so changes are missing at the destination")
@@ -276,7 +276,7 @@ fn walsender(facts: &ServerFacts, slot: Option<&SlotInfo>) -> Check {
     ))
 }
 
-/// What a standby's slot needs of the catalog, the primary vacuums away unless it is told.
+/// What a standby's slot needs of the catalog, the primary vacuums away unless the standby reports it.
 fn standby_feedback(facts: &ServerFacts) -> Option<Check> {
     if !facts.in_recovery || facts.standby_feedback {
         return None;

@@ -21,10 +21,10 @@ use crate::{
 /// Row filters and column lists exist since PostgreSQL 15.
 pub(super) const ROW_FILTERS: u32 = 150_000;
 
-/// A table whose description failed. One that the Mirror has copied already does not keep the others from going on.
+/// A table whose description failed. One that the Mirror has copied already does not block the others.
 pub(super) fn not_described(table: &TableId, error: &Error, tracked: bool) -> Check {
     if tracked && matches!(error, Error::TableMissing { .. }) {
-        let detail = "it was dropped at the source: this table fails alone, the others go on";
+        let detail = "it was dropped at the source: this table fails alone, the others continue";
         let failure = replication::failure(&replication::Error::dropped(table));
         return Check::warning(table.to_string(), "table", Reason::SourceTableMissing, detail)
             .remedied(failure.remedies);
@@ -83,7 +83,8 @@ pub(super) fn unknown_to_resync(warning: MirrorFailure) -> Check {
     Check::warning("mirror", "resync", warning.reason, warning.message).remedied(warning.remedies)
 }
 
-/// All checks of a table. `excluded` are its columns that are not mirrored, `probe` is what PostgreSQL makes of its row filter,
+/// All checks of a table. `excluded` are its columns that are not mirrored, `probe` is what PostgreSQL makes
+/// of its row filter,
 /// `published` the table in the Mirror's publication, if it is there already.
 pub(super) fn table(
     facts: &TableFacts,
@@ -108,11 +109,12 @@ pub(super) fn table(
 
 /// Whether this says that UPDATE and DELETE of the application would fail once the table is published.
 pub(super) fn breaks_writes(check: &Check) -> bool {
-    let harmful = [Reason::SourceReplicaIdentityMissing, Reason::SourceRowFilterInvalid];
-    check.outcome == Outcome::Failure && check.reason.is_some_and(|reason| harmful.contains(&reason))
+    let breaking = [Reason::SourceReplicaIdentityMissing, Reason::SourceRowFilterInvalid];
+    check.outcome == Outcome::Failure && check.reason.is_some_and(|reason| breaking.contains(&reason))
 }
 
-/// The relations whose rows are read and whose own settings PostgreSQL obeys: the table and its leaf partitions.
+/// The relations whose rows are read and whose own settings PostgreSQL obeys: the table and its leaf
+/// partitions.
 fn relations(facts: &TableFacts) -> impl Iterator<Item = &RelationFacts> {
     std::iter::once(&facts.relation).chain(&facts.partitions)
 }
@@ -149,7 +151,7 @@ pub(super) fn unsupported(facts: &TableFacts) -> Option<Check> {
     })
 }
 
-/// The copy of a table without a key must know which transactions it has, and a standby can't tell.
+/// The copy of a table without a key must know which transactions it has, and a standby can't list them.
 fn standby(subject: &str, facts: &TableFacts, server: &ServerFacts) -> Option<Check> {
     if facts.schema.kind.is_keyed() || !server.in_recovery {
         return None;
@@ -174,7 +176,8 @@ fn row_security(subject: &str, facts: &TableFacts, server: &ServerFacts) -> Opti
     )
 }
 
-/// Without a usable identity PostgreSQL refuses the application's own UPDATE and DELETE as soon as the table is published.
+/// Without a usable identity PostgreSQL refuses the application's own UPDATE and DELETE as soon as the table
+/// is published.
 fn replica_identity(subject: &str, facts: &TableFacts, version: u32) -> Check {
     const NAME: &str = "replica identity";
     let failure = |detail: String, fix: Remedy| {
@@ -213,7 +216,7 @@ fn replica_identity(subject: &str, facts: &TableFacts, version: u32) -> Check {
         );
     }
     if facts.schema.kind == TableKind::History && root.identity != IdentityKind::Full {
-        let detail = "no longer FULL, which it was when it was copied without a key: this table fails alone, the others go on";
+        let detail = "no longer FULL, which it was when it was copied without a key: this table fails alone, the others continue";
         return Check::warning(subject, NAME, Reason::SourceReplicaIdentityMissing, detail)
             .run_at_source(format!("ALTER TABLE {} REPLICA IDENTITY FULL;", qualified(&root.id)));
     }
@@ -235,8 +238,8 @@ fn replica_identity(subject: &str, facts: &TableFacts, version: u32) -> Check {
     Check::ok(subject, NAME, format!("{kind} {}", root.key.join(", ")))
 }
 
-/// The statement that each new partition takes, where it has no usable replica identity without it: a partition is made with that of its
-/// primary key, whatever its table's is.
+/// The statement that each new partition takes, where it has no usable replica identity without it: a
+/// partition is made with that of its primary key, whatever its table's is.
 fn new_partitions_lack_identity(root: &RelationFacts) -> Option<String> {
     if root.kind != 'p' || root.candidate == Some(KeyCandidate::PrimaryKey) {
         return None;
@@ -249,7 +252,8 @@ fn new_partitions_lack_identity(root: &RelationFacts) -> Option<String> {
     Some(format!("ALTER TABLE … REPLICA IDENTITY {identity};"))
 }
 
-/// What gives a relation a usable replica identity. `full` makes changes tell whole old rows, where that would do.
+/// What gives a relation a usable replica identity. `full` makes changes carry whole old rows, where that
+/// would do.
 fn identity_fix(relation: &RelationFacts, full: Option<Remedy>) -> Remedy {
     let table = qualified(&relation.id);
     let run = |sql: String| Remedy::run_at_source(sql);
@@ -276,7 +280,7 @@ fn identity_fix(relation: &RelationFacts, full: Option<Remedy>) -> Remedy {
     }
 }
 
-/// The statements by which changes tell whole old rows, which takes no key.
+/// The statements by which changes carry whole old rows, which takes no key.
 fn full(facts: &TableFacts) -> Remedy {
     let lacking = relations(facts).filter(|relation| relation.identity != IdentityKind::Full);
     let statement = |relation: &RelationFacts| format!("{};", relation.identity_statement());
@@ -315,12 +319,13 @@ fn row_filter(
                     .edit("spec.tables[].where", "correct it"),
             );
         }
-        // Only the table's owner can have PostgreSQL read the filter; a publication that somebody made tells as well.
+        // Only the table's owner can have PostgreSQL read the filter; an existing publication shows it as
+        // well.
         (_, Some(published)) if published.row_filter.is_some() => {
             may_fail = &published.may_fail;
             &published.filter_columns
         }
-        // Its words tell which columns it may name; that is enough not to do harm.
+        // Its text shows which columns it may use; that is enough to refuse a dangerous one.
         (probe, _) => {
             untried = Some(match probe {
                 Some(Err(Error::Standby { .. })) => "a standby can't try it out".to_owned(),
@@ -351,7 +356,7 @@ fn row_filter(
         return Some(invalid(detail).run_at_source(fix.join("\n")));
     }
     if let Some(why) = untried {
-        let detail = format!("the columns that where names can't be told before it is published ({why})");
+        let detail = format!("the columns that where uses are unknown before it is published ({why})");
         return Some(
             Check::warning(subject, NAME, Reason::SourceRowFilterInvalid, detail)
                 .edit("spec.tables[].where", "make sure that it names columns of the replica identity only"),
@@ -404,7 +409,8 @@ pub(super) fn mentioned<'a>(columns: impl Iterator<Item = &'a String>, filter: &
     columns.filter(|name| words.contains(*name)).cloned().collect()
 }
 
-/// Whether a probe's failure says nothing of the filter: no right to publish, a standby, a lock, a lost connection.
+/// Whether a probe's failure says nothing of the filter: no privilege to publish, a standby, a lock, a lost
+/// connection.
 fn may_pass(error: &Error) -> bool {
     error.is_transient() || error.sqlstate().is_none_or(|state| state == "42501")
 }
@@ -645,12 +651,12 @@ mod tests {
         assert_eq!(outcome(&facts, 150_000, Some(&probed(&["id"])), None), Outcome::Ok);
         assert_eq!(outcome(&facts, 150_000, Some(&outside), None), Outcome::Failure);
         assert_eq!(outcome(&facts, 150_000, Some(&refused("42601")), None), Outcome::Failure);
-        // Where the filter can't be probed, the publication that is there tells, or nothing does.
+        // Where the filter can't be probed, the existing publication shows it, or nothing does.
         assert_eq!(outcome(&facts, 150_000, Some(&refused("42501")), None), Outcome::Warning);
         assert_eq!(outcome(&facts, 150_000, Some(&refused("55P03")), None), Outcome::Warning);
         assert_eq!(outcome(&facts, 150_000, None, outside.as_ref().ok()), Outcome::Failure);
         assert_eq!(outcome(&facts, 150_000, None, None), Outcome::Warning);
-        // The words of a filter that can't be probed tell enough to do no harm.
+        // The text of a filter that can't be probed is enough to refuse a dangerous one.
         facts.schema.row_filter = Some("\"email\" <> 'id'".to_owned());
         assert_eq!(outcome(&facts, 150_000, None, None), Outcome::Failure);
         facts.schema.row_filter = Some("id > 5".to_owned());

@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use super::{
-    gather::preflight_of,
+    collect::preflight_of,
     report::{Check, CheckReport, Outcome},
 };
 use crate::{
@@ -13,9 +13,10 @@ use crate::{
 };
 
 impl CheckReport {
-    /// What it means for a start. A failure of one table keeps no other from it; one of a server, or of the Mirror as a whole, does. A
-    /// question that met a fault which passes says nothing of the table: it is the server's.
-    /// What the Mirror's state tells keeps nothing from it: the engine shows that in the conditions, and sees when it is healed.
+    /// What it means for a start. A failure of one table keeps no other from it; one of a server, or of the
+    /// Mirror as a whole, does. A question that met a fault which passes says nothing of the table: it is the
+    /// server's. What follows from the Mirror's state blocks no start: the engine reports it in the
+    /// conditions, and detects when it is fixed.
     pub fn verdict(&self, config: &ReplicatorConfig) -> Verdict {
         let ids: BTreeMap<String, &TableId> =
             config.tables.iter().map(|spec| (spec.id.to_string(), &spec.id)).collect();
@@ -130,15 +131,15 @@ mod tests {
 
     #[test]
     fn a_server_s_fault_is_the_mirror_s() {
-        let lasting = Check::failure("source", "wal_level", Reason::SourceWalLevelNotLogical, "is replica");
-        let passing = Check::failure("destination", "grants", Reason::SourceError, "away").transient(true);
+        let terminal = Check::failure("source", "wal_level", Reason::SourceWalLevelNotLogical, "is replica");
+        let transient = Check::failure("destination", "grants", Reason::SourceError, "away").transient(true);
         let of = |checks| report(checks).verdict(&config()).mirror.unwrap();
-        let found = of(vec![lasting.clone(), passing.clone()]);
+        let found = of(vec![terminal.clone(), transient.clone()]);
         assert_eq!((found.reason, found.transient), (Reason::SourceWalLevelNotLogical, false));
         assert!(found.message.starts_with("source, wal_level: is replica | destination, grants: away"));
-        assert!(of(vec![passing]).transient);
-        assert!(report(vec![lasting.clone()]).starts_nothing(&config()));
-        assert_eq!(report(vec![lasting.of_state()]).verdict(&config()).mirror, None);
+        assert!(of(vec![transient]).transient);
+        assert!(report(vec![terminal.clone()]).starts_nothing(&config()));
+        assert_eq!(report(vec![terminal.of_state()]).verdict(&config()).mirror, None);
         let cut = Check::failure("public.users", "target table", Reason::DestinationConnectionLost, "cut");
         let verdict = report(vec![cut.clone().transient(true)]).verdict(&config());
         assert!(verdict.tables.is_empty(), "the connection was cut, whatever the question was");

@@ -14,7 +14,7 @@ use super::{
     insert::{self, BlockInsert},
     native::BlockBuilder,
     state,
-    target::{self, Lacks, TargetTable},
+    target::{self, MissingParts, TargetTable},
     types::{ChType, Features, target_type},
 };
 use crate::{
@@ -23,11 +23,11 @@ use crate::{
     replication::{Destination, DestinationError, Rows, StateRow, StateRows, StateVersion},
 };
 
-/// How long a replica may take to learn of a column's new type, and how often it is looked at.
+/// How long a replica may take to learn of a column's new type, and how often it is polled.
 const WIDENED_WITHIN: Duration = Duration::from_secs(30);
 const WIDENED_POLL: Duration = Duration::from_millis(100);
 
-/// How long a column stays narrower than it was before that counts as somebody's change.
+/// How long a column stays narrower than it was before that counts as a manual change.
 const NARROW_FOR: Duration = Duration::from_secs(2);
 
 /// ClickHouse's numbers of errors that are expected here.
@@ -148,7 +148,8 @@ impl Database {
         self.require_readable(table).await
     }
 
-    /// Refuses a table whose columns can't all be read: a type that was changed there waits for values that don't fit it.
+    /// Refuses a table whose columns can't all be read: a type that was changed there waits for values that
+    /// don't fit it.
     async fn require_readable(&self, table: &TableSchema) -> Result<(), Error> {
         let names: Vec<&str> = table.columns.iter().map(|column| column.target_name.as_str()).collect();
         let Err(refusal) = self.read_columns(table, &names).await else { return Ok(()) };
@@ -179,8 +180,9 @@ impl Database {
         self.shared.client.query_text(&sql, &within).await.map(drop)
     }
 
-    /// Has the server make a table like the target that goes again at once, and gives the statement by which it shows it. `None` where
-    /// the server, or the user's privileges, don't allow that.
+    /// Has the server create a temporary table like the target, drops it immediately, and returns the
+    /// statement by which the server shows it. `None` where the server, or the user's privileges, don't allow
+    /// that.
     ///
     /// # Errors
     /// [`Error::Creation`] where the server refuses the table, and as [`Client::execute`].
@@ -205,23 +207,25 @@ impl Database {
         Ok(shown)
     }
 
-    /// Gives the target what it lacks: width, and those of the columns that are `wanted`. Gives the columns that were added.
+    /// Gives the target what it lacks: width, and those of the columns that are `wanted`. Gives the columns
+    /// that were added.
     async fn fit(
         &self,
         table: &TableSchema,
         types: &[ChType],
         wanted: impl Fn(usize) -> bool,
     ) -> Result<Vec<usize>, Error> {
-        let mut lacks = self.lacks(table, types).await?;
-        if !lacks.width.is_empty() {
-            self.widen(table, types, &lacks.width).await?;
+        let mut missing = self.missing_parts(table, types).await?;
+        if !missing.width.is_empty() {
+            self.widen(table, types, &missing.width).await?;
         }
-        lacks.columns.retain(|index| wanted(*index));
-        self.add_missing(table, types, &lacks.columns).await?;
-        Ok(lacks.columns)
+        missing.columns.retain(|index| wanted(*index));
+        self.add_missing(table, types, &missing.columns).await?;
+        Ok(missing.columns)
     }
 
-    /// Which of these columns, all of them there, have another default than the one that old rows show at the source.
+    /// Which of these columns, all of them there, have another default than the one that old rows show at the
+    /// source.
     async fn with_other_default(
         &self,
         table: &TableSchema,
@@ -251,7 +255,8 @@ impl Database {
         Ok(others)
     }
 
-    /// Makes columns wider: from then on they show the same values in the new type, while ClickHouse rewrites what is stored behind it.
+    /// Makes columns wider: from then on they show the same values in the new type, while ClickHouse rewrites
+    /// what is stored behind it.
     async fn widen(&self, table: &TableSchema, types: &[ChType], width: &[usize]) -> Result<(), Error> {
         let columns = chosen(table, types, width);
         let sql = ddl::modify_columns(&self.shared.database, &table.target, &columns);
@@ -265,7 +270,7 @@ impl Database {
         tracing::info!(table = %self.qualified(table), columns = ?names, "made columns of the target wider");
         // A replica learns of it from ClickHouse Keeper; until then it would cut wide values short.
         let started = Instant::now();
-        while !self.lacks(table, types).await?.width.is_empty() {
+        while !self.missing_parts(table, types).await?.width.is_empty() {
             if started.elapsed() > WIDENED_WITHIN {
                 return Err(Error::Timeout { url: self.qualified(table), seconds: WIDENED_WITHIN.as_secs() });
             }
@@ -274,17 +279,18 @@ impl Database {
         Ok(())
     }
 
-    /// Gives columns room for NULL where they lack that alone, and refuses a table of which columns were made narrower.
+    /// Gives columns room for NULL where they lack that alone, and refuses a table of which columns were made
+    /// narrower.
     async fn require_width(&self, table: &TableSchema, types: &[ChType]) -> Result<(), Error> {
-        let mut lacks = self.lacks(table, types).await?;
+        let mut missing = self.missing_parts(table, types).await?;
         // A replica may not have heard yet that they were made wider.
         let started = Instant::now();
-        while !lacks.narrow.is_empty() && started.elapsed() < NARROW_FOR {
+        while !missing.narrow.is_empty() && started.elapsed() < NARROW_FOR {
             tokio::time::sleep(WIDENED_POLL).await;
-            lacks = self.lacks(table, types).await?;
+            missing = self.missing_parts(table, types).await?;
         }
-        if !lacks.narrow.is_empty() {
-            let columns = chosen(table, types, &lacks.narrow);
+        if !missing.narrow.is_empty() {
+            let columns = chosen(table, types, &missing.narrow);
             let names: Vec<_> = columns.iter().map(|(name, _)| *name).collect();
             let conflict = format!(
                 "{} was made narrower there than it is needed, so values may have been cut short",
@@ -296,14 +302,15 @@ impl Database {
                 problem: TableProblem::conflict(conflict).remedied(Remedy::run_at_destination(widen)),
             });
         }
-        if lacks.width.is_empty() { Ok(()) } else { self.widen(table, types, &lacks.width).await }
+        if missing.width.is_empty() { Ok(()) } else { self.widen(table, types, &missing.width).await }
     }
 
     /// What the target lacks; an error where it doesn't fit otherwise.
-    async fn lacks(&self, table: &TableSchema, types: &[ChType]) -> Result<Lacks, Error> {
+    async fn missing_parts(&self, table: &TableSchema, types: &[ChType]) -> Result<MissingParts, Error> {
         let problem = |problem| Error::Table { table: table.target.clone(), problem };
         let Some(found) = self.target_table(&table.target).await? else {
-            // A server in trouble was seen to leave a table out of system.tables for a moment, and a table that is given up stays so.
+            // A server with errors can omit a table from system.tables for a moment, and a failed table stays
+            // failed.
             let sql = ddl::exists(&self.shared.database, &table.target);
             return Err(match self.shared.client.query_text(&sql, &[]).await?.trim() {
                 "0" => problem(TableProblem::Missing),
@@ -342,7 +349,7 @@ impl Database {
             let Some(found) = found.get(&table.target) else { return false };
             let Ok(types) = self.types(table, features) else { return false };
             target::compare(found, &self.shared.database, table, &types)
-                .is_ok_and(|lacks| lacks == Lacks::default())
+                .is_ok_and(|missing| missing == MissingParts::default())
         };
         Ok(tables.iter().map(stands).collect())
     }
@@ -382,7 +389,7 @@ impl Database {
                 match self.shared.client.execute(&sql, &settings).await {
                     // It was merged meanwhile: the next look finds what it has become.
                     Ok(()) | Err(Error::Server { code: NO_SUCH_DATA_PART, .. }) => {}
-                    // The right to drop parts is optional.
+                    // The privilege to drop parts is optional.
                     Err(Error::Server { code: ACCESS_DENIED, .. }) => {
                         return self.shared.client.execute(&ddl::truncate(database, target), &settings).await;
                     }
@@ -431,7 +438,8 @@ struct ColumnDefault {
     default_expression: String,
 }
 
-/// The fault of a table whose columns can't be made wider by us: also where a right is missing, for somebody else can do it.
+/// The fault of a table whose columns can't be made wider by us: also where a privilege is missing, because
+/// another user can do it.
 fn too_narrow(table: &TableSchema, sql: &str, refusal: &str) -> Error {
     let conflict = format!("columns are too narrow, and walferry may not change them ({refusal})");
     let problem = TableProblem::conflict(conflict).remedied(Remedy::run_at_destination(sql));
@@ -481,7 +489,7 @@ impl Destination for Database {
     }
 
     async fn standing(&self, tables: &[&TableSchema]) -> Result<Vec<bool>, DestinationError> {
-        let doing = format!("look at the target tables in {}", self.shared.database);
+        let doing = format!("read the target tables in {}", self.shared.database);
         self.which_stand(tables).await.map_err(|error| error.while_doing(&doing))
     }
 
@@ -596,7 +604,7 @@ impl Destination for Database {
     }
 
     async fn identities(&self, tables: &[&TableSchema]) -> Result<Vec<Option<String>>, DestinationError> {
-        let doing = format!("look at the target tables in {}", self.shared.database);
+        let doing = format!("read the target tables in {}", self.shared.database);
         let names: Vec<&str> = tables.iter().map(|table| table.target.as_str()).collect();
         let found = target::identities(&self.shared.client, &self.shared.database, &names).await;
         let mut found = found.map_err(|error| error.while_doing(&doing))?;

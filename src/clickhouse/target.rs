@@ -388,19 +388,19 @@ mod tests {
         let columns =
             vec![test_support::column("id", SourceType::Int8), test_support::column("n", SourceType::Int8)];
         let table = test_support::table("users", columns);
-        let lacks = |there: &str| {
+        let missing_parts = |there: &str| {
             let mut found = found();
             found.columns[1] =
                 TargetColumn { name: "n".into(), column_type: there.into(), ..TargetColumn::default() };
             compare(&found, "app", &table, &[ChType::Int(64), ChType::Int(64).into_nullable()])
-                .map(|lacks| (missing.width, missing.narrow))
+                .map(|missing| (missing.width, missing.narrow))
                 .map_err(|problem| problem.to_string())
         };
-        assert_eq!(lacks("Nullable(Int64)"), Ok((vec![], vec![])));
-        assert_eq!(lacks("Nullable(Int32)"), Ok((vec![1], vec![1])));
-        assert_eq!(lacks("Int32"), Ok((vec![1], vec![1])));
-        assert_eq!(lacks("Int64"), Ok((vec![1], vec![])));
-        assert!(lacks("Nullable(String)").unwrap_err().contains("once it is dropped"));
+        assert_eq!(missing_parts("Nullable(Int64)"), Ok((vec![], vec![])));
+        assert_eq!(missing_parts("Nullable(Int32)"), Ok((vec![1], vec![1])));
+        assert_eq!(missing_parts("Int32"), Ok((vec![1], vec![1])));
+        assert_eq!(missing_parts("Int64"), Ok((vec![1], vec![])));
+        assert!(missing_parts("Nullable(String)").unwrap_err().contains("once it is dropped"));
     }
 
     #[test]

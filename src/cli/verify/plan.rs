@@ -44,8 +44,8 @@ impl TablePlan {
         let mut types = database.types(&schema, database.version().await?.features())?;
         let found =
             database.target_table(&schema.target).await?.ok_or_else(|| problem(TableProblem::Missing))?;
-        let lacks = target::compare(&found, database.name(), &schema, &types).map_err(problem)?;
-        if let Some(column) = lacks.columns.first().and_then(|index| schema.columns.get(*index)) {
+        let missing = target::compare(&found, database.name(), &schema, &types).map_err(problem)?;
+        if let Some(column) = missing.columns.first().and_then(|index| schema.columns.get(*index)) {
             let conflict = format!("it has no column {}", column.target_name);
             return Err(problem(TableProblem::conflict(conflict)).into());
         }
@@ -54,7 +54,7 @@ impl TablePlan {
         for (index, (column, column_type)) in schema.columns.iter().zip(&mut types).enumerate() {
             let there = found.columns.iter().find(|there| there.name == column.target_name);
             if let Some(there) = there.and_then(|there| parse(&there.column_type).ok())
-                && !lacks.width.contains(&index)
+                && !missing.width.contains(&index)
             {
                 *column_type = there;
             }
@@ -63,7 +63,7 @@ impl TablePlan {
         if arrays.count() > 0 {
             return Err(VerifyError::Unsupported("its key has an array, which can't be compared".to_owned()));
         }
-        let (narrow, database) = (lacks.width, database.name().to_owned());
+        let (narrow, database) = (missing.width, database.name().to_owned());
         Ok(TablePlan { schema, types, narrow, database, out_of_range })
     }
 

@@ -5,7 +5,7 @@ use std::collections::{BTreeSet, HashMap};
 use futures::{StreamExt, stream};
 
 use super::{
-    destination::{self, ENGINE, MissingRights, PRIVILEGES, STATE_PRIVILEGES, TargetFacts, WIDENING},
+    destination::{self, ENGINE, MissingPrivileges, PRIVILEGES, STATE_PRIVILEGES, TargetFacts, WIDENING},
     publication::{self, Wanted},
     report::{Check, CheckReport, Outcome},
     source, table,
@@ -29,10 +29,11 @@ use crate::{
     replication::{self, Claim, DestinationError, MirrorState, StateStore, TableRecord},
 };
 
-/// Target tables that are asked about at the same time.
-const ASKED_AT_ONCE: usize = 8;
+/// Target tables that are queried concurrently.
+const CONCURRENT_QUERIES: usize = 8;
 
-/// Checks everything that a Mirror needs. A server that isn't reached is a failure, and what depends on it is skipped.
+/// Checks everything that a Mirror needs. A server that isn't reached is a failure, and what depends on it is
+/// skipped.
 pub async fn preflight(config: &ReplicatorConfig) -> CheckReport {
     preflight_of(config, &[]).await
 }
@@ -82,8 +83,8 @@ pub struct SourceServer {
     pub system_identifier: Option<String>,
 }
 
-/// Checks a PostgreSQL server by itself, for no Mirror in particular: login, version, settings, the role's rights, and that a replication
-/// connection can be had. The second is `None` when it can't be used.
+/// Checks a PostgreSQL server, for no Mirror in particular: authentication, version, settings, the role's
+/// privileges, and that a replication connection can be had. The second is `None` when it can't be used.
 pub async fn source_server(
     endpoint: &PostgresEndpoint,
     application_name: &str,
@@ -113,7 +114,8 @@ pub async fn source_server(
     }
 }
 
-/// The system identifier over a replication connection; `None` when all of them are taken, which those in use may well be by Mirrors.
+/// The system identifier over a replication connection; `None` when all of them are taken, which those in use
+/// may well be by Mirrors.
 async fn system_identifier(
     endpoint: &PostgresEndpoint,
     application_name: &str,
@@ -129,7 +131,7 @@ async fn system_identifier(
     }
 }
 
-/// Checks a ClickHouse server by itself, for no Mirror in particular, and gives its version when it can be used.
+/// Checks a ClickHouse server, for no Mirror in particular, and gives its version when it is usable.
 pub async fn destination_server(endpoint: &ClickHouseEndpoint) -> (Vec<Check>, Option<ServerVersion>) {
     let (checks, reached) = reach_destination(endpoint, OutOfRange::default()).await;
     (checks, reached.map(|reached| reached.version))
@@ -164,9 +166,9 @@ async fn source_facts(
     let server = catalog::server_facts(session).await?;
     let slot = slot::read(session, &config.mirror.slot_name()).await?;
     let resync = replication::resync_due(config.resync.as_deref(), state).is_some();
-    // With a resync, every table joins anew.
-    let anew = MirrorState::default();
-    let mut joined = if resync { anew } else { state.clone() };
+    // With a resync, every table is added again.
+    let empty = MirrorState::default();
+    let mut joined = if resync { empty } else { state.clone() };
     let mut checks = source::server(&config.source, &server, slot.as_ref(), resync);
     checks.extend(replication::unknown_names(config, state).map(table::unknown_to_resync));
     let apart = replication::set_apart(config, &mut joined);
@@ -198,7 +200,7 @@ async fn source_facts(
         let tracked = joined.tables.contains_key(&spec.id);
         match described {
             Ok(mut facts) => match table::unsupported(&facts) {
-                Some(check) => checks.push(check.alone_if(tracked)),
+                Some(check) => checks.push(check.downgrade_if_tracked(tracked)),
                 None => {
                     let former = state.former.get(&spec.id).and_then(|former| former.record.as_ref());
                     let recorded = state.tables.get(&spec.id).or(former);
@@ -206,7 +208,7 @@ async fn source_facts(
                         // It joins again: its names are resolved again.
                         let alone = apart.record(&spec.id);
                         let refused = withheld(alone.or(recorded), spec, &facts);
-                        checks.extend(refused.map(|check| check.alone_if(alone.is_some())));
+                        checks.extend(refused.map(|check| check.downgrade_if_tracked(alone.is_some())));
                     }
                     if let Some(record) = recorded {
                         replication::keep_target_names(record, spec, &mut facts.schema);
@@ -217,14 +219,16 @@ async fn source_facts(
                     tables.push(facts);
                 }
             },
-            Err(error) => checks.push(table::not_described(&spec.id, &error, tracked).alone_if(tracked)),
+            Err(error) => {
+                checks.push(table::not_described(&spec.id, &error, tracked).downgrade_if_tracked(tracked))
+            }
         }
     }
     let probes = probe_filters(session, &tables).await;
     let (mut publications, mut agreements) = (Vec::new(), publication::Agreements::new());
     for publish in Publish::all(config) {
         let found = pg_publication::read(session, &publish.name(&config.mirror)).await?;
-        // A resync makes it anew, where the role may.
+        // A resync recreates it, where the role may.
         let mut found = found.filter(|found| !(resync && found.owned_by_us && found.may_alter));
         if let Some(found) = found.as_mut().filter(|found| found.may_alter) {
             found.tables.retain(|published| !apart.has(&published.id));
@@ -238,20 +242,20 @@ async fn source_facts(
         let found = publications.iter().filter_map(|(_, found)| found.as_ref());
         found.flat_map(|found| &found.tables).find(|published| published.id == *id)
     };
-    let (mut of_tables, mut unfit) = (Vec::new(), BTreeSet::new());
+    let (mut of_tables, mut tables_breaking_writes) = (Vec::new(), BTreeSet::new());
     for facts in &tables {
         let id = &facts.schema.id;
         let spec = config.tables.iter().find(|spec| spec.id == *id);
         let excluded = spec.map(|spec| spec.exclude.as_slice()).unwrap_or_default();
         let found = table::table(facts, excluded, &server, probes.get(id), published(id));
         if found.iter().any(table::breaks_writes) {
-            unfit.insert(id.clone());
+            tables_breaking_writes.insert(id.clone());
         }
         let tracked = joined.tables.contains_key(id);
-        of_tables.extend(found.into_iter().map(|check| check.alone_if(tracked)));
+        of_tables.extend(found.into_iter().map(|check| check.downgrade_if_tracked(tracked)));
     }
     let broken = |check: &Check| check.name == publication::NAME && check.outcome == Outcome::Failure;
-    // What a broken publication lacks is not worth a word: all of it is made again.
+    // What a broken publication lacks is not reported: all of it is created again.
     let publications = if checks.iter().any(broken) { Vec::new() } else { publications };
     for (publish, found) in &publications {
         let wanted = Wanted {
@@ -262,11 +266,11 @@ async fn source_facts(
             probes: &probes,
             agreements: &agreements,
             joined,
-            unfit: &unfit,
+            tables_breaking_writes: &tables_breaking_writes,
         };
         checks.extend(publication::publication(&wanted, found.as_ref()).into_iter().map(|check| {
             let tracked = joined.tables.keys().any(|id| id.to_string() == check.subject);
-            check.alone_if(tracked)
+            check.downgrade_if_tracked(tracked)
         }));
     }
     let oids: Vec<u32> = tables.iter().map(|facts| facts.relation.oid).collect();
@@ -275,7 +279,7 @@ async fn source_facts(
     for facts in &tables {
         let id = &facts.schema.id;
         let nested = ancestors.get(&facts.relation.oid).map(|above| table::ancestor_published(id, above));
-        checks.extend(nested.map(|check| check.alone_if(joined.tables.contains_key(id))));
+        checks.extend(nested.map(|check| check.downgrade_if_tracked(joined.tables.contains_key(id))));
     }
     checks.extend(of_tables);
     let records = specs.iter().filter_map(|spec| joined.tables.get(&spec.id));
@@ -338,7 +342,7 @@ async fn reach_destination(
 ) -> (Vec<Check>, Option<Reached>) {
     let version = async {
         let database = Database::new(endpoint, out_of_range)?;
-        // Not Database::version, which refuses an old release before anything can be told of it.
+        // Not Database::version, which refuses an old release before anything can be reported about it.
         let version = database.client().server_version().await?;
         Ok((database, version))
     };
@@ -350,7 +354,7 @@ async fn reach_destination(
         Ok(facts) => {
             let checks = destination::server(endpoint, &facts);
             let usable = !checks.iter().any(|check| check.outcome == Outcome::Failure);
-            let of_tables = facts.missing_rights.map(|missing| missing.privileges).unwrap_or_default();
+            let of_tables = facts.missing_privileges.map(|missing| missing.privileges).unwrap_or_default();
             (checks, usable.then_some(Reached { database, version, of_tables }))
         }
         Err(error) => (vec![destination::failed("grants", error)], None),
@@ -364,17 +368,17 @@ async fn server_facts(
 ) -> Result<destination::ServerFacts, ClickHouseError> {
     let databases =
         format!("SELECT count() FROM system.databases WHERE name = {}", quote::literal(&endpoint.database));
-    let (databases, missing_rights) =
-        tokio::try_join!(client.query_text(&databases, &[]), missing_rights(client, endpoint))?;
+    let (databases, missing_privileges) =
+        tokio::try_join!(client.query_text(&databases, &[]), missing_privileges(client, endpoint))?;
     let (database_exists, read_only) = (databases.trim() != "0", client.is_read_only().await?);
-    Ok(destination::ServerFacts { version, database_exists, read_only, missing_rights })
+    Ok(destination::ServerFacts { version, database_exists, read_only, missing_privileges })
 }
 
-/// The rights that are missing; `None` when the release has no CHECK GRANT.
-async fn missing_rights(
+/// The privileges that are missing; `None` when the release has no CHECK GRANT.
+async fn missing_privileges(
     client: &Client,
     endpoint: &ClickHouseEndpoint,
-) -> Result<Option<MissingRights>, ClickHouseError> {
+) -> Result<Option<MissingPrivileges>, ClickHouseError> {
     let database = format!("{}.*", quote::ident(&endpoint.database));
     let (engine, widening) = (format!("TABLE ENGINE ON {ENGINE}"), format!("{WIDENING} ON {database}"));
     let (lacking, engine, widening) = tokio::try_join!(
@@ -384,7 +388,7 @@ async fn missing_rights(
     )?;
     let Some(privileges) = lacking else { return Ok(None) };
     let (engine, widening) = (engine == Some(false), widening == Some(false));
-    let mut missing = MissingRights { privileges, engine, widening, ..MissingRights::default() };
+    let mut missing = MissingPrivileges { privileges, engine, widening, ..MissingPrivileges::default() };
     if !missing.privileges.is_empty() {
         let state = quote::table(&endpoint.database, STATE_TABLE);
         missing.state = may(client, &format!("{STATE_PRIVILEGES} ON {state}")).await? == Some(true);
@@ -392,8 +396,8 @@ async fn missing_rights(
     Ok(Some(missing))
 }
 
-/// Which of these privileges the user lacks; `None` when the release doesn't know the statement. They are asked for together first,
-/// which mostly is the only question.
+/// Which of these privileges the user lacks; `None` when the release doesn't know the statement. They are
+/// asked for together first, which mostly is the only question.
 async fn lacking(
     client: &Client,
     privileges: &[&'static str],
@@ -416,10 +420,10 @@ async fn lacking(
     Ok(Some(lacking))
 }
 
-/// Whether the user has a right; `None` when the release doesn't know the statement.
-async fn may(client: &Client, right: &str) -> Result<Option<bool>, ClickHouseError> {
+/// Whether the user has a privilege; `None` when the release doesn't know the statement.
+async fn may(client: &Client, privilege: &str) -> Result<Option<bool>, ClickHouseError> {
     const SYNTAX_ERROR: i32 = 62;
-    match client.query_text(&format!("CHECK GRANT {right}"), &[]).await {
+    match client.query_text(&format!("CHECK GRANT {privilege}"), &[]).await {
         Ok(answer) => Ok(Some(answer.trim() == "1")),
         Err(error) if error.code() == Some(SYNTAX_ERROR) => Ok(None),
         Err(error) => Err(error),
@@ -451,7 +455,7 @@ async fn targets(
             context.checks(schema, found)
         })
         .collect();
-    let of_tables: Vec<_> = stream::iter(of_tables).buffered(ASKED_AT_ONCE).collect().await;
+    let of_tables: Vec<_> = stream::iter(of_tables).buffered(CONCURRENT_QUERIES).collect().await;
     unusable.into_iter().chain(of_tables.into_iter().flatten()).collect()
 }
 
@@ -470,17 +474,17 @@ impl TargetContext<'_> {
         let TargetContext { config, reached: Reached { database, version, of_tables }, .. } = self;
         let tracked = self.joined.contains(&schema.id);
         let (types, check) = destination::column_types(schema, version.features());
-        let mut checks = vec![check.alone_if(tracked)];
+        let mut checks = vec![check.downgrade_if_tracked(tracked)];
         let spec = config.tables.iter().find(|spec| spec.id == schema.id);
         checks.extend(spec.and_then(|spec| destination::former_names(&config.destination, spec, schema)));
         let target = quote::table(database.name(), &schema.target);
         match lacking(database.client(), of_tables, &target).await {
             Ok(None) => {}
             Ok(Some(missing)) if missing.is_empty() => {}
-            // What else is there can't be told.
+            // Nothing else is known about it.
             Ok(Some(missing)) => {
-                let denied = destination::target_rights(&config.destination, schema, &missing);
-                checks.extend(denied.map(|check| check.alone_if(tracked)));
+                let denied = destination::target_privileges(&config.destination, schema, &missing);
+                checks.extend(denied.map(|check| check.downgrade_if_tracked(tracked)));
                 return checks;
             }
             Err(error) => {
@@ -490,7 +494,7 @@ impl TargetContext<'_> {
         }
         let Some(types) = types else { return checks };
         if let Some(claim) = replication::foreign_claim(self.claims, &config.mirror.uid, &schema.target) {
-            checks.push(destination::taken(&config.destination, schema, claim).alone_if(tracked));
+            checks.push(destination::taken(&config.destination, schema, claim).downgrade_if_tracked(tracked));
             return checks;
         }
         // It would be sorted by the key that it lacks, which is said of its replica identity.
@@ -519,7 +523,7 @@ impl TargetContext<'_> {
                 Err(error) => target = destination::refused_target(schema, error),
             }
         }
-        checks.push(target.alone_if(tracked));
+        checks.push(target.downgrade_if_tracked(tracked));
         checks.extend(destination::hidden_columns(schema));
         checks
     }
