@@ -1,14 +1,15 @@
-//! Asks both servers for the facts that the checks decide from.
+//! Queries both servers for the facts that the checks decide from.
 
 use std::collections::{BTreeSet, HashMap};
 
 use futures::{StreamExt, stream};
 
 use super::{
-    destination::{self, ENGINE, MissingPrivileges, PRIVILEGES, STATE_PRIVILEGES, TargetFacts, WIDENING},
+    destination::{self, ENGINE, MissingPrivileges, PRIVILEGES, STATE_PRIVILEGES, WIDENING},
     publication::{self, Wanted},
     report::{Check, CheckReport, Outcome},
-    source, table,
+    row_filter, source, table,
+    target::{self, TargetFacts},
 };
 use crate::{
     clickhouse::{
@@ -61,10 +62,9 @@ pub(super) async fn preflight_of(config: &ReplicatorConfig, only: &[TableId]) ->
     checks.extend(match reached {
         Some(reached) => targets(config, &reached, &schemas, (&state, &joined)).await,
         // Without the server, types are taken for those of the newest release.
-        None => schemas
-            .iter()
-            .map(|schema| destination::column_types(schema, Features::of(u32::MAX, 0)).1)
-            .collect(),
+        None => {
+            schemas.iter().map(|schema| target::column_types(schema, Features::of(u32::MAX, 0)).1).collect()
+        }
     });
     // Servers first, then each table with all that concerns it, in the Mirror's order.
     let tables = config.tables.iter().map(|spec| spec.id.to_string());
@@ -297,7 +297,7 @@ fn withheld(record: Option<&TableRecord>, spec: &TableSpec, facts: &TableFacts) 
 async fn probe_filters(session: &Session, tables: &[TableFacts]) -> publication::Probes {
     let mut probes = publication::Probes::new();
     for facts in tables.iter().filter(|facts| facts.schema.row_filter.is_some() && facts.relation.owned) {
-        if session.server_version_num() >= table::ROW_FILTERS {
+        if session.server_version_num() >= row_filter::ROW_FILTERS {
             let probed = pg_publication::probe(session, &facts.schema).await;
             probes.insert(facts.schema.id.clone(), probed);
         }
@@ -473,17 +473,17 @@ impl TargetContext<'_> {
     async fn checks(&self, schema: &TableSchema, found: Option<TargetTable>) -> Vec<Check> {
         let TargetContext { config, reached: Reached { database, version, of_tables }, .. } = self;
         let tracked = self.joined.contains(&schema.id);
-        let (types, check) = destination::column_types(schema, version.features());
+        let (types, check) = target::column_types(schema, version.features());
         let mut checks = vec![check.downgrade_if_tracked(tracked)];
         let spec = config.tables.iter().find(|spec| spec.id == schema.id);
-        checks.extend(spec.and_then(|spec| destination::former_names(&config.destination, spec, schema)));
+        checks.extend(spec.and_then(|spec| target::former_names(&config.destination, spec, schema)));
         let target = quote::table(database.name(), &schema.target);
         match lacking(database.client(), of_tables, &target).await {
             Ok(None) => {}
             Ok(Some(missing)) if missing.is_empty() => {}
             // Nothing else is known about it.
             Ok(Some(missing)) => {
-                let denied = destination::target_privileges(&config.destination, schema, &missing);
+                let denied = target::target_privileges(&config.destination, schema, &missing);
                 checks.extend(denied.map(|check| check.downgrade_if_tracked(tracked)));
                 return checks;
             }
@@ -494,7 +494,7 @@ impl TargetContext<'_> {
         }
         let Some(types) = types else { return checks };
         if let Some(claim) = replication::foreign_claim(self.claims, &config.mirror.uid, &schema.target) {
-            checks.push(destination::taken(&config.destination, schema, claim).downgrade_if_tracked(tracked));
+            checks.push(target::taken(&config.destination, schema, claim).downgrade_if_tracked(tracked));
             return checks;
         }
         // It would be sorted by the key that it lacks, which is said of its replica identity.
@@ -508,8 +508,8 @@ impl TargetContext<'_> {
                 return checks;
             }
         };
-        let mut target = destination::target(&config.destination, schema, &types, &facts);
-        if target.outcome != Outcome::Failure || facts.copied_over {
+        let mut check = target::target(&config.destination, schema, &types, &facts);
+        if check.outcome != Outcome::Failure || facts.copied_over {
             match database.try_definition(schema, &types).await {
                 Ok(Some(trial)) => {
                     let ordered = spec.is_some_and(|spec| !spec.order_by.is_empty());
@@ -517,14 +517,14 @@ impl TargetContext<'_> {
                         .found
                         .as_ref()
                         .map(|found| differences(found, database.name(), schema, &types, (&trial, ordered)));
-                    checks.extend(destination::layout(schema, &layout.unwrap_or_default()));
+                    checks.extend(target::layout(schema, &layout.unwrap_or_default()));
                 }
                 Ok(None) => {}
-                Err(error) => target = destination::refused_target(schema, error),
+                Err(error) => check = target::refused_target(schema, error),
             }
         }
-        checks.push(target.downgrade_if_tracked(tracked));
-        checks.extend(destination::hidden_columns(schema));
+        checks.push(check.downgrade_if_tracked(tracked));
+        checks.extend(target::hidden_columns(schema));
         checks
     }
 }

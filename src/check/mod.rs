@@ -7,9 +7,12 @@ mod collect;
 mod destination;
 mod privileges;
 mod publication;
+mod replica_identity;
 mod report;
+mod row_filter;
 mod source;
 mod table;
+mod target;
 mod verdict;
 
 pub use collect::{SourceServer, destination_server, preflight, recorded_state, source_server};

@@ -2,7 +2,7 @@
 
 use super::{
     report::Check,
-    table::{ROW_FILTERS, mentioned},
+    row_filter::{ROW_FILTERS, mentioned},
 };
 use crate::{
     fault::Reason,

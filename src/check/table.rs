@@ -1,25 +1,22 @@
 //! One table at the source: whether it can be published without harm and read completely.
 
-use std::collections::BTreeSet;
-
 use super::{
     privileges,
+    replica_identity::replica_identity,
     report::{Check, Outcome},
+    row_filter::row_filter,
 };
 use crate::{
     fault::{Reason, Remedy},
-    model::{IdentityKind, MirrorFailure, TableId, TableKind},
+    model::{MirrorFailure, TableId},
     postgres::{
         Error,
-        catalog::{GENERATED_IN_IDENTITY, KeyCandidate, RelationFacts, ServerFacts, TableFacts},
+        catalog::{RelationFacts, ServerFacts, TableFacts},
         publication::PublishedTable,
         quote::{ident, table as qualified},
     },
     replication::{self, TableRecord},
 };
-
-/// Row filters and column lists exist since PostgreSQL 15.
-pub(super) const ROW_FILTERS: u32 = 150_000;
 
 /// A table whose description failed. One that the Mirror has copied already does not block the others.
 pub(super) fn not_described(table: &TableId, error: &Error, tracked: bool) -> Check {
@@ -115,7 +112,7 @@ pub(super) fn breaks_writes(check: &Check) -> bool {
 
 /// The relations whose rows are read and whose own settings PostgreSQL obeys: the table and its leaf
 /// partitions.
-fn relations(facts: &TableFacts) -> impl Iterator<Item = &RelationFacts> {
+pub(super) fn relations(facts: &TableFacts) -> impl Iterator<Item = &RelationFacts> {
     std::iter::once(&facts.relation).chain(&facts.partitions)
 }
 
@@ -176,245 +173,6 @@ fn row_security(subject: &str, facts: &TableFacts, server: &ServerFacts) -> Opti
     )
 }
 
-/// Without a usable identity PostgreSQL refuses the application's own UPDATE and DELETE as soon as the table
-/// is published.
-fn replica_identity(subject: &str, facts: &TableFacts, version: u32) -> Check {
-    const NAME: &str = "replica identity";
-    let failure = |detail: String, fix: Remedy| {
-        Check::failure(subject, NAME, Reason::SourceReplicaIdentityMissing, detail).remedied([fix])
-    };
-    let root = &facts.relation;
-    let full_is_refused = version >= GENERATED_IN_IDENTITY && !facts.generated_columns.is_empty();
-    if facts.schema.kind == TableKind::InsertOnly {
-        return Check::ok(subject, NAME, "not needed: only inserts are mirrored");
-    }
-    if facts.schema.kind.is_keyed() && root.key.is_empty() {
-        let detail = match &root.candidate {
-            Some(KeyCandidate::Deferrable { .. }) => {
-                "the primary key is deferrable: once published, UPDATE and DELETE on it would fail"
-            }
-            _ => "none: once published, UPDATE and DELETE on it would fail",
-        };
-        return failure(detail.to_owned(), identity_fix(root, (!full_is_refused).then(|| full(facts))));
-    }
-    let unlike = || facts.partitions.iter().filter_map(|leaf| Some((leaf, leaf.unlike_root(root)?)));
-    if let Some((leaf, detail)) = unlike().next() {
-        let statements = unlike().map(|(leaf, _)| format!("{};", leaf.identity_statement()));
-        let fix = Remedy::run_at_source(statements.collect::<Vec<_>>().join("\n"));
-        return failure(format!("partition {} {detail}", leaf.id), fix);
-    }
-    if full_is_refused
-        && let Some(full) = relations(facts).find(|relation| relation.identity == IdentityKind::Full)
-    {
-        return failure(
-            format!(
-                "{} is FULL with generated columns ({}): once published, UPDATE and DELETE on it would fail",
-                full.id,
-                facts.generated_columns.join(", ")
-            ),
-            identity_fix(full, None),
-        );
-    }
-    if facts.schema.kind == TableKind::History && root.identity != IdentityKind::Full {
-        let detail = "no longer FULL, which it was when it was copied without a key: this table fails alone, the others continue";
-        return Check::warning(subject, NAME, Reason::SourceReplicaIdentityMissing, detail)
-            .run_at_source(format!("ALTER TABLE {} REPLICA IDENTITY FULL;", qualified(&root.id)));
-    }
-    if let Some(statement) = new_partitions_lack_identity(root) {
-        let detail = "a new partition gets no replica identity from its table: UPDATE and DELETE on it fail at the source, until walferry \
-                      notices and takes the table out of the publication";
-        return Check::warning(subject, NAME, Reason::SourceReplicaIdentityMissing, detail)
-            .act(format!("{statement} -- in the transaction that makes a partition, or attaches one"));
-    }
-    if facts.schema.kind == TableKind::History {
-        let detail = "FULL, without a key: the target gets each change as a row, to be counted with sum(_walferry_sign)";
-        return Check::ok(subject, NAME, detail);
-    }
-    let kind = match root.identity {
-        IdentityKind::Full => "FULL, key",
-        IdentityKind::Index => "index on",
-        _ => "primary key",
-    };
-    Check::ok(subject, NAME, format!("{kind} {}", root.key.join(", ")))
-}
-
-/// The statement that each new partition takes, where it has no usable replica identity without it: a
-/// partition is made with that of its primary key, whatever its table's is.
-fn new_partitions_lack_identity(root: &RelationFacts) -> Option<String> {
-    if root.kind != 'p' || root.candidate == Some(KeyCandidate::PrimaryKey) {
-        return None;
-    }
-    let identity = match root.identity {
-        IdentityKind::Full => "FULL",
-        IdentityKind::Index => "USING INDEX …",
-        IdentityKind::Default | IdentityKind::Nothing => return None,
-    };
-    Some(format!("ALTER TABLE … REPLICA IDENTITY {identity};"))
-}
-
-/// What gives a relation a usable replica identity. `full` makes changes carry whole old rows, where that
-/// would do.
-fn identity_fix(relation: &RelationFacts, full: Option<Remedy>) -> Remedy {
-    let table = qualified(&relation.id);
-    let run = |sql: String| Remedy::run_at_source(sql);
-    let key = match &relation.candidate {
-        Some(KeyCandidate::PrimaryKey) => {
-            return run(format!("ALTER TABLE {table} REPLICA IDENTITY DEFAULT;"));
-        }
-        Some(KeyCandidate::UniqueIndex(index)) => {
-            return run(format!("ALTER TABLE {table} REPLICA IDENTITY USING INDEX {};", ident(index)));
-        }
-        Some(KeyCandidate::Deferrable { constraint, columns }) => {
-            let columns: Vec<_> = columns.iter().map(|column| ident(column)).collect();
-            run(format!(
-                "-- if nothing relies on the key being deferrable\nALTER TABLE {table} DROP CONSTRAINT {}, ADD PRIMARY KEY ({});",
-                ident(constraint),
-                columns.join(", ")
-            ))
-        }
-        None => Remedy::act("give it a primary key of the columns that name a row"),
-    };
-    match full {
-        Some(full) => Remedy::any_of([vec![full], vec![key]]),
-        None => key,
-    }
-}
-
-/// The statements by which changes carry whole old rows, which takes no key.
-fn full(facts: &TableFacts) -> Remedy {
-    let lacking = relations(facts).filter(|relation| relation.identity != IdentityKind::Full);
-    let statement = |relation: &RelationFacts| format!("{};", relation.identity_statement());
-    Remedy::run_at_source(lacking.map(statement).collect::<Vec<_>>().join("\n"))
-}
-
-/// A filter on a column outside the identity makes the application's UPDATE and DELETE fail once published.
-fn row_filter(
-    facts: &TableFacts,
-    excluded: &[String],
-    server: &ServerFacts,
-    probe: Option<&Result<PublishedTable, Error>>,
-    published: Option<&PublishedTable>,
-) -> Option<Check> {
-    const NAME: &str = "row filter";
-    let subject = &facts.schema.id.to_string();
-    let filter = facts.schema.row_filter.as_ref()?;
-    let invalid = |detail: String| Check::failure(subject, NAME, Reason::SourceRowFilterInvalid, detail);
-    if server.version_num < ROW_FILTERS {
-        return Some(
-            invalid(format!("PostgreSQL {} has no row filters, they came with 15", server.version))
-                .edit("spec.tables[].where", "take it out, or upgrade the server"),
-        );
-    }
-    let words;
-    let mut untried = None;
-    let mut may_fail: &[String] = &[];
-    let columns = match (probe, published) {
-        (Some(Ok(probed)), _) => {
-            may_fail = &probed.may_fail;
-            &probed.filter_columns
-        }
-        (Some(Err(error)), _) if !may_pass(error) => {
-            return Some(
-                invalid(format!("PostgreSQL refuses where: {error}"))
-                    .edit("spec.tables[].where", "correct it"),
-            );
-        }
-        // Only the table's owner can have PostgreSQL read the filter; an existing publication shows it as
-        // well.
-        (_, Some(published)) if published.row_filter.is_some() => {
-            may_fail = &published.may_fail;
-            &published.filter_columns
-        }
-        // Its text shows which columns it may use; that is enough to refuse a dangerous one.
-        (probe, _) => {
-            untried = Some(match probe {
-                Some(Err(Error::Standby { .. })) => "a standby can't try it out".to_owned(),
-                Some(Err(error)) => error.to_string(),
-                _ => format!("{} does not own the table", server.role),
-            });
-            let mirrored = facts.schema.columns.iter().map(|column| &column.name);
-            words = mentioned(mirrored.chain(excluded).chain(&facts.generated_columns), filter);
-            &words
-        }
-    };
-    let outside =
-        |relation: &RelationFacts| columns.iter().find(|column| !relation.identifies(column)).cloned();
-    let lacking: Vec<(&RelationFacts, String)> = relations(facts)
-        .filter(|_| facts.schema.kind != TableKind::InsertOnly)
-        .filter(|relation| relation.identity != IdentityKind::Nothing)
-        .filter_map(|relation| Some((relation, outside(relation)?)))
-        .collect();
-    if let Some((relation, column)) = lacking.first() {
-        let statement = |(relation, _): &(&RelationFacts, String)| {
-            format!("ALTER TABLE {} REPLICA IDENTITY FULL;", qualified(&relation.id))
-        };
-        let fix: Vec<String> = lacking.iter().map(statement).collect();
-        let detail = format!(
-            "where names {column}, which is not in the replica identity of {}: once published, UPDATE and DELETE would fail",
-            relation.id
-        );
-        return Some(invalid(detail).run_at_source(fix.join("\n")));
-    }
-    if let Some(why) = untried {
-        let detail = format!("the columns that where uses are unknown before it is published ({why})");
-        return Some(
-            Check::warning(subject, NAME, Reason::SourceRowFilterInvalid, detail)
-                .edit("spec.tables[].where", "make sure that it names columns of the replica identity only"),
-        );
-    }
-    Some(match may_fail {
-        [] => Check::ok(subject, NAME, filter),
-        functions => {
-            let detail = format!(
-                "where uses {}, which fails for some values: one such row stops the copy of this table, and in the stream the whole Mirror, \
-                 for PostgreSQL sends nothing after it",
-                functions.join(", ")
-            );
-            Check::warning(subject, NAME, Reason::SourceRowFilterFailed, detail).edit(
-                "spec.tables[].where",
-                "compare columns with constants, or make sure that no value fails (CASE WHEN quantity <> 0 THEN total / quantity > 5 ELSE false END)",
-            )
-        }
-    })
-}
-
-/// Those of a table's columns whose names are words of the filter, outside of its string constants.
-pub(super) fn mentioned<'a>(columns: impl Iterator<Item = &'a String>, filter: &str) -> Vec<String> {
-    let mut words = BTreeSet::new();
-    let mut rest = filter.chars().peekable();
-    while let Some(first) = rest.next() {
-        match first {
-            '\'' => while rest.next().is_some_and(|character| character != '\'') {},
-            '"' => {
-                let mut word = String::new();
-                while let Some(character) = rest.next() {
-                    match character {
-                        '"' if rest.next_if_eq(&'"').is_some() => word.push('"'),
-                        '"' => break,
-                        other => word.push(other),
-                    }
-                }
-                words.insert(word);
-            }
-            first if first.is_alphabetic() || first == '_' => {
-                let mut word = first.to_lowercase().to_string();
-                while let Some(next) = rest.next_if(|next| next.is_alphanumeric() || "_$".contains(*next)) {
-                    word.extend(next.to_lowercase());
-                }
-                words.insert(word);
-            }
-            _ => {}
-        }
-    }
-    columns.filter(|name| words.contains(*name)).cloned().collect()
-}
-
-/// Whether a probe's failure says nothing of the filter: no privilege to publish, a standby, a lock, a lost
-/// connection.
-fn may_pass(error: &Error) -> bool {
-    error.is_transient() || error.sqlstate().is_none_or(|state| state == "42501")
-}
-
 /// ClickHouse's sorting key takes no NULL.
 fn order_by(subject: &str, facts: &TableFacts) -> Option<Check> {
     let schema = &facts.schema;
@@ -454,11 +212,12 @@ fn generated(subject: &str, facts: &TableFacts) -> Option<Check> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{
-        report::Outcome,
-        tests::{server_facts, table_facts},
-    };
+    use super::super::tests::{server_facts, table_facts};
     use super::*;
+    use crate::{
+        model::{IdentityKind, TableKind},
+        postgres::catalog::KeyCandidate,
+    };
 
     fn find<'a>(checks: &'a [Check], name: &str) -> &'a Check {
         checks.iter().find(|check| check.name == name).unwrap()
@@ -668,15 +427,6 @@ mod tests {
         // Each partition's own identity counts.
         facts.partitions = vec![leaf(IdentityKind::Default, &["id"])];
         assert_eq!(outcome(&facts, 150_000, Some(&outside), None), Outcome::Failure);
-    }
-
-    #[test]
-    fn columns_are_words_of_a_filter() {
-        let columns = ["id", "email", "Mixed", "secret"].map(str::to_owned);
-        let of = |filter: &str| mentioned(columns.iter(), filter);
-        assert_eq!(of("EMAIL = 'secret' AND \"Mixed\" > 5"), ["email", "Mixed"]);
-        assert_eq!(of("id_2 > 1 AND mixed"), Vec::<String>::new());
-        assert_eq!(of("lower(secret) = 'it''s email'"), ["secret"]);
     }
 
     #[test]

@@ -8,6 +8,7 @@ mod lsn;
 mod place;
 mod progress;
 mod redacted;
+mod report;
 mod table;
 mod transaction;
 mod tuple;
@@ -21,11 +22,9 @@ pub use config::{
 pub use liveness::{Liveness, Outside};
 pub use lsn::{Lsn, ParseLsnError};
 pub use place::SlotPlace;
-pub use progress::{
-    CopiesAnew, LagReport, MirrorFailure, MirrorPhase, MirrorReport, Progress, SlotReport, SlotRisk,
-    TableProgress, TableReport, TableState,
-};
+pub use progress::{MirrorFailure, MirrorPhase, Progress, TableProgress, TableState};
 pub use redacted::Password;
+pub use report::{CopiesAnew, LagReport, MirrorReport, SlotReport, SlotRisk, TableReport};
 pub use table::{Column, IdentityKind, SourceType, TableId, TableKind, TableSchema};
 pub use transaction::{Position, TransactionSnapshot};
 pub use tuple::{Cell, CellKind, Tuple};
