@@ -81,8 +81,7 @@ pub(super) fn unknown_to_resync(warning: MirrorFailure) -> Check {
 }
 
 /// All checks of a table. `excluded` are its columns that are not mirrored, `probe` is what PostgreSQL makes
-/// of its row filter,
-/// `published` the table in the Mirror's publication, if it is there already.
+/// of its row filter, `published` the table in the Mirror's publication, if it is there already.
 pub(super) fn table(
     facts: &TableFacts,
     excluded: &[String],

@@ -20,8 +20,7 @@ pub struct Difference {
 }
 
 /// Where the target differs from the spec. `trial` is the statement by which the server shows a table made as
-/// asked;
-/// `ordered` says whether the Mirror asks for an order.
+/// asked; `ordered` says whether the Mirror asks for an order.
 pub fn differences(
     found: &TargetTable,
     database: &str,

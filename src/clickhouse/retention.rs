@@ -59,9 +59,8 @@ fn outside<'a>(
 }
 
 /// A name in an expression that is none of the table's columns, but looks like one of ClickHouse's virtual
-/// columns: `_part`,
-/// `_partition_id`, `_block_number` and others, of which releases have different ones. All of them begin with
-/// an underscore.
+/// columns: `_part`, `_partition_id`, `_block_number` and others, of which releases have different ones. All
+/// of them begin with an underscore.
 fn virtual_column<'a>(tokens: &'a [Token], columns: &[&str]) -> Option<&'a str> {
     let of_table = |name: &str| {
         columns.iter().any(|column| {

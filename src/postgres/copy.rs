@@ -166,8 +166,8 @@ fn filter(table: &TableSchema, condition: Option<&str>) -> String {
 /// A column, or its text form where nobody decodes its binary form. `format` applies the type's output
 /// function, as the stream does; a cast to text differs for some types (`inet`, `char(n)`). It is named with
 /// its schema: a function of that name that another role created for its own type would run with our
-/// privileges. It makes an empty string of NULL; and
-/// `IS NOT NULL` is false for a composite with a NULL field.
+/// privileges. It makes an empty string of NULL; and `IS NOT NULL` is false for a composite with a NULL
+/// field.
 pub(super) fn projection(column: &Column) -> String {
     if column.dropped {
         return "NULL".to_owned();

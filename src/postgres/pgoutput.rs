@@ -103,8 +103,7 @@ pub struct RelationColumn {
 }
 
 /// Decodes one message. `old` and `new` are cleared and filled with the cells of its rows; offsets are
-/// relative to
-/// `data`.
+/// relative to `data`.
 ///
 /// # Errors
 /// [`DecodeError`] for anything that protocol version 1 doesn't allow.
@@ -194,8 +193,7 @@ fn decode_other(letter: u8, reader: &mut Reader<'_>) -> Result<Message, DecodeEr
 
 /// Decodes one row's payload of a binary COPY (a field count, then each field's length and bytes) whose
 /// columns are of these kinds ([`CellKind::Binary`] or [`CellKind::Text`]). `cells` is cleared and filled;
-/// offsets are relative to
-/// `row`.
+/// offsets are relative to `row`.
 ///
 /// # Errors
 /// [`DecodeError`] where the row is cut off or has another number of columns.

@@ -1,6 +1,5 @@
 //! Removes what a Mirror has at its source: its replication slot and its publications. Used by a resync, a
-//! copy that is finished,
-//! `walferry teardown` and a Mirror that is deleted.
+//! copy that is finished, `walferry teardown` and a Mirror that is deleted.
 
 use std::{fmt, time::Duration};
 

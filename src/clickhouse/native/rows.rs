@@ -8,8 +8,7 @@ use super::{
 use crate::clickhouse::types::{ChType, RowBinaryError};
 
 /// Rows with every value's place in them. Two values are equal exactly when their bytes are, types being
-/// equal and
-/// [`ChType::is_comparable`] (a NaN has one form here, and 0 and -0 two).
+/// equal and [`ChType::is_comparable`] (a NaN has one form here, and 0 and -0 two).
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Rows {
     data: Vec<u8>,

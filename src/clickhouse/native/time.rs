@@ -90,8 +90,7 @@ fn put_ticks(params: &Params, micros: i64, out: &mut Vec<u8>) -> Fit {
 }
 
 /// Microseconds in units of `10^-precision` seconds, rounded half away from zero, and whether nothing was cut
-/// off;
-/// `None` when they don't fit.
+/// off; `None` when they don't fit.
 fn scaled(micros: i64, precision: u8) -> (Option<i64>, bool) {
     match precision {
         6 => (Some(micros), true),

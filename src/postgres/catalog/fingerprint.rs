@@ -290,8 +290,8 @@ pub async fn identity_came_later(session: &Session, oids: &BTreeSet<u32>) -> Res
 }
 
 /// A position in the log that lies between two records and is flushed. On a primary a message of no content
-/// is written for it: what
-/// `pg_current_wal_flush_lsn` gives may lie within a record that a crash of the server would undo.
+/// is written for it: what `pg_current_wal_flush_lsn` gives may lie within a record that a crash of the
+/// server would undo.
 const FLUSHED_POSITION: &str = "SELECT pg_logical_emit_message(true, 'walferry', '')";
 
 /// What a standby has replayed ends between two records.

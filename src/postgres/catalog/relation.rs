@@ -117,8 +117,7 @@ impl RelationFacts {
     }
 
     /// Why PostgreSQL refuses UPDATE and DELETE on this relation while it is published with a row filter that
-    /// names these columns;
-    /// `None` when it doesn't. `server_version` is as in `server_version_num`.
+    /// names these columns; `None` when it doesn't. `server_version` is as in `server_version_num`.
     pub fn refuses_changes(&self, filter_columns: &[String], server_version: u32) -> Option<String> {
         let id = &self.id;
         // Nobody publishes what is not in the log.

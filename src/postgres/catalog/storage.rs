@@ -126,8 +126,7 @@ pub fn in_partition(oid: u32, constraint: Option<&str>) -> String {
 }
 
 /// The statement that has the partition's rows locked as a read of them does, until the end of the
-/// transaction. `condition` is that of
-/// [`in_partition`].
+/// transaction. `condition` is that of [`in_partition`].
 pub fn lock_partition_statement(root: &TableId, condition: &str) -> String {
     format!("SELECT FROM {} WHERE {condition} LIMIT 0", quote::table(root))
 }

@@ -86,8 +86,7 @@ impl ReplicationReader {
     ///
     /// # Errors
     /// [`Error::Server`] when the server ends the stream with an error, [`Error::Closed`] when it ends it
-    /// without one,
-    /// [`Error::Protocol`] and [`Error::Decode`] when it breaks the protocol.
+    /// without one, [`Error::Protocol`] and [`Error::Decode`] when it breaks the protocol.
     #[inline]
     pub fn try_next(&mut self) -> Result<Option<ReplicationMessage<'_>>, Error> {
         next_message(&mut self.buffer)
