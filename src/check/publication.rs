@@ -228,7 +228,7 @@ fn members(wanted: &Wanted<'_>, found: &Publication) -> Vec<Check> {
         let detail = format!("it is to join {name}, but {why}");
         let subject = table.schema.id.to_string();
         let check = Check::failure(subject, NAME, Reason::SourcePrivilegeMissing, detail);
-        let who = whoever_may_alter(found, &not_owned([*table].into_iter()));
+        let who = role_that_may_alter(found, &not_owned([*table].into_iter()));
         checks.push(check.run_at_source(format!("-- {who}\n{};", statements.join(";\n"))));
     }
     let detail = format!("{} tables join {name}, {} leave it", joining.len(), leaving.len());
@@ -240,7 +240,7 @@ fn members(wanted: &Wanted<'_>, found: &Publication) -> Vec<Check> {
             let statements = publication::alter_statements(&name, &[], &leaving, &[]);
             let detail = format!("{} tables leave {name}, but {obstacle}", leaving.len());
             let check = Check::warning(SUBJECT, NAME, Reason::SourcePrivilegeMissing, detail);
-            let who = whoever_may_alter(found, &[]);
+            let who = role_that_may_alter(found, &[]);
             checks.push(check.run_at_source(format!("-- {who}\n{};", statements.join(";\n"))));
         }
         Some(_) => {}

@@ -7,6 +7,7 @@ use crate::{
         difference::Difference,
         names,
         quote::{ident, table},
+        state,
         target::{MissingParts, TargetTable, compare},
         types::{ChType, Features, Fidelity, fidelity, target_type},
     },

@@ -15,7 +15,7 @@ use super::{
     CopiesAnew, LagReport, Liveness, Lsn, MirrorIdentity, MirrorReport, SlotPlace, SlotReport, TableId,
     TableReport,
 };
-use crate::fault::{Reason, Remedy, RemedyRenderer, optional, remedy};
+use crate::fault::{Reason, Remedy, RemedyRenderer, remedy};
 
 /// What was measured so long ago, or heard from the source, is not known any more.
 const FRESH: Duration = Duration::from_secs(30);

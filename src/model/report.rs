@@ -1,6 +1,6 @@
 //! A Mirror's state at one moment, as `/status` has it: plain data that other layers read.
 
-use std::time::SystemTime;
+use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
