@@ -193,7 +193,7 @@ mod tests {
     }
 
     #[test]
-    fn reasons_tell_the_side() {
+    fn reasons_name_the_side() {
         assert_eq!(Error::Source(postgres::Error::Closed).reason(), "SourceUnreachable");
         let in_use = RemovalError::SlotInUse { slot: "walferry_0a".to_owned(), pid: 7 };
         assert_eq!(Error::from(in_use).reason(), "SourceSlotInUse");

@@ -176,7 +176,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn answers_until_told_to_stop() {
+    async fn answers_until_stopped() {
         let mirror = MirrorIdentity { namespace: "default".into(), name: "demo".into(), uid: "0".into() };
         let progress = Arc::new(Progress::new(&mirror));
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();

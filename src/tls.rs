@@ -301,7 +301,7 @@ mod tests {
     }
 
     #[test]
-    fn damage_is_told_from_refusal() {
+    fn damage_is_distinguished_from_refusal() {
         use rustls::{AlertDescription, Error, InvalidMessage};
         let damaged = |error| is_transmission_error(&io::Error::new(io::ErrorKind::InvalidData, error));
         assert!(damaged(Error::DecryptError));

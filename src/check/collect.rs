@@ -101,7 +101,7 @@ pub async fn source_server(
         Ok(facts) => facts,
         Err(check) => return (vec![check], None),
     };
-    let mut checks = source::where_it_helps(source::peer(endpoint, &facts), &facts);
+    let mut checks = source::remedies_at_primary(source::peer(endpoint, &facts), &facts);
     if checks.iter().any(|check| check.outcome == Outcome::Failure) {
         return (checks, None);
     }
@@ -180,7 +180,10 @@ async fn source_facts(
         }
         None => Ok(joined.position.clone()),
     };
-    source::take_up(&mut checks, replication::diagnosis::faults(config, session, joined, recorded).await?);
+    source::add_state_faults(
+        &mut checks,
+        replication::diagnosis::faults(config, session, joined, recorded).await?,
+    );
     let known: BTreeSet<TableId> = joined.tables.keys().cloned().collect();
     if !source::is_usable(&checks) {
         return Ok((checks, Vec::new(), known));
@@ -195,7 +198,7 @@ async fn source_facts(
     let asked: Vec<_> = specs.iter().map(|spec| (*spec, named(spec).unwrap_or_default())).collect();
     for (spec, described) in specs.iter().zip(catalog::describe_all(session, &asked).await?) {
         if joined.tables.get(&spec.id).is_some_and(|record| record.spec != **spec) {
-            checks.push(table::asked_for_otherwise(&spec.id));
+            checks.push(table::spec_changed(&spec.id));
         }
         let tracked = joined.tables.contains_key(&spec.id);
         match described {
@@ -219,9 +222,8 @@ async fn source_facts(
                     tables.push(facts);
                 }
             },
-            Err(error) => {
-                checks.push(table::not_described(&spec.id, &error, tracked).downgrade_if_tracked(tracked))
-            }
+            Err(error) => checks
+                .push(table::description_failed(&spec.id, &error, tracked).downgrade_if_tracked(tracked)),
         }
     }
     let probes = probe_filters(session, &tables).await;
@@ -284,7 +286,7 @@ async fn source_facts(
     checks.extend(of_tables);
     let records = specs.iter().filter_map(|spec| joined.tables.get(&spec.id));
     checks.extend(records.filter_map(table::failed));
-    Ok((source::where_it_helps(checks, &server), tables, known))
+    Ok((source::remedies_at_primary(checks, &server), tables, known))
 }
 
 /// Whether a table that is copied again would have a column mirrored that was left out.

@@ -218,7 +218,7 @@ mod tests {
     }
 
     #[test]
-    fn missing_rights_are_told_with_their_grants() {
+    fn missing_privileges_have_their_grants() {
         let privileges = vec!["INSERT", "TRUNCATE"];
         let missing = MissingPrivileges {
             privileges: privileges.clone(),

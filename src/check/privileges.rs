@@ -123,7 +123,7 @@ mod tests {
     };
 
     #[test]
-    fn whether_excluded_values_are_sent_is_told() {
+    fn reports_whether_excluded_values_are_sent() {
         let mut facts = table_facts();
         let names = ["secret".to_owned()];
         let list = |names: &[&str], attnums: &[i16]| PublishedTable {
@@ -189,7 +189,7 @@ mod tests {
         };
         facts.columns = vec![column(1, "id"), column(2, "email"), column(3, "region"), column(4, "secret")];
         facts.schema.row_filter = Some("region = 'eu' AND id > 5".to_owned());
-        (facts.schema.partitioned, facts.schema.kind) = (true, TableKind::InsertOnly);
+        (facts.schema.partitioned, facts.schema.kind) = (true, TableKind::AppendOnly);
         let columns = r#"("id", "email", "region", "ctid", "tableoid", "xmin")"#;
         assert!(select(&facts, &excluded).2.starts_with(&format!("GRANT SELECT {columns} ON")));
     }

@@ -68,7 +68,7 @@ impl<'a> Wanted<'a> {
 pub(super) fn publication(wanted: &Wanted<'_>, found: Option<&Publication>) -> Vec<Check> {
     match found {
         None if wanted.fit().next().is_none() => Vec::new(),
-        None => to_be_made(wanted),
+        None => missing_publication(wanted),
         Some(found) => existing(wanted, found),
     }
 }
@@ -89,7 +89,7 @@ fn comment(wanted: &Wanted<'_>) -> String {
     publication::comment_statement(&wanted.name(), &comment)
 }
 
-fn to_be_made(wanted: &Wanted<'_>) -> Vec<Check> {
+fn missing_publication(wanted: &Wanted<'_>) -> Vec<Check> {
     let (server, name) = (wanted.server, wanted.name());
     let unowned = not_owned(wanted.fit());
     // Instead of the ownership of all tables, a publication made by a role that has it will do.
@@ -170,7 +170,7 @@ fn existing(wanted: &Wanted<'_>, found: &Publication) -> Vec<Check> {
             ),
         ));
     }
-    checks.extend(taken_out(wanted, found));
+    checks.extend(removed_tables(wanted, found));
     checks.extend(members(wanted, found));
     checks.extend(wanted.fit().filter_map(|table| {
         let published = found.tables.iter().find(|published| published.id == table.schema.id)?;
@@ -184,7 +184,7 @@ fn existing(wanted: &Wanted<'_>, found: &Publication) -> Vec<Check> {
 
 /// Tables that were published for this Mirror and are no longer: adding them again would not bring the
 /// missing changes.
-fn taken_out(wanted: &Wanted<'_>, found: &Publication) -> Vec<Check> {
+fn removed_tables(wanted: &Wanted<'_>, found: &Publication) -> Vec<Check> {
     let known = wanted.tables().filter(|table| wanted.joined.tables.contains_key(&table.schema.id));
     let gone = known.filter(|table| !found.tables.iter().any(|published| published.id == table.schema.id));
     let warn = |table: &TableFacts| {
@@ -308,7 +308,7 @@ fn member(
         (Some(ours), Some(theirs)) => match agrees(wanted, &schema.id, theirs) {
             Ok(Some(true)) => None,
             Ok(Some(false)) => failure(format!("published with WHERE {theirs}, the Mirror asks for {ours}")),
-            _ if same_words(ours, theirs) || is_as_it_joined(wanted, schema, theirs) => None,
+            _ if same_text(ours, theirs) || is_unchanged(wanted, schema, theirs) => None,
             result => {
                 let error = result.err();
                 let why = error.map_or_else(|| "PostgreSQL was not asked".to_owned(), Error::to_string);
@@ -339,14 +339,14 @@ fn agrees<'a>(wanted: &Wanted<'a>, id: &TableId, theirs: &str) -> Result<Option<
 }
 
 /// Whether a filter is written as PostgreSQL shows it.
-fn same_words(ours: &str, theirs: &str) -> bool {
+fn same_text(ours: &str, theirs: &str) -> bool {
     let ours = ours.trim();
     ours == theirs || theirs.strip_prefix('(').and_then(|rest| rest.strip_suffix(')')) == Some(ours)
 }
 
 /// Whether neither the filter that the Mirror asks for nor the one that is there has changed since the table
 /// joined.
-fn is_as_it_joined(wanted: &Wanted<'_>, schema: &TableSchema, theirs: &str) -> bool {
+fn is_unchanged(wanted: &Wanted<'_>, schema: &TableSchema, theirs: &str) -> bool {
     wanted.joined.tables.get(&schema.id).is_some_and(|record| {
         let published = record.published.as_ref().and_then(|published| published.row_filter.as_deref());
         record.spec.row_filter == schema.row_filter && published == Some(theirs)
@@ -473,7 +473,7 @@ mod tests {
         COMMENT ON PUBLICATION \"walferry_1f\" IS 'walferry mirror 1f';";
 
     #[test]
-    fn is_made_by_whoever_may() {
+    fn is_created_by_a_role_with_the_privileges() {
         assert_eq!(simple(&server_facts(), None).outcome, Outcome::Ok);
         let no_create = ServerFacts { may_create: false, ..server_facts() };
         let check_create = simple(&no_create, None);

@@ -19,7 +19,7 @@ pub(super) fn replica_identity(subject: &str, facts: &TableFacts, version: u32) 
     };
     let root = &facts.relation;
     let full_is_refused = version >= GENERATED_IN_IDENTITY && !facts.generated_columns.is_empty();
-    if facts.schema.kind == TableKind::InsertOnly {
+    if facts.schema.kind == TableKind::AppendOnly {
         return Check::ok(subject, NAME, "not needed: only inserts are mirrored");
     }
     if facts.schema.kind.is_keyed() && root.key.is_empty() {
@@ -49,7 +49,7 @@ pub(super) fn replica_identity(subject: &str, facts: &TableFacts, version: u32) 
             identity_fix(full, None),
         );
     }
-    if facts.schema.kind == TableKind::History && root.identity != IdentityKind::Full {
+    if facts.schema.kind == TableKind::ChangeLog && root.identity != IdentityKind::Full {
         let detail = "no longer FULL, which it was when it was copied without a key: this table fails alone, the others continue";
         return Check::warning(subject, NAME, Reason::SourceReplicaIdentityMissing, detail)
             .run_at_source(format!("ALTER TABLE {} REPLICA IDENTITY FULL;", qualified(&root.id)));
@@ -60,7 +60,7 @@ pub(super) fn replica_identity(subject: &str, facts: &TableFacts, version: u32) 
         return Check::warning(subject, NAME, Reason::SourceReplicaIdentityMissing, detail)
             .act(format!("{statement} -- in the transaction that makes a partition, or attaches one"));
     }
-    if facts.schema.kind == TableKind::History {
+    if facts.schema.kind == TableKind::ChangeLog {
         let detail = "FULL, without a key: the target gets each change as a row, to be counted with sum(_walferry_sign)";
         return Check::ok(subject, NAME, detail);
     }

@@ -43,7 +43,7 @@ pub(super) fn row_filter(
             may_fail = &probed.may_fail;
             &probed.filter_columns
         }
-        (Some(Err(error)), _) if !may_pass(error) => {
+        (Some(Err(error)), _) if !is_inconclusive(error) => {
             return Some(
                 invalid(format!("PostgreSQL refuses where: {error}"))
                     .edit("spec.tables[].where", "correct it"),
@@ -70,7 +70,7 @@ pub(super) fn row_filter(
     let outside =
         |relation: &RelationFacts| columns.iter().find(|column| !relation.identifies(column)).cloned();
     let lacking: Vec<(&RelationFacts, String)> = relations(facts)
-        .filter(|_| facts.schema.kind != TableKind::InsertOnly)
+        .filter(|_| facts.schema.kind != TableKind::AppendOnly)
         .filter(|relation| relation.identity != IdentityKind::Nothing)
         .filter_map(|relation| Some((relation, outside(relation)?)))
         .collect();
@@ -141,7 +141,7 @@ pub(super) fn mentioned<'a>(columns: impl Iterator<Item = &'a String>, filter: &
 
 /// Whether a probe's failure says nothing of the filter: no privilege to publish, a standby, a lock, a lost
 /// connection.
-fn may_pass(error: &Error) -> bool {
+fn is_inconclusive(error: &Error) -> bool {
     error.is_transient() || error.sqlstate().is_none_or(|state| state == "42501")
 }
 

@@ -103,7 +103,7 @@ pub(super) fn peer(endpoint: &PostgresEndpoint, facts: &ServerFacts) -> Vec<Chec
 }
 
 /// The checks with what a standby does not take said to be for its primary.
-pub(super) fn where_it_helps(checks: Vec<Check>, facts: &ServerFacts) -> Vec<Check> {
+pub(super) fn remedies_at_primary(checks: Vec<Check>, facts: &ServerFacts) -> Vec<Check> {
     if !facts.in_recovery {
         return checks;
     }
@@ -194,7 +194,7 @@ fn role(facts: &ServerFacts) -> Check {
 }
 
 /// Adds what stops a started Mirror. It is more specific than the checks of the same name.
-pub(super) fn take_up(checks: &mut Vec<Check>, faults: Vec<replication::Error>) {
+pub(super) fn add_state_faults(checks: &mut Vec<Check>, faults: Vec<replication::Error>) {
     for fault in faults {
         let name = match &fault {
             replication::Error::PublicationChanged { .. } => publication::NAME,
@@ -354,7 +354,7 @@ mod tests {
     }
 
     #[test]
-    fn settings_are_told_with_what_to_run() {
+    fn settings_have_the_statement_to_run() {
         let checks = with(
             |facts| {
                 facts.wal_level = "replica".to_owned();

@@ -19,7 +19,7 @@ use crate::{
 };
 
 /// A table whose description failed. One that the Mirror has copied already does not block the others.
-pub(super) fn not_described(table: &TableId, error: &Error, tracked: bool) -> Check {
+pub(super) fn description_failed(table: &TableId, error: &Error, tracked: bool) -> Check {
     if tracked && matches!(error, Error::TableMissing { .. }) {
         let detail = "it was dropped at the source: this table fails alone, the others continue";
         let failure = replication::failure(&replication::Error::dropped(table));
@@ -59,7 +59,7 @@ pub(super) fn withheld(table: &TableId, error: &replication::Error) -> Check {
 }
 
 /// A table whose rows at the destination were made from another entry of the Mirror.
-pub(super) fn asked_for_otherwise(table: &TableId) -> Check {
+pub(super) fn spec_changed(table: &TableId) -> Check {
     let detail =
         "asked for in another way than when it was copied (target, columns, where or engine changed)";
     let failure = replication::failure(&replication::Error::SpecChanged { table: table.clone() });
@@ -283,7 +283,7 @@ mod tests {
     }
 
     #[test]
-    fn a_missing_identity_is_told_with_the_statement_that_helps() {
+    fn a_missing_identity_has_the_statement_that_adds_it() {
         let fix = |identity, candidate| {
             let mut facts = table_facts();
             facts.relation.identity = identity;
@@ -321,7 +321,7 @@ mod tests {
     fn whole_old_rows_take_no_key() {
         let mut facts = table_facts();
         facts.relation.key.clear();
-        facts.schema.kind = TableKind::History;
+        facts.schema.kind = TableKind::ChangeLog;
         facts.relation.identity = IdentityKind::Full;
         assert_eq!(find(&check(&facts, 180_004), "replica identity").outcome, Outcome::Ok);
         let standby = ServerFacts { in_recovery: true, ..server_facts() };
@@ -440,10 +440,10 @@ mod tests {
     fn descriptions_that_fail_have_their_reason() {
         let id = TableId::new("public", "users");
         let missing = Error::TableMissing { table: id.clone(), hint: String::new() };
-        assert_eq!(not_described(&id, &missing, false).reason, Some(Reason::SourceTableMissing));
-        let copied = not_described(&id, &missing, true);
+        assert_eq!(description_failed(&id, &missing, false).reason, Some(Reason::SourceTableMissing));
+        let copied = description_failed(&id, &missing, true);
         assert_eq!((copied.outcome, copied.reason), (Outcome::Warning, Some(Reason::SourceTableMissing)));
         let invalid = Error::Schema { table: id.clone(), message: "x".to_owned(), remedies: Vec::new() };
-        assert_eq!(not_described(&id, &invalid, true).reason, Some(Reason::SourceTableSpecInvalid));
+        assert_eq!(description_failed(&id, &invalid, true).reason, Some(Reason::SourceTableSpecInvalid));
     }
 }

@@ -392,7 +392,7 @@ mod tests {
     }
 
     #[test]
-    fn a_name_that_stays_at_the_target_is_told_with_the_way_to_change_it() {
+    fn a_name_that_stays_at_the_target_has_the_statement_that_changes_it() {
         let mut schema = table_facts().schema;
         let mut spec = TableSpec::new(schema.id.clone());
         let result = |spec: &TableSpec, schema: &TableSchema| {

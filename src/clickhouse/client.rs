@@ -433,7 +433,7 @@ mod tests {
     }
 
     #[test]
-    fn reads_what_one_query_tells_of_a_server() {
+    fn reads_the_facts_of_a_server_from_one_query() {
         let server = parse_server("26.7.2.1\tEtc/UTC\t0\tdialect readonly");
         assert_eq!(server.version, parse_version("26.7.2.1", "Etc/UTC"));
         assert!(!server.read_only && server.settings.contains("dialect") && server.settings.len() == 2);

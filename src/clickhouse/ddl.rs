@@ -396,7 +396,7 @@ mod tests {
     #[test]
     fn creates_a_table_of_changes() {
         let mut table = events();
-        table.kind = TableKind::History;
+        table.kind = TableKind::ChangeLog;
         table.key.clear();
         table.order_by.clear();
         table.partition_by = Some("toYYYYMM(created_at)".to_owned());
@@ -461,7 +461,7 @@ mod tests {
              AND `_walferry_deleted` = 0"
         );
         let mut changes = events();
-        changes.kind = TableKind::History;
+        changes.kind = TableKind::ChangeLog;
         assert_eq!(
             delete("app", &changes, Rows::Copied, versions()),
             "INSERT INTO `app`.`events` (`id`, `created_at`, `it\\`s`, `_walferry_version`, `_walferry_ordinal`, `_walferry_sign`, \

@@ -100,7 +100,7 @@ impl Layout {
     pub fn of(kind: TableKind) -> &'static Layout {
         match kind {
             TableKind::Keyed => &KEYED,
-            TableKind::History | TableKind::InsertOnly => &CHANGES,
+            TableKind::ChangeLog | TableKind::AppendOnly => &CHANGES,
         }
     }
 }

@@ -359,7 +359,7 @@ mod tests {
     }
 
     #[test]
-    fn no_code_is_refused_to_one_table_for_ever() {
+    fn each_refusal_of_one_table_ends() {
         for code in codes::all().chain([123_456]) {
             let now = match of(code).0 {
                 ErrorKind::Transient | ErrorKind::Overloaded => Whose::Servers,

@@ -267,7 +267,7 @@ mod tests {
 
     #[test]
     fn a_mirror_s_expressions_use_the_sorting_key() {
-        use TableKind::{History, Keyed};
+        use TableKind::{ChangeLog, Keyed};
         assert_eq!(spec(Keyed, Some("intDiv(id, 10)"), Some("toDateTime(id) + INTERVAL 1 DAY")), Ok(()));
         for (partition_by, ttl, words) in [
             (Some("toYYYYMM(at)"), None, "engine.partitionBy uses at"),
@@ -282,17 +282,17 @@ mod tests {
             let refused = spec(Keyed, partition_by, ttl).unwrap_err();
             assert!(refused.contains(words) && refused.contains("sorting key"), "{refused}");
         }
-        assert_eq!(spec(History, Some("toYYYYMM(at)"), Some("at + INTERVAL 1 DAY")), Ok(()));
+        assert_eq!(spec(ChangeLog, Some("toYYYYMM(at)"), Some("at + INTERVAL 1 DAY")), Ok(()));
         // What deletes a change has another sign, and must come to lie beside it.
-        let refused = spec(History, Some("(toYYYYMM(at), _walferry_sign)"), None).unwrap_err();
+        let refused = spec(ChangeLog, Some("(toYYYYMM(at), _walferry_sign)"), None).unwrap_err();
         assert!(refused.contains("engine.partitionBy uses _walferry_sign"), "{refused}");
-        assert!(spec(History, None, Some("toDateTime(_walferry_version)")).is_err());
-        assert!(spec(History, None, Some("at + toIntervalDay(_walferry_sign + 2)")).is_err());
+        assert!(spec(ChangeLog, None, Some("toDateTime(_walferry_version)")).is_err());
+        assert!(spec(ChangeLog, None, Some("at + toIntervalDay(_walferry_sign + 2)")).is_err());
     }
 
     #[test]
     fn columns_that_the_server_makes_are_refused() {
-        for kind in [TableKind::Keyed, TableKind::History] {
+        for kind in [TableKind::Keyed, TableKind::ChangeLog] {
             for (partition_by, ttl, field) in [
                 (Some("_part"), None, "partitionBy"),
                 (Some("(id, `_partition_id`)"), None, "partitionBy"),
@@ -306,7 +306,7 @@ mod tests {
             }
         }
         // A column of the source may have such a name, and a subcolumn any.
-        let mut hiding = table(TableKind::History);
+        let mut hiding = table(TableKind::ChangeLog);
         hiding.columns.push(test_support::column("_part", SourceType::Int8));
         hiding.partition_by = Some("(_part, _internal(id), id._part, '_table')".to_owned());
         assert_eq!(refuse_spec(&hiding), Ok(()));

@@ -404,13 +404,13 @@ mod tests {
     }
 
     #[test]
-    fn tables_of_changes_and_of_keys_are_told_apart() {
+    fn change_logs_and_keyed_tables_are_distinguished() {
         let columns = vec![
             test_support::column("id", SourceType::Int8),
             test_support::column("name", SourceType::Text),
         ];
         let mut table = test_support::table("users", columns);
-        table.kind = TableKind::History;
+        table.kind = TableKind::ChangeLog;
         table.key.clear();
         table.order_by.clear();
         let types = [ChType::Int(64), ChType::String];

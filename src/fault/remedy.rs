@@ -269,7 +269,7 @@ mod tests {
     }
 
     #[test]
-    fn steps_are_told_in_order_and_the_mirror_is_started_once() {
+    fn steps_are_in_order_and_the_mirror_is_started_once() {
         let choice = Remedy::any_of([
             vec![Remedy::run_at_destination("DROP TABLE t; -- if nobody needs it")],
             vec![Remedy::edit("spec.tables", "name another target")],

@@ -74,7 +74,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn stuck_is_what_waits_for_nobody_else() {
+    fn stuck_means_waiting_for_nothing_outside() {
         let liveness = Arc::new(Liveness::default());
         assert_eq!(liveness.stuck(), None, "nothing has begun");
         let long_ago = Instant::now().checked_sub(STUCK_AFTER * 2).unwrap();

@@ -107,10 +107,12 @@ pub enum TableKind {
     Keyed,
     /// Nothing names a row, but changes carry the whole old row (`REPLICA IDENTITY FULL`): the target holds
     /// every change, with a sign, and the sum of signs says how often a row is there.
-    History,
+    #[serde(rename = "History")]
+    ChangeLog,
     /// Only what is inserted is mirrored, whatever its key: the target holds every row that was ever
     /// inserted.
-    InsertOnly,
+    #[serde(rename = "InsertOnly")]
+    AppendOnly,
 }
 
 impl TableKind {
@@ -262,5 +264,22 @@ impl TableSchema {
     /// Whether every column can be read in binary form.
     pub fn has_binary_decoder(&self) -> bool {
         self.columns.iter().all(|column| column.source_type.has_binary_decoder())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn kinds_keep_the_names_of_earlier_records() {
+        for (kind, name) in [
+            (TableKind::Keyed, "\"Keyed\""),
+            (TableKind::ChangeLog, "\"History\""),
+            (TableKind::AppendOnly, "\"InsertOnly\""),
+        ] {
+            assert_eq!(serde_json::to_string(&kind).unwrap(), name);
+            assert_eq!(serde_json::from_str::<TableKind>(name).unwrap(), kind);
+        }
     }
 }

@@ -247,7 +247,7 @@ mod tests {
             lock_statement(&table, Source::Only(&TableId::new("public", "Task"))),
             "SELECT FROM ONLY \"public\".\"Task\" LIMIT 0"
         );
-        (table.partitioned, table.kind) = (true, TableKind::History);
+        (table.partitioned, table.kind) = (true, TableKind::ChangeLog);
         table.columns[1].dropped = true;
         assert_eq!(copied_columns(&table), ["id", "addr", "ctid"]);
         assert_eq!(system_columns(&table), ["ctid", "tableoid", "xmin"]);
@@ -255,7 +255,7 @@ mod tests {
     }
 
     #[test]
-    fn tells_each_row_s_place() {
+    fn selects_each_row_s_place() {
         let table = table();
         assert_eq!(
             placed_copy_statement(&table, Source::Only(&table.id), None),

@@ -323,26 +323,26 @@ impl Error {
     }
 
     /// Whether it says that the server is a standby and takes no changes.
-    pub(super) fn tells_standby(&self) -> bool {
+    pub(super) fn is_standby_error(&self) -> bool {
         // feature_not_supported of BEGIN READ WRITE, read_only_sql_transaction of a statement
         matches!(self.sqlstate(), Some("0A000" | "25006"))
     }
 
     /// Whether it says that the server, or this session alone, is being shut down, or that the server takes
     /// no sessions now.
-    pub fn tells_shutdown(&self) -> bool {
+    pub fn is_shutdown(&self) -> bool {
         // admin_shutdown, cannot_connect_now
         matches!(self.sqlstate(), Some("57P01" | "57P03"))
     }
 
     /// Whether it says that a table, or its schema, is not there.
-    pub fn tells_missing_table(&self) -> bool {
+    pub fn is_missing_table(&self) -> bool {
         // undefined_table, invalid_schema_name
         matches!(self, Error::TableMissing { .. }) || matches!(self.sqlstate(), Some("42P01" | "3F000"))
     }
 
     /// Whether it says that a value has bytes that mean nothing in the database's encoding.
-    pub fn tells_encoding(&self) -> bool {
+    pub fn is_encoding_error(&self) -> bool {
         // character_not_in_repertoire, untranslatable_character
         matches!(self.sqlstate(), Some("22021" | "22P05"))
     }
@@ -433,7 +433,7 @@ mod tests {
     }
 
     #[test]
-    fn tells_passing_faults_from_lasting_ones() {
+    fn distinguishes_transient_and_terminal_errors() {
         for code in ["57P01", "57P03", "53300", "55006", "40001", "08006", "57014"] {
             assert!(server(code).is_transient(), "{code}");
         }
@@ -454,11 +454,11 @@ mod tests {
         ] {
             assert_eq!(server(code).transient_reason(), Some(reason), "{code}");
         }
-        assert!(server("42P01").tells_missing_table() && !server("42703").tells_missing_table());
+        assert!(server("42P01").is_missing_table() && !server("42703").is_missing_table());
     }
 
     #[test]
-    fn tells_no_value_of_a_row() {
+    fn messages_hold_no_value_of_a_row() {
         let words = |state: &str| {
             let detail = Some("4111".to_owned());
             Error::of_rows(

@@ -24,8 +24,8 @@ impl Publish {
     /// What the publication of a table of this kind sends.
     pub fn of(kind: TableKind) -> Self {
         match kind {
-            TableKind::Keyed | TableKind::History => Publish::Everything,
-            TableKind::InsertOnly => Publish::Inserts,
+            TableKind::Keyed | TableKind::ChangeLog => Publish::Everything,
+            TableKind::AppendOnly => Publish::Inserts,
         }
     }
 
@@ -387,7 +387,7 @@ pub async fn drop(session: &Session, name: &str) -> Result<bool, Error> {
     match session.client.execute(&drop_statement(name), &[]).await.map_err(Error::from) {
         Ok(_) => Ok(true),
         Err(error) if error.sqlstate() == Some("42704") => Ok(false),
-        Err(error) if error.tells_standby() => Err(Error::Standby { statements: drop_statement(name) }),
+        Err(error) if error.is_standby_error() => Err(Error::Standby { statements: drop_statement(name) }),
         Err(error) => Err(error),
     }
 }
@@ -467,7 +467,7 @@ pub async fn filters_agree(
 /// Begins a transaction for these statements, whatever the role's default is.
 async fn begin(session: &Session, statements: &[String]) -> Result<(), Error> {
     let begun = session.client.batch_execute("BEGIN READ WRITE").await.map_err(Error::from);
-    begun.map_err(|error| match error.tells_standby() {
+    begun.map_err(|error| match error.is_standby_error() {
         true => Error::Standby { statements: statements.join("; ") },
         false => error,
     })

@@ -133,7 +133,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_stays_is_told_with_its_statement() {
+    fn what_stays_is_reported_with_its_statement() {
         let removed = |fate| Removed { kind: "publication", name: "walferry_0a".into(), fate }.to_string();
         assert_eq!(removed(Fate::Dropped), "publication walferry_0a dropped");
         assert_eq!(removed(Fate::Absent), "publication walferry_0a was not there");

@@ -90,7 +90,7 @@ impl SharedSnapshot {
     ///
     /// # Errors
     /// [`Error`] of the query: the snapshot is then gone.
-    pub async fn keeps_somebody_waiting(&self) -> Result<bool, Error> {
+    pub async fn blocks_other_sessions(&self) -> Result<bool, Error> {
         let session = self.session.lock().await;
         let Some(session) = session.as_ref() else { return Ok(false) };
         let sql = "SELECT EXISTS (SELECT FROM pg_locks WHERE locktype = 'relation' AND NOT granted \
@@ -107,7 +107,7 @@ impl SharedSnapshot {
 }
 
 /// Whether an import failed because the snapshot is gone.
-pub fn tells_lost_snapshot(error: &Error) -> bool {
+pub fn is_lost_snapshot(error: &Error) -> bool {
     matches!(error.sqlstate(), Some("22023" | "42704" | "55000"))
 }
 

@@ -242,7 +242,7 @@ impl<D: Destination> Applier<D> {
             return Ok(Step::Done);
         }
         if let Change::Update(old) | Change::Delete(old) = change
-            && slot.schema.kind != TableKind::InsertOnly
+            && slot.schema.kind != TableKind::AppendOnly
             && known.identity_differs(old, &self.scratch)
         {
             return Ok(Step::IdentityDiffers(known.slot));
@@ -257,7 +257,7 @@ impl<D: Destination> Applier<D> {
             match (kind, change) {
                 (_, Change::Insert) => {}
                 // Its publication does not send them, but somebody may have changed that.
-                (TableKind::InsertOnly, _) => return Ok(Step::Done),
+                (TableKind::AppendOnly, _) => return Ok(Step::Done),
                 (_, Change::Update(OldTuple::Full) | Change::Delete(OldTuple::Full)) => {}
                 _ => return Ok(Step::Fail(known.slot, schema_change::without_old_rows(&slot.schema))),
             }

@@ -131,7 +131,7 @@ async fn find(session: &Session, record: &TableRecord, now: &CatalogFingerprint)
 /// The columns without marks of before whose types users have made, each with the type that the stream knows.
 fn new_of_users_types(record: &TableRecord, now: &CatalogFingerprint) -> Vec<(i16, Option<u32>)> {
     // Rows of which only the inserts count stay as they were inserted.
-    let Some(before) = record.layout.as_ref().filter(|_| record.schema.kind != TableKind::InsertOnly) else {
+    let Some(before) = record.layout.as_ref().filter(|_| record.schema.kind != TableKind::AppendOnly) else {
         return Vec::new();
     };
     let known = |attnum: i16| record.schema.columns.iter().find(|column| column.attnum == attnum);
@@ -143,7 +143,7 @@ fn found(record: &TableRecord, now: &CatalogFingerprint) -> Drift {
     let mirrored: Vec<i16> = record.schema.columns.iter().map(|column| column.attnum).collect();
     match (&record.copy_anew, &record.layout) {
         // Rows of which only the inserts count stay as they were inserted, whatever becomes of them.
-        (None, _) if record.schema.kind == TableKind::InsertOnly => Drift::Columns,
+        (None, _) if record.schema.kind == TableKind::AppendOnly => Drift::Columns,
         (Some(why), _) => Drift::Rows(why.clone()),
         (None, Some(before)) => drift(before, now, &mirrored, record.schema.partitioned),
         (None, None) => Drift::Columns,
@@ -287,7 +287,7 @@ impl<D: Destination> Surroundings<'_, D> {
             let detail = format!("{why}, and snapshot.mode is Never, so it is not copied anew");
             return Err(schema_change::changed(&record.schema, &detail));
         }
-        if record.schema.kind == TableKind::InsertOnly {
+        if record.schema.kind == TableKind::AppendOnly {
             let detail = format!(
                 "{why}, and a table with insertOnly is not copied anew by itself: rows that the source no longer has would be lost"
             );
@@ -447,13 +447,13 @@ mod tests {
     #[test]
     fn rows_of_which_only_inserts_count_stay_as_they_were() {
         let schema = TableSchema::new(TableId::new("public", "t"), Vec::new());
-        let schema = TableSchema { kind: TableKind::InsertOnly, partitioned: true, ..schema };
+        let schema = TableSchema { kind: TableKind::AppendOnly, partitioned: true, ..schema };
         let spec = TableSpec { insert_only: true, ..TableSpec::new(schema.id.clone()) };
         let mut record = TableRecord::new(spec, schema, TablePhase::Streaming);
         record.layout = Some(layout(&[(7, 70), (8, 80)], &[(1, 5)]));
         let gone = layout(&[(7, 70)], &[(1, 5)]);
         assert_eq!(found(&record, &gone), Drift::Columns);
-        record.schema.kind = TableKind::History;
+        record.schema.kind = TableKind::ChangeLog;
         assert!(matches!(found(&record, &gone), Drift::Rows(_)));
     }
 
@@ -472,7 +472,7 @@ mod tests {
         record.layout = Some(typed(&[(1, 5), (2, 5)], &[]));
         let new = [(4, Some(17_000)), (5, None)];
         assert_eq!(new_of_users_types(&record, &now), new, "a record of before types were noted has 2");
-        record.schema.kind = TableKind::InsertOnly;
+        record.schema.kind = TableKind::AppendOnly;
         assert_eq!(new_of_users_types(&record, &now), []);
     }
 

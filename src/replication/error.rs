@@ -360,7 +360,7 @@ impl Error {
     /// be sent.
     pub(super) fn of_table(table: &TableId, error: Error) -> Self {
         match error {
-            Error::Source(source) if source.tells_missing_table() => Error::dropped(table),
+            Error::Source(source) if source.is_missing_table() => Error::dropped(table),
             // insufficient_privilege: also what a read says that row-level security would cut short.
             Error::Source(source) if source.sqlstate() == Some("42501") => {
                 let message = format!(
@@ -370,7 +370,7 @@ impl Error {
                 Error::table(table, Reason::SourcePrivilegeMissing, message)
                     .remedied([Remedy::act("grant what walferry check names")])
             }
-            Error::Source(source) if source.tells_encoding() => {
+            Error::Source(source) if source.is_encoding_error() => {
                 let message = format!("a row has text that can't be sent as UTF-8: {source}");
                 Error::table(table, Reason::SourceEncoding, message).remedied([correct_text()])
             }
@@ -413,7 +413,7 @@ impl Error {
     /// An error that the stream met, as what it means there. `filtered` are the tables with a row filter.
     pub(super) fn of_stream(error: Error, filtered: Vec<TableId>) -> Self {
         match error {
-            Error::Source(source) if source.tells_encoding() => Error::Encoding(source),
+            Error::Source(source) if source.is_encoding_error() => Error::Encoding(source),
             Error::Source(source) => match source.value_condition() {
                 Some(condition) if !filtered.is_empty() => Error::RowFilter { tables: filtered, condition },
                 _ => Error::Source(source),

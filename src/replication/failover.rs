@@ -270,7 +270,7 @@ impl<D: Destination> Failover<'_, D> {
         let table = record.schema.id.clone();
         let obstacle = if self.around.config.snapshot.mode == SnapshotMode::Never {
             "snapshot.mode is Never".to_owned()
-        } else if record.schema.kind == TableKind::InsertOnly {
+        } else if record.schema.kind == TableKind::AppendOnly {
             "a table with insertOnly is not copied anew by itself: rows that the source no longer has would be lost".to_owned()
         } else {
             match catalog::describe(self.around.session, &record.spec).await.map_err(Error::from) {

@@ -64,8 +64,8 @@ pub(super) fn unreadable(
         }
     }
     match (schema.kind, relation.identity) {
-        (TableKind::InsertOnly, _) | (_, IdentityKind::Full) => return None,
-        (TableKind::History, _) => return Some(NOT_FULL.to_owned()),
+        (TableKind::AppendOnly, _) | (_, IdentityKind::Full) => return None,
+        (TableKind::ChangeLog, _) => return Some(NOT_FULL.to_owned()),
         (TableKind::Keyed, _) => {}
     }
     let keys = |place: usize| relation.columns.get(place).is_some_and(|column| column.key);
@@ -125,7 +125,7 @@ fn candidates(schema: &TableSchema, relation: &Relation) -> Vec<Vec<usize>> {
 pub(super) fn came_and_went(record: &TableRecord, now: &Described) -> bool {
     let known = |column: &Column| record.schema.columns.iter().any(|known| known.attnum == column.attnum);
     // Rows of which only the inserts count stay as they were inserted.
-    let counts = record.schema.kind != TableKind::InsertOnly && !now.schema.columns.iter().all(known);
+    let counts = record.schema.kind != TableKind::AppendOnly && !now.schema.columns.iter().all(known);
     let highest = record.layout.as_ref().and_then(|layout| layout.attributes);
     counts && highest.is_some_and(|highest| leave_gaps(highest, &now.columns))
 }
@@ -175,7 +175,7 @@ pub(super) fn evolve(old: &TableSchema, fresh: &TableSchema) -> Result<(TableSch
             .map(|column| column.name.clone())
             .collect()
     };
-    if merged.kind == TableKind::History && fresh.identity != IdentityKind::Full {
+    if merged.kind == TableKind::ChangeLog && fresh.identity != IdentityKind::Full {
         return Err(NOT_FULL.to_owned());
     }
     if merged.kind.is_keyed() && fresh.key.is_empty() {
@@ -403,7 +403,7 @@ pub(super) async fn describe(session: &Session, record: &TableRecord) -> Result<
 
 /// Whether an error says something of the table that is on record, and not that it is gone.
 fn is_of_columns(error: &postgres::Error) -> bool {
-    !error.tells_missing_table() && !matches!(error, postgres::Error::ColumnRenamed { .. })
+    !error.is_missing_table() && !matches!(error, postgres::Error::ColumnRenamed { .. })
 }
 
 /// Whether a query named a column that is no more: undefined_column.
@@ -419,7 +419,7 @@ const NOT_FULL: &str = "the replica identity is no longer FULL, so changes do no
 /// [`without_old_rows`]
 pub(super) fn require_old_rows(known: &TableSchema, fresh: &TableSchema) -> Result<(), Error> {
     match (known.kind, fresh.identity) {
-        (TableKind::History, identity) if identity != IdentityKind::Full => match fresh.key.is_empty() {
+        (TableKind::ChangeLog, identity) if identity != IdentityKind::Full => match fresh.key.is_empty() {
             true => Err(without_old_rows(known)),
             false => Err(with_a_key(known)),
         },

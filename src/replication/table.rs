@@ -62,7 +62,7 @@ impl<D: Destination> Table<D> {
             progress.set_copied_anew(&record.message);
         }
         let sieve = match (record.schema.kind, record.phase) {
-            (TableKind::History | TableKind::InsertOnly, TablePhase::Snapshotting) => Sieve::closed(),
+            (TableKind::ChangeLog | TableKind::AppendOnly, TablePhase::Snapshotting) => Sieve::closed(),
             _ => Sieve::copied(record.cut.clone()),
         };
         Table {

@@ -103,7 +103,7 @@ impl<D: Destination> Watch<D> {
                 ended = session.ended() => ended,
                 looked = self.look_in_a_while(session, end) => match looked {
                     Ok(()) if opened.elapsed() < SESSION_LIVES => continue,
-                    Err(Error::Source(error)) if error.tells_shutdown() => End::Shutdown,
+                    Err(Error::Source(error)) if error.is_shutdown() => End::Shutdown,
                     // The stream meets the same fault and retries it.
                     Ok(()) | Err(Error::Source(_)) => End::Cut,
                     Err(error) => return Err(error),
@@ -147,7 +147,7 @@ impl<D: Destination> Watch<D> {
         }
         loop {
             match self.open_session().await {
-                Err(Error::Source(error)) if error.tells_shutdown() => return Err(Error::SourceShuttingDown),
+                Err(Error::Source(error)) if error.is_shutdown() => return Err(Error::SourceShuttingDown),
                 // The stream may well go on: others have taken all places for sessions, for example.
                 Err(Error::Source(error)) => {
                     tracing::debug!(%error, "no session to look at the source's catalog");
@@ -298,7 +298,7 @@ impl<D: Destination> Watch<D> {
             let TableRecord { reason, schema, .. } = table.record();
             // Of a table without its deletes, a copy would lose rows that the source no longer has.
             let waits =
-                reason == Some(Reason::SourcePrivilegeMissing) && schema.kind != TableKind::InsertOnly;
+                reason == Some(Reason::SourcePrivilegeMissing) && schema.kind != TableKind::AppendOnly;
             if waits && copy::may_read(session, &schema).await? {
                 return Err(Error::copy_anew(&table.id, "it may be read again"));
             }
@@ -328,7 +328,7 @@ impl<D: Destination> Watch<D> {
         for (table, oid) in self.tables.iter().zip(oids) {
             // Of a table without its deletes, a copy would lose rows that the source no longer has.
             let heals = self.config.snapshot.mode != SnapshotMode::Never
-                && table.schema().kind != TableKind::InsertOnly;
+                && table.schema().kind != TableKind::AppendOnly;
             let failed = table.failed() && table.record().reason == Some(Reason::SourceTableInherited);
             if parents.contains(&oid) {
                 let error = guard::has_children(&table.id, heals);

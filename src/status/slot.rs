@@ -52,7 +52,7 @@ mod tests {
     }
 
     #[test]
-    fn tells_before_the_slot_is_lost() {
+    fn warns_before_the_slot_is_lost() {
         assert_eq!(warning("extended", Some(500), 500), None);
         for (wal_status, safe) in [("extended", 100), ("unreserved", -10)] {
             let (reason, message) = warning(wal_status, Some(safe), 900 << 20).unwrap();
@@ -63,7 +63,7 @@ mod tests {
     }
 
     #[test]
-    fn tells_of_a_disk_that_nothing_protects() {
+    fn warns_of_a_disk_that_nothing_protects() {
         assert_eq!(warning("reserved", None, 1 << 40), None);
         let (reason, message) = warning("extended", None, 5 << 30).unwrap();
         assert_eq!(reason, Reason::SourceDiskAtRisk);

@@ -337,7 +337,7 @@ fn broken_yaml_says_where() {
 }
 
 #[test]
-fn all_problems_are_told_at_once() {
+fn all_problems_are_reported_together() {
     let found =
         wrong_mirror("tables:\n  - {schema: public, name: users}", "tabels: 1\n  tables: []\n  suspend: 3");
     assert_eq!(found.lines().count(), 3, "{found}");

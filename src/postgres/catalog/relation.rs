@@ -347,7 +347,7 @@ mod tests {
     }
 
     #[test]
-    fn what_refuses_changes_is_told() {
+    fn reports_what_refuses_changes() {
         let facts = |identity, generated| RelationFacts {
             id: TableId::new("public", "t"),
             oid: 1,

@@ -42,7 +42,7 @@ impl TableFacts {
     /// of its mirrored columns.
     pub fn refuses_list(&self) -> Option<String> {
         let mirrored: Vec<String> = self.schema.columns.iter().map(|column| column.name.clone()).collect();
-        let sends_changes = self.schema.kind != TableKind::InsertOnly;
+        let sends_changes = self.schema.kind != TableKind::AppendOnly;
         let relations = std::iter::once(&self.relation).chain(&self.partitions);
         relations.filter(|_| sends_changes).find_map(|relation| relation.refuses_list(&mirrored))
     }
@@ -346,8 +346,8 @@ fn resolve(spec: &TableSpec, table: &CatalogTable) -> Result<TableSchema, Error>
 /// checks refuse it.
 fn kind(spec: &TableSpec, relation: &RelationFacts) -> TableKind {
     match relation.identity {
-        _ if spec.insert_only => TableKind::InsertOnly,
-        IdentityKind::Full if relation.key.is_empty() => TableKind::History,
+        _ if spec.insert_only => TableKind::AppendOnly,
+        IdentityKind::Full if relation.key.is_empty() => TableKind::ChangeLog,
         _ => TableKind::Keyed,
     }
 }

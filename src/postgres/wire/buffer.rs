@@ -264,7 +264,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_full_buffer_that_nobody_took_from_is_left_alone() {
+    async fn a_full_unread_buffer_is_kept() {
         let stream = frame(b'd', &[7; 100]).repeat(BASE / 50);
         let mut rest = stream.as_slice();
         let mut buffer = ReceiveBuffer::new();

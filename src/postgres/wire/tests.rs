@@ -210,7 +210,7 @@ async fn a_stream_ends_with_the_servers_reason() {
 }
 
 #[tokio::test]
-async fn waits_for_no_answer_for_ever() {
+async fn no_answer_is_waited_for_without_limit() {
     let header = frame(b'd', b"PGCOPY\n\xff\r\n\0\0\0\0\0\0\0\0\0");
     let silent = |answers: Vec<Vec<u8>>| async move {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();

@@ -349,7 +349,7 @@ fn schema(keyed: bool) -> TableSchema {
     let columns = ["id", "v"].map(|name| Column::new(name, SourceType::Text)).to_vec();
     let mut schema = TableSchema::new(TableId::new("public", "t"), columns);
     if !keyed {
-        schema.kind = TableKind::History;
+        schema.kind = TableKind::ChangeLog;
         (schema.key, schema.order_by) = (Vec::new(), Vec::new());
     }
     schema

@@ -142,7 +142,7 @@ impl<D: Destination> Copier<D> {
                     source.sqlstate() == Some("42501") && piece.chunk.through_root.is_none()
                 };
                 if partition
-                    && matches!(error, Error::Source(source) if source.tells_missing_table() || denied(source))
+                    && matches!(error, Error::Source(source) if source.is_missing_table() || denied(source))
                 {
                     return Ok(Copied::Moved);
                 }

@@ -73,7 +73,7 @@ impl<D: Destination> Snapshot<D> {
             let mut waits = false;
             for snapshot in &shared {
                 // A snapshot that is gone keeps nobody waiting; who reads in it meets that.
-                waits |= snapshot.keeps_somebody_waiting().await.unwrap_or(false);
+                waits |= snapshot.blocks_other_sessions().await.unwrap_or(false);
             }
             if waits && waited {
                 tracing::info!(

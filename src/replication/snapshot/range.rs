@@ -221,7 +221,7 @@ async fn begin(
     connection.query(&format!("BEGIN ISOLATION LEVEL {isolation} READ ONLY")).await?;
     if let Some(snapshot) = piece.snapshot {
         match connection.query(&snapshot.import_statement()).await {
-            Err(error) if shared_snapshot::tells_lost_snapshot(&error) => return Ok(Err(RangeEnd::Moved)),
+            Err(error) if shared_snapshot::is_lost_snapshot(&error) => return Ok(Err(RangeEnd::Moved)),
             imported => drop(imported?),
         }
     }

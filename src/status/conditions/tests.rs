@@ -185,7 +185,7 @@ fn retrying_and_stalled_say_which_side() {
 }
 
 #[test]
-fn a_slot_that_holds_back_much_is_told_whether_changes_flow_or_not() {
+fn the_slot_warning_is_shown_in_every_state() {
     let with = |phase, failure: Option<(Reason, &str)>| {
         let mut report = report(phase, failure, &[("a", TableState::Streaming)]);
         report.slot.wal_status = Some("extended".to_owned());
@@ -282,7 +282,7 @@ fn deleting() {
 }
 
 #[test]
-fn what_a_replicator_with_earlier_settings_does_is_told() {
+fn conditions_show_a_replicator_with_earlier_settings() {
     let stalled = |reason, meanwhile| MirrorReport {
         meanwhile: Some(meanwhile),
         ..report(MirrorPhase::Stalled, Some((reason, "run this")), &[("a", TableState::Streaming)])

@@ -66,7 +66,7 @@ fn named<'a>(status: &'a MirrorStatus, type_: &str) -> &'a ApiCondition {
 }
 
 #[test]
-fn keeps_where_the_slot_was_made_until_another_place_is_told() {
+fn keeps_the_slot_s_place_until_another_one_is_reported() {
     let place = |host: &str| SlotPlace {
         system_identifier: "7".into(),
         host: host.into(),
@@ -211,7 +211,7 @@ fn figures_beyond_the_apis_numbers_saturate() {
 }
 
 #[test]
-fn writes_what_matters_at_once_and_figures_now_and_then() {
+fn writes_state_immediately_and_figures_periodically() {
     let (soon, late) = (Duration::from_secs(1), Duration::from_secs(5));
     let of = |report: &MirrorReport, previous: Option<&MirrorStatus>| {
         mirror_status(report, Some(1), previous, &at(9))
