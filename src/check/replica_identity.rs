@@ -1,6 +1,6 @@
 //! The replica identity of a table and its partitions: whether UPDATE and DELETE still work once it is published.
 
-use super::{report::Check, table::relations};
+use super::report::Check;
 use crate::{
     fault::{Reason, Remedy},
     model::{IdentityKind, TableKind},
@@ -38,7 +38,7 @@ pub(super) fn replica_identity(subject: &str, facts: &TableFacts, version: u32) 
         return failure(format!("partition {} {detail}", leaf.id), fix);
     }
     if full_is_refused
-        && let Some(full) = relations(facts).find(|relation| relation.identity == IdentityKind::Full)
+        && let Some(full) = facts.relations().find(|relation| relation.identity == IdentityKind::Full)
     {
         return failure(
             format!(
@@ -116,7 +116,7 @@ fn identity_fix(relation: &RelationFacts, full: Option<Remedy>) -> Remedy {
 
 /// The statements by which changes carry whole old rows, which takes no key.
 fn full(facts: &TableFacts) -> Remedy {
-    let lacking = relations(facts).filter(|relation| relation.identity != IdentityKind::Full);
+    let lacking = facts.relations().filter(|relation| relation.identity != IdentityKind::Full);
     let statement = |relation: &RelationFacts| format!("{};", relation.identity_statement());
     Remedy::run_at_source(lacking.map(statement).collect::<Vec<_>>().join("\n"))
 }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use super::{report::Check, table::relations};
+use super::report::Check;
 use crate::{
     fault::Reason,
     model::{IdentityKind, TableKind},
@@ -69,7 +69,8 @@ pub(super) fn row_filter(
     };
     let outside =
         |relation: &RelationFacts| columns.iter().find(|column| !relation.identifies(column)).cloned();
-    let lacking: Vec<(&RelationFacts, String)> = relations(facts)
+    let lacking: Vec<(&RelationFacts, String)> = facts
+        .relations()
         .filter(|_| facts.schema.kind != TableKind::AppendOnly)
         .filter(|relation| relation.identity != IdentityKind::Nothing)
         .filter_map(|relation| Some((relation, outside(relation)?)))

@@ -11,7 +11,7 @@ use crate::{
     model::{MirrorFailure, TableId},
     postgres::{
         Error,
-        catalog::{RelationFacts, ServerFacts, TableFacts},
+        catalog::{ServerFacts, TableFacts},
         publication::PublishedTable,
         quote::{ident, table as qualified},
     },
@@ -109,12 +109,6 @@ pub(super) fn breaks_writes(check: &Check) -> bool {
     check.outcome == Outcome::Failure && check.reason.is_some_and(|reason| breaking.contains(&reason))
 }
 
-/// The relations whose rows are read and whose own settings PostgreSQL obeys: the table and its leaf
-/// partitions.
-pub(super) fn relations(facts: &TableFacts) -> impl Iterator<Item = &RelationFacts> {
-    std::iter::once(&facts.relation).chain(&facts.partitions)
-}
-
 /// Why a relation can't be replicated at all; nothing else of it is worth checking then.
 pub(super) fn unsupported(facts: &TableFacts) -> Option<Check> {
     let subject = facts.schema.id.to_string();
@@ -123,7 +117,7 @@ pub(super) fn unsupported(facts: &TableFacts) -> Option<Check> {
         Some(Check::failure(subject.as_str(), "table", reason, detail).remedied([fix]))
     };
     let leave_out = || Remedy::edit("spec.tables", format!("take {subject} out"));
-    for relation in relations(facts) {
+    for relation in facts.relations() {
         let id = &relation.id;
         let kind = match (relation.kind, relation.persistence) {
             ('v', _) => "a view",
@@ -215,7 +209,7 @@ mod tests {
     use super::*;
     use crate::{
         model::{IdentityKind, TableKind},
-        postgres::catalog::KeyCandidate,
+        postgres::catalog::{KeyCandidate, RelationFacts},
     };
 
     fn find<'a>(checks: &'a [Check], name: &str) -> &'a Check {

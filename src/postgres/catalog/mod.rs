@@ -9,6 +9,7 @@ mod fingerprint;
 mod live;
 mod locks;
 mod relation;
+mod resolve;
 mod server;
 mod storage;
 mod table;
