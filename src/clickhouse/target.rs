@@ -73,6 +73,9 @@ pub(super) async fn read(
     database: &str,
     tables: &[&str],
 ) -> Result<HashMap<String, TargetTable>, Error> {
+    if tables.is_empty() {
+        return Ok(HashMap::new());
+    }
     let (mut found, defaults) =
         tokio::try_join!(describe(client, database, tables), cleanup_defaults(client))?;
     for table in found.values_mut() {

@@ -3,7 +3,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
-use tokio_postgres::{Row, types::PgLsn};
+use tokio_postgres::{
+    Row,
+    types::{PgLsn, ToSql},
+};
 
 use super::storage::{in_partition, partition_constraint};
 use crate::{
@@ -153,8 +156,14 @@ pub async fn fingerprints(
     if oids.is_empty() {
         return Ok(fingerprints);
     }
+    let parameters: [&(dyn ToSql + Sync); 1] = [&oids];
+    let (columns, indexes, tree) = tokio::try_join!(
+        session.client.query(COLUMNS, &parameters),
+        session.client.query(INDEXES, &parameters),
+        session.client.query(TREE, &parameters),
+    )?;
     let mut users: BTreeMap<u32, Vec<(u32, i16)>> = BTreeMap::new();
-    for row in session.client.query(COLUMNS, &[&oids]).await? {
+    for row in columns {
         let (table, attnum, type_oid) = (row.try_get(0)?, row.try_get(1)?, row.try_get(3)?);
         let fingerprint = fingerprints.entry(table).or_default();
         fingerprint.columns.insert(attnum, writer(&row, 2)?.unwrap_or_default());
@@ -171,12 +180,12 @@ pub async fn fingerprints(
             }
         }
     }
-    for row in session.client.query(INDEXES, &[&oids]).await? {
+    for row in indexes {
         if let Some(fingerprint) = fingerprints.get_mut(&row.try_get(0)?) {
             fingerprint.indexes.insert(row.try_get(1)?, writer(&row, 2)?.unwrap_or_default());
         }
     }
-    for row in session.client.query(TREE, &[&oids]).await? {
+    for row in tree {
         let Some(fingerprint) = fingerprints.get_mut(&row.try_get(0)?) else { continue };
         let oid: u32 = row.try_get(1)?;
         fingerprint.links.extend(writer(&row, 2)?.map(|link| (oid, link)));

@@ -170,14 +170,17 @@ pub async fn describe_all(
         let ids: Vec<&TableId> = specs.iter().map(|(spec, _)| &spec.id).collect();
         let by_place = table_oids(session, &ids).await?;
         let oids: Vec<u32> = by_place.values().copied().collect();
-        let mut relations = relation::relations(session, &oids).await?;
+        let (mut relations, of_columns, types, parents) = tokio::try_join!(
+            relation::relations(session, &oids),
+            async { Ok(session.client.query(&columns_statement(), &[&oids]).await?) },
+            async { Ok(session.client.query(TYPES, &[&oids]).await?) },
+            with_children(session, &oids),
+        )?;
         let mut columns: HashMap<u32, Vec<ColumnRow>> = HashMap::new();
-        for row in session.client.query(&columns_statement(), &[&oids]).await? {
-            columns.entry(row.try_get(8)?).or_default().push(column_row(&row)?);
+        for row in &of_columns {
+            columns.entry(row.try_get(8)?).or_default().push(column_row(row)?);
         }
-        let types = session.client.query(TYPES, &[&oids]).await?;
         let types = Arc::new(types.iter().map(type_row).collect::<Result<HashMap<_, _>, _>>()?);
-        let parents = with_children(session, &oids).await?;
         for (place, (spec, named)) in specs.iter().enumerate() {
             let found = by_place.get(&place).and_then(|oid| Some((*oid, relations.remove(oid)?)));
             let Some((oid, mut members)) = found.filter(|(_, members)| !members.is_empty()) else {
