@@ -15,12 +15,12 @@ use tokio_util::sync::CancellationToken;
 use super::{
     Destination, Error, Policy,
     backoff::{Notice, start_table},
-    batch::stream_fence,
     named_columns::{EXCLUDED_RENAMED, NamedColumns, Renewal},
     policy, resync,
     schema_change::{self, CAME_AND_WENT, CHANGED_COLUMNS},
     snapshot::parts,
     state::{TablePhase, TableRecord},
+    stream::stream_fence,
 };
 use crate::{
     fault::Reason,

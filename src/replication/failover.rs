@@ -12,15 +12,13 @@
 use futures::{StreamExt, stream};
 
 use super::{
-    Destination, Error, Policy,
-    applier::require_room,
-    batch::stream_fence,
-    drift, policy,
+    Destination, Error, Policy, drift, policy,
     position::PositionRecord,
     provision::{ASKED_AT_ONCE, check_slot, publications, set_aside},
     resync::Apart,
     schema_change,
     state::{MirrorState, SourceRecord, StateStore, TablePhase, TableRecord, VERSION_SCHEME},
+    stream::{require_room, stream_fence},
 };
 use crate::{
     fault::{Reason, Remedy},

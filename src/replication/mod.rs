@@ -3,43 +3,30 @@
 //! Knows PostgreSQL and the [`Destination`] contract; knows no destination's driver and no Kubernetes.
 
 mod admission;
-mod applier;
 mod backoff;
-mod batch;
-mod checkpoint;
-#[cfg(test)]
-mod commute;
-mod cut;
 mod destination;
 pub mod diagnosis;
 mod drift;
 mod epoch;
 mod error;
 mod failover;
-mod fatal;
 mod guard;
-mod matches;
 mod named_columns;
 mod policy;
 mod position;
 mod provision;
-mod reread;
 mod resync;
-mod row;
 mod schema_change;
 mod snapshot;
 mod state;
 mod stream;
-mod sweep;
 mod table;
 mod target_watch;
 mod targets;
-mod truncate;
 mod watch;
 mod worker;
 
 pub use admission::{Admission, Ask, MirrorRefused, Refused, Verdict};
-pub use checkpoint::Commit;
 pub use destination::{
     Destination, DestinationError, ErrorKind, Insert, Op, Rows, StateRow, StateRows, StateVersion,
     TableBatch, ValueError,
@@ -53,6 +40,7 @@ pub use provision::publication_comment;
 pub use resync::{Apart, copies_over_rows, require_withheld, resync_due, set_apart, unknown_names};
 pub use schema_change::keep_target_names;
 pub use state::{FormerTable, MirrorState, ResyncRecord, SourceRecord, StateStore, TablePhase, TableRecord};
+pub use stream::Commit;
 pub use targets::{
     Claim, claims, describe as describe_claim, foreign as foreign_claim, give_way, waits_for_target,
 };

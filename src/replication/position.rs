@@ -22,10 +22,9 @@ use tokio_util::sync::CancellationToken;
 use super::{
     Destination, Error, Policy,
     backoff::Backoff,
-    checkpoint::{Checkpoint, Commit, Mark},
-    fatal::Fatal,
     policy,
     state::StateStore,
+    stream::{Checkpoint, Commit, Fatal, Mark},
 };
 use crate::{model::Lsn, postgres::slot::SlotInfo};
 

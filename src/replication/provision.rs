@@ -9,7 +9,6 @@ use super::{
     Destination, Error, ErrorKind, Policy,
     admission::Refused,
     backoff::Notice,
-    batch::stream_fence,
     drift,
     error::failure_of_table,
     failover::{Failover, Origin},
@@ -18,6 +17,7 @@ use super::{
     resync::{self, Apart},
     schema_change, snapshot,
     state::{FormerTable, MirrorState, PublishedAs, SourceRecord, StateStore, TablePhase, TableRecord},
+    stream::stream_fence,
     targets::{self, Claim, Claimed, Taken},
 };
 use crate::{

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use super::{Error, Policy, matches, named_columns, policy, state::TableRecord};
+use super::{Error, Policy, named_columns, policy, state::TableRecord, table::matching};
 use crate::{
     fault::{Reason, Remedy},
     model::{Column, IdentityKind, SourceType, TableKind, TableSchema, TableSpec},
@@ -90,7 +90,7 @@ pub(super) struct Matched<'a> {
 /// Both lists are in the order of the attribute numbers, which a rename keeps: so a name is looked for only behind the column
 /// before it, and two columns that have swapped their names are told apart. Once one of the two is dropped, they no longer are.
 pub(super) fn projection<'a>(schema: &TableSchema, relation: &'a Relation) -> Matched<'a> {
-    let (chosen, ambiguous) = matches::best(&candidates(schema, relation), schema.columns.len());
+    let (chosen, ambiguous) = matching::best(&candidates(schema, relation), schema.columns.len());
     let mut places = vec![None; schema.columns.len()];
     let mut strangers = Vec::new();
     for (place, (column, index)) in relation.columns.iter().zip(chosen).enumerate() {

@@ -12,10 +12,10 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     Destination, Error, StateRow,
-    cut::Cut,
     epoch::{EPOCH_ITEM, Writer},
     named_columns::NamedColumns,
     position::PositionRecord,
+    table::Cut,
 };
 use crate::{
     fault::{Reason, Remedy, optional, remedy},

@@ -8,8 +8,8 @@ use tokio_util::sync::CancellationToken;
 use super::{
     Destination, Error, Policy,
     backoff::{Notice, retry},
-    fatal::Fatal,
     policy,
+    stream::Fatal,
     table::Table,
     targets,
 };

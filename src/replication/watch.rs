@@ -17,11 +17,11 @@ use super::{
     Destination, Error,
     backoff::{Notice, retry},
     drift::{self, Left},
-    fatal::Fatal,
     guard, policy,
     position::Confirmable,
     provision::{self, check_publication, check_slot},
     state::{SourceRecord, TableRecord},
+    stream::Fatal,
     table::Table,
 };
 use crate::{

@@ -13,21 +13,15 @@ use tokio_util::sync::CancellationToken;
 use super::{
     Destination, Error, Policy,
     admission::{Admission, Refused},
-    applier::Applier,
     backoff::{Answers, Backoff, Notice, SessionErrors},
-    batch::{self, Inserter, Spares},
-    checkpoint::{Checkpoint, Mark},
     failover::Origin,
-    failure,
-    fatal::Fatal,
-    policy,
+    failure, policy,
     position::{Activity, Confirmable, PositionRecord, Recorder, Witness},
     provision::{self, Provisioned, Provisioner},
-    reread::Rereader,
     resync, snapshot,
     state::{MirrorState, StateStore, TableRecord},
-    stream, sweep,
-    table::Table,
+    stream::{self, Applier, Checkpoint, Fatal, Inserter, Mark, Rereader, Spares},
+    table::{Sweeper, Table},
     target_watch::TargetWatch,
     watch::Watch,
 };
@@ -326,7 +320,7 @@ impl<D: Destination> Worker<D> {
             notice: notice.clone(),
         };
         let target_watcher = tokio::spawn(target_watch.run(fatal.clone(), end.clone()));
-        let sweeper = sweep::Sweeper {
+        let sweeper = Sweeper {
             destination: self.destination.clone(),
             tables: tables.iter().map(|(table, _)| Arc::clone(table)).collect(),
             fence: self.config.mirror.fence(),
@@ -569,7 +563,7 @@ impl<D: Destination> Worker<D> {
             fatal,
             fence: self.config.mirror.fence(),
             notice,
-            turns: batch::turns(),
+            turns: stream::turns(),
             spares: Spares::default(),
         }
     }

@@ -13,7 +13,7 @@ use super::{Destination, Error, Rows, SharedSnapshot, Snapshot, Table, plan, ret
 use crate::{
     model::{Lsn, Version},
     postgres::{catalog, shared_snapshot::Locking},
-    replication::{batch::stream_fence, cut::Cut},
+    replication::{stream::stream_fence, table::Cut},
 };
 
 /// How often it is looked whether the application waits for the locks of a copy. It waits for two looks at most.

@@ -1,5 +1,9 @@
 //! One table while it runs: what the stream, the insert task and the snapshot share.
 
+mod handoff;
+mod late_rows;
+pub(super) mod matching;
+
 use std::{
     sync::{
         Arc, PoisonError, RwLock,
@@ -10,13 +14,16 @@ use std::{
 
 use tokio::sync::Semaphore;
 
+use self::late_rows::is_recent;
+pub(super) use self::{
+    handoff::{Cut, Sieve, Verdict},
+    late_rows::Sweeper,
+};
 use super::{
     Destination, Error,
-    cut::Sieve,
     error::failure_of_table,
     named_columns::NamedColumns,
     state::{Floor, StateStore, TablePhase, TableRecord},
-    sweep::is_recent,
 };
 use crate::fault::Reason;
 use crate::model::{Lsn, TableId, TableKind, TableProgress, TableSchema, TableState};

@@ -10,14 +10,16 @@ use std::{collections::HashMap, sync::Arc, time::Duration};
 use tokio::{sync::Semaphore, task::JoinSet, time::Instant};
 use tokio_util::sync::CancellationToken;
 
-use super::{
-    Destination, Error, Policy, Rows,
-    backoff::{Notice, retry, retry_for_table},
-    policy,
-    state::{TableRecord, unix_seconds},
-    table::Table,
+use super::Table;
+use crate::{
+    model::Version,
+    replication::{
+        Destination, Error, Policy, Rows,
+        backoff::{Notice, retry, retry_for_table},
+        policy,
+        state::{TableRecord, unix_seconds},
+    },
 };
-use crate::model::Version;
 
 /// When a table is looked at again, counted from when there was reason to.
 const AFTER: [Duration; 5] = [
@@ -35,7 +37,7 @@ const RECENT: Duration = Duration::from_secs(3600);
 const POLL: Duration = Duration::from_secs(1);
 
 /// Whether rows from before the table's floor may still be on their way.
-pub(super) fn is_recent(record: &TableRecord) -> bool {
+pub(in crate::replication) fn is_recent(record: &TableRecord) -> bool {
     record.floor.max(record.copy_floor) > Version::ZERO
         && unix_seconds().saturating_sub(record.floor_set) < RECENT.as_secs()
 }
@@ -44,13 +46,13 @@ pub(super) fn is_recent(record: &TableRecord) -> bool {
 const AT_ONCE: usize = 4;
 
 /// What is needed to look at tables.
-pub(super) struct Sweeper<D: Destination> {
-    pub(super) destination: D,
-    pub(super) tables: Vec<Arc<Table<D>>>,
+pub(in crate::replication) struct Sweeper<D: Destination> {
+    pub(in crate::replication) destination: D,
+    pub(in crate::replication) tables: Vec<Arc<Table<D>>>,
     /// Prefix of the fence, unique to the Mirror.
-    pub(super) fence: String,
-    pub(super) notice: Notice,
-    pub(super) stop: CancellationToken,
+    pub(in crate::replication) fence: String,
+    pub(in crate::replication) notice: Notice,
+    pub(in crate::replication) stop: CancellationToken,
 }
 
 /// When a table is looked at again.
@@ -89,7 +91,7 @@ impl Due {
 impl<D: Destination> Sweeper<D> {
     /// Looks at tables again until `stop`. What is refused for one table is that table's own fault in time, as with inserts: rows that are
     /// gone at the source may come back there.
-    pub(super) async fn run(self) {
+    pub(in crate::replication) async fn run(self) {
         let sweeper = Arc::new(self);
         let turns = Arc::new(Semaphore::new(AT_ONCE));
         let mut due: HashMap<usize, Due> = HashMap::new();

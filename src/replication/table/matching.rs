@@ -10,7 +10,7 @@ struct Best {
 
 /// For each member of the first list its match in the second, whose length is `length`, so that as many as can be are matched, in the
 /// order of both; and whether another choice would match as many. `candidates` are what each may be, in ascending order.
-pub(super) fn best(candidates: &[Vec<usize>], length: usize) -> (Vec<Option<usize>>, bool) {
+pub(in crate::replication) fn best(candidates: &[Vec<usize>], length: usize) -> (Vec<Option<usize>>, bool) {
     if let Some(only) = certain(candidates) {
         return (only, false);
     }

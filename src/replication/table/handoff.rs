@@ -11,8 +11,10 @@ use std::{
 use serde::{Deserialize, Serialize};
 use tokio::sync::Notify;
 
-use super::checkpoint::Hold;
-use crate::model::{Lsn, TransactionSnapshot};
+use crate::{
+    model::{Lsn, TransactionSnapshot},
+    replication::stream::Hold,
+};
 
 /// Which transactions a copy has.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -50,7 +52,7 @@ impl State {
 
 /// What becomes of a transaction's changes to a table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Verdict {
+pub(in crate::replication) enum Verdict {
     /// They are taken from the stream.
     Take,
     /// The copy has them, or is going to have them.
@@ -61,19 +63,19 @@ pub(super) enum Verdict {
 
 /// Tells which transactions of a table are taken from the stream. Shared by the stream and the copy.
 #[derive(Debug)]
-pub(super) struct Sieve {
+pub(in crate::replication) struct Sieve {
     state: Mutex<State>,
     resumed: Notify,
 }
 
 impl Sieve {
     /// For a table that is copied already, by `cut`, or that has nothing to copy.
-    pub(super) fn copied(cut: Option<Cut>) -> Self {
+    pub(in crate::replication) fn copied(cut: Option<Cut>) -> Self {
         Sieve { state: Mutex::new(cut.map_or(State::Everything, State::Rest)), resumed: Notify::new() }
     }
 
     /// For a table whose copy is still to begin.
-    pub(super) fn closed() -> Self {
+    pub(in crate::replication) fn closed() -> Self {
         Sieve { state: Mutex::new(State::nothing()), resumed: Notify::new() }
     }
 
@@ -83,7 +85,12 @@ impl Sieve {
 
     /// What becomes of the changes of a transaction whose commit record is at `commit`. When they are left out for a copy that is
     /// still to begin, `hold` keeps the slot before them.
-    pub(super) fn judge(&self, xid: u32, commit: Lsn, hold: impl FnOnce() -> Hold) -> Verdict {
+    pub(in crate::replication) fn judge(
+        &self,
+        xid: u32,
+        commit: Lsn,
+        hold: impl FnOnce() -> Hold,
+    ) -> Verdict {
         match &mut *self.state() {
             State::Everything => Verdict::Take,
             State::Rest(cut) if cut.has(xid, commit) => Verdict::Leave,
@@ -98,7 +105,7 @@ impl Sieve {
     }
 
     /// Makes the stream wait for the verdict while the snapshot is taken: what it brings by then may be too late for it.
-    pub(super) fn pause(&self) -> Paused<'_> {
+    pub(in crate::replication) fn pause(&self) -> Paused<'_> {
         if let State::Nothing { paused, .. } = &mut *self.state() {
             *paused = true;
         }
@@ -106,7 +113,7 @@ impl Sieve {
     }
 
     /// Waits while the snapshot is being taken.
-    pub(super) async fn resumed(&self) {
+    pub(in crate::replication) async fn resumed(&self) {
         loop {
             let resumed = self.resumed.notified();
             tokio::pin!(resumed);
@@ -119,20 +126,20 @@ impl Sieve {
     }
 
     /// Forgets transactions that are seen by now, and so by every later snapshot: their number is not bounded.
-    pub(super) fn forget_seen(&self, snapshot: &TransactionSnapshot) {
+    pub(in crate::replication) fn forget_seen(&self, snapshot: &TransactionSnapshot) {
         if let State::Nothing { left_out, .. } = &mut *self.state() {
             left_out.retain(|xid| !snapshot.sees(*xid));
         }
     }
 
     /// A copy begins anew: what it needs of the stream will be sent again.
-    pub(super) fn close(&self) {
+    pub(in crate::replication) fn close(&self) {
         *self.state() = State::nothing();
         self.resumed.notify_waiters();
     }
 
     /// A stream begins where the slot stands, with a hold of its own.
-    pub(super) fn begin_stream(&self) {
+    pub(in crate::replication) fn begin_stream(&self) {
         if let State::Nothing { hold, .. } = &mut *self.state() {
             *hold = None;
         }
@@ -141,12 +148,12 @@ impl Sieve {
 
 /// A sieve whose stream waits until this is dropped.
 #[derive(Debug)]
-pub(super) struct Paused<'a>(&'a Sieve);
+pub(in crate::replication) struct Paused<'a>(&'a Sieve);
 
 impl Paused<'_> {
     /// Lets the copy begin whose snapshot is the cut's, unless the snapshot does not yet see what was left out: a transaction is in
     /// the log before others see it, long before where it waits for a synchronous standby. `false` asks for a later snapshot.
-    pub(super) fn open(self, cut: &Cut) -> bool {
+    pub(in crate::replication) fn open(self, cut: &Cut) -> bool {
         let mut state = self.0.state();
         let State::Nothing { left_out, .. } = &*state else { return true };
         if !left_out.iter().all(|xid| cut.snapshot.sees(*xid)) {
@@ -169,7 +176,7 @@ impl Drop for Paused<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::replication::checkpoint::{Checkpoint, Mark};
+    use crate::replication::stream::{Checkpoint, Mark};
 
     fn cut(snapshot: &str, end: u64) -> Cut {
         Cut { snapshot: snapshot.to_owned().try_into().unwrap(), end: Lsn(end) }

@@ -19,7 +19,7 @@ use serde::{Deserialize, Serialize};
 use crate::model::Lsn;
 
 /// Microseconds since 2000-01-01 UTC, PostgreSQL's epoch.
-pub(super) type PgMicros = i64;
+pub(in crate::replication) type PgMicros = i64;
 
 /// A transaction that the source sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -34,9 +34,9 @@ pub struct Commit {
 
 /// A position, with the last transaction up to there that the source sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Mark {
-    pub(super) lsn: Lsn,
-    pub(super) commit: Option<Commit>,
+pub(in crate::replication) struct Mark {
+    pub(in crate::replication) lsn: Lsn,
+    pub(in crate::replication) commit: Option<Commit>,
 }
 
 #[derive(Debug)]
@@ -62,20 +62,20 @@ struct Inner {
 
 /// Tracks which position is durable. Shared by the stream, the insert tasks and the feedback task.
 #[derive(Debug)]
-pub(super) struct Checkpoint {
+pub(in crate::replication) struct Checkpoint {
     inner: Mutex<Inner>,
 }
 
 /// Keeps the confirmed position before the rows of one batch until it is dropped.
 #[derive(Debug)]
-pub(super) struct Hold {
+pub(in crate::replication) struct Hold {
     checkpoint: Arc<Checkpoint>,
     id: u64,
 }
 
 impl Checkpoint {
     /// Starts where the slot stands.
-    pub(super) fn new(confirmed: Mark) -> Arc<Self> {
+    pub(in crate::replication) fn new(confirmed: Mark) -> Arc<Self> {
         Arc::new(Checkpoint {
             inner: Mutex::new(Inner {
                 holds: BTreeMap::new(),
@@ -91,7 +91,7 @@ impl Checkpoint {
     }
 
     /// Takes a hold for rows of the transaction being received, which was committed at `committed_at`.
-    pub(super) fn hold(self: &Arc<Self>, committed_at: PgMicros) -> Hold {
+    pub(in crate::replication) fn hold(self: &Arc<Self>, committed_at: PgMicros) -> Hold {
         let mut inner = self.inner();
         let id = inner.next;
         inner.next += 1;
@@ -102,7 +102,7 @@ impl Checkpoint {
 
     /// Records that everything the source sent up to `lsn` has been received: the end of a transaction, which is given too, or,
     /// between transactions, the position of a keepalive.
-    pub(super) fn received(&self, lsn: Lsn, commit: Option<Commit>) {
+    pub(in crate::replication) fn received(&self, lsn: Lsn, commit: Option<Commit>) {
         let mut inner = self.inner();
         let received = inner.received;
         inner.received = Mark { lsn: received.lsn.max(lsn), commit: commit.or(received.commit) };
@@ -111,24 +111,24 @@ impl Checkpoint {
     }
 
     /// The last transaction that was received.
-    pub(super) fn last_commit(&self) -> Option<Commit> {
+    pub(in crate::replication) fn last_commit(&self) -> Option<Commit> {
         self.inner().received.commit
     }
 
     /// Everything committed up to here is durable.
-    pub(super) fn durable(&self) -> Lsn {
+    pub(in crate::replication) fn durable(&self) -> Lsn {
         self.inner().durable().lsn
     }
 
     /// Everything committed up to here is durable, and was not completed with values that the source may still lose.
-    pub(super) fn confirmed(&self) -> Mark {
+    pub(in crate::replication) fn confirmed(&self) -> Mark {
         let inner = self.inner();
         let earlier = |one: Mark, other: Mark| if other.lsn < one.lsn { other } else { one };
         inner.reads.iter().map(|read| read.safe).fold(inner.durable(), earlier)
     }
 
     /// When the oldest transaction that is not yet durable was committed, if there is one.
-    pub(super) fn oldest_commit(&self) -> Option<PgMicros> {
+    pub(in crate::replication) fn oldest_commit(&self) -> Option<PgMicros> {
         self.inner().holds.values().next().map(|oldest| oldest.committed_at)
     }
 }
@@ -141,7 +141,7 @@ impl Inner {
 
 impl Hold {
     /// The rows are durable, with values that were read when the source's log ended at `until`.
-    pub(super) fn read(self, until: Lsn) {
+    pub(in crate::replication) fn read(self, until: Lsn) {
         let mut inner = self.checkpoint.inner();
         if until > inner.received.lsn
             && let Some(safe) = inner.holds.get(&self.id).map(|bound| bound.safe)

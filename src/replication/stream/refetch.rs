@@ -7,14 +7,14 @@ use std::{
 
 use tokio::sync::Semaphore;
 
-use super::{
-    Error,
-    schema_change::{self, Standing},
-    state::TableRecord,
-};
 use crate::{
     model::{Cell, CellKind, Lsn, PostgresEndpoint, TableId, TableSchema, Tuple},
     postgres::{self, catalog, reread, session::Session, visibility},
+    replication::{
+        Error,
+        schema_change::{self, Standing},
+        state::TableRecord,
+    },
 };
 
 /// Sessions at the same time: a table that is locked at the source must not keep the others waiting.
@@ -27,7 +27,7 @@ const BUDGET: usize = 8 << 20;
 const POLL: Duration = Duration::from_millis(20);
 
 /// Sessions for re-reads, made at first use and again after a fault.
-pub(super) struct Rereader {
+pub(in crate::replication) struct Rereader {
     endpoint: PostgresEndpoint,
     application_name: String,
     permits: Semaphore,
@@ -35,7 +35,7 @@ pub(super) struct Rereader {
 }
 
 impl Rereader {
-    pub(super) fn new(endpoint: PostgresEndpoint, application_name: String) -> Self {
+    pub(in crate::replication) fn new(endpoint: PostgresEndpoint, application_name: String) -> Self {
         Rereader { endpoint, application_name, permits: Semaphore::new(SESSIONS), idle: Mutex::default() }
     }
 

@@ -2,8 +2,10 @@
 
 use std::{collections::BTreeMap, ops::Range};
 
-use super::super::Op;
-use crate::model::{Position, Version};
+use crate::{
+    model::{Position, Version},
+    replication::Op,
+};
 
 /// A row as the destination gets it.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -4,12 +4,12 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::sync::Notify;
 
-use super::Error;
+use crate::replication::Error;
 
 /// Where tasks report an error that ends the whole stream. Reporting never waits, so a task that holds something that
 /// others wait for can always go on to release it. Clones share the place.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Fatal(Arc<Shared>);
+pub(in crate::replication) struct Fatal(Arc<Shared>);
 
 #[derive(Debug, Default)]
 struct Shared {
@@ -19,7 +19,7 @@ struct Shared {
 
 impl Fatal {
     /// Reports an error. The first one ends the stream; what a later one is about comes again with the next stream.
-    pub(super) fn report(&self, error: Error) {
+    pub(in crate::replication) fn report(&self, error: Error) {
         let mut first = self.0.first.lock().unwrap_or_else(PoisonError::into_inner);
         if first.is_some() {
             tracing::debug!(%error, "the stream is ending already");
@@ -31,7 +31,7 @@ impl Fatal {
     }
 
     /// Waits for the first error that is reported, and takes it. Cancel-safe. Only one task may wait.
-    pub(super) async fn reported(&self) -> Error {
+    pub(in crate::replication) async fn reported(&self) -> Error {
         loop {
             let first = self.0.first.lock().unwrap_or_else(PoisonError::into_inner).take();
             match first {

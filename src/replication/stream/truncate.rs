@@ -9,15 +9,20 @@ use futures::future::{MaybeDone, maybe_done};
 use tokio::sync::{AcquireError, OwnedSemaphorePermit};
 
 use super::{
-    Destination, Error, Rows,
-    applier::Applier,
-    backoff::{retry, retry_for_table},
-    batch::{Building, Inserter, stream_fence},
+    apply::Applier,
+    batch::{Building, stream_fence},
     checkpoint::Hold,
-    state::Floor,
-    table::Table,
+    inserter::Inserter,
 };
-use crate::model::{Lsn, Version};
+use crate::{
+    model::{Lsn, Version},
+    replication::{
+        Destination, Error, Rows,
+        backoff::{retry, retry_for_table},
+        state::Floor,
+        table::Table,
+    },
+};
 
 /// Has the rows of a slot's table deleted that have lower versions than the TRUNCATE's (`None` where there is no room for one), in a task:
 /// behind the rows from before, and before those that follow. Other tables wait for none of it.

@@ -2,10 +2,10 @@
 
 use std::sync::Arc;
 
-use super::schema_change::Projection;
 use crate::{
     model::{Cell, CellKind, IdentityKind, SourceType, TableSchema, Tuple},
     postgres::pgoutput::OldTuple,
+    replication::schema_change::Projection,
 };
 
 /// Reused memory for tuples in schema order.

@@ -9,18 +9,20 @@ use std::{
 use tokio::sync::OwnedSemaphorePermit;
 
 use super::{
-    Destination, Error, Op,
-    batch::{Building, Inserter},
+    batch::Building,
     checkpoint::{Checkpoint, Commit, Hold, PgMicros},
-    cut::Verdict,
-    position::Witness,
+    inserter::Inserter,
     row::{KnownRelation, Scratch, Which},
-    schema_change,
-    table::Table,
 };
 use crate::{
     model::{BatchSettings, Lsn, Position, Steps, TableKind, TableSchema, TableSpec, Version},
     postgres::pgoutput::{self, Message, OldTuple, Relation},
+    replication::{
+        Destination, Error, Op,
+        position::Witness,
+        schema_change,
+        table::{Table, Verdict},
+    },
 };
 
 /// A table as the stream sees it.
@@ -106,7 +108,7 @@ pub(super) enum Step<D: Destination> {
 }
 
 /// Turns messages into rows of batches, within the Mirror's memory.
-pub(super) struct Applier<D: Destination> {
+pub(in crate::replication) struct Applier<D: Destination> {
     pub(super) slots: Vec<Slot<D>>,
     pub(super) inserter: Arc<Inserter<D>>,
     pub(super) checkpoint: Arc<Checkpoint>,
@@ -131,7 +133,7 @@ pub(super) struct Applier<D: Destination> {
 const MEASURE_EVERY: usize = 128 << 10;
 
 impl<D: Destination> Applier<D> {
-    pub(super) fn new(
+    pub(in crate::replication) fn new(
         tables: Vec<(Arc<Table<D>>, TableSpec)>,
         inserter: Arc<Inserter<D>>,
         checkpoint: Arc<Checkpoint>,
@@ -530,7 +532,7 @@ impl<D: Destination> Applier<D> {
 ///
 /// # Errors
 /// [`Error::LogTooLong`]
-pub(super) fn require_room(position: Lsn) -> Result<(), Error> {
+pub(in crate::replication) fn require_room(position: Lsn) -> Result<(), Error> {
     if position < Version::LIMIT { Ok(()) } else { Err(Error::LogTooLong { position }) }
 }
 

@@ -18,24 +18,29 @@ use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    Destination, DestinationError, Insert, Op, Rows, StateRow, StateRows, StateStore, StateVersion,
-    TableBatch, ValueError,
-    applier::{Applier, Step},
-    backoff::Notice,
-    batch::{self, Inserter, Spares},
+    apply::{Applier, Step},
+    batch::Spares,
     checkpoint::{Checkpoint, Mark},
     fatal::Fatal,
-    position::Witness,
-    reread::Rereader,
+    inserter::{Inserter, turns},
+    refetch::Rereader,
     row::KnownRelation,
-    schema_change::Projection,
-    state::{TablePhase, TableRecord},
-    table::Table,
     truncate,
 };
-use crate::model::{
-    BatchSettings, Column, Lsn, Password, Position, PostgresEndpoint, SourceType, Steps, TableId, TableKind,
-    TableProgress, TableSchema, TableSpec, TlsSettings, Tuple, Version,
+use crate::{
+    model::{
+        BatchSettings, Column, Lsn, Password, Position, PostgresEndpoint, SourceType, Steps, TableId,
+        TableKind, TableProgress, TableSchema, TableSpec, TlsSettings, Tuple, Version,
+    },
+    replication::{
+        Destination, DestinationError, Insert, Op, Rows, StateRow, StateRows, StateStore, StateVersion,
+        TableBatch, ValueError,
+        backoff::Notice,
+        position::Witness,
+        schema_change::Projection,
+        state::{TablePhase, TableRecord},
+        table::Table,
+    },
 };
 
 /// What was sent, in the order in which it was; and whether it was run then.
@@ -378,7 +383,7 @@ impl Process {
             fatal: Fatal::default(),
             fence: "fence".to_owned(),
             notice: Notice::new(Arc::default(), Arc::default(), |_| {}),
-            turns: batch::turns(),
+            turns: turns(),
             spares: Spares::default(),
         });
         let settings = BatchSettings { max_bytes: 1 << 20, max_delay: std::time::Duration::from_secs(3600) };

@@ -1,10 +1,8 @@
-//! Rows of one table on their way: built by the stream, completed and inserted by a task of their own.
+//! Inserts batches, each in a task of its own, which completes its rows first.
 
 use std::{
-    collections::VecDeque,
-    ops::Range,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc,
         atomic::{AtomicUsize, Ordering},
     },
     time::Instant,
@@ -14,44 +12,24 @@ use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    Destination, Error, Op, Policy, TableBatch,
-    backoff::{Notice, retry, retry_for_table},
+    batch::{Building, Counts, Spares, Waiting, WaitingRow, stream_fence},
     checkpoint::Hold,
     fatal::Fatal,
-    policy,
-    reread::Rereader,
-    table::Table,
-    targets,
+    refetch::Rereader,
 };
-use crate::model::{Cell, Lsn, Position, TableSchema, Tuple, Version};
-
-/// Streamed rows by kind, counted when they are durable.
-#[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Counts {
-    pub(super) inserted: u64,
-    pub(super) updated: u64,
-    pub(super) deleted: u64,
-}
-
-/// A row that waits in its wire form because an earlier one of its table waits for a re-read.
-struct WaitingRow {
-    data: Range<usize>,
-    cells: Range<usize>,
-    at: Position,
-    op: Op,
-    incomplete: bool,
-}
-
-/// The fence of a table's streamed inserts, `prefix` being the Mirror's.
-pub(super) fn stream_fence(prefix: &str, table: &TableSchema) -> String {
-    format!("{prefix}-{}", table.target)
-}
+use crate::{
+    model::{Lsn, Tuple},
+    replication::{
+        Destination, Error, Policy, TableBatch,
+        backoff::{Notice, retry, retry_for_table},
+        policy,
+        table::Table,
+        targets,
+    },
+};
 
 /// Most inserts of a Mirror at the same time: thousands of tables may have rows at once.
 const INSERTS: usize = 16;
-
-/// Most batches whose memory is kept for the next rows of their tables: each may hold a quarter of `batch.maxBytes`.
-const SPARES: usize = 4;
 
 /// Most rows completed by one query to the source.
 const GROUP_ROWS: usize = 256;
@@ -61,171 +39,29 @@ const GROUP_ROWS: usize = 256;
 const GROUP_BYTES: usize = 8 << 20;
 const MOST_BYTES_OF_A_STEP: usize = 4 * GROUP_BYTES;
 
-/// Rows behind one with an unchanged TOAST value, in stream order.
-///
-/// Order must be kept among rows of one version, so everything after the first such row waits with it.
-#[derive(Default)]
-pub(super) struct Waiting {
-    data: Vec<u8>,
-    cells: Vec<Cell>,
-    rows: Vec<WaitingRow>,
-    /// The transactions that wrote them.
-    transactions: Vec<u32>,
-}
-
-impl Waiting {
-    /// Notes which transaction the last row is of.
-    pub(super) fn written_by(&mut self, transaction: u32) {
-        if self.transactions.last() != Some(&transaction) {
-            self.transactions.push(transaction);
-        }
-    }
-
-    pub(super) fn is_empty(&self) -> bool {
-        self.rows.is_empty()
-    }
-
-    fn bytes(&self) -> usize {
-        self.data.len() + self.cells.len() * size_of::<Cell>()
-    }
-
-    fn push(&mut self, tuple: Tuple<'_>, at: Position, op: Op) {
-        let (data_start, cells_start) = (self.data.len(), self.cells.len());
-        for (index, cell) in tuple.cells.iter().enumerate() {
-            let bytes = tuple.bytes(index);
-            let start = u32::try_from(self.data.len() - data_start).unwrap_or(u32::MAX);
-            self.cells.push(Cell { kind: cell.kind, start, len: cell.len });
-            self.data.extend_from_slice(bytes);
-        }
-        self.rows.push(WaitingRow {
-            data: data_start..self.data.len(),
-            cells: cells_start..self.cells.len(),
-            at,
-            op,
-            incomplete: op == Op::Upsert && tuple.has_unchanged(),
-        });
-    }
-
-    fn tuple(&self, row: &WaitingRow) -> Tuple<'_> {
-        Tuple {
-            data: self.data.get(row.data.clone()).unwrap_or_default(),
-            cells: self.cells.get(row.cells.clone()).unwrap_or_default(),
-        }
-    }
-}
-
-/// Rows being collected for one insert.
-pub(super) struct Building<D: Destination> {
-    pub(super) batch: D::Batch,
-    pub(super) waiting: Waiting,
-    pub(super) schema: Arc<TableSchema>,
-    pub(super) counts: Counts,
-    pub(super) hold: Hold,
-    pub(super) since: Instant,
-    /// The version of the last row.
-    pub(super) last: Option<Version>,
-    counted_bytes: usize,
-}
-
-impl<D: Destination> Building<D> {
-    pub(super) fn new(batch: D::Batch, schema: Arc<TableSchema>, hold: Hold) -> Self {
-        Building {
-            batch,
-            waiting: Waiting::default(),
-            schema,
-            counts: Counts::default(),
-            hold,
-            since: Instant::now(),
-            last: None,
-            counted_bytes: 0,
-        }
-    }
-
-    /// Appends a row, or lets it wait behind one that needs a re-read.
-    #[inline]
-    pub(super) fn push(&mut self, tuple: Tuple<'_>, at: Position, op: Op) -> Result<(), super::ValueError> {
-        self.last = Some(at.version);
-        if self.waiting.is_empty() && !(op == Op::Upsert && tuple.has_unchanged()) {
-            return self.batch.push(tuple, at, op);
-        }
-        self.waiting.push(tuple, at, op);
-        Ok(())
-    }
-
-    /// Bytes held.
-    pub(super) fn bytes(&self) -> usize {
-        self.batch.bytes() + self.waiting.bytes()
-    }
-
-    /// Brings the Mirror's total up to date with what this batch holds now.
-    pub(super) fn account(&mut self, total: &AtomicUsize) {
-        let now = self.bytes();
-        total.fetch_add(now, Ordering::Relaxed);
-        total.fetch_sub(self.counted_bytes, Ordering::Relaxed);
-        self.counted_bytes = now;
-    }
-
-    /// Takes what this batch holds out of the Mirror's total.
-    pub(super) fn release(&self, total: &AtomicUsize) {
-        total.fetch_sub(self.counted_bytes, Ordering::Relaxed);
-    }
-}
-
-/// Empty batches of earlier inserts, kept for their memory: those of the tables that were inserted into last.
-pub(super) struct Spares<D: Destination> {
-    kept: Mutex<VecDeque<(Arc<TableSchema>, D::Batch)>>,
-}
-
-impl<D: Destination> Default for Spares<D> {
-    fn default() -> Self {
-        Spares { kept: Mutex::default() }
-    }
-}
-
-impl<D: Destination> Spares<D> {
-    fn kept(&self) -> MutexGuard<'_, VecDeque<(Arc<TableSchema>, D::Batch)>> {
-        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// One that was made for this very schema.
-    pub(super) fn take(&self, schema: &Arc<TableSchema>) -> Option<D::Batch> {
-        let mut kept = self.kept();
-        let index = kept.iter().position(|(made_for, _)| Arc::ptr_eq(made_for, schema))?;
-        kept.remove(index).map(|(_, batch)| batch)
-    }
-
-    fn keep(&self, schema: Arc<TableSchema>, batch: D::Batch) {
-        let mut kept = self.kept();
-        kept.push_back((schema, batch));
-        if kept.len() > SPARES {
-            kept.pop_front();
-        }
-    }
-}
-
 /// Turns of inserts.
-pub(super) fn turns() -> Semaphore {
+pub(in crate::replication) fn turns() -> Semaphore {
     Semaphore::new(INSERTS)
 }
 
 /// What insert tasks share.
-pub(super) struct Inserter<D: Destination> {
-    pub(super) destination: D,
-    pub(super) rereader: Arc<Rereader>,
-    pub(super) abort: CancellationToken,
+pub(in crate::replication) struct Inserter<D: Destination> {
+    pub(in crate::replication) destination: D,
+    pub(in crate::replication) rereader: Arc<Rereader>,
+    pub(in crate::replication) abort: CancellationToken,
     /// Bytes held by all batches of the Mirror.
-    pub(super) total_bytes: Arc<AtomicUsize>,
+    pub(in crate::replication) total_bytes: Arc<AtomicUsize>,
     /// Wakes the stream when an insert has ended.
-    pub(super) ended: Arc<Notify>,
+    pub(in crate::replication) ended: Arc<Notify>,
     /// Takes errors that stop the whole Mirror.
-    pub(super) fatal: Fatal,
+    pub(in crate::replication) fatal: Fatal,
     /// Prefix of the fence, unique to the Mirror.
-    pub(super) fence: String,
+    pub(in crate::replication) fence: String,
     /// Hears of faults that pass, for the status.
-    pub(super) notice: Notice,
+    pub(in crate::replication) notice: Notice,
     /// An insert waits for its turn anew each time it is tried again, so that tables which are refused keep no others waiting.
-    pub(super) turns: Semaphore,
-    pub(super) spares: Spares<D>,
+    pub(in crate::replication) turns: Semaphore,
+    pub(in crate::replication) spares: Spares<D>,
 }
 
 impl<D: Destination> Inserter<D> {
@@ -387,31 +223,5 @@ fn count_out_of_range<D: Destination>(table: &Table<D>, building: &mut Building<
         if let Some(column) = building.schema.columns.get(column) {
             table.progress.count_out_of_range(&column.target_name, values);
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::model::CellKind;
-
-    fn cell(kind: CellKind, start: u32, len: u32) -> Cell {
-        Cell { kind, start, len }
-    }
-
-    #[test]
-    fn waiting_rows_keep_their_values() {
-        let mut waiting = Waiting::default();
-        let cells = [cell(CellKind::Text, 2, 3), cell(CellKind::Unchanged, 0, 0), cell(CellKind::Null, 0, 0)];
-        waiting.push(Tuple { data: b"..abc", cells: &cells }, Version::ZERO.into(), Op::Upsert);
-        waiting.push(
-            Tuple { data: b"xyz", cells: &[cell(CellKind::Binary, 0, 3)] },
-            Version::ZERO.into(),
-            Op::Delete,
-        );
-        let tuples: Vec<_> = waiting.rows.iter().map(|row| waiting.tuple(row)).collect();
-        assert_eq!(tuples[0].bytes(0), b"abc");
-        assert!(tuples[0].has_unchanged());
-        assert_eq!(tuples[1].bytes(0), b"xyz");
     }
 }

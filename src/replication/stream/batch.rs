@@ -1,0 +1,210 @@
+//! Rows of one table on their way to an insert.
+
+use std::{
+    collections::VecDeque,
+    ops::Range,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Instant,
+};
+
+use super::checkpoint::Hold;
+use crate::{
+    model::{Cell, Position, TableSchema, Tuple, Version},
+    replication::{Destination, Op, TableBatch, ValueError},
+};
+
+/// Streamed rows by kind, counted when they are durable.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Counts {
+    pub(super) inserted: u64,
+    pub(super) updated: u64,
+    pub(super) deleted: u64,
+}
+
+/// A row that waits in its wire form because an earlier one of its table waits for a re-read.
+pub(super) struct WaitingRow {
+    data: Range<usize>,
+    cells: Range<usize>,
+    pub(super) at: Position,
+    pub(super) op: Op,
+    pub(super) incomplete: bool,
+}
+
+/// The fence of a table's streamed inserts, `prefix` being the Mirror's.
+pub(in crate::replication) fn stream_fence(prefix: &str, table: &TableSchema) -> String {
+    format!("{prefix}-{}", table.target)
+}
+
+/// Most batches whose memory is kept for the next rows of their tables: each may hold a quarter of `batch.maxBytes`.
+const SPARES: usize = 4;
+
+/// Rows behind one with an unchanged TOAST value, in stream order.
+///
+/// Order must be kept among rows of one version, so everything after the first such row waits with it.
+#[derive(Default)]
+pub(super) struct Waiting {
+    data: Vec<u8>,
+    cells: Vec<Cell>,
+    pub(super) rows: Vec<WaitingRow>,
+    /// The transactions that wrote them.
+    pub(super) transactions: Vec<u32>,
+}
+
+impl Waiting {
+    /// Notes which transaction the last row is of.
+    pub(super) fn written_by(&mut self, transaction: u32) {
+        if self.transactions.last() != Some(&transaction) {
+            self.transactions.push(transaction);
+        }
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.rows.is_empty()
+    }
+
+    fn bytes(&self) -> usize {
+        self.data.len() + self.cells.len() * size_of::<Cell>()
+    }
+
+    fn push(&mut self, tuple: Tuple<'_>, at: Position, op: Op) {
+        let (data_start, cells_start) = (self.data.len(), self.cells.len());
+        for (index, cell) in tuple.cells.iter().enumerate() {
+            let bytes = tuple.bytes(index);
+            let start = u32::try_from(self.data.len() - data_start).unwrap_or(u32::MAX);
+            self.cells.push(Cell { kind: cell.kind, start, len: cell.len });
+            self.data.extend_from_slice(bytes);
+        }
+        self.rows.push(WaitingRow {
+            data: data_start..self.data.len(),
+            cells: cells_start..self.cells.len(),
+            at,
+            op,
+            incomplete: op == Op::Upsert && tuple.has_unchanged(),
+        });
+    }
+
+    pub(super) fn tuple(&self, row: &WaitingRow) -> Tuple<'_> {
+        Tuple {
+            data: self.data.get(row.data.clone()).unwrap_or_default(),
+            cells: self.cells.get(row.cells.clone()).unwrap_or_default(),
+        }
+    }
+}
+
+/// Rows being collected for one insert.
+pub(super) struct Building<D: Destination> {
+    pub(super) batch: D::Batch,
+    pub(super) waiting: Waiting,
+    pub(super) schema: Arc<TableSchema>,
+    pub(super) counts: Counts,
+    pub(super) hold: Hold,
+    pub(super) since: Instant,
+    /// The version of the last row.
+    pub(super) last: Option<Version>,
+    counted_bytes: usize,
+}
+
+impl<D: Destination> Building<D> {
+    pub(super) fn new(batch: D::Batch, schema: Arc<TableSchema>, hold: Hold) -> Self {
+        Building {
+            batch,
+            waiting: Waiting::default(),
+            schema,
+            counts: Counts::default(),
+            hold,
+            since: Instant::now(),
+            last: None,
+            counted_bytes: 0,
+        }
+    }
+
+    /// Appends a row, or lets it wait behind one that needs a re-read.
+    #[inline]
+    pub(super) fn push(&mut self, tuple: Tuple<'_>, at: Position, op: Op) -> Result<(), ValueError> {
+        self.last = Some(at.version);
+        if self.waiting.is_empty() && !(op == Op::Upsert && tuple.has_unchanged()) {
+            return self.batch.push(tuple, at, op);
+        }
+        self.waiting.push(tuple, at, op);
+        Ok(())
+    }
+
+    /// Bytes held.
+    pub(super) fn bytes(&self) -> usize {
+        self.batch.bytes() + self.waiting.bytes()
+    }
+
+    /// Brings the Mirror's total up to date with what this batch holds now.
+    pub(super) fn account(&mut self, total: &AtomicUsize) {
+        let now = self.bytes();
+        total.fetch_add(now, Ordering::Relaxed);
+        total.fetch_sub(self.counted_bytes, Ordering::Relaxed);
+        self.counted_bytes = now;
+    }
+
+    /// Takes what this batch holds out of the Mirror's total.
+    pub(super) fn release(&self, total: &AtomicUsize) {
+        total.fetch_sub(self.counted_bytes, Ordering::Relaxed);
+    }
+}
+
+/// Empty batches of earlier inserts, kept for their memory: those of the tables that were inserted into last.
+pub(in crate::replication) struct Spares<D: Destination> {
+    kept: Mutex<VecDeque<(Arc<TableSchema>, D::Batch)>>,
+}
+
+impl<D: Destination> Default for Spares<D> {
+    fn default() -> Self {
+        Spares { kept: Mutex::default() }
+    }
+}
+
+impl<D: Destination> Spares<D> {
+    fn kept(&self) -> MutexGuard<'_, VecDeque<(Arc<TableSchema>, D::Batch)>> {
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// One that was made for this very schema.
+    pub(super) fn take(&self, schema: &Arc<TableSchema>) -> Option<D::Batch> {
+        let mut kept = self.kept();
+        let index = kept.iter().position(|(made_for, _)| Arc::ptr_eq(made_for, schema))?;
+        kept.remove(index).map(|(_, batch)| batch)
+    }
+
+    pub(super) fn keep(&self, schema: Arc<TableSchema>, batch: D::Batch) {
+        let mut kept = self.kept();
+        kept.push_back((schema, batch));
+        if kept.len() > SPARES {
+            kept.pop_front();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::CellKind;
+
+    fn cell(kind: CellKind, start: u32, len: u32) -> Cell {
+        Cell { kind, start, len }
+    }
+
+    #[test]
+    fn waiting_rows_keep_their_values() {
+        let mut waiting = Waiting::default();
+        let cells = [cell(CellKind::Text, 2, 3), cell(CellKind::Unchanged, 0, 0), cell(CellKind::Null, 0, 0)];
+        waiting.push(Tuple { data: b"..abc", cells: &cells }, Version::ZERO.into(), Op::Upsert);
+        waiting.push(
+            Tuple { data: b"xyz", cells: &[cell(CellKind::Binary, 0, 3)] },
+            Version::ZERO.into(),
+            Op::Delete,
+        );
+        let tuples: Vec<_> = waiting.rows.iter().map(|row| waiting.tuple(row)).collect();
+        assert_eq!(tuples[0].bytes(0), b"abc");
+        assert!(tuples[0].has_unchanged());
+        assert_eq!(tuples[1].bytes(0), b"xyz");
+    }
+}
