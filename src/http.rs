@@ -89,7 +89,7 @@ async fn healthz(State(mirrors): State<Mirrors>) -> (StatusCode, String) {
         let (report, still) = (mirror.report(), mirror.liveness().stuck()?);
         let seconds = still.as_secs();
         Some(format!(
-            "{}/{}: nothing has moved for {seconds} s, and no server is waited for: start walferry again\n",
+            "{}/{}: no progress for {seconds} s while waiting for no server: restart walferry\n",
             report.namespace, report.name
         ))
     });

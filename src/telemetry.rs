@@ -53,7 +53,7 @@ pub fn parse_filter(text: &str) -> Result<String, String> {
     });
     if let Some(part) = slip {
         return Err(format!(
-            "{part} is no level; those are error, warn, info, debug, trace and off, alone or behind a module's name as in walferry=debug"
+            "{part} is not a level; levels are error, warn, info, debug, trace and off, alone or behind a module's name as in walferry=debug"
         ));
     }
     EnvFilter::try_new(text).map(|_| text.to_owned()).map_err(|error| error.to_string())
@@ -126,7 +126,7 @@ mod tests {
         }
         assert!(parse_filter("walferry=loud").is_err());
         for slip in ["loud", "info,wlaferry"] {
-            assert!(parse_filter(slip).unwrap_err().contains("is no level"), "{slip}");
+            assert!(parse_filter(slip).unwrap_err().contains("is not a level"), "{slip}");
         }
     }
 }

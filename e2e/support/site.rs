@@ -96,7 +96,7 @@ impl Site {
                 named.iter().for_each(|printed| self.run_printed(printed));
             } else if let Some(sql) = step.strip_prefix("run at the destination: ") {
                 sql.split("; ").for_each(|statement| drop(self.lab.target(statement)));
-            } else if step == "start walferry again" {
+            } else if step == "restart walferry" {
                 run.take().unwrap().stop();
                 run = Some(self.start());
             } else {

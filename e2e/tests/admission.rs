@@ -230,10 +230,7 @@ fn a_table_that_comes_back() {
     lab.sql("DELETE FROM good WHERE id < 50; UPDATE good SET w = 'while out' WHERE id = 60; INSERT INTO fine VALUES (2)");
     let mut run = lab.run(&mirror);
     let message = until_reason(&mut run, "good", "DestinationTableConflict");
-    assert!(
-        message.contains(" public.good\"; then start walferry again"),
-        "names that table alone: {message}"
-    );
+    assert!(message.contains(" public.good\"; then restart walferry"), "names that table alone: {message}");
     lab.settle(&mut run);
     lab.assert_table("fine", "id", "id");
     run.stop();

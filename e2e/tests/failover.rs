@@ -151,7 +151,7 @@ fn ahead_of_the_switch() {
     let (reason, message) = run.until_stalled();
     assert_eq!(reason, "SourceTimelineChanged", "{message}");
     assert!(message.contains("in public.a, public.log. "), "{message}");
-    assert!(message.contains(r#" public.a public.log"; then start walferry again"#), "{message}");
+    assert!(message.contains(r#" public.a public.log"; then restart walferry"#), "{message}");
     run.stop();
     pair.lab.sql("UPDATE a SET n = 5 WHERE id > 90; DELETE FROM log WHERE id < 10; INSERT INTO emptied VALUES (200, 1)");
     mirror.mirror["metadata"]["annotations"] = json!({"walferry.dev/resync": "1 public.a public.log"});

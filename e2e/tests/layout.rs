@@ -68,7 +68,7 @@ fn what_the_server_refuses_is_known_beforehand() {
     ] {
         mirror.table(0)["engine"] = engine.clone();
         let outcome = lab.command("check", &mirror, &[]).exits(1).says(words);
-        assert!(outcome.text().contains("ClickHouse refuses to make it"), "{engine}: {}", outcome.text());
+        assert!(outcome.text().contains("ClickHouse refuses to create it"), "{engine}: {}", outcome.text());
     }
     assert_eq!(lab.target_value("SELECT count() FROM system.tables WHERE database = currentDatabase()"), "0");
     mirror.table(0)["engine"] =

@@ -288,7 +288,7 @@ fn guesses_of_the_server_are_not_shown() {
         json!({"settings": {"index_granularit": "1"}}),
     ] {
         mirror.table(0)["engine"] = engine;
-        let outcome = lab.command("check", &mirror, &[]).exits(1).says(&["ClickHouse refuses to make it"]);
+        let outcome = lab.command("check", &mirror, &[]).exits(1).says(&["ClickHouse refuses to create it"]);
         assert!(!outcome.text().contains("you meant"), "{}", outcome.text());
     }
     let mut run = lab.streaming(&lab.mirror(&["salary"]));

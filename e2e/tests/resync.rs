@@ -296,7 +296,7 @@ fn spec_changed() {
     mirror.table(0)["where"] = json!("id > 50");
     mirror.table(0)["columns"] = json!({"exclude": ["w"]});
     let outcome = lab.command("run", &mirror, &["--until-caught-up", "--http", "127.0.0.1:0"]).exits(1);
-    outcome.says(&["asked for in another way", "walferry.dev/resync"]);
+    outcome.says(&["changed after it was copied", "walferry.dev/resync"]);
     let mirror = asks(&mirror, "1");
     lab.catch_up(&mirror);
     lab.assert_same(
@@ -396,7 +396,7 @@ fn of_single_tables() {
     ));
     for table in ["typed", "remade", "back"] {
         let message = run.until_failed(table);
-        assert!(message.ends_with(&format!(" public.{table}\"; then start walferry again")), "{message}");
+        assert!(message.ends_with(&format!(" public.{table}\"; then restart walferry")), "{message}");
     }
     // What a failed table has missed meanwhile.
     lab.sql("DELETE FROM typed WHERE id < 100; UPDATE typed SET n = 'none' WHERE id = 500");

@@ -111,7 +111,7 @@ fn connection(endpoint: &ClickHouseEndpoint) -> Check {
             }
             TlsMode::VerifyCa => Check::ok(SUBJECT, "connection", format!("{at}, CA verified")),
             TlsMode::Require | TlsMode::Disable => warning(
-                "TLS without checking who answers",
+                "TLS without verifying the server's certificate",
                 "set clickhouse.tls.mode to VerifyFull, with caSecretRef for a private CA",
             ),
         }
@@ -119,7 +119,7 @@ fn connection(endpoint: &ClickHouseEndpoint) -> Check {
         Check::ok(SUBJECT, "connection", format!("{at}, plain text"))
     } else {
         warning(
-            "plain text: rows and the password cross the network readable",
+            "plain text: rows and the password are readable on the network",
             "use https:// in clickhouse.url (port 8443 by default)",
         )
     }
@@ -160,7 +160,7 @@ fn privileges(endpoint: &ClickHouseEndpoint, facts: &ServerFacts) -> Check {
     };
     let grants = missing.grants(endpoint);
     if grants.is_empty() {
-        return Check::ok(SUBJECT, NAME, format!("{} may do what is needed", endpoint.username));
+        return Check::ok(SUBJECT, NAME, format!("{} has the required privileges", endpoint.username));
     }
     if missing.privileges.is_empty() && !missing.engine {
         let detail = format!(

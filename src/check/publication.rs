@@ -100,7 +100,10 @@ fn missing_publication(wanted: &Wanted<'_>) -> Vec<Check> {
     };
     let by_the_owner = format!("-- {who}\n{}", creation(wanted));
     if server.in_recovery {
-        return vec![unusable(format!("{name} does not exist and can't be made on a standby"), by_the_owner)];
+        return vec![unusable(
+            format!("{name} does not exist and can't be created on a standby"),
+            by_the_owner,
+        )];
     }
     if unowned.len() == wanted.fit().count() {
         let names: Vec<_> = unowned.iter().map(|table| table.schema.id.to_string()).collect();
@@ -115,7 +118,7 @@ fn missing_publication(wanted: &Wanted<'_>) -> Vec<Check> {
         })
         .collect();
     checks.push(match server.may_create {
-        true => Check::ok(SUBJECT, NAME, format!("{name} will be made")),
+        true => Check::ok(SUBJECT, NAME, format!("{name} will be created")),
         false => {
             let lacks = format!("lacks CREATE on database {}", server.database);
             let (database, role) = (ident(&server.database), ident(&server.role));
@@ -225,20 +228,20 @@ fn members(wanted: &Wanted<'_>, found: &Publication) -> Vec<Check> {
     for table in joining.iter().filter(|table| obstacle.is_some() || !table.relation.owned) {
         let why = obstacle.clone().unwrap_or_else(|| format!("{} does not own the table", server.role));
         let statements = publication::alter_statements(&name, &[&table.schema], &[], &[]);
-        let detail = format!("it is to join {name}, but {why}");
+        let detail = format!("it can't be added to {name}: {why}");
         let subject = table.schema.id.to_string();
         let check = Check::failure(subject, NAME, Reason::SourcePrivilegeMissing, detail);
         let who = role_that_may_alter(found, &not_owned([*table].into_iter()));
         checks.push(check.run_at_source(format!("-- {who}\n{};", statements.join(";\n"))));
     }
-    let detail = format!("{} tables join {name}, {} leave it", joining.len(), leaving.len());
+    let detail = format!("{} tables will be added to {name}, {} removed", joining.len(), leaving.len());
     match obstacle {
         None => checks.push(Check::ok(SUBJECT, NAME, detail)),
         // What is sent too much is left out; it may be there for a change of the Mirror that is still to
         // come.
         Some(obstacle) if !leaving.is_empty() => {
             let statements = publication::alter_statements(&name, &[], &leaving, &[]);
-            let detail = format!("{} tables leave {name}, but {obstacle}", leaving.len());
+            let detail = format!("{} tables can't be removed from {name}: {obstacle}", leaving.len());
             let check = Check::warning(SUBJECT, NAME, Reason::SourcePrivilegeMissing, detail);
             let who = role_that_may_alter(found, &[]);
             checks.push(check.run_at_source(format!("-- {who}\n{};", statements.join(";\n"))));
@@ -301,13 +304,11 @@ fn member(
     }
     match (&schema.row_filter, &published.row_filter) {
         (None, None) => None,
-        (None, Some(theirs)) => {
-            failure(format!("published with WHERE {theirs}, which the Mirror does not ask for"))
-        }
+        (None, Some(theirs)) => failure(format!("published with WHERE {theirs}, which is not in the spec")),
         (Some(_), None) => failure("published without the Mirror's row filter".to_owned()),
         (Some(ours), Some(theirs)) => match agrees(wanted, &schema.id, theirs) {
             Ok(Some(true)) => None,
-            Ok(Some(false)) => failure(format!("published with WHERE {theirs}, the Mirror asks for {ours}")),
+            Ok(Some(false)) => failure(format!("published with WHERE {theirs}, but the spec has {ours}")),
             _ if same_text(ours, theirs) || is_unchanged(wanted, schema, theirs) => None,
             result => {
                 let error = result.err();

@@ -31,7 +31,7 @@ pub(super) fn row_filter(
     let invalid = |detail: String| Check::failure(subject, NAME, Reason::SourceRowFilterInvalid, detail);
     if server.version_num < ROW_FILTERS {
         return Some(
-            invalid(format!("PostgreSQL {} has no row filters, they came with 15", server.version))
+            invalid(format!("PostgreSQL {} has no row filters, which need version 15", server.version))
                 .edit("spec.tables[].where", "take it out, or upgrade the server"),
         );
     }

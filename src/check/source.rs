@@ -120,10 +120,10 @@ fn connection(endpoint: &PostgresEndpoint, facts: &ServerFacts) -> Check {
             Check::ok(SUBJECT, "connection", format!("{at}, plain text"))
         }
         TlsMode::Disable => {
-            plain("plain text: rows cross the network readable", "set postgres.tls.mode to VerifyFull")
+            plain("plain text: rows are readable on the network", "set postgres.tls.mode to VerifyFull")
         }
         TlsMode::Require => plain(
-            "TLS without checking who answers",
+            "TLS without verifying the server's certificate",
             "set postgres.tls.mode to VerifyFull, with caSecretRef for a private CA",
         ),
         TlsMode::VerifyCa => Check::ok(SUBJECT, "connection", format!("{at}, TLS, CA verified")),

@@ -60,8 +60,7 @@ pub(super) fn withheld(table: &TableId, error: &replication::Error) -> Check {
 
 /// A table whose rows at the destination were made from another entry of the Mirror.
 pub(super) fn spec_changed(table: &TableId) -> Check {
-    let detail =
-        "asked for in another way than when it was copied (target, columns, where or engine changed)";
+    let detail = "the spec changed after it was copied (target, columns, where or engine)";
     let failure = replication::failure(&replication::Error::SpecChanged { table: table.clone() });
     Check::failure(table.to_string(), "table", Reason::SpecChanged, detail).remedied(failure.remedies)
 }

@@ -129,7 +129,7 @@ pub(super) fn target(
     let failure = |reason, detail: String| Check::failure(subject.as_str(), NAME, reason, detail);
     let conflict = |problem: &TableProblem| {
         let target = table(&endpoint.database, &schema.target);
-        let drop = format!("-- if nobody needs the table that is there:\nDROP TABLE {target};");
+        let drop = format!("-- if the existing table is not needed:\nDROP TABLE {target};");
         // A table that is not ours may be in use: its columns are not to be dropped.
         let remedies = match problem {
             TableProblem::Conflict(_) if !facts.tracked => {
@@ -147,12 +147,12 @@ pub(super) fn target(
             .remedied(problem.remedies().to_vec());
     }
     match (&facts.found, facts.tracked) {
-        (None, _) if facts.copied_over => Check::ok(subject, NAME, format!("{name} will be made")),
+        (None, _) if facts.copied_over => Check::ok(subject, NAME, format!("{name} will be created")),
         (Some(found), _) if facts.copied_over => match compare(found, &endpoint.database, schema, types) {
             Err(problem) => conflict(&problem),
             Ok(missing) => {
                 let detail =
-                    format!("{name} is there, and the copy replaces its rows{}", widened(schema, &missing));
+                    format!("{name} exists, and the copy replaces its rows{}", widened(schema, &missing));
                 Check::ok(subject, NAME, detail)
             }
         },
@@ -163,7 +163,7 @@ pub(super) fn target(
             format!("{name} was dropped: this table will fail alone, the others continue"),
         )
         .remedied([Remedy::resync([&schema.id])]),
-        (None, false) => Check::ok(subject, NAME, format!("{name} will be made")),
+        (None, false) => Check::ok(subject, NAME, format!("{name} will be created")),
         // What differs since is a matter of schema changes, which the stream applies.
         (Some(_), true) => Check::ok(subject, NAME, format!("{name} is this Mirror's")),
         (Some(found), false) => match compare(found, &endpoint.database, schema, types) {
@@ -171,7 +171,7 @@ pub(super) fn target(
             Ok(_) if facts.has_rows => {
                 let detail = format!("{name} exists and has rows that this Mirror does not know of");
                 let target = table(&endpoint.database, &schema.target);
-                let truncate = format!("-- if nobody needs these rows:\nTRUNCATE TABLE {target};");
+                let truncate = format!("-- if these rows are not needed:\nTRUNCATE TABLE {target};");
                 failure(Reason::DestinationTableConflict, detail).remedied([Remedy::any_of([
                     vec![elsewhere(schema)],
                     vec![Remedy::run_at_destination(truncate)],
@@ -219,7 +219,7 @@ pub(super) fn layout(schema: &TableSchema, differences: &[Difference]) -> Option
     if remedies.iter().any(|remedy| matches!(remedy, Remedy::AnyOf { .. })) {
         remedies.push(Remedy::resync([&schema.id]));
     }
-    let detail = format!("the target keeps the layout it was made with: {}", details.join("; "));
+    let detail = format!("the target keeps the layout it was created with: {}", details.join("; "));
     let reason = Reason::DestinationLayoutDiffers;
     Some(Check::warning(schema.id.to_string(), "layout", reason, detail).remedied(remedies))
 }
@@ -290,7 +290,7 @@ pub(super) fn former_names(
 fn widened(schema: &TableSchema, missing: &MissingParts) -> String {
     let columns = missing.width.iter().filter_map(|index| schema.columns.get(*index));
     let names: Vec<_> = columns.map(|column| column.target_name.as_str()).collect();
-    if names.is_empty() { String::new() } else { format!("; {} will be made wider", names.join(", ")) }
+    if names.is_empty() { String::new() } else { format!("; {} will be widened", names.join(", ")) }
 }
 
 #[cfg(test)]
@@ -339,10 +339,10 @@ mod tests {
         for tracked in [true, false] {
             let check =
                 |found| check_target(TargetFacts { found, has_rows: true, tracked, copied_over: true });
-            assert_eq!(check(None).detail, "analytics.users will be made");
+            assert_eq!(check(None).detail, "analytics.users will be created");
             assert_eq!(
                 check(Some(fitting())).detail,
-                "analytics.users is there, and the copy replaces its rows"
+                "analytics.users exists, and the copy replaces its rows"
             );
             let other = TargetTable { sorting_key: "email".to_owned(), ..fitting() };
             assert_eq!(check(Some(other)).reason, Some(Reason::DestinationTableConflict));
@@ -351,21 +351,21 @@ mod tests {
 
     #[test]
     fn a_target_that_is_not_ours_must_fit_and_be_empty() {
-        assert_eq!(target_check(None, false, false).detail, "analytics.users will be made");
+        assert_eq!(target_check(None, false, false).detail, "analytics.users will be created");
         assert_eq!(target_check(Some(fitting()), false, false).outcome, Outcome::Ok);
         let other = TargetTable { engine: "MergeTree".to_owned(), ..fitting() };
         for (found, has_rows, fix) in [
             (
                 fitting(),
                 true,
-                "spec.tables: give public.users another target.table\n-- or\n-- if nobody needs these rows:\n\
+                "spec.tables: give public.users another target.table\n-- or\n-- if these rows are not needed:\n\
                  TRUNCATE TABLE `analytics`.`users`;\n-- or\ncopy public.users again: resync"
                     .to_owned(),
             ),
             (
                 other,
                 false,
-                "spec.tables: give public.users another target.table\n-- or\n-- if nobody needs the table that is there:\n\
+                "spec.tables: give public.users another target.table\n-- or\n-- if the existing table is not needed:\n\
                  DROP TABLE `analytics`.`users`;"
                     .to_owned(),
             ),

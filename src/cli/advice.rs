@@ -52,7 +52,7 @@ impl RemedyRenderer for FileEdit {
     }
 
     fn after_changes(&self) -> Option<String> {
-        Some("start walferry again".to_owned())
+        Some("restart walferry".to_owned())
     }
 }
 
@@ -73,15 +73,15 @@ mod tests {
         let rendered = |remedies: &[Remedy]| sentence("why", remedies, &file);
         assert_eq!(
             rendered(&[Remedy::resync(["public.t"])]),
-            r#"why. To recover: copy public.t again: in shop/mirror.yaml, Mirror shop, metadata.annotations: set walferry.dev/resync: "1764500000 public.t"; then start walferry again"#
+            r#"why. To recover: copy public.t again: in shop/mirror.yaml, Mirror shop, metadata.annotations: set walferry.dev/resync: "1764500000 public.t"; then restart walferry"#
         );
         assert_eq!(
             rendered(&[Remedy::run_at_source("ALTER TABLE t REPLICA IDENTITY FULL"), Remedy::resync_all()]),
-            r#"why. To recover: run at the source: ALTER TABLE t REPLICA IDENTITY FULL; then copy every table again: in shop/mirror.yaml, Mirror shop, metadata.annotations: set walferry.dev/resync: "1764500000"; then start walferry again"#
+            r#"why. To recover: run at the source: ALTER TABLE t REPLICA IDENTITY FULL; then copy every table again: in shop/mirror.yaml, Mirror shop, metadata.annotations: set walferry.dev/resync: "1764500000"; then restart walferry"#
         );
         assert_eq!(
             rendered(&[Remedy::edit("spec.tables", "take public.t out")]),
-            "why. To recover: in shop/mirror.yaml, Mirror shop, spec.tables: take public.t out; then start walferry again"
+            "why. To recover: in shop/mirror.yaml, Mirror shop, spec.tables: take public.t out; then restart walferry"
         );
     }
 }

@@ -220,7 +220,7 @@ mod tests {
             ("--lease-namespace=-", "a namespace has"),
             ("--lease-name=my_lease", "'my_lease' for '--lease-name <NAME>': a name has"),
             ("--image-pull-secret=Registry", "a name has"),
-            ("--log-level=loud", "'loud' for '--log-level <LEVEL>': loud is no level"),
+            ("--log-level=loud", "'loud' for '--log-level <LEVEL>': loud is not a level"),
         ] {
             let refusal = refusal(&[argument]).unwrap_or_default();
             assert!(refusal.contains(message), "{argument}: {refusal}");

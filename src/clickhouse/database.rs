@@ -161,7 +161,7 @@ impl Database {
             if self.read_columns(table, &[name]).await.is_err_and(|error| error.is_of_table()) {
                 let unreadable = ddl::discard_column(&self.shared.database, &table.target, name);
                 let conflict = format!(
-                    "column {name} can't be read there ({refusal}): a change of its type does not get through its old values"
+                    "column {name} of the target can't be read ({refusal}): a change of its type fails on old values"
                 );
                 return Err(Error::Table {
                     table: table.target.clone(),
@@ -293,7 +293,7 @@ impl Database {
             let columns = chosen(table, types, &missing.narrow);
             let names: Vec<_> = columns.iter().map(|(name, _)| *name).collect();
             let conflict = format!(
-                "{} was made narrower there than it is needed, so values may have been cut short",
+                "{} was made narrower at the target than needed, so values may have been truncated",
                 names.join(", ")
             );
             let widen = ddl::modify_columns(&self.shared.database, &table.target, &columns);
@@ -314,7 +314,9 @@ impl Database {
             let sql = ddl::exists(&self.shared.database, &table.target);
             return Err(match self.shared.client.query_text(&sql, &[]).await?.trim() {
                 "0" => problem(TableProblem::Missing),
-                _ => Error::Protocol(format!("{} is there, but not in system.tables", self.qualified(table))),
+                _ => {
+                    Error::Protocol(format!("{} exists, but is not in system.tables", self.qualified(table)))
+                }
             });
         };
         target::compare(&found, &self.shared.database, table, types).map_err(problem)

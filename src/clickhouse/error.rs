@@ -84,7 +84,7 @@ pub enum Error {
         source: TypeError,
     },
     /// ClickHouse refuses to make the target table.
-    #[error("table {table}: ClickHouse refuses to make it: {refusal}")]
+    #[error("table {table}: ClickHouse refuses to create it: {refusal}")]
     Creation {
         /// Target table.
         table: String,
@@ -108,7 +108,7 @@ pub enum TableProblem {
     #[error("it does not exist at the destination")]
     Missing,
     /// What is there differs from what is needed.
-    #[error("what is there does not fit: {0}")]
+    #[error("the existing table does not fit: {0}")]
     Conflict(Misfit),
     /// `engine.partitionBy`, `engine.ttl`, `engine.settings` or `engine.orderBy` can't work.
     #[error("{0}")]

@@ -73,7 +73,7 @@ impl fmt::Display for Removed {
         let Removed { kind, name, fate } = self;
         match fate {
             Fate::Dropped => write!(f, "{kind} {name} dropped"),
-            Fate::Absent => write!(f, "{kind} {name} was not there"),
+            Fate::Absent => write!(f, "{kind} {name} did not exist"),
             Fate::Foreign => write!(f, "{kind} {name} isn't this mirror's and stays"),
             Fate::Stays { statement, by } => write!(f, "{kind} {name} stays: run {statement} {by}"),
         }
@@ -111,7 +111,7 @@ async fn drop_publication(session: &Session, name: &str) -> Result<Fate, SourceE
         Ok(false) => Ok(Fate::Absent),
         Err(SourceError::Standby { .. }) => Ok(stays("at the primary".to_owned())),
         Err(error) if error.sqlstate() == Some(publication::INSUFFICIENT_PRIVILEGE) => {
-            Ok(stays(format!("at the source as {owner}, who made it")))
+            Ok(stays(format!("at the source as {owner}, its owner")))
         }
         Err(error) => Err(error),
     }
@@ -136,7 +136,7 @@ mod tests {
     fn what_stays_is_reported_with_its_statement() {
         let removed = |fate| Removed { kind: "publication", name: "walferry_0a".into(), fate }.to_string();
         assert_eq!(removed(Fate::Dropped), "publication walferry_0a dropped");
-        assert_eq!(removed(Fate::Absent), "publication walferry_0a was not there");
+        assert_eq!(removed(Fate::Absent), "publication walferry_0a did not exist");
         assert_eq!(removed(Fate::Foreign), "publication walferry_0a isn't this mirror's and stays");
         let statement = publication::drop_statement("walferry_0a");
         assert_eq!(

@@ -213,9 +213,7 @@ pub enum Error {
     #[error("the source has got to another timeline")]
     TimelineLeft,
     /// The Mirror asks for a table in another way than when it joined.
-    #[error(
-        "table {table} is asked for in another way than when it was copied (target, columns, where or engine changed)"
-    )]
+    #[error("the spec of table {table} changed after it was copied (target, columns, where or engine)")]
     SpecChanged {
         /// The table.
         table: TableId,

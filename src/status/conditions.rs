@@ -277,7 +277,7 @@ impl Overall {
             return condition(types::CAUGHT_UP, ConditionStatus::False, Reason::Snapshotting, message);
         }
         let but = match self {
-            Overall::StreamingWithFailedTables { .. } => ", but for the failed tables",
+            Overall::StreamingWithFailedTables { .. } => ", except for failed tables",
             _ => "",
         };
         let seconds = report.lag.seconds.map(|seconds| format!("{seconds:.1} s"));

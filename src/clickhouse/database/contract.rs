@@ -69,7 +69,7 @@ impl Destination for Database {
             let types = self.types(table, self.version().await?.features())?;
             self.require_width(table, &types).await
         };
-        let doing = format!("look at the columns of {}", self.qualified(table));
+        let doing = format!("read the columns of {}", self.qualified(table));
         work.await.map_err(|error: Error| self.refused(error, &doing, table))
     }
 
@@ -91,7 +91,7 @@ impl Destination for Database {
     }
 
     async fn newest_version(&self, table: &TableSchema, fence: &str) -> Result<Version, DestinationError> {
-        let doing = format!("look for the newest row of {}", self.qualified(table));
+        let doing = format!("query the newest row of {}", self.qualified(table));
         let sql = ddl::newest_version(&self.shared.database, &table.target);
         self.ask_version(&sql, fence).await.map_err(|error| error.while_doing(&doing))
     }
@@ -101,7 +101,7 @@ impl Destination for Database {
         table: &TableSchema,
         fence: &str,
     ) -> Result<Version, DestinationError> {
-        let doing = format!("look for the newest change of {}", self.qualified(table));
+        let doing = format!("query the newest change of {}", self.qualified(table));
         let sql = ddl::newest_streamed_version(&self.shared.database, &table.target);
         self.ask_version(&sql, fence).await.map_err(|error| error.while_doing(&doing))
     }
@@ -169,7 +169,7 @@ impl Destination for Database {
 
     async fn has_rows(&self, table: &TableSchema) -> Result<bool, DestinationError> {
         let sql = ddl::has_rows(&self.shared.database, &table.target);
-        let doing = format!("look for rows of {}", self.qualified(table));
+        let doing = format!("query rows of {}", self.qualified(table));
         let answer = self.shared.client.query_text(&sql, &[]).await;
         answer.map(|rows| !rows.is_empty()).map_err(|error| error.while_doing(&doing))
     }

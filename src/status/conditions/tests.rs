@@ -141,7 +141,7 @@ fn some_or_all_tables_failed() {
     );
     assert_eq!(
         conditions(&some)[5].message,
-        "everything up to 0/0 is at the destination, but for the failed tables"
+        "everything up to 0/0 is at the destination, except for failed tables"
     );
     let all = report(MirrorPhase::Streaming, None, &[("b", TableState::Failed)]);
     assert_eq!(
