@@ -14,9 +14,9 @@ use crate::{
     replication::{Destination, DestinationError, StateStore},
 };
 
-/// Why something could not be removed.
+/// Why a Mirror could not be cleaned up.
 #[derive(Debug, thiserror::Error)]
-pub enum Error {
+pub enum CleanupError {
     /// The source answered with an error or could not be reached.
     #[error("source: {0}")]
     Source(postgres::Error),
@@ -40,43 +40,45 @@ pub enum Error {
     },
 }
 
-impl Error {
+impl CleanupError {
     /// The reason that a condition shows; it begins with the side that the fault lies on.
     pub fn reason(&self) -> Reason {
         match self {
-            Error::Source(postgres::Error::Authentication { .. }) => Reason::SourceAuthenticationFailed,
-            Error::Source(source) => source.transient_reason().unwrap_or(Reason::SourceError),
-            Error::Destination(destination) => destination.reason,
-            Error::SlotInUse(_) => Reason::SourceSlotInUse,
-            Error::OtherSource { .. } => Reason::SourceReplaced,
+            CleanupError::Source(postgres::Error::Authentication { .. }) => {
+                Reason::SourceAuthenticationFailed
+            }
+            CleanupError::Source(source) => source.transient_reason().unwrap_or(Reason::SourceError),
+            CleanupError::Destination(destination) => destination.reason,
+            CleanupError::SlotInUse(_) => Reason::SourceSlotInUse,
+            CleanupError::OtherSource { .. } => Reason::SourceReplaced,
         }
     }
 }
 
-impl From<postgres::Error> for Error {
+impl From<postgres::Error> for CleanupError {
     fn from(error: postgres::Error) -> Self {
-        Error::Source(error)
+        CleanupError::Source(error)
     }
 }
 
-impl From<RemovalError> for Error {
+impl From<RemovalError> for CleanupError {
     fn from(error: RemovalError) -> Self {
         match error {
-            RemovalError::Source(source) => Error::Source(source),
-            in_use @ RemovalError::SlotInUse { .. } => Error::SlotInUse(in_use),
+            RemovalError::Source(source) => CleanupError::Source(source),
+            in_use @ RemovalError::SlotInUse { .. } => CleanupError::SlotInUse(in_use),
         }
     }
 }
 
-impl From<ClickHouseError> for Error {
+impl From<ClickHouseError> for CleanupError {
     fn from(error: ClickHouseError) -> Self {
-        Error::Destination(error.into())
+        CleanupError::Destination(error.into())
     }
 }
 
-/// A Mirror that goes, and where.
+/// A Mirror whose slot, publications and state are removed, and where they are.
 #[derive(Clone, Copy, Debug)]
-pub struct Leaving<'a> {
+pub struct MirrorRemoval<'a> {
     /// The Mirror; its UID names what it has.
     pub mirror: &'a MirrorIdentity,
     /// The source that its peer names now.
@@ -89,8 +91,8 @@ pub struct Leaving<'a> {
 
 /// What was removed, and what another role has to remove.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Report {
-    /// What became of each, in a few words.
+pub struct CleanupReport {
+    /// The result for each, as text.
     pub done: Vec<String>,
     /// Whether something stays until a statement of `done` is run.
     pub incomplete: bool,
@@ -100,17 +102,17 @@ pub struct Report {
 /// in the report.
 ///
 /// # Errors
-/// [`Error::OtherSource`], before anything is touched; [`Error::SlotInUse`] when the slot's reader is alive;
+/// [`CleanupError::OtherSource`], before anything is touched; [`CleanupError::SlotInUse`] when the slot's reader is alive;
 /// what the servers answer.
-pub async fn remove(leaving: Leaving<'_>) -> Result<Report, Error> {
-    let Leaving { mirror, source, destination, made_at } = leaving;
+pub async fn remove(removal: MirrorRemoval<'_>) -> Result<CleanupReport, CleanupError> {
+    let MirrorRemoval { mirror, source, destination, made_at } = removal;
     let database = Database::new(destination, OutOfRange::default())?;
     let recorded = match made_at {
         Some(place) => Some(place.clone()),
         None => recorded_place(&database, &mirror.uid).await,
     };
     let session = Session::connect(source, &mirror.application_name()).await?;
-    require_same_source(&session, leaving, recorded).await?;
+    require_same_source(&session, removal, recorded).await?;
     let objects = MirrorObjects {
         application_name: mirror.application_name(),
         slot: mirror.slot_name(),
@@ -123,7 +125,7 @@ pub async fn remove(leaving: Leaving<'_>) -> Result<Report, Error> {
     let mut done: Vec<String> = removed.iter().map(ToString::to_string).collect();
     done.extend(["state removed".to_owned(), "target tables stay".to_owned()]);
     let stays = |removed: &Removed| matches!(removed.fate, Fate::Stays { .. });
-    Ok(Report { done, incomplete: removed.iter().any(stays) })
+    Ok(CleanupReport { done, incomplete: removed.iter().any(stays) })
 }
 
 /// Where the slot was made, as the Mirror's state says. A destination that can't say it keeps nothing from
@@ -146,17 +148,17 @@ async fn recorded_place(database: &Database, mirror_uid: &str) -> Option<SlotPla
 /// Refuses another server or database than that in which slot and publication were made.
 async fn require_same_source(
     session: &Session,
-    leaving: Leaving<'_>,
+    removal: MirrorRemoval<'_>,
     recorded: Option<SlotPlace>,
-) -> Result<(), Error> {
-    let PostgresEndpoint { host, port, database, .. } = leaving.source;
+) -> Result<(), CleanupError> {
+    let PostgresEndpoint { host, port, database, .. } = removal.source;
     let found = SlotPlace {
         system_identifier: catalog::system_identifier(session).await?,
         host: host.clone(),
         port: *port,
         database: database.clone(),
     };
-    let slot = leaving.mirror.slot_name();
+    let slot = removal.mirror.slot_name();
     let elsewhere = recorded.filter(|recorded| !recorded.is_same(&found));
     let made_at = match elsewhere {
         Some(made_at) => Some(made_at),
@@ -166,7 +168,7 @@ async fn require_same_source(
         }),
     };
     match made_at {
-        Some(made_at) => Err(Error::OtherSource { slot, made_at, found: Box::new(found) }),
+        Some(made_at) => Err(CleanupError::OtherSource { slot, made_at, found: Box::new(found) }),
         None => Ok(()),
     }
 }
@@ -194,16 +196,16 @@ mod tests {
 
     #[test]
     fn reasons_name_the_side() {
-        assert_eq!(Error::Source(postgres::Error::Closed).reason(), "SourceUnreachable");
+        assert_eq!(CleanupError::Source(postgres::Error::Closed).reason(), "SourceUnreachable");
         let in_use = RemovalError::SlotInUse { slot: "walferry_0a".to_owned(), pid: 7 };
-        assert_eq!(Error::from(in_use).reason(), "SourceSlotInUse");
+        assert_eq!(CleanupError::from(in_use).reason(), "SourceSlotInUse");
         let refused = ClickHouseError::Settings("no".to_owned());
-        assert_eq!(Error::from(refused).reason().side(), Side::Destination);
+        assert_eq!(CleanupError::from(refused).reason().side(), Side::Destination);
     }
 
     #[test]
     fn another_server_is_refused_with_the_right_one() {
-        let error = Error::OtherSource {
+        let error = CleanupError::OtherSource {
             slot: "walferry_0a".into(),
             made_at: place("7"),
             found: Box::new(SlotPlace { host: "new.example".into(), ..place("8") }),

@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use crate::{
-    cleanup::{self, Leaving},
+    cleanup::{self, MirrorRemoval},
     model::DeletionPolicy,
 };
 
@@ -31,15 +31,15 @@ pub async fn execute(args: Args) -> ExitCode {
             super::print(&format!("mirror {name}: deletionPolicy is Retain, nothing dropped"));
             continue;
         }
-        let leaving = Leaving {
+        let removal = MirrorRemoval {
             mirror: &config.mirror,
             source: &config.source,
             destination: &config.destination,
             made_at: None,
         };
-        match cleanup::remove(leaving).await {
+        match cleanup::remove(removal).await {
             Ok(report) => super::print(&format!("mirror {name}: {}", report.done.join(", "))),
-            Err(error @ cleanup::Error::OtherSource { .. }) => {
+            Err(error @ cleanup::CleanupError::OtherSource { .. }) => {
                 let statements = cleanup::statements(&config.mirror);
                 super::eprint(&format!("mirror {name}: {error}, or run there: {statements}"));
                 outcome = ExitCode::FAILURE;

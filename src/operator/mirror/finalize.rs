@@ -180,7 +180,7 @@ async fn clean_up(
     }
     let endpoints = endpoints(context, mirror, &leaving.spec).await?;
     let made_at = leaving.status.slot.as_ref().map(slot_place);
-    let cleaned = cleanup::remove(cleanup::Leaving {
+    let cleaned = cleanup::remove(cleanup::MirrorRemoval {
         mirror: identity,
         source: &endpoints.source,
         destination: &endpoints.destination,
