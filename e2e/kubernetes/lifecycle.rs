@@ -100,7 +100,7 @@ fn tables_join_and_leave() {
     open.batch_execute(write).unwrap();
     lab.apply_mirror(&another(&mirror, &name, &["stays", "joins"]));
     // Ready all the while, as what stays goes on.
-    lab.until_told(&name, "Streaming", &["public.joins joins while the others stream"]);
+    lab.until_told(&name, "Streaming", &["public.joins is being added while the others stream"]);
     let joined = || {
         lab.until(&name, "nothing to reconcile", |mirror| {
             let status = mirror.status.as_ref()?;

@@ -43,7 +43,7 @@ impl MirrorMetrics {
             phase: gauge(
                 registry,
                 "walferry_phase",
-                "1 for what the Mirror is doing, 0 for everything else.",
+                "1 for the Mirror's phase, 0 for the others.",
                 &["namespace", "mirror", "phase"],
             )?,
             lag_bytes: gauge(
@@ -53,7 +53,7 @@ impl MirrorMetrics {
                 MIRROR,
             )?,
             lag_seconds: {
-                let help = "Seconds since the oldest transaction that is not yet durable at the destination was committed; grows while nothing flows, missing before it was ever measured.";
+                let help = "Seconds since the oldest transaction that is not yet durable at the destination was committed; grows while no changes stream, missing before it was ever measured.";
                 let lag = GaugeVec::new(Opts::new("walferry_lag_seconds", help), MIRROR)?;
                 registry.register(Box::new(lag.clone()))?;
                 lag
@@ -73,7 +73,7 @@ impl MirrorMetrics {
             catalog_xmin_age: gauge(
                 registry,
                 "walferry_slot_catalog_xmin_age",
-                "How many transactions ago the oldest began whose catalog rows the slot keeps from vacuum.",
+                "Age in transactions of the slot's catalog_xmin, which keeps catalog rows from vacuum.",
                 MIRROR,
             )?,
             wal_status: gauge(
@@ -85,7 +85,7 @@ impl MirrorMetrics {
             durable_lsn: gauge(
                 registry,
                 "walferry_durable_lsn",
-                "Log position, in bytes, up to which everything is durable at the destination.",
+                "LSN, in bytes, up to which everything is durable at the destination.",
                 MIRROR,
             )?,
         })
@@ -141,7 +141,7 @@ impl TableMetrics {
             state: gauge(
                 registry,
                 "walferry_table_state",
-                "1 for the state that the table is in, 0 for the others.",
+                "1 for the table's state, 0 for the others.",
                 &with("state"),
             )?,
             rows: counter(
@@ -165,7 +165,7 @@ impl TableMetrics {
             truncates: counter(
                 registry,
                 "walferry_truncates_total",
-                "Truncates of the source table that were repeated at the destination.",
+                "TRUNCATEs of the source table that were applied at the destination.",
                 TABLE,
             )?,
             reread: counter(

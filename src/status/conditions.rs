@@ -383,8 +383,8 @@ fn joining(report: &MirrorReport) -> String {
     if names.len() > NAMED_TABLES {
         shown = format!("{shown} and {} more", names.len() - NAMED_TABLES);
     }
-    let verb = if names.len() == 1 { "joins" } else { "join" };
-    format!("{shown} {verb} while the others stream; {}", copying(report))
+    let verb = if names.len() == 1 { "is" } else { "are" };
+    format!("{shown} {verb} being added while the others stream; {}", copying(report))
 }
 
 fn failed_tables(report: &MirrorReport) -> String {

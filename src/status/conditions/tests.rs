@@ -93,7 +93,7 @@ fn a_table_that_is_added_leaves_the_mirror_ready() {
             "CaughtUp=False Snapshotting",
         ]
     );
-    assert!(conditions(&report)[1].message.starts_with("public.b joins while the others stream"));
+    assert!(conditions(&report)[1].message.starts_with("public.b is being added while the others stream"));
     let mut failed = self::report(MirrorPhase::Snapshotting, None, &tables);
     failed.tables[1].joins = true;
     assert_eq!(summary(&failed)[0], "Ready=True StreamingWithFailedTables");
