@@ -102,8 +102,8 @@ pub struct CleanupReport {
 /// in the report.
 ///
 /// # Errors
-/// [`CleanupError::OtherSource`], before anything is touched; [`CleanupError::SlotInUse`] when the slot's reader is alive;
-/// what the servers answer.
+/// [`CleanupError::OtherSource`], before anything is touched; [`CleanupError::SlotInUse`] when the slot's
+/// reader is alive; what the servers answer.
 pub async fn remove(removal: MirrorRemoval<'_>) -> Result<CleanupReport, CleanupError> {
     let MirrorRemoval { mirror, source, destination, made_at } = removal;
     let database = Database::new(destination, OutOfRange::default())?;

@@ -1,4 +1,5 @@
-//! The replica identity of a table and its partitions: whether UPDATE and DELETE still work once it is published.
+//! The replica identity of a table and its partitions: whether UPDATE and DELETE still work once it is
+//! published.
 
 use super::report::Check;
 use crate::{

@@ -1,4 +1,5 @@
-//! A table's row filter: whether PostgreSQL accepts it, and whether UPDATE and DELETE still work once it is published.
+//! A table's row filter: whether PostgreSQL accepts it, and whether UPDATE and DELETE still work once it is
+//! published.
 
 use std::collections::BTreeSet;
 

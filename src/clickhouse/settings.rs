@@ -17,7 +17,8 @@ pub(super) enum Kind {
     Insert,
 }
 
-/// The query for the server's release and time zone, whether the user is read-only, and the names of the settings that the release has.
+/// The query for the server's release and time zone, whether the user is read-only, and the names of the
+/// settings that the release has.
 pub(super) const SERVER: &str = "SELECT version(), timezone(), toString(getSetting('readonly')), \
                                  arrayStringConcat(groupArray(name), ' ') FROM system.settings FORMAT TabSeparated";
 
