@@ -1,7 +1,7 @@
 //! The resources of `walferry.dev/v1alpha1`: [`ReplicationPeer`], a database, and [`Mirror`], what is
 //! replicated between two of them.
 //!
-//! Types and the rules that one object must keep by itself. The same rules are in the generated
+//! Types and the rules that one object must keep on its own. The same rules are in the generated
 //! CustomResourceDefinitions, where the Kubernetes API server evaluates them as CEL, and in
 //! [`Problem`]-returning functions, for files that never meet an API server. Nothing here connects to
 //! anything.

@@ -250,7 +250,7 @@ fn replication_slot(facts: &ServerFacts, slot: Option<&SlotInfo>, resync: bool) 
             format!("all {} of max_replication_slots are in use", facts.max_slots),
         )
         .run_at_source_server(format!(
-            "SELECT slot_name, active FROM pg_replication_slots; -- drop what nobody needs\n\
+            "SELECT slot_name, active FROM pg_replication_slots; -- drop what is not needed\n\
              ALTER SYSTEM SET max_replication_slots = {}; -- or this, then restart PostgreSQL",
             facts.max_slots + 5
         )),

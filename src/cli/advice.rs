@@ -1,4 +1,4 @@
-//! Remedies for whoever runs Mirrors from files: as edits of the file.
+//! Remedies for Mirrors in files: as edits of the file.
 
 use std::{
     sync::Arc,

@@ -34,7 +34,7 @@ pub async fn execute(args: Args) -> ExitCode {
     };
     match text.and_then(|text| std::io::stdout().write_all(text.as_bytes())) {
         Ok(()) => ExitCode::SUCCESS,
-        // Whoever reads no further has what was asked for.
+        // A reader that closes the pipe early is no error.
         Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => ExitCode::SUCCESS,
         Err(error) => {
             tracing::error!(%error, "printing the CRDs failed");

@@ -140,7 +140,7 @@ fn style(template: &str) -> ProgressStyle {
         let _ = write!(line, "{} rows/s", HumanCount(state.per_sec() as u64));
     };
     let left = |state: &ProgressState, line: &mut dyn fmt::Write| {
-        // Before the first rows have come, nobody knows.
+        // Unknown before the first rows have come.
         if state.per_sec() >= 1.0 {
             let _ = write!(line, "{} left", HumanDuration(state.eta()));
         }

@@ -92,7 +92,7 @@ pub struct Client {
     server: Arc<OnceCell<Server>>,
 }
 
-/// A server as one query tells it.
+/// A server's facts, from one query.
 #[derive(Debug)]
 struct Server {
     /// The release; `None` where the answer isn't one.

@@ -127,7 +127,7 @@ pub(super) fn refuse_spec(table: &TableSchema) -> Result<(), TableProblem> {
     })
 }
 
-/// Refuses a table that is there, whoever made or changed it, where it would show wrong rows.
+/// Refuses an existing table that would show wrong rows.
 ///
 /// # Errors
 /// [`TableProblem::Engine`] with the statement to run.

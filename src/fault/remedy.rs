@@ -271,20 +271,20 @@ mod tests {
     #[test]
     fn steps_are_in_order_and_the_mirror_is_started_once() {
         let choice = Remedy::any_of([
-            vec![Remedy::run_at_destination("DROP TABLE t; -- if nobody needs it")],
+            vec![Remedy::run_at_destination("DROP TABLE t; -- if it is not needed")],
             vec![Remedy::edit("spec.tables", "name another target")],
         ]);
         let remedies = [choice, Remedy::resync(["public.t"])];
         assert_eq!(
             sentence("it does not fit", &remedies, &File),
-            "it does not fit. To recover: run at the destination: DROP TABLE t; /* if nobody needs it */, or spec.tables: name another target; \
+            "it does not fit. To recover: run at the destination: DROP TABLE t; /* if it is not needed */, or spec.tables: name another target; \
              then copy public.t again: set public.t; then start again"
         );
         assert_eq!(
             lines(&remedies, &File),
             [
                 "-- at the destination",
-                "DROP TABLE t; -- if nobody needs it",
+                "DROP TABLE t; -- if it is not needed",
                 "-- or",
                 "spec.tables: name another target",
                 "-- then copy public.t again: set public.t"
@@ -309,10 +309,10 @@ mod tests {
 
     #[test]
     fn comments_do_not_swallow_what_follows() {
-        let sql = "SELECT 1; -- drop what nobody needs\nALTER SYSTEM SET a = 2; -- or this, then restart";
+        let sql = "SELECT 1; -- drop what is not needed\nALTER SYSTEM SET a = 2; -- or this, then restart";
         assert_eq!(
             one_line(sql),
-            "SELECT 1; /* drop what nobody needs */ ALTER SYSTEM SET a = 2; /* or this, then restart */"
+            "SELECT 1; /* drop what is not needed */ ALTER SYSTEM SET a = 2; /* or this, then restart */"
         );
     }
 

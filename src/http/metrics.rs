@@ -97,7 +97,7 @@ impl MirrorMetrics {
             let labels = [labels[0], labels[1], &format!("{phase:?}")];
             self.phase.with_label_values(&labels).set(i64::from(phase == report.phase));
         }
-        // A lag of 0 that nobody has measured would keep alerts quiet.
+        // A lag of 0 that was not measured would silence alerts.
         if let Some(bytes) = report.lag.bytes {
             self.lag_bytes.with_label_values(&labels).set(signed(bytes));
         }

@@ -251,12 +251,12 @@ pub struct ReplicatorConfig {
     pub deletion_policy: DeletionPolicy,
     /// The value of the annotation `walferry.dev/resync`: a new value has every table copied again.
     pub resync: Option<String>,
-    /// The renderer of remedies for whoever runs the Mirror.
+    /// The Mirror's renderer of remedies.
     pub renderer: Option<Arc<dyn RemedyRenderer>>,
 }
 
 impl ReplicatorConfig {
-    /// What failed and what helps, for whoever runs the Mirror.
+    /// What failed and what to do, rendered for the Mirror.
     pub fn sentence(&self, failure: &MirrorFailure) -> String {
         failure.sentence(self.renderer.as_deref())
     }

@@ -1,4 +1,4 @@
-//! Tells work that goes on, or waits for somebody else, from work that waits for itself.
+//! Distinguishes work that progresses, or waits for a server, from work that is deadlocked.
 
 use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},

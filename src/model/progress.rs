@@ -178,7 +178,7 @@ impl TableProgress {
         self.status().repeated = failure;
     }
 
-    /// What failed and what helps, for whoever reads the log of this process.
+    /// What failed and what to do, for the log of this process.
     pub fn sentence(&self, failure: &MirrorFailure) -> String {
         failure.clone().for_source(&self.standby).sentence(self.renderer.as_deref())
     }
@@ -266,7 +266,7 @@ impl Progress {
         self.renderer.as_ref()
     }
 
-    /// What failed and what helps, for whoever reads the log of this process.
+    /// What failed and what to do, for the log of this process.
     pub fn sentence(&self, failure: &MirrorFailure) -> String {
         failure.clone().for_source(&self.standby).sentence(self.renderer.as_deref())
     }
@@ -449,7 +449,7 @@ mod tests {
         assert_eq!(overall.lag(7, after(3)), LagReport { bytes: Some(7), seconds: None });
         overall.lag = Some((0.5, now));
         assert_eq!(overall.lag(7, now), LagReport { bytes: Some(7), seconds: Some(0.5) });
-        // Nobody measures any more.
+        // No longer measured.
         overall.phase = MirrorPhase::Stalled;
         assert_eq!(overall.lag(7, after(90)), LagReport { bytes: None, seconds: Some(90.5) });
         // Measured, but the source says nothing.

@@ -33,7 +33,7 @@ pub struct SlotReport {
     pub safe_wal_bytes: Option<i64>,
     /// How many transactions ago the oldest began whose catalog rows it keeps from vacuum.
     pub catalog_xmin_age: Option<i32>,
-    /// Since when nobody reads from it; from PostgreSQL 17.
+    /// Since when no client reads from it; from PostgreSQL 17.
     pub inactive_since: Option<String>,
     /// How often it was taken from a walsender that an earlier run had left behind, since the process began.
     #[serde(rename = "slotTakeovers")]
@@ -170,7 +170,7 @@ pub struct MirrorReport {
     /// The slot at the source.
     #[serde(flatten)]
     pub slot: SlotReport,
-    /// Where the slot and the publication were made; `None` before, and where nobody knows.
+    /// Where the slot and the publication were made; `None` before, and where that is unknown.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub slot_place: Option<SlotPlace>,
     /// Every table, by name.

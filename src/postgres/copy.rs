@@ -112,7 +112,7 @@ pub async fn may_read(session: &Session, table: &TableSchema) -> Result<bool, Er
     match session.client.query(&probe_statement(table), &[]).await.map_err(Error::from) {
         Ok(_) => Ok(true),
         Err(error) if error.sqlstate() == Some("42501") => Ok(false),
-        // The names may be others by now, which whoever reads it next finds out.
+        // The names may have changed by now; the next read detects that.
         Err(error) if error.refuses_query() => Ok(true),
         Err(error) => Err(error),
     }
@@ -163,7 +163,7 @@ fn filter(table: &TableSchema, condition: Option<&str>) -> String {
     }
 }
 
-/// A column, or its text form where nobody decodes its binary form. `format` applies the type's output
+/// A column, or its text form where its binary form has no decoder. `format` applies the type's output
 /// function, as the stream does; a cast to text differs for some types (`inet`, `char(n)`). It is named with
 /// its schema: a function of that name that another role created for its own type would run with our
 /// privileges. It makes an empty string of NULL; and `IS NOT NULL` is false for a composite with a NULL

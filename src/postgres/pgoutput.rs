@@ -348,7 +348,7 @@ impl<'a> Reader<'a> {
         })
     }
 
-    /// `message`, whose fields nobody needs.
+    /// `message`, whose fields are not needed.
     fn rest(&mut self, message: Message) -> Message {
         self.at = self.data.len();
         message

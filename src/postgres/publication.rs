@@ -317,7 +317,7 @@ pub fn alter_statements(
 
 /// Makes the publication with its comment, which says that it is ours, in one transaction.
 ///
-/// The session must be in no transaction and used by nobody else meanwhile.
+/// The session must be in no transaction and used by nothing else meanwhile.
 ///
 /// # Errors
 /// [`Error::Standby`]; else [`Error`] of the statements: 42710 it exists, 42501 the role doesn't own a table
@@ -336,7 +336,7 @@ pub async fn create(
 /// Adds and removes tables, and gives `reset` their current row filter and column list, in one transaction.
 ///
 /// Transactions that wrote to an added table before are not in the stream: see
-/// [`super::catalog::lock_holders`]. The session must be in no transaction and used by nobody else meanwhile.
+/// [`super::catalog::lock_holders`]. The session must be in no transaction and used by nothing else meanwhile.
 ///
 /// # Errors
 /// [`Error::Standby`]; [`Error::NotOwner`]; else [`Error`] of the statements.
@@ -397,10 +397,10 @@ pub(crate) fn drop_statement(name: &str) -> String {
 }
 
 /// What PostgreSQL makes of a table's row filter: its normal form, which can be compared with a
-/// publication's, and the columns it names. A publication is made for that and rolled back; nobody else ever
+/// publication's, and the columns it names. A publication is created for that and rolled back; no other session ever
 /// sees it.
 ///
-/// The session must be in no transaction and used by nobody else meanwhile.
+/// The session must be in no transaction and used by nothing else meanwhile.
 ///
 /// # Errors
 /// [`Error::Standby`]; else [`Error`] of the statements: the filter isn't valid; 42501 when the role doesn't

@@ -89,7 +89,7 @@ pub struct Session {
     _open: oneshot::Sender<Infallible>,
 }
 
-/// How a session has ended that nobody has closed.
+/// How a session has ended that the client has not closed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum End {
     /// The server said that it shuts down, or an administrator has terminated this session.

@@ -44,7 +44,7 @@ pub struct SlotInfo {
     pub current_lsn: Lsn,
     /// How many transactions ago the oldest began whose catalog rows it keeps from vacuum.
     pub catalog_xmin_age: Option<i32>,
-    /// Since when nobody reads from it; from PostgreSQL 17.
+    /// Since when no client reads from it; from PostgreSQL 17.
     pub inactive_since: Option<String>,
 }
 
@@ -53,7 +53,7 @@ pub fn drop_statement(slot: &str) -> String {
     format!("SELECT pg_drop_replication_slot({})", literal(slot))
 }
 
-/// The statement that ends whoever reads a slot.
+/// The statement that terminates a slot's reader.
 pub fn end_reader_statement(slot: &str) -> String {
     format!(
         "SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots WHERE slot_name = {}",
@@ -205,15 +205,15 @@ pub async fn drop(session: &Session, name: &str) -> Result<bool, Error> {
 /// Who reads from a slot after [`release_own_walsender`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Release {
-    /// Nobody, and nothing had to be done for it but wait.
+    /// No client: the slot was free, or became free while waiting.
     Free,
-    /// Nobody: the walsender that an earlier run had left behind was ended.
+    /// No client: the stale walsender of an earlier run was terminated.
     TakenOver,
     /// Another application, another process for the same Mirror, or our own that didn't go, as words say.
     Held(String),
 }
 
-/// Waits until nobody reads from the slot, and ends the walsender that an earlier run of the same Mirror left
+/// Waits until no client reads from the slot, and ends the walsender that an earlier run of the same Mirror left
 /// behind (after a cut, the server may notice only much later).
 ///
 /// Ours is recognized by its application name, and a stale one by its silence: a living reader reports at
@@ -244,7 +244,7 @@ pub async fn release_own_walsender(
     Ok(if ended { Release::TakenOver } else { Release::Free })
 }
 
-/// Who reads from a slot, as words say; `None` for nobody.
+/// The slot's reader, as text; `None` when there is none.
 ///
 /// # Errors
 /// [`Error`] of the query.

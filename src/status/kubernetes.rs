@@ -20,7 +20,7 @@ use crate::{
 const FAILED_TABLES: usize = 10;
 /// Characters of the message of a failed table.
 const TABLE_MESSAGE: usize = 1_024;
-/// Characters of the message of a condition; the API would take 32,768, and nobody reads them.
+/// Characters of the message of a condition; the API would take 32,768, which is unreadable.
 const CONDITION_MESSAGE: usize = 4_096;
 /// How often figures alone are written.
 const FIGURES: Duration = Duration::from_secs(5);
@@ -57,7 +57,7 @@ pub fn mirror_status(
         publication_name: name(&report.publication_name, &previous.publication_name),
         slot: report.slot_place.as_ref().map(slot).or_else(|| previous.slot.clone()),
         last_lsn: if known { Some(report.last_lsn.to_string()) } else { previous.last_lsn.clone() },
-        // A lag that nobody knows is worse than none.
+        // An outdated lag is worse than none.
         lag: lag(report),
         retained_wal_bytes: report.slot.retained_wal_bytes.map(saturating),
         tables: if asked { Some(table_counts(report)) } else { previous.tables.clone() },

@@ -33,7 +33,7 @@ pub struct MirrorDocument {
     pub report: MirrorReport,
     /// The conditions, `Ready` first.
     pub conditions: Vec<Condition>,
-    /// What to do, for whoever runs the process.
+    /// What to do, rendered for this process.
     #[serde(default)]
     pub advice: Vec<Advice>,
 }

@@ -1,4 +1,4 @@
-//! Remedies for whoever runs Mirrors in Kubernetes: as commands.
+//! Remedies for Mirrors in Kubernetes: as kubectl commands.
 
 use super::Advice;
 use crate::{

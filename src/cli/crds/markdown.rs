@@ -77,7 +77,7 @@ fn object(text: &mut String, path: &str, schema: &JSONSchemaProps) {
     }
     text.push_str("| field | type | default | meaning |\n|---|---|---|---|\n");
     let properties = schema.properties.iter().flatten();
-    // A status is read, not written: nobody has to set anything there.
+    // A status is read, not written: no field is required there.
     let written = !path.contains(".status");
     for (name, property) in properties.clone() {
         let required = schema.required.iter().flatten().any(|required| required == name);

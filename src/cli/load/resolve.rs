@@ -97,7 +97,7 @@ impl Secrets for SecretsOfFiles<'_> {
     }
 }
 
-/// Who writes which target table: nobody else may.
+/// The Mirror that writes each target table: no other one may.
 #[derive(Default)]
 struct Writers(HashMap<Target, String>);
 

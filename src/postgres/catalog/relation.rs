@@ -120,7 +120,7 @@ impl RelationFacts {
     /// names these columns; `None` when it doesn't. `server_version` is as in `server_version_num`.
     pub fn refuses_changes(&self, filter_columns: &[String], server_version: u32) -> Option<String> {
         let id = &self.id;
-        // Nobody publishes what is not in the log.
+        // What is not in the log is not published.
         if self.is_unlogged() {
             return None;
         }

@@ -118,7 +118,7 @@ impl ReceiveBuffer {
 
     /// Waits for bytes and takes all that are there, as far as they fit. Cancel-safe.
     ///
-    /// Answers how many there are to look at when the buffer is full of frames that nobody took.
+    /// Answers how many there are to look at when the buffer is full of unread frames.
     pub(super) async fn fill(&mut self, stream: &mut (impl AsyncRead + Unpin)) -> Result<usize, Error> {
         self.make_room()?;
         if self.end == self.bytes.len() {
@@ -165,7 +165,7 @@ impl ReceiveBuffer {
     /// Moves what is left to the front, in a buffer of the size that the next frame needs.
     fn make_room(&mut self) -> Result<(), Error> {
         let needed = self.frame_length()?.map_or(HEADER, kept_of);
-        // Frames that nobody took don't make the buffer shrink below them.
+        // The buffer does not shrink below unread frames.
         let size = needed.max(self.buffered()).max(BASE);
         let left = self.start..self.end;
         let fits = size == self.bytes.len() || (size < self.bytes.len() && needed > BASE);

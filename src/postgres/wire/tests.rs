@@ -33,7 +33,7 @@ fn after_log_in(answers: &[Vec<u8>]) -> Vec<u8> {
     [let_in.concat(), settings.concat(), answers.concat()].concat()
 }
 
-/// A server for one connection that sends `answers` at once; its task gives back all that it was sent.
+/// A server for one connection that sends `answers` immediately; its task gives back all that it was sent.
 async fn server(answers: Vec<u8>) -> (PostgresEndpoint, JoinHandle<Vec<u8>>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let port = listener.local_addr().unwrap().port();
@@ -223,7 +223,7 @@ async fn no_answer_is_waited_for_without_limit() {
             std::future::pending::<()>().await;
         });
         let connection = Connection::connect(&endpoint, "walferry test", Purpose::Copy).await.unwrap();
-        // From here on time passes at once when nothing else happens.
+        // From here on time advances immediately when nothing else happens.
         tokio::time::pause();
         connection
     };

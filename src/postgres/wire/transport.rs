@@ -78,7 +78,7 @@ impl Transport {
         }
     }
 
-    /// Whether nobody between us and the server can read along.
+    /// Whether the connection is encrypted.
     pub(super) fn is_encrypted(&self) -> bool {
         matches!(self, Transport::Tls(_))
     }
