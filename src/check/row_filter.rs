@@ -18,6 +18,28 @@ use crate::{
 /// Row filters and column lists exist since PostgreSQL 15.
 pub(super) const ROW_FILTERS: u32 = 150_000;
 
+const NAME: &str = "row filter";
+
+/// What is known of a filter.
+struct FilterFacts {
+    /// The columns that it uses.
+    columns: Vec<String>,
+    /// Its functions and operators that fail for some values.
+    may_fail: Vec<String>,
+    /// Why only the filter's text is known; `None` where PostgreSQL has parsed it.
+    untried: Option<String>,
+}
+
+impl From<&PublishedTable> for FilterFacts {
+    fn from(published: &PublishedTable) -> FilterFacts {
+        FilterFacts {
+            columns: published.filter_columns.clone(),
+            may_fail: published.may_fail.clone(),
+            untried: None,
+        }
+    }
+}
+
 /// A filter on a column outside the identity makes the application's UPDATE and DELETE fail once published.
 pub(super) fn row_filter(
     facts: &TableFacts,
@@ -26,48 +48,50 @@ pub(super) fn row_filter(
     probe: Option<&Result<PublishedTable, Error>>,
     published: Option<&PublishedTable>,
 ) -> Option<Check> {
-    const NAME: &str = "row filter";
-    let subject = &facts.schema.id.to_string();
     let filter = facts.schema.row_filter.as_ref()?;
-    let invalid = |detail: String| Check::failure(subject, NAME, Reason::SourceRowFilterInvalid, detail);
     if server.version_num < ROW_FILTERS {
+        let detail = format!("PostgreSQL {} has no row filters, which need version 15", server.version);
         return Some(
-            invalid(format!("PostgreSQL {} has no row filters, which need version 15", server.version))
-                .edit("spec.tables[].where", "take it out, or upgrade the server"),
+            invalid(facts, detail).edit("spec.tables[].where", "take it out, or upgrade the server"),
         );
     }
-    let words;
-    let mut untried = None;
-    let mut may_fail: &[String] = &[];
-    let columns = match (probe, published) {
-        (Some(Ok(probed)), _) => {
-            may_fail = &probed.may_fail;
-            &probed.filter_columns
-        }
+    let found = match (probe, published) {
+        (Some(Ok(probed)), _) => FilterFacts::from(probed),
         (Some(Err(error)), _) if !is_inconclusive(error) => {
-            return Some(
-                invalid(format!("PostgreSQL refuses where: {error}"))
-                    .edit("spec.tables[].where", "correct it"),
-            );
+            let detail = format!("PostgreSQL refuses where: {error}");
+            return Some(invalid(facts, detail).edit("spec.tables[].where", "correct it"));
         }
-        // Only the table's owner can have PostgreSQL read the filter; an existing publication shows it as
-        // well.
-        (_, Some(published)) if published.row_filter.is_some() => {
-            may_fail = &published.may_fail;
-            &published.filter_columns
-        }
-        // Its text shows which columns it may use; that is enough to refuse a dangerous one.
-        (probe, _) => {
-            untried = Some(match probe {
-                Some(Err(Error::Standby { .. })) => "a standby can't try it out".to_owned(),
-                Some(Err(error)) => error.to_string(),
-                _ => format!("{} does not own the table", server.role),
-            });
-            let mirrored = facts.schema.columns.iter().map(|column| &column.name);
-            words = mentioned(mirrored.chain(excluded).chain(&facts.generated_columns), filter);
-            &words
-        }
+        // Only the table's owner can have PostgreSQL parse the filter; an existing publication shows it too.
+        (_, Some(published)) if published.row_filter.is_some() => FilterFacts::from(published),
+        (probe, _) => from_text(facts, excluded, server, probe, filter),
     };
+    Some(outside_identity(facts, &found.columns).unwrap_or_else(|| verdict(facts, filter, found)))
+}
+
+fn invalid(facts: &TableFacts, detail: String) -> Check {
+    Check::failure(facts.schema.id.to_string(), NAME, Reason::SourceRowFilterInvalid, detail)
+}
+
+/// A filter's text shows which columns it may use; that is enough to refuse a dangerous one.
+fn from_text(
+    facts: &TableFacts,
+    excluded: &[String],
+    server: &ServerFacts,
+    probe: Option<&Result<PublishedTable, Error>>,
+    filter: &str,
+) -> FilterFacts {
+    let untried = match probe {
+        Some(Err(Error::Standby { .. })) => "a standby can't try it out".to_owned(),
+        Some(Err(error)) => error.to_string(),
+        _ => format!("{} does not own the table", server.role),
+    };
+    let mirrored = facts.schema.columns.iter().map(|column| &column.name);
+    let columns = mentioned(mirrored.chain(excluded).chain(&facts.generated_columns), filter);
+    FilterFacts { columns, may_fail: Vec::new(), untried: Some(untried) }
+}
+
+/// The failure of a filter that uses columns outside a replica identity.
+fn outside_identity(facts: &TableFacts, columns: &[String]) -> Option<Check> {
     let outside =
         |relation: &RelationFacts| columns.iter().find(|column| !relation.identifies(column)).cloned();
     let lacking: Vec<(&RelationFacts, String)> = facts
@@ -76,38 +100,38 @@ pub(super) fn row_filter(
         .filter(|relation| relation.identity != IdentityKind::Nothing)
         .filter_map(|relation| Some((relation, outside(relation)?)))
         .collect();
-    if let Some((relation, column)) = lacking.first() {
-        let statement = |(relation, _): &(&RelationFacts, String)| {
-            format!("ALTER TABLE {} REPLICA IDENTITY FULL;", qualified(&relation.id))
-        };
-        let fix: Vec<String> = lacking.iter().map(statement).collect();
-        let detail = format!(
-            "where names {column}, which is not in the replica identity of {}: once published, UPDATE and DELETE would fail",
-            relation.id
-        );
-        return Some(invalid(detail).run_at_source(fix.join("\n")));
-    }
-    if let Some(why) = untried {
+    let (relation, column) = lacking.first()?;
+    let statement = |(relation, _): &(&RelationFacts, String)| {
+        format!("ALTER TABLE {} REPLICA IDENTITY FULL;", qualified(&relation.id))
+    };
+    let fix: Vec<String> = lacking.iter().map(statement).collect();
+    let detail = format!(
+        "where names {column}, which is not in the replica identity of {}: once published, UPDATE and DELETE would fail",
+        relation.id
+    );
+    Some(invalid(facts, detail).run_at_source(fix.join("\n")))
+}
+
+/// The check of a filter that uses columns of the replica identity alone, as far as is known.
+fn verdict(facts: &TableFacts, filter: &str, found: FilterFacts) -> Check {
+    let subject = facts.schema.id.to_string();
+    if let Some(why) = found.untried {
         let detail = format!("the columns that where uses are unknown before it is published ({why})");
-        return Some(
-            Check::warning(subject, NAME, Reason::SourceRowFilterInvalid, detail)
-                .edit("spec.tables[].where", "make sure that it names columns of the replica identity only"),
-        );
+        return Check::warning(subject, NAME, Reason::SourceRowFilterInvalid, detail)
+            .edit("spec.tables[].where", "make sure that it names columns of the replica identity only");
     }
-    Some(match may_fail {
-        [] => Check::ok(subject, NAME, filter),
-        functions => {
-            let detail = format!(
-                "where uses {}, which fails for some values: one such row stops the copy of this table, and in the stream the whole Mirror, \
-                 for PostgreSQL sends nothing after it",
-                functions.join(", ")
-            );
-            Check::warning(subject, NAME, Reason::SourceRowFilterFailed, detail).edit(
-                "spec.tables[].where",
-                "compare columns with constants, or make sure that no value fails (CASE WHEN quantity <> 0 THEN total / quantity > 5 ELSE false END)",
-            )
-        }
-    })
+    if found.may_fail.is_empty() {
+        return Check::ok(subject, NAME, filter);
+    }
+    let detail = format!(
+        "where uses {}, which fails for some values: one such row stops the copy of this table, and in the stream the whole Mirror, \
+         because PostgreSQL sends nothing after it",
+        found.may_fail.join(", ")
+    );
+    Check::warning(subject, NAME, Reason::SourceRowFilterFailed, detail).edit(
+        "spec.tables[].where",
+        "compare columns with constants, or make sure that no value fails (CASE WHEN quantity <> 0 THEN total / quantity > 5 ELSE false END)",
+    )
 }
 
 /// Those of a table's columns whose names are words of the filter, outside of its string constants.

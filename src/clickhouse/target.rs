@@ -196,17 +196,7 @@ pub fn compare(
             missing.columns.push(index);
             continue;
         };
-        if matches!(there.default_kind.as_str(), "MATERIALIZED" | "ALIAS" | "EPHEMERAL") {
-            let name = &column.target_name;
-            let problem = format!("column {name} is {} there and can't be written", there.default_kind);
-            return Err(TableProblem::conflict(problem).remedied(Remedy::any_of([
-                vec![Remedy::run_at_destination(ddl::drop_column(database, &table.target, name))],
-                vec![Remedy::edit(
-                    "spec.tables[].columns.rename",
-                    format!("give {} another name", column.name),
-                )],
-            ])));
-        }
+        require_writable(there, column, database, table)?;
         let type_there = types::parse(&there.column_type).ok();
         // What is wider there takes every value.
         if there.column_type == wanted.to_string()
@@ -239,6 +229,24 @@ pub fn compare(
         missing.width.push(index);
     }
     Ok(missing)
+}
+
+/// Refuses a column whose values ClickHouse computes.
+fn require_writable(
+    there: &TargetColumn,
+    column: &Column,
+    database: &str,
+    table: &TableSchema,
+) -> Result<(), TableProblem> {
+    if !matches!(there.default_kind.as_str(), "MATERIALIZED" | "ALIAS" | "EPHEMERAL") {
+        return Ok(());
+    }
+    let name = &column.target_name;
+    let problem = format!("column {name} is {} there and can't be written", there.default_kind);
+    Err(TableProblem::conflict(problem).remedied(Remedy::any_of([
+        vec![Remedy::run_at_destination(ddl::drop_column(database, &table.target, name))],
+        vec![Remedy::edit("spec.tables[].columns.rename", format!("give {} another name", column.name))],
+    ])))
 }
 
 /// How a table gets a layout that ClickHouse can't change: in a new target, which a resync fills.
