@@ -197,7 +197,7 @@ mod tests {
         let hour = std::time::Duration::from_secs(3600);
         progress.liveness().moved_at(std::time::Instant::now().checked_sub(hour).unwrap());
         let response = get(address, "/healthz").await;
-        assert!(response.starts_with("HTTP/1.1 503") && response.contains("default/demo: nothing has moved"));
+        assert!(response.starts_with("HTTP/1.1 503") && response.contains("default/demo: no progress"));
         progress.liveness().moved();
         assert!(get(address, "/healthz").await.starts_with("HTTP/1.1 200"));
         progress.set_phase(MirrorPhase::Suspended, None);

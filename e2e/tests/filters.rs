@@ -67,7 +67,7 @@ fn a_filter_that_the_owner_published_otherwise() {
         "CREATE PUBLICATION \"{publication}\" FOR TABLE t WHERE (v <> 'shown'), u WITH (publish_via_partition_root = true); {}",
         statement("COMMENT ON PUBLICATION")
     ));
-    lab.command("check", &mirror, &[]).exits(1).says(&["published with WHERE", "the Mirror asks for"]);
+    lab.command("check", &mirror, &[]).exits(1).says(&["published with WHERE", "but the spec has"]);
     let mut run = lab.run(&mirror);
     let message = run.until_failed("t");
     assert!(message.contains("published with WHERE"), "{message}");
@@ -100,7 +100,7 @@ fn a_filter_that_the_owner_published_otherwise() {
     let says = lab.command("check", &mirror, &[]).exits(0).text();
     assert!(!says.contains("is unknown"), "{says}");
     mirror.table(0)["where"] = json!("v <> 'Hidden'");
-    lab.command("check", &mirror, &[]).exits(1).says(&["published with WHERE", "the Mirror asks for"]);
+    lab.command("check", &mirror, &[]).exits(1).says(&["published with WHERE", "but the spec has"]);
     // Other words for the same, on columns whose types have modifiers; and other values in the same words.
     lab.sql(&format!(
         "ALTER TABLE t ADD secret varchar(20), ADD kind char(3) DEFAULT 'abc', ADD odd numrange; ALTER TABLE t REPLICA IDENTITY FULL;
@@ -110,7 +110,7 @@ fn a_filter_that_the_owner_published_otherwise() {
     mirror.table(0)["where"] =
         json!("(t.secret <> 'x') AND (kind = ANY (ARRAY['abc'::char(3), 'def']) AND odd @> 2.5)");
     lab.admin(&format!("GRANT SELECT (secret, kind, odd) ON t TO {name}_least"));
-    lab.command("check", &mirror, &[]).exits(1).says(&["published with WHERE", "the Mirror asks for"]);
+    lab.command("check", &mirror, &[]).exits(1).says(&["published with WHERE", "but the spec has"]);
     mirror.table(0)["where"] =
         json!("(t.secret <> 'x') AND (kind = ANY (ARRAY['abc'::char(3), 'def']) AND odd @> 1.5)");
     lab.command("check", &mirror, &[]).exits(0);

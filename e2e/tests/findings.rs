@@ -150,17 +150,17 @@ fn publications() {
         (
             "CREATE PUBLICATION PUBLICATION FOR TABLE other WITH (publish_via_partition_root = true); OURS;
             ALTER PUBLICATION PUBLICATION OWNER TO postgres",
-            "it is to join",
+            "it can't be added to",
             NOTHING,
         ),
         (
             "CREATE PUBLICATION PUBLICATION FOR TABLE t WHERE (id > 5) WITH (publish_via_partition_root = true); OURS",
-            "which the Mirror does not ask for",
+            "which is not in the spec",
             NOTHING,
         ),
         (
             "CREATE PUBLICATION PUBLICATION FOR TABLE t WHERE (id > 5) WITH (publish_via_partition_root = true); OURS",
-            "the Mirror asks for",
+            "but the spec has",
             filtered,
         ),
         (

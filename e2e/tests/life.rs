@@ -169,7 +169,7 @@ fn ready_while_a_table_joins() {
     run.until_status("the table to join", |status| {
         let conditions = status["conditions"].as_array()?;
         let of = |kind: &str| conditions.iter().find(|condition| condition["type"] == kind);
-        let joins = of("Reconciling")?["message"].as_str()?.contains("public.b joins");
+        let joins = of("Reconciling")?["message"].as_str()?.contains("public.b is being added");
         (joins && of("Ready")?["status"] == "True").then_some(())
     });
     lab.sql("INSERT INTO a VALUES (2)");

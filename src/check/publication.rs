@@ -523,7 +523,7 @@ mod tests {
     fn tables_join_and_leave_where_the_role_may() {
         let other = Publication { tables: vec![published("old", None)], ..found() };
         let check_own = simple(&server_facts(), Some(&other));
-        assert_eq!(check_own.detail, "1 tables join walferry_1f, 1 leave it");
+        assert_eq!(check_own.detail, "1 tables will be added to walferry_1f, 1 removed");
         let foreign = Publication { may_alter: false, owner: "postgres".to_owned(), ..other };
         let checks = all(&[named("users", true)], Some(&foreign), &[]);
         assert_eq!(

@@ -161,7 +161,7 @@ impl Database {
             if self.read_columns(table, &[name]).await.is_err_and(|error| error.is_of_table()) {
                 let unreadable = ddl::discard_column(&self.shared.database, &table.target, name);
                 let conflict = format!(
-                    "column {name} of the target can't be read ({refusal}): a change of its type fails on old values"
+                    "column {name} can't be read at the target ({refusal}): a change of its type fails on old values"
                 );
                 return Err(Error::Table {
                     table: table.target.clone(),
