@@ -36,8 +36,8 @@ fuzz TARGET SECONDS="600":
 demo *ARGS:
     ./e2e/demo {{ ARGS }}
 
-# Everything that is fast to judge; takes shellcheck and typos (`apt install shellcheck`, `pip install typos`)
-lint: lint-rust lint-scripts lint-words
+# Everything that is fast to judge
+lint: lint-rust lint-text
 
 # Formatting, clippy and rustdoc, all without warnings
 lint-rust:
@@ -45,13 +45,9 @@ lint-rust:
     cargo clippy --all-targets -- -D warnings
     RUSTDOCFLAGS="-D warnings" cargo doc --no-deps --lib
 
-# shellcheck over each shell script, sourced ones included
-lint-scripts:
-    git ls-files -z .ci config e2e | xargs -0 grep -lZE '^#( shellcheck shell=bash|!.*(bash|sh)$)' | xargs -0 shellcheck --external-sources --exclude=SC1091
-
-# Spelling, by the rules in _typos.toml
-lint-words:
-    typos
+# shellcheck over each shell script, and spelling, by the rules in _typos.toml
+lint-text:
+    .ci/lint
 
 # Licences, banned crates, sources and known weaknesses of what is built in
 dependencies:

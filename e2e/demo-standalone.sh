@@ -15,6 +15,7 @@ find_program() {
   if [ -n "${WALFERRY_BIN:-}" ]; then
     walferry=$WALFERRY_BIN
   else
+    # shellcheck disable=SC1091
     command -v cargo >/dev/null || { [ ! -e "$HOME/.cargo/env" ] || . "$HOME/.cargo/env"; }
     note "building the release with cargo; the first time takes a few minutes"
     (cd "$here/.." && cargo build --release --quiet --bin walferry)
