@@ -64,20 +64,20 @@ struct Repeated {
 
 /// Hears of what is repeated, and of what was accepted.
 #[derive(Clone)]
-pub(super) struct Notice {
+pub(super) struct RetryObserver {
     report: Arc<Report>,
     liveness: Arc<Liveness>,
     answers: Arc<Answers>,
 }
 
-impl Notice {
+impl RetryObserver {
     /// `report` is called with what is being repeated, and with `None` when nothing is any more.
     pub(super) fn new(
         liveness: Arc<Liveness>,
         answers: Arc<Answers>,
         report: impl Fn(Option<&MirrorFailure>) + Send + Sync + 'static,
     ) -> Self {
-        Notice { report: Arc::new(report), liveness, answers }
+        RetryObserver { report: Arc::new(report), liveness, answers }
     }
 
     /// Reports what is being repeated: what concerns the whole Mirror before what concerns a table, and the oldest first.
@@ -126,7 +126,7 @@ impl Notice {
 
 /// What one loop repeats, shown until this is dropped.
 struct Repeating<'a> {
-    notice: &'a Notice,
+    observer: &'a RetryObserver,
     scope: Scope<'a>,
     /// Where it is among what is repeated, from the first report on.
     place: Option<u64>,
@@ -134,7 +134,7 @@ struct Repeating<'a> {
 
 impl Repeating<'_> {
     fn report(&mut self, error: &Error) {
-        let mut repeated = self.notice.repeated();
+        let mut repeated = self.observer.repeated();
         let next = repeated.last_key_value().map_or(0, |(last, _)| last + 1);
         let place = *self.place.get_or_insert(next);
         let at_table = match self.scope {
@@ -147,18 +147,18 @@ impl Repeating<'_> {
         };
         repeated.insert(place, Repeated { at_table, failure: failure(error) });
         drop(repeated);
-        self.notice.report();
+        self.observer.report();
     }
 
     /// It has passed, or is not repeated any more.
     fn end(mut self) {
         if self.forget() {
-            self.notice.report();
+            self.observer.report();
         }
     }
 
     fn forget(&mut self) -> bool {
-        let mut repeated = self.notice.repeated();
+        let mut repeated = self.observer.repeated();
         let Some(ended) = self.place.take().and_then(|place| repeated.remove(&place)) else { return false };
         if let Some((table, _)) = ended.at_table {
             let mut at_tables = repeated.values().filter_map(|other| other.at_table.as_ref());
@@ -210,20 +210,20 @@ const AT_THE_START: Patience = Patience::new(1, 4);
 /// Repeats `attempt` while its error is one that passes, until `stop`, which also ends an attempt that hangs. What does not say whether
 /// it will pass is repeated for two minutes.
 ///
-/// `notice` hears of each fault before the pause, and of the success after one, so that a status can show it.
+/// `observer` hears of each error before the pause, and of the success after one, so that a status can show it.
 ///
 /// # Errors
 /// The first error that does not pass, or [`Error::Stopped`].
 pub(super) async fn retry<T, F, Fut>(
     stop: &CancellationToken,
-    notice: &Notice,
+    observer: &RetryObserver,
     attempt: F,
 ) -> Result<T, Error>
 where
     F: FnMut() -> Fut,
     Fut: Future<Output = Result<T, Error>>,
 {
-    repeat(stop, notice, Scope::Mirror, attempt).await
+    repeat(stop, observer, Scope::Mirror, attempt).await
 }
 
 /// As [`retry`], for what the destination is asked to do to one table: what is refused for that table alone, for as long as
@@ -234,7 +234,7 @@ where
 /// As [`retry`].
 pub(super) async fn retry_for_table<D, T, F, Fut>(
     stop: &CancellationToken,
-    notice: &Notice,
+    observer: &RetryObserver,
     table: &Table<D>,
     attempt: F,
 ) -> Result<T, Error>
@@ -243,7 +243,7 @@ where
     F: FnMut() -> Fut,
     Fut: Future<Output = Result<T, Error>>,
 {
-    repeat(stop, notice, Scope::of(table, Others::Stream), attempt).await
+    repeat(stop, observer, Scope::of(table, Others::Stream), attempt).await
 }
 
 /// The same while the stream waits for it, and so all other tables.
@@ -252,7 +252,7 @@ where
 /// As [`retry`].
 pub(super) async fn retry_in_stream<D, T, F, Fut>(
     stop: &CancellationToken,
-    notice: &Notice,
+    observer: &RetryObserver,
     table: &Table<D>,
     attempt: F,
 ) -> Result<T, Error>
@@ -261,7 +261,7 @@ where
     F: FnMut() -> Fut,
     Fut: Future<Output = Result<T, Error>>,
 {
-    repeat(stop, notice, Scope::of(table, Others::WaitInStream), attempt).await
+    repeat(stop, observer, Scope::of(table, Others::WaitInStream), attempt).await
 }
 
 /// Does something to one table at the destination before anything streams. What may stay refused is the table's own fault after a few
@@ -272,7 +272,7 @@ where
 /// The first error that is no such refusal, such a one as the table's own, or [`Error::Stopped`].
 pub(super) async fn start_table<T, F, Fut>(
     stop: &CancellationToken,
-    notice: &Notice,
+    observer: &RetryObserver,
     table: &TableId,
     attempt: F,
 ) -> Result<T, Error>
@@ -280,7 +280,7 @@ where
     F: FnMut() -> Fut,
     Fut: Future<Output = Result<T, Error>>,
 {
-    repeat(stop, notice, Scope::Table { id: table, progress: None, others: Others::WaitToBegin }, attempt)
+    repeat(stop, observer, Scope::Table { id: table, progress: None, others: Others::WaitToBegin }, attempt)
         .await
 }
 
@@ -403,7 +403,7 @@ impl SessionErrors {
 
 async fn repeat<T, F, Fut>(
     stop: &CancellationToken,
-    notice: &Notice,
+    observer: &RetryObserver,
     scope: Scope<'_>,
     mut attempt: F,
 ) -> Result<T, Error>
@@ -413,8 +413,8 @@ where
 {
     let mut backoff = Backoff::default();
     let mut refusals = Refusals::default();
-    let mut repeating = Repeating { notice, scope, place: None };
-    let _outside = notice.outside();
+    let mut repeating = Repeating { observer, scope, place: None };
+    let _outside = observer.outside();
     loop {
         let outcome = tokio::select! {
             biased;
@@ -424,7 +424,7 @@ where
         let error = match outcome {
             Ok(value) => {
                 if let Scope::Table { id, .. } = scope {
-                    notice.accept(id);
+                    observer.accept(id);
                 }
                 repeating.end();
                 return Ok(value);
@@ -436,7 +436,7 @@ where
             return Err(error);
         }
         let times = match scope {
-            Scope::Table { id, .. } => notice.refuse(id, scope.patience(&error)),
+            Scope::Table { id, .. } => observer.refuse(id, scope.patience(&error)),
             Scope::Mirror => refusals.exhaust(scope.patience(&error), |_| true),
         };
         if let Some(times) = times {
@@ -480,15 +480,15 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn repeats_until_it_works_and_not_for_what_stays() {
         let stop = CancellationToken::new();
-        let notice = Notice::new(Arc::default(), Arc::default(), |_| ());
+        let observer = RetryObserver::new(Arc::default(), Arc::default(), |_| ());
         let mut tries = 0;
-        let answer = retry(&stop, &notice, || {
+        let answer = retry(&stop, &observer, || {
             tries += 1;
             let done = tries == 3;
             async move { if done { Ok(7) } else { Err(Error::Protocol("x")) } }
         });
         assert_eq!(answer.await.unwrap(), 7);
-        let refused = retry(&stop, &notice, || async {
+        let refused = retry(&stop, &observer, || async {
             Err::<(), _>(Error::SlotMissing { slot: "s".into(), since: crate::model::Lsn(1) })
         });
         assert!(matches!(refused.await, Err(Error::SlotMissing { .. })));
@@ -516,10 +516,10 @@ mod tests {
     /// How long it takes until a refusal is the table's own.
     async fn given_up_after(scope: Scope<'_>, kind: ErrorKind) -> Duration {
         let stop = CancellationToken::new();
-        let notice = Notice::new(Arc::default(), Arc::default(), |_| ());
+        let observer = RetryObserver::new(Arc::default(), Arc::default(), |_| ());
         let began = Instant::now();
         let error =
-            repeat(&stop, &notice, scope, || async { Err::<(), _>(refusal(kind)) }).await.unwrap_err();
+            repeat(&stop, &observer, scope, || async { Err::<(), _>(refusal(kind)) }).await.unwrap_err();
         assert_eq!(super::policy(&error).0, Policy::FailTable);
         assert!(error.to_string().contains("it was refused "), "{error}");
         began.elapsed()
@@ -550,39 +550,39 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn what_concerns_no_table_is_given_back_or_repeated() {
         let stop = CancellationToken::new();
-        let notice = Notice::new(Arc::default(), Arc::default(), |_| ());
+        let observer = RetryObserver::new(Arc::default(), Arc::default(), |_| ());
         let began = Instant::now();
-        let error = retry(&stop, &notice, || async { Err::<(), _>(refusal(ErrorKind::Denied)) }).await;
+        let error = retry(&stop, &observer, || async { Err::<(), _>(refusal(ErrorKind::Denied)) }).await;
         assert_eq!(super::policy(&error.unwrap_err()).0, Policy::Stall);
         // What concerns no statement is nobody's but the Mirror's.
         let table = table("t");
         let refused = || async { Err::<(), _>(refusal(ErrorKind::Refused)) };
-        let error = repeat(&stop, &notice, of(&table), refused).await.unwrap_err();
+        let error = repeat(&stop, &observer, of(&table), refused).await.unwrap_err();
         assert_eq!(super::policy(&error).0, Policy::Stall);
         // Before anything streams, what passes is given back for the session to begin again.
         let lost = || async { Err::<(), _>(refusal(ErrorKind::Transient)) };
-        let error = start_table(&stop, &notice, &table, lost).await.unwrap_err();
+        let error = start_table(&stop, &observer, &table, lost).await.unwrap_err();
         assert_eq!((super::policy(&error).0, began.elapsed()), (Policy::Retry, Duration::ZERO));
         stop.cancel();
         let unclear = || async {
             tokio::task::yield_now().await;
             Err::<(), _>(refusal(ErrorKind::Unclear))
         };
-        assert!(matches!(start_table(&stop, &notice, &table, unclear).await, Err(Error::Stopped)));
+        assert!(matches!(start_table(&stop, &observer, &table, unclear).await, Err(Error::Stopped)));
     }
 
     #[tokio::test(start_paused = true)]
     async fn what_the_server_refuses_is_a_table_s_own_only_beside_others() {
         let stop = CancellationToken::new();
-        let notice = Notice::new(Arc::default(), Arc::default(), |_| ());
+        let observer = RetryObserver::new(Arc::default(), Arc::default(), |_| ());
         let (table, other) = (table("t"), table("other"));
         for kind in [ErrorKind::Transient, ErrorKind::Overloaded] {
-            let refused = || repeat(&stop, &notice, of(&table), || async { Err::<(), _>(refusal(kind)) });
+            let refused = || repeat(&stop, &observer, of(&table), || async { Err::<(), _>(refusal(kind)) });
             let hours = Duration::from_secs(7200);
             assert!(tokio::time::timeout(hours, refused()).await.is_err(), "{kind:?} of all tables");
             let accepted = async {
                 loop {
-                    repeat(&stop, &notice, of(&other), || async { Ok(()) }).await.unwrap();
+                    repeat(&stop, &observer, of(&other), || async { Ok(()) }).await.unwrap();
                     tokio::time::sleep(Duration::from_secs(20)).await;
                 }
             };
@@ -599,10 +599,10 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn what_passes_begins_the_count_again() {
         let stop = CancellationToken::new();
-        let notice = Notice::new(Arc::default(), Arc::default(), |_| ());
+        let observer = RetryObserver::new(Arc::default(), Arc::default(), |_| ());
         let table = table("t");
         let mut tries = 0_u32;
-        let outcome = repeat(&stop, &notice, of(&table), || {
+        let outcome = repeat(&stop, &observer, of(&table), || {
             tries += 1;
             let now = tries;
             async move {
@@ -620,15 +620,15 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn what_is_unclear_of_no_table_stalls_the_mirror() {
         let stop = CancellationToken::new();
-        let notice = Notice::new(Arc::default(), Arc::default(), |_| ());
+        let observer = RetryObserver::new(Arc::default(), Arc::default(), |_| ());
         let began = Instant::now();
-        let unclear = retry(&stop, &notice, || async { Err::<(), _>(refusal(ErrorKind::Unclear)) });
+        let unclear = retry(&stop, &observer, || async { Err::<(), _>(refusal(ErrorKind::Unclear)) });
         let error = unclear.await.unwrap_err();
         assert_eq!(super::policy(&error), (Policy::Stall, Reason::DestinationError));
         assert!(error.to_string().contains("it was refused "), "{error}");
         assert!(began.elapsed() >= UNCLEAR.time && began.elapsed() < 2 * UNCLEAR.time);
         let transient = tokio::time::timeout(Duration::from_secs(3600), async {
-            retry(&stop, &notice, || async { Err::<(), _>(refusal(ErrorKind::Transient)) }).await
+            retry(&stop, &observer, || async { Err::<(), _>(refusal(ErrorKind::Transient)) }).await
         });
         assert!(transient.await.is_err(), "what passes is tried again");
     }
@@ -656,18 +656,19 @@ mod tests {
         let stop = CancellationToken::new();
         let shown = Arc::new(Mutex::new(Vec::new()));
         let report = Arc::clone(&shown);
-        let notice = Notice::new(Arc::default(), Arc::default(), move |failure: Option<&MirrorFailure>| {
-            report.lock().unwrap().push(failure.map(|failure| failure.reason));
-        });
+        let observer =
+            RetryObserver::new(Arc::default(), Arc::default(), move |failure: Option<&MirrorFailure>| {
+                report.lock().unwrap().push(failure.map(|failure| failure.reason));
+            });
         let (table, other) = (table("t"), table("other"));
         let progress = Arc::new(TableProgress::default());
         let scope = Scope::Table { id: &table, progress: Some(&progress), others: Others::Stream };
         let refused =
-            repeat(&stop, &notice, scope, || async { Err::<(), _>(refusal(ErrorKind::TableOverloaded)) });
+            repeat(&stop, &observer, scope, || async { Err::<(), _>(refusal(ErrorKind::TableOverloaded)) });
         let mut tries = 0;
         let passes = async {
             tokio::time::sleep(Duration::from_secs(30)).await;
-            let passed = repeat(&stop, &notice, of(&other), || {
+            let passed = repeat(&stop, &observer, of(&other), || {
                 tries += 1;
                 let done = tries == 3;
                 async move { if done { Ok(()) } else { Err(refusal(ErrorKind::Transient)) } }
@@ -683,13 +684,13 @@ mod tests {
 
     #[test]
     fn of_two_repetitions_of_a_table_the_one_left_is_shown_in_its_words() {
-        let notice = Notice::new(Arc::default(), Arc::default(), |_| ());
+        let observer = RetryObserver::new(Arc::default(), Arc::default(), |_| ());
         let id = table("t");
         let mirror = MirrorIdentity { namespace: "n".into(), name: "m".into(), uid: "u".into() };
         let all = Progress::new(&mirror);
         let progress = all.table(&id);
         let scope = Scope::Table { id: &id, progress: Some(&progress), others: Others::Stream };
-        let repeating = || Repeating { notice: &notice, scope, place: None };
+        let repeating = || Repeating { observer: &observer, scope, place: None };
         let (mut first, mut second) = (repeating(), repeating());
         let refused = |why: &str| Error::table(&id, Reason::DestinationError, why);
         first.report(&refused("first"));

@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     Destination, Error, Policy,
-    backoff::{Notice, start_table},
+    backoff::{RetryObserver, start_table},
     named_columns::{EXCLUDED_RENAMED, NamedColumns, Renewal},
     policy, resync,
     schema_change::{self, CAME_AND_WENT, CHANGED_COLUMNS},
@@ -196,7 +196,7 @@ pub(super) struct Surroundings<'a, D: Destination> {
     pub(super) session: &'a Session,
     pub(super) destination: &'a D,
     pub(super) stop: &'a CancellationToken,
-    pub(super) notice: &'a Notice,
+    pub(super) observer: &'a RetryObserver,
 }
 
 impl<D: Destination> Surroundings<'_, D> {
@@ -206,7 +206,7 @@ impl<D: Destination> Surroundings<'_, D> {
         F: FnMut() -> Fut,
         Fut: Future<Output = Result<T, Error>>,
     {
-        start_table(self.stop, self.notice, table, attempt).await
+        start_table(self.stop, self.observer, table, attempt).await
     }
 
     /// Brings a table's record, and its target, up to the catalog, whose marks are `now`. Says whether the record has changed.
@@ -310,7 +310,7 @@ impl<D: Destination> Surroundings<'_, D> {
             reason: Some(Reason::CopiedAnew),
             message: format!("it is copied anew: {why}"),
             copy_version: version,
-            covered: version,
+            snapshot_lsn: version,
             ..TableRecord::new(record.spec.clone(), schema, TablePhase::Snapshotting)
         };
         Ok(())

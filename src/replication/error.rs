@@ -421,7 +421,7 @@ impl Error {
     }
 
     /// An error of reading some of a table's rows again. What the source refuses for this query stays refused.
-    pub(super) fn of_reread(table: &TableId, error: Error) -> Self {
+    pub(super) fn of_fetch(table: &TableId, error: Error) -> Self {
         match Error::of_table(table, error) {
             Error::Source(source) if source.refuses_query() => {
                 let message = format!("unchanged large values could not be read again: {source}");

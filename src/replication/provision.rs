@@ -8,7 +8,7 @@ use tokio_util::sync::CancellationToken;
 use super::{
     Destination, Error, ErrorKind, Policy,
     admission::Refused,
-    backoff::Notice,
+    backoff::RetryObserver,
     drift,
     error::failure_of_table,
     failover::{Failover, Origin},
@@ -77,7 +77,7 @@ pub(super) struct Provisioner<'a, D: Destination> {
     pub(super) refused: Refused,
     pub(super) stop: &'a CancellationToken,
     /// Hears of what is repeated for single tables.
-    pub(super) notice: &'a Notice,
+    pub(super) observer: &'a RetryObserver,
 }
 
 /// The comment that marks a publication as this Mirror's.
@@ -99,14 +99,14 @@ impl<D: Destination> Provisioner<'_, D> {
         let Provisioner { config, session, origin, destination, store, progress, copying, .. } = self;
         let (mut refused, around) = (
             self.refused,
-            drift::Surroundings { config, session, destination, stop: self.stop, notice: self.notice },
+            drift::Surroundings { config, session, destination, stop: self.stop, observer: self.observer },
         );
         destination.prepare().await?;
         let (mut state, claims) = tokio::try_join!(store.take(), targets::claims(destination))?;
         let unfinished =
             |record: &TableRecord| record.phase == TablePhase::Snapshotting || !record.chunks.is_empty();
         if !copying && state.tables.values().any(unfinished) {
-            snapshot::settle(destination, &config.mirror.fence()).await?;
+            snapshot::end_earlier_inserts(destination, &config.mirror.fence()).await?;
         }
         resync::release_if_due(config, session, &mut state, store, &mut refused).await?;
         origin.check_system(state.source.as_ref())?;
@@ -738,7 +738,7 @@ async fn join_all<D: Destination>(
             record.seen_until(seen);
             record.joins = streams && record.phase == TablePhase::Snapshotting;
             if alone {
-                record.covered = record.copy_version;
+                record.snapshot_lsn = record.copy_version;
             }
             if let (Some(why), TablePhase::Snapshotting) = (why, record.phase) {
                 record.set_reason(Reason::CopiedAnew, format!("it is copied anew: {why}"));

@@ -18,7 +18,7 @@ use crate::{
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Projection {
     /// By schema column.
-    pub(super) places: Vec<Option<usize>>,
+    pub(super) positions: Vec<Option<usize>>,
     /// Whether tuples can be used as they are.
     pub(super) identical: bool,
 }
@@ -36,13 +36,13 @@ pub(super) enum Fit {
 pub(super) fn fit(schema: &TableSchema, relation: &Relation, excluded: &[String]) -> Fit {
     let Matched { projection, strangers, doubtful } = projection(schema, relation);
     if let Some(stranger) = strangers.iter().find(|name| !excluded.contains(name)) {
-        return Fit::Unknown(format!("column {stranger} is not known at this place"));
+        return Fit::Unknown(format!("column {stranger} is not known at this position"));
     }
     if let Some(problem) = unreadable(schema, relation, &projection) {
         return Fit::Unknown(problem);
     }
-    let lacks = |(place, known): &(&Option<usize>, &Column)| place.is_none() && !known.dropped;
-    match projection.places.iter().zip(&schema.columns).find(lacks) {
+    let lacks = |(position, known): &(&Option<usize>, &Column)| position.is_none() && !known.dropped;
+    match projection.positions.iter().zip(&schema.columns).find(lacks) {
         Some((_, known)) => Fit::Unknown(format!("column {} is missing", known.name)),
         None if doubtful => Fit::Unknown("its columns' names fit in several ways".to_owned()),
         None => Fit::Known(projection),
@@ -56,8 +56,8 @@ pub(super) fn unreadable(
     relation: &Relation,
     projection: &Projection,
 ) -> Option<String> {
-    for (known, place) in schema.columns.iter().zip(&projection.places) {
-        let Some(column) = place.and_then(|place| relation.columns.get(place)) else { continue };
+    for (known, position) in schema.columns.iter().zip(&projection.positions) {
+        let Some(column) = position.and_then(|position| relation.columns.get(position)) else { continue };
         let found = (column.type_oid, column.type_modifier);
         if !readable_as(known, found) {
             return Some(format!("column {} has another type", known.name));
@@ -68,8 +68,8 @@ pub(super) fn unreadable(
         (TableKind::ChangeLog, _) => return Some(NOT_FULL.to_owned()),
         (TableKind::Keyed, _) => {}
     }
-    let keys = |place: usize| relation.columns.get(place).is_some_and(|column| column.key);
-    let named = |index: &usize| projection.places.get(*index).copied().flatten().is_some_and(keys);
+    let keys = |position: usize| relation.columns.get(position).is_some_and(|column| column.key);
+    let named = |index: &usize| projection.positions.get(*index).copied().flatten().is_some_and(keys);
     let count = relation.columns.iter().filter(|column| column.key).count();
     let same = count == schema.key.len() && schema.key.iter().chain(&schema.order_by).all(named);
     (!same).then(|| "the replica identity is another one".to_owned())
@@ -91,22 +91,22 @@ pub(super) struct Matched<'a> {
 /// before it, and two columns that have swapped their names are told apart. Once one of the two is dropped, they no longer are.
 pub(super) fn projection<'a>(schema: &TableSchema, relation: &'a Relation) -> Matched<'a> {
     let (chosen, ambiguous) = matching::best(&candidates(schema, relation), schema.columns.len());
-    let mut places = vec![None; schema.columns.len()];
+    let mut positions = vec![None; schema.columns.len()];
     let mut strangers = Vec::new();
-    for (place, (column, index)) in relation.columns.iter().zip(chosen).enumerate() {
-        match index.and_then(|index| places.get_mut(index)) {
-            Some(found) => *found = Some(place),
+    for (position, (column, index)) in relation.columns.iter().zip(chosen).enumerate() {
+        match index.and_then(|index| positions.get_mut(index)) {
+            Some(found) => *found = Some(position),
             None => strangers.push(&column.name),
         }
     }
-    let identical = places.len() == relation.columns.len()
-        && places.iter().enumerate().all(|(index, place)| *place == Some(index));
+    let identical = positions.len() == relation.columns.len()
+        && positions.iter().enumerate().all(|(index, position)| *position == Some(index));
     // A column that is there now was there whenever one with a higher number was.
-    let live = || places.iter().zip(&schema.columns).filter(|(_, known)| !known.dropped);
-    let last = live().filter(|(place, _)| place.is_some()).map(|(_, known)| known.attnum).max();
+    let live = || positions.iter().zip(&schema.columns).filter(|(_, known)| !known.dropped);
+    let last = live().filter(|(position, _)| position.is_some()).map(|(_, known)| known.attnum).max();
     let skipped =
-        live().any(|(place, known)| place.is_none() && last.is_some_and(|last| known.attnum < last));
-    Matched { doubtful: ambiguous || skipped, projection: Projection { places, identical }, strangers }
+        live().any(|(position, known)| position.is_none() && last.is_some_and(|last| known.attnum < last));
+    Matched { doubtful: ambiguous || skipped, projection: Projection { positions, identical }, strangers }
 }
 
 /// For each column of a relation those of a schema that it may be, in their order.
@@ -216,7 +216,7 @@ fn taken(column: &Column, known: &Column) -> String {
 }
 
 /// The same columns, in the same order, as queries must name them now; without those added meanwhile.
-pub(super) fn as_now(schema: &TableSchema, fresh: &TableSchema) -> TableSchema {
+pub(super) fn rename_to_current(schema: &TableSchema, fresh: &TableSchema) -> TableSchema {
     let mut now = schema.clone();
     for known in &mut now.columns {
         let found = fresh.columns.iter().find(|column| column.attnum == known.attnum);
@@ -329,7 +329,7 @@ pub(super) fn forget_strangers(known: &mut TableSchema, fresh: &TableSchema) {
 
 /// How the names and types that a schema was made with compare with the columns that are there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Standing {
+pub(super) enum ColumnNames {
     /// A query by this schema reads what it means.
     Same,
     /// A column has another name, or is gone.
@@ -339,18 +339,18 @@ pub(super) enum Standing {
 }
 
 /// Compares by attribute number: after a swap of names, a query would read the wrong column without an error.
-pub(super) fn standing(schema: &TableSchema, live: &[LiveColumn]) -> Standing {
-    let mut standing = Standing::Same;
+pub(super) fn check_columns(schema: &TableSchema, live: &[LiveColumn]) -> ColumnNames {
+    let mut found = ColumnNames::Same;
     for known in schema.columns.iter().filter(|known| !known.dropped) {
         match live.iter().find(|column| column.attnum == known.attnum) {
             Some(column) if !readable_as(known, (column.type_oid, column.type_modifier)) => {
-                return Standing::Retyped;
+                return ColumnNames::Retyped;
             }
             Some(column) if column.name == known.name => {}
-            _ => standing = Standing::Renamed,
+            _ => found = ColumnNames::Renamed,
         }
     }
-    standing
+    found
 }
 
 fn readable_as(known: &Column, found: (u32, i32)) -> bool {
@@ -520,7 +520,7 @@ mod tests {
         gone.dropped = true;
         let schema = schema(vec![column("id", 1, 20), column("b", 3, 25), gone]);
         let found = fit(&schema, &relation(&[("id", 20), ("a", 25), ("b", 25)]), &["a".into()]);
-        let expected = Projection { places: vec![Some(0), Some(2), None], identical: false };
+        let expected = Projection { positions: vec![Some(0), Some(2), None], identical: false };
         assert_eq!(found, Fit::Known(expected));
     }
 
@@ -546,7 +546,7 @@ mod tests {
         let dropped: Vec<_> = merged.columns.iter().map(|column| column.dropped).collect();
         assert_eq!(dropped, [false, true, false, false]);
         assert!(matches!(fit(&merged, &relation(&[("id", 20), ("c", 25), ("d", 25)]), &[]), Fit::Known(_)));
-        let now = as_now(&old, &fresh);
+        let now = rename_to_current(&old, &fresh);
         let now: Vec<_> = now.columns.iter().map(|column| (column.name.as_str(), column.dropped)).collect();
         assert_eq!(now, [("id", false), ("a", true), ("c", false)]);
     }
@@ -576,7 +576,7 @@ mod tests {
     fn swapped_names_are_told_apart_by_their_order() {
         let old = schema(vec![column("id", 1, 20), column("a", 2, 25), column("b", 3, 25)]);
         let swapped = relation(&[("id", 20), ("b", 25), ("a", 25)]);
-        assert!(told(&old, &swapped).contains("column a is not known at this place"));
+        assert!(told(&old, &swapped).contains("column a is not known at this position"));
         let fresh = schema(vec![column("id", 1, 20), column("b", 2, 25), column("a", 3, 25)]);
         let (merged, _) = evolve(&old, &fresh).unwrap();
         for relation in [swapped, relation(&[("id", 20), ("a", 25), ("b", 25)])] {
@@ -592,10 +592,10 @@ mod tests {
             written_by: 7,
         };
         let now = |last| [live("id", 1, 20), live("b", 2, 25), last];
-        assert_eq!(standing(&merged, &now(live("a", 3, 25))), Standing::Same);
-        assert_eq!(standing(&old, &now(live("a", 3, 25))), Standing::Renamed);
-        assert_eq!(standing(&old, &now(live("a", 4, 25))), Standing::Renamed);
-        assert_eq!(standing(&merged, &now(live("a", 3, 26))), Standing::Retyped);
+        assert_eq!(check_columns(&merged, &now(live("a", 3, 25))), ColumnNames::Same);
+        assert_eq!(check_columns(&old, &now(live("a", 3, 25))), ColumnNames::Renamed);
+        assert_eq!(check_columns(&old, &now(live("a", 4, 25))), ColumnNames::Renamed);
+        assert_eq!(check_columns(&merged, &now(live("a", 3, 26))), ColumnNames::Retyped);
     }
 
     #[test]

@@ -15,7 +15,7 @@ use super::{
     epoch::{EPOCH_ITEM, Writer},
     named_columns::NamedColumns,
     position::PositionRecord,
-    table::Cut,
+    table::SnapshotBoundary,
 };
 use crate::{
     fault::{Reason, Remedy, optional, remedy},
@@ -147,8 +147,8 @@ pub struct TableRecord {
     #[serde(default)]
     pub copy_version: Lsn,
     /// Changes of transactions up to here are in the copy already, and are not applied.
-    #[serde(default)]
-    pub covered: Lsn,
+    #[serde(default, rename = "covered")]
+    pub snapshot_lsn: Lsn,
     /// What is known of the table by queries, its copied rows and its columns, was in the source's log up to here; and so was the
     /// last TRUNCATE.
     #[serde(default = "unknown")]
@@ -169,8 +169,8 @@ pub struct TableRecord {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub copy_anew: Option<String>,
     /// Which transactions the copy has, for a table without a key: set when its present plan was made.
-    #[serde(default)]
-    pub cut: Option<Cut>,
+    #[serde(default, rename = "cut")]
+    pub boundary: Option<SnapshotBoundary>,
     /// No row with a lower version counts any more: since the last TRUNCATE, or since the table was copied again.
     #[serde(default)]
     pub floor: Version,
@@ -252,14 +252,14 @@ impl TableRecord {
             chunks: Vec::new(),
             rows_estimated: 0,
             copy_version: Lsn::ZERO,
-            covered: Lsn::ZERO,
+            snapshot_lsn: Lsn::ZERO,
             seen: Lsn::ZERO,
             layout: None,
             published: None,
             named: None,
             target_id: None,
             copy_anew: None,
-            cut: None,
+            boundary: None,
             floor: Version::ZERO,
             copy_floor: Version::ZERO,
             floor_set: 0,
@@ -729,6 +729,18 @@ mod tests {
         let rows = [StateRow { item: "table/public.t".into(), value: old.to_string() }];
         let table = parse(&rows).unwrap().tables.into_values().next().unwrap();
         assert_eq!((table.copy_version, table.seen), (Lsn::ZERO, Lsn(u64::MAX)));
+    }
+
+    #[test]
+    fn renamed_fields_keep_their_names_in_records() {
+        let mut written = serde_json::to_value(record(1, 0)).unwrap();
+        written["covered"] = "0/10".into();
+        written["cut"] = serde_json::json!({"snapshot": "10:20:12", "end": "0/20"});
+        let rows = [StateRow { item: "table/public.t".into(), value: written.to_string() }];
+        let table = parse(&rows).unwrap().tables.into_values().next().unwrap();
+        assert_eq!(table.snapshot_lsn, Lsn(0x10));
+        assert_eq!(table.boundary.as_ref().map(|boundary| boundary.end), Some(Lsn(0x20)));
+        assert_eq!(serde_json::to_value(&table).unwrap(), written);
     }
 
     #[test]

@@ -7,7 +7,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     Destination, Error, Policy,
-    backoff::{Notice, retry},
+    backoff::{RetryObserver, retry},
     policy,
     stream::Fatal,
     table::Table,
@@ -24,7 +24,7 @@ pub(super) struct TargetWatch<D: Destination> {
     /// The Mirror's UID.
     pub(super) uid: String,
     pub(super) tables: Vec<Arc<Table<D>>>,
-    pub(super) notice: Notice,
+    pub(super) observer: RetryObserver,
 }
 
 impl<D: Destination> TargetWatch<D> {
@@ -52,7 +52,7 @@ impl<D: Destination> TargetWatch<D> {
         let identities = self.destination.identities(&schemas).await?;
         for (table, identity) in going.iter().zip(identities) {
             if let Err(error) = targets::identify(&mut table.record(), identity) {
-                retry(end, &self.notice, || table.fail(&error)).await?;
+                retry(end, &self.observer, || table.fail(&error)).await?;
             }
         }
         let standing = self.destination.standing(&schemas).await?;
@@ -66,7 +66,7 @@ impl<D: Destination> TargetWatch<D> {
                 unseen = Some(error);
                 continue;
             }
-            retry(end, &self.notice, || table.fail(&error)).await?;
+            retry(end, &self.observer, || table.fail(&error)).await?;
         }
         self.look_at_claims().await?;
         unseen.map_or(Ok(()), Err)

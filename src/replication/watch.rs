@@ -15,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     Destination, Error,
-    backoff::{Notice, retry},
+    backoff::{RetryObserver, retry},
     drift::{self, Left},
     guard, policy,
     position::Confirmable,
@@ -62,7 +62,7 @@ pub(super) struct Watch<D: Destination> {
     pub(super) confirmable: Arc<Confirmable>,
     pub(super) progress: Arc<Progress>,
     pub(super) tables: Vec<Arc<Table<D>>>,
-    pub(super) notice: Notice,
+    pub(super) observer: RetryObserver,
     /// Asks for a look at once.
     pub(super) look: Arc<Notify>,
     /// When the publication was last seen to do no harm.
@@ -220,7 +220,7 @@ impl<D: Destination> Watch<D> {
                     let left = guard::why_left(session, &publication, &table.schema()).await?;
                     error = left.unwrap_or(error);
                 }
-                retry(end, &self.notice, || table.fail(&error)).await?;
+                retry(end, &self.observer, || table.fail(&error)).await?;
             }
         }
         self.find_readable(session, &tables).await?;
@@ -273,8 +273,8 @@ impl<D: Destination> Watch<D> {
             if let Some(error) = unfit.remove(&now.oid) {
                 match differs(&error) {
                     // It heals by itself, and no other failure with it.
-                    true => retry(end, &self.notice, || table.fail(&error)).await?,
-                    false => retry(end, &self.notice, || table.fail_again(&error)).await?,
+                    true => retry(end, &self.observer, || table.fail(&error)).await?,
+                    false => retry(end, &self.observer, || table.fail_again(&error)).await?,
                 }
             } else if self.config.snapshot.mode != SnapshotMode::Never
                 && table.failed()
@@ -282,7 +282,7 @@ impl<D: Destination> Watch<D> {
             {
                 return Err(Error::copy_anew(&table.id, "a partition had another replica identity"));
             } else if let Some(error) = otherwise() {
-                retry(end, &self.notice, || table.fail(&error)).await?;
+                retry(end, &self.observer, || table.fail(&error)).await?;
             }
         }
         Ok(())
@@ -314,7 +314,7 @@ impl<D: Destination> Watch<D> {
         for (table, oid) in self.tables.iter().zip(oids) {
             if let Some(ancestor) = ancestors.get(&oid) {
                 let error = guard::ancestor_published(&table.id, ancestor);
-                retry(end, &self.notice, || table.fail(&error)).await?;
+                retry(end, &self.observer, || table.fail(&error)).await?;
             }
         }
         Ok(())
@@ -332,7 +332,7 @@ impl<D: Destination> Watch<D> {
             let failed = table.failed() && table.record().reason == Some(Reason::SourceTableInherited);
             if parents.contains(&oid) {
                 let error = guard::has_children(&table.id, heals);
-                retry(end, &self.notice, || table.fail(&error)).await?;
+                retry(end, &self.observer, || table.fail(&error)).await?;
             } else if failed && heals {
                 return Err(Error::copy_anew(&table.id, "other tables inherited from it"));
             }
@@ -384,7 +384,7 @@ impl<D: Destination> Watch<D> {
                 record.layout = Some(layout);
                 record.seen_until(seen);
             };
-            retry(end, &self.notice, || table.update(note)).await?;
+            retry(end, &self.observer, || table.update(note)).await?;
         }
         Ok(all)
     }

@@ -13,14 +13,18 @@ use tokio_util::sync::CancellationToken;
 use super::{
     Destination, Error, Policy,
     admission::{Admission, Refused},
-    backoff::{Answers, Backoff, Notice, SessionErrors},
+    backoff::{Answers, Backoff, RetryObserver, SessionErrors},
     failover::Origin,
     failure, policy,
     position::{Activity, Confirmable, PositionRecord, Recorder, Witness},
     provision::{self, Provisioned, Provisioner},
-    resync, snapshot,
+    resync,
+    snapshot::{self, SnapshotContext},
     state::{MirrorState, StateStore, TableRecord},
-    stream::{self, Applier, Checkpoint, Fatal, Inserter, Mark, Rereader, Spares},
+    stream::{
+        Applier, BatchPool, Checkpoint, Fatal, Inserter, Mark, RowFetcher, StreamContext, StreamSession,
+        insert_semaphore,
+    },
     table::{Sweeper, Table},
     target_watch::TargetWatch,
     watch::Watch,
@@ -301,14 +305,14 @@ impl<D: Destination> Worker<D> {
         drop(outside);
         let fatal = Fatal::default();
         *self.began() = Some(Began { at: Instant::now(), durable: self.progress.durable_lsn() });
-        let (notice, look) = (watch.notice.clone(), Arc::clone(&watch.look));
-        notice.report();
+        let (observer, look) = (watch.observer.clone(), Arc::clone(&watch.look));
+        observer.report();
         let mut copying = self.copying.lock().await;
         // A copy outlives connections; one that has ended may have ended by a fault.
         if copying.as_ref().is_none_or(|copying| copying.task.is_finished()) {
-            *copying = Some(self.copy(&tables, &state, joining, &notice));
+            *copying = Some(self.copy(&tables, &state, joining, &observer));
         }
-        let copied = report_copy(&mut copying, notice.clone(), fatal.clone());
+        let copied = report_copy(&mut copying, observer.clone(), fatal.clone());
         let (end, abort) = (self.stop.child_token(), self.abort.child_token());
         let over = CancellationToken::new();
         // It outlives `end`: the last inserts may take long, and the source may have to shut down meanwhile.
@@ -317,23 +321,23 @@ impl<D: Destination> Worker<D> {
             destination: self.destination.clone(),
             uid: self.config.mirror.uid.clone(),
             tables: tables.iter().map(|(table, _)| Arc::clone(table)).collect(),
-            notice: notice.clone(),
+            observer: observer.clone(),
         };
         let target_watcher = tokio::spawn(target_watch.run(fatal.clone(), end.clone()));
         let sweeper = Sweeper {
             destination: self.destination.clone(),
             tables: tables.iter().map(|(table, _)| Arc::clone(table)).collect(),
             fence: self.config.mirror.fence(),
-            notice: notice.clone(),
+            observer: observer.clone(),
             stop: end.clone(),
         };
         let sweeper = tokio::spawn(sweeper.run());
         let finisher = ends.then(|| tokio::spawn(self.until_caught_up(&tables, fatal.clone(), end.clone())));
         let admitter = tokio::spawn(self.until_admitted(refused, fatal.clone(), end.clone()));
-        let inserter = self.inserter(fatal.clone(), notice, abort.clone());
+        let inserter = self.inserter(fatal.clone(), observer, abort.clone());
         let checkpoint = Checkpoint::new(start);
         let applier = Applier::new(tables, Arc::new(inserter), checkpoint, witness, self.config.batch);
-        let surroundings = stream::Surroundings {
+        let context = Arc::new(StreamContext {
             source: self.config.source.clone(),
             application_name: self.config.mirror.application_name(),
             progress: Arc::clone(&self.progress),
@@ -344,9 +348,10 @@ impl<D: Destination> Worker<D> {
             stop: end.clone(),
             abort,
             fatal,
-        };
+        });
+        let session = StreamSession { context, applier };
         let outcome = tokio::select! {
-            outcome = stream::run(&surroundings, applier, reader, writer, recorder) => outcome,
+            outcome = session.run(reader, writer, recorder) => outcome,
             never = copied => match never {},
         };
         end.cancel();
@@ -416,7 +421,7 @@ impl<D: Destination> Worker<D> {
             copying,
             refused: self.admission.refused().await?,
             stop: &self.stop,
-            notice: &self.notice_of_start(),
+            observer: &self.observer_of_start(),
         };
         let provisioned = provisioner.provision().await;
         if let Err(Error::NoTableAdmitted { refused }) = &provisioned {
@@ -491,7 +496,7 @@ impl<D: Destination> Worker<D> {
             confirmable: Arc::clone(confirmable),
             progress: Arc::clone(&self.progress),
             tables: tables.iter().map(|(table, _)| Arc::clone(table)).collect(),
-            notice: self.notice(tables),
+            observer: self.observer(tables),
             look: Arc::new(Notify::new()),
             looked: Arc::clone(&self.looked),
             marks: Mutex::default(),
@@ -526,10 +531,10 @@ impl<D: Destination> Worker<D> {
     }
 
     /// What tasks call when a fault that passes begins and ends.
-    fn notice(&self, tables: &[(Arc<Table<D>>, TableSpec)]) -> Notice {
+    fn observer(&self, tables: &[(Arc<Table<D>>, TableSpec)]) -> RetryObserver {
         let progress = Arc::clone(&self.progress);
         let tables: Vec<_> = tables.iter().map(|(table, _)| Arc::clone(table)).collect();
-        Notice::new(Arc::clone(self.progress.liveness()), Arc::clone(&self.answers), move |failure| {
+        RetryObserver::new(Arc::clone(self.progress.liveness()), Arc::clone(&self.answers), move |failure| {
             match failure {
                 Some(failure) => progress.set_phase(MirrorPhase::Retrying, Some(failure.clone())),
                 None => {
@@ -542,18 +547,18 @@ impl<D: Destination> Worker<D> {
     }
 
     /// The same before anything streams.
-    fn notice_of_start(&self) -> Notice {
+    fn observer_of_start(&self) -> RetryObserver {
         let progress = Arc::clone(&self.progress);
-        Notice::new(Arc::clone(self.progress.liveness()), Arc::clone(&self.answers), move |failure| {
+        RetryObserver::new(Arc::clone(self.progress.liveness()), Arc::clone(&self.answers), move |failure| {
             let phase = failure.map_or(MirrorPhase::Provisioning, |_| MirrorPhase::Retrying);
             progress.set_phase(phase, failure.cloned());
         })
     }
 
-    fn inserter(&self, fatal: Fatal, notice: Notice, abort: CancellationToken) -> Inserter<D> {
+    fn inserter(&self, fatal: Fatal, observer: RetryObserver, abort: CancellationToken) -> Inserter<D> {
         Inserter {
             destination: self.destination.clone(),
-            rereader: Arc::new(Rereader::new(
+            fetcher: Arc::new(RowFetcher::new(
                 self.config.source.clone(),
                 self.config.mirror.application_name(),
             )),
@@ -562,9 +567,9 @@ impl<D: Destination> Worker<D> {
             ended: Arc::new(Notify::new()),
             fatal,
             fence: self.config.mirror.fence(),
-            notice,
-            turns: stream::turns(),
-            spares: Spares::default(),
+            observer,
+            insert_semaphore: insert_semaphore(),
+            pool: BatchPool::default(),
         }
     }
 
@@ -574,11 +579,11 @@ impl<D: Destination> Worker<D> {
         tables: &[(Arc<Table<D>>, TableSpec)],
         state: &MirrorState,
         joining: bool,
-        notice: &Notice,
+        observer: &RetryObserver,
     ) -> Copying {
         let stop = self.stop.child_token();
         let stopped = stop.clone();
-        let around = snapshot::Surroundings {
+        let context = SnapshotContext {
             source: self.config.source.clone(),
             application_name: self.config.mirror.application_name(),
             destination: self.destination.clone(),
@@ -587,12 +592,12 @@ impl<D: Destination> Worker<D> {
             fence: self.config.mirror.fence(),
             stop,
             progress: Arc::clone(&self.progress),
-            notice: notice.clone(),
+            observer: observer.clone(),
         };
         let tables: Vec<_> = tables.iter().map(|(table, _)| Arc::clone(table)).collect();
-        tables.iter().for_each(|table| table.copy_anew());
+        tables.iter().for_each(|table| table.begin_copy());
         let state = state.clone();
-        let task = tokio::spawn(async move { snapshot::run(around, tables, &state, joining).await });
+        let task = tokio::spawn(async move { snapshot::run(context, tables, &state, joining).await });
         Copying { task, stop: stopped }
     }
 
@@ -738,12 +743,12 @@ fn note(record: &mut TableRecord, error: &Error) {
 }
 
 /// Hands the end of the copy to the present stream, for as long as that is polled.
-async fn report_copy(copying: &mut Option<Copying>, notice: Notice, fatal: Fatal) -> Infallible {
+async fn report_copy(copying: &mut Option<Copying>, observer: RetryObserver, fatal: Fatal) -> Infallible {
     if let Some(Copying { task, .. }) = copying {
         let ended = task.await.unwrap_or_else(|error| Err(Error::Task(error.to_string())));
         *copying = None;
         match ended {
-            Ok(()) => notice.report(),
+            Ok(()) => observer.report(),
             Err(Error::Stopped) => {}
             Err(error) => fatal.report(error),
         }

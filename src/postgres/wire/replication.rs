@@ -104,7 +104,7 @@ impl ReplicationReader {
 
     /// Lets the socket fill until `moment`, without being woken for what arrives (over TLS the wake-ups
     /// remain).
-    pub async fn nap_until(&mut self, moment: Instant) {
+    pub async fn coalesce_reads_until(&mut self, moment: Instant) {
         self.stream.leave_alone();
         tokio::time::sleep_until(moment.into()).await;
     }

@@ -6,7 +6,7 @@ use std::{
 };
 
 use super::{
-    Destination, Error, Surroundings, Table, copy_fence,
+    Destination, Error, SnapshotContext, Table, copy_fence,
     plan::LARGEST,
     range::{RangeEnd, RangeReader, Rows},
 };
@@ -21,17 +21,17 @@ use crate::{
 
 /// How a chunk ended.
 pub(super) enum Copied {
-    /// All its rows are durable: so many, read when the source's log ended at `seen` at the latest.
-    Rows { rows: u64, seen: Lsn },
+    /// All its rows are durable: so many, read when the source's log ended at `read_lsn` at the latest.
+    Rows { rows: u64, read_lsn: Lsn },
     /// The table was rewritten since the plan was made, or the snapshot is gone.
-    Moved,
+    Rewritten,
     /// A column has another name than the plan knew. The table's record knows it now.
     Renamed,
 }
 
 /// A chunk and what its rows have in common.
 #[derive(Clone, Copy)]
-pub(super) struct Piece<'a> {
+pub(super) struct ChunkRead<'a> {
     pub(super) chunk: &'a Chunk,
     /// Its number in the plan.
     pub(super) index: usize,
@@ -39,9 +39,9 @@ pub(super) struct Piece<'a> {
     pub(super) snapshot: Option<&'a SharedSnapshot>,
 }
 
-impl Piece<'_> {
-    /// Reads those of its rows that lie in these blocks. `partition` is the condition for its partition's rows, where they are read through
-    /// the root.
+impl ChunkRead<'_> {
+    /// The COPY of those of its rows that lie in these blocks. `partition` is the condition for its
+    /// partition's rows, where they are read through the root.
     pub(super) fn statement(
         &self,
         schema: &TableSchema,
@@ -59,23 +59,24 @@ impl Piece<'_> {
         }
     }
 
-    /// Its blocks. What lies behind those that were planned was written after the slot was made, so the stream has it.
+    /// Its blocks. What lies behind those that were planned was written after the slot was made, so the
+    /// stream has it.
     fn blocks(&self) -> Range<u64> {
         self.chunk.from..self.chunk.to.unwrap_or(self.chunk.from + LARGEST)
     }
 
-    /// Tells a row of a plan from all others by where it lies, which is the same each time that a snapshot is read. A chunk has
-    /// fewer than 2^16 blocks.
-    pub(super) fn ordinal(&self, place: &[u8]) -> Result<u64, postgres::Error> {
+    /// Identifies a row of a plan by where it lies, which is the same each time that a snapshot is read. A
+    /// chunk has fewer than 2^16 blocks.
+    pub(super) fn ordinal(&self, ctid: &[u8]) -> Result<u64, postgres::Error> {
         let malformed = || postgres::Error::Protocol("a row's ctid is malformed".to_owned());
-        let (block, number) = copy::row_place(place).ok_or_else(malformed)?;
+        let (block, number) = copy::row_place(ctid).ok_or_else(malformed)?;
         let block = u64::from(block).checked_sub(self.chunk.from).ok_or_else(malformed)?;
         Ok((self.index as u64) << 32 | block << 16 | u64::from(number))
     }
 }
 
-/// What a worker keeps from chunk to chunk.
-struct Kept<D: Destination> {
+/// What a worker reuses from chunk to chunk.
+struct WorkerState<D: Destination> {
     reader: RangeReader,
     schema: TableSchema,
     batch: D::Batch,
@@ -86,68 +87,69 @@ struct Kept<D: Destination> {
 /// One worker's way to copy chunks.
 pub(super) struct Copier<D: Destination> {
     worker: usize,
-    kept: Mutex<Option<Kept<D>>>,
+    state: Mutex<Option<WorkerState<D>>>,
 }
 
 impl<D: Destination> Copier<D> {
     pub(super) fn new(worker: usize) -> Self {
-        Copier { worker, kept: Mutex::default() }
+        Copier { worker, state: Mutex::default() }
     }
 
-    fn kept(&self) -> MutexGuard<'_, Option<Kept<D>>> {
-        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
+    fn state(&self) -> MutexGuard<'_, Option<WorkerState<D>>> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Copies a chunk. After an error the connection is not used again, and none of the chunk's rows count as copied.
+    /// Copies a chunk. After an error the connection is not used again, and none of the chunk's rows count as
+    /// copied.
     pub(super) async fn copy(
         &self,
-        around: &Surroundings<D>,
+        context: &SnapshotContext<D>,
         table: &Table<D>,
-        piece: Piece<'_>,
+        read: ChunkRead<'_>,
     ) -> Result<Copied, Error> {
         let TableRecord { schema, copy_version, .. } = table.record();
-        let version = Version::copied(piece.chunk.version.unwrap_or(copy_version));
-        let kept = self.kept().take();
-        let mut kept = match kept {
-            Some(kept) if kept.schema == schema => Kept { version, ..kept },
-            Some(Kept { reader, .. }) => {
-                Kept { reader, batch: around.destination.batch(&schema)?, schema, version }
+        let version = Version::copied(read.chunk.version.unwrap_or(copy_version));
+        let state = self.state().take();
+        let mut state = match state {
+            Some(state) if state.schema == schema => WorkerState { version, ..state },
+            Some(WorkerState { reader, .. }) => {
+                WorkerState { reader, batch: context.destination.batch(&schema)?, schema, version }
             }
             None => {
-                let reader = RangeReader::new(around.source.clone(), around.application_name.clone());
-                Kept { reader, batch: around.destination.batch(&schema)?, schema, version }
+                let reader = RangeReader::new(context.source.clone(), context.application_name.clone());
+                WorkerState { reader, batch: context.destination.batch(&schema)?, schema, version }
             }
         };
-        kept.batch.clear();
+        state.batch.clear();
         let mut sender = Sender {
-            destination: &around.destination,
+            destination: &context.destination,
             table,
-            fence: copy_fence(&around.fence, self.worker),
+            fence: copy_fence(&context.fence, self.worker),
             insert: None,
             sent: 0,
         };
-        let copied = copy_chunk(&mut kept, &mut sender, piece).await;
+        let copied = copy_chunk(&mut state, &mut sender, read).await;
         let sent = sender.sent;
         match &copied {
             Ok(Copied::Renamed) => {
-                *self.kept() = Some(kept);
-                rename_columns(around, table).await?;
+                *self.state() = Some(state);
+                rename_columns(context, table).await?;
             }
-            Ok(_) => *self.kept() = Some(kept),
+            Ok(_) => *self.state() = Some(state),
             Err(error) => {
                 table.progress.rows_copied.fetch_sub(sent, Ordering::Relaxed);
                 // A partition went, or may be read through the root alone from now on; the table is there.
-                let partition = piece.chunk.storage != table.id;
+                let partition = read.chunk.storage != table.id;
                 let denied = |source: &postgres::Error| {
-                    source.sqlstate() == Some("42501") && piece.chunk.through_root.is_none()
+                    source.sqlstate() == Some("42501") && read.chunk.through_root.is_none()
                 };
                 if partition
                     && matches!(error, Error::Source(source) if source.is_missing_table() || denied(source))
                 {
-                    return Ok(Copied::Moved);
+                    return Ok(Copied::Rewritten);
                 }
                 if matches!(error, Error::Source(source) if schema_change::outdated(source)) {
-                    rename_columns(around, table).await?;
+                    rename_columns(context, table).await?;
                 }
             }
         }
@@ -155,24 +157,24 @@ impl<D: Destination> Copier<D> {
     }
 }
 
-/// Brings the names of a table's columns up to the catalog: a query with the old ones was refused, and the stream, which
-/// tells of changes with a table's next row, may take long.
-async fn rename_columns<D: Destination>(around: &Surroundings<D>, table: &Table<D>) -> Result<(), Error> {
-    let session = Session::connect(&around.source, &around.application_name).await?;
+/// Brings the names of a table's columns up to the catalog: a query with the old ones was refused, and the
+/// stream, which has changes with a table's next row, may take long.
+async fn rename_columns<D: Destination>(context: &SnapshotContext<D>, table: &Table<D>) -> Result<(), Error> {
+    let session = Session::connect(&context.source, &context.application_name).await?;
     let record = table.record();
     let fresh = schema_change::describe(&session, &record).await?.schema;
-    table.update(|record| record.schema = schema_change::as_now(&record.schema, &fresh)).await
+    table.update(|record| record.schema = schema_change::rename_to_current(&record.schema, &fresh)).await
 }
 
 /// Copies a chunk by one insert, in as many ranges of blocks as it takes.
 async fn copy_chunk<D: Destination>(
-    kept: &mut Kept<D>,
+    state: &mut WorkerState<D>,
     sender: &mut Sender<'_, D>,
-    piece: Piece<'_>,
+    read: ChunkRead<'_>,
 ) -> Result<Copied, Error> {
-    let Kept { reader, schema, batch, version } = kept;
-    let mut rows = Rows::new(piece, schema, *version);
-    let mut left = piece.blocks();
+    let WorkerState { reader, schema, batch, version } = state;
+    let mut rows = Rows::new(read, schema, *version);
+    let mut left = read.blocks();
     while !left.is_empty() {
         let before = sender.sent;
         let blocks = reader.next_of(&left);
@@ -183,7 +185,7 @@ async fn copy_chunk<D: Destination>(
             }
             RangeEnd::Overdue => sender.forget_since(before),
             // What was sent is made durable: it must not arrive after a TRUNCATE that waits for this chunk.
-            RangeEnd::Moved => return sender.finish().await.map(|_| Copied::Moved),
+            RangeEnd::Rewritten => return sender.finish().await.map(|_| Copied::Rewritten),
             RangeEnd::Renamed => {
                 sender.finish().await?;
                 sender.forget_since(0);
@@ -192,8 +194,8 @@ async fn copy_chunk<D: Destination>(
         }
     }
     let rows = sender.finish().await?;
-    let seen = reader.seen_until().await?;
-    Ok(Copied::Rows { rows, seen })
+    let read_lsn = reader.read_lsn().await?;
+    Ok(Copied::Rows { rows, read_lsn })
 }
 
 /// The insert of a chunk's rows.

@@ -1,8 +1,9 @@
 //! The copy of tables without a key: all chunks in one snapshot, of which the stream brings the rest.
 //!
-//! A row that is copied and streamed would count twice, and nothing tells the two apart afterwards. So a copy that lost its snapshot,
-//! with its process or without, begins anew with an empty target. What the stream brought meanwhile and the source has forgotten is
-//! in the new snapshot: its transactions are waited for where they are not yet seen.
+//! A row that is copied and streamed would count twice, and nothing distinguishes the two afterwards. So a
+//! copy that lost its snapshot, with its process or without, begins again with an empty target. What the
+//! stream brought meanwhile and the source has forgotten is in the new snapshot: its transactions are waited
+//! for where they are not yet visible.
 
 use std::{
     sync::{Arc, MutexGuard, PoisonError, Weak, atomic::Ordering},
@@ -11,12 +12,13 @@ use std::{
 
 use super::{Destination, Error, Rows, SharedSnapshot, Snapshot, Table, plan, retry, retry_for_table};
 use crate::{
-    model::{Lsn, Version},
+    model::{Lsn, TableId, Version},
     postgres::{catalog, shared_snapshot::Locking},
-    replication::{stream::stream_fence, table::Cut},
+    replication::{stream::stream_fence, table::SnapshotBoundary},
 };
 
-/// How often it is looked whether the application waits for the locks of a copy. It waits for two looks at most.
+/// How often the source is asked whether the application waits for the locks of a copy. It waits for two
+/// periods at most.
 const LOCKS_EVERY: Duration = Duration::from_secs(1);
 
 impl<D: Destination> Snapshot<D> {
@@ -29,29 +31,29 @@ impl<D: Destination> Snapshot<D> {
         let mut waiting = Vec::new();
         for table in tables.into_iter().filter(|table| !table.failed() && !table.snapshot_over()) {
             let ready = || self.make_ready(&table, joining);
-            let ready = retry_for_table(&self.around.stop, &self.around.notice, &table, ready).await;
-            self.settle(&table, ready).await?;
+            let ready = retry_for_table(&self.context.stop, &self.context.observer, &table, ready).await;
+            self.fail_or_return(&table, ready).await?;
             waiting.push(table);
         }
         while !waiting.is_empty() {
             waiting.retain(|table| !table.failed());
-            let taken = retry(&self.around.stop, &self.around.notice, || self.take_snapshot(&waiting)).await;
+            let taken =
+                retry(&self.context.stop, &self.context.observer, || self.take_snapshot(&waiting)).await;
             let (snapshot, opened) = match taken {
                 Ok(taken) => taken,
-                Err(error @ Error::Table { .. }) => {
-                    let Error::Table { table: id, .. } = &error else { continue };
-                    let Some(table) = waiting.iter().find(|table| table.id == *id) else { continue };
-                    self.settle(table, Err(error)).await?;
+                Err(error) => {
+                    let own = |id: &TableId| matches!(&error, Error::Table { table, .. } if table == id);
+                    let Some(table) = waiting.iter().find(|table| own(&table.id)) else { return Err(error) };
+                    self.fail_or_return(table, Err(error)).await?;
                     continue;
                 }
-                Err(error) => return Err(error),
             };
             self.shared().push(Arc::downgrade(&snapshot));
             for table in &opened {
                 let planned =
-                    retry(&self.around.stop, &self.around.notice, || self.plan_keyless(table, &snapshot))
+                    retry(&self.context.stop, &self.context.observer, || self.plan_keyless(table, &snapshot))
                         .await;
-                self.settle(table, planned).await?;
+                self.fail_or_return(table, planned).await?;
             }
             waiting.retain(|table| !opened.iter().any(|opened| opened.id == table.id));
             if !waiting.is_empty() {
@@ -61,8 +63,8 @@ impl<D: Destination> Snapshot<D> {
         Ok(())
     }
 
-    /// Gives a snapshot up for which the application has to wait: ALTER TABLE and TRUNCATE wait for its locks, and whoever
-    /// comes after them, readers too.
+    /// Gives a snapshot up for which the application has to wait: ALTER TABLE and TRUNCATE wait for its
+    /// locks, and whoever comes after them, readers too.
     ///
     /// Gives [`Error::SnapshotLost`], after which the copies begin again; until then it doesn't end.
     pub(super) async fn watch_locks(&self) -> Error {
@@ -94,18 +96,19 @@ impl<D: Destination> Snapshot<D> {
 
     async fn pause(&self) -> Result<(), Error> {
         tokio::select! {
-            () = self.around.stop.cancelled() => Err(Error::Stopped),
+            () = self.context.stop.cancelled() => Err(Error::Stopped),
             () = tokio::time::sleep(plan::POLL) => Ok(()),
         }
     }
 
-    /// Waits for transactions that a snapshot might not see although the stream does not bring them any more, empties a target that
-    /// has rows of before, and puts on record that the copy has begun: a crash from now on means to begin anew.
+    /// Waits for transactions that a snapshot might not see although the stream does not bring them any more,
+    /// empties a target that has rows of before, and puts on record that the copy has begun: after a crash it
+    /// begins again.
     async fn make_ready(&self, table: &Table<D>, joining: bool) -> Result<(), Error> {
         let record = table.record();
         if joining {
             let session = self.session().await?;
-            plan::wait_for_writers(&session, table, &self.around.stop).await?;
+            plan::wait_for_writers(&session, table, &self.context.stop).await?;
         }
         let mut version = record.copy_version;
         if record.plan > 0 || version > Lsn::ZERO {
@@ -119,34 +122,35 @@ impl<D: Destination> Snapshot<D> {
             .await
     }
 
-    /// Takes away all that a target has. Gives the position of the next copy, whose rows lie where none of before did.
+    /// Takes away all that a target has. Gives the position of the next copy, whose rows lie where none of
+    /// before did.
     async fn take_away(&self, table: &Table<D>) -> Result<Lsn, Error> {
         let position = catalog::flushed_position(&self.session().await?).await?;
         let schema = table.schema();
-        let fence = stream_fence(&self.around.fence, &schema);
+        let fence = stream_fence(&self.context.fence, &schema);
         let older = Version::ZERO..Version::copied(position);
-        self.around.destination.delete(&schema, Rows::All, older, &fence).await?;
+        self.context.destination.delete(&schema, Rows::All, older, &fence).await?;
         Ok(position)
     }
 
-    /// Takes a snapshot and opens the stream for what it does not see. Gives the tables of which it sees all that the stream has left
-    /// out.
+    /// Takes a snapshot and applies from the stream what it does not see. Gives the tables of which it sees
+    /// all that the stream has skipped.
     async fn take_snapshot(
         &self,
         tables: &[Arc<Table<D>>],
     ) -> Result<(Arc<SharedSnapshot>, Vec<Arc<Table<D>>>), Error> {
-        let locking = Locking::begin(&self.around.source, &self.around.application_name).await?;
+        let locking = Locking::begin(&self.context.source, &self.context.application_name).await?;
         for table in tables {
             let locked = locking.lock(&table.schema()).await;
             locked.map_err(|error| Error::of_table(&table.id, error.into()))?;
         }
-        let paused: Vec<_> = tables.iter().map(|table| table.sieve.pause()).collect();
+        let handoffs: Vec<_> = tables.iter().map(|table| table.snapshot_filter.pause()).collect();
         let snapshot = locking.share().await?;
-        let cut = cut(&snapshot);
+        let boundary = boundary(&snapshot);
         let opened = tables
             .iter()
-            .zip(paused)
-            .filter_map(|(table, paused)| paused.open(&cut).then(|| Arc::clone(table)));
+            .zip(handoffs)
+            .filter_map(|(table, handoff)| handoff.commit(&boundary).then(|| Arc::clone(table)));
         let opened = opened.collect();
         Ok((Arc::new(snapshot), opened))
     }
@@ -158,13 +162,13 @@ impl<D: Destination> Snapshot<D> {
             return Ok(());
         }
         let session = self.session().await?;
-        let (chunks, estimated) = plan::chunks(&session, &table.schema(), self.around.parallelism).await?;
+        let (chunks, estimated) = plan::chunks(&session, &table.schema(), self.context.parallelism).await?;
         let all: Vec<usize> = (0..chunks.len()).collect();
         table
             .update(|record| {
                 record.chunks = chunks;
                 record.rows_estimated = estimated;
-                record.cut = Some(cut(snapshot));
+                record.boundary = Some(boundary(snapshot));
             })
             .await?;
         table.progress.rows_copied.store(0, Ordering::Relaxed);
@@ -172,6 +176,6 @@ impl<D: Destination> Snapshot<D> {
     }
 }
 
-fn cut(snapshot: &SharedSnapshot) -> Cut {
-    Cut { snapshot: snapshot.sees.clone(), end: snapshot.end }
+fn boundary(snapshot: &SharedSnapshot) -> SnapshotBoundary {
+    SnapshotBoundary { snapshot: snapshot.sees.clone(), end: snapshot.end }
 }

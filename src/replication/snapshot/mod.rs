@@ -1,7 +1,8 @@
-//! Copies the rows that are there, in chunks of blocks, several at a time, while the stream runs.
+//! Copies existing rows, in chunks of blocks, several at a time, while the stream runs.
 //!
-//! Copied rows have a version below that of any streamed change (0, or in a resync the position before the slot's start), so a
-//! chunk may be read at any time after the slot was made, and again after a crash. Tables without a key take more ([`keyless`]).
+//! Copied rows have a version below that of any streamed change (0, or in a resync the position before the
+//! slot's start), so a chunk may be read at any time after the slot was made, and again after a crash. Tables
+//! without a key take more ([`keyless`]).
 
 mod chunk;
 mod keyless;
@@ -21,13 +22,12 @@ use tokio_util::sync::CancellationToken;
 
 pub(super) use self::plan::{next_number, parts};
 use self::{
-    chunk::{Copied, Copier, Piece},
+    chunk::{ChunkRead, Copied, Copier},
     queue::Queue,
 };
 use super::{
-    Destination, Error, Policy, Rows,
-    backoff::{Notice, retry, retry_for_table},
-    policy,
+    Destination, Error, Rows,
+    backoff::{RetryObserver, retry, retry_for_table},
     state::{Floor, MirrorState, StateStore},
     table::Table,
     targets,
@@ -38,7 +38,7 @@ use crate::{
 };
 
 /// What the copy of a Mirror needs.
-pub(super) struct Surroundings<D: Destination> {
+pub(super) struct SnapshotContext<D: Destination> {
     pub(super) source: PostgresEndpoint,
     pub(super) application_name: String,
     pub(super) destination: D,
@@ -49,25 +49,28 @@ pub(super) struct Surroundings<D: Destination> {
     pub(super) fence: String,
     pub(super) progress: Arc<Progress>,
     pub(super) stop: CancellationToken,
-    pub(super) notice: Notice,
+    pub(super) observer: RetryObserver,
 }
 
-/// How often it is looked at whether the stream has come past the copy's version.
+/// How often the stream's position is compared with the copy's version.
 const DURABLE_POLL: Duration = Duration::from_millis(50);
 
-/// Tables planned at the same time: there may be thousands, and each plan is a record that the destination writes to its disk.
+/// Tables planned at the same time: there may be thousands, and each plan is a record that the destination
+/// writes to its disk.
 const PLANNED_AT_ONCE: usize = 4;
 
 /// Most chunks copied at the same time, by the rules of `snapshot.parallelism`.
 const MOST_WORKERS: usize = 32;
 
-/// The fence of a worker's inserts, into whatever table, `prefix` being the Mirror's. The dot tells it from a table's.
+/// The fence of a worker's inserts, into whatever table, `prefix` being the Mirror's. The dot distinguishes it from a
+/// table's.
 fn copy_fence(prefix: &str, worker: usize) -> String {
     format!("{prefix}.copy{worker}")
 }
 
-/// Ends what an earlier process's copy has left: an insert of its that came after a TRUNCATE would bring rows back.
-pub(super) async fn settle<D: Destination>(destination: &D, fence: &str) -> Result<(), Error> {
+/// Ends what an earlier process's copy has left: an insert of its that came after a TRUNCATE would bring rows
+/// back.
+pub(super) async fn end_earlier_inserts<D: Destination>(destination: &D, fence: &str) -> Result<(), Error> {
     let workers: Vec<String> = (0..MOST_WORKERS).map(|worker| copy_fence(fence, worker)).collect();
     try_join_all(workers.iter().map(|fence| destination.settle(fence))).await?;
     Ok(())
@@ -83,16 +86,24 @@ struct Job<D: Destination> {
     snapshot: Option<Arc<SharedSnapshot>>,
 }
 
+impl<D: Destination> Job<D> {
+    /// The error of a job whose plan is the present one and has no such chunk.
+    fn lost(&self) -> Error {
+        let (plan, index) = (self.plan, self.index);
+        Error::Task(format!("plan {plan} of table {} has no chunk {index}", self.table.id))
+    }
+}
+
 #[derive(Clone, Copy)]
 struct PlanInProgress {
     number: u64,
     left: usize,
     /// Up to which position of the log this process has read it.
-    seen: Lsn,
+    read_lsn: Lsn,
 }
 
 struct Snapshot<D: Destination> {
-    around: Surroundings<D>,
+    context: SnapshotContext<D>,
     queue: Queue<Job<D>>,
     plans: Mutex<HashMap<TableId, PlanInProgress>>,
     /// Sessions for plans that have no work just now.
@@ -103,19 +114,19 @@ struct Snapshot<D: Destination> {
 
 /// Copies every table that is not yet copied. Ends when nothing is left, or at `stop`.
 ///
-/// A table without a plan gets one; where the slot is older than the table's publication (`joining`), only after the
-/// transactions that were writing to it have ended.
+/// A table without a plan gets one; where the slot is older than the table's publication (`joining`), only
+/// after the transactions that were writing to it have ended.
 ///
 /// # Errors
-/// What neither passes by itself nor concerns one table alone.
+/// What neither passes automatically nor concerns one table alone.
 pub(super) async fn run<D: Destination>(
-    around: Surroundings<D>,
+    context: SnapshotContext<D>,
     tables: Vec<Arc<Table<D>>>,
     state: &MirrorState,
     joining: bool,
 ) -> Result<(), Error> {
     let snapshot = Arc::new(Snapshot {
-        around,
+        context,
         queue: Queue::new(1),
         plans: Mutex::default(),
         idle: Mutex::default(),
@@ -125,11 +136,11 @@ pub(super) async fn run<D: Destination>(
         tables.into_iter().partition(|table| table.schema().kind.is_keyed());
     if keyless.iter().any(|table| !table.failed() && !table.snapshot_over()) {
         // A row that comes late is one too many, and there is no key by which it would be replaced.
-        let Surroundings { destination, fence, stop, notice, .. } = &snapshot.around;
-        retry(stop, notice, || settle(destination, fence)).await?;
+        let SnapshotContext { destination, fence, stop, observer, .. } = &snapshot.context;
+        retry(stop, observer, || end_earlier_inserts(destination, fence)).await?;
     }
     let mut tasks = JoinSet::new();
-    for worker in 0..snapshot.around.parallelism.clamp(1, MOST_WORKERS) {
+    for worker in 0..snapshot.context.parallelism.clamp(1, MOST_WORKERS) {
         let snapshot = Arc::clone(&snapshot);
         tasks.spawn(async move { snapshot.work(worker).await });
     }
@@ -184,10 +195,11 @@ impl<D: Destination> Snapshot<D> {
         if let Some(session) = idle {
             return Ok(session);
         }
-        Ok(Session::connect(&self.around.source, &self.around.application_name).await?)
+        Ok(Session::connect(&self.context.source, &self.context.application_name).await?)
     }
 
-    /// Plans every table that has a key and queues its chunks. One that waits for its writers keeps few others waiting.
+    /// Plans every table that has a key and queues its chunks. One that waits for its writers keeps few
+    /// others waiting.
     async fn prepare(
         &self,
         tables: Vec<Arc<Table<D>>>,
@@ -197,7 +209,7 @@ impl<D: Destination> Snapshot<D> {
         let unfinished = tables.into_iter().filter(|table| !table.failed() && !table.snapshot_over());
         let prepared = unfinished.map(|table| async move {
             let outcome = self.prepare_table(&table, state, joining).await;
-            self.settle(&table, outcome).await
+            self.fail_or_return(&table, outcome).await
         });
         let plans: Vec<_> = prepared.collect();
         stream::iter(plans).buffer_unordered(PLANNED_AT_ONCE).try_collect().await
@@ -211,10 +223,10 @@ impl<D: Destination> Snapshot<D> {
     ) -> Result<(), Error> {
         let record = table.record();
         if record.plan == 0 {
-            return retry(&self.around.stop, &self.around.notice, || async {
+            return retry(&self.context.stop, &self.context.observer, || async {
                 let session = self.session().await?;
                 if joining {
-                    plan::wait_for_writers(&session, table, &self.around.stop).await?;
+                    plan::wait_for_writers(&session, table, &self.context.stop).await?;
                 }
                 self.plan(&session, table).await?;
                 self.idle().push(session);
@@ -224,8 +236,8 @@ impl<D: Destination> Snapshot<D> {
         }
         // A change of a partition that was attached may have been committed before the version of its copy.
         if record.chunks.iter().any(|chunk| chunk.version.is_some()) {
-            retry(&self.around.stop, &self.around.notice, || async {
-                plan::wait_for_writers(&self.session().await?, table, &self.around.stop).await
+            retry(&self.context.stop, &self.context.observer, || async {
+                plan::wait_for_writers(&self.session().await?, table, &self.context.stop).await
             })
             .await?;
         }
@@ -235,13 +247,14 @@ impl<D: Destination> Snapshot<D> {
         self.enqueue(table, record.plan, &left, None).await
     }
 
-    /// Makes a plan for a table, records it and queues its chunks; unless a TRUNCATE has left nothing to copy.
+    /// Makes a plan for a table, records it and queues its chunks; unless a TRUNCATE has left nothing to
+    /// copy.
     async fn plan(&self, session: &Session, table: &Arc<Table<D>>) -> Result<(), Error> {
         let _before_a_truncate = table.chunk_gate.read().await;
         if table.failed() || table.snapshot_over() {
             return Ok(());
         }
-        let (chunks, estimated) = plan::chunks(session, &table.schema(), self.around.parallelism).await?;
+        let (chunks, estimated) = plan::chunks(session, &table.schema(), self.context.parallelism).await?;
         table.progress.rows_estimated.store(estimated, Ordering::Relaxed);
         table.progress.rows_copied.store(0, Ordering::Relaxed);
         let all: Vec<usize> = (0..chunks.len()).collect();
@@ -265,16 +278,16 @@ impl<D: Destination> Snapshot<D> {
     ) -> Result<(), Error> {
         if left.is_empty() {
             // Its last chunk was copied by an earlier process.
-            let seen = retry(&self.around.stop, &self.around.notice, || async {
+            let read_lsn = retry(&self.context.stop, &self.context.observer, || async {
                 Ok(catalog::read_lsn(&self.session().await?).await?)
             });
-            return self.finish(table, seen.await?).await;
+            return self.finish(table, read_lsn.await?).await;
         }
         let record = table.record();
         table.progress.set_state(TableState::Snapshotting, record.reason, record.message);
         table.progress.rows_estimated.store(record.rows_estimated, Ordering::Relaxed);
         self.plans()
-            .insert(table.id.clone(), PlanInProgress { number: plan, left: left.len(), seen: Lsn::ZERO });
+            .insert(table.id.clone(), PlanInProgress { number: plan, left: left.len(), read_lsn: Lsn::ZERO });
         for index in left {
             let (table, snapshot) = (Arc::clone(table), snapshot.map(Arc::clone));
             self.queue.push(Job { table, plan, index: *index, snapshot });
@@ -287,9 +300,9 @@ impl<D: Destination> Snapshot<D> {
         let copier = Copier::new(worker);
         while let Some(job) = self.queue.pop().await {
             let outcome = self.copy(&copier, &job).await;
-            let settled = self.settle(&job.table, outcome).await;
+            let handled = self.fail_or_return(&job.table, outcome).await;
             self.queue.done();
-            match settled {
+            match handled {
                 Err(Error::Stopped) => return Ok(()),
                 other => other?,
             }
@@ -297,19 +310,19 @@ impl<D: Destination> Snapshot<D> {
         Ok(())
     }
 
-    /// A fault of one table stops that table; any other is the caller's.
-    async fn settle(&self, table: &Table<D>, outcome: Result<(), Error>) -> Result<(), Error> {
+    /// Fails a table whose own error it is; any other is the caller's.
+    async fn fail_or_return(&self, table: &Table<D>, outcome: Result<(), Error>) -> Result<(), Error> {
         let of_table = |error| match error {
             Error::Source(postgres::Error::RowTooLong { bytes }) => {
                 Error::too_long(&table.schema(), bytes, None)
             }
             other => Error::of_table(&table.id, other),
         };
-        match outcome.map_err(of_table) {
-            Err(error) if policy(&error).0 == Policy::FailTable => {
-                retry(&self.around.stop, &self.around.notice, || table.fail(&error)).await
+        match outcome {
+            Ok(()) => Ok(()),
+            Err(error) => {
+                table.fail_or_return(of_table(error), &self.context.stop, &self.context.observer).await
             }
-            other => other,
         }
     }
 
@@ -322,27 +335,28 @@ impl<D: Destination> Snapshot<D> {
             return Ok(());
         }
         let record = table.record();
-        let Some(chunk) = record.chunks.get(job.index) else { return Ok(()) };
-        let piece = Piece { chunk, index: job.index, snapshot: job.snapshot.as_deref() };
-        let (rows, seen) = match self.copy_chunk(copier, table, piece).await? {
-            Copied::Rows { rows, seen } => (rows, seen),
+        let chunk = record.chunks.get(job.index).ok_or_else(|| job.lost())?;
+        let read = ChunkRead { chunk, index: job.index, snapshot: job.snapshot.as_deref() };
+        let (rows, read_lsn) = match self.copy_chunk(copier, table, read).await? {
+            Copied::Rows { rows, read_lsn } => (rows, read_lsn),
             Copied::Renamed => return Err(Error::copy_anew(&table.id, "its columns change all the time")),
-            // What the stream has brought since can't be told from the copy: all of it begins again where the slot stands.
-            Copied::Moved if job.snapshot.is_some() => return Err(Error::SnapshotLost),
-            Copied::Moved => {
+            // What the stream has brought since can't be distinguished from the copy: all of it begins again
+            // where the slot stands.
+            Copied::Rewritten if job.snapshot.is_some() => return Err(Error::SnapshotLost),
+            Copied::Rewritten => {
                 drop(chunk_in_flight);
-                return self.plan_anew(table, job.plan).await;
+                return self.replan(table, job.plan).await;
             }
         };
         // The record of a table that is copied stands for that of its last chunk, which may be the only one.
         if !self.is_last_chunk(&table.id) || record.copy_version > Lsn::ZERO {
-            retry(&self.around.stop, &self.around.notice, || {
-                self.around.store.save_chunk(&table.id, job.plan, job.index, rows)
+            retry(&self.context.stop, &self.context.observer, || {
+                self.context.store.save_chunk(&table.id, job.plan, job.index, rows)
             })
             .await?;
         }
-        if let Some(seen) = self.chunk_done(&table.id, job.plan, seen) {
-            self.finish(table, seen).await?;
+        if let Some(read_lsn) = self.chunk_done(&table.id, job.plan, read_lsn) {
+            self.finish(table, read_lsn).await?;
             tracing::info!(table = %table.id, rows = table.progress.rows_copied.load(Ordering::Relaxed), "table copied");
         }
         Ok(())
@@ -353,31 +367,32 @@ impl<D: Destination> Snapshot<D> {
         &self,
         copier: &Copier<D>,
         table: &Table<D>,
-        piece: Piece<'_>,
+        read: ChunkRead<'_>,
     ) -> Result<Copied, Error> {
-        let copy = || copier.copy(&self.around, table, piece);
-        let mut copied = retry_for_table(&self.around.stop, &self.around.notice, table, copy).await;
+        let copy = || copier.copy(&self.context, table, read);
+        let mut copied = retry_for_table(&self.context.stop, &self.context.observer, table, copy).await;
         if matches!(copied, Ok(Copied::Renamed)) {
-            copied = retry_for_table(&self.around.stop, &self.around.notice, table, copy).await;
+            copied = retry_for_table(&self.context.stop, &self.context.observer, table, copy).await;
         }
         match copied {
-            Err(refusal) => Err(targets::explain(&self.around.destination, &table.schema(), refusal).await),
+            Err(refusal) => Err(targets::explain(&self.context.destination, &table.schema(), refusal).await),
             copied => copied,
         }
     }
 
-    /// Every row of the table is copied. What was there before and was not copied over is no more at the source.
-    async fn finish(&self, table: &Table<D>, seen: Lsn) -> Result<(), Error> {
+    /// Every row of the table is copied. What was there before and was not copied over is no more at the
+    /// source.
+    async fn finish(&self, table: &Table<D>, read_lsn: Lsn) -> Result<(), Error> {
         let (schema, version) = (table.schema(), table.record().copy_version);
         // What the stream still has from before the copy would come back after the deletion.
         let waits = || schema.kind.is_keyed() && !table.snapshot_over() && !table.failed();
-        while self.around.progress.durable_lsn() < version && waits() {
+        while self.context.progress.durable_lsn() < version && waits() {
             tokio::select! {
-                () = self.around.stop.cancelled() => return Err(Error::Stopped),
+                () = self.context.stop.cancelled() => return Err(Error::Stopped),
                 () = tokio::time::sleep(DURABLE_POLL) => {}
             }
         }
-        retry_for_table(&self.around.stop, &self.around.notice, table, || async {
+        retry_for_table(&self.context.stop, &self.context.observer, table, || async {
             let older = Version::ZERO..Version::copied(version);
             let floor = match schema.kind.is_keyed() {
                 _ if version == Lsn::ZERO => Floor::Unchanged,
@@ -385,10 +400,10 @@ impl<D: Destination> Snapshot<D> {
                 false => Floor::CopiedRows(older.end),
             };
             if matches!(floor, Floor::Rows(_)) {
-                let fence = format!("{}.rest-{}", self.around.fence, schema.target);
-                self.around.destination.delete(&schema, Rows::All, older.clone(), &fence).await?;
+                let fence = format!("{}.rest-{}", self.context.fence, schema.target);
+                self.context.destination.delete(&schema, Rows::All, older.clone(), &fence).await?;
             }
-            table.finish_snapshot(seen, floor).await
+            table.finish_snapshot(read_lsn, floor).await
         })
         .await
     }
@@ -398,25 +413,27 @@ impl<D: Destination> Snapshot<D> {
         self.plans().get(table).is_some_and(|plan| plan.left == 1)
     }
 
-    /// Notes that a chunk, which was read up to `seen`, is copied. Gives that of all chunks after the plan's last one.
-    fn chunk_done(&self, table: &TableId, plan: u64, seen: Lsn) -> Option<Lsn> {
+    /// Notes that a chunk, which was read up to `read_lsn`, is copied. Gives that of all chunks after the
+    /// plan's last one.
+    fn chunk_done(&self, table: &TableId, plan: u64, read_lsn: Lsn) -> Option<Lsn> {
         let mut plans = self.plans();
         let progress = plans.get_mut(table).filter(|progress| progress.number == plan)?;
         progress.left -= 1;
-        progress.seen = progress.seen.max(seen);
-        (progress.left == 0).then_some(progress.seen)
+        progress.read_lsn = progress.read_lsn.max(read_lsn);
+        (progress.left == 0).then_some(progress.read_lsn)
     }
 
-    /// The table was rewritten: rows may have moved into blocks that were read already, so everything is read again.
-    async fn plan_anew(&self, table: &Arc<Table<D>>, plan: u64) -> Result<(), Error> {
+    /// The table was rewritten: rows may have moved into blocks that were read already, so everything is read
+    /// again.
+    async fn replan(&self, table: &Arc<Table<D>>, plan: u64) -> Result<(), Error> {
         if self.plans().remove(&table.id).is_none_or(|progress| progress.number != plan) {
             return Ok(());
         }
         if table.record().chunks.iter().any(|chunk| chunk.version.is_some()) {
             return Err(Error::copy_anew(&table.id, "a partition was rewritten or went while it was copied"));
         }
-        tracing::info!(table = %table.id, "table was rewritten while it was copied; its snapshot starts anew");
-        retry(&self.around.stop, &self.around.notice, || async {
+        tracing::info!(table = %table.id, "table was rewritten while it was copied; its snapshot starts again");
+        retry(&self.context.stop, &self.context.observer, || async {
             let session = self.session().await?;
             self.plan(&session, table).await
         })

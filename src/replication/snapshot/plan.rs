@@ -1,4 +1,4 @@
-//! Cuts a table into chunks, and waits for the writers of a table that joins a running slot.
+//! Divides a table into chunks, and waits for the writers of a table that joins a running slot.
 
 use std::{
     collections::BTreeSet,
@@ -23,13 +23,13 @@ use crate::{
 pub(super) const SMALLEST: u64 = 1024;
 pub(super) const LARGEST: u64 = 16384;
 
-/// How often the transactions that a joining table waits for are looked at.
+/// How often the transactions that a joining table waits for are queried.
 pub(super) const POLL: Duration = Duration::from_millis(250);
 
 /// The chunks of a table as it is now, and the rows its statistics expect.
 ///
-/// Block counts come from the files' sizes. Rows in later blocks were written after the slot was made, so the stream
-/// has them; still the last chunk has no end, which costs nothing.
+/// Block counts come from the files' sizes. Rows in later blocks were written after the slot was made, so the
+/// stream has them; still the last chunk has no end, which costs nothing.
 pub(super) async fn chunks(
     session: &Session,
     schema: &TableSchema,
@@ -46,10 +46,11 @@ pub(super) async fn chunks(
     )]
     let estimated = storages.iter().map(|storage| storage.estimated_rows.max(0.0)).sum::<f64>() as u64;
     let blocks: u64 = storages.iter().map(|storage| storage.blocks).sum();
-    Ok((cut(schema, &storages, chunk_blocks(blocks, parallelism), None), estimated))
+    Ok((chunks_of(schema, &storages, chunk_blocks(blocks, parallelism), None), estimated))
 }
 
-/// The chunks of the relations with these oids, which joined a table later; their rows have a version of their own.
+/// The chunks of the relations with these oids, which joined a table later; their rows have a version of
+/// their own.
 pub(in crate::replication) async fn parts(
     session: &Session,
     schema: &TableSchema,
@@ -58,10 +59,10 @@ pub(in crate::replication) async fn parts(
 ) -> Result<Vec<Chunk>, Error> {
     let mut storages = catalog::storage(session, schema).await?;
     storages.retain(|storage| oids.contains(&storage.oid));
-    Ok(cut(schema, &storages, SMALLEST, Some(version)))
+    Ok(chunks_of(schema, &storages, SMALLEST, Some(version)))
 }
 
-fn cut(schema: &TableSchema, storages: &[Storage], size: u64, version: Option<Lsn>) -> Vec<Chunk> {
+fn chunks_of(schema: &TableSchema, storages: &[Storage], size: u64, version: Option<Lsn>) -> Vec<Chunk> {
     let chunk = |storage: &Storage, from, to| Chunk {
         storage: storage.id.clone(),
         file_node: storage.file_node,
@@ -78,8 +79,8 @@ fn ranges_of(storage: &Storage, size: u64) -> impl Iterator<Item = (u64, Option<
     ranges(storage.blocks, size).into_iter()
 }
 
-/// The number of a new plan: higher than the last one's and than those of an earlier life of the table in this mirror,
-/// of which a record of a finished chunk may be left.
+/// The number of a new plan: higher than the last one's and than those of an earlier life of the table in
+/// this mirror, of which a record of a finished chunk may be left.
 pub(in crate::replication) fn next_number(last: u64) -> u64 {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_micros();
     u64::try_from(now).unwrap_or_default().max(last.saturating_add(1))
@@ -98,8 +99,8 @@ fn ranges(blocks: u64, size: u64) -> Vec<(u64, Option<u64>)> {
 
 /// Waits until no transaction that was writing to the table when its publication was committed is left.
 ///
-/// Such a transaction's earlier rows are not in the stream, and not in the copy either if it commits after the first
-/// chunk was read. CREATE INDEX CONCURRENTLY waits the same way.
+/// Such a transaction's earlier rows are not in the stream, and not in the copy either if it commits after
+/// the first chunk was read. CREATE INDEX CONCURRENTLY waits the same way.
 pub(super) async fn wait_for_writers<D: Destination>(
     session: &Session,
     table: &Table<D>,
@@ -115,7 +116,7 @@ pub(super) async fn wait_for_writers<D: Destination>(
         .into_iter()
         .map(|holder| holder.virtual_transaction)
         .collect();
-    let mut told = false;
+    let mut logged = false;
     while !awaited.is_empty() {
         let present = catalog::lock_holders(session, &oids).await?;
         awaited.retain(|transaction| present.iter().any(|holder| holder.virtual_transaction == *transaction));
@@ -128,38 +129,39 @@ pub(super) async fn wait_for_writers<D: Destination>(
             awaited.len(),
             holder.application_name
         );
-        table.sieve.forget_seen(&shared_snapshot::current(session).await?);
-        wait_once(table, message, &mut told, stop).await?;
+        table.snapshot_filter.forget_visible(&shared_snapshot::current(session).await?);
+        wait_once(table, message, &mut logged, stop).await?;
     }
     Ok(())
 }
 
-/// The same on a standby, which does not know who writes to which table: all transactions of the primary are waited for.
+/// The same on a standby, which does not know who writes to which table: all transactions of the primary are
+/// waited for.
 async fn wait_for_all_below<D: Destination>(
     session: &Session,
     next: u32,
     table: &Table<D>,
     stop: &CancellationToken,
 ) -> Result<(), Error> {
-    let mut told = false;
+    let mut logged = false;
     while let Some(oldest) = visibility::oldest_below(session, next).await? {
         let message = format!(
             "waits for the transactions that were running at the primary when the table joined. The oldest is {oldest}: to see who it is, run \
              SELECT * FROM pg_stat_activity WHERE backend_xid = '{oldest}' there"
         );
-        wait_once(table, message, &mut told, stop).await?;
+        wait_once(table, message, &mut logged, stop).await?;
     }
     Ok(())
 }
 
-/// Says what is waited for, in the log once, and waits until the next look.
+/// Reports what is waited for, in the log once, and waits until the next query.
 async fn wait_once<D: Destination>(
     table: &Table<D>,
     message: String,
-    told: &mut bool,
+    logged: &mut bool,
     stop: &CancellationToken,
 ) -> Result<(), Error> {
-    if !std::mem::replace(told, true) {
+    if !std::mem::replace(logged, true) {
         tracing::info!(table = %table.id, why = %message, "snapshot waits");
     }
     table.progress.set_state(TableState::Pending, Reason::WaitingForTransactions, message);
@@ -182,7 +184,7 @@ mod tests {
     }
 
     #[test]
-    fn plans_are_told_apart_also_when_the_table_comes_back() {
+    fn plan_numbers_differ_also_when_the_table_comes_back() {
         assert!(next_number(0) > 1_700_000_000_000_000);
         assert_eq!(next_number(u64::MAX - 1), u64::MAX);
     }

@@ -1,4 +1,5 @@
-//! Work that makes more work: the queue is at its end when no job is left and none is running that could add one.
+//! Work that makes more work: the queue is at its end when no job is left and none is running that could add
+//! one.
 
 use std::{
     collections::VecDeque,

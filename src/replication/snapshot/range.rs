@@ -1,9 +1,10 @@
 //! Reads ranges of a chunk's blocks, each in a transaction that ends within seconds.
 //!
-//! A transaction that reads a table keeps an ALTER TABLE of the application waiting, and whoever comes after that, readers too. So
-//! none is open while the destination is waited for, and none for long: a range that takes too long is given up and read again
-//! in smaller ones. Its rows may then be sent twice, and the second time with what has changed since; the stream brings such a
-//! change with a higher version, as it does for rows of chunks that are read at different times.
+//! A transaction that reads a table keeps an ALTER TABLE of the application waiting, and whoever comes after
+//! that, readers too. So none is open while the destination is waited for, and none for long: a range that
+//! takes too long is given up and read again in smaller ones. Its rows may then be sent twice, and the second
+//! time with what has changed since; the stream brings such a change with a higher version, as it does for
+//! rows of chunks that are read at different times.
 
 use std::{ops::Range, pin::pin, time::Duration};
 
@@ -11,7 +12,7 @@ use tokio::time::{Instant, timeout, timeout_at};
 
 use super::{
     Destination, Error,
-    chunk::{Piece, Sender},
+    chunk::{ChunkRead, Sender},
     plan::{LARGEST, SMALLEST},
 };
 use crate::{
@@ -27,7 +28,7 @@ use crate::{
     replication::{
         Op, TableBatch,
         named_columns::NamedColumns,
-        schema_change::{self, Standing},
+        schema_change::{self, ColumnNames},
         state::Chunk,
     },
 };
@@ -58,13 +59,13 @@ const MEASURE_EVERY: usize = 64 << 10;
 
 /// How a range ended.
 pub(super) enum RangeEnd {
-    /// Its rows were read; the last of them are still in the batch. The storage has so many blocks: none behind them has rows that
-    /// the stream doesn't bring.
+    /// Its rows were read; the last of them are still in the batch. The storage has so many blocks: none
+    /// behind them has rows that the stream doesn't bring.
     Read { blocks: u64 },
     /// It took too long. Smaller ones come next.
     Overdue,
     /// The table was rewritten since the plan was made, or the snapshot is gone.
-    Moved,
+    Rewritten,
     /// A column has another name than is known.
     Renamed,
 }
@@ -74,7 +75,7 @@ pub(super) struct RangeReader {
     source: PostgresEndpoint,
     application_name: String,
     connection: Option<Reading>,
-    pace: Pace,
+    size: RangeSize,
 }
 
 struct Reading {
@@ -85,15 +86,16 @@ struct Reading {
 
 impl RangeReader {
     pub(super) fn new(source: PostgresEndpoint, application_name: String) -> Self {
-        RangeReader { source, application_name, connection: None, pace: Pace::new() }
+        RangeReader { source, application_name, connection: None, size: RangeSize::new() }
     }
 
     /// The blocks to read next.
     pub(super) fn next_of(&self, left: &Range<u64>) -> Range<u64> {
-        left.start..left.end.min(left.start + self.pace.blocks)
+        left.start..left.end.min(left.start + self.size.blocks)
     }
 
-    /// Reads a range of blocks, and sends batches as they fill up. After an error the connection is not used again.
+    /// Reads a range of blocks, and sends batches as they fill up. After an error the connection is not used
+    /// again.
     pub(super) async fn read<D: Destination>(
         &mut self,
         rows: &mut Rows<'_>,
@@ -103,7 +105,7 @@ impl RangeReader {
     ) -> Result<RangeEnd, Error> {
         let mut reading = self.take_connection().await?;
         let Begun { partition, blocks: there } =
-            match begin(&mut reading.connection, rows.piece, rows.schema, &sender.table.named()).await? {
+            match begin(&mut reading.connection, rows.read, rows.schema, &sender.table.named()).await? {
                 Ok(begun) => begun,
                 Err(end) => {
                     reading.connection.query("ROLLBACK").await?;
@@ -115,7 +117,7 @@ impl RangeReader {
         // A single block can't be split; it is met only where a destination is slow, not where it hangs.
         let single = blocks.end - blocks.start <= 1;
         let (held, sent_within) = if single { (SILENCE, SILENCE) } else { (HELD_AT_MOST, SENT_WITHIN) };
-        let statement = rows.piece.statement(rows.schema, blocks, partition.as_deref());
+        let statement = rows.read.statement(rows.schema, blocks, partition.as_deref());
         let mut answer = reading.connection.copy_out(&statement).await?;
         loop {
             let Ok(filled) = timeout_at(began + held, rows.fill(&mut answer, batch)).await else {
@@ -140,14 +142,14 @@ impl RangeReader {
             return Ok(RangeEnd::Overdue);
         }
         reading.connection.query("COMMIT").await?;
-        self.pace.took(began.elapsed());
+        self.size.adjust(began.elapsed());
         self.connection = Some(reading);
         Ok(RangeEnd::Read { blocks: there })
     }
 
     /// Ends the transaction of a range that takes too long, with its connection where that isn't `free`.
     async fn overdue(&mut self, mut reading: Reading, free: bool) -> Result<(), Error> {
-        self.pace.overdue();
+        self.size.overdue();
         if free {
             reading.connection.query("ROLLBACK").await?;
             self.connection = Some(reading);
@@ -156,11 +158,11 @@ impl RangeReader {
     }
 
     /// As [`catalog::read_lsn`], for all that was read.
-    pub(super) async fn seen_until(&mut self) -> Result<Lsn, Error> {
+    pub(super) async fn read_lsn(&mut self) -> Result<Lsn, Error> {
         let Reading { mut connection, pid } = self.take_connection().await?;
-        let seen = connection.read_lsn().await?;
+        let read_lsn = connection.read_lsn().await?;
         self.connection = Some(Reading { connection, pid });
-        Ok(seen)
+        Ok(read_lsn)
     }
 
     async fn take_connection(&mut self) -> Result<Reading, Error> {
@@ -173,7 +175,8 @@ impl RangeReader {
         Ok(Reading { connection, pid })
     }
 
-    /// Reads the answer to a COPY to its end, or cancels it; `false` when the connection can't be used any more.
+    /// Reads the answer to a COPY to its end, or cancels it; `false` when the connection can't be used any
+    /// more.
     async fn give_up(&self, mut answer: CopyOut<'_>, pid: &str) -> bool {
         let [before, after] = REST_WITHIN;
         if let Ok(rest) = timeout(before, answer.skip()).await {
@@ -211,17 +214,20 @@ struct Begun {
 /// The lock keeps rewrites out between the look at the file node and the last row.
 async fn begin(
     connection: &mut Connection,
-    piece: Piece<'_>,
+    read: ChunkRead<'_>,
     schema: &TableSchema,
     named: &NamedColumns,
 ) -> Result<Result<Begun, RangeEnd>, Error> {
-    let chunk = piece.chunk;
-    // Without a snapshot to share, each statement has its own: the catalog is looked at as it is once the lock is there.
-    let isolation = if piece.snapshot.is_some() { "REPEATABLE READ" } else { "READ COMMITTED" };
+    let chunk = read.chunk;
+    // Without a snapshot to share, each statement has its own: the catalog is looked at as it is once the
+    // lock is there.
+    let isolation = if read.snapshot.is_some() { "REPEATABLE READ" } else { "READ COMMITTED" };
     connection.query(&format!("BEGIN ISOLATION LEVEL {isolation} READ ONLY")).await?;
-    if let Some(snapshot) = piece.snapshot {
+    if let Some(snapshot) = read.snapshot {
         match connection.query(&snapshot.import_statement()).await {
-            Err(error) if shared_snapshot::is_lost_snapshot(&error) => return Ok(Err(RangeEnd::Moved)),
+            Err(error) if shared_snapshot::is_lost_snapshot(&error) => {
+                return Ok(Err(RangeEnd::Rewritten));
+            }
             imported => drop(imported?),
         }
     }
@@ -233,17 +239,17 @@ async fn begin(
     let found = connection.query(&file_statement).await?;
     let answer = |index: usize| found.first().and_then(|row| row.get(index)).and_then(Option::as_deref);
     if answer(0) != Some(chunk.file_node.to_string().as_str()) {
-        return Ok(Err(RangeEnd::Moved));
+        return Ok(Err(RangeEnd::Rewritten));
     }
     let blocks = answer(1).and_then(|blocks| blocks.parse().ok());
     let blocks = blocks.ok_or_else(|| postgres::Error::Protocol("no length of a table's file".to_owned()))?;
     let live = connection.query(&catalog::live_columns_statement(schema.oid)).await?;
     let live: Vec<_> = live.iter().filter_map(|row| LiveColumn::from_text(row)).collect();
     named.require(&schema.id, &live)?;
-    match schema_change::standing(schema, &live) {
-        Standing::Same => Ok(Ok(Begun { partition, blocks })),
-        Standing::Renamed => Ok(Err(RangeEnd::Renamed)),
-        Standing::Retyped => Err(Error::copy_anew(&schema.id, "a column changed its type")),
+    match schema_change::check_columns(schema, &live) {
+        ColumnNames::Same => Ok(Ok(Begun { partition, blocks })),
+        ColumnNames::Renamed => Ok(Err(RangeEnd::Renamed)),
+        ColumnNames::Retyped => Err(Error::copy_anew(&schema.id, "a column changed its type")),
     }
 }
 
@@ -264,9 +270,9 @@ async fn lock(
     Ok(Some(condition))
 }
 
-/// Decodes the rows of a piece.
+/// Decodes the rows of a chunk.
 pub(super) struct Rows<'a> {
-    piece: Piece<'a>,
+    read: ChunkRead<'a>,
     schema: &'a TableSchema,
     kinds: Vec<CellKind>,
     cells: Vec<Cell>,
@@ -274,10 +280,10 @@ pub(super) struct Rows<'a> {
 }
 
 impl<'a> Rows<'a> {
-    pub(super) fn new(piece: Piece<'a>, schema: &'a TableSchema, version: Version) -> Self {
+    pub(super) fn new(read: ChunkRead<'a>, schema: &'a TableSchema, version: Version) -> Self {
         let mut kinds = copy::cell_kinds(schema);
-        kinds.extend(piece.snapshot.map(|_| CellKind::Binary));
-        Rows { piece, schema, cells: Vec::with_capacity(kinds.len()), kinds, at: Position::from(version) }
+        kinds.extend(read.snapshot.map(|_| CellKind::Binary));
+        Rows { read, schema, cells: Vec::with_capacity(kinds.len()), kinds, at: Position::from(version) }
     }
 
     /// Reads rows into the batch until it is large enough to be sent; `true` at their end.
@@ -286,9 +292,9 @@ impl<'a> Rows<'a> {
         let mut unmeasured = 0;
         while let Some(row) = answer.next().await? {
             pgoutput::decode_copy_row(row, &self.kinds, &mut self.cells).map_err(postgres::Error::from)?;
-            if self.piece.snapshot.is_some() {
-                let place = Tuple { data: row, cells: &self.cells }.bytes(columns);
-                self.at.ordinal = self.piece.ordinal(place)?;
+            if self.read.snapshot.is_some() {
+                let position = Tuple { data: row, cells: &self.cells }.bytes(columns);
+                self.at.ordinal = self.read.ordinal(position)?;
                 self.cells.truncate(columns);
             }
             batch
@@ -307,18 +313,18 @@ impl<'a> Rows<'a> {
 }
 
 /// How many blocks are read at once.
-struct Pace {
+struct RangeSize {
     blocks: u64,
     /// After a range that took too long, ranges grow slowly.
     careful: bool,
 }
 
-impl Pace {
+impl RangeSize {
     fn new() -> Self {
-        Pace { blocks: SMALLEST, careful: false }
+        RangeSize { blocks: SMALLEST, careful: false }
     }
 
-    fn took(&mut self, took: Duration) {
+    fn adjust(&mut self, took: Duration) {
         if took < GROWS_BELOW {
             let more = if self.careful { self.blocks / 8 } else { self.blocks };
             self.blocks = (self.blocks + more.max(1)).min(LARGEST);
@@ -339,20 +345,20 @@ mod tests {
 
     #[test]
     fn ranges_grow_while_they_are_fast_and_shrink_down_to_a_block() {
-        let mut pace = Pace::new();
+        let mut size = RangeSize::new();
         for _ in 0..10 {
-            pace.took(Duration::from_millis(100));
+            size.adjust(Duration::from_millis(100));
         }
-        assert_eq!(pace.blocks, LARGEST);
-        pace.took(Duration::from_millis(700));
-        assert_eq!(pace.blocks, LARGEST);
-        pace.took(Duration::from_millis(1500));
-        assert_eq!(pace.blocks, LARGEST / 2);
+        assert_eq!(size.blocks, LARGEST);
+        size.adjust(Duration::from_millis(700));
+        assert_eq!(size.blocks, LARGEST);
+        size.adjust(Duration::from_millis(1500));
+        assert_eq!(size.blocks, LARGEST / 2);
         for _ in 0..10 {
-            pace.overdue();
+            size.overdue();
         }
-        assert_eq!(pace.blocks, 1);
-        pace.took(Duration::from_millis(100));
-        assert_eq!(pace.blocks, 2, "slowly, from now on");
+        assert_eq!(size.blocks, 1);
+        size.adjust(Duration::from_millis(100));
+        assert_eq!(size.blocks, 2, "slowly, from now on");
     }
 }

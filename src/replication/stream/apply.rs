@@ -1,79 +1,40 @@
-//! Applies decoded messages: rows into batches, batches into inserts, and the rare rest into steps for the stream.
+//! Applies decoded messages: rows into batches, batches into inserts, and the rare rest into steps for the
+//! session.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, hash_map::Entry},
     sync::{Arc, atomic::Ordering},
-    time::{Duration, Instant},
+    time::Instant,
 };
 
 use tokio::sync::OwnedSemaphorePermit;
 
 use super::{
-    batch::Building,
-    checkpoint::{Checkpoint, Commit, Hold, PgMicros},
+    batch::PendingBatch,
+    checkpoint::{Checkpoint, CheckpointGuard, Commit, PgMicros},
     inserter::Inserter,
-    row::{KnownRelation, Scratch, Which},
+    row::{RelationMapping, Scratch, TupleSide},
+    stream_table::{StreamTable, StreamTables, TableIndex},
 };
 use crate::{
-    model::{BatchSettings, Lsn, Position, Steps, TableKind, TableSchema, TableSpec, Version},
+    model::{BatchSettings, Lsn, Position, TableKind, TableSpec, Version},
     postgres::pgoutput::{self, Message, OldTuple, Relation},
     replication::{
-        Destination, Error, Op,
+        Destination, Error, Op, ValueError,
         position::Witness,
         schema_change,
-        table::{Table, Verdict},
+        table::{Decision, Table},
     },
 };
 
-/// A table as the stream sees it.
-pub(super) struct Slot<D: Destination> {
-    pub(super) table: Arc<Table<D>>,
-    pub(super) spec: TableSpec,
-    pub(super) schema: Arc<TableSchema>,
-    /// Changes up to here are in the table's copy.
-    covered: Lsn,
-    building: Option<Building<D>>,
-    /// Whether the batch is to be inserted as soon as it ends with a step.
-    due: bool,
-    /// The steps of the transaction being received.
-    steps: Steps,
-    /// The commit LSN and ordinal of the next change, where there is no key.
-    next: (Lsn, u64),
-    /// When the last insert began.
-    started: Instant,
-}
-
-impl<D: Destination> Slot<D> {
-    /// The ordinal of a change in the transaction with this commit LSN: changes are counted by table, so that it is the same each
-    /// time, whatever else is sent. Each has two, for an update is two rows.
-    fn next_ordinal(&mut self, commit: Lsn) -> u64 {
-        if self.next.0 != commit {
-            self.next = (commit, 0);
-        }
-        let ordinal = self.next.1;
-        self.next.1 += 2;
-        ordinal
-    }
-
-    /// Whether what is being built has whole steps only, now that the stream has come as far as `transaction` says. Rows of one version
-    /// may be of one key: in one insert the last of them counts, in two the one that is inserted last.
-    fn is_whole(&self, transaction: Option<Transaction>) -> bool {
-        let last = self.building.as_ref().and_then(|building| building.last);
-        match (last, transaction) {
-            (Some(last), Some(transaction)) => self.steps.is_over(last, transaction.commit, transaction.at),
-            _ => true,
-        }
-    }
-}
-
 /// The transaction being received.
 #[derive(Clone, Copy)]
-struct Transaction {
+pub(super) struct Transaction {
     xid: u32,
-    commit: Lsn,
+    pub(super) commit: Lsn,
     committed_at: PgMicros,
     /// Where in the log its latest change is.
-    at: Lsn,
+    pub(super) at: Lsn,
 }
 
 impl Transaction {
@@ -84,7 +45,7 @@ impl Transaction {
 
 /// What a message does to a row.
 #[derive(Clone, Copy)]
-enum Change {
+enum RowChange {
     Insert,
     Update(OldTuple),
     Delete(OldTuple),
@@ -95,41 +56,52 @@ pub(super) enum Step<D: Destination> {
     Done,
     /// A table's columns were announced.
     Relation(Relation),
-    /// Slots' tables were truncated, with these versions; `None` where there is no room for one.
-    Truncate(Vec<(usize, Option<Version>)>),
-    /// A row is the first to need its relation, which was left unjudged: to be announced, then the message applied again.
-    Late(Box<Relation>),
+    /// Tables were truncated, with these versions; `None` where there is no room for one.
+    Truncate(Vec<(TableIndex, Option<Version>)>),
+    /// A row is the first to need its relation, which was deferred. The message has to be applied again after
+    /// it.
+    NeedsRelation(Box<Relation>),
     /// The same message has to be applied again once a table's copy has its snapshot.
-    Wait(Arc<Table<D>>),
+    AwaitSnapshot(Arc<Table<D>>),
     /// A row of a table that shows a partition's replica identity to be another one than the table's.
-    IdentityDiffers(usize),
+    IdentityDiffers(TableIndex),
     /// A row can't be stored.
-    Fail(usize, Error),
+    Fail(TableIndex, Error),
+}
+
+/// What becomes of a change of a table without a key.
+enum Keyless<D: Destination> {
+    /// It is applied, with this ordinal.
+    Apply(u64),
+    /// This is done in its place.
+    Instead(Step<D>),
 }
 
 /// Turns messages into rows of batches, within the Mirror's memory.
 pub(in crate::replication) struct Applier<D: Destination> {
-    pub(super) slots: Vec<Slot<D>>,
+    pub(super) tables: StreamTables<D>,
     pub(super) inserter: Arc<Inserter<D>>,
     pub(super) checkpoint: Arc<Checkpoint>,
     /// The transaction by which the source proves to be the one of before.
     pub(super) witness: Witness,
     /// `None` marks a relation that is not ours.
-    relations: HashMap<u32, Option<KnownRelation>>,
-    /// The slot of the relation that was announced last, if it is one of ours: a partition is announced right behind its root.
-    pub(super) announced: Option<usize>,
-    /// Relations of rows that are in a copy already, which don't fit the table as it is now: a later row says whether they matter.
-    unjudged: HashMap<u32, (usize, Relation)>,
+    relations: HashMap<u32, Option<RelationMapping>>,
+    /// The table of the last Relation message, if it is one of ours: a partition is announced right behind
+    /// its root.
+    pub(super) last_announced: Option<TableIndex>,
+    /// Relations of rows that are in a copy already, which don't fit the table as it is now: a later row says
+    /// whether they matter.
+    deferred_relations: HashMap<u32, (TableIndex, Relation)>,
     scratch: Scratch,
     transaction: Option<Transaction>,
     settings: BatchSettings,
-    /// Slots that have a batch being built.
-    dirty: Vec<usize>,
-    /// Wire bytes applied since the batches' sizes were last looked at.
+    /// Tables that have a pending batch.
+    unflushed: Vec<TableIndex>,
+    /// Wire bytes applied since the batches' sizes were last measured.
     unmeasured: usize,
 }
 
-/// Wire bytes between two looks at the batches' sizes.
+/// Wire bytes between two measurements of the batches' sizes.
 const MEASURE_EVERY: usize = 128 << 10;
 
 impl<D: Destination> Applier<D> {
@@ -140,39 +112,34 @@ impl<D: Destination> Applier<D> {
         witness: Witness,
         settings: BatchSettings,
     ) -> Self {
-        let long_ago = Instant::now().checked_sub(Duration::from_secs(3600)).unwrap_or_else(Instant::now);
-        let slot = |(table, spec): (Arc<Table<D>>, TableSpec)| {
-            table.sieve.begin_stream();
-            let (schema, covered) = (Arc::new(table.schema()), table.record().covered);
-            let (steps, next) = (Steps::default(), (Lsn::ZERO, 0));
-            Slot { schema, covered, table, spec, building: None, due: false, steps, next, started: long_ago }
-        };
-        let slots = tables.into_iter().map(slot).collect();
         Applier {
-            slots,
+            tables: StreamTables::new(tables),
             inserter,
             checkpoint,
             witness,
             relations: HashMap::new(),
-            announced: None,
-            unjudged: HashMap::new(),
+            last_announced: None,
+            deferred_relations: HashMap::new(),
             scratch: Scratch::default(),
             transaction: None,
             settings,
-            dirty: Vec::new(),
+            unflushed: Vec::new(),
             unmeasured: 0,
         }
     }
 
-    /// Takes what is being built for a slot, and a hold for the transaction being received: what a task does to the table behind the
-    /// rows before it. `None` outside of a transaction.
-    pub(super) fn begin_work(&mut self, slot: usize) -> Option<(Option<Building<D>>, Hold)> {
-        let hold = self.checkpoint.hold(self.transaction?.committed_at);
-        let mut building = self.take_building(slot);
-        if let Some(building) = &mut building {
-            building.account(&self.inserter.total_bytes);
+    /// Takes a table's pending batch, and a guard for the transaction being received, for a task that works
+    /// on the table after the rows before it. `None` outside of a transaction.
+    pub(super) fn begin_work(
+        &mut self,
+        index: TableIndex,
+    ) -> Option<(Option<PendingBatch<D>>, CheckpointGuard)> {
+        let guard = self.checkpoint.guard(self.transaction?.committed_at);
+        let mut batch = self.take_batch(index);
+        if let Some(batch) = &mut batch {
+            batch.account(&self.inserter.total_bytes);
         }
-        Some((building, hold))
+        Some((batch, guard))
     }
 
     /// The commit of the transaction being received lies before here.
@@ -190,9 +157,9 @@ impl<D: Destination> Applier<D> {
         self.transaction.is_some()
     }
 
-    /// Whether the batches' sizes should be looked at.
+    /// Whether [`Applier::enforce_memory_limit`] is due.
     #[inline]
-    pub(super) fn wants_balance(&self) -> bool {
+    pub(super) fn memory_check_due(&self) -> bool {
         self.unmeasured >= MEASURE_EVERY
     }
 
@@ -209,9 +176,9 @@ impl<D: Destination> Applier<D> {
         let message = pgoutput::decode(data, &mut self.scratch.old, &mut self.scratch.new)
             .map_err(crate::postgres::Error::from)?;
         match message {
-            Message::Insert { relation } => self.row(data, relation, Change::Insert),
-            Message::Update { relation, old } => self.row(data, relation, Change::Update(old)),
-            Message::Delete { relation, old } => self.row(data, relation, Change::Delete(old)),
+            Message::Insert { relation } => self.row(data, relation, RowChange::Insert),
+            Message::Update { relation, old } => self.row(data, relation, RowChange::Update(old)),
+            Message::Delete { relation, old } => self.row(data, relation, RowChange::Delete(old)),
             Message::Begin { final_lsn: commit, commit_time: committed_at, xid } => {
                 require_room(commit)?;
                 let transaction = Transaction { xid, commit, committed_at, at };
@@ -225,117 +192,86 @@ impl<D: Destination> Applier<D> {
                 Ok(Step::Done)
             }
             Message::Relation(relation) => Ok(Step::Relation(relation)),
-            Message::Truncate { relations, .. } => Ok(self.truncated(&relations)),
+            Message::Truncate { relations, .. } => self.truncated(&relations),
             _ => Ok(Step::Done),
         }
     }
 
     /// Appends the rows that a change makes to its table's batch.
     #[inline]
-    fn row(&mut self, data: &[u8], relation: u32, change: Change) -> Result<Step<D>, Error> {
-        let Transaction { xid, commit, committed_at, at } =
-            self.transaction.ok_or(Error::Protocol("a row outside a transaction"))?;
-        let Some(known) = self.relations.get(&relation) else { return self.unjudged_row(relation, commit) };
-        let Some(known) = known else { return Ok(Step::Done) };
-        let Some(slot) = self.slots.get_mut(known.slot) else { return Ok(Step::Done) };
-        // Before all that passes a change over: a transaction has the same versions each time that it is sent.
-        let version = slot.steps.change(commit, at);
-        if slot.table.failed() || commit <= slot.covered {
+    fn row(&mut self, data: &[u8], relation: u32, change: RowChange) -> Result<Step<D>, Error> {
+        let transaction = self.transaction.ok_or(Error::Protocol("a row outside a transaction"))?;
+        let Transaction { xid, commit, committed_at, at } = transaction;
+        let Some(mapping) = self.relations.get(&relation) else {
+            return self.row_of_deferred_relation(relation, commit);
+        };
+        let Some(mapping) = mapping else { return Ok(Step::Done) };
+        let index = mapping.table;
+        let entry = &mut self.tables[index];
+        // Counted before any filter: a transaction has the same versions each time that it is sent.
+        let version = entry.steps.change(commit, at);
+        if entry.table.failed() || commit <= entry.snapshot_lsn {
             return Ok(Step::Done);
         }
-        if let Change::Update(old) | Change::Delete(old) = change
-            && slot.schema.kind != TableKind::AppendOnly
-            && known.identity_differs(old, &self.scratch)
+        if let RowChange::Update(old) | RowChange::Delete(old) = change
+            && entry.schema.kind != TableKind::AppendOnly
+            && mapping.identity_differs(old, &self.scratch)
         {
-            return Ok(Step::IdentityDiffers(known.slot));
+            return Ok(Step::IdentityDiffers(index));
         }
-        let (kind, mut at) = (slot.schema.kind, Position::from(version));
-        if !kind.is_keyed() {
-            match slot.table.sieve.judge(xid, commit, || self.checkpoint.hold(committed_at)) {
-                Verdict::Take => {}
-                Verdict::Leave => return Ok(Step::Done),
-                Verdict::Wait => return Ok(Step::Wait(Arc::clone(&slot.table))),
+        let mut position = Position::from(version);
+        if !entry.schema.kind.is_keyed() {
+            match keyless_change(entry, index, change, transaction, &self.checkpoint) {
+                Keyless::Apply(ordinal) => position.ordinal = ordinal,
+                Keyless::Instead(step) => return Ok(step),
             }
-            match (kind, change) {
-                (_, Change::Insert) => {}
-                // Its publication does not send them, but somebody may have changed that.
-                (TableKind::AppendOnly, _) => return Ok(Step::Done),
-                (_, Change::Update(OldTuple::Full) | Change::Delete(OldTuple::Full)) => {}
-                _ => return Ok(Step::Fail(known.slot, schema_change::without_old_rows(&slot.schema))),
-            }
-            at.ordinal = slot.next_ordinal(commit);
         }
-        if slot.due && slot.building.as_ref().is_some_and(|building| building.last != Some(version)) {
-            try_insert(&self.inserter, &mut self.dirty, known.slot, slot);
+        if entry.due && entry.pending.as_ref().is_some_and(|batch| batch.last != Some(version)) {
+            try_insert(&self.inserter, &mut self.unflushed, index, entry);
         }
-        if slot.building.is_none() {
-            let batch = match self.inserter.spares.take(&slot.schema) {
-                Some(batch) => batch,
-                None => match self.inserter.destination.batch(&slot.schema) {
-                    Ok(batch) => batch,
-                    Err(error) => return Ok(Step::Fail(known.slot, error.into())),
-                },
-            };
-            let hold = self.checkpoint.hold(committed_at);
-            slot.building = Some(Building::new(batch, Arc::clone(&slot.schema), hold));
-            self.dirty.push(known.slot);
-        }
-        let Some(building) = slot.building.as_mut() else { return Ok(Step::Done) };
-        let scratch = &mut self.scratch;
-        let pushed = match change {
-            Change::Insert => {
-                building.counts.inserted += 1;
-                building.push(known.tuple(data, Which::New, scratch), at.second(), Op::Upsert)
-            }
-            Change::Delete(_) => {
-                building.counts.deleted += 1;
-                building.push(known.tuple(data, Which::Old, scratch), at, Op::Delete)
-            }
-            Change::Update(old) => {
-                building.counts.updated += 1;
-                known.fill_from_old(old, scratch);
-                let leaves = !kind.is_keyed() || (old != OldTuple::None && known.moved(data, scratch));
-                let tombstone = if leaves {
-                    building.push(known.tuple(data, Which::Old, scratch), at, Op::Delete)
-                } else {
-                    Ok(())
+        let batch = match &mut entry.pending {
+            Some(batch) => batch,
+            none => {
+                let values = match self.inserter.new_batch(&entry.schema) {
+                    Ok(values) => values,
+                    Err(error) => return Ok(Step::Fail(index, error)),
                 };
-                tombstone.and_then(|()| {
-                    building.push(known.tuple(data, Which::New, scratch), at.second(), Op::Upsert)
-                })
+                let guard = self.checkpoint.guard(committed_at);
+                self.unflushed.push(index);
+                none.insert(PendingBatch::new(values, Arc::clone(&entry.schema), guard))
             }
         };
-        if !building.waiting.is_empty() {
-            building.waiting.written_by(xid);
+        let pushed = push(batch, mapping, change, (data, position), &mut self.scratch);
+        if !batch.deferred.is_empty() {
+            batch.deferred.written_by(xid);
         }
         Ok(match pushed {
             Ok(()) => Step::Done,
-            Err(error) => Step::Fail(known.slot, Error::value(&slot.schema, &error)),
+            Err(error) => Step::Fail(index, Error::value(&entry.schema, &error)),
         })
     }
 
     /// What to do about a message of `bytes` of which only this beginning is there.
     pub(super) fn too_long(&mut self, beginning: &[u8], bytes: usize) -> Step<D> {
         let relation = pgoutput::decode_beginning(beginning, &mut self.scratch.new);
-        let known = relation.and_then(|oid| self.relations.get(&oid)).and_then(Option::as_ref);
-        let Some(known) = known else { return Step::Done };
-        let Some(slot) = self.slots.get(known.slot).filter(|slot| !slot.table.failed()) else {
+        let mapping = relation.and_then(|oid| self.relations.get(&oid)).and_then(Option::as_ref);
+        let Some(mapping) = mapping else { return Step::Done };
+        let entry = &self.tables[mapping.table];
+        if entry.table.failed() {
             return Step::Done;
-        };
-        let key = known.key_shown(beginning, &self.scratch.new);
-        Step::Fail(known.slot, Error::too_long(&slot.schema, bytes, key.as_deref()))
+        }
+        let key = mapping.key_shown(beginning, &self.scratch.new);
+        Step::Fail(mapping.table, Error::too_long(&entry.schema, bytes, key.as_deref()))
     }
 
-    /// A row of a relation that is not known: passed over when it is in a copy already.
-    fn unjudged_row(&mut self, relation: u32, commit: Lsn) -> Result<Step<D>, Error> {
-        let covered = |slot: usize| self.slots.get(slot).is_some_and(|slot| commit <= slot.covered);
-        match self.unjudged.get(&relation) {
-            Some((slot, _)) if covered(*slot) => Ok(Step::Done),
-            Some(_) => match self.unjudged.remove(&relation) {
-                Some((_, relation)) => Ok(Step::Late(Box::new(relation))),
-                None => Ok(Step::Done),
-            },
-            None => Err(Error::Protocol("a row of a relation never announced")),
+    /// A row of a relation that has no mapping: passed over when it is in a copy already.
+    fn row_of_deferred_relation(&mut self, relation: u32, commit: Lsn) -> Result<Step<D>, Error> {
+        match self.deferred_relations.entry(relation) {
+            Entry::Vacant(_) => Err(Error::Protocol("a row of a relation never announced")),
+            Entry::Occupied(deferred) if commit <= self.tables[deferred.get().0].snapshot_lsn => {
+                Ok(Step::Done)
+            }
+            Entry::Occupied(deferred) => Ok(Step::NeedsRelation(Box::new(deferred.remove().1))),
         }
     }
 
@@ -344,107 +280,98 @@ impl<D: Destination> Applier<D> {
         self.transaction.map(|transaction| transaction.xid)
     }
 
-    /// Whether the transaction being received is in a slot's copy already.
-    pub(super) fn is_covered(&self, slot: usize) -> bool {
-        let commit = self.transaction.map(|transaction| transaction.commit);
-        self.slots.get(slot).is_some_and(|slot| commit.is_some_and(|commit| commit <= slot.covered))
+    /// Whether the transaction being received is in a table's copy already.
+    pub(super) fn is_in_snapshot(&self, index: TableIndex) -> bool {
+        self.transaction.is_some_and(|transaction| transaction.commit <= self.tables[index].snapshot_lsn)
     }
 
     /// Keeps a relation until a row needs it.
-    pub(super) fn judge_later(&mut self, slot: usize, relation: Relation) {
+    pub(super) fn defer_relation(&mut self, index: TableIndex, relation: Relation) {
         self.relations.remove(&relation.oid);
-        self.unjudged.insert(relation.oid, (slot, relation));
+        self.deferred_relations.insert(relation.oid, (index, relation));
     }
 
-    /// Whether a slot's batch has whole steps only.
-    pub(super) fn is_whole(&self, slot: usize) -> bool {
-        self.slots.get(slot).is_none_or(|slot| slot.is_whole(self.transaction))
+    /// Whether a table's batch has whole steps only.
+    pub(super) fn is_whole(&self, index: TableIndex) -> bool {
+        self.tables[index].is_whole(self.transaction)
     }
 
-    /// Takes what is being built for a slot, to insert it or to set it aside.
-    pub(super) fn take_building(&mut self, slot: usize) -> Option<Building<D>> {
-        self.dirty.retain(|dirty| *dirty != slot);
-        self.slots.get_mut(slot).and_then(|slot| slot.building.take())
+    /// Takes a table's pending batch, to insert it or to set it aside.
+    pub(super) fn take_batch(&mut self, index: TableIndex) -> Option<PendingBatch<D>> {
+        self.unflushed.retain(|unflushed| *unflushed != index);
+        self.tables[index].pending.take()
     }
 
-    /// Remembers what a relation is.
-    pub(super) fn know(&mut self, oid: u32, relation: Option<KnownRelation>) {
-        self.unjudged.remove(&oid);
-        self.relations.insert(oid, relation);
+    /// Remembers what a relation is; `None` where it is not ours.
+    pub(super) fn set_mapping(&mut self, oid: u32, mapping: Option<RelationMapping>) {
+        self.deferred_relations.remove(&oid);
+        self.relations.insert(oid, mapping);
     }
 
-    /// The slot of a relation, if it is ours.
-    pub(super) fn slot_of(&self, oid: u32) -> Option<usize> {
-        self.relations.get(&oid).and_then(Option::as_ref).map(|known| known.slot)
+    /// Whether a relation is mapped to one of our tables.
+    pub(super) fn is_mapped(&self, oid: u32) -> bool {
+        self.relations.get(&oid).is_some_and(Option::is_some)
     }
 
-    /// Which of our tables the transaction in hand has truncated, but for those whose copy shows that already.
-    fn truncated(&mut self, relations: &[u32]) -> Step<D> {
-        let mut slots = Vec::new();
-        let Some(Transaction { xid, commit, committed_at, at }) = self.transaction else { return Step::Done };
-        let known = relations.iter().filter_map(|oid| self.relations.get(oid)?.as_ref());
-        for index in known.map(|known| known.slot) {
-            let Some(slot) = self.slots.get(index) else { continue };
-            if slot.table.failed() || commit <= slot.covered {
+    /// Which of our tables the transaction being received has truncated, but for those whose copy shows that
+    /// already.
+    ///
+    /// # Errors
+    /// [`Error::Protocol`] outside of a transaction.
+    fn truncated(&mut self, relations: &[u32]) -> Result<Step<D>, Error> {
+        let outside = Error::Protocol("TRUNCATE outside a transaction");
+        let Transaction { xid, commit, committed_at, at } = self.transaction.ok_or(outside)?;
+        let mut truncated = Vec::new();
+        let mappings = relations.iter().filter_map(|oid| self.relations.get(oid)?.as_ref());
+        for index in mappings.map(|mapping| mapping.table) {
+            let entry = &self.tables[index];
+            if entry.table.failed() || commit <= entry.snapshot_lsn {
                 continue;
             }
-            match slot.table.sieve.judge(xid, commit, || self.checkpoint.hold(committed_at)) {
-                Verdict::Take => slots.push(index),
-                Verdict::Leave => {}
-                Verdict::Wait => return Step::Wait(Arc::clone(&slot.table)),
+            let filter = &entry.table.snapshot_filter;
+            match filter.decide(xid, commit, || self.checkpoint.guard(committed_at)) {
+                Decision::Apply => truncated.push(index),
+                Decision::Skip => {}
+                Decision::Wait => return Ok(Step::AwaitSnapshot(Arc::clone(&entry.table))),
             }
         }
-        let versions = slots.into_iter().filter_map(|index| {
-            let slot = self.slots.get_mut(index)?;
-            Some((index, slot.steps.truncate(commit, at)))
-        });
-        Step::Truncate(versions.collect())
+        let version = |index| (index, self.tables[index].steps.truncate(commit, at));
+        Ok(Step::Truncate(truncated.into_iter().map(version).collect()))
     }
 
-    /// Starts the insert of a slot's batch, waiting for the one before it.
+    /// Starts the insert of a table's batch, after the one before it.
     ///
     /// # Errors
     /// [`Error::Task`] when the permit is closed, which nothing does.
-    pub(super) async fn flush(&mut self, slot: usize) -> Result<(), Error> {
-        let Some(table) = self.slots.get(slot).map(|slot| Arc::clone(&slot.table)) else { return Ok(()) };
-        let permit = Arc::clone(&table.insert_permit)
+    pub(super) async fn flush(&mut self, index: TableIndex) -> Result<(), Error> {
+        let permit = Arc::clone(&self.tables[index].table.insert_permit)
             .acquire_owned()
             .await
             .map_err(|closed| Error::Task(closed.to_string()))?;
-        self.start_insert(slot, permit);
+        insert(&self.inserter, &mut self.unflushed, index, &mut self.tables[index], permit);
         Ok(())
     }
 
-    fn start_insert(&mut self, index: usize, permit: OwnedSemaphorePermit) {
-        if let Some(slot) = self.slots.get_mut(index) {
-            insert(&self.inserter, &mut self.dirty, index, slot, permit);
-        }
-    }
-
-    /// Starts the insert of a slot's batch, or leaves it due: until its last step is over, or the insert before it.
-    pub(super) fn try_flush(&mut self, index: usize) {
-        let transaction = self.transaction;
-        let Some(slot) = self.slots.get_mut(index) else { return };
-        slot.due = true;
-        if slot.is_whole(transaction) {
-            try_insert(&self.inserter, &mut self.dirty, index, slot);
+    /// Starts the insert of a table's batch, or leaves it due: until its last step is over, or the insert
+    /// before it.
+    pub(super) fn try_flush(&mut self, index: TableIndex) {
+        let entry = &mut self.tables[index];
+        entry.due = true;
+        if entry.is_whole(self.transaction) {
+            try_insert(&self.inserter, &mut self.unflushed, index, entry);
         }
     }
 
     /// Starts every insert that is due, and says when the next one will be.
     ///
-    /// A batch is due when its table's last insert was begun twice that insert's duration ago (so a busy table gathers
-    /// more rows instead of making more parts), and at the latest after `batch.maxDelayMilliseconds`. While a backlog
-    /// is there batches grow to full size instead.
+    /// A batch is due when its table's last insert was begun twice that insert's duration ago (so a busy
+    /// table gathers more rows instead of making more parts), and at the latest after
+    /// `batch.maxDelayMilliseconds`. While there is a backlog, batches grow to full size instead.
     pub(super) fn flush_due(&mut self, backlog: bool) -> Option<Instant> {
         let now = Instant::now();
         let mut next: Option<Instant> = None;
-        for index in self.dirty.clone() {
-            let Some(slot) = self.slots.get(index) else { continue };
-            let Some(building) = &slot.building else { continue };
-            let latest = building.since + self.settings.max_delay;
-            let paced = slot.started + slot.table.insert_time().saturating_mul(2);
-            let due = if backlog { latest } else { paced.min(latest) };
+        for index in self.unflushed.clone() {
+            let Some(due) = self.tables[index].insert_due(self.settings.max_delay, backlog) else { continue };
             if due <= now {
                 self.try_flush(index);
             } else {
@@ -454,74 +381,68 @@ impl<D: Destination> Applier<D> {
         next
     }
 
-    /// Keeps the batches within the Mirror's memory: starts inserts of large ones, and waits when all of it is used.
+    /// Keeps the batches within the Mirror's memory: starts inserts of large ones, and waits when all of it
+    /// is used.
     ///
-    /// Where steps that are not over use all of it alone, one of them is inserted in parts: of such a step the insert that comes
-    /// last counts, so for it the order of inserts matters.
+    /// Where steps that are not over use all of it alone, one of them is inserted in parts: of such a step
+    /// the insert that comes last counts, so for it the order of inserts matters.
     ///
     /// # Errors
     /// As [`Applier::flush`].
-    pub(super) async fn balance(&mut self) -> Result<(), Error> {
+    pub(super) async fn enforce_memory_limit(&mut self) -> Result<(), Error> {
         self.unmeasured = 0;
         let total = Arc::clone(&self.inserter.total_bytes);
-        let mut largest: Option<(usize, usize)> = None;
-        for index in self.dirty.clone() {
-            let Some(building) = self.slots.get_mut(index).and_then(|slot| slot.building.as_mut()) else {
-                continue;
-            };
-            building.account(&total);
-            let bytes = building.bytes();
-            if bytes >= self.settings.max_bytes / 4 {
+        for index in self.unflushed.clone() {
+            let Some(batch) = &mut self.tables[index].pending else { continue };
+            batch.account(&total);
+            if batch.bytes() >= self.settings.max_bytes / 4 {
                 self.try_flush(index);
-            } else if largest.is_none_or(|(_, most)| bytes > most) {
-                largest = Some((index, bytes));
             }
         }
         while total.load(Ordering::Relaxed) >= self.settings.max_bytes {
-            let in_parts = self.built_bytes() >= self.settings.max_bytes;
-            match self.fullest(|slot| in_parts || slot.is_whole(self.transaction)) {
-                Some(slot) => self.flush(slot).await?,
+            let in_parts = self.pending_bytes() >= self.settings.max_bytes;
+            match self.fullest(|entry| in_parts || entry.is_whole(self.transaction)) {
+                Some(index) => self.flush(index).await?,
                 None => self.inserter.ended.notified().await,
             }
         }
         Ok(())
     }
 
-    /// Bytes in batches that are being built.
-    fn built_bytes(&self) -> usize {
-        let slots = self.dirty.iter().filter_map(|index| self.slots.get(*index));
-        slots.filter_map(|slot| slot.building.as_ref()).map(Building::bytes).sum()
+    /// Bytes in pending batches.
+    fn pending_bytes(&self) -> usize {
+        self.unflushed.iter().map(|index| self.tables[*index].pending_bytes()).sum()
     }
 
-    fn fullest(&self, may_go: impl Fn(&Slot<D>) -> bool) -> Option<usize> {
-        let slots = self.dirty.iter().filter_map(|index| Some((*index, self.slots.get(*index)?)));
-        let bytes = |slot: &Slot<D>| slot.building.as_ref().map_or(0, Building::bytes);
-        slots.filter(|(_, slot)| may_go(slot)).max_by_key(|(_, slot)| bytes(slot)).map(|(index, _)| index)
+    fn fullest(&self, may_go: impl Fn(&StreamTable<D>) -> bool) -> Option<TableIndex> {
+        let tables = self.unflushed.iter().copied().filter(|index| may_go(&self.tables[*index]));
+        tables.max_by_key(|index| self.tables[*index].pending_bytes())
     }
 
-    /// Starts and awaits every insert. What ends within a step is not inserted, and its hold stays: it is sent again.
+    /// Starts and awaits every insert. What ends within a step is not inserted, and its guard stays: it is
+    /// sent again.
     ///
     /// # Errors
     /// As [`Applier::flush`].
     pub(super) async fn drain(&mut self) -> Result<(), Error> {
-        for index in self.dirty.clone() {
+        for index in self.unflushed.clone() {
             if self.is_whole(index) {
                 self.flush(index).await?;
-            } else if let Some(building) = self.take_building(index) {
-                building.release(&self.inserter.total_bytes);
-                std::mem::forget(building.hold);
+            } else if let Some(batch) = self.take_batch(index) {
+                batch.release(&self.inserter.total_bytes);
+                std::mem::forget(batch.guard);
             }
         }
-        self.settle().await
+        self.await_inserts().await
     }
 
     /// Awaits the inserts in flight, without starting any.
     ///
     /// # Errors
     /// As [`Applier::flush`].
-    pub(super) async fn settle(&self) -> Result<(), Error> {
-        for slot in &self.slots {
-            let permit = slot.table.insert_permit.acquire().await;
+    pub(super) async fn await_inserts(&self) -> Result<(), Error> {
+        for entry in self.tables.iter() {
+            let permit = entry.table.insert_permit.acquire().await;
             drop(permit.map_err(|closed| Error::Task(closed.to_string()))?);
         }
         Ok(())
@@ -536,30 +457,86 @@ pub(in crate::replication) fn require_room(position: Lsn) -> Result<(), Error> {
     if position < Version::LIMIT { Ok(()) } else { Err(Error::LogTooLong { position }) }
 }
 
-/// Starts the insert of a slot's batch, unless the one before it is still under way.
+/// Whether a change of a table without a key is applied, and with which ordinal.
+fn keyless_change<D: Destination>(
+    entry: &mut StreamTable<D>,
+    index: TableIndex,
+    change: RowChange,
+    Transaction { xid, commit, committed_at, .. }: Transaction,
+    checkpoint: &Arc<Checkpoint>,
+) -> Keyless<D> {
+    match entry.table.snapshot_filter.decide(xid, commit, || checkpoint.guard(committed_at)) {
+        Decision::Apply => {}
+        Decision::Skip => return Keyless::Instead(Step::Done),
+        Decision::Wait => return Keyless::Instead(Step::AwaitSnapshot(Arc::clone(&entry.table))),
+    }
+    match (entry.schema.kind, change) {
+        (_, RowChange::Insert) => {}
+        // Its publication does not send them, but somebody may have changed that.
+        (TableKind::AppendOnly, _) => return Keyless::Instead(Step::Done),
+        (_, RowChange::Update(OldTuple::Full) | RowChange::Delete(OldTuple::Full)) => {}
+        _ => {
+            let error = schema_change::without_old_rows(&entry.schema);
+            return Keyless::Instead(Step::Fail(index, error));
+        }
+    }
+    Keyless::Apply(entry.next_ordinal(commit))
+}
+
+/// Appends the rows that a change makes: the tombstone of an old row, then the new row.
+#[inline]
+fn push<D: Destination>(
+    batch: &mut PendingBatch<D>,
+    mapping: &RelationMapping,
+    change: RowChange,
+    (data, position): (&[u8], Position),
+    scratch: &mut Scratch,
+) -> Result<(), ValueError> {
+    match change {
+        RowChange::Insert => {
+            batch.counts.inserted += 1;
+            batch.push(mapping.tuple(data, TupleSide::New, scratch), position.second(), Op::Upsert)
+        }
+        RowChange::Delete(_) => {
+            batch.counts.deleted += 1;
+            batch.push(mapping.tuple(data, TupleSide::Old, scratch), position, Op::Delete)
+        }
+        RowChange::Update(old) => {
+            batch.counts.updated += 1;
+            mapping.fill_from_old(old, scratch);
+            if !batch.schema.kind.is_keyed() || (old != OldTuple::None && mapping.key_changed(data, scratch))
+            {
+                batch.push(mapping.tuple(data, TupleSide::Old, scratch), position, Op::Delete)?;
+            }
+            batch.push(mapping.tuple(data, TupleSide::New, scratch), position.second(), Op::Upsert)
+        }
+    }
+}
+
+/// Starts the insert of a table's batch, unless the one before it is still under way.
 fn try_insert<D: Destination>(
     inserter: &Arc<Inserter<D>>,
-    dirty: &mut Vec<usize>,
-    index: usize,
-    slot: &mut Slot<D>,
+    unflushed: &mut Vec<TableIndex>,
+    index: TableIndex,
+    entry: &mut StreamTable<D>,
 ) {
-    if let Ok(permit) = Arc::clone(&slot.table.insert_permit).try_acquire_owned() {
-        insert(inserter, dirty, index, slot, permit);
+    if let Ok(permit) = Arc::clone(&entry.table.insert_permit).try_acquire_owned() {
+        insert(inserter, unflushed, index, entry, permit);
     }
 }
 
 fn insert<D: Destination>(
     inserter: &Arc<Inserter<D>>,
-    dirty: &mut Vec<usize>,
-    index: usize,
-    slot: &mut Slot<D>,
+    unflushed: &mut Vec<TableIndex>,
+    index: TableIndex,
+    entry: &mut StreamTable<D>,
     permit: OwnedSemaphorePermit,
 ) {
-    dirty.retain(|dirty| *dirty != index);
-    slot.due = false;
-    if let Some(mut building) = slot.building.take() {
-        building.account(&inserter.total_bytes);
-        slot.started = Instant::now();
-        inserter.spawn(Arc::clone(&slot.table), building, permit);
+    unflushed.retain(|unflushed| *unflushed != index);
+    entry.due = false;
+    if let Some(mut batch) = entry.pending.take() {
+        batch.account(&inserter.total_bytes);
+        entry.insert_started = Instant::now();
+        inserter.spawn(Arc::clone(&entry.table), batch, permit);
     }
 }

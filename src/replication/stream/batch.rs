@@ -10,7 +10,7 @@ use std::{
     time::Instant,
 };
 
-use super::checkpoint::Hold;
+use super::checkpoint::CheckpointGuard;
 use crate::{
     model::{Cell, Position, TableSchema, Tuple, Version},
     replication::{Destination, Op, TableBatch, ValueError},
@@ -24,11 +24,11 @@ pub(super) struct Counts {
     pub(super) deleted: u64,
 }
 
-/// A row that waits in its wire form because an earlier one of its table waits for a re-read.
-pub(super) struct WaitingRow {
+/// A row in its wire form.
+pub(super) struct DeferredRow {
     data: Range<usize>,
     cells: Range<usize>,
-    pub(super) at: Position,
+    pub(super) position: Position,
     pub(super) op: Op,
     pub(super) incomplete: bool,
 }
@@ -38,22 +38,23 @@ pub(in crate::replication) fn stream_fence(prefix: &str, table: &TableSchema) ->
     format!("{prefix}-{}", table.target)
 }
 
-/// Most batches whose memory is kept for the next rows of their tables: each may hold a quarter of `batch.maxBytes`.
-const SPARES: usize = 4;
+/// Most batches whose memory is kept for the next rows of their tables: each may hold a quarter of
+/// `batch.maxBytes`.
+const POOLED: usize = 4;
 
-/// Rows behind one with an unchanged TOAST value, in stream order.
+/// Rows from the first one on whose unchanged TOAST values have to be fetched, in stream order.
 ///
-/// Order must be kept among rows of one version, so everything after the first such row waits with it.
+/// Order must be kept among rows of one version, so everything after that row is deferred with it.
 #[derive(Default)]
-pub(super) struct Waiting {
+pub(super) struct DeferredRows {
     data: Vec<u8>,
     cells: Vec<Cell>,
-    pub(super) rows: Vec<WaitingRow>,
+    pub(super) rows: Vec<DeferredRow>,
     /// The transactions that wrote them.
     pub(super) transactions: Vec<u32>,
 }
 
-impl Waiting {
+impl DeferredRows {
     /// Notes which transaction the last row is of.
     pub(super) fn written_by(&mut self, transaction: u32) {
         if self.transactions.last() != Some(&transaction) {
@@ -69,7 +70,7 @@ impl Waiting {
         self.data.len() + self.cells.len() * size_of::<Cell>()
     }
 
-    fn push(&mut self, tuple: Tuple<'_>, at: Position, op: Op) {
+    fn push(&mut self, tuple: Tuple<'_>, position: Position, op: Op) {
         let (data_start, cells_start) = (self.data.len(), self.cells.len());
         for (index, cell) in tuple.cells.iter().enumerate() {
             let bytes = tuple.bytes(index);
@@ -77,16 +78,16 @@ impl Waiting {
             self.cells.push(Cell { kind: cell.kind, start, len: cell.len });
             self.data.extend_from_slice(bytes);
         }
-        self.rows.push(WaitingRow {
+        self.rows.push(DeferredRow {
             data: data_start..self.data.len(),
             cells: cells_start..self.cells.len(),
-            at,
+            position,
             op,
             incomplete: op == Op::Upsert && tuple.has_unchanged(),
         });
     }
 
-    pub(super) fn tuple(&self, row: &WaitingRow) -> Tuple<'_> {
+    pub(super) fn tuple(&self, row: &DeferredRow) -> Tuple<'_> {
         Tuple {
             data: self.data.get(row.data.clone()).unwrap_or_default(),
             cells: self.cells.get(row.cells.clone()).unwrap_or_default(),
@@ -95,46 +96,46 @@ impl Waiting {
 }
 
 /// Rows being collected for one insert.
-pub(super) struct Building<D: Destination> {
-    pub(super) batch: D::Batch,
-    pub(super) waiting: Waiting,
+pub(super) struct PendingBatch<D: Destination> {
+    pub(super) values: D::Batch,
+    pub(super) deferred: DeferredRows,
     pub(super) schema: Arc<TableSchema>,
     pub(super) counts: Counts,
-    pub(super) hold: Hold,
+    pub(super) guard: CheckpointGuard,
     pub(super) since: Instant,
     /// The version of the last row.
     pub(super) last: Option<Version>,
     counted_bytes: usize,
 }
 
-impl<D: Destination> Building<D> {
-    pub(super) fn new(batch: D::Batch, schema: Arc<TableSchema>, hold: Hold) -> Self {
-        Building {
-            batch,
-            waiting: Waiting::default(),
+impl<D: Destination> PendingBatch<D> {
+    pub(super) fn new(values: D::Batch, schema: Arc<TableSchema>, guard: CheckpointGuard) -> Self {
+        PendingBatch {
+            values,
+            deferred: DeferredRows::default(),
             schema,
             counts: Counts::default(),
-            hold,
+            guard,
             since: Instant::now(),
             last: None,
             counted_bytes: 0,
         }
     }
 
-    /// Appends a row, or lets it wait behind one that needs a re-read.
+    /// Appends a row, or defers it where an earlier one is, or its own values have to be fetched.
     #[inline]
-    pub(super) fn push(&mut self, tuple: Tuple<'_>, at: Position, op: Op) -> Result<(), ValueError> {
-        self.last = Some(at.version);
-        if self.waiting.is_empty() && !(op == Op::Upsert && tuple.has_unchanged()) {
-            return self.batch.push(tuple, at, op);
+    pub(super) fn push(&mut self, tuple: Tuple<'_>, position: Position, op: Op) -> Result<(), ValueError> {
+        self.last = Some(position.version);
+        if self.deferred.is_empty() && !(op == Op::Upsert && tuple.has_unchanged()) {
+            return self.values.push(tuple, position, op);
         }
-        self.waiting.push(tuple, at, op);
+        self.deferred.push(tuple, position, op);
         Ok(())
     }
 
     /// Bytes held.
     pub(super) fn bytes(&self) -> usize {
-        self.batch.bytes() + self.waiting.bytes()
+        self.values.bytes() + self.deferred.bytes()
     }
 
     /// Brings the Mirror's total up to date with what this batch holds now.
@@ -152,17 +153,17 @@ impl<D: Destination> Building<D> {
 }
 
 /// Empty batches of earlier inserts, kept for their memory: those of the tables that were inserted into last.
-pub(in crate::replication) struct Spares<D: Destination> {
+pub(in crate::replication) struct BatchPool<D: Destination> {
     kept: Mutex<VecDeque<(Arc<TableSchema>, D::Batch)>>,
 }
 
-impl<D: Destination> Default for Spares<D> {
+impl<D: Destination> Default for BatchPool<D> {
     fn default() -> Self {
-        Spares { kept: Mutex::default() }
+        BatchPool { kept: Mutex::default() }
     }
 }
 
-impl<D: Destination> Spares<D> {
+impl<D: Destination> BatchPool<D> {
     fn kept(&self) -> MutexGuard<'_, VecDeque<(Arc<TableSchema>, D::Batch)>> {
         self.kept.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -177,7 +178,7 @@ impl<D: Destination> Spares<D> {
     pub(super) fn keep(&self, schema: Arc<TableSchema>, batch: D::Batch) {
         let mut kept = self.kept();
         kept.push_back((schema, batch));
-        if kept.len() > SPARES {
+        if kept.len() > POOLED {
             kept.pop_front();
         }
     }
@@ -194,15 +195,15 @@ mod tests {
 
     #[test]
     fn waiting_rows_keep_their_values() {
-        let mut waiting = Waiting::default();
+        let mut deferred = DeferredRows::default();
         let cells = [cell(CellKind::Text, 2, 3), cell(CellKind::Unchanged, 0, 0), cell(CellKind::Null, 0, 0)];
-        waiting.push(Tuple { data: b"..abc", cells: &cells }, Version::ZERO.into(), Op::Upsert);
-        waiting.push(
+        deferred.push(Tuple { data: b"..abc", cells: &cells }, Version::ZERO.into(), Op::Upsert);
+        deferred.push(
             Tuple { data: b"xyz", cells: &[cell(CellKind::Binary, 0, 3)] },
             Version::ZERO.into(),
             Op::Delete,
         );
-        let tuples: Vec<_> = waiting.rows.iter().map(|row| waiting.tuple(row)).collect();
+        let tuples: Vec<_> = deferred.rows.iter().map(|row| deferred.tuple(row)).collect();
         assert_eq!(tuples[0].bytes(0), b"abc");
         assert!(tuples[0].has_unchanged());
         assert_eq!(tuples[1].bytes(0), b"xyz");

@@ -6,8 +6,8 @@ use tokio::sync::Notify;
 
 use crate::replication::Error;
 
-/// Where tasks report an error that ends the whole stream. Reporting never waits, so a task that holds something that
-/// others wait for can always go on to release it. Clones share the place.
+/// Where tasks report an error that ends the whole stream. Reporting never waits, so a task that holds
+/// something that others wait for can always go on to release it. Clones share the place.
 #[derive(Clone, Debug, Default)]
 pub(in crate::replication) struct Fatal(Arc<Shared>);
 
@@ -18,7 +18,8 @@ struct Shared {
 }
 
 impl Fatal {
-    /// Reports an error. The first one ends the stream; what a later one is about comes again with the next stream.
+    /// Reports an error. The first one ends the stream; what a later one is about comes again with the next
+    /// stream.
     pub(in crate::replication) fn report(&self, error: Error) {
         let mut first = self.0.first.lock().unwrap_or_else(PoisonError::into_inner);
         if first.is_some() {

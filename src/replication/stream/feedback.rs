@@ -1,4 +1,4 @@
-//! Tells the source and the status what is durable.
+//! Reports what is durable to the source, by standby status updates, and to the status.
 
 use std::{
     sync::Arc,
@@ -21,55 +21,56 @@ const FEEDBACK_EVERY: Duration = Duration::from_millis(100);
 /// How often it hears anything at all, well within `wal_sender_timeout`.
 pub(super) const FEEDBACK_AT_LEAST: Duration = Duration::from_secs(1);
 
-/// How often the source is asked for a sign of life: it sends none by itself while it has nothing to send.
-const ASK_EVERY: Duration = Duration::from_secs(10);
+/// How often a reply is requested: an idle source sends nothing without that.
+const REQUEST_REPLY_EVERY: Duration = Duration::from_secs(10);
 
-/// Tells the source, and our own status, what is durable: at its own pace, however slow the destination is.
+/// Sends standby status updates in a task of its own, however slow the destination is.
 #[derive(Clone)]
 pub(super) struct Feedback {
     pub(super) checkpoint: Arc<Checkpoint>,
     pub(super) confirmable: Arc<Confirmable>,
     pub(super) progress: Arc<Progress>,
-    pub(super) asked: Arc<Notify>,
+    /// Woken when the source requests a reply.
+    pub(super) reply_requested: Arc<Notify>,
     pub(super) done: CancellationToken,
 }
 
 impl Feedback {
-    /// What is durable, as far as it is on record. A stream that begins before the record is not told to be further than it has come:
-    /// by what it brings the source has to prove that it is the one of before.
+    /// What is durable, as far as it is on record. A stream that begins before the record reports no more
+    /// than it has received: by what it sends again, the source has to prove that it is the one of before.
     pub(super) fn confirmed(&self) -> Lsn {
         self.checkpoint.confirmed().lsn.min(self.confirmable.recorded())
     }
 
     /// Reports until `done`, and gives the writer back for the stream's end.
     pub(super) async fn run(self, mut writer: ReplicationWriter) -> ReplicationWriter {
-        let mut told = self.confirmed();
-        let mut told_at = Instant::now();
-        let mut asked_at = Instant::now();
+        let mut reported = self.confirmed();
+        let mut reported_at = Instant::now();
+        let mut requested_at = Instant::now();
         loop {
-            let asked = tokio::select! {
+            let due = tokio::select! {
                 () = self.done.cancelled() => return writer,
-                () = self.asked.notified() => true,
+                () = self.reply_requested.notified() => true,
                 () = tokio::time::sleep(FEEDBACK_EVERY) => false,
             };
             let confirmed = self.confirmed();
             self.progress.set_durable_lsn(self.checkpoint.durable());
             self.progress.set_lag_seconds(self.checkpoint.oldest_commit().map_or(0.0, seconds_since));
-            if asked || confirmed != told || told_at.elapsed() >= FEEDBACK_AT_LEAST {
-                let asks = asked_at.elapsed() >= ASK_EVERY;
+            if due || confirmed != reported || reported_at.elapsed() >= FEEDBACK_AT_LEAST {
+                let request_reply = requested_at.elapsed() >= REQUEST_REPLY_EVERY;
                 let sent = tokio::select! {
-                    sent = writer.feedback(confirmed, asks) => sent,
+                    sent = writer.feedback(confirmed, request_reply) => sent,
                     // The server may have stopped reading.
                     () = self.done.cancelled() => return writer,
                 };
                 if let Err(error) = sent {
                     // The reader meets the same cut and reports it.
-                    tracing::debug!(%error, "feedback could not be sent");
+                    tracing::debug!(%error, "a standby status update could not be sent");
                     return writer;
                 }
-                (told, told_at) = (confirmed, Instant::now());
-                if asks {
-                    asked_at = told_at;
+                (reported, reported_at) = (confirmed, Instant::now());
+                if request_reply {
+                    requested_at = reported_at;
                 }
             }
         }

@@ -1,4 +1,5 @@
-//! One connection's life: reads the replication stream, applies it, and tells the source what is durable.
+//! One connection's life: reads the replication stream, applies it, and reports to the source what is
+//! durable.
 
 mod apply;
 mod backlog;
@@ -12,6 +13,7 @@ mod inserter;
 mod refetch;
 mod relation;
 mod row;
+mod stream_table;
 mod truncate;
 
 use std::{
@@ -25,57 +27,58 @@ use tokio_util::sync::CancellationToken;
 pub use self::checkpoint::Commit;
 use self::{
     apply::Step,
-    backlog::Pace,
+    backlog::BacklogDetector,
     feedback::{FEEDBACK_AT_LEAST, Feedback},
-    relation::{announce, identity_differs},
+    stream_table::TableIndex,
 };
 pub(super) use self::{
     apply::{Applier, require_room},
-    batch::{Spares, stream_fence},
-    checkpoint::{Checkpoint, Hold, Mark},
+    batch::{BatchPool, stream_fence},
+    checkpoint::{Checkpoint, CheckpointGuard, Mark},
     fatal::Fatal,
-    inserter::{Inserter, turns},
-    refetch::Rereader,
+    inserter::{Inserter, insert_semaphore},
+    refetch::RowFetcher,
 };
 use super::{
-    Destination, Error, Policy,
-    backoff::retry,
-    policy,
+    Destination, Error,
     position::{Confirmable, Recorder},
 };
 use crate::{
-    model::{PostgresEndpoint, Progress},
+    model::{Lsn, PostgresEndpoint, Progress, Version},
     postgres::{
         session::Session,
         wire::{ReplicationMessage, ReplicationReader, ReplicationWriter},
     },
 };
 
-/// How long what was received may take to become durable before the tables are taken up again from the catalog.
+/// How long what was received may take to become durable before the session restarts with the catalog as it
+/// is.
 const DRAIN_WITHIN: Duration = Duration::from_secs(10);
 
 /// What a stream needs besides its applier.
-pub(super) struct Surroundings {
+pub(super) struct StreamContext {
     pub(super) source: PostgresEndpoint,
     pub(super) application_name: String,
     pub(super) progress: Arc<Progress>,
     /// Whether values come in binary form.
     pub(super) binary: bool,
-    /// A session for questions to the catalog that the stream waits for; made at first use and again after a fault.
+    /// A session for the catalog queries that the stream waits for; made at first use and again after a
+    /// fault.
     pub(super) catalog: tokio::sync::Mutex<Option<Session>>,
-    /// Has the catalog looked at.
+    /// Has the catalog checked.
     pub(super) look: Arc<Notify>,
     /// Ends the stream in order.
     pub(super) stop: CancellationToken,
-    /// How far the source may be told.
+    /// How far the source may hear that rows are durable.
     pub(super) confirmable: Arc<Confirmable>,
-    /// Ends waits on a destination that does not answer, and tries of this stream's inserts once it has failed.
+    /// Ends waits on a destination that does not answer, and tries of this stream's inserts once it has
+    /// failed.
     pub(super) abort: CancellationToken,
     /// Where the stream's tasks report what ends it.
     pub(super) fatal: Fatal,
 }
 
-impl Surroundings {
+impl StreamContext {
     /// Awaits `work`, unless something ends the stream first: so whatever the stream waits for, it can end.
     ///
     /// # Errors
@@ -90,136 +93,188 @@ impl Surroundings {
     }
 }
 
-/// Streams until `stop`, then makes everything received durable and says so to the source.
-///
-/// # Errors
-/// What ended the stream before; the caller reconnects or stops, by [`policy`].
-pub(super) async fn run<D: Destination>(
-    surroundings: &Surroundings,
-    mut applier: Applier<D>,
-    mut reader: ReplicationReader,
-    writer: ReplicationWriter,
-    recorder: Recorder<D>,
-) -> Result<(), Error> {
-    let asked = Arc::new(Notify::new());
-    let feedback = Feedback {
-        checkpoint: Arc::clone(&applier.checkpoint),
-        confirmable: Arc::clone(&surroundings.confirmable),
-        progress: Arc::clone(&surroundings.progress),
-        asked: Arc::clone(&asked),
-        done: CancellationToken::new(),
-    };
-    let done = feedback.done.clone();
-    let teller: JoinHandle<ReplicationWriter> = tokio::spawn(feedback.clone().run(writer));
-    let (checkpoint, ended) = (Arc::clone(&applier.checkpoint), CancellationToken::new());
-    let recording =
-        tokio::spawn(recorder.run(Arc::clone(&checkpoint), surroundings.fatal.clone(), ended.clone()));
-    let outcome = pump(surroundings, &mut applier, &mut reader, &asked).await;
-    let outcome = match outcome {
-        Ok(()) => surroundings.while_open(applier.drain()).await,
-        // Where the source's tables change all the time, nothing would ever be durable if what was received were given up each time.
-        Err(error @ Error::CatalogChanged { copy: false, .. }) => {
-            let drained = tokio::time::timeout(DRAIN_WITHIN, surroundings.while_open(applier.drain())).await;
-            tracing::debug!(complete = matches!(drained, Ok(Ok(()))), "the stream begins again");
-            Err(error)
-        }
-        failed => failed,
-    };
-    // What is not durable comes again, so nothing is tried again. Tasks must end before a new stream begins: none waits
-    // for anything after this.
-    surroundings.abort.cancel();
-    let settled = applier.settle().await;
-    ended.cancel();
-    match recording.await {
-        Ok(mut recorder) if settled.is_ok() && !lost(&outcome) => {
-            recorder.finish(checkpoint.confirmed()).await;
-        }
-        Ok(_) => {}
-        Err(error) => tracing::warn!(%error, "the task that records positions failed"),
-    }
-    done.cancel();
-    match teller.await {
-        Ok(writer) => reader.end(writer, feedback.confirmed()).await,
-        Err(error) => tracing::warn!(%error, "feedback task failed"),
-    }
-    outcome.and(settled)
+/// One stream, from its first message to its last standby status update.
+pub(super) struct StreamSession<D: Destination> {
+    pub(super) context: Arc<StreamContext>,
+    pub(super) applier: Applier<D>,
 }
 
-/// Whether nothing may be said to either side any more about how far a stream has come.
+/// Whether neither side may hear any more how far a stream has come.
 fn lost(outcome: &Result<(), Error>) -> bool {
     !matches!(outcome, Ok(()) | Err(Error::CatalogChanged { copy: false, .. }))
 }
 
-async fn pump<D: Destination>(
-    surroundings: &Surroundings,
-    applier: &mut Applier<D>,
-    reader: &mut ReplicationReader,
-    asked: &Notify,
-) -> Result<(), Error> {
-    let ended = Arc::clone(&applier.inserter.ended);
-    let mut pace = Pace::new();
-    loop {
-        while let Some(message) = reader.try_next()? {
-            match message {
-                ReplicationMessage::XLogData { wal_start, data, .. } => {
-                    let mut step = applier.apply(wal_start, data)?;
-                    loop {
-                        step = match step {
-                            Step::Late(relation) => {
-                                let announced = announce(surroundings, applier, *relation);
-                                surroundings.while_open(announced).await?;
-                                applier.apply(wal_start, data)?
-                            }
-                            Step::Wait(table) => {
-                                let resumed = async {
-                                    table.sieve.resumed().await;
-                                    Ok(())
-                                };
-                                surroundings.while_open(resumed).await?;
-                                applier.apply(wal_start, data)?
-                            }
-                            _ => break,
-                        };
+impl<D: Destination> StreamSession<D> {
+    /// Streams until `stop`, then makes everything received durable and reports that to the source.
+    ///
+    /// # Errors
+    /// What ended the stream before; the caller reconnects or stops, by [`super::policy`].
+    pub(super) async fn run(
+        mut self,
+        mut reader: ReplicationReader,
+        writer: ReplicationWriter,
+        recorder: Recorder<D>,
+    ) -> Result<(), Error> {
+        let checkpoint = Arc::clone(&self.applier.checkpoint);
+        let reply_requested = Arc::new(Notify::new());
+        let feedback = Feedback {
+            checkpoint: Arc::clone(&checkpoint),
+            confirmable: Arc::clone(&self.context.confirmable),
+            progress: Arc::clone(&self.context.progress),
+            reply_requested: Arc::clone(&reply_requested),
+            done: CancellationToken::new(),
+        };
+        let feedback_task: JoinHandle<ReplicationWriter> = tokio::spawn(feedback.clone().run(writer));
+        let ended = CancellationToken::new();
+        let recording = recorder.run(Arc::clone(&checkpoint), self.context.fatal.clone(), ended.clone());
+        let recording = tokio::spawn(recording);
+        let outcome = self.run_event_loop(&mut reader, &reply_requested).await;
+        let outcome = self.drain_after(outcome).await;
+        // What is not durable is sent again, so nothing is retried. Tasks must end before a new stream
+        // begins: none waits for anything after this.
+        self.context.abort.cancel();
+        let inserted = self.applier.await_inserts().await;
+        ended.cancel();
+        match recording.await {
+            Ok(mut recorder) if inserted.is_ok() && !lost(&outcome) => {
+                recorder.finish(checkpoint.confirmed()).await;
+            }
+            Ok(_) => {}
+            Err(error) => tracing::warn!(%error, "the task that records positions failed"),
+        }
+        feedback.done.cancel();
+        match feedback_task.await {
+            Ok(writer) => reader.end(writer, feedback.confirmed()).await,
+            Err(error) => tracing::warn!(%error, "feedback task failed"),
+        }
+        outcome.and(inserted)
+    }
+
+    /// Makes what was received durable where the stream has ended in order, or only to begin again: a source
+    /// whose tables change all the time would otherwise never have anything durable.
+    async fn drain_after(&mut self, outcome: Result<(), Error>) -> Result<(), Error> {
+        let context = Arc::clone(&self.context);
+        match outcome {
+            Ok(()) => context.while_open(self.applier.drain()).await,
+            Err(error @ Error::CatalogChanged { copy: false, .. }) => {
+                let drained = context.while_open(self.applier.drain());
+                let drained = tokio::time::timeout(DRAIN_WITHIN, drained).await;
+                tracing::debug!(complete = matches!(drained, Ok(Ok(()))), "the stream begins again");
+                Err(error)
+            }
+            failed => failed,
+        }
+    }
+
+    async fn run_event_loop(
+        &mut self,
+        reader: &mut ReplicationReader,
+        reply_requested: &Notify,
+    ) -> Result<(), Error> {
+        let context = Arc::clone(&self.context);
+        let ended = Arc::clone(&self.applier.inserter.ended);
+        let mut detector = BacklogDetector::new();
+        loop {
+            while let Some(message) = reader.try_next()? {
+                match message {
+                    ReplicationMessage::XLogData { wal_start, data, .. } => {
+                        let step = self.applier.apply(wal_start, data)?;
+                        if !matches!(step, Step::Done) {
+                            context.while_open(self.finish_message(step, wal_start, data)).await?;
+                        } else if self.applier.memory_check_due() {
+                            context.while_open(self.applier.enforce_memory_limit()).await?;
+                        }
                     }
-                    if !matches!(step, Step::Done) {
-                        surroundings.while_open(handle(surroundings, applier, step)).await?;
-                    } else if applier.wants_balance() {
-                        surroundings.while_open(applier.balance()).await?;
+                    ReplicationMessage::TooLong { data, bytes } => {
+                        let step = self.applier.too_long(data, bytes);
+                        context.while_open(self.handle(step)).await?;
                     }
-                }
-                ReplicationMessage::TooLong { data, bytes } => {
-                    let step = applier.too_long(data, bytes);
-                    surroundings.while_open(handle(surroundings, applier, step)).await?;
-                }
-                ReplicationMessage::Keepalive { wal_end, reply_requested } => {
-                    surroundings.progress.set_source_lsn(wal_end);
-                    if !applier.in_transaction() {
-                        applier.witness.pass(wal_end)?;
-                        applier.checkpoint.received(wal_end, None);
-                    }
-                    if reply_requested {
-                        asked.notify_one();
-                        surroundings.confirmable.await_up_to(wal_end);
+                    ReplicationMessage::Keepalive { wal_end, reply_requested: requested } => {
+                        self.on_keepalive(wal_end)?;
+                        if requested {
+                            reply_requested.notify_one();
+                            context.confirmable.await_up_to(wal_end);
+                        }
                     }
                 }
             }
+            let backlog = detector.backlog();
+            let next = self.applier.flush_due(backlog);
+            context.progress.liveness().moved();
+            if backlog {
+                reader.coalesce_reads_until(detector.next_read()).await;
+            }
+            tokio::select! {
+                biased;
+                () = context.stop.cancelled() => return Ok(()),
+                error = context.fatal.reported() => return Err(error),
+                read = reader.fill() => detector.read(read?),
+                () = ended.notified() => {}
+                () = until(next) => {}
+                // A quiet stream is alive.
+                () = tokio::time::sleep(FEEDBACK_AT_LEAST) => {}
+            }
         }
-        let backlog = pace.backlog();
-        let next = applier.flush_due(backlog);
-        surroundings.progress.liveness().moved();
-        if backlog {
-            reader.nap_until(pace.next_read()).await;
+    }
+
+    fn on_keepalive(&self, wal_end: Lsn) -> Result<(), Error> {
+        self.context.progress.set_source_lsn(wal_end);
+        if !self.applier.in_transaction() {
+            self.applier.witness.pass(wal_end)?;
+            self.applier.checkpoint.received(wal_end, None);
         }
-        tokio::select! {
-            biased;
-            () = surroundings.stop.cancelled() => return Ok(()),
-            error = surroundings.fatal.reported() => return Err(error),
-            read = reader.fill() => pace.read(read?),
-            () = ended.notified() => {}
-            () = until(next) => {}
-            // A quiet stream is alive.
-            () = tokio::time::sleep(FEEDBACK_AT_LEAST) => {}
+        Ok(())
+    }
+
+    /// Does what is left to do after a message, and applies the message again where that was needed first.
+    async fn finish_message(&mut self, mut step: Step<D>, wal_start: Lsn, data: &[u8]) -> Result<(), Error> {
+        loop {
+            match step {
+                Step::NeedsRelation(relation) => self.on_relation(*relation).await?,
+                Step::AwaitSnapshot(table) => table.snapshot_filter.resumed().await,
+                other => return self.handle(other).await,
+            }
+            step = self.applier.apply(wal_start, data)?;
         }
+    }
+
+    async fn handle(&mut self, step: Step<D>) -> Result<(), Error> {
+        match step {
+            Step::Done => Ok(()),
+            Step::NeedsRelation(_) | Step::AwaitSnapshot(_) => {
+                Err(Error::Protocol("a message that can't be applied again"))
+            }
+            Step::Relation(relation) => self.on_relation(relation).await,
+            Step::Truncate(tables) => self.on_truncate(tables).await,
+            Step::IdentityDiffers(index) => {
+                let error = self.identity_differs(index).await?;
+                self.fail_or_return(index, error).await
+            }
+            Step::Fail(index, error) => self.fail_or_return(index, error).await,
+        }
+    }
+
+    async fn on_truncate(&mut self, tables: Vec<(TableIndex, Option<Version>)>) -> Result<(), Error> {
+        // It announces a root without a partition.
+        self.applier.last_announced = None;
+        for (index, version) in tables {
+            if let Err(error) = truncate::begin(&mut self.applier, index, version).await {
+                self.fail_or_return(index, error).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Sets a table's rows aside, durably, where the error is the table's own; any other is given back.
+    async fn fail_or_return(&mut self, index: TableIndex, error: Error) -> Result<(), Error> {
+        let table = Arc::clone(&self.applier.tables[index].table);
+        let inserter = Arc::clone(&self.applier.inserter);
+        // Until the failure is on record, the batch's guard keeps the slot before the table's rows.
+        table.fail_or_return(error, &self.context.abort, &inserter.observer).await?;
+        if let Some(batch) = self.applier.take_batch(index) {
+            batch.release(&inserter.total_bytes);
+        }
+        Ok(())
     }
 }
 
@@ -228,55 +283,4 @@ async fn until(moment: Option<Instant>) {
         Some(moment) => tokio::time::sleep_until(moment.into()).await,
         None => std::future::pending().await,
     }
-}
-
-async fn handle<D: Destination>(
-    surroundings: &Surroundings,
-    applier: &mut Applier<D>,
-    step: Step<D>,
-) -> Result<(), Error> {
-    match step {
-        Step::Done | Step::Wait(_) => Ok(()),
-        Step::Late(_) => Err(Error::Protocol("a relation that can't be judged")),
-        Step::Relation(relation) => announce(surroundings, applier, relation).await,
-        Step::Truncate(slots) => {
-            // It announces a root without a partition.
-            applier.announced = None;
-            for (slot, version) in slots {
-                match truncate::begin(applier, slot, version).await {
-                    Err(error) if policy(&error).0 == Policy::FailTable => {
-                        fail(surroundings, applier, slot, &error).await?;
-                    }
-                    begun => begun?,
-                }
-            }
-            Ok(())
-        }
-        Step::IdentityDiffers(slot) => {
-            let error = identity_differs(surroundings, applier, slot).await?;
-            fail(surroundings, applier, slot, &error).await
-        }
-        Step::Fail(slot, error) if policy(&error).0 == Policy::FailTable => {
-            fail(surroundings, applier, slot, &error).await
-        }
-        Step::Fail(_, error) => Err(error),
-    }
-}
-
-/// Sets a table's rows aside, durably, before the stream goes on.
-async fn fail<D: Destination>(
-    surroundings: &Surroundings,
-    applier: &mut Applier<D>,
-    slot: usize,
-    error: &Error,
-) -> Result<(), Error> {
-    // Holds the slot's position until the failure is recorded.
-    let building = applier.take_building(slot);
-    if let Some(slot) = applier.slots.get(slot) {
-        retry(&surroundings.abort, &applier.inserter.notice, || slot.table.fail(error)).await?;
-    }
-    if let Some(building) = building {
-        building.release(&applier.inserter.total_bytes);
-    }
-    Ok(())
 }

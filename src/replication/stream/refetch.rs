@@ -1,4 +1,4 @@
-//! Reads rows again by key, for values that an UPDATE did not send because they lie unchanged in TOAST storage.
+//! Fetches rows by key, for values that an UPDATE did not send because they lie unchanged in TOAST storage.
 
 use std::{
     sync::{Mutex, MutexGuard, PoisonError},
@@ -12,7 +12,7 @@ use crate::{
     postgres::{self, catalog, reread, session::Session, visibility},
     replication::{
         Error,
-        schema_change::{self, Standing},
+        schema_change::{self, ColumnNames},
         state::TableRecord,
     },
 };
@@ -23,20 +23,20 @@ const SESSIONS: usize = 4;
 /// Bytes of rows that are held at the same time, but for one row that is longer.
 const BUDGET: usize = 8 << 20;
 
-/// How often it is looked whether a transaction can be seen.
+/// How often the source is asked whether a transaction is visible.
 const POLL: Duration = Duration::from_millis(20);
 
-/// Sessions for re-reads, made at first use and again after a fault.
-pub(in crate::replication) struct Rereader {
+/// Sessions that fetch rows, made at first use and again after a fault.
+pub(in crate::replication) struct RowFetcher {
     endpoint: PostgresEndpoint,
     application_name: String,
     permits: Semaphore,
     idle: Mutex<Vec<Session>>,
 }
 
-impl Rereader {
+impl RowFetcher {
     pub(in crate::replication) fn new(endpoint: PostgresEndpoint, application_name: String) -> Self {
-        Rereader { endpoint, application_name, permits: Semaphore::new(SESSIONS), idle: Mutex::default() }
+        RowFetcher { endpoint, application_name, permits: Semaphore::new(SESSIONS), idle: Mutex::default() }
     }
 
     fn idle(&self) -> MutexGuard<'_, Vec<Session>> {
@@ -52,25 +52,29 @@ impl Rereader {
     }
 
     /// Waits until the source shows what these transactions did.
-    pub(super) async fn wait_until_seen(&self, table: &TableId, transactions: &[u32]) -> Result<(), Error> {
-        let mut told = false;
+    pub(super) async fn wait_until_visible(
+        &self,
+        table: &TableId,
+        transactions: &[u32],
+    ) -> Result<(), Error> {
+        let mut logged = false;
         loop {
             let session = self.session().await?;
-            let seen = visibility::sees(&session, transactions).await?;
+            let visible = visibility::sees(&session, transactions).await?;
             self.idle().push(session);
-            if seen {
+            if visible {
                 return Ok(());
             }
-            if !std::mem::replace(&mut told, true) {
+            if !std::mem::replace(&mut logged, true) {
                 tracing::debug!(%table, "waits for a commit that the source does not show yet");
             }
             tokio::time::sleep(POLL).await;
         }
     }
 
-    /// The present rows with the keys of `tuples`, in their order; `None` where there is none any more. Where they are large,
-    /// those of the first tuples alone, at least one.
-    pub(super) async fn read(
+    /// The present rows with the keys of `tuples`, in their order; `None` where there is none any more. Where
+    /// they are large, those of the first tuples alone, at least one.
+    pub(super) async fn fetch(
         &self,
         record: &TableRecord,
         schema: &TableSchema,
@@ -81,15 +85,17 @@ impl Rereader {
         }
         let _permit = self.permits.acquire().await.map_err(|closed| Error::Task(closed.to_string()))?;
         let session = self.session().await?;
-        let (rows, session) = match self.read_with(session, schema, tuples).await {
-            Ok((rows, session)) => match standing(&session, schema).await? {
-                Standing::Same => (rows, session),
-                Standing::Renamed => self.read_as_now(session, record, schema, tuples).await?,
-                Standing::Retyped => return Err(Error::copy_anew(&schema.id, "a column changed its type")),
+        let (rows, session) = match self.fetch_with(session, schema, tuples).await {
+            Ok((rows, session)) => match check_columns(&session, schema).await? {
+                ColumnNames::Same => (rows, session),
+                ColumnNames::Renamed => self.fetch_renamed(session, record, schema, tuples).await?,
+                ColumnNames::Retyped => {
+                    return Err(Error::copy_anew(&schema.id, "a column changed its type"));
+                }
             },
             // The rows came before a column went or got another name; the stream has not said so yet.
             Err(error) if schema_change::outdated(&error) => {
-                self.read_as_now(self.session().await?, record, schema, tuples).await?
+                self.fetch_renamed(self.session().await?, record, schema, tuples).await?
             }
             Err(error) => return Err(error.into()),
         };
@@ -98,7 +104,7 @@ impl Rereader {
     }
 
     /// The rows, and a session that is free.
-    async fn read_with(
+    async fn fetch_with(
         &self,
         session: Session,
         schema: &TableSchema,
@@ -111,36 +117,39 @@ impl Rereader {
         }
     }
 
-    /// A position of the log that lies behind all that was read before.
-    pub(super) async fn seen_until(&self) -> Result<Lsn, Error> {
+    /// A position of the log that lies behind all that was fetched before.
+    pub(super) async fn read_lsn(&self) -> Result<Lsn, Error> {
         let session = self.session().await?;
         let position = catalog::read_lsn(&session).await?;
         self.idle().push(session);
         Ok(position)
     }
 
-    async fn read_as_now(
+    async fn fetch_renamed(
         &self,
         session: Session,
         record: &TableRecord,
         schema: &TableSchema,
         tuples: &[Tuple<'_>],
     ) -> Result<(Vec<Option<reread::OwnedRow>>, Session), Error> {
-        let now = schema_change::as_now(schema, &schema_change::describe(&session, record).await?.schema);
-        let (rows, session) = self.read_with(session, &now, tuples).await?;
-        match standing(&session, &now).await? {
-            Standing::Same => Ok((rows, session)),
-            _ => Err(Error::copy_anew(&schema.id, "its columns changed while values were read again")),
+        let now = schema_change::rename_to_current(
+            schema,
+            &schema_change::describe(&session, record).await?.schema,
+        );
+        let (rows, session) = self.fetch_with(session, &now, tuples).await?;
+        match check_columns(&session, &now).await? {
+            ColumnNames::Same => Ok((rows, session)),
+            _ => Err(Error::copy_anew(&schema.id, "its columns changed while values were fetched")),
         }
     }
 }
 
-/// Looked at after the read: names that were changed before it are seen.
-async fn standing(session: &Session, schema: &TableSchema) -> Result<Standing, Error> {
-    Ok(schema_change::standing(schema, &catalog::live_columns(session, schema.oid).await?))
+/// Checked after the fetch, so that names which changed before it are noticed.
+async fn check_columns(session: &Session, schema: &TableSchema) -> Result<ColumnNames, Error> {
+    Ok(schema_change::check_columns(schema, &catalog::live_columns(session, schema.oid).await?))
 }
 
-/// Values of one re-read row, in the schema's column order.
+/// Values of one fetched row, in the schema's column order.
 pub(super) struct FreshRow {
     data: Vec<u8>,
     cells: Vec<Cell>,

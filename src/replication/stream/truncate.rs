@@ -10,9 +10,10 @@ use tokio::sync::{AcquireError, OwnedSemaphorePermit};
 
 use super::{
     apply::Applier,
-    batch::{Building, stream_fence},
-    checkpoint::Hold,
+    batch::{PendingBatch, stream_fence},
+    checkpoint::CheckpointGuard,
     inserter::Inserter,
+    stream_table::TableIndex,
 };
 use crate::{
     model::{Lsn, Version},
@@ -24,51 +25,56 @@ use crate::{
     },
 };
 
-/// Has the rows of a slot's table deleted that have lower versions than the TRUNCATE's (`None` where there is no room for one), in a task:
-/// behind the rows from before, and before those that follow. Other tables wait for none of it.
+/// Has the rows of a table deleted that have lower versions than the TRUNCATE's (`None` where there is no
+/// room for one), in a task: behind the rows from before, and before those that follow. Other tables wait for
+/// none of it.
 ///
 /// # Errors
 /// [`Error::Table`] without a version.
 pub(super) async fn begin<D: Destination>(
     applier: &mut Applier<D>,
-    slot: usize,
+    index: TableIndex,
     version: Option<Version>,
 ) -> Result<(), Error> {
-    let Some(table) = applier.slots.get(slot).map(|slot| Arc::clone(&slot.table)) else { return Ok(()) };
+    let table = Arc::clone(&applier.tables[index].table);
     if table.failed() {
         return Ok(());
     }
     let version = version.ok_or_else(|| Error::too_many_truncates(&table.id))?;
-    let seen = applier.after_commit();
-    let Some((before, hold)) = applier.begin_work(slot) else {
+    let read_lsn = applier.after_commit();
+    let Some((before, guard)) = applier.begin_work(index) else {
         return Err(Error::Protocol("TRUNCATE outside a transaction"));
     };
-    let mut turn = Box::pin(maybe_done(Arc::clone(&table.insert_permit).acquire_owned()));
+    let mut permit = Box::pin(maybe_done(Arc::clone(&table.insert_permit).acquire_owned()));
     // The place in the queue is taken now: no later row comes before it.
-    let _ = futures::poll!(turn.as_mut());
-    let truncate = Truncate { inserter: Arc::clone(&applier.inserter), table, version, seen };
-    tokio::spawn(truncate.run(turn, before, hold));
+    let _ = futures::poll!(permit.as_mut());
+    let truncate = Truncate { inserter: Arc::clone(&applier.inserter), table, version, read_lsn };
+    tokio::spawn(truncate.run(permit, before, guard));
     Ok(())
 }
 
-/// A table's turn to be written to.
-type Turn<F> = Pin<Box<MaybeDone<F>>>;
+/// The permit to write to a table, or the place in the queue for it.
+type QueuedPermit<F> = Pin<Box<MaybeDone<F>>>;
 
 struct Truncate<D: Destination> {
     inserter: Arc<Inserter<D>>,
     table: Arc<Table<D>>,
     version: Version,
     /// The TRUNCATE's commit lies before here.
-    seen: Lsn,
+    read_lsn: Lsn,
 }
 
 impl<D: Destination> Truncate<D> {
-    async fn run<F>(self, mut turn: Turn<F>, before: Option<Building<D>>, hold: Hold)
-    where
+    async fn run<F>(
+        self,
+        mut permit: QueuedPermit<F>,
+        before: Option<PendingBatch<D>>,
+        guard: CheckpointGuard,
+    ) where
         F: Future<Output = Result<OwnedSemaphorePermit, AcquireError>>,
     {
-        turn.as_mut().await;
-        let permit = turn.as_mut().take_output();
+        permit.as_mut().await;
+        let permit = permit.as_mut().take_output();
         let inserted = match before {
             Some(before) => self.inserter.run(&self.table, before).await,
             None => true,
@@ -79,20 +85,21 @@ impl<D: Destination> Truncate<D> {
                 () = self.inserter.abort.cancelled() => Err(Error::Stopped),
             };
             match outcome {
-                Ok(()) => drop(hold),
-                Err(error) => drop(self.inserter.fail(&self.table, error, hold).await),
+                Ok(()) => drop(guard),
+                Err(error) => drop(self.inserter.fail(&self.table, error, guard).await),
             }
         } else {
             // It is sent again with the rows from before.
-            std::mem::forget(hold);
+            std::mem::forget(guard);
         }
         drop(permit);
         self.inserter.ended.notify_one();
     }
 
-    /// All rows from before it are confirmed by then, so their keys are there, and a late repetition of one loses. Whatever exists at the
-    /// source after a TRUNCATE was inserted after it, so it is in the stream: a snapshot that is still running has nothing left to copy. The
-    /// record comes first: a failover may lose the TRUNCATE.
+    /// All rows from before it are confirmed by then, so their keys are there, and a late repetition of one
+    /// loses. Whatever exists at the source after a TRUNCATE was inserted after it, so it is in the stream: a
+    /// snapshot that is still running has nothing left to copy. The record comes first: a failover may lose
+    /// the TRUNCATE.
     async fn delete(&self) -> Result<(), Error> {
         let (inserter, table) = (&self.inserter, &self.table);
         if table.failed() {
@@ -102,8 +109,8 @@ impl<D: Destination> Truncate<D> {
         let (schema, versions) = (table.schema(), table.record().left_below(self.version));
         let fence = stream_fence(&inserter.fence, &schema);
         let floor = Floor::Rows(self.version);
-        retry(&inserter.abort, &inserter.notice, || table.finish_snapshot(self.seen, floor)).await?;
-        retry_for_table(&inserter.abort, &inserter.notice, table, || async {
+        retry(&inserter.abort, &inserter.observer, || table.finish_snapshot(self.read_lsn, floor)).await?;
+        retry_for_table(&inserter.abort, &inserter.observer, table, || async {
             Ok(inserter.destination.delete(&schema, Rows::All, versions.clone(), &fence).await?)
         })
         .await?;

@@ -1,9 +1,10 @@
 //! Deletes rows that arrive below a table's floor after everything below it was deleted.
 //!
-//! What is below the floor was deleted when it was confirmed, so a late repetition of it loses. But a process that was killed may
-//! have left an insert on its way that nobody repeats: of a chunk whose copy a TRUNCATE has ended, or of changes from before a new copy.
-//! Its keys are not known until it arrives, perhaps long after, from a queue. And a replica may not have had a row yet when the others
-//! had confirmed it. So for a while the table is looked at again.
+//! What is below the floor was deleted when it was confirmed, so a late repetition of it loses. But a process
+//! that was killed may have left an insert on its way that nobody repeats: of a chunk whose copy a TRUNCATE
+//! has ended, or of changes from before a new copy. Its keys are not known until it arrives, perhaps long
+//! after, from a queue. And a replica may not have had a row yet when the others had confirmed it. So for a
+//! while the table is checked again.
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
@@ -14,14 +15,13 @@ use super::Table;
 use crate::{
     model::Version,
     replication::{
-        Destination, Error, Policy, Rows,
-        backoff::{Notice, retry, retry_for_table},
-        policy,
+        Destination, Error, Rows,
+        backoff::{RetryObserver, retry_for_table},
         state::{TableRecord, unix_seconds},
     },
 };
 
-/// When a table is looked at again, counted from when there was reason to.
+/// When a table is checked again, counted from when there was reason to.
 const AFTER: [Duration; 5] = [
     Duration::from_secs(5),
     Duration::from_secs(15),
@@ -30,10 +30,11 @@ const AFTER: [Duration; 5] = [
     Duration::from_secs(1800),
 ];
 
-/// How long after the floor was set a process that begins looks for what an earlier one may have left on its way.
+/// How long after the floor was set a process that begins looks for what an earlier one may have left on its
+/// way.
 const RECENT: Duration = Duration::from_secs(3600);
 
-/// How often it is looked whether a table is due.
+/// How often tables are examined for being due.
 const POLL: Duration = Duration::from_secs(1);
 
 /// Whether rows from before the table's floor may still be on their way.
@@ -42,24 +43,24 @@ pub(in crate::replication) fn is_recent(record: &TableRecord) -> bool {
         && unix_seconds().saturating_sub(record.floor_set) < RECENT.as_secs()
 }
 
-/// Most tables that are looked at at the same time. One that is refused waits for its turn again each time.
+/// Most tables that are checked at the same time. One that is refused acquires its permit again for each try.
 const AT_ONCE: usize = 4;
 
-/// What is needed to look at tables.
+/// What is needed to check tables.
 pub(in crate::replication) struct Sweeper<D: Destination> {
     pub(in crate::replication) destination: D,
     pub(in crate::replication) tables: Vec<Arc<Table<D>>>,
     /// Prefix of the fence, unique to the Mirror.
     pub(in crate::replication) fence: String,
-    pub(in crate::replication) notice: Notice,
+    pub(in crate::replication) observer: RetryObserver,
     pub(in crate::replication) stop: CancellationToken,
 }
 
-/// When a table is looked at again.
+/// When a table is checked again.
 struct Due {
     since: Instant,
     round: usize,
-    /// Whether it is being looked at.
+    /// Whether it is being checked.
     begun: bool,
 }
 
@@ -78,10 +79,10 @@ impl Due {
         due && !std::mem::replace(&mut self.begun, true)
     }
 
-    /// A look has ended. One that could not be taken counts again from now.
-    fn ended(&mut self, seen: bool) {
+    /// A check has ended. One that failed counts again from now.
+    fn ended(&mut self, checked: bool) {
         self.begun = false;
-        match seen {
+        match checked {
             true => self.round += 1,
             false => self.since = Instant::now(),
         }
@@ -89,19 +90,19 @@ impl Due {
 }
 
 impl<D: Destination> Sweeper<D> {
-    /// Looks at tables again until `stop`. What is refused for one table is that table's own fault in time, as with inserts: rows that are
-    /// gone at the source may come back there.
+    /// Checks tables until `stop`. What is refused for one table is that table's own error in time, as with
+    /// inserts: rows that are gone at the source may come back there.
     pub(in crate::replication) async fn run(self) {
         let sweeper = Arc::new(self);
-        let turns = Arc::new(Semaphore::new(AT_ONCE));
+        let semaphore = Arc::new(Semaphore::new(AT_ONCE));
         let mut due: HashMap<usize, Due> = HashMap::new();
-        let mut looks: JoinSet<(usize, bool)> = JoinSet::new();
+        let mut checks: JoinSet<(usize, bool)> = JoinSet::new();
         loop {
             tokio::select! {
                 () = sweeper.stop.cancelled() => return,
-                Some(ended) = looks.join_next() => {
-                    if let Ok((index, seen)) = ended && let Some(due) = due.get_mut(&index) {
-                        due.ended(seen);
+                Some(ended) = checks.join_next() => {
+                    if let Ok((index, checked)) = ended && let Some(due) = due.get_mut(&index) {
+                        due.ended(checked);
                     }
                     continue;
                 }
@@ -109,7 +110,7 @@ impl<D: Destination> Sweeper<D> {
             }
             for (index, table) in sweeper.tables.iter().enumerate().filter(|(_, table)| table.take_sweep()) {
                 let due = due.entry(index).or_insert_with(Due::now);
-                // One that is truncated all the time is looked at all the same.
+                // One that is truncated all the time is checked all the same.
                 if due.round > 0 {
                     (due.since, due.round) = (Instant::now(), 0);
                 }
@@ -121,29 +122,27 @@ impl<D: Destination> Sweeper<D> {
                     continue;
                 };
                 if due.begins(now) {
-                    let (index, table, turns) = (*index, Arc::clone(table), Arc::clone(&turns));
+                    let (index, table, semaphore) = (*index, Arc::clone(table), Arc::clone(&semaphore));
                     let sweeper = Arc::clone(&sweeper);
-                    looks.spawn(async move { (index, sweeper.look(&table, &turns).await) });
+                    checks.spawn(async move { (index, sweeper.check(&table, &semaphore).await) });
                 }
             }
             due.retain(|_, due| !due.is_over());
         }
     }
 
-    /// Looks at a table once, and says whether it could.
-    async fn look(&self, table: &Table<D>, turns: &Semaphore) -> bool {
-        let swept = retry_for_table(&self.stop, &self.notice, table, || async {
-            let _turn = turns.acquire().await.map_err(|closed| Error::Task(closed.to_string()))?;
+    /// Checks a table once, and gives whether it could.
+    async fn check(&self, table: &Table<D>, semaphore: &Semaphore) -> bool {
+        let swept = retry_for_table(&self.stop, &self.observer, table, || async {
+            let _permit = semaphore.acquire().await.map_err(|closed| Error::Task(closed.to_string()))?;
             self.sweep(&table.record()).await
         });
         let Err(error) = swept.await else { return true };
-        let failed = match policy(&error).0 {
-            Policy::FailTable => retry(&self.stop, &self.notice, || table.fail(&error)).await,
-            Policy::Stop => return false,
-            _ => Err(error),
-        };
-        if let Err(error) = failed {
-            tracing::warn!(table = %table.id, %error, "could not look for late rows; tried again");
+        match table.fail_or_return(error, &self.stop, &self.observer).await {
+            Ok(()) | Err(Error::Stopped) => {}
+            Err(error) => {
+                tracing::warn!(table = %table.id, %error, "could not look for late rows; will try again");
+            }
         }
         false
     }

@@ -1,6 +1,7 @@
 //! Matches two lists whose order is the same, where a member of one may be one of several of the other.
 
-/// What can be had behind a place in both lists: how many members are matched at most, in how many ways (2 for more), and by which choice.
+/// What can be had behind a position in both lists: how many members are matched at most, in how many ways (2
+/// for more), and by which choice.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct Best {
     matched: usize,
@@ -8,8 +9,9 @@ struct Best {
     choice: Option<usize>,
 }
 
-/// For each member of the first list its match in the second, whose length is `length`, so that as many as can be are matched, in the
-/// order of both; and whether another choice would match as many. `candidates` are what each may be, in ascending order.
+/// For each member of the first list its match in the second, whose length is `length`, so that as many as
+/// can be are matched, in the order of both; and whether another choice would match as many. `candidates` are
+/// what each may be, in ascending order.
 pub(in crate::replication) fn best(candidates: &[Vec<usize>], length: usize) -> (Vec<Option<usize>>, bool) {
     if let Some(only) = certain(candidates) {
         return (only, false);

@@ -13,20 +13,25 @@ use std::{
 };
 
 use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
 
 use self::late_rows::is_recent;
 pub(super) use self::{
-    handoff::{Cut, Sieve, Verdict},
+    handoff::{Decision, SnapshotBoundary, SnapshotFilter},
     late_rows::Sweeper,
 };
 use super::{
-    Destination, Error,
+    Destination, Error, Policy,
+    backoff::{RetryObserver, retry},
     error::failure_of_table,
     named_columns::NamedColumns,
+    policy,
     state::{Floor, StateStore, TablePhase, TableRecord},
 };
-use crate::fault::Reason;
-use crate::model::{Lsn, TableId, TableKind, TableProgress, TableSchema, TableState};
+use crate::{
+    fault::Reason,
+    model::{Lsn, TableId, TableKind, TableProgress, TableSchema, TableState},
+};
 
 /// A table's shared state. One exists for each table of the Mirror, over reconnections of the stream.
 pub(super) struct Table<D: Destination> {
@@ -38,8 +43,8 @@ pub(super) struct Table<D: Destination> {
     pub(super) insert_permit: Arc<Semaphore>,
     /// Read-held by each chunk from its first row read to its insert's end; a TRUNCATE takes it for writing.
     pub(super) chunk_gate: tokio::sync::RwLock<()>,
-    /// What is taken from the stream, where there is no key.
-    pub(super) sieve: Sieve,
+    /// What is applied of the stream, where there is no key.
+    pub(super) snapshot_filter: SnapshotFilter,
     record: RwLock<TableRecord>,
     failed: AtomicBool,
     snapshot_over: AtomicBool,
@@ -52,7 +57,7 @@ pub(super) struct Table<D: Destination> {
 }
 
 impl<D: Destination> Table<D> {
-    /// Takes up a table where its record left it.
+    /// A table in the state that its record has.
     pub(super) fn new(record: TableRecord, progress: Arc<TableProgress>, store: StateStore<D>) -> Self {
         progress.set_target(&record.schema.target);
         progress.set_joins(record.joins);
@@ -68,16 +73,18 @@ impl<D: Destination> Table<D> {
         if state == TableState::Pending && record.reason == Some(Reason::CopiedAnew) {
             progress.set_copied_anew(&record.message);
         }
-        let sieve = match (record.schema.kind, record.phase) {
-            (TableKind::ChangeLog | TableKind::AppendOnly, TablePhase::Snapshotting) => Sieve::closed(),
-            _ => Sieve::copied(record.cut.clone()),
+        let snapshot_filter = match (record.schema.kind, record.phase) {
+            (TableKind::ChangeLog | TableKind::AppendOnly, TablePhase::Snapshotting) => {
+                SnapshotFilter::before_snapshot()
+            }
+            _ => SnapshotFilter::after_snapshot(record.boundary.clone()),
         };
         Table {
             id: record.schema.id.clone(),
             progress,
             insert_permit: Arc::new(Semaphore::new(1)),
             chunk_gate: tokio::sync::RwLock::default(),
-            sieve,
+            snapshot_filter,
             failed: AtomicBool::new(record.phase == TablePhase::Failed),
             snapshot_over: AtomicBool::new(record.phase != TablePhase::Snapshotting),
             insert_micros: AtomicU64::new(0),
@@ -124,6 +131,24 @@ impl<D: Destination> Table<D> {
         Ok(())
     }
 
+    /// Fails this table alone where an error is its own, repeated until that is on record. Any other error is
+    /// given back, and so is what ends the repetition.
+    ///
+    /// # Errors
+    /// An error that is not of one table, [`Error::Stopped`] after `end`, and what does not pass of saving
+    /// the record.
+    pub(super) async fn fail_or_return(
+        &self,
+        error: Error,
+        end: &CancellationToken,
+        observer: &RetryObserver,
+    ) -> Result<(), Error> {
+        match policy(&error).0 {
+            Policy::FailTable => retry(end, observer, || self.fail(&error)).await,
+            _ => Err(error),
+        }
+    }
+
     /// Stops this table alone. The record is durable before the stream may pass the table's rows.
     pub(super) async fn fail(&self, error: &Error) -> Result<(), Error> {
         let _one_at_a_time = self.writing.lock().await;
@@ -147,9 +172,9 @@ impl<D: Destination> Table<D> {
         self.replace(record);
         // Only now may the stream skip the table's rows: from here on their loss is on record.
         self.failed.store(true, Ordering::Release);
-        self.sieve.close();
+        self.snapshot_filter.reset();
         let why = self.progress.sentence(&failure);
-        tracing::error!(table = %self.id, reason = %failure.reason, error = %why, "table stopped; the others go on");
+        tracing::error!(table = %self.id, reason = %failure.reason, error = %why, "table stopped; the others continue");
         self.progress.set_failed(failure);
         Ok(())
     }
@@ -158,10 +183,10 @@ impl<D: Destination> Table<D> {
         *self.record.write().unwrap_or_else(PoisonError::into_inner) = record;
     }
 
-    /// A task that copies begins, and none from before is at work: what was begun without a key can't be gone on with.
-    pub(super) fn copy_anew(&self) {
+    /// A copy begins, and none from before is at work: what was begun without a key can't be continued.
+    pub(super) fn begin_copy(&self) {
         if !self.schema().kind.is_keyed() && !self.snapshot_over() {
-            self.sieve.close();
+            self.snapshot_filter.reset();
         }
     }
 
@@ -171,8 +196,9 @@ impl<D: Destination> Table<D> {
         drop(self.chunk_gate.write().await);
     }
 
-    /// Records that nothing is left to copy, as is known from what the source's log had up to `seen`, and what `floor` says.
-    pub(super) async fn finish_snapshot(&self, seen: Lsn, floor: Floor) -> Result<(), Error> {
+    /// Records that nothing is left to copy, by what the source's log had up to `read_lsn`, and what `floor`
+    /// says.
+    pub(super) async fn finish_snapshot(&self, read_lsn: Lsn, floor: Floor) -> Result<(), Error> {
         let _one_at_a_time = self.writing.lock().await;
         if self.failed() {
             return Ok(());
@@ -183,7 +209,7 @@ impl<D: Destination> Table<D> {
         record.set_reason(None, "");
         record.copy_version = Lsn::ZERO;
         record.joins = false;
-        record.seen_until(seen);
+        record.seen_until(read_lsn);
         let chunks = std::mem::take(&mut record.chunks).len();
         self.store.finish_snapshot(&record, chunks).await?;
         self.replace(record);

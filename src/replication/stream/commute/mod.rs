@@ -1,8 +1,9 @@
 //! Writes commute: what a run sent, sent again in any order, gives the source's rows.
 //!
-//! The engine's own applier writes into a model of a destination that notes each request. A process is lost on its way, with requests that
-//! were never run, and another one goes on from where the slot stands, with other batches. Then everything is run again at random, whole
-//! or only one partition of it, wherever it could have been late; and ties between two requests are decided either way.
+//! The engine's own applier writes into a model of a destination that notes each request. A process is lost
+//! on its way, with requests that were never run, and another one goes on from where the slot stands, with
+//! other batches. Then everything is run again at random, whole or only one partition of it, wherever it
+//! could have been late; and ties between two requests are decided either way.
 
 mod engine;
 
@@ -19,12 +20,13 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     apply::{Applier, Step},
-    batch::Spares,
+    batch::BatchPool,
     checkpoint::{Checkpoint, Mark},
     fatal::Fatal,
-    inserter::{Inserter, turns},
-    refetch::Rereader,
-    row::KnownRelation,
+    inserter::{Inserter, insert_semaphore},
+    refetch::RowFetcher,
+    row::RelationMapping,
+    stream_table::TableIndex,
     truncate,
 };
 use crate::{
@@ -35,7 +37,7 @@ use crate::{
     replication::{
         Destination, DestinationError, Insert, Op, Rows, StateRow, StateRows, StateStore, StateVersion,
         TableBatch, ValueError,
-        backoff::Notice,
+        backoff::RetryObserver,
         position::Witness,
         schema_change::Projection,
         state::{TablePhase, TableRecord},
@@ -52,7 +54,8 @@ struct Wire {
 }
 
 impl Wire {
-    /// Has the copy's insert not run when it was sent, if a later request deletes what is below a higher version.
+    /// Has the copy's insert not run when it was sent, if a later request deletes what is below a higher
+    /// version.
     fn abandon(&mut self, copy: usize, version: Version) {
         let deletes = |(request, _): &(Request, bool)| matches!(request, Request::Delete(versions) if versions.end > version);
         if self.requests[copy..].iter().any(deletes) {
@@ -376,38 +379,41 @@ impl Process {
             (CancellationToken::new(), Checkpoint::new(Mark { lsn: confirmed, commit: None }));
         let inserter = Arc::new(Inserter {
             destination: model.clone(),
-            rereader: Arc::new(Rereader::new(endpoint, String::new())),
+            fetcher: Arc::new(RowFetcher::new(endpoint, String::new())),
             abort: abort.clone(),
             total_bytes: Arc::default(),
             ended: Arc::new(Notify::new()),
             fatal: Fatal::default(),
             fence: "fence".to_owned(),
-            notice: Notice::new(Arc::default(), Arc::default(), |_| {}),
-            turns: turns(),
-            spares: Spares::default(),
+            observer: RetryObserver::new(Arc::default(), Arc::default(), |_| {}),
+            insert_semaphore: insert_semaphore(),
+            pool: BatchPool::default(),
         });
         let settings = BatchSettings { max_bytes: 1 << 20, max_delay: std::time::Duration::from_secs(3600) };
         let tables = vec![(Arc::clone(&table), record.spec)];
         let mut applier =
             Applier::new(tables, inserter, Arc::clone(&checkpoint), Witness::default(), settings);
-        let projection = Projection { places: vec![Some(0), Some(1)], identical: true };
+        let projection = Projection { positions: vec![Some(0), Some(1)], identical: true };
         let identity = record.schema.identity;
-        applier.know(OID, Some(KnownRelation::new(0, Arc::new(record.schema), projection, identity)));
+        applier.set_mapping(
+            OID,
+            Some(RelationMapping::new(TableIndex::FIRST, Arc::new(record.schema), projection, identity)),
+        );
         Process { applier, table, checkpoint, abort }
     }
 
-    /// Applies messages, and begins an insert behind each for which `inserts` says so. Stops where the destination is away and it has to
-    /// be waited for.
+    /// Applies messages, and begins an insert behind each for which `inserts` says so. Stops where the
+    /// destination is away and it has to be waited for.
     async fn apply(&mut self, messages: &[Message], inserts: impl Fn(usize) -> bool) {
         for (number, (at, message)) in messages.iter().enumerate() {
-            if let Step::Truncate(slots) = self.applier.apply(*at, message).unwrap() {
-                for (slot, version) in slots {
-                    truncate::begin(&mut self.applier, slot, version).await.unwrap();
+            if let Step::Truncate(tables) = self.applier.apply(*at, message).unwrap() {
+                for (index, version) in tables {
+                    truncate::begin(&mut self.applier, index, version).await.unwrap();
                     tokio::time::sleep(std::time::Duration::from_millis(1)).await;
                 }
             }
             if inserts(number) {
-                self.applier.try_flush(0);
+                self.applier.try_flush(TableIndex::FIRST);
                 tokio::time::sleep(std::time::Duration::from_millis(1)).await;
             }
         }
@@ -454,7 +460,8 @@ fn case() -> impl Strategy<Value = Case> {
     )
 }
 
-/// Runs both processes. Gives the requests, the source's rows, and below which version nothing counts any more.
+/// Runs both processes. Gives the requests, the source's rows, and below which version nothing counts any
+/// more.
 async fn run(case: &Case) -> (Vec<(Request, bool)>, BTreeMap<String, String>, Version) {
     let mut source = Source::new(case.keyed);
     for wishes in &case.transactions {
@@ -477,10 +484,10 @@ async fn run(case: &Case) -> (Vec<(Request, bool)>, BTreeMap<String, String>, Ve
     model.wire().away = false;
     if case.copies {
         // At some position that the source had come to by then, with the rows that it has when they are read.
-        let (covered, then) = &source.states[case.lost.1.index(source.states.len())];
+        let (snapshot_lsn, then) = &source.states[case.lost.1.index(source.states.len())];
         record = TableRecord {
-            covered: *covered,
-            copy_version: *covered,
+            snapshot_lsn: *snapshot_lsn,
+            copy_version: *snapshot_lsn,
             phase: TablePhase::Streaming,
             floor: Version::ZERO,
             ..record
@@ -489,7 +496,7 @@ async fn run(case: &Case) -> (Vec<(Request, bool)>, BTreeMap<String, String>, Ve
         let copied = read.iter().map(|(key, value)| Row {
             key: key.clone(),
             value: value.clone(),
-            at: Version::copied(*covered).into(),
+            at: Version::copied(*snapshot_lsn).into(),
             op: Op::Upsert,
             removed: false,
         });
@@ -501,7 +508,7 @@ async fn run(case: &Case) -> (Vec<(Request, bool)>, BTreeMap<String, String>, Ve
     second.applier.drain().await.unwrap();
     let mut floor = second.table.record().floor;
     if case.copies {
-        let older = Version::ZERO..Version::copied(record.covered);
+        let older = Version::ZERO..Version::copied(record.snapshot_lsn);
         if case.abandons {
             model.wire().abandon(copy, older.end);
         }
