@@ -1,5 +1,6 @@
-//! What `cargo fuzz` (`fuzz/`) feeds arbitrary bytes to: each function here decodes them as one thing that comes from
-//! outside, and panics when its decoder breaks a promise. The tests run the committed inputs through the same functions.
+//! What `cargo fuzz` (`fuzz/`) feeds arbitrary bytes to: each function here decodes them as one thing that
+//! comes from outside, and panics when its decoder breaks a promise. The tests run the committed inputs
+//! through the same functions.
 
 use crate::{
     cli::load,
@@ -108,8 +109,9 @@ fn source_types() -> Vec<(SourceType, &'static str)> {
     ]
 }
 
-/// Values of a column in text or binary form, into a block. Four bytes choose source type, target type, form and
-/// nullability, and the policy for values that don't fit; then come the values, each with its length in a byte before it.
+/// Values of a column in text or binary form, into a block. Four bytes choose source type, target type, form
+/// and nullability, and the policy for values that don't fit; then come the values, each with its length in a
+/// byte before it.
 pub fn values(data: &[u8]) {
     let Some((&[source, target, flags, policy], mut rest)) = data.split_first_chunk() else { return };
     let sources = source_types();

@@ -336,7 +336,8 @@ pub async fn create(
 /// Adds and removes tables, and gives `reset` their current row filter and column list, in one transaction.
 ///
 /// Transactions that wrote to an added table before are not in the stream: see
-/// [`super::catalog::lock_holders`]. The session must be in no transaction and used by nothing else meanwhile.
+/// [`super::catalog::lock_holders`]. The session must be in no transaction and used by nothing else
+/// meanwhile.
 ///
 /// # Errors
 /// [`Error::Standby`]; [`Error::NotOwner`]; else [`Error`] of the statements.
@@ -397,8 +398,8 @@ pub(crate) fn drop_statement(name: &str) -> String {
 }
 
 /// What PostgreSQL makes of a table's row filter: its normal form, which can be compared with a
-/// publication's, and the columns it names. A publication is created for that and rolled back; no other session ever
-/// sees it.
+/// publication's, and the columns it names. A publication is created for that and rolled back; no other
+/// session ever sees it.
 ///
 /// The session must be in no transaction and used by nothing else meanwhile.
 ///

@@ -213,8 +213,8 @@ pub enum Release {
     Held(String),
 }
 
-/// Waits until no client reads from the slot, and ends the walsender that an earlier run of the same Mirror left
-/// behind (after a cut, the server may notice only much later).
+/// Waits until no client reads from the slot, and ends the walsender that an earlier run of the same Mirror
+/// left behind (after a cut, the server may notice only much later).
 ///
 /// Ours is recognized by its application name, and a stale one by its silence: a living reader reports at
 /// least once a second.
