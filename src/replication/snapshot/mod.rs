@@ -62,8 +62,8 @@ const PLANNED_AT_ONCE: usize = 4;
 /// Most chunks copied at the same time, by the rules of `snapshot.parallelism`.
 const MOST_WORKERS: usize = 32;
 
-/// The fence of a worker's inserts, into whatever table, `prefix` being the Mirror's. The dot distinguishes it from a
-/// table's.
+/// The fence of a worker's inserts, into whatever table, `prefix` being the Mirror's. The dot distinguishes
+/// it from a table's.
 fn copy_fence(prefix: &str, worker: usize) -> String {
     format!("{prefix}.copy{worker}")
 }
