@@ -133,14 +133,14 @@ fn the_pod_is_deleted(lab: &Lab, name: &str, pods: &mut Vec<Pod>) {
 fn the_node_is_drained(lab: &Lab, name: &str, pods: &mut Vec<Pod>, wholly: bool) {
     let node = Node::cordon(pods.last().unwrap());
     node.drain("--pod-selector=app.kubernetes.io/component=replicator");
-    let message = lab.until(name, "that no node takes the replicator", |mirror| {
+    let message = lab.until(name, "that no node can run the replicator", |mirror| {
         let conditions = &mirror.status.as_ref()?.conditions;
         let reconciling = condition(conditions, conditions::RECONCILING)?;
         let ready = condition(conditions, conditions::READY)?;
         (ready.status == "False" && reconciling.reason == "ReplicatorUnschedulable")
             .then(|| ready.message.clone())
     });
-    assert_says(&message, &["no node takes the replicator's pod", "unschedulable"]);
+    assert_says(&message, &["no node can run the replicator's pod", "unschedulable"]);
     if wholly {
         node.drain("--pod-selector=");
     }

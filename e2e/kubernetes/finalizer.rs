@@ -153,7 +153,7 @@ fn while_rows_are_copied() {
     assert!((1..200_000).contains(&copied), "{copied} rows were copied");
 }
 
-/// It is tried again with pauses that grow, and done when the source is back; unless it is told to let go.
+/// Clean-up is retried with backoff, and succeeds when the source is back, unless the user skips it.
 #[test]
 fn while_the_source_is_down() {
     let mut lab = Lab::with_own_postgres(&[]);

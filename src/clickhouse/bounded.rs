@@ -6,7 +6,7 @@ use std::{
     future::Future,
     io,
     pin::Pin,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex},
     task::{Context, Poll},
 };
 
@@ -17,6 +17,8 @@ use hyper_util::{
 };
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tower_service::Service;
+
+use crate::model::lock;
 
 /// The longest answer that is held in memory, with its headers: the records of thousands of tables are far
 /// shorter.
@@ -44,11 +46,11 @@ pub(super) struct LastRefusal(Arc<Mutex<String>>);
 impl LastRefusal {
     /// In words: `HTTP status 403, text/html`.
     pub(super) fn shown(&self) -> String {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        lock(&self.0).clone()
     }
 
     fn set(&self, head: &[u8]) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = describe_head(head);
+        *lock(&self.0) = describe_head(head);
     }
 }
 
@@ -84,7 +86,7 @@ where
     C: Service<Uri>,
     C::Future: Send + 'static,
 {
-    type Response = TokioIo<Bounded<TokioIo<C::Response>>>;
+    type Response = TokioIo<BoundedStream<TokioIo<C::Response>>>;
     type Error = C::Error;
     type Future = Pin<Box<dyn Future<Output = Result<Self::Response, C::Error>> + Send>>;
 
@@ -96,14 +98,14 @@ where
         let (connecting, held, refusal) = (self.inner.call(uri), self.held, self.refusal.clone());
         Box::pin(async move {
             let stream = TokioIo::new(connecting.await?);
-            Ok(TokioIo::new(Bounded::new(stream, held, refusal)))
+            Ok(TokioIo::new(BoundedStream::new(stream, held, refusal)))
         })
     }
 }
 
 /// A connection that fails when an answer gets too long.
 #[derive(Debug)]
-pub(super) struct Bounded<S> {
+pub(super) struct BoundedStream<S> {
     stream: S,
     held: Held,
     /// Bytes received since the last request began.
@@ -115,9 +117,9 @@ pub(super) struct Bounded<S> {
     refusal: LastRefusal,
 }
 
-impl<S> Bounded<S> {
+impl<S> BoundedStream<S> {
     fn new(stream: S, held: Held, refusal: LastRefusal) -> Self {
-        Bounded { stream, held, received: 0, success: true, head: Vec::new(), refusal }
+        BoundedStream { stream, held, received: 0, success: true, head: Vec::new(), refusal }
     }
 
     /// A request begins with its method; the pieces of a long one don't.
@@ -158,7 +160,7 @@ impl<S> Bounded<S> {
     }
 }
 
-impl<S: AsyncRead + Unpin> AsyncRead for Bounded<S> {
+impl<S: AsyncRead + Unpin> AsyncRead for BoundedStream<S> {
     fn poll_read(
         self: Pin<&mut Self>,
         context: &mut Context<'_>,
@@ -175,7 +177,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Bounded<S> {
     }
 }
 
-impl<S: AsyncWrite + Unpin> AsyncWrite for Bounded<S> {
+impl<S: AsyncWrite + Unpin> AsyncWrite for BoundedStream<S> {
     fn poll_write(self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
         this.sends(bytes);
@@ -205,7 +207,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Bounded<S> {
     }
 }
 
-impl<T: rt::Read + rt::Write + Connection> Connection for Bounded<TokioIo<T>> {
+impl<T: rt::Read + rt::Write + Connection> Connection for BoundedStream<TokioIo<T>> {
     fn connected(&self) -> Connected {
         self.stream.inner().connected()
     }
@@ -218,7 +220,7 @@ mod tests {
     use super::*;
 
     fn too_long(held: Held, answer: &[u8]) -> bool {
-        let mut bounded = Bounded::new((), held, LastRefusal::default());
+        let mut bounded = BoundedStream::new((), held, LastRefusal::default());
         bounded.sends(b"POST / HTTP/1.1");
         // Byte by byte, as a hostile server might.
         assert!(answer.iter().all(|byte| bounded.receives(std::slice::from_ref(byte))));
@@ -236,7 +238,7 @@ mod tests {
 
     #[test]
     fn every_request_has_an_answer_of_its_own() {
-        let mut bounded = Bounded::new((), Held::Errors, LastRefusal::default());
+        let mut bounded = BoundedStream::new((), Held::Errors, LastRefusal::default());
         for answer in [&b"HTTP/1.1 404"[..], b"HTTP/1.1 200", b"HTTP/1.1 500"] {
             bounded.sends(b"POST / HTTP/1.1");
             assert_eq!(bounded.received, 0);
@@ -250,7 +252,7 @@ mod tests {
     #[tokio::test]
     async fn a_connection_that_gets_too_long_an_answer_fails() {
         let (ours, mut theirs) = duplex(256);
-        let mut bounded = Bounded::new(ours, Held::Errors, LastRefusal::default());
+        let mut bounded = BoundedStream::new(ours, Held::Errors, LastRefusal::default());
         for _ in 0..3 {
             bounded.write_all(b"POST / HTTP/1.1").await.unwrap();
             theirs.write_all(&[1; 90]).await.unwrap();
@@ -265,7 +267,7 @@ mod tests {
     #[test]
     fn of_a_refused_answer_status_and_type_are_kept() {
         let refusal = LastRefusal::default();
-        let mut bounded = Bounded::new((), Held::All, refusal.clone());
+        let mut bounded = BoundedStream::new((), Held::All, refusal.clone());
         let answers: [(&[u8], &str); 4] = [
             (
                 b"HTTP/1.1 403 Forbidden\r\nContent-Type: text/html; charset=x\r\n\r\n<p>secret",

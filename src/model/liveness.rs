@@ -1,9 +1,11 @@
 //! Distinguishes work that progresses, or waits for a server, from work that is deadlocked.
 
 use std::{
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard},
     time::{Duration, Instant},
 };
+
+use super::lock;
 
 /// How long nothing may move while nothing outside is waited for. Longer than any answer that is waited for
 /// without saying so.
@@ -24,7 +26,7 @@ struct State {
 
 impl Liveness {
     fn state(&self) -> MutexGuard<'_, State> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.0)
     }
 
     /// Something moves.

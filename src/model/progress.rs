@@ -3,7 +3,7 @@
 use std::{
     collections::BTreeMap,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc, Mutex, MutexGuard,
         atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
     },
     time::{Duration, Instant},
@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     CopiesAnew, LagReport, Liveness, Lsn, MirrorIdentity, MirrorReport, SlotPlace, SlotReport, TableId,
-    TableReport,
+    TableReport, lock,
 };
 use crate::fault::{Reason, Remedy, RemedyRenderer, remedy};
 
@@ -149,7 +149,7 @@ struct TableStatus {
 
 impl TableProgress {
     fn status(&self) -> MutexGuard<'_, TableStatus> {
-        self.status.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.status)
     }
 
     /// Moves the table to `state` with a message (empty for none).
@@ -277,7 +277,7 @@ impl Progress {
     }
 
     fn overall(&self) -> MutexGuard<'_, Overall> {
-        self.overall.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.overall)
     }
 
     /// The counters of `table`, made at first use.

@@ -1,10 +1,8 @@
-//! How long to wait before an object is tried again.
+//! How long to wait before an object is reconciled again after a failure.
 
-use std::{
-    collections::HashMap,
-    sync::{Mutex, PoisonError},
-    time::Duration,
-};
+use std::{collections::HashMap, sync::Mutex, time::Duration};
+
+use crate::model::lock;
 
 /// The first pause.
 const FIRST: Duration = Duration::from_secs(1);
@@ -18,16 +16,16 @@ pub(super) struct Backoff(Mutex<HashMap<String, u32>>);
 impl Backoff {
     /// The pause after one more failure of the object with this UID.
     pub(super) fn next(&self, uid: &str) -> Duration {
-        let mut failures = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut failures = lock(&self.0);
         let failures = failures.entry(uid.to_owned()).or_default();
         let pause = pause(*failures);
         *failures = failures.saturating_add(1);
         pause
     }
 
-    /// Forgets the failures: the object has succeeded, or is gone.
+    /// Forgets the failures of an object that has succeeded or is gone.
     pub(super) fn reset(&self, uid: &str) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(uid);
+        lock(&self.0).remove(uid);
     }
 }
 

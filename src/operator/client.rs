@@ -1,4 +1,4 @@
-//! The client of the API server: every question has a time limit, whatever the server does with the connection.
+//! The client of the API server. Every request has a time limit, whatever the server does with the connection.
 
 use std::{
     task::{Context, Poll},
@@ -12,34 +12,34 @@ use kube::{Client, Config, client::Body};
 use tokio::time::timeout;
 use tower_service::Service;
 
-/// Longest time to connect to the API server.
-const CONNECT_WITHIN: Duration = Duration::from_secs(5);
-/// Longest time until the whole answer to a question is here; for a watch, until it has begun.
-const ANSWER_WITHIN: Duration = Duration::from_secs(30);
-/// How long a watch may be silent: the server ends each of them after 290 s.
-const SILENT_FOR: Duration = Duration::from_secs(300);
+/// The time limit to connect to the API server.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// The time limit until the whole response has arrived; for a watch, until it has begun.
+const RESPONSE_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long a watch may be silent: the server ends each watch after 290 s.
+const READ_TIMEOUT: Duration = Duration::from_secs(300);
 
 /// A client for the cluster of `config`.
 ///
 /// # Errors
 /// When the configuration can't be used.
 pub fn connect(mut config: Config) -> Result<Client, kube::Error> {
-    config.connect_timeout = Some(CONNECT_WITHIN);
-    config.read_timeout = Some(SILENT_FOR);
+    config.connect_timeout = Some(CONNECT_TIMEOUT);
+    config.read_timeout = Some(READ_TIMEOUT);
     let namespace = config.default_namespace.clone();
-    Ok(limited(Client::try_from(config)?, &namespace))
+    Ok(with_time_limits(Client::try_from(config)?, &namespace))
 }
 
 /// The same client with time limits.
-fn limited(client: Client, namespace: &str) -> Client {
+fn with_time_limits(client: Client, namespace: &str) -> Client {
     let valid_until = *client.valid_until();
     Client::new(TimeLimit(client), namespace).with_valid_until(valid_until)
 }
 
-/// The API server did not answer in time.
+/// The API server did not respond in time.
 #[derive(Debug, thiserror::Error)]
-#[error("no answer within {} s", ANSWER_WITHIN.as_secs())]
-struct Silence;
+#[error("no answer within {} s", RESPONSE_TIMEOUT.as_secs())]
+struct NoResponse;
 
 /// Limits the time of each request.
 struct TimeLimit(Client);
@@ -57,21 +57,23 @@ impl Service<Request<Body>> for TimeLimit {
         let client = self.0.clone();
         Box::pin(async move {
             let watches = is_watch(&request);
-            let answer = async {
-                let answer = client.send(request).await?;
+            let response = async {
+                let response = client.send(request).await?;
                 if watches {
-                    return Ok(answer);
+                    return Ok(response);
                 }
-                let (head, body) = answer.into_parts();
+                let (head, body) = response.into_parts();
                 let body = body.collect().await?.to_bytes();
                 Ok(Response::from_parts(head, Body::from(body)))
             };
-            timeout(ANSWER_WITHIN, answer).await.unwrap_or_else(|_| Err(kube::Error::Service(Silence.into())))
+            timeout(RESPONSE_TIMEOUT, response)
+                .await
+                .unwrap_or_else(|_| Err(kube::Error::Service(NoResponse.into())))
         })
     }
 }
 
-/// Whether the answer is meant to have no end: a list that is asked for with exactly `watch=true`.
+/// Whether the response is meant to have no end: a list requested with exactly `watch=true`.
 fn is_watch(request: &Request<Body>) -> bool {
     request.uri().query().is_some_and(|query| query.split('&').any(|parameter| parameter == "watch=true"))
 }
@@ -98,13 +100,13 @@ mod tests {
     use tracing_subscriber::{filter::filter_fn, layer::SubscriberExt};
 
     use super::*;
-    use crate::{operator::error::words, telemetry::holds_no_answer};
+    use crate::{operator::error::api_error, telemetry::holds_no_answer};
 
-    /// What a server does with every question.
+    /// How a server responds to every request.
     #[derive(Clone, Copy)]
     enum Answers {
         Never,
-        /// The beginning of an answer, and no more.
+        /// The beginning of a response, and no more.
         Half(&'static str),
     }
 
@@ -114,24 +116,24 @@ mod tests {
             let begins = stream::once(async move { Ok::<_, Infallible>(Frame::data(Bytes::from(text))) });
             Ok::<_, Infallible>(Response::new(StreamBody::new(begins.chain(stream::pending()))))
         });
-        limited(Client::new(service, "team"), "team")
+        with_time_limits(Client::new(service, "team"), "team")
     }
 
     #[tokio::test(start_paused = true)]
-    async fn no_question_waits_for_ever() {
+    async fn no_request_hangs() {
         for answers in [Answers::Never, Answers::Half(r#"{"kind": "Secret", "#)] {
             let began = Instant::now();
             let secrets: Api<Secret> = Api::namespaced(client(answers), "team");
             let error = secrets.get_opt("app-db").await.unwrap_err();
-            assert_eq!(words(&error), "ServiceError: no answer within 30 s");
+            assert_eq!(api_error(&error), "ServiceError: no answer within 30 s");
             let patch = Patch::Merge(json!({"data": null}));
             secrets.patch("app-db", &PatchParams::default(), &patch).await.unwrap_err();
-            assert_eq!(began.elapsed(), 2 * ANSWER_WITHIN);
+            assert_eq!(began.elapsed(), 2 * RESPONSE_TIMEOUT);
         }
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_watch_that_has_begun_goes_on() {
+    async fn a_watch_that_has_begun_continues() {
         let event = concat!(
             r#"{"type":"ADDED","object":{"apiVersion":"v1","kind":"ConfigMap","#,
             r#""metadata":{"name":"a","namespace":"team","resourceVersion":"1"}}}"#,
@@ -143,11 +145,11 @@ mod tests {
         };
         let mut events = Box::pin(watch(Answers::Half(event)).await.unwrap());
         assert!(events.try_next().await.unwrap().is_some());
-        assert!(timeout(3 * ANSWER_WITHIN, events.next()).await.is_err(), "it waits for more");
-        assert!(watch(Answers::Never).await.is_err(), "one that does not begin is given up");
+        assert!(timeout(3 * RESPONSE_TIMEOUT, events.next()).await.is_err(), "it waits for more");
+        assert!(watch(Answers::Never).await.is_err(), "a watch that does not begin times out");
     }
 
-    /// What is logged meanwhile by a process whose filter lets everything through.
+    /// What a process logs during `work` when its filter lets everything through.
     async fn logged(work: impl Future<Output = ()>) -> String {
         let lines = Arc::new(Mutex::new(Vec::new()));
         let writer = Arc::clone(&lines);

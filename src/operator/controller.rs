@@ -1,4 +1,4 @@
-//! The loop of a controller: from a queue of what may have changed to reconciles, one at a time for each object.
+//! The loop of a controller: takes requests from its queue and reconciles, one reconcile at a time for each object.
 
 use std::{convert::Infallible, fmt::Debug, future::Future, sync::Arc};
 
@@ -14,41 +14,42 @@ use kube::{
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::{context::Context, error::Error};
+use super::{error::Error, shared::Shared};
 
-/// How many objects are looked at at the same time: enough that sources which don't answer don't hold up the others.
+/// How many objects are reconciled concurrently: enough that sources which don't respond don't delay the others.
 const CONCURRENCY: u16 = 16;
 
-/// Works through the queue until `stop`, then until the reconciles that are running have ended. Errors are tried again with pauses that grow.
-pub(super) async fn run<K, F>(
+/// Reconciles from the queue until `stop`, then finishes the running reconciles. Errors are retried with exponential backoff.
+pub(super) async fn run<K, C, F>(
     name: &'static str,
     (store, queue): (Store<K>, UnboundedReceiver<ReconcileRequest<K>>),
-    context: Arc<Context>,
-    reconcile: impl Fn(Arc<K>, Arc<Context>) -> F + Clone + Send + 'static,
+    context: Arc<C>,
+    reconcile: impl Fn(Arc<K>, Arc<C>) -> F + Clone + Send + 'static,
     stop: CancellationToken,
 ) where
     K: Resource<DynamicType = ()> + Clone + Debug + Send + Sync + 'static,
+    C: AsRef<Shared> + Send + Sync + 'static,
     F: Future<Output = Result<Action, Error>> + Send + 'static,
 {
-    let reconciler = move |object: Arc<K>, context: Arc<Context>| {
+    let reconciler = move |object: Arc<K>, context: Arc<C>| {
         let reconcile = reconcile.clone();
         async move {
             let started = Instant::now();
             let result = reconcile(object, Arc::clone(&context)).await;
-            context.metrics.reconciled(name, started.elapsed(), result.is_ok());
+            (*context).as_ref().metrics.reconciled(name, started.elapsed(), result.is_ok());
             result
         }
         .boxed()
     };
-    let error_policy = move |object: Arc<K>, error: &Error, context: Arc<Context>| {
-        let pause = context.memory.backoff.next(&object.uid().unwrap_or_default());
+    let error_policy = move |object: Arc<K>, error: &Error, context: Arc<C>| {
+        let pause = (*context).as_ref().backoff.next(&object.uid().unwrap_or_default());
         let (namespace, name) = (object.namespace().unwrap_or_default(), object.name_any());
         match error {
-            // What was looked at is not what is there now: the watch brings that.
+            // The object in the store is outdated: the watch brings the current one.
             Error::Api(kube::Error::Api(status)) if status.code == 409 || status.code == 404 => {
-                tracing::debug!(namespace, name, %error, "the object has changed meanwhile");
+                tracing::debug!(namespace, name, %error, "the object has changed since it was read");
             }
-            _ => tracing::warn!(namespace, name, %error, ?pause, "reconcile failed, trying again"),
+            _ => tracing::warn!(namespace, name, %error, ?pause, "reconcile failed, retrying"),
         }
         Action::requeue(pause)
     };
@@ -56,7 +57,7 @@ pub(super) async fn run<K, F>(
     let config = controller::Config::default().concurrency(CONCURRENCY);
     applier(reconciler, error_policy, context, store, queue, config)
         .for_each(|result| async move {
-            // Failed reconciles have been told by the error policy; what is left is about objects that are gone.
+            // The error policy has logged failed reconciles; the other errors are about objects that are gone.
             if let Err(error @ controller::Error::ObjectNotFound(_)) = result {
                 tracing::debug!(%error, "nothing to reconcile");
             }
@@ -81,19 +82,12 @@ mod tests {
     use serde_json::{Value, json};
 
     use super::{
-        super::{
-            context::Memory,
-            events::Events,
-            metrics::Metrics,
-            mirror::{ReplicatorSettings, StatusClient},
-            peer,
-            scope::Guarded,
-        },
+        super::{events::EventRecorder, metrics::Metrics, object::MaybeInvalid, peer, stores::Stores},
         *,
     };
     use crate::api::ReplicationPeer;
 
-    /// An API server, as far as one patch goes, that says conflict so often.
+    /// An API server that answers the first `conflicts` patches with a conflict.
     fn client(conflicts: u32, patches: &Arc<Mutex<Vec<Value>>>) -> Client {
         let (left, patches) = (Arc::new(AtomicU32::new(conflicts)), Arc::clone(patches));
         let service = tower::service_fn(move |request: hyper::Request<Body>| {
@@ -121,28 +115,22 @@ mod tests {
         Client::new(service, "team")
     }
 
-    fn context(client: Client) -> Context {
-        let replicators = ReplicatorSettings {
-            image: "w".to_owned(),
-            image_pull_policy: None,
-            image_pull_secrets: Vec::new(),
-        };
-        Context {
-            events: Events::new(client.clone(), "test"),
+    fn context(client: Client) -> peer::Controller {
+        let shared = Shared {
+            events: EventRecorder::new(client.clone(), "test"),
             client,
-            replicators,
             metrics: Arc::new(Metrics::new().unwrap()),
             secrets: Arc::default(),
-            scopes: Vec::new(),
-            memory: Arc::<Memory>::default(),
-            status_client: StatusClient::new(),
-        }
+            stores: Stores::default(),
+            backoff: Arc::default(),
+        };
+        peer::Controller { shared: Arc::new(shared), caches: Arc::default() }
     }
 
-    /// Others write the same object all the time: each try is made once, after a longer pause, and the last one succeeds.
+    /// Others write the same object all the time: each attempt is made once, after a longer pause, and the last one succeeds.
     #[tokio::test(start_paused = true)]
-    async fn a_storm_of_conflicts_is_sat_out() {
-        let peer: Guarded<ReplicationPeer> = serde_json::from_value(json!({
+    async fn conflicts_are_retried_with_backoff_until_one_patch_succeeds() {
+        let peer: MaybeInvalid<ReplicationPeer> = serde_json::from_value(json!({
             "apiVersion": "walferry.dev/v1alpha1", "kind": "ReplicationPeer",
             "metadata": {"name": "app", "namespace": "team", "uid": "0a", "resourceVersion": "7",
                 "deletionTimestamp": "2026-01-01T00:00:00Z", "finalizers": ["walferry.dev/in-use", "example.com/other"]},
@@ -173,8 +161,8 @@ mod tests {
         };
         let ((), took) = futures::join!(running, seven);
         assert_eq!(took, 1 + 2 + 4 + 8 + 16 + 32);
-        let wanted =
+        let expected =
             json!({"metadata": {"uid": "0a", "resourceVersion": "7", "finalizers": ["example.com/other"]}});
-        assert_eq!(*patches.lock().unwrap(), vec![wanted; 7]);
+        assert_eq!(*patches.lock().unwrap(), vec![expected; 7]);
     }
 }

@@ -1,7 +1,7 @@
-//! Leader election: one process at a time works, the one that holds the Lease.
+//! Leader election: the process that holds the Lease is the leader, and only the leader reconciles.
 //!
-//! The way of Kubernetes' own controllers: a write names the version of the Lease that it was decided on, so of two that want it one fails; and
-//! how long a holder has been silent is told by the watcher's own clock, not by comparing clocks of two nodes.
+//! It works as in Kubernetes' own controllers. A write names the resource version of the Lease that it is based on, so of two candidates
+//! one fails. How long a leader has been silent is measured by each candidate's own clock; clocks of two nodes are never compared.
 
 use std::time::Duration;
 
@@ -13,87 +13,87 @@ use k8s_openapi::{
 use kube::{Api, Client, api::PostParams};
 use tokio::time::{Instant, sleep, timeout};
 
-use super::error::words;
+use super::error::api_error;
 
-/// How long a Lease holds without being renewed.
-const DURATION: Duration = Duration::from_secs(20);
-/// How often the holder renews it.
-const RENEW_EVERY: Duration = Duration::from_secs(5);
-/// How long renewing may fail before the holder stops working: well before anybody else may begin.
-const GIVE_UP_AFTER: Duration = Duration::from_secs(13);
-/// How often those that wait look at it, and how soon a failed request is tried again.
-const LOOK_EVERY: Duration = Duration::from_secs(2);
-/// Longest time of one look or write.
-const ANSWER_WITHIN: Duration = Duration::from_secs(4);
+/// How long a Lease is valid without being renewed.
+const LEASE_DURATION: Duration = Duration::from_secs(20);
+/// How often the leader renews it.
+const RENEW_INTERVAL: Duration = Duration::from_secs(5);
+/// How long renewing may fail before the leader stops: well before another process may take the Lease.
+const RENEW_DEADLINE: Duration = Duration::from_secs(13);
+/// How often candidates read it, and how soon a failed request is retried.
+const RETRY_PERIOD: Duration = Duration::from_secs(2);
+/// The time limit of one read or write.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(4);
 
-/// Which Lease, and who wants it.
+/// The Lease, and this process as a candidate for it.
 #[derive(Clone, Debug)]
 pub struct LeaseSettings {
     /// Namespace of the Lease.
     pub namespace: String,
     /// Name of the Lease.
     pub name: String,
-    /// What tells this process from others that want it.
+    /// Distinguishes this process from other candidates.
     pub identity: String,
 }
 
-/// A wish for the Lease.
+/// A candidate for the Lease.
 pub(super) struct Candidate {
     api: Api<Lease>,
     settings: LeaseSettings,
-    /// The Lease's version as last seen, and since when it is that one.
-    seen: Option<(String, Instant)>,
+    /// The last observed resource version of the Lease, and when it was first observed.
+    observed: Option<(String, Instant)>,
 }
 
 /// Why the Lease was not won or renewed.
 #[derive(Debug, thiserror::Error)]
 enum Error {
-    #[error("{}", words(.0))]
+    #[error("{}", api_error(.0))]
     Api(#[from] kube::Error),
-    #[error("the API server did not answer within {} s", ANSWER_WITHIN.as_secs())]
+    #[error("the API server did not answer within {} s", REQUEST_TIMEOUT.as_secs())]
     Silence(#[from] tokio::time::error::Elapsed),
 }
 
 impl Candidate {
-    /// A candidate that has not looked yet.
+    /// A candidate that has not read the Lease yet.
     pub(super) fn new(client: Client, settings: LeaseSettings) -> Candidate {
-        Candidate { api: Api::namespaced(client, &settings.namespace), settings, seen: None }
+        Candidate { api: Api::namespaced(client, &settings.namespace), settings, observed: None }
     }
 
-    /// Waits until this process holds the Lease, and gives the time from which on it does.
+    /// Waits until this process holds the Lease, and returns the time since when it does.
     pub(super) async fn win(&mut self) -> Instant {
         loop {
             let asked = Instant::now();
-            match self.take().await {
+            match self.acquire().await {
                 Ok(true) => return asked,
                 Ok(false) => {}
                 Err(Error::Api(kube::Error::Api(status))) if status.code == 409 => {
-                    tracing::debug!(lease = self.settings.name, "another process was quicker");
+                    tracing::debug!(lease = self.settings.name, "another process updated the lease first");
                 }
                 Err(error) => {
-                    tracing::warn!(%error, lease = self.settings.name, "cannot get the lease, trying again");
+                    tracing::warn!(%error, lease = self.settings.name, "cannot acquire the lease, retrying");
                 }
             }
-            sleep(LOOK_EVERY).await;
+            sleep(RETRY_PERIOD).await;
         }
     }
 
-    /// Renews the Lease, which is held since `renewed`, until another process has it or it could not be renewed in time.
+    /// Renews the Lease, which is held since `renewed`, until another process takes it or renewing fails for too long.
     pub(super) async fn hold(&mut self, mut renewed: Instant) {
-        let mut pause = RENEW_EVERY;
+        let mut pause = RENEW_INTERVAL;
         loop {
             sleep(pause).await;
             let asked = Instant::now();
-            match self.take().await {
-                Ok(true) => (renewed, pause) = (asked, RENEW_EVERY),
+            match self.acquire().await {
+                Ok(true) => (renewed, pause) = (asked, RENEW_INTERVAL),
                 Ok(false) => {
                     tracing::warn!(lease = self.settings.name, "another process has the lease");
                     return;
                 }
                 Err(error) => {
                     tracing::warn!(%error, lease = self.settings.name, "cannot renew the lease");
-                    pause = LOOK_EVERY;
-                    if renewed.elapsed() + ANSWER_WITHIN >= GIVE_UP_AFTER {
+                    pause = RETRY_PERIOD;
+                    if renewed.elapsed() + REQUEST_TIMEOUT >= RENEW_DEADLINE {
                         return;
                     }
                 }
@@ -101,7 +101,7 @@ impl Candidate {
         }
     }
 
-    /// Lets the Lease go, so that another process needn't wait for its end.
+    /// Releases the Lease, so that another process needn't wait until it expires.
     pub(super) async fn release(&mut self) {
         let released = async {
             let Some(mut lease) = self.api.get_opt(&self.settings.name).await? else { return Ok(()) };
@@ -114,55 +114,55 @@ impl Candidate {
             Ok::<_, kube::Error>(())
         };
         if let Err(error) =
-            timeout(ANSWER_WITHIN, released).await.map_err(Error::from).and_then(|done| Ok(done?))
+            timeout(REQUEST_TIMEOUT, released).await.map_err(Error::from).and_then(|done| Ok(done?))
         {
-            tracing::warn!(%error, lease = self.settings.name, "cannot release the lease; it ends by itself");
+            tracing::warn!(%error, lease = self.settings.name, "cannot release the lease; it expires");
         }
     }
 
-    /// Takes the Lease or renews it, if that is allowed; says whether it is held.
-    async fn take(&mut self) -> Result<bool, Error> {
-        timeout(ANSWER_WITHIN, self.try_take()).await?
+    /// Acquires or renews the Lease if that is allowed, and returns whether it is held.
+    async fn acquire(&mut self) -> Result<bool, Error> {
+        timeout(REQUEST_TIMEOUT, self.try_acquire()).await?
     }
 
-    async fn try_take(&mut self) -> Result<bool, Error> {
+    async fn try_acquire(&mut self) -> Result<bool, Error> {
         let Some(mut lease) = self.api.get_opt(&self.settings.name).await? else {
             let metadata = ObjectMeta { name: Some(self.settings.name.clone()), ..ObjectMeta::default() };
-            let spec = Some(claim(&LeaseSpec::default(), &self.settings.identity));
+            let spec = Some(held_by_us(&LeaseSpec::default(), &self.settings.identity));
             self.api.create(&PostParams::default(), &Lease { metadata, spec }).await?;
             return Ok(true);
         };
         let version = lease.metadata.resource_version.clone().unwrap_or_default();
-        if self.seen.as_ref().is_none_or(|(seen, _)| *seen != version) {
-            self.seen = Some((version, Instant::now()));
+        if self.observed.as_ref().is_none_or(|(observed, _)| *observed != version) {
+            self.observed = Some((version, Instant::now()));
         }
-        let unchanged = self.seen.as_ref().map_or(Duration::ZERO, |(_, since)| since.elapsed());
+        let unchanged = self.observed.as_ref().map_or(Duration::ZERO, |(_, since)| since.elapsed());
         let spec = lease.spec.take().unwrap_or_default();
-        if !may_take(&spec, &self.settings.identity, unchanged) {
+        if !may_acquire(&spec, &self.settings.identity, unchanged) {
             return Ok(false);
         }
-        lease.spec = Some(claim(&spec, &self.settings.identity));
+        lease.spec = Some(held_by_us(&spec, &self.settings.identity));
         self.api.replace(&self.settings.name, &PostParams::default(), &lease).await?;
         Ok(true)
     }
 }
 
-/// Whether the Lease is ours, free, or has not been renewed for as long as it holds.
-fn may_take(spec: &LeaseSpec, identity: &str, unchanged: Duration) -> bool {
-    let holds = u64::try_from(spec.lease_duration_seconds.unwrap_or_default()).unwrap_or_default();
+/// Whether the Lease is ours, free, or expired.
+fn may_acquire(spec: &LeaseSpec, identity: &str, unchanged: Duration) -> bool {
+    let valid = u64::try_from(spec.lease_duration_seconds.unwrap_or_default()).unwrap_or_default();
     match spec.holder_identity.as_deref() {
         None | Some("") => true,
-        Some(holder) => holder == identity || unchanged >= Duration::from_secs(holds),
+        Some(holder) => holder == identity || unchanged >= Duration::from_secs(valid),
     }
 }
 
-/// The Lease in our hands.
-fn claim(spec: &LeaseSpec, identity: &str) -> LeaseSpec {
+/// The Lease, held by `identity`.
+fn held_by_us(spec: &LeaseSpec, identity: &str) -> LeaseSpec {
     let now = MicroTime(Timestamp::now());
     let ours = spec.holder_identity.as_deref() == Some(identity);
     LeaseSpec {
         holder_identity: Some(identity.to_owned()),
-        lease_duration_seconds: Some(i32::try_from(DURATION.as_secs()).unwrap_or(i32::MAX)),
+        lease_duration_seconds: Some(i32::try_from(LEASE_DURATION.as_secs()).unwrap_or(i32::MAX)),
         acquire_time: if ours { spec.acquire_time.clone() } else { Some(now.clone()) },
         renew_time: Some(now),
         lease_transitions: Some(spec.lease_transitions.unwrap_or_default() + i32::from(!ours)),
@@ -184,27 +184,28 @@ mod tests {
     }
 
     #[test]
-    fn takes_what_is_its_own_free_or_abandoned() {
+    fn acquires_a_lease_that_is_its_own_free_or_expired() {
         let seconds = Duration::from_secs;
-        assert!(may_take(&held_by(Some("a")), "a", seconds(0)));
-        assert!(may_take(&held_by(None), "a", seconds(0)));
-        assert!(may_take(&held_by(Some("")), "a", seconds(0)));
-        assert!(!may_take(&held_by(Some("b")), "a", seconds(19)));
-        assert!(may_take(&held_by(Some("b")), "a", seconds(20)));
+        assert!(may_acquire(&held_by(Some("a")), "a", seconds(0)));
+        assert!(may_acquire(&held_by(None), "a", seconds(0)));
+        assert!(may_acquire(&held_by(Some("")), "a", seconds(0)));
+        assert!(!may_acquire(&held_by(Some("b")), "a", seconds(19)));
+        assert!(may_acquire(&held_by(Some("b")), "a", seconds(20)));
     }
 
     #[test]
-    fn counts_who_takes_over_and_not_who_renews() {
-        let taken = claim(&held_by(Some("b")), "a");
+    fn counts_transitions_and_not_renewals() {
+        let taken = held_by_us(&held_by(Some("b")), "a");
         assert_eq!((taken.holder_identity.as_deref(), taken.lease_transitions), (Some("a"), Some(4)));
-        let renewed = claim(&taken, "a");
+        let renewed = held_by_us(&taken, "a");
         assert_eq!((renewed.lease_transitions, &renewed.acquire_time), (Some(4), &taken.acquire_time));
     }
 
     #[test]
-    fn stops_before_another_may_begin() {
+    fn the_leader_stops_before_another_process_may_lead() {
         assert!(
-            GIVE_UP_AFTER + LOOK_EVERY < DURATION && RENEW_EVERY + ANSWER_WITHIN + LOOK_EVERY < GIVE_UP_AFTER
+            RENEW_DEADLINE + RETRY_PERIOD < LEASE_DURATION
+                && RENEW_INTERVAL + REQUEST_TIMEOUT + RETRY_PERIOD < RENEW_DEADLINE
         );
     }
 }

@@ -1,116 +1,102 @@
-//! Events: what `kubectl describe` shows of the past.
+//! Kubernetes events, which `kubectl describe` shows.
 
 use k8s_openapi::{api::core::v1::ObjectReference, apimachinery::pkg::apis::meta::v1::Condition};
 use kube::{
     Client,
-    runtime::events::{Event, EventType, Recorder, Reporter},
+    runtime::events::{self, EventType, Recorder, Reporter},
 };
 
-use super::{error::words, metrics::Metrics};
-use crate::api::conditions;
-use crate::fault::Reason;
+use super::{error::api_error, object::condition};
+use crate::{api::conditions::STALLED, fault::Reason};
 
-/// Most bytes of a note that the API server takes.
-const LONGEST_NOTE: usize = 1000;
+/// The most bytes of a note that the API server accepts.
+const MAX_NOTE: usize = 1000;
+/// The most bytes of an action that the API server accepts.
+const MAX_ACTION: usize = 128;
 
-/// Something to tell of an object.
+/// An event of an object.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Notice {
-    /// Whether a human should look.
+pub(super) struct Event {
+    /// Whether its type is `Warning`.
     pub(super) warning: bool,
-    /// What happened, in one CamelCase word.
+    /// Its reason.
     pub(super) reason: Reason,
-    /// What it happened to, where one object has several of them: events of the same reason and subject are counted instead of repeated.
+    /// The part of the object that it is about, or empty. Events of the same reason and subject are counted instead of repeated.
     pub(super) subject: String,
     /// What happened, in a sentence.
     pub(super) note: String,
 }
 
-impl Notice {
-    /// Something that is as it should be.
-    pub(super) fn normal(reason: Reason, note: impl Into<String>) -> Notice {
-        Notice { warning: false, reason, subject: String::new(), note: note.into() }
+impl Event {
+    /// An event of type `Normal`.
+    pub(super) fn normal(reason: Reason, note: impl Into<String>) -> Event {
+        Event { warning: false, reason, subject: String::new(), note: note.into() }
     }
 
-    /// Something that a human should look at.
-    pub(super) fn warning(reason: Reason, note: impl Into<String>) -> Notice {
-        Notice { warning: true, ..Notice::normal(reason, note) }
+    /// An event of type `Warning`.
+    pub(super) fn warning(reason: Reason, note: impl Into<String>) -> Event {
+        Event { warning: true, ..Event::normal(reason, note) }
     }
 
     /// The same, about one part of the object.
-    pub(super) fn about(self, subject: impl Into<String>) -> Notice {
-        Notice { subject: subject.into(), ..self }
+    pub(super) fn about(self, subject: impl Into<String>) -> Event {
+        Event { subject: subject.into(), ..self }
     }
 }
 
 /// Publishes events.
 #[derive(Clone)]
-pub(super) struct Events(Recorder);
+pub(super) struct EventRecorder(Recorder);
 
-impl Events {
-    /// Events in the name of the process `identity`.
-    pub(super) fn new(client: Client, identity: &str) -> Events {
+impl EventRecorder {
+    /// Events reported by the process `identity`.
+    pub(super) fn new(client: Client, identity: &str) -> EventRecorder {
         let reporter = Reporter { controller: "walferry".to_owned(), instance: Some(identity.to_owned()) };
-        Events(Recorder::new(client, reporter))
+        EventRecorder(Recorder::new(client, reporter))
     }
 
-    /// Publishes a notice about an object. An event is never worth failing for: what can't be published is logged.
-    pub(super) async fn publish(&self, object: &ObjectReference, notice: &Notice) {
-        let action =
-            if notice.subject.is_empty() { "Reconcile".to_owned() } else { shortened(&notice.subject, 128) };
-        let event = Event {
-            type_: if notice.warning { EventType::Warning } else { EventType::Normal },
-            reason: notice.reason.into(),
-            note: Some(shortened(&notice.note, LONGEST_NOTE)),
+    /// Publishes an event about an object. A failure is logged, because no reconcile should fail for the sake of an event.
+    pub(super) async fn publish(&self, object: &ObjectReference, event: &Event) {
+        let action = match event.subject.as_str() {
+            "" => "Reconcile".to_owned(),
+            subject => shortened(subject, MAX_ACTION),
+        };
+        let request = events::Event {
+            type_: if event.warning { EventType::Warning } else { EventType::Normal },
+            reason: event.reason.into(),
+            note: Some(shortened(&event.note, MAX_NOTE)),
             action,
             secondary: None,
         };
-        match self.0.publish(&event, object).await {
+        match self.0.publish(&request, object).await {
             Ok(()) => {}
-            // A namespace that is going takes nothing new.
+            // A namespace that is terminating accepts no new objects.
             Err(kube::Error::Api(status)) if status.code == 403 || status.code == 404 => {
-                tracing::debug!(error = status.message, reason = %notice.reason, "event refused");
+                tracing::debug!(error = status.message, reason = %event.reason, "event refused");
             }
             Err(error) => {
-                tracing::warn!(error = words(&error), reason = %notice.reason, "cannot publish an event")
+                tracing::warn!(error = api_error(&error), reason = %event.reason, "cannot publish an event")
             }
         }
     }
 }
 
-/// The notice that a human is needed, when that is new or for a new reason.
-pub(super) fn stalled(before: &[Condition], after: &[Condition]) -> Option<Notice> {
-    let now = find(after, conditions::STALLED)?;
-    let known = find(before, conditions::STALLED).is_some_and(|before| before.reason == now.reason);
+/// The event that manual action is required, when `Stalled` is new or has a new reason.
+pub(super) fn stalled(before: &[Condition], after: &[Condition]) -> Option<Event> {
+    let now = condition(after, STALLED)?;
+    let known = condition(before, STALLED).is_some_and(|before| before.reason == now.reason);
     (!known).then(|| {
         let reason = Reason::parse(&now.reason).unwrap_or(Reason::Stalled);
-        Notice::warning(reason, now.message.as_str())
+        Event::warning(reason, now.message.as_str())
     })
 }
 
-/// Whether `Ready` is true.
-pub(super) fn is_ready(conditions: &[Condition]) -> bool {
-    find(conditions, conditions::READY).is_some_and(|ready| ready.status == "True")
-}
-
-/// The condition of this type.
-pub(super) fn find<'a>(conditions: &'a [Condition], type_: &str) -> Option<&'a Condition> {
-    conditions.iter().find(|condition| condition.type_ == type_)
-}
-
-/// Counts an object by its condition `Ready`.
-pub(super) fn record_ready(metrics: &Metrics, kind: &str, uid: &str, conditions: &[Condition]) {
-    if let Some(ready) = find(conditions, conditions::READY) {
-        metrics.set_ready(kind, uid, &ready.status, &ready.reason);
-    }
-}
-
-/// At most `most` bytes, on a character's boundary.
-fn shortened(text: &str, most: usize) -> String {
-    if text.len() <= most {
+/// At most `max` bytes, cut between characters.
+fn shortened(text: &str, max: usize) -> String {
+    if text.len() <= max {
         return text.to_owned();
     }
-    let end = (0..=most - '…'.len_utf8()).rev().find(|end| text.is_char_boundary(*end)).unwrap_or(0);
+    let end = (0..=max - '…'.len_utf8()).rev().find(|end| text.is_char_boundary(*end)).unwrap_or(0);
     format!("{}…", &text[..end])
 }
 
@@ -121,7 +107,7 @@ mod tests {
     #[test]
     fn long_notes_are_cut_between_characters() {
         assert_eq!(shortened("short", 10), "short");
-        let cut = shortened(&"ü".repeat(700), LONGEST_NOTE);
-        assert!(cut.len() <= LONGEST_NOTE && cut.ends_with("ü…"), "{}", cut.len());
+        let cut = shortened(&"ü".repeat(700), MAX_NOTE);
+        assert!(cut.len() <= MAX_NOTE && cut.ends_with("ü…"), "{}", cut.len());
     }
 }

@@ -1,4 +1,4 @@
-//! Finalizers: what keeps an object until its clean-up is done.
+//! Finalizers, which keep an object until its clean-up is done.
 
 use kube::{
     Api, ResourceExt,
@@ -6,7 +6,7 @@ use kube::{
 };
 use serde_json::json;
 
-use super::{labels, watch::Watched};
+use super::{labels, object::Watched};
 
 /// Whether the object has the finalizer.
 pub(super) fn is_set(object: &impl ResourceExt, finalizer: &str) -> bool {
@@ -17,7 +17,7 @@ pub(super) fn is_set(object: &impl ResourceExt, finalizer: &str) -> bool {
 /// and left alone.
 ///
 /// # Errors
-/// What the API server says.
+/// The API server's error.
 pub(super) async fn add<K: Watched>(
     api: &Api<K>,
     object: &impl ResourceExt,
@@ -35,10 +35,10 @@ pub(super) async fn add<K: Watched>(
     api.patch_metadata(&object.name_any(), &apply, &patch).await.map(drop)
 }
 
-/// Removes the finalizer. That the object is gone is fine.
+/// Removes the finalizer. An object that is gone already is fine.
 ///
 /// # Errors
-/// What the API server says, among it a conflict when the object has changed meanwhile.
+/// The API server's error, among them a conflict when the object has changed since it was read.
 pub(super) async fn remove<K: Watched>(
     api: &Api<K>,
     object: &impl ResourceExt,
@@ -47,13 +47,13 @@ pub(super) async fn remove<K: Watched>(
     if !is_set(object, finalizer) {
         return Ok(());
     }
-    let left: Vec<&str> =
+    let others: Vec<&str> =
         object.finalizers().iter().map(String::as_str).filter(|found| *found != finalizer).collect();
-    // The resource version makes a list that was changed by others a conflict.
+    // With the resource version, a list that somebody else changed since is a conflict.
     let metadata =
-        json!({"uid": object.uid(), "resourceVersion": object.resource_version(), "finalizers": left});
+        json!({"uid": object.uid(), "resourceVersion": object.resource_version(), "finalizers": others});
     let patch = Patch::Merge(json!({"metadata": metadata}));
-    // Only metadata comes back, which an object that can't be read has too.
+    // Only metadata is returned, so this also works for an object that doesn't match its type.
     match api.patch_metadata(&object.name_any(), &PatchParams::default(), &patch).await {
         Ok(_) => Ok(()),
         Err(kube::Error::Api(status)) if status.code == 404 => Ok(()),

@@ -1,16 +1,16 @@
-//! What the operator counts, in Prometheus' text format.
+//! The operator's metrics, in Prometheus' text format.
 
-use std::{
-    collections::HashMap,
-    sync::{Mutex, PoisonError},
-    time::Duration,
-};
+use std::{collections::HashMap, sync::Mutex, time::Duration};
 
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use prometheus::{
     Encoder, HistogramOpts, HistogramVec, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder,
 };
 
-/// Seconds of a reconcile: milliseconds where there is nothing to do, seconds where a source doesn't answer.
+use super::object::condition;
+use crate::{api::conditions::READY, model::lock};
+
+/// Seconds of a reconcile: milliseconds when there is nothing to do, seconds when a source doesn't respond.
 const BUCKETS: [f64; 8] = [0.005, 0.02, 0.1, 0.5, 2.0, 10.0, 30.0, 60.0];
 
 /// The operator's metrics.
@@ -27,10 +27,10 @@ pub struct Metrics {
 }
 
 impl Metrics {
-    /// Metrics that have counted nothing.
+    /// Metrics without any counts.
     ///
     /// # Errors
-    /// When two of them clash, which would be a defect.
+    /// When two metrics have the same name, which would be a defect.
     pub fn new() -> Result<Self, prometheus::Error> {
         let registry = Registry::new();
         let counter = |name: &str, help: &str, labels: &[&str]| {
@@ -39,7 +39,7 @@ impl Metrics {
         };
         let reconciles = counter(
             "walferry_operator_reconciles_total",
-            "Times that a resource was looked at.",
+            "Reconciles of a resource.",
             &["controller", "result"],
         )?;
         let status_writes = counter(
@@ -47,7 +47,7 @@ impl Metrics {
             "Status patches sent to the API server.",
             &["kind"],
         )?;
-        let help = "Seconds that looking at a resource took.";
+        let help = "Duration of a reconcile in seconds.";
         let options =
             HistogramOpts::new("walferry_operator_reconcile_seconds", help).buckets(BUCKETS.to_vec());
         let seconds = HistogramVec::new(options, &["controller"])?;
@@ -56,8 +56,7 @@ impl Metrics {
         let resources =
             IntGaugeVec::new(Opts::new("walferry_operator_resources", help), &["kind", "ready", "reason"])?;
         registry.register(Box::new(resources.clone()))?;
-        let leader =
-            IntGauge::new("walferry_operator_leader", "1 while this process is the one that works.")?;
+        let leader = IntGauge::new("walferry_operator_leader", "1 while this process is the leader.")?;
         registry.register(Box::new(leader.clone()))?;
         Ok(Metrics {
             registry,
@@ -82,32 +81,34 @@ impl Metrics {
         self.status_writes.with_label_values(&[kind]).inc();
     }
 
-    /// Sets whether this process leads. One that doesn't knows of no resource.
+    /// Sets whether this process is the leader. Only the leader reports resources.
     pub(super) fn set_leader(&self, leader: bool) {
         self.leader.set(i64::from(leader));
         if !leader {
-            self.ready.lock().unwrap_or_else(PoisonError::into_inner).clear();
+            lock(&self.ready).clear();
         }
     }
 
-    /// Records the condition `Ready` of a resource.
-    pub(super) fn set_ready(&self, kind: &str, uid: &str, status: &str, reason: &str) {
-        let ready = [kind, status, reason].map(str::to_owned);
-        self.ready.lock().unwrap_or_else(PoisonError::into_inner).insert(uid.to_owned(), ready);
+    /// Records the condition `Ready` of a resource, if it has one.
+    pub(super) fn record_ready(&self, kind: &str, uid: &str, conditions: &[Condition]) {
+        if let Some(ready) = condition(conditions, READY) {
+            let labels = [kind, &ready.status, &ready.reason].map(str::to_owned);
+            lock(&self.ready).insert(uid.to_owned(), labels);
+        }
     }
 
-    /// Forgets a resource that is gone.
+    /// Drops a resource that is gone.
     pub(super) fn forget(&self, uid: &str) {
-        self.ready.lock().unwrap_or_else(PoisonError::into_inner).remove(uid);
+        lock(&self.ready).remove(uid);
     }
 
-    /// All of it, in Prometheus' text format.
+    /// All metrics, in Prometheus' text format.
     ///
     /// # Errors
-    /// When it can't be written, which would be a defect.
+    /// When they can't be rendered, which would be a defect.
     pub fn render(&self) -> Result<String, prometheus::Error> {
         self.resources.reset();
-        for [kind, status, reason] in self.ready.lock().unwrap_or_else(PoisonError::into_inner).values() {
+        for [kind, status, reason] in lock(&self.ready).values() {
             self.resources.with_label_values(&[kind, status, reason]).inc();
         }
         let mut text = Vec::new();
@@ -118,17 +119,30 @@ impl Metrics {
 
 #[cfg(test)]
 mod tests {
+    use k8s_openapi::{apimachinery::pkg::apis::meta::v1::Time, jiff::Timestamp};
+
     use super::*;
 
     #[test]
-    fn counts_resources_by_their_present_condition() {
+    fn counts_resources_by_their_current_condition() {
         let metrics = Metrics::new().unwrap();
         metrics.reconciled("mirror", Duration::from_millis(3), true);
         metrics.set_leader(true);
-        metrics.set_ready("Mirror", "a", "Unknown", "Progressing");
-        metrics.set_ready("Mirror", "a", "True", "Streaming");
-        metrics.set_ready("Mirror", "b", "True", "Streaming");
-        metrics.set_ready("Mirror", "c", "False", "PeerMissing");
+        let record = |uid: &str, status: &str, reason: &str| {
+            let ready = Condition {
+                type_: READY.to_owned(),
+                status: status.to_owned(),
+                reason: reason.to_owned(),
+                message: String::new(),
+                last_transition_time: Time(Timestamp::UNIX_EPOCH),
+                observed_generation: None,
+            };
+            metrics.record_ready("Mirror", uid, &[ready]);
+        };
+        record("a", "Unknown", "Progressing");
+        record("a", "True", "Streaming");
+        record("b", "True", "Streaming");
+        record("c", "False", "PeerMissing");
         metrics.forget("c");
         let text = metrics.render().unwrap();
         for line in [

@@ -1,9 +1,9 @@
-//! Secrets: read one by one where a peer names them, and kept until the API server tells of a change.
+//! Secrets: read one by one where a peer names them, and cached until a watch reports a change.
 
 use std::{
     cell::Cell,
     collections::{BTreeMap, HashMap},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard},
 };
 
 use k8s_openapi::api::core::v1::Secret;
@@ -12,7 +12,7 @@ use kube::{Api, Client};
 use crate::{
     api::is_object_name,
     fault::Reason,
-    model::Password,
+    model::{Password, lock},
     resolve::{MissingEntry, Secrets},
 };
 
@@ -28,16 +28,16 @@ pub(super) struct SecretCache(Mutex<Cached>);
 #[derive(Debug, Default)]
 struct Cached {
     entries: HashMap<Key, Arc<Entries>>,
-    /// Counts invalidations, so that what was read before one isn't kept after it.
+    /// Counts invalidations, so that a Secret read before one isn't cached after it.
     epoch: u64,
 }
 
 impl SecretCache {
     fn cached(&self) -> MutexGuard<'_, Cached> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.0)
     }
 
-    /// Forgets a Secret that has changed, or all of them when changes may have been missed.
+    /// Drops a Secret that has changed, or all of them when changes may have been missed.
     pub(super) fn invalidate(&self, secret: Option<(&str, &str)>) {
         let mut cached = self.cached();
         cached.epoch += 1;
@@ -47,10 +47,10 @@ impl SecretCache {
         }
     }
 
-    /// The Secrets of these names; those that don't exist are missing in the answer, and one whose name no Secret can have isn't asked for.
+    /// The Secrets of these names, without those that don't exist. A name that no Secret can have isn't requested.
     ///
     /// # Errors
-    /// What the API server says, other than that there is none.
+    /// The API server's error, except that there is no such Secret.
     pub(super) async fn read<'a>(
         &self,
         client: &Client,
@@ -97,7 +97,7 @@ pub(super) struct NamespaceSecrets {
 }
 
 impl NamespaceSecrets {
-    /// The reason for the first entry that was asked for in vain.
+    /// The reason for the first missing entry.
     pub(super) fn missing(&self) -> Option<Reason> {
         self.missing.get()
     }
@@ -150,7 +150,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_missing_names_itself() {
+    fn missing_entries_are_named() {
         let message = |name, key| match secrets().entry(name, key) {
             Err(Some(MissingEntry::Secret(message) | MissingEntry::Key(message))) => message,
             other => panic!("{other:?}"),
@@ -162,7 +162,7 @@ mod tests {
     }
 
     #[test]
-    fn the_first_that_is_missing_gives_the_reason() {
+    fn the_first_missing_entry_gives_the_reason() {
         let secrets = secrets();
         assert_eq!(secrets.missing(), None);
         let _ = secrets.entry("db", "user");
@@ -172,7 +172,7 @@ mod tests {
 
     /// An object that was stored before names were validated may still have one of these.
     #[tokio::test]
-    async fn a_name_that_no_secret_can_have_is_not_asked_for() {
+    async fn a_name_that_no_secret_can_have_is_not_requested() {
         let paths = Arc::new(Mutex::new(Vec::new()));
         let asked = Arc::clone(&paths);
         let service = tower::service_fn(move |request: hyper::Request<Body>| {
@@ -189,7 +189,7 @@ mod tests {
     }
 
     #[test]
-    fn a_change_makes_it_read_again() {
+    fn a_changed_secret_is_read_again() {
         let cache = SecretCache::default();
         let key = |name: &str| ("team".to_owned(), name.to_owned());
         for name in ["a", "b"] {

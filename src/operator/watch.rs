@@ -1,305 +1,79 @@
-//! Watches: what the API server tells of one kind, kept in a store, with what to look at again.
+//! The watches of one namespace, or of all namespaces.
 
-use std::{collections::HashMap, fmt::Debug, pin::pin, sync::Arc};
+use std::{future::Future, sync::Arc};
 
-use futures::StreamExt;
+use k8s_openapi::{NamespaceResourceScope, api::core::v1::Secret};
 use kube::{
-    Api, Resource, ResourceExt,
+    Api, Client, Resource,
+    core::PartialObjectMeta,
     runtime::{
-        WatchStreamExt,
-        reflector::{
-            ObjectRef,
-            store::{Store, Writer},
-        },
-        watcher::{self, Event, watcher},
+        reflector::{store, store::Writer},
+        watcher,
     },
 };
-use serde::de::DeserializeOwned;
+use tokio::task::JoinSet;
 
-use super::error::words;
+use super::{
+    labels,
+    mapper::{Mapper, Queues},
+    object::Watched,
+    reflector::{self, Change},
+    secrets::SecretCache,
+    stores::NamespaceStores,
+};
 
-/// What a watch can be made of.
-pub(super) trait Watched:
-    Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug + Send + Sync + 'static
-{
+/// Starts the watches of one namespace, each as a task.
+pub(super) struct NamespaceWatch<'a> {
+    pub(super) client: &'a Client,
+    /// `None` for all namespaces.
+    pub(super) namespace: Option<&'a str>,
+    pub(super) tasks: &'a mut JoinSet<()>,
 }
 
-impl<K> Watched for K where
-    K: Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug + Send + Sync + 'static
-{
-}
-
-/// One object's change: `old` is what the store had, `new` what it has now; at least one of them is there.
-#[derive(Debug)]
-pub(super) struct Change<'a, K> {
-    pub(super) old: Option<&'a K>,
-    pub(super) new: Option<&'a K>,
-}
-
-impl<K> Change<'_, K> {
-    /// The object, as it is or as it last was.
-    pub(super) fn object(&self) -> Option<&K> {
-        self.new.or(self.old)
+impl NamespaceWatch<'_> {
+    /// Starts all watches. They fill the returned stores and send what has to be reconciled to `queues`.
+    pub(super) fn start(mut self, queues: Queues, secrets: &Arc<SecretCache>) -> NamespaceStores {
+        let (peers, peer_writer) = store();
+        let (mirrors, mirror_writer) = store();
+        let (deployments, deployment_writer) = store();
+        let (config_maps, config_map_writer) = store();
+        let (pods, pod_writer) = store();
+        let stores = NamespaceStores { peers, mirrors, deployments, config_maps, pods };
+        let mapper = Mapper { stores: stores.clone(), queues, secrets: Arc::clone(secrets) };
+        let all = watcher::Config::default();
+        let owned = watcher::Config::default().labels(&labels::selector());
+        self.reflect(&mapper, all.clone(), peer_writer, Mapper::peer_changed);
+        self.reflect(&mapper, all.clone(), mirror_writer, Mapper::mirror_changed);
+        self.reflect(&mapper, owned.clone(), deployment_writer, Mapper::owned_changed);
+        self.reflect(&mapper, owned.clone(), config_map_writer, Mapper::owned_changed);
+        self.reflect(&mapper, owned, pod_writer, Mapper::pod_changed);
+        let api: Api<PartialObjectMeta<Secret>> = self.api();
+        self.spawn(reflector::watch_names(api, all, move |secret| mapper.secret_changed(secret)));
+        stores
     }
 
-    /// Whether `facet` of the object differs, the object came, or it went.
-    pub(super) fn in_facet<F: PartialEq>(&self, facet: impl Fn(&K) -> F) -> bool {
-        match (self.old, self.new) {
-            (Some(old), Some(new)) => facet(old) != facet(new),
-            _ => true,
-        }
-    }
-}
-
-/// Drops what nobody reads, so that a store stays small.
-pub(super) fn slim<K: Resource>(object: &mut K) {
-    object.meta_mut().managed_fields = None;
-    if let Some(annotations) = &mut object.meta_mut().annotations {
-        annotations.remove("kubectl.kubernetes.io/last-applied-configuration");
-    }
-}
-
-/// Keeps the store of `writer` in step with the API server for ever, and calls `on_change` after each change, when the store has it. A watch that fails or
-/// expires is begun anew, with pauses that grow; what changed meanwhile is told then.
-pub(super) async fn follow<K: Watched>(
-    api: Api<K>,
-    config: watcher::Config,
-    mut writer: Writer<K>,
-    on_change: impl Fn(Change<'_, K>),
-) {
-    let store = writer.as_reader();
-    let mut events = pin!(watcher(api, config).default_backoff());
-    while let Some(event) = events.next().await {
-        let event = match event {
-            Ok(event) => event.modify(slim),
-            Err(error) => {
-                interrupted::<K>(&error);
-                continue;
-            }
-        };
-        match &event {
-            Event::Apply(new) => {
-                let old = store.get(&ObjectRef::from_obj(new));
-                writer.apply_watcher_event(&event);
-                on_change(Change { old: old.as_deref(), new: Some(new) });
-            }
-            Event::Delete(last) => {
-                let old = store.get(&ObjectRef::from_obj(last));
-                writer.apply_watcher_event(&event);
-                on_change(Change { old: old.as_deref().or(Some(last)), new: None });
-            }
-            Event::InitDone => {
-                let old = store.state();
-                writer.apply_watcher_event(&event);
-                relisted(&old, &store, &on_change);
-            }
-            Event::Init | Event::InitApply(_) => writer.apply_watcher_event(&event),
-        }
-    }
-}
-
-/// Tells what differs between the store and what it had before a list.
-fn relisted<K: Watched>(old: &[Arc<K>], store: &Store<K>, on_change: &impl Fn(Change<'_, K>)) {
-    let mut old: HashMap<ObjectRef<K>, &K> =
-        old.iter().map(|object| (ObjectRef::from_obj(&**object), &**object)).collect();
-    for new in store.state() {
-        let before = old.remove(&ObjectRef::from_obj(&*new));
-        match before.filter(|before| before.uid() != new.uid()) {
-            // Another one of its name, made while nobody watched: the former is gone, and what is remembered of it goes.
-            Some(former) => {
-                on_change(Change { old: Some(former), new: None });
-                on_change(Change { old: None, new: Some(&new) });
-            }
-            None => on_change(Change { old: before, new: Some(&new) }),
-        }
-    }
-    for gone in old.into_values() {
-        on_change(Change { old: Some(gone), new: None });
-    }
-}
-
-fn interrupted<K: Watched>(error: &watcher::Error) {
-    use watcher::Error::{InitialListFailed, WatchFailed, WatchStartFailed};
-    let kind = K::kind(&());
-    match error {
-        InitialListFailed(kube::Error::Api(status)) if status.code == 404 => {
-            tracing::warn!(%kind, "the cluster doesn't know this kind: install the CustomResourceDefinitions");
-        }
-        InitialListFailed(cause) | WatchStartFailed(cause) | WatchFailed(cause) => {
-            tracing::warn!(error = words(cause), %kind, "watch interrupted, trying again");
-        }
-        error => tracing::warn!(%error, %kind, "watch interrupted, trying again"),
-    }
-}
-
-/// Calls `on_event` with each object that comes, changes or goes, and with `None` before a list of all of them. Nothing is kept.
-pub(super) async fn observe<K: Watched>(
-    api: Api<K>,
-    config: watcher::Config,
-    on_event: impl Fn(Option<(&str, &str)>),
-) {
-    let mut events = pin!(watcher(api, config).default_backoff());
-    while let Some(event) = events.next().await {
-        match event {
-            Ok(Event::Init) => on_event(None),
-            Ok(Event::InitDone) => {}
-            Ok(Event::Apply(object) | Event::InitApply(object) | Event::Delete(object)) => {
-                let (namespace, name) = (object.namespace().unwrap_or_default(), object.name_any());
-                on_event(Some((&namespace, &name)));
-            }
-            Err(error) => interrupted::<K>(&error),
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use std::{
-        cell::RefCell,
-        convert::Infallible,
-        sync::atomic::{AtomicUsize, Ordering::Relaxed},
-    };
-
-    use bytes::Bytes;
-    use futures::stream;
-    use http_body_util::StreamBody;
-    use hyper::body::Frame;
-    use k8s_openapi::{api::core::v1::ConfigMap, apimachinery::pkg::apis::meta::v1::ObjectMeta};
-    use kube::{Client, client::Body, runtime::reflector};
-    use serde_json::json;
-
-    use super::*;
-
-    fn object(name: &str, value: &str) -> ConfigMap {
-        ConfigMap {
-            metadata: ObjectMeta {
-                name: Some(name.to_owned()),
-                namespace: Some("default".to_owned()),
-                resource_version: Some("9".to_owned()),
-                ..ObjectMeta::default()
-            },
-            data: Some([("value".to_owned(), value.to_owned())].into()),
-            ..ConfigMap::default()
+    fn api<K: Resource<DynamicType = (), Scope = NamespaceResourceScope>>(&self) -> Api<K> {
+        match self.namespace {
+            Some(namespace) => Api::namespaced(self.client.clone(), namespace),
+            None => Api::all(self.client.clone()),
         }
     }
 
-    #[test]
-    fn a_list_tells_what_came_changed_and_went() {
-        let (store, mut writer) = reflector::store();
-        writer.apply_watcher_event(&Event::Init);
-        for name in ["same", "changed", "new"] {
-            writer.apply_watcher_event(&Event::InitApply(object(name, "2")));
-        }
-        let replaced = |uid: &str| {
-            let mut object = object("replaced", "2");
-            object.metadata.uid = Some(uid.to_owned());
-            object
-        };
-        writer.apply_watcher_event(&Event::InitApply(replaced("b")));
-        writer.apply_watcher_event(&Event::InitDone);
-        let old =
-            [object("same", "2"), object("changed", "1"), object("gone", "1"), replaced("a")].map(Arc::new);
-        let told = RefCell::new(Vec::new());
-        relisted(&old, &store, &|change: Change<'_, ConfigMap>| {
-            let name = change.object().unwrap().name_any();
-            told.borrow_mut().push((
-                name,
-                change.new.is_some(),
-                change.in_facet(|object| object.data.clone()),
-            ));
-        });
-        let mut told = told.into_inner();
-        told.sort();
-        let expected = [
-            ("changed", true, true),
-            ("gone", false, true),
-            ("new", true, true),
-            ("replaced", false, true),
-            ("replaced", true, true),
-            ("same", true, false),
-        ];
-        assert_eq!(told, expected.map(|(name, there, differs)| (name.to_owned(), there, differs)));
+    fn reflect<K>(
+        &mut self,
+        mapper: &Mapper,
+        config: watcher::Config,
+        writer: Writer<K>,
+        changed: impl Fn(&Mapper, Change<'_, K>) + Send + Sync + 'static,
+    ) where
+        K: Watched + Resource<Scope = NamespaceResourceScope>,
+    {
+        let mapper = mapper.clone();
+        let api = self.api();
+        self.spawn(reflector::reflect(api, config, writer, move |change| changed(&mapper, change)));
     }
 
-    /// An API server that gives these answers in turn, one to each request, and ends none but lists.
-    fn client(answers: [serde_json::Value; 4]) -> Client {
-        let (answers, next) = (Arc::new(answers), Arc::new(AtomicUsize::new(0)));
-        let service = tower::service_fn(move |request: hyper::Request<Body>| {
-            let answer = answers.get(next.fetch_add(1, Relaxed)).map(|answer| format!("{answer}\n"));
-            let watches = request.uri().query().is_some_and(|query| query.contains("watch=true"));
-            async move {
-                let Some(answer) = answer else { return std::future::pending().await };
-                let answer = stream::once(async { Ok::<_, Infallible>(Frame::data(Bytes::from(answer))) });
-                let body = if watches { answer.chain(stream::pending()).boxed() } else { answer.boxed() };
-                Ok::<_, Infallible>(hyper::Response::new(StreamBody::new(body)))
-            }
-        });
-        Client::new(service, "default")
-    }
-
-    /// The API server keeps what has changed for some minutes only: a watch that was cut for longer is told to list all of it anew.
-    #[tokio::test(start_paused = true)]
-    async fn a_watch_that_has_expired_tells_what_changed_meanwhile() {
-        let list = |version: &str, objects: &[(&str, &str)]| {
-            let items: Vec<ConfigMap> = objects.iter().map(|(name, value)| object(name, value)).collect();
-            json!({"apiVersion": "v1", "kind": "ConfigMapList", "metadata": {"resourceVersion": version}, "items": items})
-        };
-        let expired = json!({"type": "ERROR", "object": {"kind": "Status", "status": "Failure", "reason": "Expired",
-            "code": 410, "message": "too old resource version"}});
-        let answers = [
-            list("1", &[("stays", "1"), ("changes", "1"), ("goes", "1")]),
-            expired,
-            list("9", &[("stays", "1"), ("changes", "2"), ("comes", "1")]),
-            json!({"type": "DELETED", "object": object("stays", "1")}),
-        ];
-        let (store, writer) = reflector::store();
-        let told = RefCell::new(Vec::new());
-        let follow = follow(
-            Api::<ConfigMap>::namespaced(client(answers), "default"),
-            watcher::Config::default(),
-            writer,
-            |change| {
-                if change.in_facet(|object: &ConfigMap| object.data.clone()) {
-                    let how = if change.new.is_some() { "is there" } else { "is gone" };
-                    let name = change.object().unwrap().name_any();
-                    told.borrow_mut().push(format!("{name} {how}"));
-                }
-            },
-        );
-        let all = async {
-            while told.borrow().last().is_none_or(|last| last != "stays is gone") {
-                tokio::time::sleep(std::time::Duration::from_secs(1)).await;
-            }
-        };
-        tokio::select! { () = follow => {}, () = all => {} }
-        let mut told = told.into_inner();
-        let last = told.pop();
-        told[..3].sort();
-        told[3..].sort();
-        assert_eq!(
-            told,
-            [
-                "changes is there",
-                "goes is there",
-                "stays is there",
-                "changes is there",
-                "comes is there",
-                "goes is gone"
-            ]
-        );
-        assert_eq!(last.as_deref(), Some("stays is gone"));
-        let mut left: Vec<String> = store.state().iter().map(|object| object.name_any()).collect();
-        left.sort();
-        assert_eq!(left, ["changes", "comes"]);
-    }
-
-    #[test]
-    fn stores_hold_no_managed_fields() {
-        let mut found = object("a", "1");
-        found.metadata.managed_fields = Some(Vec::new());
-        found.metadata.annotations =
-            Some([("kubectl.kubernetes.io/last-applied-configuration".to_owned(), "{}".to_owned())].into());
-        slim(&mut found);
-        assert!(found.metadata.managed_fields.is_none() && found.annotations().is_empty());
+    fn spawn(&mut self, watch: impl Future<Output = ()> + Send + 'static) {
+        self.tasks.spawn(watch);
     }
 }

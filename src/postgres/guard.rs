@@ -37,7 +37,7 @@ const HEADER: usize = 5;
 
 /// A stream that fails where the server's words grow too long, or don't come.
 #[derive(Debug)]
-pub(super) struct Guarded<S> {
+pub(super) struct BoundedStream<S> {
     stream: S,
     answer: Answer,
     /// Whether a statement may take any time.
@@ -66,10 +66,10 @@ struct Received {
     ready: bool,
 }
 
-impl<S> Guarded<S> {
+impl<S> BoundedStream<S> {
     /// `longest` is the most bytes of an answer, of which the driver holds all in memory.
     pub(super) fn new(stream: S, longest: usize, patient: Arc<AtomicBool>) -> Self {
-        Guarded { stream, answer: Answer::new(longest), patient, deadline: None }
+        BoundedStream { stream, answer: Answer::new(longest), patient, deadline: None }
     }
 }
 
@@ -118,7 +118,7 @@ fn fault(message: &str) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, message)
 }
 
-impl<S: AsyncRead + Unpin> AsyncRead for Guarded<S> {
+impl<S: AsyncRead + Unpin> AsyncRead for BoundedStream<S> {
     fn poll_read(
         self: Pin<&mut Self>,
         context: &mut Context<'_>,
@@ -147,7 +147,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Guarded<S> {
     }
 }
 
-impl<S: AsyncWrite + Unpin> AsyncWrite for Guarded<S> {
+impl<S: AsyncWrite + Unpin> AsyncWrite for BoundedStream<S> {
     fn poll_write(self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
         this.answer.bytes = 0;
@@ -207,7 +207,7 @@ mod tests {
     async fn waits_for_an_answer_only() {
         let (ours, mut theirs) = duplex(64);
         let patient = Arc::new(AtomicBool::new(false));
-        let mut guarded = Guarded::new(ours, CATALOG_ANSWER, Arc::clone(&patient));
+        let mut guarded = BoundedStream::new(ours, CATALOG_ANSWER, Arc::clone(&patient));
         let long = SILENCE * 2;
         // Nothing is asked.
         assert!(tokio::time::timeout(long, guarded.read_u8()).await.is_err());

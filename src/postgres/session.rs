@@ -23,7 +23,7 @@ use tokio_postgres::{Client, Config, NoTls, config::SslMode, error::SqlState};
 use super::{
     Error,
     error::with_cause,
-    guard::{CATALOG_ANSWER, Guarded, ROWS_ANSWER},
+    guard::{BoundedStream, CATALOG_ANSWER, ROWS_ANSWER},
     wire::transport::{Purpose, Transport},
 };
 use crate::model::PostgresEndpoint;
@@ -137,7 +137,7 @@ impl Session {
     ) -> Result<Session, Error> {
         let transport = Transport::connect(endpoint, Purpose::Copy).await?;
         let patient = Arc::new(AtomicBool::new(false));
-        let transport = Guarded::new(transport, longest_answer, Arc::clone(&patient));
+        let transport = BoundedStream::new(transport, longest_answer, Arc::clone(&patient));
         let settings = PINNED_SETTINGS.iter().chain(&[("statement_timeout", STATEMENT_TIMEOUT)]);
         let options: Vec<_> =
             settings.map(|(name, value)| format!("-c {name}={}", value.replace(' ', "\\ "))).collect();

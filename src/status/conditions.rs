@@ -309,7 +309,7 @@ fn provisioning(failure: Option<&MirrorFailure>) -> Overall {
 }
 
 fn deleting(failure: Option<&MirrorFailure>) -> Overall {
-    let message = "waiting for the replicator to end; then its slot, publication and state are removed";
+    let message = "waiting for the replicator to terminate before removing its slot, publication and state";
     match failure {
         Some(MirrorFailure { reason, message, .. }) if *reason == Reason::Deleting => {
             Overall::Deleting { reason: Reason::Deleting, message: message.clone(), cause: None }

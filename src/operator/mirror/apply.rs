@@ -1,4 +1,4 @@
-//! The fifth step: ConfigMap and Deployment, applied when they differ from what is there.
+//! The fifth step: applies ConfigMap and Deployment when they differ from what exists.
 
 use std::{
     fmt::Debug,
@@ -19,30 +19,30 @@ use serde::{Serialize, de::DeserializeOwned};
 use tokio::time::Instant;
 
 use super::{
-    build::{self, Replicator, applied_hash},
-    owned::Owner,
+    build::{self, Replicator, ReplicatorSettings, applied_hash},
+    owner::Owner,
     validate::Plan,
 };
 use crate::{
     api::Mirror,
-    operator::{context::Context, error::Error, finalizer, labels, obstacle::Obstacle},
+    operator::{blocker::Blocker, error::Error, finalizer, labels, stores::Stores},
 };
 
 /// How long the watch may take to show what was applied.
 const WATCH_LAG: Duration = Duration::from_secs(5);
 
-/// What a Mirror is to own.
+/// The objects that a Mirror should own.
 #[derive(Debug)]
-pub(super) struct Wanted {
+pub(super) struct Desired {
     config_map: ConfigMap,
     deployment: Deployment,
-    /// What tells the configuration from another.
+    /// The hash of the configuration.
     pub(super) config_hash: String,
-    /// What tells the objects from others.
+    /// The hash of both objects.
     digest: u64,
 }
 
-/// What was applied, and what the API server made of it.
+/// What was applied, as the API server returned it.
 #[derive(Clone, Debug)]
 pub(super) struct Applied {
     digest: u64,
@@ -52,43 +52,42 @@ pub(super) struct Applied {
     at: Instant,
 }
 
-/// What is there.
-pub(super) struct Present {
+/// The objects that a Mirror owns, as the watches have them.
+pub(super) struct Observed {
     /// The Deployment.
     pub(super) deployment: Option<Deployment>,
     config_map: Option<PartialObjectMeta<ConfigMap>>,
 }
 
-impl Wanted {
-    /// Renders what a Mirror is to own.
+impl Desired {
+    /// Renders the objects.
     ///
     /// # Errors
-    /// When a resource can't be written as YAML, which would be a defect.
-    pub(super) fn render(context: &Context, mirror: &Mirror, plan: &Plan<'_>) -> Result<Wanted, Error> {
-        let replicator = Replicator {
-            mirror,
-            source: plan.source,
-            destination: plan.destination,
-            settings: &context.replicators,
-        };
+    /// When a resource can't be rendered as YAML, which would be a defect.
+    pub(super) fn render(
+        settings: &ReplicatorSettings,
+        mirror: &Mirror,
+        plan: &Plan<'_>,
+    ) -> Result<Desired, Error> {
+        let replicator = Replicator { mirror, source: plan.source, destination: plan.destination, settings };
         let yaml = replicator.config_yaml()?;
         let config_hash = build::config_hash(&yaml, &plan.config.mirror.uid, &plan.entries);
         let config_map = replicator.config_map(&yaml);
         let deployment = replicator.deployment(&config_hash, i32::from(!mirror.spec.suspend));
         let mut hasher = DefaultHasher::new();
         for value in [serde_json::to_string(&config_map), serde_json::to_string(&deployment)] {
-            // An object that has no JSON form would never be applied at all.
+            // An object without a JSON form could not be applied at all.
             value.unwrap_or_default().hash(&mut hasher);
         }
-        Ok(Wanted { config_map, deployment, config_hash, digest: hasher.finish() })
+        Ok(Desired { config_map, deployment, config_hash, digest: hasher.finish() })
     }
 
-    /// Whether a pod with another configuration is about to start, so that both servers are to be checked first.
-    pub(super) fn starts_anew(&self, present: &Present, applied: Option<&Applied>) -> bool {
+    /// Whether a pod with another configuration is about to start, so that both servers must be checked first.
+    pub(super) fn starts_new_pod(&self, observed: &Observed, applied: Option<&Applied>) -> bool {
         if replicas(&self.deployment) == 0 {
             return false;
         }
-        match &present.deployment {
+        match &observed.deployment {
             Some(deployment) => {
                 replicas(deployment) == 0 || applied_hash(deployment) != Some(&self.config_hash)
             }
@@ -99,44 +98,44 @@ impl Wanted {
     }
 }
 
-impl Present {
-    /// What the stores have.
-    pub(super) fn read(context: &Context, mirror: &Mirror) -> Present {
+impl Observed {
+    /// Reads them from the stores.
+    pub(super) fn read(stores: &Stores, mirror: &Mirror) -> Observed {
         let owner = Owner::of(mirror);
         let (namespace, name) = (&owner.namespace, &owner.object);
-        let deployment = context.find(|scope| &scope.deployments, namespace, name);
-        let config_map = context.find(|scope| &scope.config_maps, namespace, name);
-        Present {
+        let deployment = stores.find(|stores| &stores.deployments, namespace, name);
+        let config_map = stores.find(|stores| &stores.config_maps, namespace, name);
+        Observed {
             deployment: deployment.filter(|found| owner.owns(&**found)).as_deref().cloned(),
             config_map: config_map.filter(|found| owner.owns(&**found)).as_deref().cloned(),
         }
     }
 
-    /// Whether a replicator is there, with whatever settings.
+    /// Whether a replicator runs, with whatever settings.
     pub(super) fn runs(&self) -> bool {
         self.deployment.as_ref().is_some_and(|deployment| replicas(deployment) > 0)
     }
 
-    /// Whether nothing has touched what was applied. The watch may be behind, never ahead.
-    fn has(&self, applied: &Applied) -> bool {
-        let seen = match &self.deployment {
+    /// Whether nobody has changed what was applied. The watch may be behind, never ahead.
+    fn still_has(&self, applied: &Applied) -> bool {
+        let deployment_unchanged = match &self.deployment {
             Some(found) => {
                 found.uid() == applied.deployment.uid()
                     && found.metadata.generation <= applied.deployment.metadata.generation
             }
             None => applied.at.elapsed() < WATCH_LAG,
         };
-        let config_seen = match &self.config_map {
+        let config_map_unchanged = match &self.config_map {
             Some(found) => {
                 found.uid() == applied.config_map.uid() && version(found) <= version(&applied.config_map)
             }
             None => applied.at.elapsed() < WATCH_LAG,
         };
-        seen && config_seen
+        deployment_unchanged && config_map_unchanged
     }
 }
 
-/// Resource versions are numbers that grow; of one that isn't nothing can be told, and it counts as new.
+/// Resource versions are increasing numbers. One that isn't a number counts as new.
 fn version(object: &impl ResourceExt) -> u128 {
     object.resource_version().and_then(|version| version.parse().ok()).unwrap_or(u128::MAX)
 }
@@ -145,58 +144,56 @@ fn replicas(deployment: &Deployment) -> i32 {
     deployment.spec.as_ref().and_then(|spec| spec.replicas).unwrap_or(1)
 }
 
-/// Applies what is wanted, if it isn't there, and gives the Deployment as the API server has it. Before anything is made, the Mirror gets its finalizer.
-/// An object of somebody else is never written to.
+/// Applies the desired objects if they don't exist like that, and returns the Deployment as the API server has it. The Mirror gets its
+/// finalizer before anything is created. An object of somebody else is never written to.
 ///
 /// # Errors
-/// [`Error::Obstacle`] for what the cluster refuses and for objects of somebody else, and what else the API server says.
+/// [`Error::Blocked`] for what the cluster refuses and for objects of somebody else, or the API server's error.
 pub(super) async fn apply(
-    context: &Context,
+    client: &Client,
+    applied: &mut Option<Applied>,
     mirror: &Mirror,
-    wanted: &Wanted,
-    present: &Present,
+    desired: &Desired,
+    observed: &Observed,
 ) -> Result<Deployment, Error> {
-    let uid = mirror.uid().unwrap_or_default();
-    let applied = context.memory.mirrors.of(&uid, |memory| memory.applied.clone());
-    if let Some(applied) = applied.filter(|applied| applied.digest == wanted.digest && present.has(applied)) {
-        // Of the two the store's is the newer one, when it has caught up: its status moves on.
-        let newest = present.deployment.clone();
+    let unchanged = |last: &&Applied| last.digest == desired.digest && observed.still_has(last);
+    if let Some(last) = applied.as_ref().filter(unchanged) {
+        // Once the store has caught up, its Deployment has the newer status.
         let caught_up =
-            |found: &Deployment| found.metadata.generation == applied.deployment.metadata.generation;
-        return Ok(newest.filter(caught_up).unwrap_or(applied.deployment));
+            |found: &&Deployment| found.metadata.generation == last.deployment.metadata.generation;
+        return Ok(observed.deployment.as_ref().filter(caught_up).unwrap_or(&last.deployment).clone());
     }
     let owner = Owner::of(mirror);
     let namespace = &owner.namespace;
-    // Both before either is written: a Mirror that can't have one of them makes nothing.
-    let their_config_map = look::<ConfigMap>(&context.client, &owner).await?;
-    let their_deployment = look::<Deployment>(&context.client, &owner).await?;
-    let mirrors: Api<Mirror> = Api::namespaced(context.client.clone(), namespace);
+    // Both are looked up before either is written: a Mirror that can't own one of them creates nothing.
+    let config_map_uid = existing::<ConfigMap>(client, &owner).await?;
+    let deployment_uid = existing::<Deployment>(client, &owner).await?;
+    let mirrors: Api<Mirror> = Api::namespaced(client.clone(), namespace);
     finalizer::add(&mirrors, mirror, labels::CLEANUP).await?;
-    let config_map = write(&context.client, namespace, &wanted.config_map, their_config_map).await?;
-    let deployment = write(&context.client, namespace, &wanted.deployment, their_deployment).await?;
-    let applied = Applied {
-        digest: wanted.digest,
-        config_hash: wanted.config_hash.clone(),
+    let config_map = write(client, namespace, &desired.config_map, config_map_uid).await?;
+    let deployment = write(client, namespace, &desired.deployment, deployment_uid).await?;
+    *applied = Some(Applied {
+        digest: desired.digest,
+        config_hash: desired.config_hash.clone(),
         deployment: deployment.clone(),
         config_map,
         at: Instant::now(),
-    };
-    context.memory.mirrors.of(&uid, |memory| memory.applied = Some(applied));
+    });
     tracing::info!(
         namespace,
         mirror = mirror.name_any(),
-        config = wanted.config_hash,
+        config = desired.config_hash,
         "applied the replicator"
     );
     Ok(deployment)
 }
 
-/// The UID of the object that the Mirror has under the name of what it owns; `None` when there is no object of that name. The API server is
-/// asked, because the stores hold only what has walferry's labels.
+/// The UID of the object that the Mirror already owns under this name; `None` when there is no object of that name. The API server is
+/// queried, because the stores hold only objects with walferry's labels.
 ///
 /// # Errors
-/// [`Error::Obstacle`] for an object of somebody else.
-async fn look<K>(client: &Client, owner: &Owner) -> Result<Option<String>, Error>
+/// [`Error::Blocked`] for an object of somebody else.
+async fn existing<K>(client: &Client, owner: &Owner) -> Result<Option<String>, Error>
 where
     K: Resource<DynamicType = (), Scope = NamespaceResourceScope> + Clone + Debug + DeserializeOwned,
 {
@@ -212,8 +209,8 @@ where
     }
 }
 
-/// Applies an object, over the one of this UID or as a new one.
-async fn write<K>(client: &Client, namespace: &str, object: &K, over: Option<String>) -> Result<K, Error>
+/// Applies an object, over the one with this UID or as a new one.
+async fn write<K>(client: &Client, namespace: &str, object: &K, existing: Option<String>) -> Result<K, Error>
 where
     K: Resource<DynamicType = (), Scope = NamespaceResourceScope>
         + Clone
@@ -223,28 +220,28 @@ where
 {
     let api: Api<K> = Api::namespaced(client.clone(), namespace);
     let mut apply = PatchParams::apply(labels::FIELD_MANAGER);
-    // Fields of an object that appeared since it was looked for are nobody's to take.
-    apply.force = over.is_some();
+    // Never take over fields of an object that was created since the lookup.
+    apply.force = existing.is_some();
     let name = object.name_any();
     let mut object = object.clone();
-    // One that took its place since then has another UID, which is a conflict.
-    object.meta_mut().uid = over;
+    // An object that has replaced it since has another UID, which is a conflict.
+    object.meta_mut().uid = existing;
     api.patch(&name, &apply, &Patch::Apply(&object)).await.map_err(|error| {
         let what = format!("{} {name}", K::kind(&()));
-        Obstacle::refused(&what, &error).map_or(Error::Api(error), Error::Obstacle)
+        Blocker::refused(&what, &error).map_or(Error::Api(error), Error::Blocked)
     })
 }
 
-/// Ends the replicator of a suspended Mirror that something else is wrong with.
+/// Stops the replicator of a suspended Mirror whose spec is blocked.
 ///
 /// # Errors
-/// What the API server says.
-pub(super) async fn scale_down(context: &Context, deployment: &Deployment) -> Result<(), kube::Error> {
+/// The API server's error.
+pub(super) async fn scale_down(client: &Client, deployment: &Deployment) -> Result<(), kube::Error> {
     if replicas(deployment) == 0 {
         return Ok(());
     }
     let namespace = deployment.namespace().unwrap_or_default();
-    let api: Api<Deployment> = Api::namespaced(context.client.clone(), &namespace);
+    let api: Api<Deployment> = Api::namespaced(client.clone(), &namespace);
     let patch =
         Patch::Merge(serde_json::json!({"metadata": {"uid": deployment.uid()}, "spec": {"replicas": 0}}));
     let params =
@@ -270,7 +267,7 @@ mod tests {
     use super::*;
 
     fn deployment(hash: &str, replicas: i32, generation: i64) -> Deployment {
-        let annotations = Some([(build::CONFIG_HASH.to_owned(), hash.to_owned())].into());
+        let annotations = Some([(labels::CONFIG_HASH.to_owned(), hash.to_owned())].into());
         let template = PodTemplateSpec {
             metadata: Some(ObjectMeta { annotations, ..ObjectMeta::default() }),
             ..PodTemplateSpec::default()
@@ -297,8 +294,8 @@ mod tests {
         }
     }
 
-    fn wanted(hash: &str, replicas: i32) -> Wanted {
-        Wanted {
+    fn desired(hash: &str, replicas: i32) -> Desired {
+        Desired {
             config_map: config_map("1"),
             deployment: deployment(hash, replicas, 1),
             config_hash: hash.to_owned(),
@@ -306,13 +303,13 @@ mod tests {
         }
     }
 
-    fn present(deployment: Option<Deployment>, version: Option<&str>) -> Present {
+    fn observed(deployment: Option<Deployment>, version: Option<&str>) -> Observed {
         let config_map = version.map(|version| PartialObjectMeta {
             types: None,
             metadata: config_map(version).metadata,
             _phantom: std::marker::PhantomData,
         });
-        Present { deployment, config_map }
+        Observed { deployment, config_map }
     }
 
     fn applied() -> Applied {
@@ -328,7 +325,7 @@ mod tests {
     /// Requests with their bodies.
     type Asked = Arc<Mutex<Vec<(String, Value)>>>;
 
-    /// An API server that has this ConfigMap, and keeps what it is asked.
+    /// An API server that has this ConfigMap, and records its requests.
     fn cluster(found: Option<Value>) -> (Client, Asked) {
         let asked = Arc::new(Mutex::new(Vec::new()));
         let requests = Arc::clone(&asked);
@@ -355,20 +352,20 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn an_object_is_looked_for_before_it_is_written() {
+    async fn an_object_is_looked_up_before_it_is_written() {
         let owner = Owner { namespace: "team".into(), uid: "0a".into(), object: "walferry-shop".into() };
         let mut stranger = metadata("0a");
         stranger["metadata"]["ownerReferences"] = json!([]);
         let (client, asked) = cluster(Some(stranger));
-        let refused = look::<ConfigMap>(&client, &owner).await.unwrap_err();
-        assert!(matches!(refused, Error::Obstacle(found) if found.failure.reason == "ObjectNotOurs"));
+        let refused = existing::<ConfigMap>(&client, &owner).await.unwrap_err();
+        assert!(matches!(refused, Error::Blocked(found) if found.failure.reason == "ObjectNotOurs"));
         let list = "GET /api/v1/namespaces/team/configmaps?&fieldSelector=metadata.name%3Dwalferry-shop";
         assert_eq!(
             asked.lock().unwrap().iter().map(|(request, _)| request.as_str()).collect::<Vec<_>>(),
             [list]
         );
 
-        let wanted = ConfigMap {
+        let config_map = ConfigMap {
             metadata: ObjectMeta { name: Some("walferry-shop".to_owned()), ..ObjectMeta::default() },
             ..ConfigMap::default()
         };
@@ -377,8 +374,8 @@ mod tests {
             (None, "?&fieldManager=walferry", Value::Null),
         ] {
             let (client, asked) = cluster(found);
-            let over = look::<ConfigMap>(&client, &owner).await.unwrap();
-            write(&client, "team", &wanted, over).await.unwrap();
+            let uid_found = existing::<ConfigMap>(&client, &owner).await.unwrap();
+            write(&client, "team", &config_map, uid_found).await.unwrap();
             let (request, body) = asked.lock().unwrap().pop().unwrap();
             assert_eq!(request, format!("PATCH /api/v1/namespaces/team/configmaps/walferry-shop{query}"));
             assert_eq!(body["metadata"]["uid"], uid);
@@ -387,33 +384,34 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn servers_are_checked_when_a_pod_with_another_configuration_is_about_to_start() {
-        let running = |hash| present(Some(deployment(hash, 1, 1)), Some("1"));
-        assert!(wanted("a", 1).starts_anew(&present(None, None), None));
-        assert!(!wanted("a", 1).starts_anew(&running("a"), None));
-        assert!(wanted("b", 1).starts_anew(&running("a"), None));
-        let suspended = present(Some(deployment("a", 0, 1)), Some("1"));
-        assert!(wanted("a", 1).starts_anew(&suspended, None));
-        assert!(!wanted("b", 0).starts_anew(&running("a"), None));
-        // The watch doesn't show yet what was applied just now.
+        let running = |hash| observed(Some(deployment(hash, 1, 1)), Some("1"));
+        assert!(desired("a", 1).starts_new_pod(&observed(None, None), None));
+        assert!(!desired("a", 1).starts_new_pod(&running("a"), None));
+        assert!(desired("b", 1).starts_new_pod(&running("a"), None));
+        let suspended = observed(Some(deployment("a", 0, 1)), Some("1"));
+        assert!(desired("a", 1).starts_new_pod(&suspended, None));
+        assert!(!desired("b", 0).starts_new_pod(&running("a"), None));
+        // The watch doesn't show yet what was just applied.
         let applied = applied();
-        assert!(!wanted("a", 1).starts_anew(&present(None, None), Some(&applied)));
+        assert!(!desired("a", 1).starts_new_pod(&observed(None, None), Some(&applied)));
         tokio::time::advance(WATCH_LAG).await;
-        assert!(wanted("a", 1).starts_anew(&present(None, None), Some(&applied)));
+        assert!(desired("a", 1).starts_new_pod(&observed(None, None), Some(&applied)));
     }
 
     #[tokio::test(start_paused = true)]
-    async fn what_others_have_changed_is_applied_again() {
+    async fn objects_that_others_have_changed_are_applied_again() {
         let applied = applied();
-        let there =
-            |generation, version| present(Some(deployment("a", 1, generation)), Some(version)).has(&applied);
-        assert!(there(3, "9"));
-        assert!(there(2, "8"), "the watch is behind");
-        assert!(!there(4, "9") && !there(3, "10"));
-        assert!(present(None, None).has(&applied));
+        let unchanged = |generation, version| {
+            observed(Some(deployment("a", 1, generation)), Some(version)).still_has(&applied)
+        };
+        assert!(unchanged(3, "9"));
+        assert!(unchanged(2, "8"), "the watch is behind");
+        assert!(!unchanged(4, "9") && !unchanged(3, "10"));
+        assert!(observed(None, None).still_has(&applied));
         tokio::time::advance(WATCH_LAG).await;
         assert!(
-            !present(None, Some("9")).has(&applied)
-                && !present(Some(deployment("a", 1, 3)), None).has(&applied)
+            !observed(None, Some("9")).still_has(&applied)
+                && !observed(Some(deployment("a", 1, 3)), None).still_has(&applied)
         );
     }
 }

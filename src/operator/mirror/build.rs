@@ -1,6 +1,6 @@
-//! What a Mirror owns in the cluster: a ConfigMap that `walferry replicate` reads and a Deployment of one pod that runs it.
+//! The fourth step: renders the ConfigMap that `walferry replicate` reads, and the Deployment of one pod that runs it.
 //!
-//! Pure: the same resources give the same objects to the byte, so applying them again changes nothing.
+//! Pure: the same resources give byte-identical objects, so applying them again changes nothing.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -30,14 +30,11 @@ use crate::{
         ReplicatorSpec, amount,
     },
     model::Password,
+    operator::labels::{CONFIG_HASH, MIRROR_UID},
     resolve,
 };
 
-/// The annotation of the pod template that holds the hash of [`config_hash`].
-pub(super) const CONFIG_HASH: &str = "walferry.dev/config-hash";
-/// The label that holds the Mirror's UID. It selects the pods of the Deployment; that they are the Mirror's is told by [`super::owned`].
-pub(in crate::operator) const MIRROR_UID: &str = "walferry.dev/mirror-uid";
-/// The name of the container, whose state tells how the replicator fares.
+/// The name of the replicator's container.
 pub(super) const CONTAINER: &str = "replicator";
 /// The port of the replicator's HTTP server.
 pub(super) const HTTP_PORT: i32 = 9464;
@@ -60,7 +57,7 @@ pub struct ReplicatorSettings {
     pub image_pull_secrets: Vec<String>,
 }
 
-/// A Mirror and what its replicator is made from.
+/// A Mirror and what its replicator is rendered from.
 pub(super) struct Replicator<'a> {
     /// The Mirror; its name, namespace and UID are set.
     pub(super) mirror: &'a Mirror,
@@ -92,7 +89,7 @@ impl Replicator<'_> {
         labels
     }
 
-    /// The labels that tell the Mirror's pods from all others.
+    /// The labels that select the Mirror's pods.
     fn selector(&self) -> BTreeMap<String, String> {
         BTreeMap::from([
             ("app.kubernetes.io/component".to_owned(), "replicator".to_owned()),
@@ -100,10 +97,10 @@ impl Replicator<'_> {
         ])
     }
 
-    /// The documents that `walferry replicate` reads; no secret is in them, and nothing that doesn't concern it.
+    /// The documents that `walferry replicate` reads: no secrets, and nothing that doesn't concern it.
     ///
     /// # Errors
-    /// When a resource can't be written as YAML, which would be a defect.
+    /// When a resource can't be rendered as YAML, which would be a defect.
     pub(super) fn config_yaml(&self) -> Result<String, serde_yaml::Error> {
         let bare = |metadata: &ObjectMeta| ObjectMeta {
             name: metadata.name.clone(),
@@ -123,7 +120,7 @@ impl Replicator<'_> {
                 annotations: Some(annotations).filter(|annotations| !annotations.is_empty()),
                 ..bare(&self.mirror.metadata)
             },
-            // What concerns the operator alone must not make a new pod.
+            // Fields that concern the operator alone must not replace the pod.
             spec: MirrorSpec {
                 suspend: false,
                 deletion_policy: DeletionPolicy::default(),
@@ -159,10 +156,10 @@ impl Replicator<'_> {
             metadata: self.metadata(),
             spec: Some(DeploymentSpec {
                 replicas: Some(replicas),
-                // Nothing rolls back: the operator applies what the Mirror says.
+                // Nothing rolls back: the operator applies the Mirror's spec.
                 revision_history_limit: Some(1),
                 selector: LabelSelector { match_labels: Some(self.selector()), ..LabelSelector::default() },
-                // A slot has one reader: the old pod goes before the new one comes.
+                // A slot has one reader: the old pod must end before the new one starts.
                 strategy: Some(DeploymentStrategy {
                     type_: Some("Recreate".to_owned()),
                     ..DeploymentStrategy::default()
@@ -253,7 +250,7 @@ impl Replicator<'_> {
         }
     }
 
-    /// The documents and, of each Secret that a peer names, just the keys that it needs.
+    /// The documents and, of each Secret that a peer names, only the keys that it needs.
     fn volume(&self) -> Volume {
         let mut secrets: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
         for (name, key) in [self.source, self.destination].into_iter().flat_map(resolve::secret_entries) {
@@ -279,7 +276,7 @@ impl Replicator<'_> {
         Volume {
             name: "config".to_owned(),
             projected: Some(ProjectedVolumeSource {
-                // Whatever user the pod has; nobody else is in it.
+                // Readable by whatever user the pod runs as; nothing else runs in it.
                 default_mode: Some(0o444),
                 sources: Some([documents].into_iter().chain(secrets.into_iter().map(secret)).collect()),
             }),
@@ -314,8 +311,7 @@ pub(super) fn applied_hash(deployment: &Deployment) -> Option<&str> {
     annotations.get(CONFIG_HASH).map(String::as_str)
 }
 
-/// What tells one configuration from another: 16 hexadecimal digits over the documents, the Mirror's UID and the values of its
-/// Secrets by Secret and key.
+/// Identifies a configuration: 16 hexadecimal digits over the documents, the Mirror's UID and the values of its Secrets by Secret and key.
 pub(super) fn config_hash(yaml: &str, uid: &str, secrets: &BTreeMap<(String, String), Password>) -> String {
     let mut parts = vec![yaml, uid];
     for ((name, key), value) in secrets {
@@ -369,7 +365,7 @@ fn probe(path: &str, period: i32) -> Probe {
     }
 }
 
-/// What the restricted Pod Security Standard asks for. The user is the image's, or one that the cluster gives, as OpenShift does.
+/// Meets the restricted Pod Security Standard. The user is the image's, or one that the cluster assigns, as OpenShift does.
 fn pod_security() -> PodSecurityContext {
     PodSecurityContext {
         run_as_non_root: Some(true),
@@ -381,7 +377,7 @@ fn pod_security() -> PodSecurityContext {
     }
 }
 
-/// The defaults with what the Mirror says laid over them. A default gives way where it would put a request above its limit.
+/// The defaults, overridden by the Mirror. A default yields where it would put a request above its limit.
 fn resources(spec: Option<&ReplicatorResources>) -> ResourceRequirements {
     let nothing = ReplicatorResources::default();
     let ReplicatorResources { requests: asked, limits: most } = spec.unwrap_or(&nothing);

@@ -8,9 +8,10 @@ use kube::ResourceExt;
 use crate::{
     api::{Mirror, MirrorStatus, ReplicationPeer, conditions::DESTINATION_READY},
     operator::{
-        context::Context,
-        login::{self, Login},
-        scope::{Guarded, peers_of, valid},
+        credentials::{self, Credentials},
+        object::{MaybeInvalid, peer_names, valid},
+        shared::Shared,
+        stores::Stores,
     },
     resolve::{self, Target},
 };
@@ -18,7 +19,7 @@ use crate::{
 /// What a Mirror refers to, as it is now.
 #[derive(Debug)]
 pub(super) struct Fetched {
-    /// The peers that are there, by name.
+    /// The peers that exist, by name.
     pub(super) peers: BTreeMap<String, Peer>,
     /// Other Mirrors, with the tables that they write.
     pub(super) others: Vec<Other>,
@@ -27,15 +28,15 @@ pub(super) struct Fetched {
 /// A peer.
 #[derive(Debug)]
 pub(super) enum Peer {
-    /// One that is what its type says, and how to log in.
+    /// One that matches its type, with its credentials.
     Valid {
         /// The resource.
         peer: Box<ReplicationPeer>,
-        /// The way in.
-        login: Login,
+        /// Endpoint and Secret entries.
+        credentials: Credentials,
     },
-    /// One that can't be read, and why.
-    Unreadable(String),
+    /// One that doesn't match its type, and why.
+    Invalid(String),
 }
 
 /// Another Mirror.
@@ -45,60 +46,60 @@ pub(super) struct Other {
     pub(super) namespace: String,
     /// Its name.
     pub(super) name: String,
-    /// Its age.
-    pub(super) seniority: Seniority,
+    /// Whether it was created before another.
+    pub(super) creation_order: CreationOrder,
     /// The tables that it names as targets.
     pub(super) targets: Vec<Target>,
-    /// Whether it has ever reached its destination. Until then it may name a server that it has no login for.
+    /// Whether it has ever connected to its destination. Until then it may name a server that it has no credentials for.
     pub(super) reached: bool,
 }
 
-/// Which of two Mirrors was there first: time of creation, then UID.
-pub(super) type Seniority = (Option<k8s_openapi::jiff::Timestamp>, Option<String>);
+/// Orders Mirrors by creation: time, then UID.
+pub(super) type CreationOrder = (Option<k8s_openapi::jiff::Timestamp>, Option<String>);
 
-/// How old a Mirror is.
-pub(super) fn seniority(mirror: &Mirror) -> Seniority {
+/// The place of a Mirror in the order of creation.
+pub(super) fn creation_order(mirror: &Mirror) -> CreationOrder {
     (mirror.creation_timestamp().map(|time| time.0), mirror.uid())
 }
 
-/// Reads them. Peers come from the stores, Secrets from the API server.
+/// Reads peers from the stores and Secrets from the API server.
 ///
 /// # Errors
-/// What the API server says; what is missing or wrong is for the next step.
-pub(super) async fn fetch(context: &Context, mirror: &Mirror) -> Result<Fetched, kube::Error> {
+/// The API server's error. Missing or invalid objects are left to the next step.
+pub(super) async fn fetch(shared: &Shared, mirror: &Mirror) -> Result<Fetched, kube::Error> {
     let namespace = mirror.namespace().unwrap_or_default();
     let mut peers = BTreeMap::new();
-    for name in peers_of(mirror) {
-        if let Some(found) = context.peer(&namespace, name).await?
+    for name in peer_names(mirror) {
+        if let Some(found) = shared.peer(&namespace, name).await?
             && !peers.contains_key(name)
         {
-            peers.insert(name.to_owned(), read(context, &found).await?);
+            peers.insert(name.to_owned(), read(shared, &found).await?);
         }
     }
-    let others = context.mirrors().filter(|other| other.uid() != mirror.uid());
-    Ok(Fetched { peers, others: others.filter_map(|other| writes(context, &other)).collect() })
+    let others = shared.stores.mirrors().filter(|other| other.uid() != mirror.uid());
+    Ok(Fetched { peers, others: others.filter_map(|mirror| other(&shared.stores, &mirror)).collect() })
 }
 
-async fn read(context: &Context, peer: &Guarded<ReplicationPeer>) -> Result<Peer, kube::Error> {
+async fn read(shared: &Shared, peer: &MaybeInvalid<ReplicationPeer>) -> Result<Peer, kube::Error> {
     match &peer.0 {
         Ok(peer) => {
-            let login = login::read(context, peer).await?;
-            Ok(Peer::Valid { peer: Box::new(peer.clone()), login })
+            let credentials = credentials::read(shared, peer).await?;
+            Ok(Peer::Valid { peer: Box::new(peer.clone()), credentials })
         }
-        Err(invalid) => Ok(Peer::Unreadable(invalid.error.clone())),
+        Err(invalid) => Ok(Peer::Invalid(invalid.error.clone())),
     }
 }
 
-/// A Mirror with the tables that it writes; `None` when that can't be told.
-fn writes(context: &Context, mirror: &Arc<Guarded<Mirror>>) -> Option<Other> {
+/// A Mirror with the tables that it writes; `None` when its peer or spec can't be read.
+fn other(stores: &Stores, mirror: &Arc<MaybeInvalid<Mirror>>) -> Option<Other> {
     let mirror = valid(mirror)?;
     let namespace = mirror.namespace()?;
-    let peer = context.find(|scope| &scope.peers, &namespace, &mirror.spec.destination_ref.name)?;
+    let peer = stores.find(|stores| &stores.peers, &namespace, &mirror.spec.destination_ref.name)?;
     let destination = valid(&peer)?.spec.clickhouse.as_ref()?;
     Some(Other {
         namespace,
         name: mirror.name_any(),
-        seniority: seniority(mirror),
+        creation_order: creation_order(mirror),
         targets: resolve::targets(mirror, destination),
         reached: mirror.status.as_ref().is_some_and(has_reached_destination),
     })

@@ -1,24 +1,24 @@
 //! The controller of Mirrors: a short driver over named steps, each in its own file.
 //!
-//! fetch → validate → preflight → build → apply → replicator → slot → publish. Whatever step a look at a Mirror ends in, it comes to one
-//! [`MirrorReport`], from which status and events are made.
+//! fetch → validate → preflight → build → apply → report → slot health → events → status. Wherever a reconcile ends, it yields one
+//! [`MirrorReport`], from which status and events are made. This file alone knows the [`Controller`] and the [`ReconcileCache`]; a step
+//! gets what it needs as arguments.
 
 mod apply;
 mod build;
+mod events;
 mod fetch;
 mod finalize;
-mod observe;
-mod owned;
+mod owner;
+mod pod;
 mod preflight;
-mod publish;
-mod replicator;
-mod slot;
-mod tell;
+mod report;
+mod slot_health;
+mod status;
+mod status_client;
 mod validate;
 
-pub(super) use build::MIRROR_UID;
 pub use build::ReplicatorSettings;
-pub(super) use replicator::StatusClient;
 
 use std::{sync::Arc, time::Duration};
 
@@ -26,177 +26,201 @@ use k8s_openapi::jiff::{SignedDuration, Timestamp};
 use kube::{Resource, ResourceExt, runtime::controller::Action};
 
 use super::{
-    context::{Context, Written},
-    error::Error,
-    events::Notice,
-    login,
-    obstacle::Obstacle,
-    scope::Guarded,
+    blocker::Blocker, cache::PerObject, error::Error, last_status::LastStatus, object::MaybeInvalid,
+    shared::Shared,
 };
 use crate::{
     api::{Mirror, MirrorStatus, RESYNC},
     fault::Reason,
     model::{MirrorIdentity, MirrorPhase, MirrorReport},
 };
-use apply::{Applied, Present, Wanted, apply};
-use finalize::{Endpoints, finalize};
-use owned::Owner;
-use publish::publish;
-use replicator::{hindered, unasked};
-use tell::Told;
-use validate::Plan;
+use apply::{Applied, Desired, Observed};
+use events::{EventTracker, ResyncTracker};
+use finalize::{Deletion, Endpoints};
+use owner::Owner;
+use preflight::Rejection;
+use report::{blocked_report, offline_report};
+use slot_health::SlotHealth;
+use status_client::StatusClient;
 
-/// How often a Mirror is looked at that is on its way.
-const MOVING: Duration = Duration::from_secs(1);
-/// How often one is looked at that streams, for its figures.
-const STREAMING: Duration = Duration::from_secs(5);
-/// How often one is looked at that waits for a human, or for nothing.
-const RESTING: Duration = Duration::from_secs(60);
-
-/// Within this time after a Mirror, its peers are applied too if they are in the same file.
+/// How often a Mirror is reconciled while it makes progress.
+const PROGRESSING_INTERVAL: Duration = Duration::from_secs(1);
+/// How often a Mirror is reconciled whose figures change.
+const STREAMING_INTERVAL: Duration = Duration::from_secs(5);
+/// How often a Mirror is reconciled that needs manual action, or nothing.
+const IDLE_INTERVAL: Duration = Duration::from_secs(60);
+/// Peers may follow a Mirror within this time if they are in the same file.
 const APPLIED_TOGETHER: SignedDuration = SignedDuration::from_secs(10);
 
-/// What is remembered of a Mirror.
-#[derive(Debug, Default)]
-pub(super) struct Memory {
-    written: Option<Written<MirrorStatus>>,
-    applied: Option<Applied>,
-    /// What the servers said last to a configuration that can't be run.
-    refused: Option<preflight::Refused>,
-    endpoints: Option<Endpoints>,
-    /// The slot, when the operator last looked at it itself.
-    seen: Option<slot::Seen>,
-    /// What was told of reports so far.
-    told: Told,
-    /// Whether it was let go: the watch shows that only a little later.
-    ended: bool,
-    /// The value of the annotation that asks for a resync, as last applied.
-    resync: Option<Option<String>>,
+/// What the controller works with.
+pub(super) struct Controller {
+    shared: Arc<Shared>,
+    replicators: ReplicatorSettings,
+    status_client: StatusClient,
+    caches: Arc<PerObject<ReconcileCache>>,
 }
 
-/// Looks at a Mirror.
+impl Controller {
+    /// A controller with these caches.
+    pub(super) fn new(
+        shared: Arc<Shared>,
+        replicators: ReplicatorSettings,
+        caches: Arc<PerObject<ReconcileCache>>,
+    ) -> Controller {
+        Controller { shared, replicators, status_client: StatusClient::new(), caches }
+    }
+}
+
+impl AsRef<Shared> for Controller {
+    fn as_ref(&self) -> &Shared {
+        &self.shared
+    }
+}
+
+/// What is kept of a Mirror between two reconciles.
+#[derive(Debug, Default)]
+pub(super) struct ReconcileCache {
+    last_status: LastStatus<MirrorStatus>,
+    applied: Option<Applied>,
+    /// The last failed checks of a configuration that can't run.
+    rejection: Option<Rejection>,
+    /// The databases of the last valid configuration, for a clean-up after the peers are gone.
+    endpoints: Option<Endpoints>,
+    slot_health: SlotHealth,
+    events: EventTracker,
+    resync: ResyncTracker,
+    /// Whether the finalizer was removed: the watch shows that with a delay.
+    finalized: bool,
+}
+
+/// Reconciles a Mirror.
 ///
 /// # Errors
-/// What the API server says; everything else is told in the status.
-pub(super) async fn reconcile(mirror: Arc<Guarded<Mirror>>, context: Arc<Context>) -> Result<Action, Error> {
-    let identity = validate::identity(&*mirror);
-    if mirror.meta().deletion_timestamp.is_some() {
-        return finalize(&context, &mirror, &identity).await;
+/// The API server's error; everything else is reported in the status.
+pub(super) async fn reconcile(
+    object: Arc<MaybeInvalid<Mirror>>,
+    controller: Arc<Controller>,
+) -> Result<Action, Error> {
+    let shared = &*controller.shared;
+    let uid = object.uid().unwrap_or_default();
+    let mut cache = controller.caches.of(&uid).await;
+    let identity = validate::identity(&*object);
+    if object.meta().deletion_timestamp.is_some() {
+        return finalize(shared, &mut cache, &object, &identity).await;
     }
-    let readable = match &mirror.0 {
-        Ok(readable) => readable,
+    let mirror = match &object.0 {
+        Ok(mirror) => mirror,
         Err(invalid) => {
-            let report = hindered(&identity, login::unreadable(&invalid.error));
-            publish(&context, &mirror, &report).await?;
+            let report = blocked_report(&identity, Blocker::invalid_object(&invalid.error));
+            status::publish(shared, &mut cache.last_status, &object, &report).await?;
             return Ok(Action::await_change());
         }
     };
-    if readable.status.as_ref().is_none_or(|status| status.conditions.is_empty()) {
-        publish(&context, &mirror, &unasked(&identity, MirrorPhase::Provisioning, None)).await?;
+    if mirror.status.as_ref().is_none_or(|status| status.conditions.is_empty()) {
+        let first = offline_report(&identity, MirrorPhase::Provisioning, None);
+        status::publish(shared, &mut cache.last_status, &object, &first).await?;
     }
-    let (report, ours) = match drive(&context, readable, &identity).await {
+    let (report, blocked) = match run_steps(&controller, &mut cache, mirror, &identity).await {
         Ok(report) => (report, false),
-        Err(Error::Obstacle(obstacle)) if may_still_come(readable, &obstacle) => {
-            (unasked(&identity, MirrorPhase::Provisioning, Some(obstacle.failure)), true)
+        Err(Error::Blocked(blocker)) if may_be_applied_soon(mirror, &blocker) => {
+            (offline_report(&identity, MirrorPhase::Provisioning, Some(blocker.failure)), true)
         }
-        Err(Error::Obstacle(obstacle)) => (standing(&context, readable, &identity, obstacle).await?, true),
+        Err(Error::Blocked(blocker)) => {
+            (report_with_running_replicator(&controller, mirror, &identity, blocker).await?, true)
+        }
         Err(error) => return Err(error),
     };
-    let uid = mirror.uid().unwrap_or_default();
-    let report = slot::look_where_unread(&context, readable, &identity, report).await;
-    let told = |memory: &mut Memory| memory.told.take_up(&report);
-    for notice in context.memory.mirrors.of(&uid, told) {
-        context.events.publish(&mirror.object_ref(&()), &notice).await;
+    let source = cache.endpoints.as_ref().map(|endpoints| endpoints.source.clone());
+    let report = cache.slot_health.complete(mirror, &identity, source.as_ref(), report).await;
+    for event in cache.events.new_events(&report) {
+        shared.events.publish(&object.object_ref(&()), &event).await;
     }
-    publish(&context, &mirror, &report).await?;
-    Ok(Action::requeue(pause(&context, &uid, &report, ours)))
+    status::publish(shared, &mut cache.last_status, &object, &report).await?;
+    Ok(Action::requeue(interval(shared, &uid, &report, blocked)))
 }
 
-/// Whether what a Mirror lacks may just be applied after it: `kubectl apply` of one file or folder has an order of its own.
-fn may_still_come(mirror: &Mirror, obstacle: &Obstacle) -> bool {
+/// Runs the next step of a deletion, unless the finalizer is gone already.
+async fn finalize(
+    shared: &Shared,
+    cache: &mut ReconcileCache,
+    mirror: &MaybeInvalid<Mirror>,
+    identity: &MirrorIdentity,
+) -> Result<Action, Error> {
+    if cache.finalized {
+        return Ok(Action::await_change());
+    }
+    let endpoints = cache.endpoints.as_ref();
+    let mut deletion = Deletion { shared, mirror, identity, endpoints, last_status: &mut cache.last_status };
+    let (action, finalized) = deletion.step().await?;
+    cache.finalized = finalized;
+    Ok(action)
+}
+
+/// Whether the missing peer may be applied right after the Mirror: the objects of one file or folder have an order of their own.
+fn may_be_applied_soon(mirror: &Mirror, blocker: &Blocker) -> bool {
     let created = mirror.meta().creation_timestamp.as_ref();
     let age = created.map(|created| Timestamp::now().duration_since(created.0));
-    obstacle.failure.reason == Reason::PeerMissing && age.is_some_and(|age| age < APPLIED_TOGETHER)
+    blocker.failure.reason == Reason::PeerMissing && age.is_some_and(|age| age < APPLIED_TOGETHER)
 }
 
 /// All steps up to the report.
-async fn drive(context: &Context, mirror: &Mirror, identity: &MirrorIdentity) -> Result<MirrorReport, Error> {
-    let uid = mirror.uid().unwrap_or_default();
-    let fetched = fetch::fetch(context, mirror).await?;
-    let plan = validate::validate(mirror, &fetched)?;
-    let wanted = Wanted::render(context, mirror, &plan)?;
-    let present = Present::read(context, mirror);
-    let applied = context.memory.mirrors.of(&uid, |memory| memory.applied.clone());
-    if wanted.starts_anew(&present, applied.as_ref()) {
-        preflight::preflight(context, mirror, &wanted, &present, &plan.config).await?;
-    }
-    remember(context, mirror, &plan).await;
-    let deployment = apply(context, mirror, &wanted, &present).await?;
-    if mirror.spec.suspend {
-        return Ok(unasked(identity, MirrorPhase::Suspended, None));
-    }
-    Ok(replicator::report(context, identity, &Owner::of(mirror), Some(&deployment)).await)
-}
-
-/// Keeps what a later clean-up may not find any more, and tells of a resync that begins.
-async fn remember(context: &Context, mirror: &Mirror, plan: &Plan<'_>) {
-    let endpoints =
-        Endpoints { source: plan.config.source.clone(), destination: plan.config.destination.clone() };
-    let asked = mirror.annotations().get(RESYNC).cloned();
-    let before = context.memory.mirrors.of(&mirror.uid().unwrap_or_default(), |memory| {
-        memory.endpoints = Some(endpoints);
-        memory.resync.replace(asked.clone())
-    });
-    if let (Some(before), Some(asked)) = (before, &asked)
-        && before.as_ref() != Some(asked)
-    {
-        let notice = Notice::normal(
-            Reason::ResyncRequested,
-            format!("tables are copied anew, as {RESYNC}={asked} asks"),
-        );
-        context.events.publish(&mirror.object_ref(&()), &notice).await;
-    }
-}
-
-/// The report about a Mirror that something keeps from going on as it is. A replicator with earlier settings is left to run, and its figures are told.
-async fn standing(
-    context: &Context,
+async fn run_steps(
+    controller: &Controller,
+    cache: &mut ReconcileCache,
     mirror: &Mirror,
     identity: &MirrorIdentity,
-    obstacle: Obstacle,
-) -> Result<MirrorReport, kube::Error> {
-    let told = hindered(identity, obstacle);
-    let Some(deployment) = Present::read(context, mirror).deployment else { return Ok(told) };
+) -> Result<MirrorReport, Error> {
+    let shared = &*controller.shared;
+    let fetched = fetch::fetch(shared, mirror).await?;
+    let plan = validate::validate(mirror, &fetched)?;
+    let desired = Desired::render(&controller.replicators, mirror, &plan)?;
+    let observed = Observed::read(&shared.stores, mirror);
+    if desired.starts_new_pod(&observed, cache.applied.as_ref()) {
+        preflight::preflight(&mut cache.rejection, mirror, &desired, &observed, &plan.config).await?;
+    }
+    cache.endpoints = Some(Endpoints::of(&plan.config));
+    if let Some(event) = cache.resync.requested(mirror.annotations().get(RESYNC)) {
+        shared.events.publish(&mirror.object_ref(&()), &event).await;
+    }
+    let deployment = apply::apply(&shared.client, &mut cache.applied, mirror, &desired, &observed).await?;
     if mirror.spec.suspend {
-        apply::scale_down(context, &deployment).await?;
-        return Ok(told);
+        return Ok(offline_report(identity, MirrorPhase::Suspended, None));
     }
-    let running = replicator::report(context, identity, &Owner::of(mirror), Some(&deployment)).await;
-    if running.tables.is_empty() {
-        return Ok(told);
-    }
-    let at_work = matches!(running.phase, MirrorPhase::Snapshotting | MirrorPhase::Streaming);
-    let meanwhile = at_work.then_some(running.phase);
-    let mut failure = told.failure;
-    if let (Some(failure), Some(_)) = (&mut failure, meanwhile) {
-        failure.message =
-            format!("{} (until then the replicator goes on with its earlier settings)", failure.message);
-    }
-    Ok(MirrorReport { phase: told.phase, failure, meanwhile, ..running })
+    let pods = Owner::of(mirror).pods(&shared.stores);
+    Ok(report::replicator_report(&controller.status_client, identity, &deployment, &pods).await)
 }
 
-/// When to look again. `ours` says that the operator itself met an obstacle, and didn't just hear of one.
-fn pause(context: &Context, uid: &str, report: &MirrorReport, ours: bool) -> Duration {
-    if ours && report.phase == MirrorPhase::Retrying {
-        return context.memory.backoff.next(uid);
+/// The report about a Mirror whose current spec is blocked. A replicator with earlier settings continues, and its figures are reported.
+async fn report_with_running_replicator(
+    controller: &Controller,
+    mirror: &Mirror,
+    identity: &MirrorIdentity,
+    blocker: Blocker,
+) -> Result<MirrorReport, kube::Error> {
+    let shared = &*controller.shared;
+    let blocked = blocked_report(identity, blocker);
+    let Some(deployment) = Observed::read(&shared.stores, mirror).deployment else { return Ok(blocked) };
+    if mirror.spec.suspend {
+        apply::scale_down(&shared.client, &deployment).await?;
+        return Ok(blocked);
     }
-    context.memory.backoff.reset(uid);
+    let pods = Owner::of(mirror).pods(&shared.stores);
+    let running = report::replicator_report(&controller.status_client, identity, &deployment, &pods).await;
+    Ok(report::blocked_while_running(blocked, running))
+}
+
+/// When to reconcile again. `blocked` says that a step of the operator itself failed, as opposed to the replicator.
+fn interval(shared: &Shared, uid: &str, report: &MirrorReport, blocked: bool) -> Duration {
+    if blocked && report.phase == MirrorPhase::Retrying {
+        return shared.backoff.next(uid);
+    }
+    shared.backoff.reset(uid);
     match report.phase {
-        // A replicator is at work nevertheless, and its figures move.
-        MirrorPhase::Stalled if !report.tables.is_empty() => STREAMING,
-        MirrorPhase::Provisioning | MirrorPhase::Snapshotting => MOVING,
-        MirrorPhase::Streaming | MirrorPhase::Retrying => STREAMING,
-        MirrorPhase::Suspended => slot::EVERY,
-        MirrorPhase::Stalled | MirrorPhase::Finished | MirrorPhase::Deleting => RESTING,
+        // A replicator runs nevertheless, and its figures change.
+        MirrorPhase::Stalled if !report.tables.is_empty() => STREAMING_INTERVAL,
+        MirrorPhase::Provisioning | MirrorPhase::Snapshotting => PROGRESSING_INTERVAL,
+        MirrorPhase::Streaming | MirrorPhase::Retrying => STREAMING_INTERVAL,
+        MirrorPhase::Suspended => slot_health::CHECK_INTERVAL,
+        MirrorPhase::Stalled | MirrorPhase::Finished | MirrorPhase::Deleting => IDLE_INTERVAL,
     }
 }

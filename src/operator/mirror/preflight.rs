@@ -1,81 +1,72 @@
-//! The third step: whether both servers have what replication needs. The same checks, in the same words, as `walferry check`.
+//! The third step: whether both servers meet the requirements of replication. The same checks as `walferry check`.
 
 use std::{collections::BTreeMap, time::Duration};
 
 use kube::ResourceExt;
 use tokio::time::{Instant, timeout};
 
-use super::apply::{Present, Wanted};
-use crate::{
-    api::Mirror,
-    check,
-    fault::Reason,
-    model::ReplicatorConfig,
-    operator::{context::Context, obstacle::Obstacle},
-};
+use super::apply::{Desired, Observed};
+use crate::{api::Mirror, check, fault::Reason, model::ReplicatorConfig, operator::blocker::Blocker};
 
-/// Longest time of all checks together.
-const ANSWER_WITHIN: Duration = Duration::from_secs(60);
-/// How soon both servers are asked again about settings that they refused, while a replicator runs with earlier ones: its figures are
-/// read more often than that.
-const AGAIN_AFTER: Duration = Duration::from_secs(30);
+/// The time limit of all checks together.
+const CHECKS_TIMEOUT: Duration = Duration::from_secs(60);
+/// How soon rejected settings are checked again while a replicator runs with earlier ones, whose figures are read more often than that.
+const RECHECK_INTERVAL: Duration = Duration::from_secs(30);
 
-/// Settings that a human must mend, with what the servers said and when.
+/// Settings that failed the checks and need manual action.
 #[derive(Clone, Debug)]
-pub(super) struct Refused {
+pub(super) struct Rejection {
     config_hash: String,
     annotations: BTreeMap<String, String>,
-    obstacle: Obstacle,
+    blocker: Blocker,
     at: Instant,
 }
 
-impl Refused {
-    /// Whether it would be said again: neither settings nor annotations, by which a user may ask for another look, have changed since.
-    fn holds(&self, config_hash: &str, annotations: &BTreeMap<String, String>) -> bool {
-        self.config_hash == config_hash && self.annotations == *annotations && self.at.elapsed() < AGAIN_AFTER
+impl Rejection {
+    /// Whether it still applies: neither settings nor annotations, by which a user may request another check, have changed since.
+    fn applies(&self, config_hash: &str, annotations: &BTreeMap<String, String>) -> bool {
+        self.config_hash == config_hash
+            && self.annotations == *annotations
+            && self.at.elapsed() < RECHECK_INTERVAL
     }
 }
 
 /// Checks both servers.
 ///
 /// # Errors
-/// What failed, with the fix.
+/// The failed checks, with their remedies.
 pub(super) async fn preflight(
-    context: &Context,
+    rejection: &mut Option<Rejection>,
     mirror: &Mirror,
-    wanted: &Wanted,
-    present: &Present,
+    desired: &Desired,
+    observed: &Observed,
     config: &ReplicatorConfig,
-) -> Result<(), Obstacle> {
-    let uid = mirror.uid().unwrap_or_default();
-    let known = context.memory.mirrors.of(&uid, |memory| {
-        let holds = |it: &&Refused| present.runs() && it.holds(&wanted.config_hash, mirror.annotations());
-        memory.refused.as_ref().filter(holds).map(|refused| refused.obstacle.clone())
-    });
-    if let Some(obstacle) = known {
-        return Err(obstacle);
+) -> Result<(), Blocker> {
+    let applies =
+        |known: &&Rejection| observed.runs() && known.applies(&desired.config_hash, mirror.annotations());
+    if let Some(known) = rejection.as_ref().filter(applies) {
+        return Err(known.blocker.clone());
     }
-    let found = checks(config).await;
-    let lasting = found.as_ref().err().filter(|obstacle| !obstacle.passing);
-    let refused = lasting.map(|obstacle| Refused {
-        config_hash: wanted.config_hash.clone(),
+    let result = checks(config).await;
+    let terminal = result.as_ref().err().filter(|blocker| !blocker.transient);
+    *rejection = terminal.map(|blocker| Rejection {
+        config_hash: desired.config_hash.clone(),
         annotations: mirror.annotations().clone(),
-        obstacle: obstacle.clone(),
+        blocker: blocker.clone(),
         at: Instant::now(),
     });
-    context.memory.mirrors.of(&uid, |memory| memory.refused = refused);
-    found
+    result
 }
 
-async fn checks(config: &ReplicatorConfig) -> Result<(), Obstacle> {
-    match timeout(ANSWER_WITHIN, check::preflight(config)).await {
-        // A table that can't be mirrored keeps no other from it: the replicator reports it as failed, and looks again.
+async fn checks(config: &ReplicatorConfig) -> Result<(), Blocker> {
+    match timeout(CHECKS_TIMEOUT, check::preflight(config)).await {
+        // A table that can't be replicated blocks no other table: the replicator reports it as failed, and checks it again.
         Ok(report) if !report.starts_nothing(config) => Ok(()),
-        Ok(report) => Obstacle::checks(&report.checks).map_or(Ok(()), Err),
+        Ok(report) => Blocker::checks(&report.checks).map_or(Ok(()), Err),
         Err(_) => {
             let message =
-                format!("the checks of both servers took longer than {} s", ANSWER_WITHIN.as_secs());
-            Err(Obstacle::passing(Reason::ProgressingWithRetry, message))
+                format!("the checks of both servers took longer than {} s", CHECKS_TIMEOUT.as_secs());
+            Err(Blocker::transient(Reason::ProgressingWithRetry, message))
         }
     }
 }
@@ -85,17 +76,17 @@ mod tests {
     use super::*;
 
     #[tokio::test(start_paused = true)]
-    async fn settings_that_were_refused_are_not_checked_with_each_look() {
+    async fn rejected_settings_are_not_checked_in_each_reconcile() {
         let note = |value: &str| BTreeMap::from([("example.com/look".to_owned(), value.to_owned())]);
-        let refused = Refused {
+        let rejection = Rejection {
             config_hash: "a".to_owned(),
             annotations: note("1"),
-            obstacle: Obstacle::lasting(Reason::InvalidSpec, "no"),
+            blocker: Blocker::terminal(Reason::InvalidSpec, "no"),
             at: Instant::now(),
         };
-        assert!(refused.holds("a", &note("1")));
-        assert!(!refused.holds("b", &note("1")) && !refused.holds("a", &note("2")));
-        tokio::time::advance(AGAIN_AFTER).await;
-        assert!(!refused.holds("a", &note("1")));
+        assert!(rejection.applies("a", &note("1")));
+        assert!(!rejection.applies("b", &note("1")) && !rejection.applies("a", &note("2")));
+        tokio::time::advance(RECHECK_INTERVAL).await;
+        assert!(!rejection.applies("a", &note("1")));
     }
 }

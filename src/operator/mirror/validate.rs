@@ -1,32 +1,32 @@
-//! The second step, pure: whether a Mirror can be run as it is.
+//! The second step, pure: whether a Mirror can run with its current spec.
 
 use std::collections::HashMap;
 
 use kube::ResourceExt;
 
-use super::fetch::{Fetched, Peer, seniority};
+use super::fetch::{Fetched, Peer, creation_order};
 use crate::{
     api::{self, Mirror, Problem, ReplicationPeer},
     fault::Reason,
     model::{MirrorIdentity, ReplicatorConfig},
-    operator::{login::Entries, obstacle::Obstacle, scope::peers_of},
+    operator::{blocker::Blocker, credentials::SecretEntries, object::peer_names},
     resolve::{self, Endpoint, Target},
 };
 
-/// A Mirror that can be run.
+/// A Mirror that can run.
 #[derive(Debug)]
 pub(super) struct Plan<'a> {
     /// The peer of `spec.sourceRef`.
     pub(super) source: &'a ReplicationPeer,
     /// The peer of `spec.destinationRef`.
     pub(super) destination: &'a ReplicationPeer,
-    /// What the Secrets of both hold.
-    pub(super) entries: Entries,
-    /// What the replicator will be told.
+    /// The Secret entries of both.
+    pub(super) entries: SecretEntries,
+    /// The replicator's configuration.
     pub(super) config: ReplicatorConfig,
 }
 
-/// Who a Mirror is. Its UID without dashes names slot and publication.
+/// The identity of a Mirror. Its UID without dashes names slot and publication.
 pub(super) fn identity(mirror: &impl ResourceExt) -> MirrorIdentity {
     MirrorIdentity {
         namespace: mirror.namespace().unwrap_or_default(),
@@ -35,23 +35,22 @@ pub(super) fn identity(mirror: &impl ResourceExt) -> MirrorIdentity {
     }
 }
 
-/// Looks at a Mirror and what it refers to.
+/// Validates a Mirror and what it refers to.
 ///
 /// # Errors
-/// What is wrong, all of one kind: the spec, then peers that are missing, then what is wrong with them, then Secrets, then target tables
-/// of others.
-pub(super) fn validate<'a>(mirror: &Mirror, fetched: &'a Fetched) -> Result<Plan<'a>, Obstacle> {
+/// All problems of the first kind that occurs: the spec, missing peers, invalid peers, Secrets, target tables of others.
+pub(super) fn validate<'a>(mirror: &Mirror, fetched: &'a Fetched) -> Result<Plan<'a>, Blocker> {
     let mut problems = api::mirror_problems(&mirror.spec);
     if problems.is_empty() {
         missing_peers(mirror, fetched)?;
     }
     problems.extend(fetched.peers.iter().filter_map(|(name, peer)| match peer {
         Peer::Valid { .. } => None,
-        Peer::Unreadable(error) => Some(Problem::new(format!("ReplicationPeer {name}"), error)),
+        Peer::Invalid(error) => Some(Problem::new(format!("ReplicationPeer {name}"), error)),
     }));
     problems.extend(wrong_kinds(mirror, fetched));
     if !problems.is_empty() {
-        return Err(Obstacle::problems(Reason::InvalidSpec, &problems));
+        return Err(Blocker::problems(Reason::InvalidSpec, &problems));
     }
     let (source, from) = valid_peer(fetched, &mirror.spec.source_ref.name)?;
     let (destination, to) = valid_peer(fetched, &mirror.spec.destination_ref.name)?;
@@ -65,54 +64,54 @@ pub(super) fn validate<'a>(mirror: &Mirror, fetched: &'a Fetched) -> Result<Plan
         _ => None,
     };
     let config =
-        config.ok_or_else(|| Obstacle::lasting(Reason::InvalidSpec, "spec: a number is out of its range"))?;
+        config.ok_or_else(|| Blocker::terminal(Reason::InvalidSpec, "spec: a number is out of its range"))?;
     let entries = from.1.iter().chain(to.1).map(|(key, value)| (key.clone(), value.clone())).collect();
     Ok(Plan { source, destination, entries, config })
 }
 
-fn missing_peers(mirror: &Mirror, fetched: &Fetched) -> Result<(), Obstacle> {
+fn missing_peers(mirror: &Mirror, fetched: &Fetched) -> Result<(), Blocker> {
     let namespace = mirror.namespace().unwrap_or_default();
-    let fields = ["spec.sourceRef.name", "spec.destinationRef.name"].into_iter().zip(peers_of(mirror));
+    let fields = ["spec.sourceRef.name", "spec.destinationRef.name"].into_iter().zip(peer_names(mirror));
     let missing = fields.filter(|(_, name)| !fetched.peers.contains_key(*name));
     let problem = |(field, name): (&str, &str)| {
         Problem::new(field, format!("there is no ReplicationPeer {name} in namespace {namespace}; create it"))
     };
     let problems: Vec<Problem> = missing.map(problem).collect();
-    if problems.is_empty() { Ok(()) } else { Err(Obstacle::problems(Reason::PeerMissing, &problems)) }
+    if problems.is_empty() { Ok(()) } else { Err(Blocker::problems(Reason::PeerMissing, &problems)) }
 }
 
 fn wrong_kinds(mirror: &Mirror, fetched: &Fetched) -> Vec<Problem> {
     let known = |name: &str| match fetched.peers.get(name) {
-        Some(Peer::Valid { login, .. }) => Ok(login.endpoint.as_ref().ok()),
-        // What is wrong with it is told elsewhere.
-        Some(Peer::Unreadable(_)) | None => Ok(None),
+        Some(Peer::Valid { credentials, .. }) => Ok(credentials.endpoint.as_ref().ok()),
+        // Reported on its own.
+        Some(Peer::Invalid(_)) | None => Ok(None),
     };
     resolve::ends(mirror, known).err().unwrap_or_default()
 }
 
-/// A peer whose Secrets are there.
+/// A peer with its endpoint.
 fn valid_peer<'a>(
     fetched: &'a Fetched,
     name: &str,
-) -> Result<(&'a ReplicationPeer, (&'a Endpoint, &'a Entries)), Obstacle> {
-    let missing = || Obstacle::lasting(Reason::PeerMissing, format!("ReplicationPeer {name} is missing"));
-    let Some(Peer::Valid { peer, login }) = fetched.peers.get(name) else { return Err(missing()) };
-    match &login.endpoint {
-        Ok(endpoint) => Ok((peer, (endpoint, &login.entries))),
-        Err(obstacle) => {
-            let message = format!("ReplicationPeer {name}: {}", obstacle.failure.message);
-            Err(Obstacle::lasting(obstacle.failure.reason, message)
-                .remedied(obstacle.failure.remedies.clone()))
+) -> Result<(&'a ReplicationPeer, (&'a Endpoint, &'a SecretEntries)), Blocker> {
+    let missing = || Blocker::terminal(Reason::PeerMissing, format!("ReplicationPeer {name} is missing"));
+    let Some(Peer::Valid { peer, credentials }) = fetched.peers.get(name) else { return Err(missing()) };
+    match &credentials.endpoint {
+        Ok(endpoint) => Ok((peer, (endpoint, &credentials.entries))),
+        Err(blocker) => {
+            let message = format!("ReplicationPeer {name}: {}", blocker.failure.message);
+            Err(Blocker::terminal(blocker.failure.reason, message)
+                .with_remedies(blocker.failure.remedies.clone()))
         }
     }
 }
 
-/// No table of a destination is written twice: by two tables of the Mirror, or by an older Mirror. One of another namespace counts only when it has
-/// reached its destination, since anybody can name a server, and it is not named, since its name may be none of this namespace's business.
-fn taken_targets(mirror: &Mirror, targets: &[Target], fetched: &Fetched) -> Result<(), Obstacle> {
-    let (namespace, age) = (mirror.namespace().unwrap_or_default(), seniority(mirror));
+/// Refuses a target table that another table of the Mirror or an older Mirror writes. An older Mirror of another namespace counts only once
+/// it has connected to its destination, since anybody can name a server. Its name stays hidden from this namespace.
+fn taken_targets(mirror: &Mirror, targets: &[Target], fetched: &Fetched) -> Result<(), Blocker> {
+    let (namespace, order) = (mirror.namespace().unwrap_or_default(), creation_order(mirror));
     let mut writers: HashMap<&Target, String> = HashMap::new();
-    for other in fetched.others.iter().filter(|other| other.seniority < age) {
+    for other in fetched.others.iter().filter(|other| other.creation_order < order) {
         let writer = match other.namespace == namespace {
             true => format!("Mirror {}", other.name),
             false if other.reached => "a Mirror of another namespace".to_owned(),
@@ -133,7 +132,7 @@ fn taken_targets(mirror: &Mirror, targets: &[Target], fetched: &Fetched) -> Resu
             problems.push(Problem::new(path, message));
         }
     }
-    if problems.is_empty() { Ok(()) } else { Err(Obstacle::problems(Reason::TargetTableTaken, &problems)) }
+    if problems.is_empty() { Ok(()) } else { Err(Blocker::problems(Reason::TargetTableTaken, &problems)) }
 }
 
 #[cfg(test)]
@@ -142,12 +141,12 @@ mod tests {
     use serde_json::json;
 
     use super::{
-        super::fetch::{Other, Seniority},
+        super::fetch::{CreationOrder, Other},
         *,
     };
     use crate::{
         model::{ClickHouseEndpoint, Password, PostgresEndpoint, TlsSettings},
-        operator::login::Login,
+        operator::credentials::Credentials,
     };
 
     fn mirror(tables: serde_json::Value) -> Mirror {
@@ -170,8 +169,11 @@ mod tests {
             "apiVersion": "walferry.dev/v1alpha1", "kind": "ReplicationPeer", "metadata": {"name": name}, "spec": spec,
         });
         let entries = [((name.to_owned(), "password".to_owned()), Password::new("x"))].into();
-        let login = Login { endpoint: Ok(endpoint), entries };
-        (name.to_owned(), Peer::Valid { peer: Box::new(serde_json::from_value(resource).unwrap()), login })
+        let credentials = Credentials { endpoint: Ok(endpoint), entries };
+        (
+            name.to_owned(),
+            Peer::Valid { peer: Box::new(serde_json::from_value(resource).unwrap()), credentials },
+        )
     }
 
     fn fetched() -> Fetched {
@@ -201,14 +203,14 @@ mod tests {
         Fetched { peers: peers.into(), others: Vec::new() }
     }
 
-    /// Reason and message of what is wrong.
+    /// Reason and message of the failure.
     fn wrong(mirror: &Mirror, fetched: &Fetched) -> (Reason, String) {
         let failure = validate(mirror, fetched).unwrap_err().failure;
         (failure.reason, failure.message)
     }
 
     #[test]
-    fn a_sound_mirror_becomes_a_plan() {
+    fn a_valid_mirror_becomes_a_plan() {
         let fetched = fetched();
         let plan = validate(&users(), &fetched).unwrap();
         assert_eq!(plan.config.mirror.slot_name(), "walferry_02c8c86b636ca99e50790fccaf6d8050");
@@ -229,7 +231,7 @@ mod tests {
     }
 
     #[test]
-    fn a_name_that_no_peer_can_have_is_wrong_and_not_missing() {
+    fn a_name_that_no_peer_can_have_is_invalid_and_not_missing() {
         let mut mirror = users();
         mirror.spec.source_ref.name = "?watch=true".to_owned();
         let (reason, message) = wrong(&mirror, &fetched());
@@ -238,7 +240,7 @@ mod tests {
     }
 
     #[test]
-    fn peers_of_the_wrong_kind_and_unreadable_ones() {
+    fn peers_of_the_wrong_kind_and_invalid_ones() {
         let mut mirror = users();
         mirror.spec.source_ref.name = "analytics".to_owned();
         let (reason, message) = wrong(&mirror, &fetched());
@@ -248,7 +250,7 @@ mod tests {
                 .starts_with("spec.sourceRef.name: ReplicationPeer analytics is a clickhouse peer, expected")
         );
         let mut fetched = fetched();
-        fetched.peers.insert("app".to_owned(), Peer::Unreadable("missing field `host`".to_owned()));
+        fetched.peers.insert("app".to_owned(), Peer::Invalid("missing field `host`".to_owned()));
         assert_eq!(
             wrong(&users(), &fetched),
             (Reason::InvalidSpec, "ReplicationPeer app: missing field `host`".to_owned())
@@ -256,11 +258,11 @@ mod tests {
     }
 
     #[test]
-    fn what_is_wrong_with_a_login_keeps_its_reason() {
+    fn problems_of_credentials_keep_their_reason() {
         let mut fetched = fetched();
-        let Some(Peer::Valid { login, .. }) = fetched.peers.get_mut("app") else { panic!() };
-        login.endpoint =
-            Err(Obstacle::lasting(Reason::SecretMissing, "spec.postgres…: there is no Secret login"));
+        let Some(Peer::Valid { credentials, .. }) = fetched.peers.get_mut("app") else { panic!() };
+        credentials.endpoint =
+            Err(Blocker::terminal(Reason::SecretMissing, "spec.postgres…: there is no Secret login"));
         let (reason, message) = wrong(&users(), &fetched);
         assert_eq!(reason, Reason::SecretMissing);
         assert_eq!(message, "ReplicationPeer app: spec.postgres…: there is no Secret login");
@@ -274,9 +276,10 @@ mod tests {
             table: "users".to_owned(),
         };
         let other = |second, uid: &str| {
-            let seniority: Seniority = (Some(Timestamp::from_second(second).unwrap()), Some(uid.to_owned()));
+            let creation_order: CreationOrder =
+                (Some(Timestamp::from_second(second).unwrap()), Some(uid.to_owned()));
             let (namespace, name) = ("team".to_owned(), "first".to_owned());
-            Other { namespace, name, seniority, targets: vec![target.clone()], reached: false }
+            Other { namespace, name, creation_order, targets: vec![target.clone()], reached: false }
         };
         let with = |other| Fetched { others: vec![other], ..fetched() };
         for older in [other(99, "f"), other(100, "01")] {

@@ -1,4 +1,4 @@
-//! The controller of ReplicationPeers: says whether a database can be used, and keeps a peer as long as Mirrors use it.
+//! The controller of ReplicationPeers: probes databases, reports whether they are usable, and keeps a peer while Mirrors use it.
 
 mod probe;
 
@@ -14,11 +14,15 @@ use tokio::time::Instant;
 
 use super::{
     backoff::Backoff,
-    context::{Context, Written, previous},
+    blocker::Blocker,
+    cache::PerObject,
+    credentials::{self, SecretEntries},
     error::Error,
-    events::{self, Notice},
-    finalizer, labels, login,
-    scope::{Guarded, mirrors_of_peer, valid},
+    events::{self, Event},
+    finalizer, labels,
+    last_status::LastStatus,
+    object::{MaybeInvalid, is_ready, valid},
+    shared::Shared,
 };
 use crate::{
     api::{ReplicationPeer, ReplicationPeerStatus},
@@ -26,116 +30,134 @@ use crate::{
     status::{self, Kubectl, PeerOutcome, PeerReport},
 };
 
-/// How often a database that can be used is looked at.
-const EVERY: Duration = Duration::from_secs(300);
-/// How often one is looked at that waits for a human.
-const STALLED: Duration = Duration::from_secs(60);
+/// How often a usable database is probed.
+const PROBE_INTERVAL: Duration = Duration::from_secs(300);
+/// How often a peer is reconciled that needs manual action.
+const STALLED_INTERVAL: Duration = Duration::from_secs(60);
 
-/// What is remembered of a peer.
+/// What the controller works with.
+pub(super) struct Controller {
+    pub(super) shared: Arc<Shared>,
+    pub(super) caches: Arc<PerObject<ReconcileCache>>,
+}
+
+impl AsRef<Shared> for Controller {
+    fn as_ref(&self) -> &Shared {
+        &self.shared
+    }
+}
+
+/// What is kept of a peer between two reconciles.
 #[derive(Debug, Default)]
-pub(super) struct Memory {
-    written: Option<Written<ReplicationPeerStatus>>,
-    probed: Option<Probed>,
+pub(super) struct ReconcileCache {
+    last_status: LastStatus<ReplicationPeerStatus>,
+    last_probe: Option<LastProbe>,
 }
 
-/// The last look at a database.
+/// The last probe of a database.
 #[derive(Clone, Debug)]
-struct Probed {
-    /// What was looked at: the peer's generation and its Secrets.
+struct LastProbe {
+    /// A hash of what was probed: the peer's generation and its Secrets.
     settings: u64,
-    /// When to look again, if those don't change.
-    again: Instant,
+    /// When the next probe is due, if those don't change.
+    next: Instant,
 }
 
-impl Probed {
-    /// One of these settings just now, after which nobody looks for so long.
-    fn now(settings: u64, pause: Duration) -> Probed {
-        Probed { settings, again: Instant::now() + pause }
+impl LastProbe {
+    /// A probe of these settings that is valid for `interval` from now on.
+    fn now(settings: u64, interval: Duration) -> LastProbe {
+        LastProbe { settings, next: Instant::now() + interval }
     }
 
-    /// For how long it still holds for these settings; `None` when it is time to look.
-    fn holds(&self, settings: u64) -> Option<Duration> {
-        let left = self.again.saturating_duration_since(Instant::now());
+    /// For how long it is still valid for these settings; `None` when the next probe is due.
+    fn valid_for(&self, settings: u64) -> Option<Duration> {
+        let left = self.next.saturating_duration_since(Instant::now());
         (self.settings == settings && !left.is_zero()).then_some(left)
     }
 }
 
-/// When a database is looked at again, of which this was found. `backoff` gives the pauses for one that can't be reached.
-fn pause(outcome: &PeerOutcome, backoff: &Backoff, uid: &str) -> Duration {
+/// How long after this outcome the next probe is due. Unreachable databases get the pauses of `backoff`.
+fn interval(outcome: &PeerOutcome, backoff: &Backoff, uid: &str) -> Duration {
     if let PeerOutcome::Retrying(_) = outcome {
         return backoff.next(uid);
     }
     backoff.reset(uid);
     match outcome {
-        PeerOutcome::Stalled(_) => STALLED,
-        _ => EVERY,
+        PeerOutcome::Stalled(_) => STALLED_INTERVAL,
+        _ => PROBE_INTERVAL,
     }
 }
 
-/// Looks at a peer.
+/// Reconciles a peer.
 ///
 /// # Errors
-/// What the API server says.
+/// The API server's error.
 pub(super) async fn reconcile(
-    guarded: Arc<Guarded<ReplicationPeer>>,
-    context: Arc<Context>,
+    object: Arc<MaybeInvalid<ReplicationPeer>>,
+    controller: Arc<Controller>,
 ) -> Result<Action, Error> {
-    if guarded.meta().deletion_timestamp.is_some() {
-        return leave(&guarded, &context).await;
+    let shared = &controller.shared;
+    let uid = object.uid().unwrap_or_default();
+    let mut cache = controller.caches.of(&uid).await;
+    let ReconcileCache { last_status, last_probe } = &mut *cache;
+    if object.meta().deletion_timestamp.is_some() {
+        return finalize(shared, last_status, &object).await;
     }
-    let peer = match &guarded.0 {
+    let peer = match &object.0 {
         Ok(peer) => peer,
         Err(invalid) => {
-            publish(&context, &guarded, &probe::told(login::unreadable(&invalid.error))).await?;
+            let report = probe::blocked_report(Blocker::invalid_object(&invalid.error));
+            publish(shared, last_status, &object, report).await?;
             return Ok(Action::await_change());
         }
     };
-    let uid = peer.uid().unwrap_or_default();
     if peer.status.as_ref().is_none_or(|status| status.conditions.is_empty()) {
         let outcome = PeerOutcome::Progressing;
         let first = PeerReport { outcome, server_version: None, system_identifier: None };
-        publish(&context, &guarded, &first).await?;
+        publish(shared, last_status, &object, first).await?;
     }
-    finalizer::add(&api(&context, &guarded), &*guarded, labels::IN_USE).await?;
-    let login = login::read(&context, peer).await?;
-    let settings = fingerprint(peer, &login.entries);
-    let endpoint = match login.endpoint {
+    finalizer::add(&api(shared, &object), &*object, labels::IN_USE).await?;
+    let credentials = credentials::read(shared, peer).await?;
+    let settings = fingerprint(peer, &credentials.entries);
+    let endpoint = match credentials.endpoint {
         Ok(endpoint) => endpoint,
-        Err(obstacle) => {
-            context.memory.peers.of(&uid, |memory| memory.probed = None);
-            publish(&context, &guarded, &probe::told(obstacle)).await?;
-            return Ok(Action::requeue(STALLED));
+        Err(blocker) => {
+            *last_probe = None;
+            publish(shared, last_status, &object, probe::blocked_report(blocker)).await?;
+            return Ok(Action::requeue(STALLED_INTERVAL));
         }
     };
-    let probed = context.memory.peers.of(&uid, |memory| memory.probed.clone());
-    if let Some(left) = probed.and_then(|probed| probed.holds(settings)) {
+    if let Some(left) = last_probe.as_ref().and_then(|probe| probe.valid_for(settings)) {
         return Ok(Action::requeue(left));
     }
     let report = probe::probe(&endpoint).await;
-    let pause = pause(&report.outcome, &context.memory.backoff, &uid);
-    let probed = Probed::now(settings, pause);
-    context.memory.peers.of(&uid, |memory| memory.probed = Some(probed));
-    publish(&context, &guarded, &report).await?;
-    Ok(Action::requeue(pause))
+    let interval = interval(&report.outcome, &shared.backoff, &uid);
+    *last_probe = Some(LastProbe::now(settings, interval));
+    publish(shared, last_status, &object, report).await?;
+    Ok(Action::requeue(interval))
 }
 
-fn api(context: &Context, peer: &Guarded<ReplicationPeer>) -> Api<ReplicationPeer> {
-    Api::namespaced(context.client.clone(), &peer.namespace().unwrap_or_default())
+fn api(shared: &Shared, peer: &MaybeInvalid<ReplicationPeer>) -> Api<ReplicationPeer> {
+    Api::namespaced(shared.client.clone(), &peer.namespace().unwrap_or_default())
 }
 
-/// Lets a peer go once no Mirror refers to it.
-async fn leave(peer: &Guarded<ReplicationPeer>, context: &Context) -> Result<Action, Error> {
+/// Releases a deleted peer once no Mirror refers to it.
+async fn finalize(
+    shared: &Shared,
+    last_status: &mut LastStatus<ReplicationPeerStatus>,
+    peer: &MaybeInvalid<ReplicationPeer>,
+) -> Result<Action, Error> {
     let (namespace, name) = (peer.namespace().unwrap_or_default(), peer.name_any());
-    let users: Vec<String> =
-        context.scopes.iter().flat_map(|scope| mirrors_of_peer(&scope.mirrors, &namespace, &name)).collect();
+    let users = shared.stores.mirrors_of_peer(&namespace, &name);
     if users.is_empty() {
-        finalizer::remove(&api(context, peer), peer, labels::IN_USE).await?;
+        finalizer::remove(&api(shared, peer), peer, labels::IN_USE).await?;
         return Ok(Action::await_change());
     }
-    let message = format!("in use by {}: it goes when they are deleted", named("Mirror", &users));
+    let message = format!("in use by {}: it is deleted after them", named("Mirror", &users));
     let outcome = PeerOutcome::Deleting { message };
-    publish(context, peer, &PeerReport { outcome, server_version: None, system_identifier: None }).await?;
-    Ok(Action::requeue(STALLED))
+    let report = PeerReport { outcome, server_version: None, system_identifier: None };
+    publish(shared, last_status, peer, report).await?;
+    Ok(Action::requeue(STALLED_INTERVAL))
 }
 
 /// `Mirror a`, or `Mirrors a, b`.
@@ -143,8 +165,8 @@ fn named(kind: &str, names: &[String]) -> String {
     format!("{kind}{} {}", if names.len() == 1 { "" } else { "s" }, names.join(", "))
 }
 
-/// Tells one set of settings from another.
-fn fingerprint(peer: &ReplicationPeer, entries: &login::Entries) -> u64 {
+/// A hash that differs between two sets of settings.
+fn fingerprint(peer: &ReplicationPeer, entries: &SecretEntries) -> u64 {
     let mut hasher = DefaultHasher::new();
     peer.metadata.generation.hash(&mut hasher);
     for (entry, value) in entries {
@@ -153,33 +175,33 @@ fn fingerprint(peer: &ReplicationPeer, entries: &login::Entries) -> u64 {
     hasher.finish()
 }
 
+/// Writes the status if it differs from the last one, and publishes events of what has changed.
 async fn publish(
-    context: &Context,
-    peer: &Guarded<ReplicationPeer>,
-    report: &PeerReport,
+    shared: &Shared,
+    last_status: &mut LastStatus<ReplicationPeerStatus>,
+    peer: &MaybeInvalid<ReplicationPeer>,
+    report: PeerReport,
 ) -> Result<(), Error> {
-    let uid = peer.uid().unwrap_or_default();
-    let known = valid(peer).and_then(|peer| peer.status.as_ref());
-    let (before, _) = context.memory.peers.of(&uid, |memory| previous(memory.written.as_ref(), peer, known));
+    let watched = valid(peer).and_then(|peer| peer.status.as_ref());
+    let (before, _) = last_status.current(peer, watched);
     let kubectl = Kubectl::peer(&peer.namespace().unwrap_or_default(), &peer.name_any());
-    let report = &PeerReport { outcome: report.outcome.clone().with_remedies(&kubectl), ..report.clone() };
-    let next = status::peer_status(report, peer.meta().generation, before.as_ref(), &Time(Timestamp::now()));
+    let report = PeerReport { outcome: report.outcome.with_remedies(&kubectl), ..report };
+    let next = status::peer_status(&report, peer.meta().generation, before.as_ref(), &Time(Timestamp::now()));
     let conditions = before.as_ref().map_or(&[][..], |before| &before.conditions);
-    events::record_ready(&context.metrics, "ReplicationPeer", &uid, &next.conditions);
+    shared.metrics.record_ready("ReplicationPeer", &peer.uid().unwrap_or_default(), &next.conditions);
     if before.as_ref() == Some(&next) {
         return Ok(());
     }
-    context.write_status(peer, &next).await?;
-    let written = Written::now(peer, next.clone());
-    context.memory.peers.of(&uid, |memory| memory.written = Some(written));
-    let mut notices: Vec<Notice> = events::stalled(conditions, &next.conditions).into_iter().collect();
+    shared.write_status(peer, &next).await?;
+    last_status.record(peer, next.clone());
+    let mut events: Vec<Event> = events::stalled(conditions, &next.conditions).into_iter().collect();
     if let PeerOutcome::Connected { message } = &report.outcome
-        && !events::is_ready(conditions)
+        && !is_ready(conditions)
     {
-        notices.push(Notice::normal(Reason::Connected, message));
+        events.push(Event::normal(Reason::Connected, message));
     }
-    for notice in &notices {
-        context.events.publish(&peer.object_ref(&()), notice).await;
+    for event in &events {
+        shared.events.publish(&peer.object_ref(&()), event).await;
     }
     Ok(())
 }
@@ -190,24 +212,24 @@ mod tests {
     use crate::model::{MirrorFailure, Password};
 
     #[tokio::test(start_paused = true)]
-    async fn a_database_is_looked_at_every_five_minutes_and_at_once_with_new_settings() {
+    async fn a_database_is_probed_every_five_minutes_and_immediately_with_new_settings() {
         let backoff = Backoff::default();
         let failure = || MirrorFailure::new(Reason::SourceUnreachable, "refused");
-        let after = |outcome: PeerOutcome| pause(&outcome, &backoff, "0a").as_secs();
+        let after = |outcome: PeerOutcome| interval(&outcome, &backoff, "0a").as_secs();
         let connected = || PeerOutcome::Connected { message: "PostgreSQL 18.4".into() };
         assert_eq!(after(connected()), 300);
         assert_eq!(after(PeerOutcome::Stalled(failure())), 60);
         let retries = [(); 3].map(|()| after(PeerOutcome::Retrying(failure())));
         assert_eq!((retries, after(connected())), ([1, 2, 4], 300));
-        assert_eq!(after(PeerOutcome::Retrying(failure())), 1, "it had answered");
+        assert_eq!(after(PeerOutcome::Retrying(failure())), 1, "a success resets the backoff");
 
-        let probed = Probed::now(7, EVERY);
-        assert_eq!(probed.holds(7), Some(EVERY));
-        assert_eq!(probed.holds(8), None);
-        tokio::time::advance(EVERY - Duration::from_secs(1)).await;
-        assert_eq!(probed.holds(7), Some(Duration::from_secs(1)));
+        let probe = LastProbe::now(7, PROBE_INTERVAL);
+        assert_eq!(probe.valid_for(7), Some(PROBE_INTERVAL));
+        assert_eq!(probe.valid_for(8), None);
+        tokio::time::advance(PROBE_INTERVAL - Duration::from_secs(1)).await;
+        assert_eq!(probe.valid_for(7), Some(Duration::from_secs(1)));
         tokio::time::advance(Duration::from_secs(1)).await;
-        assert_eq!(probed.holds(7), None);
+        assert_eq!(probe.valid_for(7), None);
     }
 
     #[test]
@@ -218,11 +240,11 @@ mod tests {
     }
 
     #[test]
-    fn new_secrets_and_new_specs_are_looked_at() {
+    fn new_secrets_and_new_specs_change_the_fingerprint() {
         let mut peer =
             ReplicationPeer::new("app", crate::api::ReplicationPeerSpec { postgres: None, clickhouse: None });
         let entries = |password: &str| {
-            login::Entries::from([(("db".to_owned(), "password".to_owned()), Password::new(password))])
+            SecretEntries::from([(("db".to_owned(), "password".to_owned()), Password::new(password))])
         };
         let first = fingerprint(&peer, &entries("one"));
         assert_eq!(first, fingerprint(&peer, &entries("one")));

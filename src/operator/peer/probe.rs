@@ -1,4 +1,4 @@
-//! Looks at a peer's database.
+//! Probes a peer's database.
 
 use std::time::Duration;
 
@@ -7,19 +7,19 @@ use tokio::time::timeout;
 use crate::{
     check::{self, Check},
     fault::Reason,
-    operator::obstacle::Obstacle,
+    operator::blocker::Blocker,
     resolve::Endpoint,
     status::{PeerOutcome, PeerReport},
 };
 
-/// What the operator calls itself where it looks at a source for no Mirror in particular.
+/// The operator's `application_name` at a source when it probes on behalf of no particular Mirror.
 const APPLICATION_NAME: &str = "walferry operator";
-/// Longest time of a look: a server that takes longer counts as not answering.
-const ANSWER_WITHIN: Duration = Duration::from_secs(40);
+/// The time limit of a probe: a server that takes longer counts as unreachable.
+const PROBE_TIMEOUT: Duration = Duration::from_secs(40);
 
-/// Connects, and tells version, settings and rights.
+/// Connects, and checks version, settings and privileges.
 pub(super) async fn probe(endpoint: &Endpoint) -> PeerReport {
-    let look = async {
+    let checks = async {
         match endpoint {
             Endpoint::Postgres(endpoint) => {
                 let (checks, server) = check::source_server(endpoint, APPLICATION_NAME).await;
@@ -32,7 +32,7 @@ pub(super) async fn probe(endpoint: &Endpoint) -> PeerReport {
             }
         }
     };
-    match timeout(ANSWER_WITHIN, look).await {
+    match timeout(PROBE_TIMEOUT, checks).await {
         Ok((checks, server_version, system_identifier)) => {
             PeerReport { outcome: outcome(&checks), server_version, system_identifier }
         }
@@ -41,25 +41,28 @@ pub(super) async fn probe(endpoint: &Endpoint) -> PeerReport {
                 Endpoint::Postgres(_) => Reason::SourceUnreachable,
                 Endpoint::ClickHouse(_) => Reason::DestinationUnreachable,
             };
-            let seconds = ANSWER_WITHIN.as_secs();
-            told(Obstacle::passing(reason, format!("the server did not answer within {seconds} s")))
+            let seconds = PROBE_TIMEOUT.as_secs();
+            blocked_report(Blocker::transient(
+                reason,
+                format!("the server did not answer within {seconds} s"),
+            ))
         }
     }
 }
 
-/// A peer that was not asked, or not to the end.
-pub(super) fn told(obstacle: Obstacle) -> PeerReport {
-    let outcome = if obstacle.passing {
-        PeerOutcome::Retrying(obstacle.failure)
+/// The report about a peer that could not be probed completely.
+pub(super) fn blocked_report(blocker: Blocker) -> PeerReport {
+    let outcome = if blocker.transient {
+        PeerOutcome::Retrying(blocker.failure)
     } else {
-        PeerOutcome::Stalled(obstacle.failure)
+        PeerOutcome::Stalled(blocker.failure)
     };
     PeerReport { outcome, server_version: None, system_identifier: None }
 }
 
 fn outcome(checks: &[Check]) -> PeerOutcome {
-    match Obstacle::checks(checks) {
-        Some(obstacle) => told(obstacle).outcome,
+    match Blocker::checks(checks) {
+        Some(blocker) => blocked_report(blocker).outcome,
         None => {
             let detail = |name: &str| {
                 let check = checks.iter().find(|check| check.name == name);
@@ -89,7 +92,7 @@ mod tests {
     }
 
     #[test]
-    fn a_peer_is_what_its_checks_say() {
+    fn the_outcome_follows_from_the_checks() {
         let connection =
             check("connection", Outcome::Warning, false, "app as walferry at db:5432, plain text");
         let version = check("version", Outcome::Ok, false, "PostgreSQL 18.4");

@@ -1,4 +1,4 @@
-//! What the Deployment and its pods say about a replicator.
+//! The state of a replicator, from its Deployment and pods.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -10,29 +10,29 @@ use k8s_openapi::{
     apimachinery::pkg::apis::meta::v1::Time,
 };
 
-use super::build::{CONFIG_HASH, CONTAINER, HTTP_PORT, applied_hash};
-use crate::fault::Reason;
+use super::build::{CONTAINER, HTTP_PORT, applied_hash};
+use crate::{fault::Reason, operator::labels::CONFIG_HASH};
 
-/// How a replicator fares, as far as the cluster can tell.
+/// The state of a replicator, as far as the cluster knows it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum ReplicatorState {
-    /// There is no Deployment, or it is scaled to zero and no pod is left.
+    /// There is no Deployment, or it is scaled to zero and has no pods.
     Absent,
-    /// On its way.
+    /// Not running yet.
     Starting {
         /// What is being waited for.
         message: String,
     },
-    /// It does not run, and this is why.
+    /// Not running because of a failure.
     Failing {
-        /// A constant of [`crate::api::conditions::reason`].
+        /// The reason of the failure.
         reason: Reason,
-        /// What is wrong and what to do.
+        /// What failed, and what to do.
         message: String,
-        /// Whether it stays so until somebody acts.
-        needs_human: bool,
+        /// Whether manual action is required.
+        terminal: bool,
     },
-    /// It runs, and its HTTP server can be asked.
+    /// Running, with an HTTP server.
     Running {
         /// The pod's address and the HTTP port, as a URL has them: `10.0.0.1:9464` or `[fd00::1]:9464`.
         address: String,
@@ -44,17 +44,17 @@ impl ReplicatorState {
         ReplicatorState::Starting { message: message.into() }
     }
 
-    /// What passes by itself, or may.
+    /// A failure that may be transient.
     fn failing(reason: Reason, message: String) -> Self {
-        ReplicatorState::Failing { reason, message, needs_human: false }
+        ReplicatorState::Failing { reason, message, terminal: false }
     }
 
-    fn needs_human(reason: Reason, message: String) -> Self {
-        ReplicatorState::Failing { reason, message, needs_human: true }
+    fn failed(reason: Reason, message: String) -> Self {
+        ReplicatorState::Failing { reason, message, terminal: true }
     }
 }
 
-/// How the replicator of this Deployment fares; `pods` are those with its labels.
+/// The state of the replicator of this Deployment, whose pods are `pods`.
 pub(super) fn replicator_state(deployment: Option<&Deployment>, pods: &[Pod]) -> ReplicatorState {
     let Some(deployment) = deployment else { return ReplicatorState::Absent };
     let hash = applied_hash(deployment);
@@ -65,9 +65,9 @@ pub(super) fn replicator_state(deployment: Option<&Deployment>, pods: &[Pod]) ->
         return forbidden(message);
     }
     match (newest(pods.iter()), deployment.spec.as_ref().and_then(|spec| spec.replicas)) {
-        (Some(pod), _) => ReplicatorState::starting(leaving(pod)),
+        (Some(pod), _) => ReplicatorState::starting(replacement(pod)),
         (None, Some(0)) => ReplicatorState::Absent,
-        (None, _) => ReplicatorState::starting("the replicator's pod is being made"),
+        (None, _) => ReplicatorState::starting("creating the replicator's pod"),
     }
 }
 
@@ -79,48 +79,48 @@ fn name(pod: &Pod) -> &str {
     pod.metadata.name.as_deref().unwrap_or_default()
 }
 
-/// Whether the pod ends or has ended. An evicted pod stays as a record for a while, with its successor beside it.
+/// Whether the pod is terminating or has ended. An evicted pod remains as a record for a while, next to its replacement.
 fn is_over(pod: &Pod) -> bool {
     let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref());
     pod.metadata.deletion_timestamp.is_some() || matches!(phase, Some("Failed" | "Succeeded"))
 }
 
-/// Whether the pod runs what the Deployment asks for; one with an earlier configuration is about to be replaced.
+/// Whether the pod runs the Deployment's configuration; one with an earlier configuration is about to be replaced.
 fn has_configuration(pod: &Pod, hash: Option<&str>) -> bool {
     let annotations = pod.metadata.annotations.as_ref();
     hash.is_none()
         || annotations.and_then(|annotations| annotations.get(CONFIG_HASH)).map(String::as_str) == hash
 }
 
-/// What is said of a pod that makes room for another.
-fn leaving(pod: &Pod) -> String {
+/// Why this pod is being replaced by another.
+fn replacement(pod: &Pod) -> String {
     let status = pod.status.as_ref();
     let why = status.and_then(|status| status.reason.as_deref());
     match (pod.metadata.deletion_timestamp.is_some(), is_over(pod), why) {
-        (true, ..) => format!("pod {} is ending", name(pod)),
+        (true, ..) => format!("pod {} is terminating", name(pod)),
         (false, true, Some(why)) => {
-            let words = status.and_then(|status| status.message.as_deref()).unwrap_or_default();
-            format!("pod {} has ended ({}); another is being made", name(pod), sentence(why, words))
+            let message = status.and_then(|status| status.message.as_deref()).unwrap_or_default();
+            format!("pod {} has ended ({}); creating another", name(pod), sentence(why, message))
         }
-        (false, true, None) => format!("pod {} has ended; another is being made", name(pod)),
+        (false, true, None) => format!("pod {} has ended; creating another", name(pod)),
         (false, false, _) => format!("pod {} has an earlier configuration and is being replaced", name(pod)),
     }
 }
 
-/// Why the ReplicaSet can't make pods: a quota, Pod Security, a missing priority class or service account.
+/// Why the ReplicaSet can't create pods: a quota, Pod Security, a missing priority class or service account.
 fn refusal(deployment: &Deployment) -> Option<&str> {
     let mut conditions = deployment.status.as_ref()?.conditions.iter().flatten();
     let failure = conditions.find(|c| c.type_ == "ReplicaFailure" && c.status == "True")?;
     Some(failure.message.as_deref().unwrap_or("no message was given"))
 }
 
-fn forbidden(words: &str) -> ReplicatorState {
-    let message = format!("the cluster refuses the replicator's pod: {words}");
-    // In a namespace that was just made, the service account comes a moment later.
-    if words.contains("serviceaccount") && words.contains("not found") {
+fn forbidden(refusal: &str) -> ReplicatorState {
+    let message = format!("the cluster refuses the replicator's pod: {refusal}");
+    // A new namespace gets its service account a moment later.
+    if refusal.contains("serviceaccount") && refusal.contains("not found") {
         return ReplicatorState::failing(Reason::ReplicatorForbidden, message);
     }
-    ReplicatorState::needs_human(Reason::ReplicatorForbidden, message)
+    ReplicatorState::failed(Reason::ReplicatorForbidden, message)
 }
 
 fn pod_state(pod: &Pod) -> ReplicatorState {
@@ -128,7 +128,7 @@ fn pod_state(pod: &Pod) -> ReplicatorState {
     let status = pod.status.as_ref().unwrap_or(&nothing);
     let container = status.container_statuses.iter().flatten().find(|container| container.name == CONTAINER);
     let Some(container) = container else { return unscheduled(pod, status) };
-    let end = ended(container);
+    let end = termination(container);
     let Some(running) = container.state.as_ref().and_then(|state| state.running.as_ref()) else {
         return match end {
             Some(end) if is_out_of_memory(end) => out_of_memory(pod),
@@ -143,7 +143,7 @@ fn pod_state(pod: &Pod) -> ReplicatorState {
     }
 }
 
-/// Whether the pod was ready at some time after `start`: what ended the container before is history then.
+/// Whether the pod was ready at some time after `start`: then an earlier failure of the container is history.
 fn has_been_ready(status: &PodStatus, start: Option<&Time>) -> bool {
     let mut conditions = status.conditions.iter().flatten();
     let changed =
@@ -151,11 +151,11 @@ fn has_been_ready(status: &PodStatus, start: Option<&Time>) -> bool {
     changed.zip(start).is_some_and(|(changed, start)| changed > start)
 }
 
-/// A container that doesn't run, and was not killed at its memory limit.
+/// A container that is not running, and was not killed at its memory limit.
 fn stopped(pod: &Pod, container: &ContainerStatus) -> ReplicatorState {
     let waiting = container.state.as_ref().and_then(|state| state.waiting.as_ref());
     let why = waiting.and_then(|waiting| waiting.reason.as_deref()).unwrap_or_default();
-    let words = waiting.and_then(|waiting| waiting.message.as_deref()).unwrap_or_default();
+    let message = waiting.and_then(|waiting| waiting.message.as_deref()).unwrap_or_default();
     match why {
         "ErrImagePull"
         | "ImagePullBackOff"
@@ -163,32 +163,32 @@ fn stopped(pod: &Pod, container: &ContainerStatus) -> ReplicatorState {
         | "ErrImageNeverPull"
         | "ImageInspectError"
         | "RegistryUnavailable"
-        | "SignatureValidationFailed" => ReplicatorState::needs_human(
+        | "SignatureValidationFailed" => ReplicatorState::failed(
             Reason::ReplicatorImageUnavailable,
             format!(
-                "image {} can't be had ({}): give the operator an image that the nodes can pull, and Secrets to pull it with where it needs them",
+                "image {} can't be pulled ({}): configure the operator with an image that the nodes can pull, and with image pull Secrets if it needs them",
                 container.image,
-                sentence(why, words)
+                sentence(why, message)
             ),
         ),
         "CreateContainerConfigError" | "CreateContainerError" | "RunContainerError" => {
-            ReplicatorState::needs_human(
+            ReplicatorState::failed(
                 Reason::ReplicatorMisconfigured,
-                format!("the container of pod {} can't be made: {}", name(pod), sentence(why, words)),
+                format!("the container of pod {} can't be created: {}", name(pod), sentence(why, message)),
             )
         }
-        _ => match ended(container) {
+        _ => match termination(container) {
             Some(end) => crashing(pod, container, end),
-            None => ReplicatorState::starting(match words {
-                "" => format!("the container of pod {} is being made", name(pod)),
-                words => format!("the container of pod {} is being made: {words}", name(pod)),
+            None => ReplicatorState::starting(match message {
+                "" => format!("creating the container of pod {}", name(pod)),
+                message => format!("creating the container of pod {}: {message}", name(pod)),
             }),
         },
     }
 }
 
-/// How the container ended: just now, or before it was started again.
-fn ended(container: &ContainerStatus) -> Option<&ContainerStateTerminated> {
+/// How the container ended: just now, or before it was restarted.
+fn termination(container: &ContainerStatus) -> Option<&ContainerStateTerminated> {
     let now = container.state.as_ref().and_then(|state| state.terminated.as_ref());
     now.or_else(|| container.last_state.as_ref().and_then(|state| state.terminated.as_ref()))
 }
@@ -199,7 +199,7 @@ fn is_out_of_memory(end: &ContainerStateTerminated) -> bool {
 
 fn out_of_memory(pod: &Pod) -> ReplicatorState {
     let limit = memory_limit(pod).map_or_else(String::new, |limit| format!(" of {limit}"));
-    ReplicatorState::needs_human(
+    ReplicatorState::failed(
         Reason::ReplicatorOutOfMemory,
         format!(
             "pod {} was killed at its memory limit{limit}: raise spec.replicator.resources.limits.memory or lower spec.batch.maxBytes",
@@ -219,20 +219,19 @@ fn crashing(pod: &Pod, container: &ContainerStatus, end: &ContainerStateTerminat
         Some(signal) => format!("signal {signal}"),
         None => format!("exit code {}", end.exit_code),
     };
-    let words = end.message.as_deref().unwrap_or_default().trim();
-    let words = if words.is_empty() {
-        format!("see kubectl logs --previous {}", name(pod))
-    } else {
-        words.to_owned()
+    let message = end.message.as_deref().unwrap_or_default().trim();
+    let message = match message {
+        "" => format!("see kubectl logs --previous {}", name(pod)),
+        message => message.to_owned(),
     };
-    let starts = container.restart_count;
+    let restarts = container.restart_count;
     ReplicatorState::failing(
         Reason::ReplicatorCrashing,
-        format!("pod {} ended with {how} and is started again (restart {starts}): {words}", name(pod)),
+        format!("pod {} ended with {how} and is restarted (restart {restarts}): {message}", name(pod)),
     )
 }
 
-/// A pod without a container yet: why no node takes it, where the scheduler says so.
+/// A pod without a container yet: why the scheduler finds no node, if so.
 fn unscheduled(pod: &Pod, status: &PodStatus) -> ReplicatorState {
     let mut conditions = status.conditions.iter().flatten();
     let refused = conditions.find(|condition| {
@@ -241,10 +240,10 @@ fn unscheduled(pod: &Pod, status: &PodStatus) -> ReplicatorState {
             && condition.reason.as_deref() == Some("Unschedulable")
     });
     let Some(condition) = refused else {
-        return ReplicatorState::starting(format!("pod {} is being placed on a node", name(pod)));
+        return ReplicatorState::starting(format!("scheduling pod {}", name(pod)));
     };
-    let words = condition.message.as_deref().unwrap_or("the scheduler gave no reason");
-    let message = format!("no node takes the replicator's pod: {words}");
+    let refusal = condition.message.as_deref().unwrap_or("the scheduler gave no reason");
+    let message = format!("no node can run the replicator's pod: {refusal}");
     ReplicatorState::failing(Reason::ReplicatorUnschedulable, message)
 }
 
@@ -253,8 +252,8 @@ fn address(status: &PodStatus) -> Option<String> {
     Some(SocketAddr::new(ip, u16::try_from(HTTP_PORT).ok()?).to_string())
 }
 
-fn sentence(why: &str, words: &str) -> String {
-    if words.is_empty() { why.to_owned() } else { format!("{why}: {words}") }
+fn sentence(why: &str, message: &str) -> String {
+    if message.is_empty() { why.to_owned() } else { format!("{why}: {message}") }
 }
 
 #[cfg(test)]

@@ -15,7 +15,7 @@ fn deployment(extra: Value) -> Deployment {
     serde_json::from_value(deployment).unwrap()
 }
 
-/// A pod as kubelet reports it: on a node, with an address, made in this minute.
+/// A pod as kubelet reports it: on a node, with an address, created in this minute.
 fn pod(name: &str, minute: u32, phase: &str, container: Value) -> Pod {
     let mut status = json!({
         "phase": phase,
@@ -69,7 +69,7 @@ fn state(container: Value) -> ReplicatorState {
 
 fn failing(state: ReplicatorState) -> (Reason, bool, String) {
     match state {
-        ReplicatorState::Failing { reason, message, needs_human } => (reason, needs_human, message),
+        ReplicatorState::Failing { reason, message, terminal } => (reason, terminal, message),
         other => panic!("{other:?}"),
     }
 }
@@ -82,27 +82,27 @@ fn starting(state: ReplicatorState) -> String {
 }
 
 #[test]
-fn nothing_there() {
+fn absent() {
     assert_eq!(replicator_state(None, &[]), ReplicatorState::Absent);
     let mut suspended = deployment(json!({}));
     suspended.spec.as_mut().unwrap().replicas = Some(0);
     assert_eq!(replicator_state(Some(&suspended), &[]), ReplicatorState::Absent);
     let mut ending = pod("a", 0, "Running", running(true));
     ending.metadata.deletion_timestamp = ending.metadata.creation_timestamp.clone();
-    assert_eq!(starting(replicator_state(Some(&suspended), &[ending])), "pod a is ending");
+    assert_eq!(starting(replicator_state(Some(&suspended), &[ending])), "pod a is terminating");
     assert_eq!(
         starting(replicator_state(Some(&deployment(json!({}))), &[])),
-        "the replicator's pod is being made"
+        "creating the replicator's pod"
     );
 }
 
 #[test]
-fn on_its_way() {
+fn starting_up() {
     assert_eq!(
         starting(state(json!({"state": {"waiting": {"reason": "ContainerCreating"}}}))),
-        "the container of pod walferry-demo-1 is being made"
+        "creating the container of pod walferry-demo-1"
     );
-    assert_eq!(starting(state(Value::Null)), "pod walferry-demo-1 is being placed on a node");
+    assert_eq!(starting(state(Value::Null)), "scheduling pod walferry-demo-1");
     let mut no_address = pod("a", 0, "Running", running(false));
     no_address.status.as_mut().unwrap().pod_ip = None;
     assert_eq!(
@@ -112,7 +112,7 @@ fn on_its_way() {
 }
 
 #[test]
-fn runs() {
+fn running_with_an_address() {
     assert_eq!(state(running(true)), ReplicatorState::Running { address: "10.1.0.7:9464".into() });
     assert_eq!(state(running(false)), ReplicatorState::Running { address: "10.1.0.7:9464".into() });
     let mut six = pod("a", 0, "Running", running(true));
@@ -126,12 +126,12 @@ fn runs() {
 #[test]
 fn image() {
     for why in ["ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull"] {
-        let (reason, needs_human, message) = failing(state(waiting(why, "not found")));
-        assert_eq!((reason, needs_human), (Reason::ReplicatorImageUnavailable, true));
+        let (reason, terminal, message) = failing(state(waiting(why, "not found")));
+        assert_eq!((reason, terminal), (Reason::ReplicatorImageUnavailable, true));
         assert_eq!(
             message,
             format!(
-                "image registry.example/walferry:0.1.0 can't be had ({why}: not found): give the operator an image that the nodes can pull, and Secrets to pull it with where it needs them"
+                "image registry.example/walferry:0.1.0 can't be pulled ({why}: not found): configure the operator with an image that the nodes can pull, and with image pull Secrets if it needs them"
             )
         );
     }
@@ -140,11 +140,11 @@ fn image() {
 #[test]
 fn misconfigured() {
     let words = "container has runAsNonRoot and image will run as root";
-    let (reason, needs_human, message) = failing(state(waiting("CreateContainerConfigError", words)));
-    assert_eq!((reason, needs_human), (Reason::ReplicatorMisconfigured, true));
+    let (reason, terminal, message) = failing(state(waiting("CreateContainerConfigError", words)));
+    assert_eq!((reason, terminal), (Reason::ReplicatorMisconfigured, true));
     assert_eq!(
         message,
-        format!("the container of pod walferry-demo-1 can't be made: CreateContainerConfigError: {words}")
+        format!("the container of pod walferry-demo-1 can't be created: CreateContainerConfigError: {words}")
     );
 }
 
@@ -156,8 +156,8 @@ fn out_of_memory() {
     let mut restarted = running(false);
     restarted["lastState"] = killed.clone();
     for container in [json!({"state": killed}), again, restarted] {
-        let (reason, needs_human, message) = failing(state(container));
-        assert_eq!((reason, needs_human), (Reason::ReplicatorOutOfMemory, true));
+        let (reason, terminal, message) = failing(state(container));
+        assert_eq!((reason, terminal), (Reason::ReplicatorOutOfMemory, true));
         assert_eq!(
             message,
             "pod walferry-demo-1 was killed at its memory limit of 256Mi: raise spec.replicator.resources.limits.memory or lower spec.batch.maxBytes"
@@ -169,7 +169,7 @@ fn out_of_memory() {
 }
 
 #[test]
-fn an_end_that_it_has_got_over_is_history() {
+fn a_failure_before_the_pod_was_ready_is_history() {
     let mut container = running(false);
     container["lastState"] = terminated("OOMKilled", 137, "");
     let mut pod = pod("a", 0, "Running", container);
@@ -187,16 +187,16 @@ fn crashing() {
     let mut again = waiting("CrashLoopBackOff", "back-off 40s restarting failed container");
     again["restartCount"] = json!(4);
     again["lastState"] = terminated("Error", 2, "mirror.yaml: not valid YAML\n");
-    let (reason, needs_human, message) = failing(state(again));
-    assert_eq!((reason, needs_human), (Reason::ReplicatorCrashing, false));
+    let (reason, terminal, message) = failing(state(again));
+    assert_eq!((reason, terminal), (Reason::ReplicatorCrashing, false));
     assert_eq!(
         message,
-        "pod walferry-demo-1 ended with exit code 2 and is started again (restart 4): mirror.yaml: not valid YAML"
+        "pod walferry-demo-1 ended with exit code 2 and is restarted (restart 4): mirror.yaml: not valid YAML"
     );
     let (_, _, message) = failing(state(json!({"state": terminated("Error", 1, "")})));
     assert_eq!(
         message,
-        "pod walferry-demo-1 ended with exit code 1 and is started again (restart 0): see kubectl logs --previous walferry-demo-1"
+        "pod walferry-demo-1 ended with exit code 1 and is restarted (restart 0): see kubectl logs --previous walferry-demo-1"
     );
 }
 
@@ -208,9 +208,9 @@ fn unschedulable() {
         {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": words},
     ]}))
     .unwrap();
-    let (reason, needs_human, message) = failing(replicator_state(Some(&deployment(json!({}))), &[pod]));
-    assert_eq!((reason, needs_human), (Reason::ReplicatorUnschedulable, false));
-    assert_eq!(message, format!("no node takes the replicator's pod: {words}"));
+    let (reason, terminal, message) = failing(replicator_state(Some(&deployment(json!({}))), &[pod]));
+    assert_eq!((reason, terminal), (Reason::ReplicatorUnschedulable, false));
+    assert_eq!(message, format!("no node can run the replicator's pod: {words}"));
 }
 
 #[test]
@@ -222,12 +222,12 @@ fn forbidden() {
         ]}}))
     };
     let words = "pods \"walferry-demo-1\" is forbidden: exceeded quota: small, requested: memory=64Mi";
-    let (reason, needs_human, message) = failing(replicator_state(Some(&refused(words)), &[]));
-    assert_eq!((reason, needs_human), (Reason::ReplicatorForbidden, true));
+    let (reason, terminal, message) = failing(replicator_state(Some(&refused(words)), &[]));
+    assert_eq!((reason, terminal), (Reason::ReplicatorForbidden, true));
     assert_eq!(message, format!("the cluster refuses the replicator's pod: {words}"));
     let words = "pods \"a-\" is forbidden: error looking up service account shop/default: serviceaccount \"default\" not found";
     assert!(!failing(replicator_state(Some(&refused(words)), &[])).1);
-    // A pod that is there says more.
+    // The state of an existing pod is more specific.
     let pods = [pod("a", 0, "Running", running(true))];
     assert!(matches!(replicator_state(Some(&refused(words)), &pods), ReplicatorState::Running { .. }));
 }
@@ -252,7 +252,7 @@ fn the_newest_pod_counts() {
     assert!(matches!(replicator_state(Some(&deployment), &pods), ReplicatorState::Running { .. }));
     assert_eq!(
         starting(replicator_state(Some(&deployment), &[evicted])),
-        "pod evicted has ended (Evicted: The node was low on resource: memory.); another is being made"
+        "pod evicted has ended (Evicted: The node was low on resource: memory.); creating another"
     );
     let mut outdated = older;
     outdated.metadata.annotations.as_mut().unwrap().insert("walferry.dev/config-hash".into(), "old".into());

@@ -1,17 +1,17 @@
-//! What in the cluster belongs to a Mirror: told by namespace, name and the UID in its controller reference, never by labels alone, which
-//! anybody can put on anything.
+//! Which objects belong to a Mirror: decided by namespace, name and the UID in their controller reference, never by labels alone, which
+//! anybody can put on any object.
 
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
+use k8s_openapi::{api::core::v1::Pod, apimachinery::pkg::apis::meta::v1::OwnerReference};
 use kube::{Resource, ResourceExt};
 
 use super::build;
 use crate::{
     api::{GROUP, Mirror},
     fault::Reason,
-    operator::obstacle::Obstacle,
+    operator::{blocker::Blocker, labels::MIRROR_UID, stores::Stores},
 };
 
-/// The label by which the ReplicaSet controller numbers the pod templates of a Deployment; the ReplicaSet's name ends in it.
+/// The label with the hash of the pod template, which is also the end of the ReplicaSet's name.
 const POD_TEMPLATE_HASH: &str = "pod-template-hash";
 
 /// Identifies what a Mirror owns.
@@ -26,7 +26,7 @@ pub(super) struct Owner {
 }
 
 impl Owner {
-    /// What this Mirror owns.
+    /// The objects of this Mirror.
     pub(super) fn of(mirror: &impl ResourceExt) -> Owner {
         Owner {
             namespace: mirror.namespace().unwrap_or_default(),
@@ -42,12 +42,11 @@ impl Owner {
             && controller(object).is_some_and(|owner| is_mirror(owner) && owner.uid == self.uid)
     }
 
-    /// Whether a pod is one of this Mirror's Deployment: its controller is a ReplicaSet with the name that the Deployment gives to that of
-    /// the pod's template.
+    /// Whether a pod belongs to this Mirror's Deployment: its controller is the ReplicaSet that the Deployment creates for the pod's template.
     pub(super) fn owns_pod(&self, pod: &impl ResourceExt) -> bool {
         let replica_set = pod.labels().get(POD_TEMPLATE_HASH).map(|hash| format!("{}-{hash}", self.object));
         pod.namespace().as_ref() == Some(&self.namespace)
-            && pod.labels().get(build::MIRROR_UID) == Some(&self.uid)
+            && pod.labels().get(MIRROR_UID) == Some(&self.uid)
             && controller(pod).is_some_and(|owner| {
                 owner.kind == "ReplicaSet"
                     && owner.api_version.starts_with("apps/")
@@ -55,28 +54,30 @@ impl Owner {
             })
     }
 
-    /// What keeps an object of the name that the Mirror needs from being made; `None` when the object is the Mirror's.
-    pub(super) fn blocker<K: Resource<DynamicType = ()>>(
-        &self,
-        found: &impl ResourceExt,
-    ) -> Option<Obstacle> {
+    /// The pods of this Mirror's replicator, as the stores have them.
+    pub(super) fn pods(&self, stores: &Stores) -> Vec<Pod> {
+        stores.pods(|pod| self.owns_pod(pod))
+    }
+
+    /// Why the Mirror can't use an existing object of the name that it needs; `None` when it owns the object.
+    pub(super) fn blocker<K: Resource<DynamicType = ()>>(&self, found: &impl ResourceExt) -> Option<Blocker> {
         if self.owns(found) {
             return None;
         }
         let (kind, name, namespace) = (K::kind(&()), found.name_any(), &self.namespace);
         if let Some(owner) = controller(found).filter(|owner| is_mirror(owner)) {
             let message = format!(
-                "{kind} {name} in namespace {namespace} belongs to an earlier Mirror {} with UID {}, with which the cluster deletes it; waiting until it is gone",
+                "{kind} {name} in namespace {namespace} belongs to an earlier Mirror {} with UID {}; waiting for the cluster to garbage-collect it",
                 owner.name, owner.uid
             );
-            return Some(Obstacle::passing(Reason::ObjectNotOurs, message));
+            return Some(Blocker::transient(Reason::ObjectNotOurs, message));
         }
         let resource = kind.to_lowercase();
         let message = format!(
-            "{kind} {name} in namespace {namespace} was not made for this Mirror, which needs an object of that name; it is left as it is. \
-             Delete it if nobody needs it: kubectl delete {resource} {name} --namespace {namespace}. Otherwise make the Mirror under another name"
+            "{kind} {name} in namespace {namespace} exists and does not belong to this Mirror, which needs that name. \
+             If nobody needs it: kubectl delete {resource} {name} --namespace {namespace}. Otherwise create the Mirror under another name"
         );
-        Some(Obstacle::lasting(Reason::ObjectNotOurs, message))
+        Some(Blocker::terminal(Reason::ObjectNotOurs, message))
     }
 }
 
@@ -91,7 +92,7 @@ fn is_mirror(owner: &OwnerReference) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use k8s_openapi::api::core::v1::{ConfigMap, Pod};
+    use k8s_openapi::api::core::v1::ConfigMap;
     use serde_json::{Value, json};
 
     use super::*;
@@ -155,18 +156,18 @@ mod tests {
     }
 
     #[test]
-    fn an_object_of_somebody_else_is_left_and_named() {
+    fn an_object_of_somebody_else_is_named_and_never_touched() {
         let blocker = |owners| owner().blocker::<ConfigMap>(&config_map("team", "walferry-shop", owners));
         assert_eq!(blocker(reference("Mirror", "walferry.dev/v1alpha1", "0a-1", true)), None);
         let stranger = blocker(json!([])).unwrap();
-        assert!(!stranger.passing);
+        assert!(!stranger.transient);
         assert_eq!(stranger.failure.reason, Reason::ObjectNotOurs);
         assert_eq!(
             stranger.failure.message,
-            "ConfigMap walferry-shop in namespace team was not made for this Mirror, which needs an object of that name; it is left as it is. \
-             Delete it if nobody needs it: kubectl delete configmap walferry-shop --namespace team. Otherwise make the Mirror under another name"
+            "ConfigMap walferry-shop in namespace team exists and does not belong to this Mirror, which needs that name. \
+             If nobody needs it: kubectl delete configmap walferry-shop --namespace team. Otherwise create the Mirror under another name"
         );
         let earlier = blocker(reference("Mirror", "walferry.dev/v1alpha1", "0a-0", true)).unwrap();
-        assert!(earlier.passing && earlier.failure.message.contains("earlier Mirror shop with UID 0a-0"));
+        assert!(earlier.transient && earlier.failure.message.contains("earlier Mirror shop with UID 0a-0"));
     }
 }
