@@ -99,8 +99,11 @@ fn summary(site: &Site) {
     for (fault, count) in &site.counts {
         println!("{count:6}  {fault}");
     }
+    for (what, count) in &site.repairs {
+        println!("{count:6}  repaired: {what}");
+    }
     println!(
-        "{:6}  in all; {} transactions with {} rows, {} of them undone by restores; the replicator was started {} times, {} of them in vain because a server was away, and held {} MiB at most",
+        "{:6}  faults in all; {} transactions with {} rows, {} of them undone by restores; the replicator was started {} times, {} of them in vain because a server was away, and held {} MiB at most",
         site.counts.values().sum::<u32>(),
         done.transactions.load(SeqCst),
         done.rows.load(SeqCst),

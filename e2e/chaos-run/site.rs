@@ -90,6 +90,8 @@ pub struct Site {
     logs: Vec<String>,
     /// What was done, and how often.
     pub counts: BTreeMap<String, u32>,
+    /// What was copied again because a message asked for it, and how often.
+    pub repairs: BTreeMap<String, u32>,
     /// Ends of a replicator that could not start because a server was away.
     pub refused_starts: u32,
     pub peak_memory_mib: u64,
@@ -174,6 +176,7 @@ impl Site {
             looked: Instant::now(),
             logs: Vec::new(),
             counts: BTreeMap::new(),
+            repairs: BTreeMap::new(),
             refused_starts: 0,
             peak_memory_mib: 0,
         }

@@ -42,22 +42,18 @@ impl Site {
 
     fn count_repair(&mut self, what: &str, table: &str) {
         self.say(&format!("  {what}: {table}"));
-        *self.counts.entry(what.to_owned()).or_default() += 1;
+        *self.repairs.entry(what.to_owned()).or_default() += 1;
     }
 
-    /// The targets with a part that can't be read, or that ClickHouse put aside because of that.
+    /// The targets with a part that ClickHouse can't read.
     fn torn_tables(&self) -> Vec<String> {
         let lab = &self.lab;
         let torn = |name: &&str| {
             let check = format!("CHECK TABLE {name} SETTINGS check_query_single_value_result = 1");
-            let unreadable = match lab.clickhouse.try_query(&lab.database, &check) {
+            match lab.clickhouse.try_query(&lab.database, &check) {
                 Ok(answer) => answer.trim() != "1",
                 Err(message) => !message.contains("UNKNOWN_TABLE"),
-            };
-            let aside = format!(
-                "SELECT count() FROM system.detached_parts WHERE database = currentDatabase() AND table = '{name}' AND startsWith(reason, 'broken')"
-            );
-            unreadable || lab.target_value(&aside) != "0"
+            }
         };
         TABLES.iter().map(|table| table.name).filter(torn).map(str::to_owned).collect()
     }
