@@ -45,15 +45,19 @@ impl Site {
         *self.repairs.entry(what.to_owned()).or_default() += 1;
     }
 
-    /// The targets with a part that ClickHouse can't read.
+    /// The targets with a part that ClickHouse can't read, or whose definition an ALTER on a full disk has emptied.
     fn torn_tables(&self) -> Vec<String> {
         let lab = &self.lab;
         let torn = |name: &&str| {
             let check = format!("CHECK TABLE {name} SETTINGS check_query_single_value_result = 1");
-            match lab.clickhouse.try_query(&lab.database, &check) {
+            let unreadable = match lab.clickhouse.try_query(&lab.database, &check) {
                 Ok(answer) => answer.trim() != "1",
                 Err(message) => !message.contains("UNKNOWN_TABLE"),
-            }
+            };
+            let lost = format!(
+                "SELECT count() FROM system.tables WHERE database = currentDatabase() AND name = '{name}' AND engine_full = ''"
+            );
+            unreadable || lab.target_value(&lost) != "0"
         };
         TABLES.iter().map(|table| table.name).filter(torn).map(str::to_owned).collect()
     }
