@@ -101,6 +101,22 @@ fn a_ttl_is_removed_at_the_target() {
     });
 }
 
+/// An ALTER on a full disk leaves ClickHouse with an empty file in the place of the table's definition.
+#[test]
+fn a_target_whose_definition_is_lost_is_dropped() {
+    heals(&Case {
+        breaks: |lab, _| {
+            let sql =
+                "SELECT metadata_path FROM system.tables WHERE database = currentDatabase() AND name = 't'";
+            let file = lab.clickhouse_server.folder.join("data").join(lab.target_value(sql));
+            assert!(std::fs::metadata(&file).unwrap().len() > 0, "{}", file.display());
+            std::fs::write(file, "").unwrap();
+        },
+        reasons: &["DestinationTableConflict"],
+        ..CASE
+    });
+}
+
 #[test]
 fn a_target_with_another_key_is_set_aside() {
     heals(&Case {

@@ -119,6 +119,11 @@ pub(super) fn set_aside(database: &str, table: &str) -> String {
     format!("RENAME TABLE {} TO {}", qualified(database, table), qualified(database, &kept))
 }
 
+/// `DROP TABLE … SYNC`, after which a table of that name can be made right away.
+pub(super) fn drop_table(database: &str, table: &str) -> String {
+    format!("DROP TABLE {} SYNC", qualified(database, table))
+}
+
 /// The statements that get rid of a column whose type is being changed in vain.
 pub fn discard_column(database: &str, table: &str, column: &str) -> String {
     format!(

@@ -270,10 +270,21 @@ fn other_table(difference: &str) -> TableProblem {
         .remedied(Remedy::edit("spec.tables", "choose another target.table, or rename what is there"))
 }
 
+/// An ALTER on a full disk leaves ClickHouse with an empty metadata file: the table can be read and written, not altered, and
+/// it is gone after a restart.
+fn definition_lost(database: &str, table: &TableSchema) -> TableProblem {
+    let problem = "ClickHouse has lost its definition, perhaps by an ALTER while the disk was full, and will lose the table at its next restart";
+    let drop = ddl::drop_table(database, &table.target);
+    TableProblem::conflict(problem).remedied(Remedy::run_at_destination(drop))
+}
+
 fn compare_engine(found: &TargetTable, database: &str, table: &TableSchema) -> Result<(), TableProblem> {
     let layout = Layout::of(table.kind);
     if !found.engine.ends_with("ReplacingMergeTree") {
         return Err(other_table(&format!("its engine is {}, not ReplacingMergeTree", found.engine)));
+    }
+    if found.engine_full.is_empty() {
+        return Err(definition_lost(database, table));
     }
     // ReplicatedReplacingMergeTree has arguments of its own before these.
     let arguments = found.engine_full.split_once('(').and_then(|(_, rest)| rest.split_once(')'));
@@ -483,6 +494,10 @@ mod tests {
             &|found| found.engine_full = "ReplacingMergeTree(v) ORDER BY id".to_owned(),
             "ReplacingMergeTree(v), not",
         );
+        refused(&|found| found.engine_full.clear(), "ClickHouse has lost its definition");
+        let lost = TargetTable { engine_full: String::new(), ..found() };
+        let problem = compare(&lost, "app", &table, &[ChType::Int(64), ChType::String]).unwrap_err();
+        assert_eq!(problem.remedies(), [Remedy::run_at_destination("DROP TABLE `app`.`users` SYNC")]);
         refused(
             &|found| found.sorting_key = "id, name".to_owned(),
             "sorted by (id, name) but (id) is needed",
