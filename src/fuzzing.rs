@@ -132,7 +132,7 @@ pub fn values(data: &[u8]) {
         CellKind::Text
     };
     let policy = match policy % 3 {
-        0 => OutOfRange::Nearest,
+        0 => OutOfRange::Clamp,
         1 => OutOfRange::Null,
         _ => OutOfRange::Fail,
     };

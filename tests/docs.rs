@@ -55,7 +55,7 @@ fn states() -> Vec<(&'static str, MirrorReport)> {
         ("retrying (SourceUnreachable)", report(Phase::Retrying, Some(Reason::SourceUnreachable), both)),
         ("stalled (SourceSlotLost)", report(Phase::Stalled, Some(Reason::SourceSlotLost), both)),
         ("suspended", report(Phase::Suspended, None, both)),
-        ("finished (snapshot.mode: Only)", report(Phase::Finished, None, both)),
+        ("finished (snapshot.mode: InitialOnly)", report(Phase::Finished, None, both)),
         ("deleting", report(Phase::Deleting, None, both)),
         ("cleanup failed", report(Phase::Deleting, Some(Reason::SourceUnreachable), both)),
     ]

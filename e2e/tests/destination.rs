@@ -47,7 +47,7 @@ fn endpoint() -> ClickHouseEndpoint {
 }
 
 async fn database() -> Database {
-    let database = Database::new(&endpoint(), OutOfRange::Nearest).unwrap();
+    let database = Database::new(&endpoint(), OutOfRange::Clamp).unwrap();
     database.prepare().await.unwrap();
     database
 }
@@ -425,7 +425,7 @@ async fn faults_have_their_kind() {
     let with = |change: &dyn Fn(&mut ClickHouseEndpoint)| {
         let mut endpoint = endpoint();
         change(&mut endpoint);
-        Database::new(&endpoint, OutOfRange::Nearest).unwrap()
+        Database::new(&endpoint, OutOfRange::Clamp).unwrap()
     };
     let wrong = with(&|endpoint| endpoint.password = Password::new("geheim ü"));
     let error = wrong.prepare().await.err().unwrap();

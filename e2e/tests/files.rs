@@ -83,11 +83,13 @@ fn wrong_files_say_document_field_and_what_is_allowed() {
     refused_change(
         "  tables:",
         "  snapshot: {mode: Sometimes}\n  tables:",
-        &["Sometimes", "Initial", "Never", "Only"],
+        &["Sometimes", "Initial", "InitialOnly", "Never"],
     );
     refused_change("  tables:", "  batch: {maxBytes: lots}\n  tables:", &["maxBytes"]);
     refused_change("  tables:", "  batch: {maxDelayMilliseconds: -1}\n  tables:", &["maxDelayMilliseconds"]);
-    refused_change("  tables:", "  outOfRange: Round\n  tables:", &["Round", "Nearest", "Null", "Fail"]);
+    refused_change("  tables:", "  outOfRange: Round\n  tables:", &["Round", "Clamp", "Null", "Fail"]);
+    refused_change("  tables:", "  outOfRange: Nearest\n  tables:", &["spec.outOfRange", "Clamp"]);
+    refused_change("  tables:", "  snapshot: {mode: InitialOnly}\n  tables:", &["spec.snapshot.mode", "InitialOnly"]);
     refused_change("  tables:", "  schemas: [{name: public}]\n  tables:", &["schemas"]);
     refused_change("sourceRef: {name: source}", "sourceRef: {name: sauce}", &["sauce", "sourceRef"]);
     refused_change("sourceRef: {name: source}", "sourceRef: {name: target}", &["target", "postgres"]);

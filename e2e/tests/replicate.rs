@@ -128,7 +128,7 @@ fn a_finished_copy_is_still_shown() {
     let lab = Lab::new(Pg::V18);
     lab.sql("CREATE TABLE t (id int PRIMARY KEY); INSERT INTO t VALUES (1)");
     let mut mirror = lab.mirror(&["t"]);
-    mirror.mirror["spec"]["snapshot"] = json!({"mode": "Only"});
+    mirror.mirror["spec"]["snapshot"] = json!({"mode": "InitialOnly"});
     let mounted = Mounted::new(&mirror);
     let mut run = mounted.run();
     run.until_status("the copy to finish", |status| (status["phase"] == "Finished").then_some(()));

@@ -319,7 +319,7 @@ fn a_finished_copy() {
     let lab = Lab::new(Pg::V18);
     lab.sql(TABLES);
     let mut mirror = asks(&lab.mirror(&["a", "b"]), "1");
-    mirror.mirror["spec"]["snapshot"] = json!({"mode": "Only"});
+    mirror.mirror["spec"]["snapshot"] = json!({"mode": "InitialOnly"});
     let first = lab.catch_up(&mirror);
     assert!(!first.text().contains("resync: every table"), "{}", first.text());
     lab.sql(UNHEARD);

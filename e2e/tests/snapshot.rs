@@ -178,7 +178,7 @@ fn mode_only_copies_and_ends() {
     let lab = Lab::new(Pg::V18);
     lab.sql("CREATE TABLE t (id int PRIMARY KEY); INSERT INTO t SELECT generate_series(1, 1000)");
     let mut mirror = lab.mirror(&["t"]);
-    mirror.mirror["spec"]["snapshot"] = json!({"mode": "Only"});
+    mirror.mirror["spec"]["snapshot"] = json!({"mode": "InitialOnly"});
     let (code, _) = lab.run(&mirror).ended();
     assert_eq!(code, Some(0));
     lab.assert_table("t", "id", "id");

@@ -62,8 +62,8 @@ pub struct MirrorSpec {
     /// How streamed rows are batched into inserts.
     #[serde(default)]
     pub batch: BatchSpec,
-    /// What happens to a value that the destination type can't hold, such as an infinite date. Nearest: the nearest value it can hold.
-    /// Null: NULL where the target column is Nullable, else as Nearest. Fail: the table stops. Each such value is counted.
+    /// What happens to a value that the destination type can't hold, such as an infinite date. Clamp: the nearest value it can hold.
+    /// Null: NULL where the target column is Nullable, else as Clamp. Fail: the table stops. Each such value is counted.
     #[serde(default)]
     pub out_of_range: OutOfRange,
     /// Pauses replication. The slot stays and holds back WAL at the source, whose disk may fill up.
@@ -172,7 +172,8 @@ pub struct EngineSpec {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct SnapshotSpec {
-    /// Initial: copy what is there and stream. Never: stream only. Only: copy what is there, and what changes meanwhile, then stop.
+    /// Initial: copy the existing rows, then stream. InitialOnly: copy the existing rows, apply the changes of that time, then stop.
+    /// Never: stream only.
     #[serde(default)]
     pub mode: SnapshotMode,
     /// How many connections copy at the same time, over all tables.
@@ -200,8 +201,9 @@ fn default_parallelism() -> i32 {
 pub enum SnapshotMode {
     #[default]
     Initial,
+    #[serde(alias = "Only")]
+    InitialOnly,
     Never,
-    Only,
 }
 
 /// How streamed rows are batched into inserts.
@@ -248,7 +250,8 @@ fn byte_size_schema(_: &mut SchemaGenerator) -> Schema {
 )]
 pub enum OutOfRange {
     #[default]
-    Nearest,
+    #[serde(alias = "Nearest")]
+    Clamp,
     Null,
     Fail,
 }

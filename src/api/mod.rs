@@ -15,6 +15,7 @@
 mod byte_size;
 pub mod conditions;
 mod expression;
+mod former;
 mod mirror;
 mod names;
 mod peer;
@@ -24,6 +25,7 @@ mod replicator;
 mod rules;
 
 pub use byte_size::{MAX_BATCH_BYTES, MIN_BATCH_BYTES, batch_bytes};
+pub use former::renamed_value;
 pub use mirror::{
     BatchSpec, ColumnsSpec, DeletionPolicy, EngineSpec, FailedTable, LagStatus, Mirror, MirrorSpec,
     MirrorStatus, MirrorTable, OutOfRange, SlotStatus, SnapshotMode, SnapshotSpec, SnapshotStatus,

@@ -129,7 +129,7 @@ mod tests {
             tables: vec![TableSpec::new(TableId::new("public", "users"))],
             snapshot: SnapshotSettings { mode: SnapshotMode::Initial, parallelism: 4 },
             batch: BatchSettings { max_bytes: 1 << 26, max_delay: Duration::from_millis(200) },
-            out_of_range: OutOfRange::Nearest,
+            out_of_range: OutOfRange::Clamp,
             suspend: false,
             deletion_policy: DeletionPolicy::Delete,
             resync: None,

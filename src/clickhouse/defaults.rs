@@ -101,7 +101,7 @@ mod tests {
         column.missing_value = Some(text.to_owned());
         let target = target_type(&column, Features::of(26, 7), false).unwrap();
         let table = test_support::table("t", vec![column.clone()]);
-        expression(&table, &column, &target, OutOfRange::Nearest).unwrap().unwrap()
+        expression(&table, &column, &target, OutOfRange::Clamp).unwrap().unwrap()
     }
 
     #[test]
@@ -131,6 +131,6 @@ mod tests {
         let mut column = test_support::column("c", SourceType::Int4);
         column.missing_value = Some("x".to_owned());
         let table = test_support::table("t", vec![column.clone()]);
-        assert!(expression(&table, &column, &ChType::Int(32), OutOfRange::Nearest).is_err());
+        assert!(expression(&table, &column, &ChType::Int(32), OutOfRange::Clamp).is_err());
     }
 }

@@ -160,7 +160,7 @@ catalogue! {
             "Paused by `spec.suspend`; the slot holds back WAL at the source.",
             "Set `spec.suspend` to false before the source's disk fills up.";
         Finished: Nothing,
-            "The copy of `snapshot.mode: Only` is complete; nothing more is requested.",
+            "The copy of `snapshot.mode: InitialOnly` is complete; nothing more is requested.",
             "";
         Connected: Nothing,
             "The database is reachable and meets the requirements.",
@@ -509,11 +509,11 @@ catalogue! {
             "The spec of the table changed after the table was copied.",
             "Undo the change, after which it is copied again, or name the table in a resync.";
         CopyFinished: Stall,
-            "A Mirror with `snapshot.mode: Only` has finished, and its spec asks for something else now.",
+            "A Mirror with `snapshot.mode: InitialOnly` has finished, and its spec asks for something else now.",
             "Undo the change, or create a new Mirror.";
         ValueOutOfRange: FailTable,
             "A value doesn't fit its column and `outOfRange` is Fail.",
-            "Choose Nearest or Null, or another type in `columns.types`.";
+            "Choose Clamp or Null, or another type in `columns.types`.";
         TooManyTruncates: FailTable,
             "One transaction truncated the table more than a thousand times.",
             "Annotate the Mirror with `walferry.dev/resync` and the table's name.";

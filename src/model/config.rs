@@ -171,13 +171,13 @@ impl TableSpec {
 /// What of the existing rows is copied.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum SnapshotMode {
-    /// Copy what is there, then stream.
+    /// Copy the existing rows, then stream.
     #[default]
     Initial,
+    /// Copy the existing rows, then stop.
+    InitialOnly,
     /// Stream only.
     Never,
-    /// Copy what is there, then stop.
-    Only,
 }
 
 /// `spec.snapshot`
@@ -204,8 +204,8 @@ pub struct BatchSettings {
 pub enum OutOfRange {
     /// Store the nearest value the type holds.
     #[default]
-    Nearest,
-    /// Store NULL where the target column is nullable, else as `Nearest`.
+    Clamp,
+    /// Store NULL where the target column is nullable, else as `Clamp`.
     Null,
     /// Fail the table.
     Fail,

@@ -50,7 +50,7 @@ pub enum MirrorPhase {
     Stalled,
     /// Paused by `spec.suspend`.
     Suspended,
-    /// Everything asked for is done (`snapshot.mode: Only`), or the process received a signal to stop.
+    /// Everything asked for is done (`snapshot.mode: InitialOnly`), or the process received a signal to stop.
     Finished,
     /// The Mirror is being deleted; a failure says what its clean-up waits for.
     Deleting,

@@ -134,9 +134,9 @@ pub enum Error {
         /// The position that is on record.
         found: Option<Lsn>,
     },
-    /// A Mirror with `snapshot.mode: Only` is over, and something else is asked of it now.
+    /// A Mirror with `snapshot.mode: InitialOnly` is over, and something else is asked of it now.
     #[error(
-        "this mirror has copied its tables (snapshot.mode: Only) and dropped its slot: it can't go on with another mode or other tables"
+        "this mirror has copied its tables (snapshot.mode: InitialOnly) and dropped its slot: it can't go on with another mode or other tables"
     )]
     CopyFinished,
     /// The rows at the destination were written by a release whose versions can't be compared with ours.
@@ -494,7 +494,7 @@ impl Error {
         let error = Error::table(&table.id, reason, error.to_string());
         match reason {
             Reason::ValueOutOfRange => error.remedied([Remedy::any_of([
-                vec![Remedy::edit("spec.outOfRange", "set it to Nearest or Null")],
+                vec![Remedy::edit("spec.outOfRange", "set it to Clamp or Null")],
                 vec![Remedy::edit(
                     "spec.tables[].columns.types",
                     format!("give the column of {} a wider type", table.id),

@@ -404,7 +404,7 @@ fn check_finished(config: &ReplicatorConfig, state: &MirrorState) -> Result<(), 
             .tables
             .iter()
             .all(|spec| state.tables.get(&spec.id).is_some_and(|found| found.spec == *spec));
-    if config.snapshot.mode == SnapshotMode::Only && same_tables {
+    if config.snapshot.mode == SnapshotMode::InitialOnly && same_tables {
         return Ok(());
     }
     Err(Error::CopyFinished)
@@ -767,7 +767,7 @@ async fn join<D: Destination>(
     let (config, destination) = (around.config, around.destination);
     let phase = match config.snapshot.mode {
         SnapshotMode::Never => TablePhase::Streaming,
-        SnapshotMode::Initial | SnapshotMode::Only => TablePhase::Snapshotting,
+        SnapshotMode::Initial | SnapshotMode::InitialOnly => TablePhase::Snapshotting,
     };
     let filter_columns = published.as_ref().map(|published| published.filter_columns.as_slice());
     let named = Some(NamedColumns::resolve(&spec, filter_columns.unwrap_or_default(), &columns));

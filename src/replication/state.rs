@@ -39,7 +39,7 @@ pub struct SourceRecord {
     pub server_started: String,
     /// Where the slot began.
     pub start_lsn: Lsn,
-    /// Set when `snapshot.mode: Only` has copied everything and released the slot.
+    /// Set when `snapshot.mode: InitialOnly` has copied everything and released the slot.
     #[serde(default)]
     pub finished: bool,
     /// The resync that this slot was made for, or the value that was there from the start.

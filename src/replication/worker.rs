@@ -87,7 +87,7 @@ pub async fn run<D: Destination>(
 }
 
 async fn keep_running<D: Destination>(worker: &Worker<D>, until_caught_up: bool) -> Result<(), Error> {
-    let ends = until_caught_up || worker.config.snapshot.mode == SnapshotMode::Only;
+    let ends = until_caught_up || worker.config.snapshot.mode == SnapshotMode::InitialOnly;
     let (mut backoff, mut ends_before) = (Backoff::default(), SessionErrors::default());
     loop {
         worker.progress.liveness().moved();
@@ -369,7 +369,7 @@ impl<D: Destination> Worker<D> {
         if self.stop.is_cancelled() {
             return Err(Error::Stopped);
         }
-        if self.config.snapshot.mode == SnapshotMode::Only {
+        if self.config.snapshot.mode == SnapshotMode::InitialOnly {
             tokio::select! {
                 finished = self.finish(state) => finished?,
                 () = self.stop.cancelled() => return Err(Error::Stopped),

@@ -33,7 +33,7 @@ fn cases() -> Vec<(&'static str, Value, Value)> {
             json!({"sourceRef": {"name": "a"}, "destinationRef": {"name": "b"}, "tables": tables}),
             json!({"sourceRef": {"name": "a"}, "destinationRef": {"name": "b"}, "tables": tables,
                 "snapshot": {"mode": "Initial", "parallelism": 2}, "batch": {"maxBytes": "32Mi", "maxDelayMilliseconds": 200},
-                "outOfRange": "Nearest", "suspend": false, "deletionPolicy": "Delete"}),
+                "outOfRange": "Clamp", "suspend": false, "deletionPolicy": "Delete"}),
         ),
         (
             "Mirror",
@@ -41,7 +41,7 @@ fn cases() -> Vec<(&'static str, Value, Value)> {
                 "snapshot": {}, "batch": {}, "replicator": {}}),
             json!({"sourceRef": {"name": "a"}, "destinationRef": {"name": "b"}, "tables": tables,
                 "snapshot": {"mode": "Initial", "parallelism": 2}, "batch": {"maxBytes": "32Mi", "maxDelayMilliseconds": 200},
-                "outOfRange": "Nearest", "suspend": false, "deletionPolicy": "Delete", "replicator": {"logLevel": "Info"}}),
+                "outOfRange": "Clamp", "suspend": false, "deletionPolicy": "Delete", "replicator": {"logLevel": "Info"}}),
         ),
     ]
 }

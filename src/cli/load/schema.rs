@@ -18,7 +18,7 @@ use k8s_openapi::{
 use schemars::{JsonSchema, generate::SchemaSettings};
 use serde_json::{Map, Value};
 
-use crate::api::{Problem, custom_resource_definitions};
+use crate::api::{Problem, custom_resource_definitions, renamed_value};
 
 /// The schemas by kind.
 pub(super) type Schemas = HashMap<String, JSONSchemaProps>;
@@ -81,7 +81,9 @@ fn check(schema: &JSONSchemaProps, value: &Value, path: &str, problems: &mut Vec
             }
             if let Some(allowed) = &schema.enum_ {
                 let allowed: Vec<&str> = allowed.iter().filter_map(|value| value.0.as_str()).collect();
-                if !allowed.contains(&text.as_str()) {
+                if let Some(renamed) = renamed_value(path, text) {
+                    wrong(renamed);
+                } else if !allowed.contains(&text.as_str()) {
                     // A field of fixed words holds no secret.
                     wrong(format!("expected one of {}, found {text:?}", allowed.join(", ")));
                 }

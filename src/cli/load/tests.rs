@@ -188,7 +188,17 @@ fn wrong_types_ranges_and_enums() {
         (
             "  tables",
             "  snapshot: {mode: Sometimes}\n  tables",
-            "spec.snapshot.mode: expected one of Initial, Never, Only, found \"Sometimes\"",
+            "spec.snapshot.mode: expected one of Initial, InitialOnly, Never, found \"Sometimes\"",
+        ),
+        (
+            "  tables",
+            "  snapshot: {mode: InitialOnly}\n  tables",
+            "spec.snapshot.mode: InitialOnly was renamed; write InitialOnly",
+        ),
+        (
+            "  tables",
+            "  outOfRange: Nearest\n  tables",
+            "spec.outOfRange: Nearest was renamed; write Clamp",
         ),
         (
             "  tables",

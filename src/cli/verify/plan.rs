@@ -317,7 +317,7 @@ pub(super) mod tests {
             types,
             narrow: Vec::new(),
             database: "app".to_owned(),
-            out_of_range: OutOfRange::Nearest,
+            out_of_range: OutOfRange::Clamp,
         }
     }
 

@@ -184,7 +184,7 @@ impl Column {
         let null = match self.out_of_range {
             OutOfRange::Fail => return Err(Reject::OutOfRange),
             OutOfRange::Null => self.nullable,
-            OutOfRange::Nearest => false,
+            OutOfRange::Clamp => false,
         };
         if null {
             buffers.values.truncate(buffers.mark);

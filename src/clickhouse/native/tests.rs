@@ -24,7 +24,7 @@ impl Table {
         value.type_override = type_override.map(str::to_owned);
         Table {
             columns: vec![column("id", SourceType::Int8, false), value],
-            out_of_range: OutOfRange::Nearest,
+            out_of_range: OutOfRange::Clamp,
         }
     }
 
