@@ -43,7 +43,7 @@ fn states() -> Vec<(&'static str, MirrorReport)> {
     let both = &[Streaming, Streaming];
     let behind = LagReport { bytes: Some(4096), seconds: Some(1.5) };
     let mut joining = report(Phase::Snapshotting, None, &[Streaming, Snapshotting]);
-    joining.tables[1].joins = true;
+    joining.tables[1].copied_while_streaming = true;
     vec![
         ("created", report(Phase::Provisioning, None, &[])),
         ("initial snapshot", report(Phase::Snapshotting, None, &[Streaming, Snapshotting])),

@@ -55,7 +55,7 @@ fn while_it_copies_and_while_it_streams() {
     assert_copied_once(&lab);
     // nothing that passes by itself was called Stalled, and no table failed
     let mut told = lab.events(&name);
-    told.retain(|reason| reason != "TakenOver");
+    told.retain(|reason| reason != "SlotTakenOver");
     assert_eq!(told, ["Provisioned", "SnapshotFinished", "SnapshotStarted"]);
 }
 

@@ -117,7 +117,7 @@ fn tables_join_and_leave() {
     assert_eq!(status.tables.unwrap().total, 2);
     // no row in the stream has what this writes into the rows that are there
     lab.sql("ALTER TABLE stays ADD c int DEFAULT random() * 1000");
-    let note = lab.until_event(&name, "CopiedAnew");
+    let note = lab.until_event(&name, "TableResync");
     assert_says(&note, &["public.stays", "copied anew", "ALTER TABLE"]);
     lab.until_ready(&name);
     assert!(writer.finish() > 0);

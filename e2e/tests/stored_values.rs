@@ -235,7 +235,7 @@ fn what_changes_no_value() {
     );
     assert_eq!(run.table("t")["state"], "Streaming");
     let log = run.log();
-    assert!(!log.contains("copied anew") && !log.contains("CopiedAnew"), "{log}");
+    assert!(!log.contains("copied anew") && !log.contains("TableResync"), "{log}");
     run.stop();
 }
 
@@ -265,7 +265,7 @@ fn types_that_were_altered_before(pg: Pg) {
     std::thread::sleep(std::time::Duration::from_secs(2));
     assert_eq!(run.table("t")["state"], "Streaming");
     let log = run.log();
-    assert!(!log.contains("copied anew") && !log.contains("CopiedAnew"), "{log}");
+    assert!(!log.contains("copied anew") && !log.contains("TableResync"), "{log}");
     // What was altered in the transaction of before may be taken for altered since: it is copied once, and no
     // more.
     lab.sql("ALTER TABLE t ADD g old, ADD h pair");

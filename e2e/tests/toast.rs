@@ -59,9 +59,9 @@ fn unchanged_values_of_every_kind() {
         run.signal(nix::sys::signal::Signal::SIGCONT);
         lab.settle(&mut run);
         compare(&lab);
-        assert!(run.table("wide")["reread"].as_u64().unwrap() >= 300, "{}", run.table("wide"));
+        assert!(run.table("wide")["refetched"].as_u64().unwrap() >= 300, "{}", run.table("wide"));
         let (_, metrics) = run.http("/metrics").unwrap();
-        let counted = metrics.lines().find(|line| line.contains("reread") && line.contains("table=\"wide\""));
+        let counted = metrics.lines().find(|line| line.contains("refetched") && line.contains("table=\"wide\""));
         assert!(counted.is_some_and(|line| !line.ends_with(" 0")), "{metrics}");
     }
 }

@@ -122,16 +122,20 @@ macro_rules! catalogue {
                 }
             }
 
-            /// The reason with this name.
+            /// The reason with this name, or with the former name that records of earlier releases have.
             pub fn parse(name: &str) -> Option<Reason> {
                 match name {
                     $($(stringify!($name) => Some(Reason::$name),)*)*
+                    FORMER_TABLE_RESYNC => Some(Reason::TableResync),
                     _ => None,
                 }
             }
         }
     };
 }
+
+/// The former name of [`Reason::TableResync`], in tables' records and replicators' reports of earlier releases.
+const FORMER_TABLE_RESYNC: &str = "CopiedAnew";
 
 catalogue! {
     States {
@@ -499,7 +503,7 @@ catalogue! {
         WaitingForTransactions: Nothing,
             "A table that joins waits for transactions that were writing to it.",
             "If it lasts, end the transaction that the message names.";
-        CopiedAnew: Nothing,
+        TableResync: Nothing,
             "A table, or a partition of it, is copied again while its changes stream: something happened to it that the stream doesn't contain.",
             "Nothing; the message has the cause.";
         ResyncUnknownTable: Nothing,
@@ -558,7 +562,7 @@ catalogue! {
         Abandoned: Nothing,
             "The Mirror is gone without cleanup; the note names what remains.",
             "Remove what the note names.";
-        TakenOver: Nothing,
+        SlotTakenOver: Nothing,
             "A stale connection of this Mirror still held the slot and was terminated.",
             "";
         FailedOver: Nothing,
@@ -668,6 +672,7 @@ mod tests {
             assert_eq!(Reason::parse(reason.name()), Some(*reason));
             assert!(reason.meaning().ends_with('.'), "{reason}");
         }
+        assert_eq!(serde_json::from_str::<Reason>("\"CopiedAnew\"").unwrap(), Reason::TableResync);
         assert_eq!(serde_json::from_str::<Reason>("\"OfALaterRelease\"").unwrap(), Reason::Unknown);
     }
 

@@ -130,7 +130,7 @@ struct TableMetrics {
     rows_copied: IntCounterVec,
     rows_estimated: IntGaugeVec,
     truncates: IntCounterVec,
-    reread: IntCounterVec,
+    refetched: IntCounterVec,
     out_of_range: IntCounterVec,
 }
 
@@ -168,10 +168,10 @@ impl TableMetrics {
                 "TRUNCATEs of the source table that were applied at the destination.",
                 TABLE,
             )?,
-            reread: counter(
+            refetched: counter(
                 registry,
-                "walferry_rows_reread_total",
-                "Rows re-read from the source for an unchanged TOAST value.",
+                "walferry_rows_refetched_total",
+                "Rows re-fetched from the source for an unchanged TOAST value.",
                 TABLE,
             )?,
             out_of_range: counter(
@@ -200,7 +200,7 @@ impl TableMetrics {
         self.rows_copied.with_label_values(&labels).inc_by(table.rows_copied);
         self.rows_estimated.with_label_values(&labels).set(signed(table.rows_estimated));
         self.truncates.with_label_values(&labels).inc_by(table.truncated);
-        self.reread.with_label_values(&labels).inc_by(table.reread);
+        self.refetched.with_label_values(&labels).inc_by(table.refetched);
         for (column, values) in &table.out_of_range {
             self.out_of_range.with_label_values(&and(column)).inc_by(*values);
         }

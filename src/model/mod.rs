@@ -25,7 +25,7 @@ pub use lsn::{Lsn, ParseLsnError};
 pub use place::SlotPlace;
 pub use progress::{MirrorFailure, MirrorPhase, Progress, TableProgress, TableState};
 pub use redacted::Password;
-pub use report::{CopiesAnew, LagReport, MirrorReport, SlotReport, SlotRisk, TableReport};
+pub use report::{AutomaticResyncs, LagReport, MirrorReport, SlotReport, SlotRisk, TableReport};
 pub use sync::lock;
 pub use table::{Column, IdentityKind, SourceType, TableId, TableKind, TableSchema};
 pub use transaction::{Position, TransactionSnapshot};

@@ -12,7 +12,7 @@ use std::{
 use serde::{Deserialize, Serialize};
 
 use super::{
-    CopiesAnew, LagReport, Liveness, Lsn, MirrorIdentity, MirrorReport, SlotPlace, SlotReport, TableId,
+    AutomaticResyncs, LagReport, Liveness, Lsn, MirrorIdentity, MirrorReport, SlotPlace, SlotReport, TableId,
     TableReport, lock,
 };
 use crate::fault::{Reason, Remedy, RemedyRenderer, remedy};
@@ -123,8 +123,8 @@ pub struct TableProgress {
     pub deleted: AtomicU64,
     /// Streamed truncates.
     pub truncated: AtomicU64,
-    /// Rows re-read from the source for an unchanged TOAST value.
-    pub reread: AtomicU64,
+    /// Rows re-fetched from the source for an unchanged TOAST value.
+    pub refetched: AtomicU64,
     status: Mutex<TableStatus>,
     renderer: Option<Arc<dyn RemedyRenderer>>,
     /// Whether the source is a standby, for whose primary statements are that change the catalog.
@@ -141,10 +141,10 @@ struct TableStatus {
     repeated: Option<MirrorFailure>,
     target: String,
     out_of_range: BTreeMap<String, u64>,
-    copies_anew: CopiesAnew,
+    resyncs: AutomaticResyncs,
     /// Whether the last one of them is under way.
-    copied_anew: bool,
-    joins: bool,
+    resyncing: bool,
+    copied_while_streaming: bool,
 }
 
 impl TableProgress {
@@ -164,7 +164,7 @@ impl TableProgress {
         status.reason = reason.into();
         status.message = message.into();
         status.remedies.clear();
-        status.copied_anew &= matches!(state, TableState::Pending | TableState::Snapshotting);
+        status.resyncing &= matches!(state, TableState::Pending | TableState::Snapshotting);
     }
 
     /// Records that the table has stopped alone, why, and what helps.
@@ -183,18 +183,18 @@ impl TableProgress {
         failure.clone().for_source(&self.standby).sentence(self.renderer.as_deref())
     }
 
-    /// Records that the table is copied again automatically, and why. A copy that is resumed counts once.
-    pub fn set_copied_anew(&self, why: &str) {
+    /// Counts a re-copy that starts automatically, with its cause. One that continues after a restart counts once.
+    pub fn count_resync(&self, cause: &str) {
         let mut status = self.status();
-        if !std::mem::replace(&mut status.copied_anew, true) {
-            let times = status.copies_anew.times + 1;
-            status.copies_anew = CopiesAnew { times, why: why.to_owned() };
+        if !std::mem::replace(&mut status.resyncing, true) {
+            let count = status.resyncs.count + 1;
+            status.resyncs = AutomaticResyncs { count, cause: cause.to_owned() };
         }
     }
 
     /// Records whether the table is copied beside others that have streamed before.
-    pub fn set_joins(&self, joins: bool) {
-        self.status().joins = joins;
+    pub fn set_copied_while_streaming(&self, copied: bool) {
+        self.status().copied_while_streaming = copied;
     }
 
     /// The table's state.
@@ -408,10 +408,10 @@ fn table_report(id: &TableId, table: &TableProgress) -> TableReport {
         updated: table.updated.load(Relaxed),
         deleted: table.deleted.load(Relaxed),
         truncated: table.truncated.load(Relaxed),
-        reread: table.reread.load(Relaxed),
+        refetched: table.refetched.load(Relaxed),
         out_of_range: status.out_of_range.clone(),
-        copies_anew: status.copies_anew.clone(),
-        joins: status.joins,
+        resyncs: status.resyncs.clone(),
+        copied_while_streaming: status.copied_while_streaming,
         reason,
         message,
         remedies,
@@ -438,6 +438,25 @@ impl Overall {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn tables_in_reports_of_earlier_releases_are_read() {
+        let progress = TableProgress::default();
+        progress.count_resync("a label was renamed");
+        progress.set_copied_while_streaming(true);
+        progress.refetched.store(3, Relaxed);
+        let report = table_report(&TableId::new("public", "users"), &progress);
+        let mut document = serde_json::to_value(&report).unwrap();
+        let fields = document.as_object_mut().unwrap();
+        let names: Vec<_> = ["resyncs", "copiedWhileStreaming", "refetched"].map(|name| fields.remove(name)).into();
+        assert_eq!(
+            serde_json::to_value(names).unwrap(),
+            serde_json::json!([{"count": 1, "cause": "a label was renamed"}, true, 3])
+        );
+        let former = serde_json::json!({"copiesAnew": {"times": 1, "why": "a label was renamed"}, "joins": true, "reread": 3});
+        fields.extend(former.as_object().unwrap().clone());
+        assert_eq!(serde_json::from_value::<TableReport>(document).unwrap(), report);
+    }
 
     #[test]
     fn lag_grows_while_nothing_is_known_and_is_none_before() {

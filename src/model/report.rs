@@ -75,13 +75,15 @@ impl SlotReport {
     }
 }
 
-/// Automatic copies of a table, because it changed in a way that the stream doesn't report.
+/// Automatic re-copies of a table, each after a change that the stream does not contain.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct CopiesAnew {
-    /// How many have begun, or were resumed, since the process began.
-    pub times: u64,
-    /// Why the last one did; empty when there was none.
-    pub why: String,
+pub struct AutomaticResyncs {
+    /// How many have started, or were resumed, since the process began.
+    #[serde(alias = "times")]
+    pub count: u64,
+    /// Why the last one started; empty when there was none.
+    #[serde(alias = "why")]
+    pub cause: String,
 }
 
 /// One table's figures at one moment.
@@ -108,16 +110,17 @@ pub struct TableReport {
     pub deleted: u64,
     /// Streamed truncates.
     pub truncated: u64,
-    /// Rows re-read for an unchanged TOAST value.
-    pub reread: u64,
+    /// Rows re-fetched for an unchanged TOAST value.
+    #[serde(alias = "reread")]
+    pub refetched: u64,
     /// Values that the destination type could not hold, by target column.
     pub out_of_range: BTreeMap<String, u64>,
-    /// Copies that nobody asked for; none in the report of an older replicator.
-    #[serde(default)]
-    pub copies_anew: CopiesAnew,
-    /// Whether it is copied beside tables that have streamed before: the Mirror as a whole was copied once.
-    #[serde(default)]
-    pub joins: bool,
+    /// Automatic re-copies. Fields that replicators of earlier releases name otherwise are read by either name.
+    #[serde(default, alias = "copiesAnew")]
+    pub resyncs: AutomaticResyncs,
+    /// Whether it is copied while tables stream that were copied before: it was added, or is re-copied.
+    #[serde(default, alias = "joins")]
+    pub copied_while_streaming: bool,
     /// The reason of a failure, else empty.
     #[serde(with = "optional")]
     pub reason: Option<Reason>,

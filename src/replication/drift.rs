@@ -307,7 +307,7 @@ impl<D: Destination> Surroundings<'_, D> {
             published: record.published.take(),
             named: record.named.take(),
             joins: record.joins || record.phase == TablePhase::Streaming,
-            reason: Some(Reason::CopiedAnew),
+            reason: Some(Reason::TableResync),
             message: format!("it is copied anew: {why}"),
             copy_version: version,
             snapshot_lsn: version,
@@ -367,7 +367,7 @@ impl<D: Destination> Surroundings<'_, D> {
             record.chunks.clear();
         }
         record.chunks.extend(chunks);
-        record.set_reason(Reason::CopiedAnew, format!("a part of it is copied: {why}"));
+        record.set_reason(Reason::TableResync, format!("a part of it is copied: {why}"));
         Ok(())
     }
 }

@@ -741,7 +741,7 @@ async fn join_all<D: Destination>(
                 record.snapshot_lsn = record.copy_version;
             }
             if let (Some(why), TablePhase::Snapshotting) = (why, record.phase) {
-                record.set_reason(Reason::CopiedAnew, format!("it is copied anew: {why}"));
+                record.set_reason(Reason::TableResync, format!("it is copied anew: {why}"));
             }
             Ok::<_, Error>(record)
         });

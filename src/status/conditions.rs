@@ -145,7 +145,7 @@ impl Overall {
         let copying =
             |table: &&TableReport| matches!(table.state, TableState::Pending | TableState::Snapshotting);
         let mut left = report.tables.iter().filter(copying).peekable();
-        let only_joins = left.peek().is_some() && left.all(|table| table.joins);
+        let only_joins = left.peek().is_some() && left.all(|table| table.copied_while_streaming);
         if phase == MirrorPhase::Snapshotting && streams && only_joins {
             return Overall::Joining { failed: failed > 0, message: joining(report) };
         }

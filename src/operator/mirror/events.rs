@@ -57,7 +57,7 @@ impl EventTracker {
         let slot = &report.slot_name;
         if counters.takeovers > known.takeovers {
             let note = format!("terminated a stale connection of this Mirror that was holding slot {slot}");
-            events.push(Event::normal(Reason::TakenOver, note));
+            events.push(Event::normal(Reason::SlotTakenOver, note));
         }
         if counters.failovers > known.failovers {
             let note =
@@ -71,12 +71,12 @@ impl EventTracker {
     /// For the first report about a table, only a copy in progress counts: an earlier operator may have published older ones.
     fn recopied(&mut self, table: &TableReport) -> Option<Event> {
         let name = format!("{}.{}", table.schema, table.name);
-        let (times, why) = (table.copies_anew.times, &table.copies_anew.why);
-        let is_new = match self.recopies.insert(name.clone(), times) {
-            Some(known) => times > known,
-            None => times > 0 && matches!(table.state, TableState::Pending | TableState::Snapshotting),
+        let (count, cause) = (table.resyncs.count, &table.resyncs.cause);
+        let is_new = match self.recopies.insert(name.clone(), count) {
+            Some(known) => count > known,
+            None => count > 0 && matches!(table.state, TableState::Pending | TableState::Snapshotting),
         };
-        is_new.then(|| Event::normal(Reason::CopiedAnew, format!("{name}: {why}")).about(name))
+        is_new.then(|| Event::normal(Reason::TableResync, format!("{name}: {cause}")).about(name))
     }
 }
 

@@ -189,7 +189,7 @@ impl<D: Destination> Inserter<D> {
         // again.
         let found = self.fetcher.fetch(&table.record(), &batch.schema, &wanted).await;
         let found = found.map_err(|error| Error::of_fetch(&table.id, error))?;
-        table.progress.reread.fetch_add(found.len() as u64, Ordering::Relaxed);
+        table.progress.refetched.fetch_add(found.len() as u64, Ordering::Relaxed);
         let mut found = found.into_iter();
         let (mut data, mut cells) = (Vec::new(), Vec::new());
         for (done, row) in group.iter().enumerate() {

@@ -60,7 +60,7 @@ impl<D: Destination> Table<D> {
     /// A table in the state that its record has.
     pub(super) fn new(record: TableRecord, progress: Arc<TableProgress>, store: StateStore<D>) -> Self {
         progress.set_target(&record.schema.target);
-        progress.set_joins(record.joins);
+        progress.set_copied_while_streaming(record.joins);
         let state = match record.phase {
             TablePhase::Snapshotting => TableState::Pending,
             TablePhase::Streaming => TableState::Streaming,
@@ -70,8 +70,8 @@ impl<D: Destination> Table<D> {
             Some(failure) => progress.set_failed(failure),
             None => progress.set_state(state, record.reason, record.message.clone()),
         }
-        if state == TableState::Pending && record.reason == Some(Reason::CopiedAnew) {
-            progress.set_copied_anew(&record.message);
+        if state == TableState::Pending && record.reason == Some(Reason::TableResync) {
+            progress.count_resync(&record.message);
         }
         let snapshot_filter = match (record.schema.kind, record.phase) {
             (TableKind::ChangeLog | TableKind::AppendOnly, TablePhase::Snapshotting) => {
@@ -217,7 +217,7 @@ impl<D: Destination> Table<D> {
             self.sweep_due.store(true, Ordering::Release);
         }
         self.snapshot_over.store(true, Ordering::Release);
-        self.progress.set_joins(false);
+        self.progress.set_copied_while_streaming(false);
         self.progress.set_state(TableState::Streaming, None, "");
         Ok(())
     }

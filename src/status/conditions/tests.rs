@@ -80,7 +80,7 @@ fn snapshotting() {
 fn a_table_that_is_added_leaves_the_mirror_ready() {
     let tables = [("a", TableState::Streaming), ("b", TableState::Snapshotting), ("c", TableState::Failed)];
     let mut report = report(MirrorPhase::Snapshotting, None, &tables[..2]);
-    report.tables[1].joins = true;
+    report.tables[1].copied_while_streaming = true;
     assert_eq!(
         summary(&report),
         [
@@ -95,7 +95,7 @@ fn a_table_that_is_added_leaves_the_mirror_ready() {
     );
     assert!(conditions(&report)[1].message.starts_with("public.b is being added while the others stream"));
     let mut failed = self::report(MirrorPhase::Snapshotting, None, &tables);
-    failed.tables[1].joins = true;
+    failed.tables[1].copied_while_streaming = true;
     assert_eq!(summary(&failed)[0], "Ready=True StreamingWithFailedTables");
     // Alone, nothing else streams.
     report.tables.remove(0);

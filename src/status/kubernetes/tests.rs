@@ -24,10 +24,10 @@ fn table(name: &str, state: TableState, reason: impl Into<Option<Reason>>, messa
         updated: 0,
         deleted: 0,
         truncated: 0,
-        reread: 0,
+        refetched: 0,
         out_of_range: Default::default(),
-        joins: false,
-        copies_anew: Default::default(),
+        copied_while_streaming: false,
+        resyncs: Default::default(),
         reason: reason.into(),
         message: message.into(),
         remedies: Vec::new(),
@@ -395,8 +395,8 @@ fn tables() -> impl Strategy<Value = Vec<TableReport>> {
     proptest::collection::vec(table, 0..14).prop_map(|tables| {
         let tables = tables.into_iter().enumerate();
         tables
-            .map(|(index, (state, failure, joins, rows_copied, rows_estimated))| TableReport {
-                joins,
+            .map(|(index, (state, failure, copied_while_streaming, rows_copied, rows_estimated))| TableReport {
+                copied_while_streaming,
                 rows_copied,
                 rows_estimated,
                 ..table_of(index, state, &failure)
@@ -452,7 +452,7 @@ proptest! {
                 _ => Kstatus::InProgress,
             };
             prop_assert_eq!(kstatus(&status, Some(generation), false), expected, "{:?}", report.phase);
-            let copied = |table: &TableReport| matches!(table.state, TableState::Streaming | TableState::Failed) || table.joins;
+            let copied = |table: &TableReport| matches!(table.state, TableState::Streaming | TableState::Failed) || table.copied_while_streaming;
             let ready = status.conditions.iter().any(|condition| condition.type_ == "Ready" && condition.status == "True");
             if works && streams && report.tables.iter().all(copied) && report.phase == MirrorPhase::Snapshotting {
                 let left = report.tables.iter().any(|table| table.state != TableState::Streaming && table.state != TableState::Failed);

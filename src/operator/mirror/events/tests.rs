@@ -37,19 +37,19 @@ fn an_automatic_copy_is_published_once_however_short() {
     users.set_state(TableState::Streaming, None, "");
     assert_eq!(new_events(&mut tracker, &progress), Vec::<String>::new());
 
-    users.set_state(TableState::Pending, Reason::CopiedAnew, "re-copied: a label was renamed");
-    users.set_copied_anew("re-copied: a label was renamed");
-    users.set_copied_anew("re-copied: a label was renamed");
+    users.set_state(TableState::Pending, Reason::TableResync, "re-copied: a label was renamed");
+    users.count_resync("re-copied: a label was renamed");
+    users.count_resync("re-copied: a label was renamed");
     users.set_state(TableState::Streaming, None, "");
-    let note = "CopiedAnew public.users: re-copied: a label was renamed";
+    let note = "TableResync public.users: re-copied: a label was renamed";
     assert_eq!(new_events(&mut tracker, &progress), [note]);
     assert_eq!(new_events(&mut tracker, &progress), Vec::<String>::new());
 
-    users.set_state(TableState::Pending, Reason::CopiedAnew, "");
-    users.set_copied_anew("a part of it is copied: a partition was attached");
+    users.set_state(TableState::Pending, Reason::TableResync, "");
+    users.count_resync("a part of it is copied: a partition was attached");
     assert_eq!(
         new_events(&mut tracker, &progress),
-        ["CopiedAnew public.users: a part of it is copied: a partition was attached"]
+        ["TableResync public.users: a part of it is copied: a partition was attached"]
     );
 }
 
@@ -57,9 +57,9 @@ fn an_automatic_copy_is_published_once_however_short() {
 fn an_operator_that_has_just_started_publishes_copies_in_progress() {
     let progress = progress();
     let users = progress.table(&TableId::new("public", "users"));
-    users.set_state(TableState::Pending, Reason::CopiedAnew, "");
-    users.set_copied_anew("why");
-    assert_eq!(new_events(&mut EventTracker::default(), &progress), ["CopiedAnew public.users: why"]);
+    users.set_state(TableState::Pending, Reason::TableResync, "");
+    users.count_resync("why");
+    assert_eq!(new_events(&mut EventTracker::default(), &progress), ["TableResync public.users: why"]);
     users.set_state(TableState::Streaming, None, "");
     assert_eq!(new_events(&mut EventTracker::default(), &progress), Vec::<String>::new());
 }
