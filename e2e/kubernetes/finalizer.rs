@@ -48,7 +48,7 @@ fn stays_while_the_peer_names_another_server() {
     let message = lab.until_stalled(&name, "SourceReplaced");
     assert_says(&message, &[&made_at, "Point the peer back", &at_source]);
     lab.begin_delete::<api::Mirror>(&name);
-    let words = ["SourceReplaced", &made_at, "nothing was dropped", "walferry.dev/abandon"];
+    let words = ["SourceReplaced", &made_at, "nothing was dropped", "walferry.dev/skip-cleanup"];
     lab.until_told(&name, "CleanupFailed", &words);
     assert!(lab.left_at_source().contains(&at_source));
 
@@ -160,42 +160,42 @@ fn while_the_source_is_down() {
     lab.sql("CREATE TABLE a (id int PRIMARY KEY); CREATE TABLE b (id int PRIMARY KEY)");
     let waits = another(&lab.mirror(&["a"]), "waits", &["a"]);
     lab.apply(&waits);
-    lab.apply_mirror(&another(&waits, "abandoned", &["b"]));
-    let [waits_at_source, abandoned_at_source] = ["waits", "abandoned"].map(|name| {
+    lab.apply_mirror(&another(&waits, "skipped", &["b"]));
+    let [waits_at_source, skipped_at_source] = ["waits", "skipped"].map(|name| {
         lab.until_ready(name);
         lab.name_at_source(name)
     });
     lab.restart_postgres(false, || {
         let address = cluster().address();
         let port = (address, lab.postgres_port);
-        for name in ["waits", "abandoned"] {
+        for name in ["waits", "skipped"] {
             lab.begin_delete::<api::Mirror>(name);
             // a second time is no other thing
             lab.begin_delete::<api::Mirror>(name);
         }
-        for name in ["waits", "abandoned"] {
+        for name in ["waits", "skipped"] {
             let (server, database) = (format!("{address}:{}", lab.postgres_port), &lab.database);
             let place = format!("at {server} in database {database}");
             let by_hand = "SELECT pg_drop_replication_slot(";
             let words =
-                ["source", "kubectl annotate mirror", name, "walferry.dev/abandon=true", &place, by_hand];
+                ["source", "kubectl annotate mirror", name, "walferry.dev/skip-cleanup=true", &place, by_hand];
             lab.until_told(name, "CleanupFailed", &words);
             lab.until(name, "the side that the fault lies on", |mirror| {
                 let source = condition(&mirror.status.as_ref()?.conditions, conditions::SOURCE_READY)?;
                 (source.status == "False" && source.reason == "SourceUnreachable").then_some(())
             });
         }
-        lab.annotate("abandoned", "walferry.dev/abandon", "true");
-        lab.until_gone("abandoned");
-        let note = lab.until_event("abandoned", "Abandoned");
-        let drop = format!("SELECT pg_drop_replication_slot('{abandoned_at_source}')");
+        lab.annotate("skipped", "walferry.dev/skip-cleanup", "true");
+        lab.until_gone("skipped");
+        let note = lab.until_event("skipped", "CleanupSkipped");
+        let drop = format!("SELECT pg_drop_replication_slot('{skipped_at_source}')");
         assert!(note.contains(&drop) && note.contains("stay"), "{note}");
         assert_tries_less_and_less(port);
     });
     lab.until_gone("waits");
     let note = lab.until_event("waits", "CleanedUp");
     assert!(note.contains(&format!("slot {waits_at_source} dropped")), "{note}");
-    assert_eq!(lab.left_at_source(), format!("{abandoned_at_source}\n{abandoned_at_source}\n"));
+    assert_eq!(lab.left_at_source(), format!("{skipped_at_source}\n{skipped_at_source}\n"));
     lab.leaves_nothing = false;
 }
 

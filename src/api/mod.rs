@@ -64,8 +64,11 @@ pub const RESERVED_KEYS: [&str; 2] = ["app.kubernetes.io/", "walferry.dev/"];
 /// The annotation that has a Mirror copy everything again when its value changes.
 pub const RESYNC: &str = "walferry.dev/resync";
 
-/// The annotation that lets go of a Mirror that is being deleted and can't clean up: `"true"`.
-pub const ABANDON: &str = "walferry.dev/abandon";
+/// The annotation that releases a Mirror that is being deleted and can't clean up: `"true"`.
+pub const SKIP_CLEANUP: &str = "walferry.dev/skip-cleanup";
+
+/// The former name of [`SKIP_CLEANUP`], which is honoured too: an object that has it is not to be stuck.
+pub const FORMER_SKIP_CLEANUP: &str = "walferry.dev/abandon";
 
 /// The CRDs, in the order in which to apply them.
 pub fn custom_resource_definitions() -> [CustomResourceDefinition; 2] {

@@ -1,7 +1,7 @@
 //! The meaning of conditions and annotations, for the reference in the docs; [`crate::fault::Reason`] has the
 //! reasons.
 
-use super::{ABANDON, RESYNC, conditions as types};
+use super::{RESYNC, SKIP_CLEANUP, conditions as types};
 
 /// Condition types and what they mean.
 pub const CONDITIONS: &[(&str, &str)] = &[
@@ -30,9 +30,9 @@ pub const ANNOTATIONS: &[(&str, &str)] = &[
          word are copied, and the slot stays: `walferry.dev/resync=\"$(date +%s) public.orders public.users\"`.",
     ),
     (
-        ABANDON,
+        SKIP_CLEANUP,
         "On a Mirror that is being deleted and can't clean up: `true` releases it. An event names what remains at the source and \
-         the destination. `kubectl annotate mirror NAME walferry.dev/abandon=true`",
+         the destination. `kubectl annotate mirror NAME walferry.dev/skip-cleanup=true`",
     ),
 ];
 

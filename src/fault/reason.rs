@@ -189,7 +189,7 @@ catalogue! {
             "Delete the Mirrors that the message names, for a ReplicationPeer.";
         CleanupFailed: Retry,
             "Slot, publication or state could not be removed yet; retried with growing pauses.",
-            "Make the databases reachable, or release the Mirror with the annotation `walferry.dev/abandon`.";
+            "Make the databases reachable, or release the Mirror with the annotation `walferry.dev/skip-cleanup`.";
     }
     Resources {
         SlotAtRisk: Nothing,
@@ -559,7 +559,7 @@ catalogue! {
         Retained: Nothing,
             "The Mirror is gone; slot, publication and state remain, as `deletionPolicy: Retain` asks.",
             "Drop the slot when it is no longer needed: it retains WAL.";
-        Abandoned: Nothing,
+        CleanupSkipped: Nothing,
             "The Mirror is gone without cleanup; the note names what remains.",
             "Remove what the note names.";
         SlotTakenOver: Nothing,

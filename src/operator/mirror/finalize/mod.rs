@@ -8,7 +8,7 @@ mod orphans;
 
 pub(super) use endpoints::Endpoints;
 
-use std::time::Duration;
+use std::{collections::BTreeMap, time::Duration};
 
 use k8s_openapi::{
     api::{apps::v1::Deployment, core::v1::Pod},
@@ -23,7 +23,7 @@ use tokio::time::timeout;
 
 use super::{owner::Owner, report::offline_report, status::publish};
 use crate::{
-    api::{ABANDON, DeletionPolicy, Mirror, MirrorStatus},
+    api::{DeletionPolicy, FORMER_SKIP_CLEANUP, Mirror, MirrorStatus, SKIP_CLEANUP},
     cleanup,
     fault::Reason,
     model::{MirrorFailure, MirrorIdentity, MirrorPhase},
@@ -62,7 +62,7 @@ impl Deletion<'_> {
         if !finalizer::is_set(self.mirror, labels::CLEANUP) {
             return Ok((Action::await_change(), true));
         }
-        if self.mirror.annotations().get(ABANDON).is_some_and(|value| value == "true") {
+        if skips_cleanup(self.mirror.annotations()) {
             self.replicator_has_terminated().await?;
             return self.remove_finalizer(&self.skipped_cleanup().await).await;
         }
@@ -152,7 +152,7 @@ impl Deletion<'_> {
         let MirrorIdentity { namespace, name, .. } = self.identity;
         let manual_cleanup = self.orphans().await.manual_cleanup();
         let message = format!(
-            "{reason}: {message}. Retrying; to delete the Mirror without cleaning up: kubectl annotate mirror {name} --namespace {namespace} {ABANDON}=true, \
+            "{reason}: {message}. Retrying; to delete the Mirror without cleaning up: kubectl annotate mirror {name} --namespace {namespace} {SKIP_CLEANUP}=true, \
              and then {manual_cleanup}"
         );
         MirrorFailure { reason, message, remedies }
@@ -165,7 +165,7 @@ impl Deletion<'_> {
             self.resources(),
             self.orphans().await.manual_cleanup()
         );
-        Event::warning(Reason::Abandoned, note)
+        Event::warning(Reason::CleanupSkipped, note)
     }
 
     async fn orphans(&self) -> Orphans {
@@ -185,6 +185,12 @@ impl Deletion<'_> {
         finalizer::remove(&api, self.mirror, labels::CLEANUP).await?;
         Ok((Action::await_change(), true))
     }
+}
+
+/// Whether the user has requested deletion without clean-up.
+fn skips_cleanup(annotations: &BTreeMap<String, String>) -> bool {
+    let requests = |name| annotations.get(name).is_some_and(|value| value == "true");
+    requests(SKIP_CLEANUP) || requests(FORMER_SKIP_CLEANUP)
 }
 
 /// The wait for this pod, if it is terminating.
@@ -208,6 +214,13 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+
+    #[test]
+    fn cleanup_is_skipped_by_both_names_of_the_annotation() {
+        let annotated = |name: &str, value: &str| skips_cleanup(&[(name.into(), value.into())].into());
+        assert!(annotated("walferry.dev/skip-cleanup", "true") && annotated("walferry.dev/abandon", "true"));
+        assert!(!annotated("walferry.dev/skip-cleanup", "false") && !annotated("walferry.dev/resync", "true"));
+    }
 
     #[test]
     fn a_pod_that_does_not_terminate_is_reported_with_its_node() {
