@@ -11,9 +11,9 @@ use crate::{
         SecretRef, TlsSpec,
     },
     model::{
-        BatchSettings, ClickHouseEndpoint, ClientIdentity, DeletionPolicy, MirrorIdentity, OutOfRange,
-        Password, PostgresEndpoint, ReplicatorConfig, SnapshotMode, SnapshotSettings, TableId, TableSpec,
-        TlsMode, TlsSettings,
+        BatchSettings, ClickHouseEndpoint, ClientIdentity, DeletionPolicy, MirrorIdentity, Operation,
+        Operations, OutOfRange, Password, PostgresEndpoint, ReplicatorConfig, SnapshotMode, SnapshotSettings,
+        TableId, TableSpec, TlsMode, TlsSettings,
     },
 };
 
@@ -289,13 +289,27 @@ pub fn replicator_config(
     })
 }
 
+/// All operations where none is listed.
+fn operations(listed: &[api::Operation]) -> Operations {
+    if listed.is_empty() {
+        return Operations::ALL;
+    }
+    let operation = |operation: &api::Operation| match operation {
+        api::Operation::Insert => Operation::Insert,
+        api::Operation::Update => Operation::Update,
+        api::Operation::Delete => Operation::Delete,
+        api::Operation::Truncate => Operation::Truncate,
+    };
+    listed.iter().map(operation).collect()
+}
+
 fn table_spec(table: &MirrorTable) -> TableSpec {
     let columns = table.columns.clone().unwrap_or_default();
     let engine = table.engine.clone().unwrap_or_default();
     TableSpec {
         id: TableId::new(&table.schema, &table.name),
         target: Some(target_name(table)),
-        insert_only: table.insert_only,
+        operations: operations(&table.operations),
         exclude: columns.exclude,
         rename: columns.rename.into_iter().collect(),
         types: columns.types.into_iter().collect(),

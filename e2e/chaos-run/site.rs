@@ -137,8 +137,8 @@ impl Site {
         let (source_network, target_network) = (Proxy::to(lab.postgres_port), Proxy::to(target_tls.port));
         let names: Vec<&str> = TABLES.iter().map(|table| table.name).collect();
         let mut mirror = lab.mirror(&names);
-        for (index, _) in TABLES.iter().enumerate().filter(|(_, table)| table.insert_only()) {
-            mirror.table(index)["insertOnly"] = json!(true);
+        for (index, _) in TABLES.iter().enumerate().filter(|(_, table)| table.append_only()) {
+            mirror.table(index)["operations"] = json!(["Insert", "Truncate"]);
         }
         let tls = json!({"mode": "VerifyFull", "caSecretRef": {"name": "authority", "key": "ca.crt"}});
         let source = &mut mirror.postgres["spec"]["postgres"];

@@ -62,7 +62,7 @@ impl Table {
     }
 
     /// Whether only its inserts and TRUNCATE are mirrored.
-    pub fn insert_only(&self) -> bool {
+    pub fn append_only(&self) -> bool {
         self.name == "inserts"
     }
 

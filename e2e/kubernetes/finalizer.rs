@@ -177,8 +177,14 @@ fn while_the_source_is_down() {
             let (server, database) = (format!("{address}:{}", lab.postgres_port), &lab.database);
             let place = format!("at {server} in database {database}");
             let by_hand = "SELECT pg_drop_replication_slot(";
-            let words =
-                ["source", "kubectl annotate mirror", name, "walferry.dev/skip-cleanup=true", &place, by_hand];
+            let words = [
+                "source",
+                "kubectl annotate mirror",
+                name,
+                "walferry.dev/skip-cleanup=true",
+                &place,
+                by_hand,
+            ];
             lab.until_told(name, "CleanupFailed", &words);
             lab.until(name, "the side that the fault lies on", |mirror| {
                 let source = condition(&mirror.status.as_ref()?.conditions, conditions::SOURCE_READY)?;

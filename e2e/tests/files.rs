@@ -88,8 +88,18 @@ fn wrong_files_say_document_field_and_what_is_allowed() {
     refused_change("  tables:", "  batch: {maxBytes: lots}\n  tables:", &["maxBytes"]);
     refused_change("  tables:", "  batch: {maxDelayMilliseconds: -1}\n  tables:", &["maxDelayMilliseconds"]);
     refused_change("  tables:", "  outOfRange: Round\n  tables:", &["Round", "Clamp", "Null", "Fail"]);
+    let fields = |extra: &str| format!("name: users, {extra}}}");
+    let operations = &["spec.tables[0].operations", "accepted are [Insert, Truncate]"];
+    refused_change("name: users}", &fields("operations: [Insert, Update]"), operations);
+    refused_change("name: users}", &fields("operations: []"), &["spec.tables[0].operations", "1 to 4"]);
+    let former = &["spec.tables[0].insertOnly", "operations: [Insert, Truncate]"];
+    refused_change("name: users}", &fields("insertOnly: true"), former);
     refused_change("  tables:", "  outOfRange: Nearest\n  tables:", &["spec.outOfRange", "Clamp"]);
-    refused_change("  tables:", "  snapshot: {mode: InitialOnly}\n  tables:", &["spec.snapshot.mode", "InitialOnly"]);
+    refused_change(
+        "  tables:",
+        "  snapshot: {mode: InitialOnly}\n  tables:",
+        &["spec.snapshot.mode", "InitialOnly"],
+    );
     refused_change("  tables:", "  schemas: [{name: public}]\n  tables:", &["schemas"]);
     refused_change("sourceRef: {name: source}", "sourceRef: {name: sauce}", &["sauce", "sourceRef"]);
     refused_change("sourceRef: {name: source}", "sourceRef: {name: target}", &["target", "postgres"]);

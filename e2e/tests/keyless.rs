@@ -299,7 +299,7 @@ fn inserts_alone() {
     let mut mirror = lab.mirror(&["log", "events", "other"]);
     lab.command("check", &mirror, &[]).exits(1).says(&["public.log", "replica identity"]);
     for table in 0..2 {
-        mirror.table(table)["insertOnly"] = json!(true);
+        mirror.table(table)["operations"] = json!(["Insert", "Truncate"]);
     }
     mirror.table(1)["engine"] = json!({"orderBy": ["n", "id"]});
     mirror.table(1)["where"] = json!("n < 9");

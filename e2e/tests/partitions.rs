@@ -403,7 +403,7 @@ fn partitions_below_a_mirrored_table(pg: Pg) {
         "take public.p_1 out",
     ]);
     let mut mirror = lab.mirror(&["p", "leaf", "deep", "parent", "child"]);
-    mirror.table(2)["insertOnly"] = json!(true);
+    mirror.table(2)["operations"] = json!(["Insert", "Truncate"]);
     let mut run = lab.streaming(&mirror);
     lab.sql("ALTER TABLE p ATTACH PARTITION leaf FOR VALUES FROM (200) TO (300); ALTER TABLE mid ATTACH PARTITION deep FOR VALUES FROM (100) TO (150); ALTER TABLE child INHERIT parent");
     lab.sql("INSERT INTO p VALUES (2, 202, 'x'), (3, 103, 'x'); UPDATE p SET v = 'y' WHERE at IN (101, 201); INSERT INTO parent VALUES (1, 'p'); INSERT INTO child VALUES (2, 'c'); UPDATE parent SET v = 'both'");

@@ -61,7 +61,8 @@ fn unchanged_values_of_every_kind() {
         compare(&lab);
         assert!(run.table("wide")["refetched"].as_u64().unwrap() >= 300, "{}", run.table("wide"));
         let (_, metrics) = run.http("/metrics").unwrap();
-        let counted = metrics.lines().find(|line| line.contains("refetched") && line.contains("table=\"wide\""));
+        let counted =
+            metrics.lines().find(|line| line.contains("refetched") && line.contains("table=\"wide\""));
         assert!(counted.is_some_and(|line| !line.ends_with(" 0")), "{metrics}");
     }
 }

@@ -84,7 +84,7 @@ fn where_only_inserts_are_mirrored() {
     let lab = Lab::new(Pg::V18);
     lab.sql("CREATE TABLE log (n smallint, r real, d numeric(8,2), v text NOT NULL, a int[]); INSERT INTO log VALUES (1, 0.1, 1.25, 'copied', '{1}')");
     let mut mirror = lab.mirror(&["log"]);
-    mirror.table(0)["insertOnly"] = json!(true);
+    mirror.table(0)["operations"] = json!(["Insert", "Truncate"]);
     lab.catch_up(&mirror);
     // While it is down, then while it streams.
     lab.sql("INSERT INTO log VALUES (2, 0.2, 2.25, 'down', '{2}'); DELETE FROM log WHERE n = 1; ALTER TABLE log ALTER n TYPE int, ALTER r TYPE float8, ALTER a TYPE bigint[]; INSERT INTO log VALUES (70000, 0.2, 3.25, 'down', '{8000000000}')");

@@ -7,6 +7,14 @@
 const VALUES: &[(&str, &str, &str)] =
     &[("spec.outOfRange", "Nearest", "Clamp"), ("spec.snapshot.mode", "Only", "InitialOnly")];
 
+/// Fields that the schema has only so that an API server does not drop them unseen; rules refuse them and name the successor.
+const FIELDS: &[&str] = &["insertOnly"];
+
+/// Whether the field is only there to be refused.
+pub fn is_renamed_field(name: &str) -> bool {
+    FIELDS.contains(&name)
+}
+
 /// What to write instead of `value` in the setting at `path`, if the value has another name now.
 pub fn renamed_value(path: &str, value: &str) -> Option<String> {
     let (_, former, name) =

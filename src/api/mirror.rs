@@ -52,7 +52,7 @@ pub struct MirrorSpec {
     /// The ReplicationPeer, of kind clickhouse, that gets the rows. Can't be changed: another destination is another Mirror.
     #[x_kube(validation = Rule::new("self == oldSelf").message(message::DESTINATION_IS_FIXED))]
     pub destination_ref: PeerRef,
-    /// The tables to mirror, at least one. Each needs a primary key, another replica identity (FULL where nothing names a row), or insertOnly.
+    /// The tables to mirror, at least one. Each needs a primary key, another replica identity (FULL where nothing names a row), or `operations: [Insert, Truncate]`.
     #[schemars(length(min = 1, max = 2000))]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["schema".into(), "name".into()]))]
     pub tables: Vec<MirrorTable>,
@@ -94,18 +94,40 @@ pub struct MirrorTable {
     /// Which columns are mirrored, under which names and types; all of them as they are when left out.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub columns: Option<ColumnsSpec>,
-    /// Mirrors inserts (and TRUNCATE) alone, for a table such as a log: it needs no replica identity, and rows that are updated or deleted at
-    /// the source stay as they were inserted.
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    pub insert_only: bool,
+    /// The operations that are mirrored; all when left out. [Insert, Truncate] makes an append-only table, such as a log: it needs no
+    /// replica identity, and rows that are updated or deleted at the source stay as they were inserted. Other selections are refused.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(min = 1, max = 4))]
+    #[x_kube(merge_strategy = ListMerge::Set)]
+    #[x_kube(validation = Rule::new(
+        "size(self) == 4 || (size(self) == 2 && 'Insert' in self && 'Truncate' in self)"
+    ).message(message::OPERATIONS))]
+    pub operations: Vec<Operation>,
+    /// Renamed: refused, write `operations: [Insert, Truncate]`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[x_kube(validation = Rule::new("false").message(message::INSERT_ONLY))]
+    pub insert_only: Option<bool>,
     /// A PostgreSQL condition that a row must meet to be mirrored. It becomes the publication's row filter (PostgreSQL 15 or later), so it
-    /// may name only columns of the replica identity, unless the table is insertOnly.
+    /// may name only columns of the replica identity, unless the table is append-only (`operations`).
     #[serde(rename = "where", default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 4096))]
     pub row_filter: Option<String>,
     /// Engine settings of the target table when walferry creates it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub engine: Option<EngineSpec>,
+}
+
+/// An operation on rows of a table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[allow(
+    missing_docs,
+    reason = "documented at the field: documented variants make a schema that is not structural"
+)]
+pub enum Operation {
+    Insert,
+    Update,
+    Delete,
+    Truncate,
 }
 
 /// Where the rows of a table go.

@@ -25,10 +25,10 @@ mod replicator;
 mod rules;
 
 pub use byte_size::{MAX_BATCH_BYTES, MIN_BATCH_BYTES, batch_bytes};
-pub use former::renamed_value;
+pub use former::{is_renamed_field, renamed_value};
 pub use mirror::{
     BatchSpec, ColumnsSpec, DeletionPolicy, EngineSpec, FailedTable, LagStatus, Mirror, MirrorSpec,
-    MirrorStatus, MirrorTable, OutOfRange, SlotStatus, SnapshotMode, SnapshotSpec, SnapshotStatus,
+    MirrorStatus, MirrorTable, Operation, OutOfRange, SlotStatus, SnapshotMode, SnapshotSpec, SnapshotStatus,
     TableCounts, TargetSpec,
 };
 pub use names::{is_namespace, is_object_name, is_secret_key};

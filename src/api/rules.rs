@@ -8,8 +8,9 @@ use std::{
 };
 
 use super::{
-    ColumnsSpec, MirrorSpec, MirrorTable, PeerRef, RESERVED_KEYS, RESERVED_PREFIX, ReplicationPeerSpec,
-    ReplicatorResources, ReplicatorSpec, SecretKeyRef, SecretRef, TlsMode, TlsSpec, amount, batch_bytes,
+    ColumnsSpec, MirrorSpec, MirrorTable, Operation, PeerRef, RESERVED_KEYS, RESERVED_PREFIX,
+    ReplicationPeerSpec, ReplicatorResources, ReplicatorSpec, SecretKeyRef, SecretRef, TlsMode, TlsSpec,
+    amount, batch_bytes,
     expression::{Dialect, stays_inside},
     is_object_name, is_secret_key,
 };
@@ -30,6 +31,10 @@ pub(super) mod message {
         "clientCertificateSecretRef can't be used with mode Disable";
     pub(crate) const SOURCE_IS_FIXED: &str = "sourceRef can't be changed; make another Mirror";
     pub(crate) const DESTINATION_IS_FIXED: &str = "destinationRef can't be changed; make another Mirror";
+    pub(crate) const OPERATIONS: &str =
+        "accepted are [Insert, Truncate] and all of [Insert, Update, Delete, Truncate], which is the default";
+    pub(crate) const INSERT_ONLY: &str =
+        "insertOnly was renamed; write operations: [Insert, Truncate] in place of true, and leave false out";
     pub(crate) const RESERVED_TABLE: &str = "table names that begin with _walferry are walferry's own";
     pub(crate) const EXCLUDED_AND_RENAMED: &str = "a column in exclude can't be in rename too";
     pub(crate) const EXCLUDED_AND_TYPED: &str = "a column in exclude can't be in types too";
@@ -156,6 +161,12 @@ pub fn mirror_problems(spec: &MirrorSpec) -> Vec<Problem> {
 fn table_problems(table: &MirrorTable, path: &str, problems: &mut Vec<Problem>) {
     identifier(&table.schema, &format!("{path}.schema"), problems);
     identifier(&table.name, &format!("{path}.name"), problems);
+    if !is_supported(&table.operations) {
+        problems.push(Problem::new(format!("{path}.operations"), message::OPERATIONS));
+    }
+    if table.insert_only.is_some() {
+        problems.push(Problem::new(format!("{path}.insertOnly"), message::INSERT_ONLY));
+    }
     if let Some(filter) = &table.row_filter {
         no_nul(filter, &format!("{path}.where"), problems);
         if filter.trim().is_empty() {
@@ -197,6 +208,18 @@ fn table_problems(table: &MirrorTable, path: &str, problems: &mut Vec<Problem>) 
         for (name, value) in &engine.settings {
             no_nul(value, &format!("{path}.settings.{name}"), problems);
         }
+    }
+}
+
+/// Whether the set, which is empty where it was left out, is all operations or that of an append-only table.
+fn is_supported(operations: &[Operation]) -> bool {
+    let has = |operation| operations.contains(&operation);
+    let inserts = has(Operation::Insert) && has(Operation::Truncate);
+    match operations.len() {
+        0 => true,
+        2 => inserts,
+        4 => inserts && has(Operation::Update) && has(Operation::Delete),
+        _ => false,
     }
 }
 
@@ -337,6 +360,8 @@ mod tests {
             ),
             (message::SOURCE_IS_FIXED, None),
             (message::DESTINATION_IS_FIXED, None),
+            (message::OPERATIONS, Some(table(json!({"operations": ["Insert", "Update"]})))),
+            (message::INSERT_ONLY, Some(table(json!({"insertOnly": true})))),
             (message::RESERVED_TABLE, Some(table(json!({"target": {"table": "_walferry_state"}})))),
             (message::EXCLUDED_AND_RENAMED, columns(json!({"exclude": ["a"], "rename": {"a": "b"}}))),
             (message::EXCLUDED_AND_TYPED, columns(json!({"exclude": ["a"], "types": {"a": "JSON"}}))),
@@ -391,6 +416,33 @@ mod tests {
             let found = problems(&violation);
             assert_eq!(found.len(), 1, "{message}: {found:?}");
             assert_eq!(found[0].message, message);
+        }
+    }
+
+    #[test]
+    fn operations_are_those_of_today() {
+        let found = |listed: Value| {
+            let table = json!({"schema": "public", "name": "t", "operations": listed});
+            let mirror =
+                json!({"sourceRef": {"name": "a"}, "destinationRef": {"name": "b"}, "tables": [table]});
+            problems(&mirror).into_iter().map(|problem| problem.path).collect::<Vec<_>>()
+        };
+        for accepted in [
+            json!([]),
+            json!(["Insert", "Truncate"]),
+            json!(["Truncate", "Insert"]),
+            json!(["Delete", "Truncate", "Insert", "Update"]),
+        ] {
+            assert_eq!(found(accepted), Vec::<String>::new());
+        }
+        for refused in [
+            json!(["Insert"]),
+            json!(["Insert", "Delete"]),
+            json!(["Insert", "Update", "Truncate"]),
+            json!(["Insert", "Insert"]),
+            json!(["Insert", "Truncate", "Insert", "Truncate"]),
+        ] {
+            assert_eq!(found(refused), ["spec.tables[0].operations"]);
         }
     }
 

@@ -59,8 +59,11 @@ impl<'a> Wanted<'a> {
     }
 
     fn has(&self, id: &TableId) -> bool {
-        let insert_only = self.publish == Publish::Inserts;
-        self.config.tables.iter().any(|table| table.id == *id && table.insert_only == insert_only)
+        let append_only = self.publish == Publish::Inserts;
+        self.config
+            .tables
+            .iter()
+            .any(|table| table.id == *id && table.operations.is_append_only() == append_only)
     }
 }
 

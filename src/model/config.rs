@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
-use super::{MirrorFailure, Password, TableId};
+use super::{MirrorFailure, Operations, Password, TableId};
 use crate::fault::RemedyRenderer;
 
 /// How much of the server's certificate is checked (libpq's `sslmode`, without its silent fall-backs).
@@ -128,9 +128,9 @@ pub struct TableSpec {
     pub id: TableId,
     /// `target.table`; the source's name when `None`.
     pub target: Option<String>,
-    /// `insertOnly`
-    #[serde(default)]
-    pub insert_only: bool,
+    /// `operations`
+    #[serde(rename = "insert_only", default)]
+    pub operations: Operations,
     /// `columns.exclude`
     pub exclude: Vec<String>,
     /// `columns.rename`: source name and target name.
@@ -155,7 +155,7 @@ impl TableSpec {
         TableSpec {
             id,
             target: None,
-            insert_only: false,
+            operations: Operations::ALL,
             exclude: Vec::new(),
             rename: Vec::new(),
             types: Vec::new(),
@@ -222,9 +222,9 @@ pub enum DeletionPolicy {
 }
 
 impl ReplicatorConfig {
-    /// Whether only inserts are mirrored of any table, which takes the second publication.
-    pub fn has_insert_only(&self) -> bool {
-        self.tables.iter().any(|table| table.insert_only)
+    /// Whether any table is append-only, which takes the second publication.
+    pub fn has_append_only(&self) -> bool {
+        self.tables.iter().any(|table| table.operations.is_append_only())
     }
 }
 

@@ -5,6 +5,7 @@
 mod config;
 mod liveness;
 mod lsn;
+mod operations;
 mod place;
 mod progress;
 mod redacted;
@@ -22,6 +23,7 @@ pub use config::{
 };
 pub use liveness::{Liveness, Outside};
 pub use lsn::{Lsn, ParseLsnError};
+pub use operations::{Operation, Operations};
 pub use place::SlotPlace;
 pub use progress::{MirrorFailure, MirrorPhase, Progress, TableProgress, TableState};
 pub use redacted::Password;

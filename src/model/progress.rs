@@ -448,7 +448,8 @@ mod tests {
         let report = table_report(&TableId::new("public", "users"), &progress);
         let mut document = serde_json::to_value(&report).unwrap();
         let fields = document.as_object_mut().unwrap();
-        let names: Vec<_> = ["resyncs", "copiedWhileStreaming", "refetched"].map(|name| fields.remove(name)).into();
+        let names: Vec<_> =
+            ["resyncs", "copiedWhileStreaming", "refetched"].map(|name| fields.remove(name)).into();
         assert_eq!(
             serde_json::to_value(names).unwrap(),
             serde_json::json!([{"count": 1, "cause": "a label was renamed"}, true, 3])

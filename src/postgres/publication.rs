@@ -32,7 +32,7 @@ impl Publish {
     /// What a Mirror's publications send: the second one is there where only inserts are mirrored of some
     /// table.
     pub fn all(config: &ReplicatorConfig) -> impl Iterator<Item = Publish> + use<> {
-        [Publish::Everything].into_iter().chain(config.has_insert_only().then_some(Publish::Inserts))
+        [Publish::Everything].into_iter().chain(config.has_append_only().then_some(Publish::Inserts))
     }
 
     /// The name of a Mirror's publication that sends this.

@@ -289,7 +289,7 @@ impl<D: Destination> Surroundings<'_, D> {
         }
         if record.schema.kind == TableKind::AppendOnly {
             let detail = format!(
-                "{why}, and a table with insertOnly is not copied anew by itself: rows that the source no longer has would be lost"
+                "{why}, and an append-only table is not re-copied automatically: rows that the source no longer has would be lost"
             );
             return Err(schema_change::changed(&record.schema, &detail));
         }
@@ -378,7 +378,7 @@ mod tests {
 
     use super::*;
     use crate::{
-        model::{Column, SourceType, TableId, TableSpec},
+        model::{Column, Operations, SourceType, TableId, TableSpec},
         postgres::catalog::TypeFingerprint,
     };
 
@@ -448,7 +448,7 @@ mod tests {
     fn rows_of_which_only_inserts_count_stay_as_they_were() {
         let schema = TableSchema::new(TableId::new("public", "t"), Vec::new());
         let schema = TableSchema { kind: TableKind::AppendOnly, partitioned: true, ..schema };
-        let spec = TableSpec { insert_only: true, ..TableSpec::new(schema.id.clone()) };
+        let spec = TableSpec { operations: Operations::APPEND_ONLY, ..TableSpec::new(schema.id.clone()) };
         let mut record = TableRecord::new(spec, schema, TablePhase::Streaming);
         record.layout = Some(layout(&[(7, 70), (8, 80)], &[(1, 5)]));
         let gone = layout(&[(7, 70)], &[(1, 5)]);

@@ -362,8 +362,8 @@ impl Error {
             // insufficient_privilege: also what a read says that row-level security would cut short.
             Error::Source(source) if source.sqlstate() == Some("42501") => {
                 let message = format!(
-                    "it can't be read any more: {source}. Once it may be read, it is copied again, automatically; with insertOnly or \
-                     snapshot.mode: Never, a resync that names it does that"
+                    "it can't be read any more: {source}. Once it may be read, it is copied again, automatically; an append-only table, or one \
+                     with snapshot.mode: Never, by a resync that names it"
                 );
                 Error::table(table, Reason::SourcePrivilegeMissing, message)
                     .remedied([Remedy::act("grant what walferry check names")])

@@ -269,7 +269,7 @@ impl<D: Destination> Failover<'_, D> {
         let obstacle = if self.around.config.snapshot.mode == SnapshotMode::Never {
             "snapshot.mode is Never".to_owned()
         } else if record.schema.kind == TableKind::AppendOnly {
-            "a table with insertOnly is not copied anew by itself: rows that the source no longer has would be lost".to_owned()
+            "an append-only table is not re-copied automatically: rows that the source no longer has would be lost".to_owned()
         } else {
             match catalog::describe(self.around.session, &record.spec).await.map_err(Error::from) {
                 Ok(facts) => {

@@ -531,7 +531,8 @@ async fn publish(
     let published: BTreeSet<&TableId> = found.tables.iter().map(|table| &table.id).collect();
     let add: Vec<&TableSchema> =
         new.iter().map(|new| &new.schema).filter(|schema| !published.contains(&schema.id)).collect();
-    let wanted = config.tables.iter().filter(|table| table.insert_only == (what == Publish::Inserts));
+    let wanted =
+        config.tables.iter().filter(|table| table.operations.is_append_only() == (what == Publish::Inserts));
     let wanted: BTreeSet<&TableId> = wanted.map(|table| &table.id).collect();
     // What a publication of somebody else's, or of the primary's, sends too much is left out.
     let leaves = |id: &&TableId| found.may_alter && !wanted.contains(*id);
@@ -576,7 +577,7 @@ pub(super) fn check_publication(
     let problem = match (found, what) {
         (None, Publish::Everything) => "no longer exists at the source",
         (None, Publish::Inserts) => {
-            "does not exist at the source, or no longer, and insertOnly takes one that is as old as the slot"
+            "does not exist at the source, or no longer, and append-only tables need one that is as old as the slot"
         }
         (Some(found), _) if !found.owned_by_us => {
             "was not made by walferry for this mirror; drop or rename it first"

@@ -634,6 +634,7 @@ impl MirrorState {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::{Operations, TableKind};
 
     fn record(plan: u64, chunks: usize) -> TableRecord {
         let storage = TableId::new("public", "t");
@@ -741,6 +742,24 @@ mod tests {
         assert_eq!(table.snapshot_lsn, Lsn(0x10));
         assert_eq!(table.boundary.as_ref().map(|boundary| boundary.end), Some(Lsn(0x20)));
         assert_eq!(serde_json::to_value(&table).unwrap(), written);
+    }
+
+    #[test]
+    fn tables_without_a_key_are_recorded_as_before() {
+        for (kind, operations, former) in [
+            (TableKind::ChangeLog, Operations::ALL, serde_json::json!(["History", false])),
+            (TableKind::AppendOnly, Operations::APPEND_ONLY, serde_json::json!(["InsertOnly", true])),
+        ] {
+            let mut table = record(1, 0);
+            (table.schema.kind, table.spec.operations) = (kind, operations);
+            let recorded = serde_json::to_value(&table).unwrap();
+            assert_eq!(
+                serde_json::json!([recorded["schema"]["kind"], recorded["spec"]["insert_only"]]),
+                former
+            );
+            let rows = [StateRow { item: "table/public.t".into(), value: recorded.to_string() }];
+            assert_eq!(parse(&rows).unwrap().tables.into_values().next().unwrap(), table);
+        }
     }
 
     #[test]

@@ -176,7 +176,7 @@ impl<D: Destination> Watch<D> {
         session: &Session,
         end: &CancellationToken,
     ) -> Result<Option<SlotInfo>, Error> {
-        if self.config.has_insert_only() {
+        if self.config.has_append_only() {
             self.look_at(session, end, Publish::Inserts).await?;
         }
         self.look_at(session, end, Publish::Everything).await

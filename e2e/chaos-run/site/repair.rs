@@ -15,7 +15,7 @@ impl Site {
         let torn = self.torn_tables();
         let doubted = |name: &str, reason: &str| {
             reason == "SourceTimelineChanged"
-                && TABLES.iter().any(|table| table.name == name && table.insert_only())
+                && TABLES.iter().any(|table| table.name == name && table.append_only())
         };
         let mut names = torn.clone();
         for (name, reason) in failed {

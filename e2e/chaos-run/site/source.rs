@@ -18,7 +18,7 @@ impl Site {
     /// ahead of the standby if the slot did not wait for that; while tables are copied as well.
     pub(super) fn fail_over(&mut self) {
         // A copy of it that is ended so is not made anew by itself.
-        self.until_these_stream(Table::insert_only);
+        self.until_these_stream(Table::append_only);
         self.until_slot_synced();
         self.failovers += 1;
         match self.failovers % 3 {

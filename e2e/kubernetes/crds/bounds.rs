@@ -37,11 +37,14 @@ const NOT_BOUNDS: [&str; 11] = [
     "nullable",
 ];
 
+/// A field that a rule refuses whatever its value: it is there to name its successor.
+const RENAMED: &str = "spec.tables[].insertOnly";
+
 fn bounds(schema: &Value, top: &str) -> Vec<Bound> {
     let mut found = Vec::new();
     walk(schema, &Path::default(), &mut |path, schema| {
         let inside = path.to_string();
-        if !(inside == top || inside.starts_with(&format!("{top}."))) {
+        if inside == RENAMED || !(inside == top || inside.starts_with(&format!("{top}."))) {
             return;
         }
         for (keyword, value) in schema.as_object().unwrap() {
@@ -158,6 +161,7 @@ impl Bound {
                     let mut object = object.clone();
                     let list = self.path.of(&mut object).unwrap().as_array_mut().unwrap();
                     let item = list[0].clone();
+                    let added = list.len();
                     list.push(item.clone());
                     let keys = self.schema["x-kubernetes-list-map-keys"].as_array();
                     let same = keys.map(|keys| {
@@ -168,7 +172,7 @@ impl Bound {
                             .collect::<serde_json::Map<_, _>>()
                     });
                     let same = same.map_or(item.clone(), Value::Object);
-                    let field = format!("{}[1]", self.path.in_messages());
+                    let field = format!("{}[{added}]", self.path.in_messages());
                     vec![(object, format!("{field}: Duplicate value: {same}"))]
                 }
                 other => panic!("{}: no case for lists of type {other}", self.path),
@@ -228,6 +232,11 @@ impl Bound {
 
 /// Takes away what a rule forbids beside a value under test; the rules have tests of their own.
 fn settle(object: &mut Value) {
+    for table in object["spec"]["tables"].as_array_mut().into_iter().flatten() {
+        if let Some(operations) = table.get_mut("operations") {
+            *operations = every_operation();
+        }
+    }
     for kind in ["postgres", "clickhouse"] {
         let Some(peer) = object["spec"].get_mut(kind) else { continue };
         let mode = peer["tls"]["mode"].clone();
@@ -244,6 +253,10 @@ fn settle(object: &mut Value) {
     }
 }
 
+fn every_operation() -> Value {
+    json!(["Insert", "Update", "Delete", "Truncate"])
+}
+
 /// Objects that together have every field: a peer is one of two kinds.
 fn objects() -> Vec<Value> {
     let object = |kind: &str, without: &'static str| {
@@ -254,6 +267,8 @@ fn objects() -> Vec<Value> {
             ("spec.clickhouse.url", json!("https://ch.example:8443")),
             ("spec.postgres.tls.mode", json!("VerifyFull")),
             ("spec.clickhouse.tls.mode", json!("VerifyFull")),
+            ("spec.tables[].operations", every_operation()),
+            (RENAMED, Value::Null),
             ("spec.batch.maxBytes", json!("32Mi")),
             ("spec.replicator.resources.limits{}", json!("1Gi")),
             (without, Value::Null),

@@ -181,6 +181,24 @@ fn cases() -> Vec<Case> {
             mirror(json!({"batch": {"maxBytes": "1Gi"}})),
         ),
         of_mirror(
+            "spec.tables[].operations",
+            "spec.tables[1].operations: Invalid value: \"array\": accepted are [Insert, Truncate] and all of [Insert, Update, Delete, Truncate], which is the default",
+            table(json!({"operations": ["Insert", "Delete"]})),
+            table(json!({"operations": ["Truncate", "Insert"]})),
+        ),
+        of_mirror(
+            "spec.tables[].operations",
+            "spec.tables[1].operations: Invalid value: \"array\": accepted are [Insert, Truncate] and all of [Insert, Update, Delete, Truncate], which is the default",
+            table(json!({"operations": ["Insert", "Update", "Truncate"]})),
+            table(json!({"operations": ["Truncate", "Delete", "Update", "Insert"]})),
+        ),
+        of_mirror(
+            "spec.tables[].insertOnly",
+            "spec.tables[1].insertOnly: Invalid value: \"boolean\": insertOnly was renamed; write operations: [Insert, Truncate] in place of true, and leave false out",
+            table(json!({"insertOnly": true})),
+            table(json!({})),
+        ),
+        of_mirror(
             "spec.tables[].target.table",
             "spec.tables[1].target.table: Invalid value: \"string\": table names that begin with _walferry are walferry's own",
             table(json!({"target": {"table": "_walferry_state"}})),

@@ -18,7 +18,7 @@ use k8s_openapi::{
 use schemars::{JsonSchema, generate::SchemaSettings};
 use serde_json::{Map, Value};
 
-use crate::api::{Problem, custom_resource_definitions, renamed_value};
+use crate::api::{Problem, custom_resource_definitions, is_renamed_field, renamed_value};
 
 /// The schemas by kind.
 pub(super) type Schemas = HashMap<String, JSONSchemaProps>;
@@ -137,7 +137,8 @@ fn check_object(
             Some(schema) => check(schema, value, &join(name), problems),
             None => {
                 if let Some(properties) = &schema.properties {
-                    let known: Vec<&str> = properties.keys().map(String::as_str).collect();
+                    let known = properties.keys().map(String::as_str);
+                    let known: Vec<&str> = known.filter(|name| !is_renamed_field(name)).collect();
                     let message = format!("unknown field, expected one of {}", known.join(", "));
                     problems.push(Problem::new(join(name), message));
                 }

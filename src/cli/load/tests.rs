@@ -158,7 +158,7 @@ fn table_settings_arrive() {
 fn unknown_fields_are_named_with_what_is_allowed() {
     assert_eq!(
         wrong_mirror("name: users", "name: users, colums: {}"),
-        "mirror.yaml, document 1 (Mirror demo): spec.tables[0].colums: unknown field, expected one of columns, engine, insertOnly, name, schema, target, where"
+        "mirror.yaml, document 1 (Mirror demo): spec.tables[0].colums: unknown field, expected one of columns, engine, name, operations, schema, target, where"
     );
     assert!(
         wrong_mirror("{name: demo}", "{name: demo, lables: {}}")
@@ -195,11 +195,7 @@ fn wrong_types_ranges_and_enums() {
             "  snapshot: {mode: InitialOnly}\n  tables",
             "spec.snapshot.mode: InitialOnly was renamed; write InitialOnly",
         ),
-        (
-            "  tables",
-            "  outOfRange: Nearest\n  tables",
-            "spec.outOfRange: Nearest was renamed; write Clamp",
-        ),
+        ("  tables", "  outOfRange: Nearest\n  tables", "spec.outOfRange: Nearest was renamed; write Clamp"),
         (
             "  tables",
             "  snapshot: {parallelism: 0}\n  tables",

@@ -22,10 +22,7 @@ impl Table {
         };
         let mut value = column("v", source_type, nullable);
         value.type_override = type_override.map(str::to_owned);
-        Table {
-            columns: vec![column("id", SourceType::Int8, false), value],
-            out_of_range: OutOfRange::Clamp,
-        }
+        Table { columns: vec![column("id", SourceType::Int8, false), value], out_of_range: OutOfRange::Clamp }
     }
 
     fn when_out_of_range(self, out_of_range: OutOfRange) -> Table {

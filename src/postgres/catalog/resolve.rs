@@ -85,7 +85,7 @@ pub(super) fn resolve(spec: &TableSpec, table: &CatalogTable) -> Result<TableSch
 /// checks refuse it.
 fn kind(spec: &TableSpec, relation: &RelationFacts) -> TableKind {
     match relation.identity {
-        _ if spec.insert_only => TableKind::AppendOnly,
+        _ if spec.operations.is_append_only() => TableKind::AppendOnly,
         IdentityKind::Full if relation.key.is_empty() => TableKind::ChangeLog,
         _ => TableKind::Keyed,
     }
@@ -183,7 +183,7 @@ fn key(spec: &TableSpec, table: &CatalogTable, columns: &[Column]) -> Result<Vec
             )
         })
     };
-    let key = if spec.insert_only { &[] } else { table.relation.key.as_slice() };
+    let key = if spec.operations.is_append_only() { &[] } else { table.relation.key.as_slice() };
     key.iter().map(index_of).collect()
 }
 
@@ -209,7 +209,7 @@ fn order_by(
         }
         // Without any identity the table is refused for that, with better advice.
         if relation.identity != IdentityKind::Nothing
-            && !spec.insert_only
+            && !spec.operations.is_append_only()
             && !columns.get(index).is_some_and(|c| relation.identifies(&c.name))
         {
             let leave_out = Remedy::edit("spec.tables[].engine.orderBy", format!("take {target} out"));

@@ -395,11 +395,13 @@ fn tables() -> impl Strategy<Value = Vec<TableReport>> {
     proptest::collection::vec(table, 0..14).prop_map(|tables| {
         let tables = tables.into_iter().enumerate();
         tables
-            .map(|(index, (state, failure, copied_while_streaming, rows_copied, rows_estimated))| TableReport {
-                copied_while_streaming,
-                rows_copied,
-                rows_estimated,
-                ..table_of(index, state, &failure)
+            .map(|(index, (state, failure, copied_while_streaming, rows_copied, rows_estimated))| {
+                TableReport {
+                    copied_while_streaming,
+                    rows_copied,
+                    rows_estimated,
+                    ..table_of(index, state, &failure)
+                }
             })
             .collect()
     })
