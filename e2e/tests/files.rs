@@ -97,7 +97,7 @@ fn wrong_files_say_document_field_and_what_is_allowed() {
     refused_change("  tables:", "  outOfRange: Nearest\n  tables:", &["spec.outOfRange", "Clamp"]);
     refused_change(
         "  tables:",
-        "  snapshot: {mode: InitialOnly}\n  tables:",
+        "  snapshot: {mode: Only}\n  tables:",
         &["spec.snapshot.mode", "InitialOnly"],
     );
     refused_change("  tables:", "  schemas: [{name: public}]\n  tables:", &["schemas"]);

@@ -192,8 +192,8 @@ fn wrong_types_ranges_and_enums() {
         ),
         (
             "  tables",
-            "  snapshot: {mode: InitialOnly}\n  tables",
-            "spec.snapshot.mode: InitialOnly was renamed; write InitialOnly",
+            "  snapshot: {mode: Only}\n  tables",
+            "spec.snapshot.mode: Only was renamed; write InitialOnly",
         ),
         ("  tables", "  outOfRange: Nearest\n  tables", "spec.outOfRange: Nearest was renamed; write Clamp"),
         (

@@ -219,7 +219,9 @@ mod tests {
     fn cleanup_is_skipped_by_both_names_of_the_annotation() {
         let annotated = |name: &str, value: &str| skips_cleanup(&[(name.into(), value.into())].into());
         assert!(annotated("walferry.dev/skip-cleanup", "true") && annotated("walferry.dev/abandon", "true"));
-        assert!(!annotated("walferry.dev/skip-cleanup", "false") && !annotated("walferry.dev/resync", "true"));
+        assert!(
+            !annotated("walferry.dev/skip-cleanup", "false") && !annotated("walferry.dev/resync", "true")
+        );
     }
 
     #[test]
