@@ -54,7 +54,7 @@ fn every_state_has_its_health() {
     let states = [
         (in_phase(Provisioning, "", &[]), "Progressing", "Provisioning: "),
         (in_phase(Snapshotting, "", &[Pending, Flows]), "Progressing", "Snapshotting: 1 of 2 tables copied"),
-        (in_phase(Streaming, "", &[Flows]), "Healthy", "Streaming: changes of public.t0 flow"),
+        (in_phase(Streaming, "", &[Flows]), "Healthy", "Streaming: streaming changes for public.t0"),
         (in_phase(Retrying, "SourceUnreachable", &[Flows]), "Progressing", "SourceUnreachable: run"),
         (in_phase(Stalled, "SourceSlotLost", &[Flows]), "Degraded", "SourceSlotLost: run \"this\" and that"),
         (
