@@ -195,7 +195,7 @@ fn while_the_source_is_down() {
         lab.until_gone("skipped");
         let note = lab.until_event("skipped", "CleanupSkipped");
         let drop = format!("SELECT pg_drop_replication_slot('{skipped_at_source}')");
-        assert!(note.contains(&drop) && note.contains("stay"), "{note}");
+        assert!(note.contains(&drop) && note.contains("remain if they exist"), "{note}");
         assert_tries_less_and_less(port);
     });
     lab.until_gone("waits");
