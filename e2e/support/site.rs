@@ -30,7 +30,7 @@ impl Site {
 
     /// Runs what `check` prints for its failures, until it has none. Each round may bring others to light.
     #[track_caller]
-    pub fn mend(&self) {
+    pub fn fix(&self) {
         for round in 0.. {
             let outcome = walferry(&["check", "-f", self.file.to_str().unwrap()]);
             let (code, report) = (outcome.code, outcome.text());
@@ -38,7 +38,7 @@ impl Site {
                 break;
             }
             let all = printed(&report, "To fix:");
-            assert!(round < 5 && !all.is_empty(), "it is not mended:\n{report}");
+            assert!(round < 5 && !all.is_empty(), "it is not fixed:\n{report}");
             all.iter().for_each(|printed| self.run_printed(printed));
         }
     }
@@ -64,7 +64,7 @@ impl Site {
         Run::start(&self.file, &[])
     }
 
-    /// Writes the file anew, and starts.
+    /// Writes the file again, and starts.
     pub fn start_changed(&self) -> Run {
         std::fs::write(&self.file, self.mirror.to_yaml()).unwrap();
         self.start()

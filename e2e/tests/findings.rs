@@ -26,7 +26,7 @@ const WRITES: &str =
 const ROWS: &str = "INSERT INTO t SELECT i, i FROM generate_series(1, 2000) i";
 
 #[track_caller]
-fn is_mended(lab: &Lab, mirror: &Mirror, finding: &Finding) {
+fn is_fixed(lab: &Lab, mirror: &Mirror, finding: &Finding) {
     let place = |sql: &str| sql.replace("ROLE", &lab.database).replace("DB", &lab.database);
     lab.admin(&place(finding.source));
     if !finding.destination.is_empty() {
@@ -50,7 +50,7 @@ fn is_mended(lab: &Lab, mirror: &Mirror, finding: &Finding) {
             outcome.exits(0);
             break;
         }
-        assert!(round < 4, "it is not mended:\n{report}");
+        assert!(round < 4, "it is not fixed:\n{report}");
         statements.iter().for_each(|printed| printed.run(lab, &lab.postgres_server));
     }
     let mut run = lab.streaming(&mirror);
@@ -62,66 +62,59 @@ fn is_mended(lab: &Lab, mirror: &Mirror, finding: &Finding) {
 
 /// All of them, on one server after the other's database.
 #[track_caller]
-fn are_mended(findings: &[Finding]) {
+fn are_fixed(findings: &[Finding]) {
     for finding in findings {
         let lab = Lab::new(Pg::V18);
-        is_mended(&lab, &lab.mirror(&["t"]), finding);
+        is_fixed(&lab, &lab.mirror(&["t"]), finding);
     }
 }
 
 const NOTHING: fn() -> Value = || json!({});
 
+/// What most findings have.
+const FINDING: Finding = Finding { source: "", destination: "", entry: NOTHING, said: "", writes: WRITES };
+
 #[test]
 fn privileges_at_the_source() {
-    are_mended(&[
+    are_fixed(&[
         Finding {
             source: "CREATE TABLE t (id int PRIMARY KEY, n int); INSERT INTO t SELECT i, i FROM generate_series(1, 2000) i",
-            destination: "",
-            entry: NOTHING,
             said: "may not read it",
-            writes: WRITES,
+            ..FINDING
         },
         Finding {
             source: "CREATE TABLE t (id int PRIMARY KEY, n int); INSERT INTO t SELECT i, i FROM generate_series(1, 2000) i;
                 ALTER TABLE t OWNER TO ROLE; ALTER DATABASE DB OWNER TO postgres",
-            destination: "",
-            entry: NOTHING,
             said: "publication",
-            writes: WRITES,
+            ..FINDING
         },
         Finding {
             source: "CREATE TABLE t (id int PRIMARY KEY, n int); INSERT INTO t SELECT i, i FROM generate_series(1, 2000) i;
                 ALTER TABLE t OWNER TO ROLE; ALTER USER ROLE NOREPLICATION",
-            destination: "",
-            entry: NOTHING,
             said: "lacks the REPLICATION attribute",
-            writes: WRITES,
+            ..FINDING
         },
         Finding {
             source: "CREATE TABLE t (id int PRIMARY KEY, n int); INSERT INTO t SELECT i, i FROM generate_series(1, 2000) i;
                 ALTER TABLE t OWNER TO ROLE; ALTER TABLE t ENABLE ROW LEVEL SECURITY; ALTER TABLE t FORCE ROW LEVEL SECURITY;
                 CREATE POLICY even ON t USING (n % 2 = 0)",
-            destination: "",
-            entry: NOTHING,
             said: "row-level security",
-            writes: WRITES,
+            ..FINDING
         },
         // In a schema that is closed, some columns of it alone, and another role's publication.
         Finding {
             source: "CREATE SCHEMA closed; CREATE TABLE closed.t (id int PRIMARY KEY, n int, secret text DEFAULT 's');
                 INSERT INTO closed.t SELECT i, i FROM generate_series(1, 2000) i",
-            destination: "",
             entry: || json!({"schema": "closed", "columns": {"exclude": ["secret"]}}),
             said: "may not read it",
             writes: "INSERT INTO closed.t (id, n) VALUES ({n} + 10000, {n}); UPDATE closed.t SET n = n + 1 WHERE id = {n} % 2000",
+            ..FINDING
         },
         Finding {
             source: "CREATE TABLE t (id int PRIMARY KEY, n int); INSERT INTO t SELECT i, i FROM generate_series(1, 2000) i;
                 ALTER TABLE t OWNER TO ROLE; REVOKE CONNECT ON DATABASE DB FROM public, ROLE",
-            destination: "",
-            entry: NOTHING,
             said: "permission denied for database",
-            writes: WRITES,
+            ..FINDING
         },
     ]);
 }
@@ -184,105 +177,89 @@ fn publications() {
             made.replace("OURS", OURS).replace("PUBLICATION PUBLICATION", &format!("PUBLICATION {name}"));
         lab.admin(&TABLE.replace("ROLE", &lab.database));
         lab.admin(&publication.replace("COMMENT'", &format!("{comment}'")).replace("ROLE", &lab.database));
-        is_mended(&lab, &mirror, &Finding { source: "", destination: "", entry, said, writes: WRITES });
+        is_fixed(&lab, &mirror, &Finding { source: "", destination: "", entry, said, writes: WRITES });
     }
 }
 
 #[test]
 fn replica_identities() {
-    are_mended(&[
+    are_fixed(&[
         Finding {
             source: "CREATE TABLE t (id int PRIMARY KEY, n int); INSERT INTO t SELECT i, i FROM generate_series(1, 2000) i;
                 CREATE UNIQUE INDEX t_by_both ON t (n, id); ALTER TABLE t OWNER TO ROLE",
-            destination: "",
             entry: || json!({"engine": {"orderBy": ["n", "id"]}}),
             said: "order",
-            writes: WRITES,
+            ..FINDING
         },
         Finding {
             source: "CREATE TABLE t (id int, n int NOT NULL); INSERT INTO t SELECT i, i FROM generate_series(1, 2000) i;
                 ALTER TABLE t ALTER id SET NOT NULL; CREATE UNIQUE INDEX t_by_id ON t (id); ALTER TABLE t OWNER TO ROLE",
-            destination: "",
-            entry: NOTHING,
             said: "replica identity",
-            writes: WRITES,
+            ..FINDING
         },
         Finding {
             source: "CREATE TABLE t (id int PRIMARY KEY, n int); INSERT INTO t SELECT i, i FROM generate_series(1, 2000) i;
                 ALTER TABLE t REPLICA IDENTITY NOTHING; ALTER TABLE t OWNER TO ROLE",
-            destination: "",
-            entry: NOTHING,
             said: "replica identity",
-            writes: WRITES,
+            ..FINDING
         },
         Finding {
             source: "CREATE TABLE t (id int PRIMARY KEY, n int); INSERT INTO t SELECT i, i FROM generate_series(1, 2000) i;
                 ALTER TABLE t OWNER TO ROLE",
-            destination: "",
             entry: || json!({"where": "n > 7"}),
             said: "not in the replica identity",
-            writes: WRITES,
+            ..FINDING
         },
         Finding {
             source: "CREATE TABLE t (id int, n int); INSERT INTO t SELECT i, i FROM generate_series(1, 2000) i;
                 ALTER TABLE t OWNER TO ROLE",
-            destination: "",
-            entry: NOTHING,
             said: "replica identity",
-            writes: WRITES,
+            ..FINDING
         },
         Finding {
             source: "CREATE TABLE t (id int PRIMARY KEY, n int NOT NULL); INSERT INTO t SELECT i, i FROM generate_series(1, 2000) i;
                 ALTER TABLE t OWNER TO ROLE",
-            destination: "",
             entry: || json!({"engine": {"orderBy": ["n", "id"]}}),
             said: "order",
-            writes: WRITES,
+            ..FINDING
         },
         Finding {
             source: "CREATE TABLE t (id int PRIMARY KEY, n int) PARTITION BY RANGE (id);
                 CREATE TABLE t_1 PARTITION OF t FOR VALUES FROM (0) TO (5000); CREATE TABLE t_2 PARTITION OF t DEFAULT;
                 INSERT INTO t SELECT i, i FROM generate_series(1, 2000) i; ALTER TABLE t_1 REPLICA IDENTITY NOTHING; ALTER TABLE t_2 REPLICA IDENTITY NOTHING;
                 ALTER TABLE t OWNER TO ROLE; ALTER TABLE t_1 OWNER TO ROLE; ALTER TABLE t_2 OWNER TO ROLE",
-            destination: "",
-            entry: NOTHING,
             said: "replica identity",
-            writes: WRITES,
+            ..FINDING
         },
         Finding {
             source: "CREATE TABLE t (id int, n int) PARTITION BY RANGE (id);
                 CREATE TABLE t_1 PARTITION OF t FOR VALUES FROM (0) TO (5000); CREATE TABLE t_2 PARTITION OF t DEFAULT;
                 INSERT INTO t SELECT i, i FROM generate_series(1, 2000) i;
                 ALTER TABLE t OWNER TO ROLE; ALTER TABLE t_1 OWNER TO ROLE; ALTER TABLE t_2 OWNER TO ROLE",
-            destination: "",
-            entry: NOTHING,
             said: "replica identity",
-            writes: WRITES,
+            ..FINDING
         },
         // Whole old rows are no way out where they would have generated columns.
         Finding {
             source: "CREATE TABLE t (id int PRIMARY KEY DEFERRABLE, n int, twice int GENERATED ALWAYS AS (n * 2) STORED);
                 INSERT INTO t SELECT i, i FROM generate_series(1, 2000) i; ALTER TABLE t OWNER TO ROLE",
-            destination: "",
-            entry: NOTHING,
             said: "deferrable",
-            writes: WRITES,
+            ..FINDING
         },
         Finding {
             source: "CREATE TABLE t (id int PRIMARY KEY DEFERRABLE, n int); INSERT INTO t SELECT i, i FROM generate_series(1, 2000) i;
                 ALTER TABLE t OWNER TO ROLE",
-            destination: "",
-            entry: NOTHING,
             said: "deferrable",
             // It relies on the key being deferrable.
             writes: "BEGIN; SET CONSTRAINTS ALL DEFERRED; UPDATE t SET id = 3 - id WHERE id IN (1, 2); COMMIT",
+            ..FINDING
         },
     ]);
 }
 
 #[test]
 fn tables_that_are_not_logged() {
-    are_mended(&[Finding {
+    are_fixed(&[Finding {
         source: "CREATE UNLOGGED TABLE t (id int PRIMARY KEY, n int); INSERT INTO t SELECT i, i FROM generate_series(1, 2000) i;
             ALTER TABLE t OWNER TO ROLE",
         destination: "",
@@ -296,29 +273,26 @@ fn tables_that_are_not_logged() {
 fn targets_in_the_way() {
     const SOURCE: &str = "CREATE TABLE t (id int PRIMARY KEY, n int); INSERT INTO t SELECT i, i FROM generate_series(1, 2000) i;
         ALTER TABLE t OWNER TO ROLE";
-    are_mended(&[
+    are_fixed(&[
         Finding {
             source: SOURCE,
             destination: "CREATE TABLE t (id Int32, n Nullable(Int32), _walferry_version UInt64, _walferry_deleted UInt8)
                 ENGINE = ReplacingMergeTree(_walferry_version, _walferry_deleted) ORDER BY id;
                 INSERT INTO t VALUES (77, 1, 1, 0)",
-            entry: NOTHING,
             said: "rows",
-            writes: WRITES,
+            ..FINDING
         },
         Finding {
             source: SOURCE,
             destination: "CREATE TABLE t (id Int32, n Nullable(Int32)) ENGINE = MergeTree ORDER BY id",
-            entry: NOTHING,
             said: "engine",
-            writes: WRITES,
+            ..FINDING
         },
         Finding {
             source: SOURCE,
             destination: "DROP DATABASE DB",
-            entry: NOTHING,
             said: "does not exist",
-            writes: WRITES,
+            ..FINDING
         },
     ]);
 }

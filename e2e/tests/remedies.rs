@@ -42,7 +42,7 @@ fn heals(case: &Case) {
 #[track_caller]
 fn heals_in(lab: Lab, case: &Case) {
     lab.sql(case.create);
-    // Another one streams all the while, so that the Mirror goes on.
+    // Another one streams all the while, so that the Mirror continues.
     lab.sql("CREATE TABLE stays (id int PRIMARY KEY)");
     let mirror = lab.mirror(&["t", "stays"]);
     let site = Site::new(lab, mirror);
@@ -434,7 +434,7 @@ fn the_primary_of_a_standby_is_changed() {
         let report = check().text();
         !report.contains("hot_standby_feedback") && !report.contains("no limit")
     });
-    site.mend();
+    site.fix();
 
     // The publication is there, and is made unfit in each way.
     let publication = site.lab.source_value("SELECT pubname FROM pg_publication");
@@ -444,7 +444,7 @@ fn the_primary_of_a_standby_is_changed() {
     ));
     site.until_known();
     check().exits(1);
-    site.mend();
+    site.fix();
 
     let mut run = site.start();
     slot_made(&site.lab, &mut run);
@@ -475,7 +475,7 @@ fn the_owner_changes_the_publication() {
     mirror.secrets[0].1 = json!({"username": role, "password": "least-test"});
     let mut site = Site::new(lab, mirror);
     let writer = Writer::start(site.lab.connect(), |n| WRITES.replace("{n}", &n.to_string()));
-    site.mend();
+    site.fix();
     let mut run = site.start();
     run.until_streaming();
     run.stop();
