@@ -26,7 +26,7 @@ chaos *ARGS:
 
 # Large workloads in full size, for example: just large transaction
 large *ARGS:
-    ./e2e/large {{ ARGS }}
+    ./e2e/tools/large {{ ARGS }}
 
 # Fuzz one decoder for SECONDS; takes cargo-fuzz and a nightly toolchain
 fuzz TARGET SECONDS="600":
@@ -59,7 +59,7 @@ fmt:
 
 # Regenerate crds/, the chart's copy of it and docs/api.md from the code
 generate:
-    ./e2e/generate
+    ./e2e/tools/generate
 
 # Figures against baselines of the same run, for example: just bench stream --rounds 5
 bench *ARGS:
@@ -67,7 +67,7 @@ bench *ARGS:
 
 # The image as an OCI archive, without a Docker engine; takes root
 image:
-    ./e2e/image
+    ./e2e/tools/image
 
 # Set VERSION everywhere, close the changelog's section, commit and tag. RELEASING.md says what comes before and after
 release VERSION:

@@ -8,14 +8,14 @@ fn committed_definitions_are_up_to_date() {
         std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/crds/walferry.dev.yaml")).unwrap();
     assert!(
         committed == walferry::cli::crds::yaml().unwrap(),
-        "crds/walferry.dev.yaml is stale; run ./e2e/generate"
+        "crds/walferry.dev.yaml is stale; run ./e2e/tools/generate"
     );
 }
 
 #[test]
 fn committed_reference_is_fresh() {
     let committed = include_str!("../docs/api.md");
-    assert!(committed == walferry::cli::crds::markdown(), "docs/api.md is stale; run ./e2e/generate");
+    assert!(committed == walferry::cli::crds::markdown(), "docs/api.md is stale; run ./e2e/tools/generate");
 }
 
 /// What the API server refuses or what `kubectl explain` would leave unexplained.

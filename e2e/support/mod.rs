@@ -1,33 +1,33 @@
 //! What every test needs: servers, a pair of fresh databases, the program, and a way to compare both sides.
 
-mod authority;
 mod clickhouse;
+mod edited_mirror;
 mod gateway;
 mod http;
-mod impostor;
-mod keeper;
-mod lab;
+mod malicious_server;
 mod printed;
 mod proxy;
+mod script_process;
 mod servers;
-mod site;
 mod standby;
+mod test_ca;
+mod test_env;
 mod wait;
 mod walferry;
 mod writer;
 
-pub use authority::{Authority, Identity};
 pub use clickhouse::ClickHouse;
+pub use edited_mirror::EditedMirror;
 pub use gateway::Gateway;
 pub use http::get;
-pub use impostor::{Attack, Impostor};
-pub use keeper::Keeper;
-pub use lab::{Lab, Mirror};
+pub use malicious_server::{Attack, MaliciousServer};
 pub use printed::{Printed, printed};
 pub use proxy::{Direction, Proxy, TlsProxy};
+pub use script_process::ScriptProcess;
 pub use servers::Server;
-pub use site::Site;
 pub use standby::Standby;
+pub use test_ca::{Identity, TestCa};
+pub use test_env::{Mirror, TestEnv};
 pub use wait::{DEADLINE, eventually, until};
 pub use walferry::{Outcome, Run, advice, parse_lsn, told, walferry, walferry_with_input};
 pub use writer::Writer;

@@ -5,7 +5,7 @@ use std::{
     process::{Command, Stdio},
 };
 
-use super::{Lab, Server};
+use super::{Server, TestEnv};
 
 /// Statements for one place, in their order.
 #[derive(Debug)]
@@ -29,14 +29,14 @@ impl Printed {
 
     /// Runs them: at the destination, or by psql at `server`, with the privileges of the role that they name, else as a superuser.
     #[track_caller]
-    pub fn run(&self, lab: &Lab, server: &Server) {
+    pub fn run(&self, env: &TestEnv, server: &Server) {
         if !self.at_source {
             for statement in self.sql.split_inclusive(";\n") {
-                lab.clickhouse.query("default", statement.trim_end().trim_end_matches(';'));
+                env.clickhouse.query("default", statement.trim_end().trim_end_matches(';'));
             }
             return;
         }
-        psql(lab, server, self.role(), &self.sql);
+        psql(env, server, self.role(), &self.sql);
     }
 
     /// The role that a comment names; `None` where it speaks of one in other words, or of none.
@@ -50,13 +50,13 @@ impl Printed {
     }
 }
 
-/// Feeds psql with statements for the lab's database, as a superuser or with the privileges of `role` alone.
+/// Feeds psql with statements for the test's database, as a superuser or with the privileges of `role` alone.
 #[track_caller]
-fn psql(lab: &Lab, server: &Server, role: Option<&str>, sql: &str) {
+fn psql(env: &TestEnv, server: &Server, role: Option<&str>, sql: &str) {
     let role = role.map_or_else(String::new, |role| format!("SET ROLE \"{role}\";\n"));
     let mut child = Command::new("psql")
         .args(["-XAtq", "-v", "ON_ERROR_STOP=1", "-h", "127.0.0.1", "-U", "postgres", "-p"])
-        .args([&server.port.to_string(), "-d", &lab.database])
+        .args([&server.port.to_string(), "-d", &env.database])
         .env("PGPASSWORD", "postgres-test")
         .stdin(Stdio::piped())
         .stdout(Stdio::null())

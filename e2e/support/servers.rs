@@ -1,4 +1,4 @@
-//! Servers kept by `e2e/servers hold`.
+//! Servers kept by `e2e/tools/servers hold`.
 
 use std::{
     path::{Path, PathBuf},
@@ -6,23 +6,23 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
 };
 
-use super::{ClickHouse, Keeper, Pg};
+use super::{ClickHouse, Pg, ScriptProcess};
 
 /// A running server of our own.
 #[derive(Debug)]
 pub struct Server {
-    keeper: Mutex<Keeper>,
+    script_process: Mutex<ScriptProcess>,
     pub port: u16,
     /// Where its files are.
     pub folder: PathBuf,
 }
 
 impl Server {
-    /// Starts `e2e/servers hold` with these arguments.
+    /// Starts `e2e/tools/servers hold` with these arguments.
     pub fn start(arguments: &[&str]) -> Server {
-        let mut keeper = Keeper::start("servers", arguments);
-        let (port, folder) = ready(&keeper.answer());
-        Server { keeper: Mutex::new(keeper), port, folder }
+        let mut script_process = ScriptProcess::start("servers", arguments);
+        let (port, folder) = ready(&script_process.answer());
+        Server { script_process: Mutex::new(script_process), port, folder }
     }
 
     /// A PostgreSQL of our own. Durability against a power cut is not what these tests are about.
@@ -63,17 +63,17 @@ impl Server {
 
     /// Stops the server in an orderly way.
     pub fn stop(&self) {
-        assert_eq!(self.keeper().order("stop"), "stopped");
+        assert_eq!(self.script_process().order("stop"), "stopped");
     }
 
     /// Kills the server.
     pub fn kill(&self) {
-        assert_eq!(self.keeper().order("kill"), "stopped");
+        assert_eq!(self.script_process().order("kill"), "stopped");
     }
 
     /// Starts it again, on the same port and files.
     pub fn start_again(&self) {
-        assert_eq!(ready(&self.keeper().order("start")).0, self.port);
+        assert_eq!(ready(&self.script_process().order("start")).0, self.port);
     }
 
     /// Copies the files of a server that is down: what a snapshot of its disk has.
@@ -99,8 +99,8 @@ impl Server {
         std::fs::read_to_string(self.folder.join("pid")).unwrap().trim().parse().unwrap()
     }
 
-    fn keeper(&self) -> MutexGuard<'_, Keeper> {
-        self.keeper.lock().unwrap_or_else(PoisonError::into_inner)
+    fn script_process(&self) -> MutexGuard<'_, ScriptProcess> {
+        self.script_process.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -9,7 +9,7 @@ use super::{Pg, Server, eventually, parse_lsn};
 /// A PostgreSQL 18 that replays another server's log through a physical slot of its own, until it is promoted.
 #[derive(Debug)]
 pub struct Standby {
-    /// The server, which a `Lab` can use once it is the primary.
+    /// The server, which a `TestEnv` can use once it is the primary.
     pub server: Arc<Server>,
     /// Its physical slot at the primary.
     pub slot: String,
@@ -32,7 +32,7 @@ impl Standby {
         Standby::start(primary, slot, &settings)
     }
 
-    /// A standby with these options of `e2e/servers`, such as those that the primary has.
+    /// A standby with these options of `e2e/tools/servers`, such as those that the primary has.
     pub fn start(primary: &Server, slot: &str, options: &[&str]) -> Standby {
         let folder = primary.folder.to_str().unwrap();
         let standby = ["--standby-of", folder, "--slot", slot];
@@ -134,7 +134,7 @@ impl Standby {
     }
 }
 
-/// A superuser's connection to the server itself, whatever the lab's port says.
+/// A superuser's connection to the server itself, whatever the test's port says.
 fn admin(server: &Server) -> Client {
     let login =
         format!("host=127.0.0.1 port={} user=postgres password=postgres-test dbname=postgres", server.port);

@@ -57,7 +57,7 @@ fn pod(objects: &Objects) -> (&Value, Vec<&str>) {
 fn definitions_are_up_to_date() {
     assert!(
         read("charts/walferry/files/crds.yaml") == walferry::cli::crds::yaml().unwrap(),
-        "charts/walferry/files/crds.yaml is stale; run: ./e2e/generate"
+        "charts/walferry/files/crds.yaml is stale; run: ./e2e/tools/generate"
     );
 }
 

@@ -36,7 +36,7 @@ pub fn run(program: &str, arguments: &[&str], input: &str) -> Output {
     let mut child = child.unwrap_or_else(|error| match error.kind() {
         ErrorKind::NotFound => panic!(
             "{program} is missing. `./e2e/test` brings it; for a plain `cargo test`, run\n  \
-             ./e2e/cluster install && PATH=$PATH:$(./e2e/cluster tools)"
+             ./e2e/tools/cluster install && PATH=$PATH:$(./e2e/tools/cluster tools)"
         ),
         _ => panic!("{program}: {error}"),
     });
@@ -110,7 +110,7 @@ pub fn kustomized(folder: &str) -> String {
 
 /// Holds the manifests against the schemas of Kubernetes: no unknown field, no wrong type.
 pub fn conforms(manifests: &str) {
-    let schemas = output("bash", &["e2e/cluster", "schemas"], "");
+    let schemas = output("bash", &["e2e/tools/cluster", "schemas"], "");
     // Those of walferry.dev are judged by `walferry` itself, and monitors aren't Kubernetes' own.
     let skipped = "ServiceMonitor,PodMonitor,ReplicationPeer,Mirror";
     let arguments = ["-strict", "-summary", "-skip", skipped, "-schema-location", schemas.trim()];

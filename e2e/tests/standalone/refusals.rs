@@ -1,0 +1,435 @@
+//! What ClickHouse, or something in its place, refuses: whose fault it becomes, how soon, and what is shown of it.
+
+use std::{
+    io::{Read, Write},
+    net::TcpListener,
+    sync::Arc,
+    thread,
+    time::{Duration, Instant},
+};
+
+use serde_json::json;
+
+use crate::support::{Gateway, Pg, Server, TestEnv, Writer, eventually};
+
+/// A release with codes that nobody has judged yet fails here.
+#[test]
+fn every_code_of_this_server_is_listed() {
+    let server = Server::shared_clickhouse();
+    let all = server.as_clickhouse().query(
+        "default",
+        "SELECT number, errorCodeToName(number) FROM numbers(1, 2000) WHERE errorCodeToName(number) != '' ORDER BY number",
+    );
+    let listed: String = include_str!("../../../src/clickhouse/policy/codes.tsv")
+        .lines()
+        .map(|line| format!("{}\n", line.rsplit_once('\t').unwrap().0))
+        .collect();
+    assert_eq!(all, listed);
+}
+
+/// A refusal that no list explains, of one table's inserts: it may pass, so it is repeated; as it doesn't, that table fails.
+#[test]
+fn a_table_whose_inserts_are_refused_for_minutes_stops_alone() {
+    let env = TestEnv::new(Pg::V18);
+    env.sql("CREATE TABLE a (id int PRIMARY KEY, v text); CREATE TABLE b (id int PRIMARY KEY)");
+    let mut run = env.streaming(&env.mirror(&["a", "b"]));
+    env.target(
+        "CREATE MATERIALIZED VIEW a_view ENGINE = MergeTree ORDER BY tuple() AS
+        SELECT throwIf(v = 'geheim', 'words', toInt32(123456)) AS x FROM a SETTINGS allow_custom_error_code_in_throwif = 1",
+    );
+    env.sql("INSERT INTO a VALUES (1, 'geheim'); INSERT INTO b VALUES (1)");
+    let began = Instant::now();
+    run.eventually("the other table's row", || env.target_value("SELECT count() FROM b") == "1");
+    while run.table("a")["state"] != "Failed" {
+        assert!(began.elapsed() < Duration::from_secs(240), "{:#}", run.status());
+        thread::sleep(Duration::from_millis(100));
+    }
+    assert!(began.elapsed() > Duration::from_secs(60), "given up after {:?}", began.elapsed());
+    let table = run.table("a");
+    assert_eq!(table["reason"], "DestinationError");
+    let message = table["message"].as_str().unwrap();
+    assert!(message.contains("code 123456") && message.contains("a_view"), "{message}");
+    assert!(message.contains("times"), "{message}");
+    env.sql("INSERT INTO b VALUES (2)");
+    env.settle(&mut run);
+    assert_eq!(env.target_value("SELECT count() FROM b"), "2");
+    assert_eq!(run.table("b")["state"], "Streaming");
+    assert!(!format!("{:#}{}", run.status(), run.log()).contains("geheim"));
+}
+
+/// A privilege on one target that is taken away, or a database that a view on it writes to, is that table's fault: the others go on,
+/// also over a restart, and a resync of the table brings it back once it may be written again.
+#[test]
+fn a_target_that_may_not_be_written_any_more_stops_alone() {
+    let env = TestEnv::on(Server::shared_postgres(Pg::V18), Arc::new(Server::clickhouse(&[])));
+    env.sql("CREATE TABLE a (id int PRIMARY KEY); CREATE TABLE b (id int PRIMARY KEY); CREATE TABLE d (id int PRIMARY KEY); INSERT INTO a VALUES (1)");
+    let mut mirror = env.mirror(&["a", "b", "d"]);
+    let mut run = env.streaming(&mirror);
+    let other = format!("{}_other", env.database);
+    env.target(&format!("CREATE DATABASE {other}"));
+    env.target(&format!("CREATE TABLE {other}.t (id Int32) ENGINE = MergeTree ORDER BY id"));
+    env.target(&format!("CREATE MATERIALIZED VIEW d_view TO {other}.t AS SELECT id FROM d"));
+    env.target(&format!("RENAME DATABASE {other} TO {other}_2"));
+    env.revoke_at_target(&["REVOKE INSERT ON DB.a"]);
+    env.sql("INSERT INTO a VALUES (2); INSERT INTO b VALUES (1); INSERT INTO d VALUES (1)");
+    run.eventually("the other table's row", || env.target_value("SELECT count() FROM b") == "1");
+    let began = Instant::now();
+    while ["a", "d"].iter().any(|table| run.table(table)["state"] != "Failed") {
+        assert!(began.elapsed() < Duration::from_secs(150), "{:#}", run.status());
+        thread::sleep(Duration::from_millis(100));
+    }
+    let (a, d) = (run.table("a"), run.table("d"));
+    let message = a["message"].as_str().unwrap();
+    assert_eq!(a["reason"], "DestinationAccessDenied");
+    assert!(message.contains("INSERT"), "{message}");
+    assert!(run.advice("a").concat().contains("public.a"), "{:?}", run.advice("a"));
+    assert_ne!(d["reason"], "");
+    env.sql("INSERT INTO b VALUES (2)");
+    env.settle(&mut run);
+    run.stop();
+
+    // Neither a restart nor a table that joins is kept from it.
+    env.revoke_at_target(&["REVOKE INSERT ON DB.a", "REVOKE CREATE TABLE ON DB.c"]);
+    env.sql("CREATE TABLE c (id int PRIMARY KEY); INSERT INTO c VALUES (1); INSERT INTO b VALUES (3)");
+    mirror.mirror["spec"]["tables"].as_array_mut().unwrap().push(json!({"schema": "public", "name": "c"}));
+    env.command("check", &mirror, &[]).exits(1).says(&["lacks INSERT on", "lacks CREATE TABLE on"]);
+    let mut run = env.run(&mirror);
+    env.settle(&mut run);
+    assert_eq!(env.target_value("SELECT count() FROM b"), "3");
+    run.until_failed("c");
+    assert_eq!(run.table("c")["reason"], "DestinationAccessDenied");
+
+    // What the advice says.
+    env.target(&format!("RENAME DATABASE {other}_2 TO {other}"));
+    env.revoke_at_target(&[]);
+    run.until_status("the new table to join", |status| {
+        let mut tables = status["tables"].as_array()?.iter();
+        (tables.find(|table| table["name"] == "c")?["state"] == "Streaming").then_some(())
+    });
+    run.stop();
+    mirror.mirror["metadata"]["annotations"] = json!({"walferry.dev/resync": "1 public.a public.d"});
+    env.catch_up(&mirror);
+    for table in ["a", "b", "c", "d"] {
+        env.assert_table(table, "id", "id");
+    }
+    env.verify(&mirror);
+    env.target(&format!("DROP DATABASE {other}"));
+}
+
+/// A target that somebody made read-only, or gave a limit that it is beyond: the table says so while it is tried again, the others' rows
+/// arrive, and what doesn't pass is that table's own failure, so that the source may forget what the others have.
+#[test]
+fn a_target_that_takes_no_writes_stops_alone() {
+    let env = TestEnv::new(Pg::V18);
+    let tables = ["a", "b", "c"];
+    for table in tables {
+        env.sql(&format!("CREATE TABLE {table} (id int PRIMARY KEY); INSERT INTO {table} VALUES (0)"));
+    }
+    let mut mirror = env.mirror(&tables);
+    let mut run = env.streaming(&mirror);
+    env.target("ALTER TABLE a MODIFY SETTING table_readonly = 1");
+    env.target("ALTER TABLE c MODIFY SETTING max_parts_in_total = 1");
+    for table in tables {
+        env.sql(&format!("INSERT INTO {table} VALUES (1)"));
+    }
+    run.eventually("the other table's row", || env.target_value("SELECT count() FROM b") == "2");
+    for (table, reason, words) in
+        [("a", "DestinationReadOnly", "read"), ("c", "DestinationTooManyParts", "max_parts_in_total")]
+    {
+        let message = run.until_status("what is tried again to be told", |status| {
+            let mut tables = status["tables"].as_array()?.iter();
+            let found = tables.find(|found| found["name"] == table)?;
+            (found["reason"] == reason).then(|| found["message"].as_str().unwrap().to_owned())
+        });
+        assert!(message.contains(words) && !message.contains('…'), "{message}");
+        assert_eq!(run.table(table)["state"], "Streaming");
+    }
+    let (status, reason, _) = run.condition("Reconciling").unwrap();
+    assert!(status == "True" && reason.starts_with("Destination"), "{status} {reason}");
+
+    // One is mended in time.
+    env.target("ALTER TABLE c RESET SETTING max_parts_in_total");
+    run.eventually("its row", || env.target_value("SELECT count() FROM c") == "2");
+    run.until_status("it to be as it was", |status| {
+        let mut tables = status["tables"].as_array()?.iter();
+        tables.find(|found| found["name"] == "c")?["message"].as_str()?.is_empty().then_some(())
+    });
+
+    let began = Instant::now();
+    while run.table("a")["state"] != "Failed" {
+        assert!(began.elapsed() < Duration::from_secs(240), "{:#}", run.status());
+        thread::sleep(Duration::from_millis(100));
+    }
+    let message = run.table("a")["message"].as_str().unwrap().to_owned();
+    assert_eq!(run.table("a")["reason"], "DestinationReadOnly", "{message}");
+    assert!(message.contains("times") && !message.contains('…'), "{message}");
+    env.sql("INSERT INTO b VALUES (2); INSERT INTO a VALUES (2)");
+    env.settle(&mut run);
+
+    let advice = run.advice("a");
+    let choice = advice[0].split(", or ").next().unwrap();
+    env.target(choice.strip_prefix("run at the destination: ").unwrap());
+    assert!(advice[1].starts_with("copy public.a again"), "{advice:?}");
+    run.stop();
+    mirror.mirror["metadata"]["annotations"] = json!({"walferry.dev/resync": "1 public.a"});
+    env.catch_up(&mirror);
+    for table in tables {
+        env.assert_table(table, "id", "id");
+    }
+    env.verify(&mirror);
+}
+
+/// Where the state table is refused too, it is the Mirror's: it stalls, loses nothing, and goes on when the privilege is back.
+#[test]
+fn a_mirror_that_may_not_write_its_state_stalls() {
+    let env = TestEnv::on(Server::shared_postgres(Pg::V18), Arc::new(Server::clickhouse(&[])));
+    env.sql("CREATE TABLE a (id int PRIMARY KEY); CREATE TABLE b (id int PRIMARY KEY)");
+    let mut run = env.streaming(&env.mirror(&["a", "b"]));
+    env.revoke_at_target(&["REVOKE INSERT ON DB.*"]);
+    env.sql("INSERT INTO a VALUES (2); INSERT INTO b VALUES (1)");
+    assert_eq!(run.until_stalled().0, "DestinationAccessDenied");
+    env.revoke_at_target(&[]);
+    run.until_streaming();
+    env.settle(&mut run);
+    env.assert_table("a", "id", "id");
+    env.assert_table("b", "id", "id");
+}
+
+/// What can never work is the table's own at once, and its message has no value of a row, whichever code it comes with.
+#[test]
+fn refused_rows_are_not_shown() {
+    let env = TestEnv::new(Pg::V18);
+    let cases = [
+        ("number", "toInt32(v)"),
+        ("network", "toIPv4(v)"),
+        ("label", "CAST(v, 'Enum8(\\'x\\' = 1)')"),
+        ("throw", "throwIf(v != 'x', 'geheim')"),
+        ("object", "CAST(v, 'JSON')"),
+        ("ident", "toUUID(v)"),
+        ("moment", "toDateTime64(v, 3)"),
+    ];
+    let names: Vec<&str> = cases.iter().map(|(name, _)| *name).collect();
+    for name in &names {
+        env.sql(&format!("CREATE TABLE {name} (id int PRIMARY KEY, v text NOT NULL)"));
+    }
+    let mut run = env.streaming(&env.mirror(&names));
+    for (name, expression) in cases {
+        env.target(&format!(
+            "CREATE MATERIALIZED VIEW {name}_view ENGINE = MergeTree ORDER BY tuple() AS SELECT {expression} AS x FROM {name}"
+        ));
+        env.sql(&format!("INSERT INTO {name} VALUES (1, 'geheim 4711{{'), (2, '{{\"geheim\" 4711')"));
+    }
+    for name in names {
+        let message = run.until_failed(name);
+        assert!(message.contains("code ") && message.contains(&format!("{name}_view")), "{message}");
+    }
+    let shown = format!("{:#}{}", run.status(), run.log());
+    for secret in ["geheim", "4711"] {
+        assert!(!shown.contains(secret), "{shown}");
+    }
+}
+
+/// Something at the address that is no ClickHouse: its status and type are shown, nothing that it said.
+#[test]
+fn answers_of_others_are_not_shown() {
+    let env = TestEnv::new(Pg::V18);
+    env.sql("CREATE TABLE t (id int PRIMARY KEY)");
+    for (head, shown) in [
+        ("403 Forbidden\r\nContent-Type: text/html; charset=utf-8", "HTTP status 403, text/html"),
+        ("404 Not Found\r\nContent-Type: application/json", "HTTP status 404, application/json"),
+        ("302 Found\r\nLocation: http://geheim/", "HTTP status 302"),
+        ("500 Internal Server Error\r\nX-Secret: geheim", "HTTP status 500"),
+        ("200 OK\r\nContent-Type: text/plain", "not a version"),
+    ] {
+        let listener = TcpListener::bind(("127.0.0.1", 0)).unwrap();
+        let port = listener.local_addr().unwrap().port();
+        thread::spawn(move || {
+            for mut client in listener.incoming().map_while(Result::ok) {
+                let mut request = [0; 4096];
+                let _ = client.read(&mut request);
+                let body = "{\"password\": \"geheim\"}";
+                let answer = format!(
+                    "HTTP/1.1 {head}\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{body}",
+                    body.len()
+                );
+                let _ = client.write_all(answer.as_bytes());
+            }
+        });
+        let mut mirror = env.mirror(&["t"]);
+        mirror.clickhouse["spec"]["clickhouse"]["url"] = json!(format!("http://127.0.0.1:{port}"));
+        let outcome = env.command("check", &mirror, &["--log-level", "debug"]).exits(1).says(&[shown]);
+        assert!(!outcome.text().contains("geheim"), "{}", outcome.text());
+    }
+}
+
+/// ClickHouse guesses what was meant, in all that it has: names of others' databases and tables are not shown.
+#[test]
+fn guesses_of_the_server_are_not_shown() {
+    let env = TestEnv::new(Pg::V18);
+    env.sql("CREATE TABLE salary (id int PRIMARY KEY, v text); INSERT INTO salary VALUES (1, 'x')");
+    let other = format!("{}_secret", env.database);
+    env.target(&format!("CREATE DATABASE {other}"));
+    env.target(&format!("CREATE TABLE {other}.salary (id Int32) ENGINE = MergeTree ORDER BY id"));
+    // What the server says of a table, a column, a function and a setting that it doesn't know.
+    for sql in [
+        "SELECT * FROM salary",
+        "SELECT dummi FROM system.one",
+        "SELECT toStrin(1)",
+        "SELECT 1 SETTINGS max_thread = 1",
+    ] {
+        let said = env.clickhouse.try_query(&env.database, sql).unwrap_err();
+        assert!(said.contains("aybe you meant"), "{said}");
+    }
+    let mut mirror = env.mirror(&["salary"]);
+    for engine in [
+        json!({"partitionBy": "toStrin(id)"}),
+        json!({"partitionBy": "(id, idd)"}),
+        json!({"ttl": "toDateTime(idd)"}),
+        json!({"settings": {"index_granularit": "1"}}),
+    ] {
+        mirror.table(0)["engine"] = engine;
+        let outcome = env.command("check", &mirror, &[]).exits(1).says(&["ClickHouse refuses to create it"]);
+        assert!(!outcome.text().contains("you meant"), "{}", outcome.text());
+    }
+    let mut run = env.streaming(&env.mirror(&["salary"]));
+    env.target("DROP TABLE salary SYNC");
+    env.sql("INSERT INTO salary VALUES (2, 'y')");
+    run.until_failed("salary");
+    let shown = format!("{:#}{}", run.status(), run.log());
+    assert!(!shown.contains(&other) && !shown.contains("you meant"), "{shown}");
+    env.target(&format!("DROP DATABASE {other}"));
+}
+
+/// A TRUNCATE that the target refuses is repeated by its table alone: rows of others that follow it arrive, and it is caught up with.
+#[test]
+fn a_refused_truncate_keeps_no_other_table_waiting() {
+    let env = TestEnv::new(Pg::V18);
+    env.sql("CREATE TABLE a (id int PRIMARY KEY, v text); CREATE TABLE b (id int PRIMARY KEY); INSERT INTO a SELECT i, 'old' FROM generate_series(1, 100) i");
+    let mut run = env.streaming(&env.mirror(&["a", "b"]));
+    env.sql("UPDATE a SET v = 'streamed' WHERE id < 10");
+    env.settle(&mut run);
+    env.target("ALTER TABLE a MODIFY SETTING table_readonly = 1");
+    env.sql(
+        "INSERT INTO a VALUES (200, 'before'); TRUNCATE a; INSERT INTO a VALUES (1, 'after'), (300, 'after');
+        TRUNCATE a; INSERT INTO a VALUES (2, 'last'); INSERT INTO b VALUES (1)",
+    );
+    let began = Instant::now();
+    run.eventually("the other table's row", || env.target_value("SELECT count() FROM b") == "1");
+    assert!(began.elapsed() < Duration::from_secs(30), "{:?}", began.elapsed());
+    assert!(env.target_value("SELECT count() FROM a FINAL") != "1");
+    run.until_status("what is repeated to be told", |status| {
+        let mut tables = status["tables"].as_array()?.iter();
+        (tables.find(|table| table["name"] == "a")?["reason"] == "DestinationReadOnly").then_some(())
+    });
+    env.target("ALTER TABLE a MODIFY SETTING table_readonly = 0");
+    env.settle(&mut run);
+    env.assert_table("a", "id, v", "id");
+    assert_eq!(run.table("a")["truncated"], 2);
+
+    // Late rows of before it are looked for, which may be refused later.
+    env.target("ALTER TABLE a MODIFY SETTING table_readonly = 1");
+    run.until_status("the refused look for late rows to be told", |status| {
+        let mut tables = status["tables"].as_array()?.iter();
+        (tables.find(|table| table["name"] == "a")?["reason"] == "DestinationReadOnly").then_some(())
+    });
+    env.sql("INSERT INTO b VALUES (2)");
+    env.settle(&mut run);
+    env.target("ALTER TABLE a MODIFY SETTING table_readonly = 0");
+    run.until_status("nothing to be repeated any more", |status| {
+        let mut tables = status["tables"].as_array()?.iter();
+        tables.find(|table| table["name"] == "a")?["message"].as_str()?.is_empty().then_some(())
+    });
+    assert_eq!(run.condition("Ready").unwrap().0, "True");
+    env.assert_table("a", "id, v", "id");
+}
+
+/// Columns that a target refuses to get: the others wait for at most half a minute, then the table has failed alone.
+#[test]
+fn a_refused_change_of_columns_keeps_the_others_waiting_for_a_bounded_time() {
+    let env = TestEnv::new(Pg::V18);
+    env.sql(
+        "CREATE TABLE a (id int PRIMARY KEY); CREATE TABLE b (id int PRIMARY KEY); INSERT INTO a VALUES (1)",
+    );
+    let mut mirror = env.mirror(&["a", "b"]);
+    let mut run = env.streaming(&mirror);
+    env.target("ALTER TABLE a MODIFY SETTING table_readonly = 1");
+    env.sql("ALTER TABLE a ADD COLUMN v text DEFAULT 'x'; INSERT INTO a VALUES (2, 'y'); INSERT INTO b VALUES (1)");
+    let began = Instant::now();
+    run.eventually("the other table's row", || env.target_value("SELECT count() FROM b") == "1");
+    assert!(began.elapsed() < Duration::from_secs(90), "{:?}", began.elapsed());
+    let message = run.until_failed("a");
+    assert!(message.contains("table_readonly = 0") && !message.contains('…'), "{message}");
+    env.sql("INSERT INTO b VALUES (2)");
+    env.settle(&mut run);
+    run.stop();
+    env.target("ALTER TABLE a MODIFY SETTING table_readonly = 0");
+    mirror.mirror["metadata"]["annotations"] = json!({"walferry.dev/resync": "1 public.a"});
+    env.catch_up(&mirror);
+    env.assert_table("a", "id, v", "id");
+    env.assert_table("b", "id", "id");
+}
+
+/// Columns that come all the time while large values are read again: what has arrived is confirmed all the same.
+#[test]
+fn the_position_moves_while_columns_come_all_the_time() {
+    let env = TestEnv::new(Pg::V18);
+    env.sql(
+        "CREATE TABLE wide (id int PRIMARY KEY, a text, n int NOT NULL DEFAULT 0); ALTER TABLE wide ALTER a SET STORAGE EXTERNAL;
+        INSERT INTO wide SELECT i, repeat(md5(i::text), 400) FROM generate_series(1, 4000) i",
+    );
+    let mut run = env.streaming(&env.mirror(&["wide"]));
+    let writer = Writer::start(env.connect(), |n| {
+        format!("UPDATE wide SET n = n + 1 WHERE id BETWEEN {0} AND {0} + 5", n * 37 % 4000)
+    });
+    let (mut client, began) = (env.connect(), Instant::now());
+    let (mut column, mut known, mut since, mut longest) = (0, String::new(), began, Duration::ZERO);
+    while began.elapsed() < Duration::from_secs(60) {
+        client.batch_execute(&format!("ALTER TABLE wide ADD COLUMN c{column} int DEFAULT {column}")).unwrap();
+        column += 1;
+        thread::sleep(Duration::from_millis(700));
+        let now = run.status()["lastLSN"].as_str().unwrap_or_default().to_owned();
+        if now != known {
+            (known, since) = (now, Instant::now());
+        }
+        longest = longest.max(since.elapsed());
+    }
+    println!("the position stood for {longest:?} at most");
+    assert!(longest < Duration::from_secs(20), "the position stood for {longest:?}");
+    writer.finish();
+    env.settle(&mut run);
+    env.assert_same(
+        "SELECT id, n, md5(a) FROM wide ORDER BY id",
+        "SELECT id, n, lower(hex(MD5(a))) FROM wide FINAL ORDER BY id",
+    );
+}
+
+/// A copy's last statement deletes what it no longer found; a process that is killed before it leaves it to the next one.
+#[test]
+fn a_clean_up_that_is_refused_after_a_restart_stops_its_table_alone() {
+    let env = TestEnv::new(Pg::V18);
+    env.sql("CREATE TABLE a (id int PRIMARY KEY, v text); CREATE TABLE b (id int PRIMARY KEY); INSERT INTO a VALUES (1, 'x'), (2, 'y')");
+    let gateway = Gateway::to(env.clickhouse.port);
+    let mut mirror = env.mirror(&["a", "b"]);
+    mirror.clickhouse["spec"]["clickhouse"]["url"] = format!("http://127.0.0.1:{}", gateway.port).into();
+    env.catch_up(&mirror);
+    env.sql("DELETE FROM a WHERE id = 2");
+    mirror.mirror["metadata"]["annotations"] = json!({"walferry.dev/resync": "1"});
+    gateway.hold("toUInt8(1) FROM", 1000);
+    let run = env.run(&mirror);
+    eventually("the clean-up to be held back", || gateway.kept() > 0);
+    run.kill();
+    env.target("ALTER TABLE a ADD CONSTRAINT kept CHECK _walferry_deleted = 0");
+    gateway.let_pass();
+    let mut run = env.run(&mirror);
+    let message = run.until_failed("a");
+    assert!(message.contains("VIOLATED_CONSTRAINT"), "{message}");
+    env.sql("INSERT INTO b VALUES (1)");
+    env.settle(&mut run);
+    env.assert_table("b", "id", "id");
+    run.stop();
+    env.target("ALTER TABLE a DROP CONSTRAINT kept");
+    mirror.mirror["metadata"]["annotations"] = json!({"walferry.dev/resync": "2 public.a"});
+    env.catch_up(&mirror);
+    env.assert_table("a", "id, v", "id");
+    env.verify(&mirror);
+}

@@ -1,0 +1,504 @@
+//! What the program says to do is done as it is printed, while the application writes: it heals, and harms nothing.
+
+use std::{
+    process::{Child, Command},
+    sync::Arc,
+};
+
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+use serde_json::json;
+
+use super::standby::slot_made;
+use crate::support::{
+    EditedMirror, Pg, Printed, Run, Server, Standby, TestEnv, Writer, advice, eventually, printed, until,
+    walferry,
+};
+
+/// A table `t` that fails, and what is said against it.
+struct Case {
+    create: &'static str,
+    /// What the application does all the time; `{n}` is another number each time.
+    writes: &'static str,
+    breaks: fn(&TestEnv, &mut Run),
+    /// Why it fails; again and for another reason where what was said brings that to light.
+    reasons: &'static [&'static str],
+    /// What the chosen step begins with.
+    choice: &'static str,
+}
+
+const TABLE: &str = "CREATE TABLE t (id int PRIMARY KEY, n int NOT NULL DEFAULT 0, v text DEFAULT 'v');
+    INSERT INTO t SELECT i, 0, 'v' || i FROM generate_series(1, 2000) i";
+const WRITES: &str = "INSERT INTO t (id) VALUES ({n} + 10000); UPDATE t SET n = n + 1 WHERE id = {n} % 2000; DELETE FROM t WHERE id = {n} + 9990";
+
+/// The table fails, what is said is done, and both sides are equal in the end, though the application has written all the time.
+#[track_caller]
+fn heals(case: &Case) {
+    heals_in(TestEnv::new(Pg::V18), case);
+}
+
+/// The same in an environment of its own.
+#[track_caller]
+fn heals_in(env: TestEnv, case: &Case) {
+    env.sql(case.create);
+    // Another one streams all the while, so that the Mirror continues.
+    env.sql("CREATE TABLE stays (id int PRIMARY KEY)");
+    let mirror = env.mirror(&["t", "stays"]);
+    let edited = EditedMirror::new(env, mirror);
+    let mut run = edited.start();
+    run.until_streaming();
+    let writes = case.writes;
+    let writer = Writer::start(edited.env.connect(), move |n| writes.replace("{n}", &n.to_string()));
+    (case.breaks)(&edited.env, &mut run);
+    for (round, reason) in case.reasons.iter().enumerate() {
+        let message = run.until_failed("t");
+        assert_eq!(run.table("t")["reason"], *reason, "round {round}: {message}");
+        let steps = run.advice("t");
+        for step in &steps {
+            assert!(run.log().contains(step), "the log says it too: {step}");
+        }
+        run = edited.follow(run, &steps, case.choice);
+    }
+    edited.ends_equal(run, writer);
+}
+
+#[test]
+fn a_table_is_copied_again() {
+    heals(&Case {
+        create: TABLE,
+        writes: WRITES,
+        breaks: |env, run| {
+            let publication = run.status()["publicationName"].as_str().unwrap().to_owned();
+            env.admin(&format!("ALTER PUBLICATION {publication} DROP TABLE t"));
+        },
+        reasons: &["SourceNotPublished"],
+        choice: "",
+    });
+}
+
+#[test]
+fn a_column_of_another_type_is_dropped_at_the_target() {
+    heals(&Case {
+        create: TABLE,
+        writes: WRITES,
+        breaks: |env, _| {
+            env.sql("ALTER TABLE t ALTER v DROP DEFAULT, ALTER v TYPE text[] USING ARRAY[v, 'x']; UPDATE t SET n = 0 WHERE id = 5");
+        },
+        reasons: &["SourceSchemaChanged"],
+        choice: "run at the destination",
+    });
+}
+
+#[test]
+fn a_ttl_is_removed_at_the_target() {
+    heals(&Case {
+        create: TABLE,
+        writes: WRITES,
+        breaks: |env, _| drop(env.target("ALTER TABLE t MODIFY TTL toDateTime(n) + INTERVAL 90 YEAR")),
+        reasons: &["DestinationEngineInvalid"],
+        choice: "",
+    });
+}
+
+/// An ALTER on a full disk leaves ClickHouse with an empty file in the place of the table's definition.
+#[test]
+fn a_target_whose_definition_is_lost_is_dropped() {
+    heals(&Case {
+        breaks: |env, _| {
+            let sql =
+                "SELECT metadata_path FROM system.tables WHERE database = currentDatabase() AND name = 't'";
+            let file = env.clickhouse_server.folder.join("data").join(env.target_value(sql));
+            assert!(std::fs::metadata(&file).unwrap().len() > 0, "{}", file.display());
+            std::fs::write(file, "").unwrap();
+        },
+        reasons: &["DestinationTableConflict"],
+        ..CASE
+    });
+}
+
+#[test]
+fn a_target_with_another_key_is_set_aside() {
+    heals(&Case {
+        create: TABLE,
+        writes: WRITES,
+        breaks: |env, _| {
+            env.sql("ALTER TABLE t DROP CONSTRAINT t_pkey, ADD PRIMARY KEY (id, n); UPDATE t SET n = 7 WHERE id = 5");
+        },
+        reasons: &["SourceSchemaChanged"],
+        choice: "run at the destination",
+    });
+}
+
+/// What most cases have.
+const CASE: Case = Case { create: TABLE, writes: WRITES, breaks: |_, _| (), reasons: &[], choice: "" };
+
+/// Somebody changes the target in ways that values would not survive.
+#[test]
+fn what_was_done_to_a_target_is_undone() {
+    const INVALID: &[&str] = &["DestinationEngineInvalid"];
+    const CONFLICT: &[&str] = &["DestinationTableConflict"];
+    for case in [
+        Case {
+            breaks: |env, _| {
+                env.target("ALTER TABLE t MODIFY COLUMN v TTL toDateTime(n) + INTERVAL 90 YEAR");
+            },
+            reasons: INVALID,
+            ..CASE
+        },
+        Case {
+            breaks: |env, _| {
+                env.target(
+                    "ALTER TABLE t MODIFY SETTING allow_experimental_replacing_merge_with_cleanup = 1",
+                );
+            },
+            reasons: INVALID,
+            ..CASE
+        },
+        Case {
+            breaks: |env, _| drop(env.target("ALTER TABLE t MODIFY COLUMN n Int16")),
+            reasons: CONFLICT,
+            ..CASE
+        },
+        // An insert is refused for it before anybody looks.
+        Case {
+            breaks: |env, _| drop(env.target("ALTER TABLE t MODIFY COLUMN v MATERIALIZED 'x'")),
+            reasons: CONFLICT,
+            choice: "run at the destination",
+            ..CASE
+        },
+    ] {
+        heals(&case);
+    }
+}
+
+#[test]
+fn a_privilege_on_a_target_is_granted() {
+    let env = TestEnv::on(Server::shared_postgres(Pg::V18), Arc::new(Server::clickhouse(&[])));
+    let breaks: fn(&TestEnv, &mut Run) = |env, _| env.revoke_at_target(&["REVOKE INSERT ON DB.t"]);
+    heals_in(env, &Case { breaks, reasons: &["DestinationAccessDenied"], ..CASE });
+}
+
+/// What names a table's rows is gone: it gets another identity, by what `check` names.
+#[test]
+fn a_lost_identity_is_given_back() {
+    // UPDATE and DELETE fail at the source until the table is taken out.
+    const INSERTS: Case = Case {
+        writes: "INSERT INTO t (id) VALUES ({n} + 10000)",
+        reasons: &["SourceReplicaIdentityMissing"],
+        ..CASE
+    };
+    for case in [
+        Case { breaks: |env, _| env.sql("ALTER TABLE t REPLICA IDENTITY NOTHING"), ..INSERTS },
+        // It was taken out, and whoever did that ended before it was on record.
+        Case {
+            breaks: |env, run| {
+                let publication = run.status()["publicationName"].as_str().unwrap().to_owned();
+                env.admin(&format!(
+                    "ALTER TABLE t REPLICA IDENTITY NOTHING; ALTER PUBLICATION {publication} DROP TABLE t"
+                ));
+            },
+            ..INSERTS
+        },
+        Case {
+            create: "CREATE TABLE t (id int, n int DEFAULT 0); ALTER TABLE t REPLICA IDENTITY FULL;
+                INSERT INTO t SELECT i FROM generate_series(1, 2000) i",
+            breaks: |env, run| {
+                env.sql("ALTER TABLE t REPLICA IDENTITY DEFAULT");
+                // The stream may have seen it before it was taken out, for another reason.
+                run.until_status("t to be taken out", |status| {
+                    let mut tables = status["tables"].as_array()?.iter();
+                    tables.find(|table| table["reason"] == "SourceReplicaIdentityMissing").map(drop)
+                });
+            },
+            ..INSERTS
+        },
+        // Without a key, rows have another layout at the target.
+        Case {
+            breaks: |env, _| env.sql("ALTER TABLE t DROP CONSTRAINT t_pkey"),
+            reasons: &["SourceReplicaIdentityMissing", "DestinationTableConflict"],
+            choice: "run at the destination",
+            ..INSERTS
+        },
+    ] {
+        heals(&case);
+    }
+}
+
+/// The lost slot stalls the Mirror: every table is copied again.
+#[test]
+fn every_table_is_copied_again() {
+    let env = TestEnv::new(Pg::V18);
+    env.sql(TABLE);
+    let mirror = env.mirror(&["t"]);
+    let edited = EditedMirror::new(env, mirror);
+    let mut run = edited.start();
+    run.until_streaming();
+    run.stop();
+    let writer = Writer::start(edited.env.connect(), |n| WRITES.replace("{n}", &n.to_string()));
+    let drop = "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE database = current_database()";
+    eventually("the slot to be dropped", || edited.env.connect_admin().batch_execute(drop).is_ok());
+    let mut run = edited.start();
+    let (reason, message) = run.until_stalled();
+    assert_eq!(reason, "SourceSlotLost", "{message}");
+    let steps = advice(&run.status(), None);
+    for step in &steps {
+        assert!(run.log().contains(step) && message.contains(step), "{step}");
+    }
+    let run = edited.follow(run, &steps, "");
+    edited.ends_equal(run, writer);
+}
+
+/// A table that is gone is taken out of the file, and one whose target has somebody's rows gets another target.
+#[test]
+fn the_file_is_edited() {
+    let env = TestEnv::new(Pg::V18);
+    env.sql(&format!("{TABLE}; CREATE TABLE goes (id int PRIMARY KEY); CREATE TABLE filled (id int PRIMARY KEY); INSERT INTO filled VALUES (1)"));
+    env.target(
+        "CREATE TABLE filled (id Int32, _walferry_version UInt64, _walferry_deleted UInt8) \
+        ENGINE = ReplacingMergeTree(_walferry_version, _walferry_deleted) ORDER BY id",
+    );
+    env.target("INSERT INTO filled VALUES (77, 1, 0)");
+    let mirror = env.mirror(&["t", "goes", "filled"]);
+    let edited = EditedMirror::new(env, mirror);
+    let mut run = edited.start();
+    let writer = Writer::start(edited.env.connect(), |n| WRITES.replace("{n}", &n.to_string()));
+    let message = run.until_failed("filled");
+    assert_eq!(run.table("filled")["reason"], "DestinationTableConflict", "{message}");
+    let steps = run.advice("filled");
+    let mut run = edited.follow(run, &steps, "in ");
+    run.until_streaming();
+    edited.env.sql("DROP TABLE goes");
+    let message = run.until_failed("goes");
+    assert_eq!(run.table("goes")["reason"], "SourceTableDropped", "{message}");
+    let steps = run.advice("goes");
+    let run = edited.follow(run, &steps, "in ");
+    edited.ends_equal(run, writer);
+    assert_eq!(edited.env.target("SELECT id FROM filled"), "77\n", "somebody else's");
+}
+
+/// Another program's slot has the name of the Mirror's: what check prints is run as it stands.
+#[test]
+fn a_slot_of_another_plugin_is_dropped() {
+    let env = TestEnv::new(Pg::V18);
+    env.sql(TABLE);
+    let mirror = env.mirror(&["t"]);
+    let edited = EditedMirror::new(env, mirror);
+    let mut run = edited.start();
+    let slot = run.status()["slotName"].as_str().unwrap().to_owned();
+    run.until_streaming();
+    run.stop();
+    let file = edited.file.to_str().unwrap();
+    walferry(&["teardown", "-f", file]).exits(0);
+    edited.env.admin(&format!("SELECT pg_create_logical_replication_slot('{slot}', 'test_decoding')"));
+    let writer = Writer::start(edited.env.connect(), |n| WRITES.replace("{n}", &n.to_string()));
+    let printed = walferry(&["check", "-f", file]).exits(1).text();
+    let printed = printed.split_once("To fix:").unwrap().1.split("To consider:").next().unwrap().to_owned();
+    let statement = printed.lines().map(str::trim).find(|line| line.starts_with("SELECT pg_drop")).unwrap();
+    edited.env.admin(statement);
+    edited.env.target("DROP TABLE t");
+    let run = edited.start();
+    edited.ends_equal(run, writer);
+}
+
+/// pg_recvlogical on a slot, until this is dropped.
+struct Reader(Child);
+
+impl Reader {
+    /// Begins to read with these options, and returns once the slot is in use.
+    fn start(env: &TestEnv, slot: &str, options: &[&str]) -> Reader {
+        let child = Command::new("pg_recvlogical")
+            .args(["-h", "127.0.0.1", "-p", &env.postgres_port.to_string(), "-U", &env.database])
+            .args(["-d", &env.database, "-S", slot, "--start", "-f", "/dev/null"])
+            .args(options)
+            .env("PGPASSWORD", "role-test")
+            .spawn()
+            .unwrap();
+        let active = format!("SELECT active FROM pg_replication_slots WHERE slot_name = '{slot}'");
+        eventually("the slot to be read", || env.source_value(&active) == "t");
+        Reader(child)
+    }
+
+    fn signal(&self, signal: Signal) {
+        kill(Pid::from_raw(i32::try_from(self.0.id()).unwrap()), signal).unwrap();
+    }
+}
+
+impl Drop for Reader {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// Another program reads the Mirror's slot, and hangs.
+#[test]
+fn another_reader_of_the_slot_is_ended() {
+    let env = TestEnv::new(Pg::V18);
+    env.sql(TABLE);
+    let mirror = env.mirror(&["t"]);
+    let edited = EditedMirror::new(env, mirror);
+    let mut run = edited.start();
+    run.until_streaming();
+    let slot = run.status()["slotName"].as_str().unwrap().to_owned();
+    run.stop();
+    let active = format!("SELECT active FROM pg_replication_slots WHERE slot_name = '{slot}'");
+    eventually("the slot to be free", || edited.env.source_value(&active) == "f");
+    let publications = format!("publication_names={slot}");
+    let other =
+        Reader::start(&edited.env, &slot, &["--no-loop", "-o", "proto_version=1", "-o", &publications]);
+    other.signal(Signal::SIGSTOP);
+    let writer = Writer::start(edited.env.connect(), |n| WRITES.replace("{n}", &n.to_string()));
+    let mut run = edited.start();
+    let steps = run.until_status("the wait", |status| {
+        (status["failure"]["reason"] == "SourceSlotInUse").then(|| advice(status, None))
+    });
+    for step in &steps {
+        assert!(run.log().contains(step), "the log says it too: {step}");
+    }
+    let run = edited.follow(run, &steps, "");
+    edited.ends_equal(run, writer);
+}
+
+/// A server that has room for nobody, and whose log does not tell enough: all of it is set as `check` says.
+#[test]
+fn settings_of_the_server() {
+    let server = Arc::new(Server::postgres(Pg::V18, &[]));
+    let env = TestEnv::on(server, Server::shared_clickhouse());
+    env.sql(TABLE);
+    for set in ["wal_level = replica", "max_replication_slots = 1", "max_wal_senders = 1"] {
+        env.admin(&format!("ALTER SYSTEM SET {set}"));
+    }
+    env.restart_postgres(true, || {});
+    env.admin("SELECT pg_create_physical_replication_slot('of_a_standby')");
+    let mirror = env.mirror(&["t"]);
+    let edited = EditedMirror::new(env, mirror);
+    let file = edited.file.to_str().unwrap();
+    let writer = Writer::reconnecting(edited.env.connector(), |n| WRITES.replace("{n}", &n.to_string()));
+    let follow = |report: &str, title: &str| {
+        let all = printed(report, title);
+        assert!(!all.is_empty(), "{report}");
+        all.iter().for_each(|printed| printed.run(&edited.env, &edited.env.postgres_server));
+        if all.iter().any(Printed::restarts) {
+            edited.env.restart_postgres(true, || {});
+        }
+    };
+    let report =
+        walferry(&["check", "-f", file]).exits(1).says(&["wal_level", "max_replication_slots"]).text();
+    follow(&report, "To fix:");
+
+    edited.env.admin("SELECT pg_create_logical_replication_slot('of_another', 'test_decoding')");
+    let reader = Reader::start(&edited.env, "of_another", &[]);
+    let report = walferry(&["check", "-f", file]).exits(1).says(&["max_wal_senders"]).text();
+    follow(&report, "To fix:");
+    let read = "SELECT count(*) FROM pg_stat_replication";
+    eventually("the other's walsender to be there again", || edited.env.source_value(read) == "1");
+
+    let report = walferry(&["check", "-f", file]).exits(0).says(&["no limit"]).text();
+    follow(&report, "To consider:");
+    let report = until("the limit", || {
+        let report = walferry(&["check", "-f", file]).exits(0).text();
+        (!report.contains("no limit")).then_some(report)
+    });
+    assert!(printed(&report, "To consider:").is_empty(), "{report}");
+    let run = edited.start();
+    edited.ends_equal(run, writer);
+    drop(reader);
+}
+
+/// Everything that the source has to be changed for is for its primary where it is a standby, but for what each server has of its own.
+#[test]
+fn the_primary_of_a_standby_is_changed() {
+    let env = TestEnv::on(Arc::new(Server::postgres(Pg::V18, &[])), Server::shared_clickhouse());
+    let role = env.database.clone();
+    env.admin(&format!(
+        "{TABLE}; CREATE TABLE keyed (id int NOT NULL, n int); CREATE UNIQUE INDEX keyed_by_id ON keyed (id); INSERT INTO keyed VALUES (1, 1);
+        CREATE TABLE filtered (id int PRIMARY KEY, n int); INSERT INTO filtered SELECT i, i FROM generate_series(1, 20) i;
+        CREATE TABLE hidden (id int PRIMARY KEY, n int); INSERT INTO hidden VALUES (1, 1), (2, 2);
+        ALTER TABLE hidden ENABLE ROW LEVEL SECURITY; ALTER TABLE hidden FORCE ROW LEVEL SECURITY;
+        CREATE UNLOGGED TABLE light (id int PRIMARY KEY); INSERT INTO light VALUES (1);
+        CREATE TABLE ordered (id int PRIMARY KEY, n int); INSERT INTO ordered VALUES (1, 1);
+        GRANT SELECT ON keyed, filtered, hidden, ordered TO {role}; ALTER ROLE {role} NOREPLICATION"
+    ));
+    let standby = Standby::with(&env.postgres_server, "standby", &[]);
+    standby.until_replayed(env.lsn());
+    let mut mirror = env.mirror(&["t", "keyed", "filtered", "hidden", "light", "ordered"]);
+    mirror.table(2)["where"] = "n > 7".into();
+    mirror.table(5)["engine"] = json!({"orderBy": ["n", "id"]});
+    let edited = EditedMirror::of(env, mirror, standby.server.clone());
+    let writer = Writer::start(edited.env.connect_admin(), |n| WRITES.replace("{n}", &n.to_string()));
+    let check = || walferry(&["check", "-f", edited.file.to_str().unwrap()]);
+
+    let report = check().exits(1).says(&["hot_standby_feedback", "no limit"]).text();
+    printed(&report, "To consider:").iter().for_each(|printed| edited.run_printed(printed));
+    eventually("the standby's settings", || {
+        let report = check().text();
+        !report.contains("hot_standby_feedback") && !report.contains("no limit")
+    });
+    edited.fix();
+
+    // The publication is there, and is made unfit in each way.
+    let publication = edited.env.source_value("SELECT pubname FROM pg_publication");
+    edited.env.admin(&format!(
+        "ALTER PUBLICATION {publication} SET (publish = 'insert'); COMMENT ON PUBLICATION {publication} IS NULL;
+        ALTER PUBLICATION {publication} DROP TABLE ONLY t, ONLY keyed; ALTER PUBLICATION {publication} ADD TABLE ONLY keyed WHERE (id > 5)"
+    ));
+    edited.until_known();
+    check().exits(1);
+    edited.fix();
+
+    let mut run = edited.start();
+    slot_made(&edited.env, &mut run);
+    run.until_streaming();
+    // Once published, its identity goes: the application's own changes fail until it is taken out by who may.
+    edited.env.admin("DROP INDEX keyed_by_id; ALTER TABLE keyed ADD PRIMARY KEY (id); ALTER TABLE keyed REPLICA IDENTITY NOTHING");
+    run.until_failed("keyed");
+    let steps = run.advice("keyed");
+    let mut run = edited.follow(run, &steps, "");
+    edited.env.admin("UPDATE keyed SET n = 2");
+    let steps = run.until_status("what the primary has to do for the table", |status| {
+        Some(advice(status, Some("keyed"))).filter(|steps| !steps.is_empty())
+    });
+    let run = edited.follow(run, &steps, "");
+    edited.ends_equal(run, writer);
+}
+
+/// The publication is its owner's: whatever has to change in it is done as the role that is named, and joins without a restart.
+#[test]
+fn the_owner_changes_the_publication() {
+    let env = TestEnv::new(Pg::V18);
+    let role = format!("{}_least", env.database);
+    env.sql(&format!("{TABLE}; CREATE TABLE added (id int PRIMARY KEY); INSERT INTO added VALUES (1)"));
+    env.admin(&format!(
+        "CREATE ROLE {role} LOGIN REPLICATION PASSWORD 'least-test'; GRANT SELECT ON t, added TO {role}"
+    ));
+    let mut mirror = env.mirror(&["t"]);
+    mirror.secrets[0].1 = json!({"username": role, "password": "least-test"});
+    let mut edited = EditedMirror::new(env, mirror);
+    let writer = Writer::start(edited.env.connect(), |n| WRITES.replace("{n}", &n.to_string()));
+    edited.fix();
+    let mut run = edited.start();
+    run.until_streaming();
+    run.stop();
+
+    let tables = edited.mirror.mirror["spec"]["tables"].as_array_mut().unwrap();
+    tables.push(json!({"schema": "public", "name": "added"}));
+    run = edited.start_changed();
+    run.until_failed("added");
+    let steps = run.advice("added");
+    assert!(steps.concat().contains("ADD TABLE ONLY"), "{steps:?}");
+    run = edited.follow(run, &steps, "");
+    run.until_streaming();
+    run.stop();
+
+    edited.mirror.table(0)["where"] = "id % 5 <> 0".into();
+    edited.mirror.mirror["metadata"]["annotations"] = json!({"walferry.dev/resync": "1 public.t"});
+    run = edited.start_changed();
+    run.until_failed("t");
+    let steps = run.advice("t");
+    assert!(steps.concat().contains("COMMIT"), "{steps:?}");
+    let run = edited.follow(run, &steps, "");
+    edited.ends_equal(run, writer);
+    edited.env.admin(&format!("DROP OWNED BY {role}; DROP ROLE {role}"));
+}

@@ -1,0 +1,468 @@
+//! Resync: a Mirror that can't go on comes back with both sides equal, and readers never see an empty table.
+
+use nix::sys::signal::Signal;
+use serde_json::json;
+
+use crate::{
+    on_both,
+    support::{Mirror, Pg, Run, Server, TestEnv, Writer, eventually, until},
+};
+
+const TABLES: &str = "CREATE TABLE a (id int PRIMARY KEY, n int NOT NULL, v text); CREATE TABLE b (id int PRIMARY KEY, big text);
+    ALTER TABLE b ALTER big SET STORAGE EXTERNAL;
+    INSERT INTO a SELECT i, 0, 'v' FROM generate_series(1, 20000) i;
+    INSERT INTO b SELECT i, repeat(md5(i::text), 100) FROM generate_series(1, 500) i;";
+
+/// Changes that the mirror is not going to hear of.
+const UNHEARD: &str =
+    "DELETE FROM a WHERE id % 3 = 0; UPDATE a SET n = 7 WHERE id % 5 = 0; DELETE FROM b WHERE id < 100;
+    INSERT INTO a VALUES (100001, 1, 'unheard'); UPDATE a SET id = id + 200000 WHERE id % 7 = 0";
+
+fn asks(mirror: &Mirror, value: &str) -> Mirror {
+    let mut mirror = mirror.clone();
+    mirror.mirror["metadata"]["annotations"] = json!({"walferry.dev/resync": value});
+    mirror
+}
+
+fn drop_slot(env: &TestEnv) {
+    let drop = "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE database = current_database()";
+    eventually("the slot to be dropped", || env.connect_admin().batch_execute(drop).is_ok());
+}
+
+#[track_caller]
+fn assert_equal(env: &TestEnv, mirror: &Mirror) {
+    env.assert_table("a", "id, n, v", "id");
+    env.assert_same(
+        "SELECT id, md5(big) FROM b ORDER BY id",
+        "SELECT id, lower(hex(MD5(big))) FROM b FINAL WHERE _walferry_deleted = 0 ORDER BY id",
+    );
+    env.verify(mirror);
+}
+
+fn slot_dropped_by_hand(pg: Pg) {
+    let env = TestEnv::new(pg);
+    env.sql(TABLES);
+    let mirror = env.mirror(&["a", "b"]);
+    env.catch_up(&mirror);
+    env.sql("UPDATE a SET n = 1 WHERE id % 2 = 0");
+    env.catch_up(&mirror);
+    drop_slot(&env);
+    env.sql(UNHEARD);
+    let outcome = env.command("run", &mirror, &["--until-caught-up", "--http", "127.0.0.1:0"]).exits(1);
+    outcome.says(&["slot", "no longer exists", "copy every table again: in ", "walferry.dev/resync"]);
+    // The application goes on writing, and a reader looks all the time.
+    let mirror = asks(&mirror, "1");
+    let writer = Writer::start(env.connect(), |n| {
+        let id = n * 37 % 20000;
+        format!(
+            "UPDATE a SET n = n + 1 WHERE id BETWEEN {id} AND {id} + 5; DELETE FROM a WHERE id = {id} + 9; UPDATE b SET id = id WHERE id = {id} % 500"
+        )
+    });
+    let mut run = env.run(&mirror);
+    run.eventually("the copy", || {
+        let rows: u64 = env.target_value("SELECT count() FROM a FINAL").parse().unwrap();
+        assert!(rows > 10000, "a reader saw {rows} rows");
+        env.target_value("SELECT count() FROM _walferry_state FINAL WHERE item = 'resync' AND value != ''")
+            == "0"
+            && env.source_value(
+                "SELECT count(*) FROM pg_replication_slots WHERE database = current_database() AND active",
+            ) == "1"
+    });
+    run.until_streaming();
+    assert!(writer.finish() > 0);
+    env.settle(&mut run);
+    run.stop();
+    assert_equal(&env, &mirror);
+    // The same value asks for nothing more: the slot stays.
+    let slot = "SELECT catalog_xmin, slot_name FROM pg_replication_slots WHERE database = current_database()";
+    assert!(!env.source_value(slot).is_empty());
+    let copied = env.catch_up(&mirror);
+    assert!(!copied.text().contains("resync: every table"), "{}", copied.text());
+    copied.says(&["0 rows copied"]);
+    env.catch_up(&asks(&mirror, "2")).says(&["resync: every table is copied anew"]);
+    assert_equal(&env, &mirror);
+}
+
+fn publication_dropped(pg: Pg) {
+    let env = TestEnv::new(pg);
+    env.sql(TABLES);
+    let mirror = env.mirror(&["a", "b"]);
+    let mut run = env.streaming(&mirror);
+    let publication = run.status()["publicationName"].as_str().unwrap().to_owned();
+    env.sql(&format!("DROP PUBLICATION {publication}; {UNHEARD}"));
+    let (_, message) = run.until_stalled();
+    assert!(message.contains("walferry.dev/resync"), "{message}");
+    run.stop();
+    let mirror = asks(&mirror, "now");
+    env.catch_up(&mirror);
+    assert_equal(&env, &mirror);
+}
+
+/// Killed between any two steps: what was begun is gone through with, also when nobody asks for it any more.
+fn killed_at_three_points(pg: Pg) {
+    let env = TestEnv::new(pg);
+    env.sql(TABLES);
+    let asked_not = env.mirror(&["a", "b"]);
+    let publication = {
+        let mut run = env.streaming(&asked_not);
+        let name = run.status()["publicationName"].as_str().unwrap().to_owned();
+        run.stop();
+        name
+    };
+    env.sql(UNHEARD);
+    let mirror = asks(&asked_not, "1");
+    // The slot is gone, and the publication can't be dropped yet.
+    let comment = env.source_value(&format!(
+        "SELECT obj_description(oid, 'pg_publication') FROM pg_publication WHERE pubname = '{publication}'"
+    ));
+    let mut holder = env.connect();
+    holder.batch_execute(&format!("BEGIN; COMMENT ON PUBLICATION {publication} IS '{comment}'")).unwrap();
+    let mut run = env.run(&mirror);
+    run.eventually("the wait for the publication", || {
+        let waiting = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock' AND query LIKE 'DROP PUBLICATION%'";
+        env.source_value(waiting) == "1"
+    });
+    run.kill();
+    assert_eq!(slots(&env), "0");
+    env.sql("DELETE FROM a WHERE id BETWEEN 1000 AND 2000");
+    holder.batch_execute("ROLLBACK").unwrap();
+    // Records and publication are gone, and the slot waits for a transaction.
+    holder.batch_execute("BEGIN; INSERT INTO b VALUES (1000, 'late')").unwrap();
+    let mut run = env.run(&asked_not);
+    run.eventually("the wait for the transaction", || slots(&env) == "1");
+    assert_eq!(state(&env, "source"), "");
+    run.kill();
+    env.sql("DELETE FROM a WHERE id BETWEEN 2000 AND 3000");
+    holder.batch_execute("COMMIT").unwrap();
+    // Some rows are copied.
+    let mut run = env.run(&mirror);
+    run.eventually("copied rows", || copied_over(&env) > 0);
+    run.kill();
+    env.sql("DELETE FROM a WHERE id BETWEEN 3000 AND 4000");
+    env.catch_up(&mirror);
+    assert_equal(&env, &mirror);
+    assert_eq!(state(&env, "resync"), "");
+}
+
+fn slots(env: &TestEnv) -> String {
+    env.source_value("SELECT count(*) FROM pg_replication_slots WHERE database = current_database()")
+}
+
+fn state(env: &TestEnv, item: &str) -> String {
+    env.target_value(&format!("SELECT value FROM _walferry_state FINAL WHERE item = '{item}'"))
+}
+
+/// Rows that a resync brought so far: they have one version, and it is not that of a transaction.
+fn copied_over(env: &TestEnv) -> u64 {
+    let versions = "SELECT count() FROM a WHERE _walferry_version > 0 AND _walferry_deleted = 0 AND _walferry_version = \
+                    (SELECT max(_walferry_version) FROM a)";
+    env.target_value(versions).parse().unwrap()
+}
+
+/// Each table that has failed, whatever the reason, is back; nothing else is asked of the user.
+fn failed_tables_are_repaired(pg: Pg) {
+    let env = TestEnv::new(pg);
+    env.sql(TABLES);
+    env.sql("CREATE TABLE c (id int PRIMARY KEY); CREATE TABLE d (id int PRIMARY KEY); INSERT INTO c VALUES (1); INSERT INTO d VALUES (1)");
+    let mirror = env.mirror(&["a", "b", "c", "d"]);
+    let mut run = env.streaming(&mirror);
+    // The target goes; the table goes and comes back as another one; it is taken out of the publication.
+    env.target("DROP TABLE a SYNC");
+    let publication = run.status()["publicationName"].as_str().unwrap().to_owned();
+    env.sql(&format!(
+        "{UNHEARD}; DROP TABLE c; CREATE TABLE c (id int PRIMARY KEY, v text); INSERT INTO c VALUES (2, 'x'); ALTER PUBLICATION {publication} DROP TABLE d; INSERT INTO d VALUES (3)"
+    ));
+    for table in ["a", "c", "d"] {
+        let message = run.until_failed(table);
+        assert!(message.contains("walferry.dev/resync"), "{message}");
+    }
+    run.stop();
+    let mirror = asks(&mirror, "1");
+    env.command("check", &mirror, &[]).exits(0);
+    env.catch_up(&mirror);
+    assert_equal(&env, &mirror);
+    env.assert_table("c", "id, v", "id");
+    env.assert_table("d", "id", "id");
+}
+
+/// A name that the Mirror doesn't have keeps no table from being copied and no change from flowing; it is told until it is corrected.
+#[test]
+fn a_name_that_the_mirror_does_not_have() {
+    let env = TestEnv::new(Pg::V18);
+    env.sql("CREATE TABLE t (id int PRIMARY KEY, v text); CREATE TABLE u (id int PRIMARY KEY); INSERT INTO t VALUES (1, 'a'), (2, 'b')");
+    let mut mirror = env.mirror(&["t", "u"]);
+    env.catch_up(&mirror);
+    env.target("ALTER TABLE t UPDATE v = 'wrong' WHERE id = 1 SETTINGS mutations_sync = 1");
+    let asks = |value: &str| json!({"walferry.dev/resync": value});
+    mirror.mirror["metadata"]["annotations"] = asks("1 public.typo public.t");
+    env.command("check", &mirror, &[]).exits(0).says(&["warning", "public.typo"]);
+    for _ in 0..2 {
+        let mut run = env.streaming(&mirror);
+        let (status, reason, message) = run.condition("Ready").unwrap();
+        assert_eq!((status.as_str(), reason.as_str()), ("True", "ResyncUnknownTable"));
+        assert!(message.contains("public.typo") && !message.contains("public.t,"), "{message}");
+        env.sql("INSERT INTO u SELECT coalesce(max(id), 0) + 1 FROM u");
+        env.settle(&mut run);
+        env.assert_table("t", "id, v", "id");
+        env.assert_table("u", "id", "id");
+        run.stop();
+    }
+    mirror.mirror["metadata"]["annotations"] = asks("2 public.u");
+    let mut run = env.streaming(&mirror);
+    assert_eq!(run.condition("Ready").unwrap().1, "Streaming");
+    run.stop();
+    env.command("check", &mirror, &[]).exits(0);
+    // A table that was named while it was there, and has left.
+    mirror.mirror["spec"]["tables"].as_array_mut().unwrap().pop();
+    let mut run = env.streaming(&mirror);
+    assert_eq!(run.condition("Ready").unwrap().1, "Streaming");
+}
+
+on_both!(slot_dropped_by_hand, publication_dropped, killed_at_three_points, failed_tables_are_repaired);
+
+/// The source gives up its WAL while the mirror hangs: Stalled, and a resync brings it back.
+#[test]
+fn slot_invalidated() {
+    let small = ["max_slot_wal_keep_size=1MB", "max_wal_size=32MB", "min_wal_size=32MB"];
+    let options: Vec<&str> = small.iter().flat_map(|option| ["-c", option]).collect();
+    let env = TestEnv::on(Server::postgres(Pg::V18, &options).into(), Server::shared_clickhouse());
+    env.sql(TABLES);
+    env.sql("CREATE TABLE other (v text)");
+    let mirror = env.mirror(&["a", "b"]);
+    let mut run = env.streaming(&mirror);
+    run.signal(Signal::SIGSTOP);
+    env.sql(UNHEARD);
+    until("the slot to be lost", || {
+        env.sql("INSERT INTO other SELECT repeat('x', 1000) FROM generate_series(1, 20000)");
+        env.admin("SELECT pg_switch_wal()");
+        env.admin("CHECKPOINT");
+        let status = env
+            .source_value("SELECT wal_status FROM pg_replication_slots WHERE database = current_database()");
+        (status == "lost").then_some(())
+    });
+    run.signal(Signal::SIGCONT);
+    let (reason, message) = run.until_stalled();
+    assert_eq!(reason, "SourceSlotInvalidated");
+    assert!(message.contains("walferry.dev/resync"), "{message}");
+    assert_eq!(run.status()["slotWalStatus"], "lost");
+    run.stop();
+    let mut run = env.run(&mirror);
+    assert_eq!(run.until_stalled().0, "SourceSlotInvalidated", "the same after a restart");
+    run.stop();
+    let mirror = asks(&mirror, "1");
+    env.catch_up(&mirror);
+    assert_equal(&env, &mirror);
+}
+
+/// What stands at the destination is of another history, whose positions are higher than any of the new source: it is emptied.
+#[test]
+fn source_replaced() {
+    let clickhouse = Server::shared_clickhouse();
+    let first = TestEnv::on(Server::postgres(Pg::V18, &[]).into(), clickhouse.clone());
+    first.sql(TABLES);
+    let mirror = first.mirror(&["a", "b"]);
+    first.catch_up(&mirror);
+    for _ in 0..8 {
+        first.sql("UPDATE a SET n = n + 1 WHERE id < 100");
+        first.admin("SELECT pg_switch_wal()");
+    }
+    first.catch_up(&mirror);
+    let second = TestEnv::on(Server::postgres(Pg::V18, &[]).into(), clickhouse);
+    second.sql(TABLES);
+    second.sql(UNHEARD);
+    assert!(second.lsn() < first.lsn(), "the new source is behind");
+    let mut moved = mirror.clone();
+    moved.postgres["spec"]["postgres"]["port"] = second.postgres_port.into();
+    moved.postgres["spec"]["postgres"]["database"] = second.database.clone().into();
+    moved.secrets[0].1["username"] = second.database.clone().into();
+    let outcome = first.command("run", &moved, &["--until-caught-up", "--http", "127.0.0.1:0"]).exits(1);
+    outcome.says(&["system identifier", "walferry.dev/resync"]);
+    let moved = asks(&moved, "1");
+    first.catch_up(&moved).says(&["another history"]);
+    first.verify(&moved);
+    assert_eq!(
+        first.target_value("SELECT count() FROM a FINAL"),
+        second.source_value("SELECT count(*) FROM a")
+    );
+}
+
+/// Another `where`, other columns: what was asked for before goes, what is asked for now is there.
+#[test]
+fn spec_changed() {
+    let env = TestEnv::new(Pg::V18);
+    env.sql("CREATE TABLE t (id int PRIMARY KEY, v text, w text); INSERT INTO t SELECT i, 'v', 'w' FROM generate_series(1, 100) i");
+    let mut mirror = env.mirror(&["t"]);
+    env.catch_up(&mirror);
+    mirror.table(0)["where"] = json!("id > 50");
+    mirror.table(0)["columns"] = json!({"exclude": ["w"]});
+    let outcome = env.command("run", &mirror, &["--until-caught-up", "--http", "127.0.0.1:0"]).exits(1);
+    outcome.says(&["changed after it was copied", "walferry.dev/resync"]);
+    let mirror = asks(&mirror, "1");
+    env.catch_up(&mirror);
+    env.assert_same(
+        "SELECT id, v, NULL FROM t WHERE id > 50 ORDER BY id",
+        "SELECT id, v, w FROM t FINAL ORDER BY id",
+    );
+    env.verify(&mirror);
+    // A type that the target doesn't have is told before anything is touched.
+    let mut other = asks(&mirror, "2");
+    other.table(0)["columns"] = json!({"types": {"v": "LowCardinality(String)"}});
+    env.command("run", &other, &["--until-caught-up", "--http", "127.0.0.1:0"])
+        .exits(1)
+        .says(&["public.t", "DROP COLUMN"]);
+    env.catch_up(&mirror);
+}
+
+/// A value that is there from the start is no second copy; a finished copy is made again for another one.
+#[test]
+fn a_finished_copy() {
+    let env = TestEnv::new(Pg::V18);
+    env.sql(TABLES);
+    let mut mirror = asks(&env.mirror(&["a", "b"]), "1");
+    mirror.mirror["spec"]["snapshot"] = json!({"mode": "InitialOnly"});
+    let first = env.catch_up(&mirror);
+    assert!(!first.text().contains("resync: every table"), "{}", first.text());
+    env.sql(UNHEARD);
+    env.catch_up(&asks(&mirror, "2")).says(&["resync: every table"]);
+    assert_equal(&env, &asks(&mirror, "2"));
+    assert_eq!(slots(&env), "0");
+}
+
+/// Where somebody else made the publication, because the role owns no table, it is used again.
+#[test]
+fn a_publication_that_is_not_ours_to_drop() {
+    let env = TestEnv::new(Pg::V18);
+    let role = &env.database;
+    env.admin(&format!(
+        "CREATE TABLE t (id int PRIMARY KEY, v text); INSERT INTO t SELECT i, 'v' FROM generate_series(1, 1000) i; GRANT SELECT ON t TO {role}"
+    ));
+    let mirror = env.mirror(&["t"]);
+    let advice = env.command("check", &mirror, &[]).exits(1).text();
+    let statements = advice.lines().map(str::trim);
+    let statements: Vec<_> = statements
+        .filter(|line| line.starts_with("CREATE PUBLICATION") || line.starts_with("COMMENT ON"))
+        .collect();
+    assert_eq!(statements.len(), 2, "{advice}");
+    env.admin(&statements.join("\n"));
+    env.catch_up(&mirror);
+    let publication = env.source_value("SELECT oid FROM pg_publication");
+    drop_slot(&env);
+    env.admin("DELETE FROM t WHERE id % 2 = 0; UPDATE t SET v = 'w' WHERE id % 3 = 0");
+    let mirror = asks(&mirror, "1");
+    env.catch_up(&mirror);
+    env.verify(&mirror);
+    env.assert_table("t", "id, v", "id");
+    assert_eq!(env.source_value("SELECT oid FROM pg_publication"), publication);
+}
+
+/// A process that is at work is not pushed aside.
+#[test]
+fn another_process_is_at_work() {
+    let env = TestEnv::new(Pg::V18);
+    env.sql(TABLES);
+    // Others are not told when a walsender last heard from its reader.
+    env.admin(&format!("GRANT pg_read_all_stats TO {}", env.database));
+    let mirror = env.mirror(&["a", "b"]);
+    let mut first = env.streaming(&mirror);
+    let mut second: Run = env.run(&asks(&mirror, "1"));
+    second
+        .until_status("the wait", |status| (status["failure"]["reason"] == "SourceSlotInUse").then_some(()));
+    assert_eq!(state(&env, "resync"), "");
+    env.sql("INSERT INTO a VALUES (100000, 1, 'x')");
+    env.settle(&mut first);
+    first.stop();
+    second.until_streaming();
+    env.settle(&mut second);
+    second.stop();
+    assert_equal(&env, &asks(&mirror, "1"));
+}
+
+/// Tables that are named behind the value's first word are copied anew while the others go on: no new slot, no second copy of theirs.
+#[test]
+fn of_single_tables() {
+    let env = TestEnv::new(Pg::V18);
+    env.sql(TABLES);
+    env.sql(
+        "CREATE TABLE typed (id int PRIMARY KEY, n int); CREATE TABLE remade (id int PRIMARY KEY); CREATE TABLE back (id int PRIMARY KEY);
+        CREATE TABLE asked (id int PRIMARY KEY, v text); INSERT INTO asked SELECT i, 'v' FROM generate_series(1, 100) i;
+        INSERT INTO typed SELECT i, i FROM generate_series(1, 1000) i; INSERT INTO remade VALUES (1); INSERT INTO back VALUES (1), (2)",
+    );
+    let mirror = env.mirror(&["a", "b", "typed", "remade", "back", "asked"]);
+    let mut run = env.streaming(&mirror);
+    let publication = run.status()["publicationName"].as_str().unwrap().to_owned();
+    env.sql(&format!(
+        "ALTER TABLE typed ALTER n TYPE text; INSERT INTO typed VALUES (1001, 'many'); DROP TABLE remade; CREATE TABLE remade (id int PRIMARY KEY);
+        INSERT INTO remade VALUES (7); ALTER PUBLICATION {publication} DROP TABLE back; DELETE FROM back WHERE id = 1; INSERT INTO back VALUES (3)"
+    ));
+    for table in ["typed", "remade", "back"] {
+        let message = run.until_failed(table);
+        assert!(message.ends_with(&format!(" public.{table}\"; then restart walferry")), "{message}");
+    }
+    // What a failed table has missed meanwhile.
+    env.sql("DELETE FROM typed WHERE id < 100; UPDATE typed SET n = 'none' WHERE id = 500");
+    run.stop();
+    let slot = "SELECT slot_name, catalog_xmin IS NOT NULL FROM pg_replication_slots WHERE database = current_database()";
+    let before = env.source(slot);
+    env.target("ALTER TABLE typed DROP COLUMN n");
+    let unknown = asks(&mirror, "1 public.typo");
+    env.command("check", &unknown, &[]).says(&["public.typo", "resync"]);
+    let mut again = asks(&mirror, "2 public.typed public.remade,public.back public.asked");
+    again.table(5)["where"] = json!("id > 50");
+    let writer = Writer::start(env.connect(), |n| {
+        format!(
+            "UPDATE typed SET n = n || '+' WHERE id = {0}; DELETE FROM typed WHERE id = {0} + 1; INSERT INTO a VALUES ({1}, 0, 'w')",
+            100 + n % 800,
+            30_000 + n
+        )
+    });
+    let mut run = env.streaming(&again);
+    writer.finish();
+    env.settle(&mut run);
+    assert_eq!(run.table("a")["rowsCopied"], 0);
+    run.stop();
+    assert_eq!(env.source(slot), before);
+    assert_equal(&env, &again);
+    env.assert_table("typed", "id, n", "id");
+    env.assert_table("remade", "id", "id");
+    env.assert_table("back", "id", "id");
+    env.assert_same(
+        "SELECT id, v FROM asked WHERE id > 50 ORDER BY id",
+        "SELECT id, v FROM asked FINAL ORDER BY id",
+    );
+    // The same value asks for nothing more.
+    env.catch_up(&again).says(&["0 rows copied"]);
+}
+
+/// Rows and records that a release wrote whose versions were commit LSNs: nothing is mixed with them, and a resync is the way on.
+#[test]
+fn rows_of_a_release_with_other_versions() {
+    let env = TestEnv::new(Pg::V18);
+    env.sql("CREATE TABLE t (id int PRIMARY KEY, v text); INSERT INTO t SELECT i, 'v' FROM generate_series(1, 100) i");
+    let mut mirror = env.mirror(&["t"]);
+    env.catch_up(&mirror);
+    // Its record of the source had no scheme.
+    let before = env.target_value("SELECT value FROM _walferry_state FINAL WHERE item = 'source'");
+    assert!(before.contains(r#","versionScheme":1"#), "{before}");
+    env.target(
+        r#"INSERT INTO _walferry_state SELECT * REPLACE (replaceOne(value, ',"versionScheme":1', '') AS value, version + 1 AS version)
+           FROM _walferry_state FINAL WHERE item = 'source'"#,
+    );
+    env.target("TRUNCATE TABLE t");
+    let lsn = env.lsn();
+    env.target(&format!(
+        "INSERT INTO t (id, v, _walferry_version, _walferry_deleted) SELECT number, 'old', {lsn} - number, 0 FROM numbers(1, 120)"
+    ));
+    env.sql("UPDATE t SET v = 'w' WHERE id < 9; DELETE FROM t WHERE id = 10");
+    let mut run = env.run(&mirror);
+    let (reason, message) = run.until_stalled();
+    assert_eq!(reason, "DestinationVersionsOutdated");
+    assert!(message.contains("walferry.dev/resync"), "{message}");
+    assert_eq!(env.target_value("SELECT count() FROM t WHERE v != 'old'"), "0");
+    run.stop();
+    mirror.mirror["metadata"]["annotations"] = json!({"walferry.dev/resync": "1"});
+    let mut run = env.streaming(&mirror);
+    env.sql("INSERT INTO t VALUES (200, 'new')");
+    env.settle(&mut run);
+    env.assert_table("t", "id, v", "id");
+    run.stop();
+}

@@ -1,0 +1,110 @@
+//! Changes of a table's columns while it is mirrored.
+
+use crate::{
+    on_both,
+    support::{Pg, Server, TestEnv, eventually},
+};
+
+fn added_columns(pg: Pg) {
+    let env = TestEnv::new(pg);
+    env.sql("CREATE TABLE t (id int PRIMARY KEY, v text); INSERT INTO t SELECT i, 'old' FROM generate_series(1, 10) i");
+    let mirror = env.mirror(&["t"]);
+    let mut run = env.streaming(&mirror);
+    env.sql("ALTER TABLE t ADD a int; INSERT INTO t VALUES (11, 'new', 5)");
+    env.sql("ALTER TABLE t ADD b text DEFAULT 'it''s', ADD c int NOT NULL DEFAULT 9; INSERT INTO t VALUES (12, 'new', 6, 'x', 7)");
+    env.sql("UPDATE t SET v = 'changed' WHERE id = 3");
+    env.settle(&mut run);
+    env.assert_table("t", "id, v, a, b, c", "id");
+    run.stop();
+    env.verify(&mirror);
+}
+
+/// Columns added and rows written while nothing runs are there after the next start.
+fn added_while_stopped(pg: Pg) {
+    let env = TestEnv::new(pg);
+    env.sql("CREATE TABLE t (id int PRIMARY KEY); INSERT INTO t VALUES (1)");
+    let mirror = env.mirror(&["t"]);
+    env.catch_up(&mirror);
+    env.sql("INSERT INTO t VALUES (2); ALTER TABLE t ADD v text DEFAULT 'd'; INSERT INTO t VALUES (3, 'x')");
+    env.catch_up(&mirror);
+    env.assert_table("t", "id, v", "id");
+    env.verify(&mirror);
+}
+
+on_both!(added_columns, added_while_stopped);
+
+/// A commit is in the stream before anybody sees it, with a synchronous standby that is away for long: the catalog does not have the
+/// columns yet that the transaction's rows have.
+#[test]
+fn columns_that_nobody_sees_yet() {
+    let env = TestEnv::on(Server::postgres(Pg::V18, &[]).into(), Server::shared_clickhouse());
+    env.sql("CREATE TABLE t (id int PRIMARY KEY); INSERT INTO t VALUES (1)");
+    let mut run = env.streaming(&env.mirror(&["t"]));
+    env.hold_commits();
+    let mut client = env.connect();
+    let committing = std::thread::spawn(move || {
+        client.batch_execute(
+            "BEGIN; ALTER TABLE t ADD v text DEFAULT 'd'; INSERT INTO t VALUES (2, 'x'); COMMIT",
+        )
+    });
+    eventually("the columns to be waited for", || {
+        run.log().contains("whose commit the source does not show yet")
+    });
+    env.release_commits();
+    committing.join().unwrap().unwrap();
+    env.settle(&mut run);
+    env.assert_table("t", "id, v", "id");
+    run.stop();
+}
+
+/// A dropped column stays in the target and is not filled any more.
+#[test]
+fn a_dropped_column_stays() {
+    let env = TestEnv::new(Pg::V18);
+    env.sql("CREATE TABLE t (id int PRIMARY KEY, v text, w text); INSERT INTO t VALUES (1, 'a', 'b')");
+    let mut run = env.streaming(&env.mirror(&["t"]));
+    env.sql("ALTER TABLE t DROP v; INSERT INTO t VALUES (2, 'c')");
+    env.settle(&mut run);
+    assert_eq!(env.target("SELECT id, v, w FROM t FINAL ORDER BY id"), "1\ta\tb\n2\t\\N\tc\n");
+}
+
+/// Values that have to be read again, and rows still to be copied, name the columns as they are by then.
+#[test]
+fn a_column_goes_while_others_are_read_again() {
+    let env = TestEnv::new(Pg::V18);
+    env.sql(
+        "CREATE TABLE t (id int PRIMARY KEY, gone int NOT NULL, n int, big text); ALTER TABLE t ALTER big SET STORAGE EXTERNAL;
+        INSERT INTO t SELECT i, i, 0, repeat(md5(i::text), 400) FROM generate_series(1, 10) i",
+    );
+    let mirror = env.mirror(&["t"]);
+    env.catch_up(&mirror);
+    // The first UPDATE is streamed with the old columns, when the source has them no more.
+    env.sql("UPDATE t SET n = 1 WHERE id = 1; ALTER TABLE t DROP gone; UPDATE t SET n = 2 WHERE id = 2");
+    env.sql(
+        "ALTER TABLE t RENAME n TO m; UPDATE t SET m = 3 WHERE id = 3; INSERT INTO t VALUES (11, 4, 'new')",
+    );
+    env.catch_up(&mirror);
+    env.assert_same(
+        "SELECT id, m, md5(big) FROM t ORDER BY id",
+        "SELECT id, n, lower(hex(MD5(big))) FROM t FINAL ORDER BY id",
+    );
+    assert_eq!(env.target("SELECT id, gone FROM t FINAL WHERE id IN (1, 11) ORDER BY id"), "1\t1\n11\t0\n");
+}
+
+/// A change of type that the target cannot follow stops that table alone, with what to do.
+#[test]
+fn a_changed_type_never_stores_wrong_values() {
+    let env = TestEnv::new(Pg::V18);
+    env.sql(
+        "CREATE TABLE t (id int PRIMARY KEY, n int); CREATE TABLE other (id int PRIMARY KEY); INSERT INTO t VALUES (1, 1)",
+    );
+    let mut run = env.streaming(&env.mirror(&["t", "other"]));
+    env.sql("ALTER TABLE t ALTER n TYPE real; INSERT INTO t VALUES (2, 1.5); INSERT INTO other VALUES (1)");
+    env.settle(&mut run);
+    assert_eq!(env.target("SELECT id FROM other FINAL"), "1\n");
+    let found = env.target("SELECT toString(n) FROM t FINAL WHERE id = 2");
+    assert!(found.is_empty() || found == "1.5\n", "{found}");
+    if found.is_empty() {
+        assert!(run.until_failed("t").contains('n'));
+    }
+}

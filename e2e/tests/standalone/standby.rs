@@ -1,0 +1,244 @@
+//! A standby as the source, which decodes changes itself from PostgreSQL 16 on.
+
+use std::sync::Arc;
+
+use crate::support::{Direction, Mirror, Outcome, Pg, Proxy, Run, Server, Standby, TestEnv, until};
+
+/// A primary with an environment, and its standby with these settings; or, without, one that a Mirror can rely on.
+fn pair(settings: Option<&[&str]>) -> (TestEnv, Standby) {
+    let env = TestEnv::on(Arc::new(Server::postgres(Pg::V18, &[])), Server::shared_clickhouse());
+    let standby = match settings {
+        Some(settings) => Standby::with(&env.postgres_server, "standby", settings),
+        None => Standby::of(&env.postgres_server, "standby"),
+    };
+    (env, standby)
+}
+
+/// The Mirror of these tables from the server at this port.
+fn mirror_from(port: u16, env: &TestEnv, tables: &[&str]) -> Mirror {
+    let mut mirror = env.mirror(tables);
+    mirror.postgres["spec"]["postgres"]["port"] = port.into();
+    mirror
+}
+
+/// Runs at the primary what the check says is to be run there, as the role that owns the tables.
+#[track_caller]
+pub fn run_at_the_primary(env: &TestEnv, standby: &Standby, check: Outcome) {
+    let text = check.exits(1).says(&["at the primary"]).text();
+    let after = text.lines().skip_while(|line| *line != "    -- at the primary");
+    let statements: Vec<&str> = after.take_while(|line| line.starts_with("    ")).collect();
+    assert!(!statements.is_empty(), "{text}");
+    env.sql(&statements.join("\n"));
+    standby.until_replayed(env.lsn());
+}
+
+/// The Mirror's slot at the standby is made when the standby has heard of the primary's transactions.
+#[track_caller]
+pub fn slot_made(env: &TestEnv, run: &mut Run) {
+    until("the slot to be made", || {
+        // A snapshot that the primary logs anyway, every 15 s, would do as well.
+        env.admin("SELECT pg_log_standby_snapshot()");
+        let status = run.status();
+        (status["tables"].as_array()?.iter().any(|table| table["state"] != "Pending")).then_some(())
+    });
+}
+
+/// Everything there is, from a standby: check, copy, changes, a schema change, large values, a table that joins, a table that
+/// harms the application, a resync, the end.
+#[test]
+fn a_standby_is_a_source() {
+    let (env, standby) = pair(None);
+    env.sql(
+        "CREATE TABLE plain (id int PRIMARY KEY, v text); INSERT INTO plain SELECT i, i::text FROM generate_series(1, 5000) i;
+        CREATE TABLE large (id int PRIMARY KEY, n int, v text); ALTER TABLE large ALTER v SET STORAGE EXTERNAL;
+        INSERT INTO large SELECT i, 0, repeat(md5(i::text), 200) FROM generate_series(1, 50) i;
+        CREATE TABLE parts (id int, v text, PRIMARY KEY (id)) PARTITION BY RANGE (id);
+        CREATE TABLE parts_1 PARTITION OF parts FOR VALUES FROM (0) TO (100); INSERT INTO parts VALUES (1, 'a');
+        CREATE TABLE keyed (id int PRIMARY KEY, v text); INSERT INTO keyed VALUES (1, 'a');
+        CREATE TABLE later (id int PRIMARY KEY, v text); INSERT INTO later VALUES (1, 'a');
+        CREATE TABLE filtered (id int PRIMARY KEY, v text); INSERT INTO filtered VALUES (1, 'a'), (7, 'b');",
+    );
+    standby.until_replayed(env.lsn());
+    let tables = ["plain", "large", "parts", "keyed", "filtered"];
+    let mut mirror = mirror_from(standby.server.port, &env, &tables);
+    mirror.table(4)["where"] = "id > 5".into();
+    run_at_the_primary(&env, &standby, env.command("check", &mirror, &[]));
+    env.command("check", &mirror, &[]).exits(0).says(&["a standby"]);
+
+    // A transaction of before the slot, whose rows are in no stream: the copy waits for it.
+    let mut early = env.connect();
+    early.batch_execute("BEGIN; INSERT INTO plain VALUES (100001, 'early')").unwrap();
+    standby.until_replayed(env.lsn());
+    let mut run = env.run(&mirror);
+    run.until_status("the Mirror to say what the slot waits for", |status| {
+        let conditions = status["conditions"].as_array()?;
+        let waits = conditions.iter().find(|condition| condition["reason"] == "SourceSlotNotReady")?;
+        waits["message"].as_str()?.contains("pg_log_standby_snapshot()").then_some(())
+    });
+    early.batch_execute("COMMIT").unwrap();
+    slot_made(&env, &mut run);
+    // Before it hears of the slot, the primary removes catalog rows that the slot needs.
+    run.eventually("the primary to hear of the slot", || {
+        env.source_value("SELECT count(catalog_xmin) FROM pg_replication_slots") == "1"
+    });
+    run.until_streaming();
+    env.sql(
+        "UPDATE plain SET v = 'new' WHERE id % 3 = 0; DELETE FROM plain WHERE id % 7 = 0; UPDATE plain SET id = -id WHERE id < 10;
+        UPDATE large SET n = n + 1; UPDATE large SET v = repeat('x', 9000) WHERE id = 3; INSERT INTO parts VALUES (2, 'b');
+        CREATE TABLE parts_2 (v text, id int NOT NULL); INSERT INTO parts_2 VALUES ('came', 150);
+        ALTER TABLE parts ATTACH PARTITION parts_2 FOR VALUES FROM (100) TO (200); UPDATE parts SET id = 101 WHERE id = 1;
+        ALTER TABLE plain ADD w int DEFAULT 5; INSERT INTO plain VALUES (100002, 'wide', 6); UPDATE filtered SET id = id + 5",
+    );
+    env.settle(&mut run);
+    compare(&env);
+    run.eventually("the rows of the attached partition", || {
+        env.target_value("SELECT count() FROM parts FINAL WHERE id = 150 AND _walferry_deleted = 0") == "1"
+    });
+
+    // A key that goes harms the application: the standby can't mend it, and says who can.
+    env.sql("ALTER TABLE keyed DROP CONSTRAINT keyed_pkey; INSERT INTO keyed VALUES (2, 'x')");
+    let message = run.until_failed("keyed");
+    let publication = run.status()["publicationName"].as_str().unwrap().to_owned();
+    let statement = format!("ALTER PUBLICATION \"{publication}\" DROP TABLE ONLY \"public\".\"keyed\"");
+    assert!(message.contains(&statement), "{message}");
+    env.sql(&format!(
+        "{statement}; UPDATE keyed SET v = 'b'; TRUNCATE filtered; INSERT INTO filtered VALUES (9, 'c')"
+    ));
+    env.settle(&mut run);
+    compare(&env);
+    run.stop();
+
+    // A table that joins: what a transaction wrote to it before is in the copy alone.
+    let mut mirror =
+        mirror_from(standby.server.port, &env, &["plain", "large", "parts", "filtered", "later"]);
+    mirror.table(3)["where"] = "id > 5".into();
+    let mut early = env.connect();
+    early.batch_execute("BEGIN; INSERT INTO later VALUES (2, 'before it joins')").unwrap();
+    run_at_the_primary(&env, &standby, env.command("check", &mirror, &[]));
+    let mut without = mirror.clone();
+    without.mirror["spec"]["tables"].as_array_mut().unwrap().pop();
+    env.catch_up(&without);
+    let mut run = env.run(&mirror);
+    let message = run.until_status("the copy to wait for the writer", |status| {
+        let tables = status["tables"].as_array()?;
+        let table = tables.iter().find(|table| table["name"] == "later")?;
+        (table["reason"] == "WaitingForTransactions").then(|| table["message"].as_str().unwrap().to_owned())
+    });
+    let sql =
+        "SELECT backend_xid FROM pg_stat_activity WHERE backend_xid IS NOT NULL AND pid <> pg_backend_pid()";
+    assert!(message.contains(&env.source_value(sql)), "{message}");
+    early.batch_execute("INSERT INTO later VALUES (3, 'after it joined'); COMMIT").unwrap();
+    run.until_streaming();
+    env.settle(&mut run);
+    env.assert_table("later", "id, v", "id");
+    compare(&env);
+    run.stop();
+
+    // One table again, then everything.
+    mirror.mirror["metadata"]["annotations"]["walferry.dev/resync"] = "1 public.plain".into();
+    let run = env.streaming(&mirror);
+    compare(&env);
+    run.stop();
+    mirror.mirror["metadata"]["annotations"]["walferry.dev/resync"] = "2".into();
+    let mut run = env.run(&mirror);
+    run.until_status("the new slot to be asked for", |status| {
+        (status["phase"] == "Provisioning").then_some(())
+    });
+    slot_made(&env, &mut run);
+    run.until_streaming();
+    env.sql("INSERT INTO plain VALUES (100004, 'y', 1)");
+    env.settle(&mut run);
+    compare(&env);
+    env.verify(&mirror);
+    run.stop();
+
+    let drop = format!("DROP PUBLICATION \"{publication}\"");
+    env.command("teardown", &mirror, &[]).exits(0).says(&["slot", "dropped", &drop, "at the primary"]);
+    let left = "SELECT count(*) FROM pg_replication_slots";
+    assert_eq!(standby.value(left), "0");
+    env.sql(&drop);
+}
+
+/// Both sides, by SQL.
+#[track_caller]
+fn compare(env: &TestEnv) {
+    env.assert_table("plain", "id, v, w", "id");
+    env.assert_same(
+        "SELECT id, n, md5(v) FROM large ORDER BY id",
+        "SELECT id, n, lower(hex(MD5(v))) FROM large FINAL WHERE _walferry_deleted = 0 ORDER BY id",
+    );
+    env.assert_same(
+        "SELECT id, v FROM parts WHERE id <> 150 ORDER BY id",
+        "SELECT id, v FROM parts FINAL WHERE _walferry_deleted = 0 AND id <> 150 ORDER BY id",
+    );
+    env.assert_same(
+        "SELECT id, v FROM filtered WHERE id > 5 ORDER BY id",
+        "SELECT id, v FROM filtered FINAL WHERE _walferry_deleted = 0 ORDER BY id",
+    );
+}
+
+/// Without hot_standby_feedback the primary vacuums what the standby needs: a copy's query is ended and tried again, the slot is lost
+/// for good, and the Mirror says how to keep the next one.
+#[test]
+fn conflicts_with_recovery() {
+    let (env, standby) = pair(Some(&["max_standby_streaming_delay=0"]));
+    env.sql(
+        "CREATE TABLE wide (id int PRIMARY KEY, v text);
+        INSERT INTO wide SELECT i, repeat(md5(i::text) || md5((-i)::text), 8) FROM generate_series(1, 60000) i",
+    );
+    standby.until_replayed(env.lsn());
+    let source = Proxy::to(standby.server.port);
+    let mut mirror = mirror_from(source.port, &env, &["wide"]);
+    let check = env.command("check", &mirror, &[]).says(&["hot_standby_feedback"]);
+    run_at_the_primary(&env, &standby, check);
+
+    // A network so slow that the copy still reads when the rows that it has read are vacuumed.
+    let mut run = env.run(&mirror);
+    slot_made(&env, &mut run);
+    source.set_bytes_per_second(Direction::ToClient, 200_000);
+    let copies = || {
+        standby.value(
+            "SELECT count(*) FROM pg_stat_activity WHERE query LIKE 'COPY %' AND backend_xmin IS NOT NULL",
+        )
+    };
+    run.eventually("the copy to read", || copies() != "0");
+    env.sql("DELETE FROM wide WHERE id % 2 = 0");
+    // Not at once where something else, such as an ANALYZE by the primary itself, still sees the rows.
+    let vacuum = |tables: &str| {
+        env.admin(&format!("VACUUM {tables}"));
+        standby.until_replayed(env.lsn());
+    };
+    until("the copy to be ended at the standby", || {
+        vacuum("wide");
+        (copies() == "0").then_some(())
+    });
+    source.set_bytes_per_second(Direction::ToClient, 0);
+    until("the copy to be ended", || run.log().contains("conflict with recovery").then_some(()));
+    run.until_streaming();
+    env.settle(&mut run);
+    env.assert_table("wide", "id, v", "id");
+
+    env.sql("CREATE TABLE gone (id int)");
+    env.sql("DROP TABLE gone");
+    until("the slot to be lost", || {
+        vacuum("pg_class, pg_attribute");
+        let lost = "SELECT count(*) FROM pg_replication_slots WHERE invalidation_reason = 'rows_removed'";
+        (standby.value(lost) == "1").then_some(())
+    });
+    let (reason, message) = run.until_stalled();
+    assert_eq!(reason, "SourceSlotInvalidated");
+    for words in ["rows_removed", "hot_standby_feedback = on", "walferry.dev/resync"] {
+        assert!(message.contains(words), "{message}");
+    }
+    run.stop();
+    env.command("check", &mirror, &[]).exits(1).says(&["invalidated", "hot_standby_feedback = on"]);
+    standby.set("hot_standby_feedback = on");
+    mirror.mirror["metadata"]["annotations"]["walferry.dev/resync"] = "1".into();
+    env.sql("DELETE FROM wide WHERE id % 3 = 0");
+    let mut run = env.run(&mirror);
+    slot_made(&env, &mut run);
+    run.until_streaming();
+    env.settle(&mut run);
+    env.assert_table("wide", "id, v", "id");
+    run.stop();
+}

@@ -1,0 +1,185 @@
+//! One Mirror writes a target, and the target is the table that it was.
+
+use serde_json::json;
+
+use crate::{
+    on_both,
+    replicate::Mounted,
+    support::{Mirror, Pg, Run, TestEnv, told},
+};
+
+/// Two sources, and a Mirror of each into the first one's database.
+fn two_sources(pg: Pg) -> (TestEnv, Mirror, TestEnv, Mirror) {
+    let (one, two) = (TestEnv::new(pg), TestEnv::new(pg));
+    one.sql("CREATE TABLE t (id int PRIMARY KEY, v text); INSERT INTO t SELECT i, 'one' FROM generate_series(1, 1000) i");
+    two.sql("CREATE TABLE t (id int PRIMARY KEY, v text); INSERT INTO t SELECT i, 'two' FROM generate_series(1, 10) i;
+        CREATE TABLE u (id int PRIMARY KEY); INSERT INTO u VALUES (1)");
+    let (first, mut second) = (one.mirror(&["t"]), two.mirror(&["t", "u"]));
+    second.clickhouse = first.clickhouse.clone();
+    (one, first, two, second)
+}
+
+/// The table has failed for this reason; gives the message.
+#[track_caller]
+fn fails(run: &mut Run, table: &str, reason: &str) -> String {
+    let awaited = format!("table {table} to fail with {reason}");
+    run.until_status(&awaited, |status| {
+        let tables = status["tables"].as_array()?;
+        let found = tables.iter().find(|entry| entry["name"] == table)?;
+        told(status, table).filter(|_| found["reason"] == reason)
+    })
+}
+
+#[track_caller]
+fn streams(run: &mut Run, table: &str) {
+    run.until_status(&format!("table {table} to stream"), |status| {
+        let tables = status["tables"].as_array()?;
+        tables.iter().any(|entry| entry["name"] == table && entry["state"] == "Streaming").then_some(())
+    });
+}
+
+/// The second Mirror is told whose the target is, without any advice that would destroy rows, and its other table streams.
+fn another_mirror_s_target(pg: Pg) {
+    let (one, first, two, second) = two_sources(pg);
+    let mut running = one.streaming(&first);
+    let name = first.mirror["metadata"]["name"].as_str().unwrap();
+    let told = two.command("check", &second, &[]).says(&["public.t", name, "another target.table"]);
+    assert!(
+        !told.text().contains("TRUNCATE") && !told.text().contains("walferry.dev/resync"),
+        "{}",
+        told.text()
+    );
+    let files = Mounted::new(&second);
+    let mut run = files.run();
+    let message = fails(&mut run, "t", "TargetTableTaken");
+    assert!(
+        message.contains(name) && !message.contains("TRUNCATE") && !message.contains("resync"),
+        "{message}"
+    );
+    streams(&mut run, "u");
+    one.sql("INSERT INTO t VALUES (2000, 'more')");
+    two.sql("INSERT INTO t VALUES (3000, 'not to be seen')");
+    one.settle(&mut running);
+    two.settle(&mut run);
+    one.assert_table("t", "id, v", "id");
+    // The first Mirror goes: its table is free, and has rows that are not the second one's.
+    running.stop();
+    one.command("teardown", &first, &[]).exits(0);
+    let message = fails(&mut run, "t", "DestinationTableConflict");
+    assert!(message.contains("has rows that this Mirror does not know of"), "{message}");
+    run.stop();
+    let mut healed = second.clone();
+    healed.mirror["metadata"]["annotations"] = json!({"walferry.dev/resync": "1 public.t"});
+    let files = Mounted::new(&healed);
+    let mut run = files.run();
+    streams(&mut run, "t");
+    two.settle(&mut run);
+    run.stop();
+    assert_eq!(one.target_value("SELECT count(), min(v), max(v) FROM t FINAL"), "11\tnot to be seen\ttwo");
+    two.command("teardown", &healed, &[]).exits(0);
+}
+
+on_both!(another_mirror_s_target);
+
+/// A Mirror that is gone and has left its claim: the statement of the message releases the table as it stands.
+#[test]
+fn released_by_the_statement_of_the_message() {
+    let (one, first, _two, second) = two_sources(Pg::V18);
+    one.catch_up(&first);
+    let files = Mounted::new(&second);
+    let mut run = files.run();
+    let message = fails(&mut run, "t", "TargetTableTaken");
+    one.target("TRUNCATE TABLE t");
+    let (_, statement) = message.split_once("run at the destination: ").unwrap();
+    one.target(statement);
+    streams(&mut run, "t");
+    assert_eq!(one.target_value("SELECT count(), any(v) FROM t FINAL"), "10\ttwo");
+    run.stop();
+}
+
+/// Of two that start at the same moment one writes, and the other one says so.
+#[test]
+fn two_that_start_at_the_same_moment() {
+    for _ in 0..3 {
+        let (one, first, two, second) = two_sources(Pg::V18);
+        let (files, others) = (Mounted::new(&first), Mounted::new(&second));
+        let mut runs = [files.run(), others.run()];
+        let mut states = Vec::new();
+        for run in &mut runs {
+            states.push(run.until_status("table t to be decided", |status| {
+                let tables = status["tables"].as_array()?;
+                let table = tables.iter().find(|entry| entry["name"] == "t")?;
+                let state = table["state"].as_str()?.to_owned();
+                ["Streaming", "Failed"]
+                    .contains(&state.as_str())
+                    .then(|| (state, table["reason"].as_str().unwrap_or_default().to_owned()))
+            }));
+        }
+        let failed: Vec<_> = states.iter().filter(|(state, _)| state == "Failed").collect();
+        assert_eq!(failed.len(), 1, "{states:?}");
+        assert_eq!(failed[0].1, "TargetTableTaken");
+        let whose = one.target_value("SELECT uniqExact(v) FROM t FINAL");
+        assert_eq!(whose, "1", "rows of one source alone");
+        for run in runs {
+            run.stop();
+        }
+        one.command("teardown", &first, &[]).exits(0);
+        two.command("teardown", &second, &[]).exits(0);
+    }
+}
+
+/// A table that leaves the Mirror releases its target.
+#[test]
+fn a_table_that_leaves_releases_its_target() {
+    let (one, mut first, _two, second) = two_sources(Pg::V18);
+    one.sql("CREATE TABLE other (id int PRIMARY KEY)");
+    first.mirror["spec"]["tables"].as_array_mut().unwrap().push(json!({"schema": "public", "name": "other"}));
+    one.catch_up(&first);
+    first.mirror["spec"]["tables"].as_array_mut().unwrap().remove(0);
+    one.catch_up(&first);
+    one.target("TRUNCATE TABLE t");
+    let files = Mounted::new(&second);
+    let mut run = files.run();
+    streams(&mut run, "t");
+    run.stop();
+}
+
+const EXCHANGED: [&str; 2] = [
+    "CREATE TABLE fresh AS t; EXCHANGE TABLES t AND fresh",
+    "RENAME TABLE t TO kept; CREATE TABLE t AS kept",
+];
+
+fn put_in_its_place(env: &TestEnv, statements: &str) {
+    for statement in statements.split("; ") {
+        env.target(statement);
+    }
+}
+
+/// A target that was exchanged or made again by hand stops its table alone, and a resync of that table heals it.
+#[test]
+fn a_target_that_is_another_table() {
+    for (index, statements) in EXCHANGED.into_iter().enumerate() {
+        let env = TestEnv::new(Pg::V18);
+        env.sql("CREATE TABLE t (id int PRIMARY KEY); INSERT INTO t VALUES (1), (2); CREATE TABLE u (id int PRIMARY KEY)");
+        let mirror = env.mirror(&["t", "u"]);
+        let down = index == 0;
+        if down {
+            env.catch_up(&mirror);
+            put_in_its_place(&env, statements);
+        }
+        let mut run = if down { env.run(&mirror) } else { env.streaming(&mirror) };
+        if !down {
+            put_in_its_place(&env, statements);
+        }
+        let message = fails(&mut run, "t", "DestinationTableReplaced");
+        assert!(message.contains("walferry.dev/resync") && message.contains("public.t"), "{message}");
+        env.sql("INSERT INTO u VALUES (7)");
+        env.settle(&mut run);
+        env.assert_table("u", "id", "id");
+        run.stop();
+        let mut healed = mirror.clone();
+        healed.mirror["metadata"]["annotations"] = json!({"walferry.dev/resync": "1 public.t"});
+        env.catch_up(&healed);
+        env.assert_table("t", "id", "id");
+    }
+}
