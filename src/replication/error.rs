@@ -1,9 +1,8 @@
 //! The engine's errors, and the one function that says what to do about each.
 
 use super::{
-    DestinationError, ErrorKind, Policy, ValueError,
-    admission::{MirrorRefused, Refused},
-    policy,
+    DestinationError, ErrorKind, Policy, ValueError, policy,
+    session::admission::{MirrorRefused, Refused},
 };
 use crate::{
     fault::{Reason, Remedy},
@@ -142,7 +141,7 @@ pub enum Error {
     /// The rows at the destination were written by a release whose versions can't be compared with ours.
     #[error(
         "the rows at the destination carry versions of scheme {found}, and this release of walferry writes scheme {}: which of two rows is the newer could not be told",
-        super::state::VERSION_SCHEME
+        super::table::store::VERSION_SCHEME
     )]
     OtherVersions {
         /// The scheme in the state.

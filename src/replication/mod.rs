@@ -2,46 +2,37 @@
 //!
 //! Knows PostgreSQL and the [`Destination`] contract; knows no destination's driver and no Kubernetes.
 
-mod admission;
-mod backoff;
 mod destination;
-pub mod diagnosis;
-mod drift;
-mod epoch;
 mod error;
-mod failover;
-mod guard;
-mod named_columns;
+mod monitor;
 mod policy;
-mod position;
-mod provision;
-mod resync;
-mod schema_change;
+mod retry;
+mod session;
 mod snapshot;
-mod state;
 mod stream;
 mod table;
-mod target_watch;
-mod targets;
-mod watch;
-mod worker;
 
-pub use admission::{Admission, Ask, MirrorRefused, Refused, Verdict};
 pub use destination::{
     Destination, DestinationError, ErrorKind, Insert, Op, Rows, StateRow, StateRows, StateVersion,
     TableBatch, ValueError,
 };
 pub use error::{Error, failure, failure_of_table};
-pub use guard::{inherited, leave_to_ancestor};
-pub use named_columns::{NamedColumns, name_columns};
+pub use monitor::publication::{inherited, leave_to_ancestor};
 pub use policy::{Policy, policy};
-pub use position::PositionRecord;
-pub use provision::publication_comment;
-pub use resync::{Apart, copies_over_rows, require_withheld, resync_due, set_apart, unknown_names};
-pub use schema_change::keep_target_names;
-pub use state::{FormerTable, MirrorState, ResyncRecord, SourceRecord, StateStore, TablePhase, TableRecord};
-pub use stream::Commit;
-pub use targets::{
-    Claim, claims, describe as describe_claim, foreign as foreign_claim, give_way, waits_for_target,
+pub use session::{
+    admission::{Admission, Ask, MirrorRefused, Refused, Verdict},
+    diagnosis,
+    position::PositionRecord,
+    provision::publication_comment,
+    resync::{Apart, copies_over_rows, require_withheld, resync_due, set_apart, unknown_names},
+    supervisor::run,
 };
-pub use worker::run;
+pub use stream::Commit;
+pub use table::{
+    named_columns::{NamedColumns, name_columns},
+    schema::keep_target_names,
+    store::{FormerTable, MirrorState, ResyncRecord, SourceRecord, StateStore, TablePhase, TableRecord},
+    targets::{
+        Claim, claims, describe as describe_claim, foreign as foreign_claim, give_way, waits_for_target,
+    },
+};

@@ -132,7 +132,7 @@ mod tests {
     use super::*;
     use crate::{
         model::TableId,
-        replication::{DestinationError, admission::MirrorRefused},
+        replication::{DestinationError, session::admission::MirrorRefused},
     };
 
     #[test]

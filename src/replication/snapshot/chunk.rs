@@ -14,8 +14,11 @@ use crate::{
     model::{Lsn, TableSchema, Version},
     postgres::{self, copy, session::Session, shared_snapshot::SharedSnapshot},
     replication::{
-        Insert, TableBatch, schema_change,
-        state::{Chunk, TableRecord},
+        Insert, TableBatch,
+        table::{
+            schema,
+            store::{Chunk, TableRecord},
+        },
     },
 };
 
@@ -148,7 +151,7 @@ impl<D: Destination> Copier<D> {
                 {
                     return Ok(Copied::Rewritten);
                 }
-                if matches!(error, Error::Source(source) if schema_change::outdated(source)) {
+                if matches!(error, Error::Source(source) if schema::outdated(source)) {
                     rename_columns(context, table).await?;
                 }
             }
@@ -162,8 +165,8 @@ impl<D: Destination> Copier<D> {
 async fn rename_columns<D: Destination>(context: &SnapshotContext<D>, table: &Table<D>) -> Result<(), Error> {
     let session = Session::connect(&context.source, &context.application_name).await?;
     let record = table.record();
-    let fresh = schema_change::describe(&session, &record).await?.schema;
-    table.update(|record| record.schema = schema_change::rename_to_current(&record.schema, &fresh)).await
+    let fresh = schema::describe(&session, &record).await?.schema;
+    table.update(|record| record.schema = schema::rename_to_current(&record.schema, &fresh)).await
 }
 
 /// Copies a chunk by one insert, in as many ranges of blocks as it takes.

@@ -27,10 +27,12 @@ use self::{
 };
 use super::{
     Destination, Error, Rows,
-    backoff::{RetryObserver, retry, retry_for_table},
-    state::{Floor, MirrorState, StateStore},
-    table::Table,
-    targets,
+    retry::{RetryObserver, retry, retry_for_table},
+    table::{
+        Table,
+        store::{Floor, MirrorState, StateStore},
+        targets,
+    },
 };
 use crate::{
     model::{Lsn, PostgresEndpoint, Progress, TableId, TableState, Version},

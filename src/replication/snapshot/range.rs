@@ -27,9 +27,11 @@ use crate::{
     },
     replication::{
         Op, TableBatch,
-        named_columns::NamedColumns,
-        schema_change::{self, ColumnNames},
-        state::Chunk,
+        table::{
+            named_columns::NamedColumns,
+            schema::{self, ColumnNames},
+            store::Chunk,
+        },
     },
 };
 
@@ -246,7 +248,7 @@ async fn begin(
     let live = connection.query(&catalog::live_columns_statement(schema.oid)).await?;
     let live: Vec<_> = live.iter().filter_map(|row| LiveColumn::from_text(row)).collect();
     named.require(&schema.id, &live)?;
-    match schema_change::check_columns(schema, &live) {
+    match schema::check_columns(schema, &live) {
         ColumnNames::Same => Ok(Ok(Begun { partition, blocks })),
         ColumnNames::Renamed => Ok(Err(RangeEnd::Renamed)),
         ColumnNames::Retyped => Err(Error::copy_anew(&schema.id, "a column changed its type")),

@@ -21,9 +21,8 @@ use crate::{
     postgres::pgoutput::{self, Message, OldTuple, Relation},
     replication::{
         Destination, Error, Op, ValueError,
-        position::Witness,
-        schema_change,
-        table::{Decision, Table},
+        session::position::Witness,
+        table::{Decision, Table, schema},
     },
 };
 
@@ -476,7 +475,7 @@ fn keyless_change<D: Destination>(
         (TableKind::AppendOnly, _) => return Keyless::Instead(Step::Done),
         (_, RowChange::Update(OldTuple::Full) | RowChange::Delete(OldTuple::Full)) => {}
         _ => {
-            let error = schema_change::without_old_rows(&entry.schema);
+            let error = schema::without_old_rows(&entry.schema);
             return Keyless::Instead(Step::Fail(index, error));
         }
     }

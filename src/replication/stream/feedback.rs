@@ -12,7 +12,7 @@ use super::checkpoint::{Checkpoint, PgMicros};
 use crate::{
     model::{Lsn, Progress},
     postgres::wire::ReplicationWriter,
-    replication::position::Confirmable,
+    replication::session::position::Confirmable,
 };
 
 /// How often the source hears what is durable while that moves.

@@ -20,11 +20,9 @@ use super::{
 use crate::{
     model::{Lsn, TableSchema, Tuple},
     replication::{
-        Destination, Error, Policy, TableBatch,
-        backoff::{RetryObserver, retry_for_table},
-        policy,
-        table::Table,
-        targets,
+        Destination, Error, Policy, TableBatch, policy,
+        retry::{RetryObserver, retry_for_table},
+        table::{Table, targets},
     },
 };
 

@@ -41,7 +41,7 @@ pub(super) use self::{
 };
 use super::{
     Destination, Error,
-    position::{Confirmable, Recorder},
+    session::position::{Confirmable, Recorder},
 };
 use crate::{
     model::{Lsn, PostgresEndpoint, Progress, Version},

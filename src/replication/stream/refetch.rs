@@ -12,8 +12,10 @@ use crate::{
     postgres::{self, catalog, reread, session::Session, visibility},
     replication::{
         Error,
-        schema_change::{self, ColumnNames},
-        state::TableRecord,
+        table::{
+            schema::{self, ColumnNames},
+            store::TableRecord,
+        },
     },
 };
 
@@ -94,7 +96,7 @@ impl RowFetcher {
                 }
             },
             // The rows came before a column went or got another name; the stream has not said so yet.
-            Err(error) if schema_change::outdated(&error) => {
+            Err(error) if schema::outdated(&error) => {
                 self.fetch_renamed(self.session().await?, record, schema, tuples).await?
             }
             Err(error) => return Err(error.into()),
@@ -132,10 +134,7 @@ impl RowFetcher {
         schema: &TableSchema,
         tuples: &[Tuple<'_>],
     ) -> Result<(Vec<Option<reread::OwnedRow>>, Session), Error> {
-        let now = schema_change::rename_to_current(
-            schema,
-            &schema_change::describe(&session, record).await?.schema,
-        );
+        let now = schema::rename_to_current(schema, &schema::describe(&session, record).await?.schema);
         let (rows, session) = self.fetch_with(session, &now, tuples).await?;
         match check_columns(&session, &now).await? {
             ColumnNames::Same => Ok((rows, session)),
@@ -146,7 +145,7 @@ impl RowFetcher {
 
 /// Checked after the fetch, so that names which changed before it are noticed.
 async fn check_columns(session: &Session, schema: &TableSchema) -> Result<ColumnNames, Error> {
-    Ok(schema_change::check_columns(schema, &catalog::live_columns(session, schema.oid).await?))
+    Ok(schema::check_columns(schema, &catalog::live_columns(session, schema.oid).await?))
 }
 
 /// Values of one fetched row, in the schema's column order.

@@ -11,12 +11,13 @@ use crate::{
     postgres::{catalog, pgoutput::Relation, session::Session, visibility},
     replication::{
         Destination, Error,
-        backoff::{retry, retry_in_stream},
-        drift::FILLED_BEFORE,
-        guard,
-        named_columns::{EXCLUDED_RENAMED, NamedColumns, Renewal},
-        schema_change::{self, CHANGED_COLUMNS, Fit, Matched, OTHER_NAMES, Projection},
-        state::TableRecord,
+        monitor::{catalog_diff::FILLED_BEFORE, publication::identity_differs},
+        retry::{retry, retry_in_stream},
+        table::{
+            named_columns::{EXCLUDED_RENAMED, NamedColumns, Renewal},
+            schema::{self, CHANGED_COLUMNS, Fit, Matched, OTHER_NAMES, Projection},
+            store::TableRecord,
+        },
     },
 };
 
@@ -76,7 +77,7 @@ impl<D: Destination> StreamSession<D> {
     /// Finds where a table's columns are in a relation's rows.
     async fn map_relation(&mut self, index: TableIndex, relation: Relation) -> Result<(), Error> {
         let entry = &self.applier.tables[index];
-        let projection = match schema_change::fit(&entry.schema, &relation, &entry.spec.exclude) {
+        let projection = match schema::fit(&entry.schema, &relation, &entry.spec.exclude) {
             Fit::Known(projection) => projection,
             Fit::Unknown(_) if self.applier.is_in_snapshot(index) => {
                 self.applier.defer_relation(index, relation);
@@ -109,7 +110,7 @@ impl<D: Destination> StreamSession<D> {
         let session = self.connect().await?;
         let relations = catalog::relations(&session, &[schema.oid]).await?;
         let members = relations.get(&schema.oid).map(Vec::as_slice).unwrap_or_default();
-        match guard::identity_differs(&schema.id, members) {
+        match identity_differs(&schema.id, members) {
             Some(error) => Ok(error),
             None => Err(Error::copy_anew(&schema.id, "a partition had another replica identity")),
         }
@@ -200,10 +201,10 @@ impl<D: Destination> StreamSession<D> {
         self.update_schema(index).await?;
         let entry = &self.applier.tables[index];
         let (schema, id) = (&entry.schema, &entry.table.id);
-        let Matched { projection, strangers, doubtful } = schema_change::projection(schema, relation);
+        let Matched { projection, strangers, doubtful } = schema::projection(schema, relation);
         let mut columns = projection.positions.iter().zip(&schema.columns);
         let lacks = columns.any(|(position, column)| position.is_none() && !column.dropped);
-        match schema_change::unreadable(schema, relation, &projection) {
+        match schema::unreadable(schema, relation, &projection) {
             // A column that it lacks may be one of those that nobody knows by their names.
             None if lacks && strangers.iter().any(|name| !entry.spec.exclude.contains(name)) => {
                 Err(Error::copy_anew(id, OTHER_NAMES))
@@ -237,7 +238,7 @@ impl<D: Destination> StreamSession<D> {
         let changed = retry_in_stream(abort, &inserter.observer, &table, || async {
             Ok(inserter.destination.add_columns(&schema, &added).await?)
         });
-        let filled = changed.await.map_err(|error| schema_change::refused(&old, CHANGED_COLUMNS, error))?;
+        let filled = changed.await.map_err(|error| schema::refused(&old, CHANGED_COLUMNS, error))?;
         if !filled.is_empty() {
             return Err(Error::copy_anew(&old.id, FILLED_BEFORE));
         }
@@ -268,13 +269,13 @@ impl<D: Destination> StreamSession<D> {
         // again.
         let session = self.connect().await?;
         wait_until_visible(&session, &old.id, self.applier.xid()).await?;
-        let described = schema_change::describe(&session, &record).await?;
+        let described = schema::describe(&session, &record).await?;
         let read_lsn = catalog::read_lsn(&session).await?;
-        schema_change::require_old_rows(old, &described.schema)?;
-        let (schema, added) = schema_change::evolve(old, &described.schema)
-            .map_err(|message| Error::copy_anew(&old.id, message))?;
-        if schema_change::came_and_went(&record, &described) {
-            return Err(Error::copy_anew(&old.id, schema_change::CAME_AND_WENT));
+        schema::require_old_rows(old, &described.schema)?;
+        let (schema, added) =
+            schema::evolve(old, &described.schema).map_err(|message| Error::copy_anew(&old.id, message))?;
+        if schema::came_and_went(&record, &described) {
+            return Err(Error::copy_anew(&old.id, schema::CAME_AND_WENT));
         }
         Ok((schema != **old).then_some(NewColumns { schema, added, read_lsn }))
     }

@@ -19,9 +19,8 @@ use crate::{
     model::{Lsn, Version},
     replication::{
         Destination, Error, Rows,
-        backoff::{retry, retry_for_table},
-        state::Floor,
-        table::Table,
+        retry::{retry, retry_for_table},
+        table::{Table, store::Floor},
     },
 };
 

@@ -11,13 +11,15 @@ use std::{collections::HashMap, sync::Arc, time::Duration};
 use tokio::{sync::Semaphore, task::JoinSet, time::Instant};
 use tokio_util::sync::CancellationToken;
 
-use super::Table;
+use super::{
+    Table,
+    store::{TableRecord, unix_seconds},
+};
 use crate::{
     model::Version,
     replication::{
         Destination, Error, Rows,
-        backoff::{RetryObserver, retry_for_table},
-        state::{TableRecord, unix_seconds},
+        retry::{RetryObserver, retry_for_table},
     },
 };
 

@@ -1,8 +1,13 @@
 //! One table while it runs: what the stream, the insert task and the snapshot share.
 
+pub(super) mod epoch;
 mod handoff;
 mod late_rows;
-pub(super) mod matching;
+mod matching;
+pub(super) mod named_columns;
+pub(super) mod schema;
+pub(super) mod store;
+pub(super) mod targets;
 
 use std::{
     sync::{
@@ -22,15 +27,17 @@ pub(super) use self::{
 };
 use super::{
     Destination, Error, Policy,
-    backoff::{RetryObserver, retry},
     error::failure_of_table,
-    named_columns::NamedColumns,
     policy,
-    state::{Floor, StateStore, TablePhase, TableRecord},
+    retry::{RetryObserver, retry},
 };
 use crate::{
     fault::Reason,
     model::{Lsn, TableId, TableKind, TableProgress, TableSchema, TableState},
+    replication::table::{
+        named_columns::NamedColumns,
+        store::{Floor, StateStore, TablePhase, TableRecord},
+    },
 };
 
 /// A table's shared state. One exists for each table of the Mirror, over reconnections of the stream.

@@ -37,11 +37,13 @@ use crate::{
     replication::{
         Destination, DestinationError, Insert, Op, Rows, StateRow, StateRows, StateStore, StateVersion,
         TableBatch, ValueError,
-        backoff::RetryObserver,
-        position::Witness,
-        schema_change::Projection,
-        state::{TablePhase, TableRecord},
-        table::Table,
+        retry::RetryObserver,
+        session::position::Witness,
+        table::{
+            Table,
+            schema::Projection,
+            store::{TablePhase, TableRecord},
+        },
     },
 };
 

@@ -9,12 +9,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::{
-    Destination, Error,
-    admission::Refused,
-    error::failure_of_table,
-    state::{FormerTable, MirrorState, ResyncRecord, StateStore, TablePhase, TableRecord},
-};
+use super::admission::Refused;
 use crate::{
     fault::Reason,
     model::{Lsn, MirrorFailure, ReplicatorConfig, TableId, TableSchema, TableSpec, Version},
@@ -23,6 +18,11 @@ use crate::{
         removal::{self, Fate, MirrorObjects},
         session::Session,
         slot::{self, Release, SlotInfo},
+    },
+    replication::{
+        Destination, Error,
+        error::failure_of_table,
+        table::store::{FormerTable, MirrorState, ResyncRecord, StateStore, TablePhase, TableRecord},
     },
 };
 
@@ -64,11 +64,11 @@ fn named(value: &str) -> Vec<&str> {
 #[derive(Debug, Default)]
 pub struct Apart {
     /// The annotation's value, to be recorded when they have joined once more; `None` when nothing is asked.
-    pub(super) value: Option<String>,
+    pub(in crate::replication) value: Option<String>,
     /// What was recorded of them.
-    pub(super) records: BTreeMap<TableId, TableRecord>,
+    pub(in crate::replication) records: BTreeMap<TableId, TableRecord>,
     /// Those that the annotation names, also where there is no record of them: they left the Mirror and come back.
-    pub(super) named: BTreeSet<TableId>,
+    pub(in crate::replication) named: BTreeSet<TableId>,
 }
 
 impl Apart {
@@ -128,7 +128,7 @@ pub fn set_apart(config: &ReplicatorConfig, state: &mut MirrorState) -> Apart {
 /// Takes the records of those tables out of the state that have failed because they might not be read, a
 /// partition had another replica identity or other tables inherited from them, and that is over: what the
 /// stream has passed over meanwhile comes with a copy, so they join once more.
-pub(super) fn take_healed(state: &mut MirrorState, apart: &mut Apart) {
+pub(in crate::replication) fn take_healed(state: &mut MirrorState, apart: &mut Apart) {
     let healed = |record: &TableRecord| {
         let heals = [
             Reason::SourcePrivilegeMissing,
@@ -158,7 +158,7 @@ fn single_tables_due<'a>(asked: Option<&'a str>, state: &MirrorState) -> Option<
 ///
 /// # Errors
 /// A table that is missing, or a slot that is another's or in use, before anything is touched; what the servers answer.
-pub(super) async fn release_if_due<D: Destination>(
+pub(in crate::replication) async fn release_if_due<D: Destination>(
     config: &ReplicatorConfig,
     session: &Session,
     state: &mut MirrorState,
@@ -223,7 +223,10 @@ pub fn require_withheld(record: &TableRecord, spec: &TableSpec, fresh: &TableSch
 
 /// Drops slot and publication where they are this Mirror's, and says whether there was anything to drop. Idempotent: a run
 /// that was killed before it is made up for by the next.
-pub(super) async fn release(config: &ReplicatorConfig, session: &Session) -> Result<bool, Error> {
+pub(in crate::replication) async fn release(
+    config: &ReplicatorConfig,
+    session: &Session,
+) -> Result<bool, Error> {
     let mirror = &config.mirror;
     let objects = MirrorObjects {
         application_name: mirror.application_name(),
@@ -239,7 +242,7 @@ pub(super) async fn release(config: &ReplicatorConfig, session: &Session) -> Res
 ///
 /// # Errors
 /// [`Error::SlotForeign`]
-pub(super) fn require_own(config: &ReplicatorConfig, found: &SlotInfo) -> Result<(), Error> {
+pub(in crate::replication) fn require_own(config: &ReplicatorConfig, found: &SlotInfo) -> Result<(), Error> {
     let ours = found.plugin.as_deref() == Some("pgoutput")
         && found.database.as_deref() == Some(config.source.database.as_str());
     if ours {
@@ -255,7 +258,7 @@ pub(super) fn require_own(config: &ReplicatorConfig, found: &SlotInfo) -> Result
 /// A transaction may begin to commit at the slot's very start, so it is the position before. A target that has rows as new as
 /// that got them from another history (the source was replaced, or went back), whose positions mean nothing here: it is
 /// emptied. `fence` is that of the table's streamed inserts: one that a killed process has left behind must not arrive later.
-pub(super) async fn copy_version<D: Destination>(
+pub(in crate::replication) async fn copy_version<D: Destination>(
     destination: &D,
     table: &TableSchema,
     start: Lsn,

@@ -14,21 +14,21 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use super::{Error, StateRows, StateVersion};
+use crate::replication::{Error, StateRows, StateVersion};
 
 /// The record that claims an epoch; it is an epoch's first.
-pub(super) const EPOCH_ITEM: &str = "epoch";
+pub(in crate::replication) const EPOCH_ITEM: &str = "epoch";
 
 /// What the claim of an epoch says.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct EpochRecord {
+pub(in crate::replication) struct EpochRecord {
     /// The random name of the process that claimed it.
-    pub(super) process: String,
+    pub(in crate::replication) process: String,
 }
 
 /// This process as a writer of one Mirror's records.
 #[derive(Debug)]
-pub(super) struct Writer {
+pub(in crate::replication) struct Writer {
     process: String,
     /// The versions that are left of the epoch; `None` while none is claimed.
     versions: Mutex<Option<Range<u64>>>,
@@ -39,7 +39,7 @@ pub(super) struct Writer {
 }
 
 impl Writer {
-    pub(super) fn new() -> Writer {
+    pub(in crate::replication) fn new() -> Writer {
         Writer {
             process: format!("{:016x}", fastrand::u64(..)),
             versions: Mutex::new(None),
@@ -53,7 +53,7 @@ impl Writer {
     }
 
     /// Begins an epoch above everything that was found, and gives the record that claims it.
-    pub(super) fn begin(&self, newest: StateVersion) -> EpochRecord {
+    pub(in crate::replication) fn begin(&self, newest: StateVersion) -> EpochRecord {
         // A destination that was restored has forgotten versions which may be on their way to it still.
         let newest = newest.max(StateVersion(self.used.load(Relaxed)));
         *self.versions() = Some(newest.next_epoch(fastrand::u16(..)).to_end_of_epoch());
@@ -61,7 +61,7 @@ impl Writer {
     }
 
     /// Gives the epoch up, and says whether there was one.
-    pub(super) fn end(&self) -> bool {
+    pub(in crate::replication) fn end(&self) -> bool {
         let left = self.versions().take();
         self.recorded.store(0, Relaxed);
         if let Some(left) = &left {
@@ -74,28 +74,28 @@ impl Writer {
     ///
     /// # Errors
     /// [`Error::Replaced`] without an epoch, or when all of its versions are used.
-    pub(super) fn next(&self) -> Result<StateVersion, Error> {
+    pub(in crate::replication) fn next(&self) -> Result<StateVersion, Error> {
         let next = self.versions().as_mut().and_then(Iterator::next);
         next.map(StateVersion).ok_or(Error::Replaced)
     }
 
     /// How many versions of the epoch are used.
-    pub(super) fn begun(&self) -> u64 {
+    pub(in crate::replication) fn begun(&self) -> u64 {
         self.versions().as_ref().map_or(0, |left| left.start)
     }
 
     /// The destination has taken a position of this version.
-    pub(super) fn record(&self, version: StateVersion) {
+    pub(in crate::replication) fn record(&self, version: StateVersion) {
         self.recorded.fetch_max(version.0, Relaxed);
     }
 
     /// Whether the destination once had a newer position than what was found: it was restored from a backup of before.
-    pub(super) fn misses(&self, found: StateVersion) -> bool {
+    pub(in crate::replication) fn misses(&self, found: StateVersion) -> bool {
         found.0 < self.recorded.load(Relaxed)
     }
 
     /// Whether another process has claimed a newer epoch, or the same one. A claim that is missing was not replaced, but removed.
-    pub(super) fn is_replaced(&self, found: &StateRows) -> bool {
+    pub(in crate::replication) fn is_replaced(&self, found: &StateRows) -> bool {
         let newest = Some(found.newest.epoch());
         let other = claim(found).is_some_and(|claim| claim.process != self.process);
         self.epoch() < newest || (self.epoch() == newest && other)
@@ -106,7 +106,7 @@ impl Writer {
     }
 
     /// Whether the newest record is one of this process's present epoch.
-    pub(super) fn owns(&self, found: &StateRows) -> bool {
+    pub(in crate::replication) fn owns(&self, found: &StateRows) -> bool {
         let ours = claim(found).is_some_and(|claim| claim.process == self.process);
         self.epoch() == Some(found.newest.epoch()) && ours
     }

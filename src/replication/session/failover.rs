@@ -12,13 +12,9 @@
 use futures::{StreamExt, stream};
 
 use super::{
-    Destination, Error, Policy, drift, policy,
     position::PositionRecord,
     provision::{ASKED_AT_ONCE, check_slot, publications, set_aside},
     resync::Apart,
-    schema_change,
-    state::{MirrorState, SourceRecord, StateStore, TablePhase, TableRecord, VERSION_SCHEME},
-    stream::{require_room, stream_fence},
 };
 use crate::{
     fault::{Reason, Remedy},
@@ -27,10 +23,20 @@ use crate::{
         self, catalog, slot,
         wire::{Connection, SystemIdentity, TimelineHistory},
     },
+    replication::{
+        Destination, Error, Policy,
+        monitor::catalog_diff::Surroundings,
+        policy,
+        stream::{require_room, stream_fence},
+        table::{
+            schema,
+            store::{MirrorState, SourceRecord, StateStore, TablePhase, TableRecord, VERSION_SCHEME},
+        },
+    },
 };
 
 /// The server that answers, and how it came to its timeline, as far as it can tell.
-pub(super) struct Origin {
+pub(in crate::replication) struct Origin {
     identity: SystemIdentity,
     place: SlotPlace,
     history: Result<TimelineHistory, postgres::Error>,
@@ -41,7 +47,7 @@ impl Origin {
     ///
     /// # Errors
     /// What the server answers, but for a history that it doesn't have.
-    pub(super) async fn of(
+    pub(in crate::replication) async fn of(
         wire: &mut Connection,
         identity: SystemIdentity,
         source: &PostgresEndpoint,
@@ -60,7 +66,7 @@ impl Origin {
     }
 
     /// The server and database that answer.
-    pub(super) fn place(&self) -> &SlotPlace {
+    pub(in crate::replication) fn place(&self) -> &SlotPlace {
         &self.place
     }
 
@@ -68,22 +74,22 @@ impl Origin {
     ///
     /// # Errors
     /// [`Error::LogTooLong`]
-    pub(super) fn check_room(&self) -> Result<(), Error> {
+    pub(in crate::replication) fn check_room(&self) -> Result<(), Error> {
         require_room(self.identity.wal_position)
     }
 
     /// The server's timeline.
-    pub(super) fn timeline(&self) -> u32 {
+    pub(in crate::replication) fn timeline(&self) -> u32 {
         self.identity.timeline
     }
 
     /// When the server's process began.
-    pub(super) fn server_started(&self) -> &str {
+    pub(in crate::replication) fn server_started(&self) -> &str {
         &self.identity.started
     }
 
     /// The record of a slot that was made there at `start`.
-    pub(super) fn new_record(&self, start: Lsn, resync: Option<String>) -> SourceRecord {
+    pub(in crate::replication) fn new_record(&self, start: Lsn, resync: Option<String>) -> SourceRecord {
         self.record(SourceRecord {
             system_identifier: self.identity.system_identifier.clone(),
             timeline: self.identity.timeline,
@@ -98,7 +104,7 @@ impl Origin {
     }
 
     /// The record of a slot that everything up to `lsn` was confirmed to.
-    pub(super) fn position(&self, config: &ReplicatorConfig, lsn: Lsn) -> PositionRecord {
+    pub(in crate::replication) fn position(&self, config: &ReplicatorConfig, lsn: Lsn) -> PositionRecord {
         PositionRecord {
             lsn,
             commit: None,
@@ -111,7 +117,7 @@ impl Origin {
     }
 
     /// The record with what it says of the server as it is now.
-    pub(super) fn record(&self, record: SourceRecord) -> SourceRecord {
+    pub(in crate::replication) fn record(&self, record: SourceRecord) -> SourceRecord {
         let known = record.branch.filter(|_| record.timeline == self.identity.timeline);
         SourceRecord {
             timeline: self.identity.timeline,
@@ -126,7 +132,7 @@ impl Origin {
     ///
     /// # Errors
     /// [`Error::SourceReplaced`]
-    pub(super) fn check_system(&self, record: Option<&SourceRecord>) -> Result<(), Error> {
+    pub(in crate::replication) fn check_system(&self, record: Option<&SourceRecord>) -> Result<(), Error> {
         let found = &self.identity.system_identifier;
         match record.filter(|record| record.system_identifier != *found) {
             Some(record) => Err(Error::SourceReplaced {
@@ -141,7 +147,7 @@ impl Origin {
     ///
     /// # Errors
     /// [`Error::TimelineChanged`] where the server's timeline does not come from the recorded one.
-    pub(super) fn switch(&self, record: &SourceRecord) -> Result<Option<Lsn>, Error> {
+    pub(in crate::replication) fn switch(&self, record: &SourceRecord) -> Result<Option<Lsn>, Error> {
         let (expected, found) = (record.timeline, self.identity.timeline);
         let refused = |problem: String, instead: Option<&str>| {
             let choices = instead.map(|instead| vec![Remedy::act(instead)]).into_iter();
@@ -187,11 +193,11 @@ impl Origin {
 }
 
 /// A source whose recorded timeline was left at `at`.
-pub(super) struct Failover<'a, D: Destination> {
-    pub(super) around: &'a drift::Surroundings<'a, D>,
-    pub(super) store: &'a StateStore<D>,
-    pub(super) found: u32,
-    pub(super) at: Lsn,
+pub(in crate::replication) struct Failover<'a, D: Destination> {
+    pub(in crate::replication) around: &'a Surroundings<'a, D>,
+    pub(in crate::replication) store: &'a StateStore<D>,
+    pub(in crate::replication) found: u32,
+    pub(in crate::replication) at: Lsn,
 }
 
 impl<D: Destination> Failover<'_, D> {
@@ -199,7 +205,11 @@ impl<D: Destination> Failover<'_, D> {
     ///
     /// # Errors
     /// [`Error::SlotNotKept`]; [`Error::TimelineChanged`] where a target has rows that the source lacks; what the servers answer.
-    pub(super) async fn follow(&self, state: &mut MirrorState, apart: &mut Apart) -> Result<(), Error> {
+    pub(in crate::replication) async fn follow(
+        &self,
+        state: &mut MirrorState,
+        apart: &mut Apart,
+    ) -> Result<(), Error> {
         self.check_slot(state).await?;
         let mut asked = Vec::new();
         for spec in &self.around.config.tables {
@@ -273,7 +283,7 @@ impl<D: Destination> Failover<'_, D> {
         } else {
             match catalog::describe(self.around.session, &record.spec).await.map_err(Error::from) {
                 Ok(facts) => {
-                    schema_change::forget_strangers(&mut record.schema, &facts.schema);
+                    schema::forget_strangers(&mut record.schema, &facts.schema);
                     return Ok(true);
                 }
                 Err(error) if matches!(policy(&error).0, Policy::Stall | Policy::FailTable) => {

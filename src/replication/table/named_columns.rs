@@ -9,7 +9,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{Error, state::TableRecord};
+use super::store::TableRecord;
 use crate::{
     fault::{Reason, Remedy},
     model::{Lsn, TableId, TableSchema, TableSpec},
@@ -17,6 +17,7 @@ use crate::{
         catalog::{ColumnList, LiveColumn, NamedColumn, Parted},
         pgoutput::Relation,
     },
+    replication::Error,
 };
 
 /// What the names of a table's entry mean.
@@ -34,7 +35,7 @@ pub struct NamedColumns {
 
 /// What a look at the catalog says of columns that still have their names.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Renewal {
+pub(in crate::replication) enum Renewal {
     /// Nothing to note.
     Same,
     /// To be recorded.
@@ -45,7 +46,11 @@ pub(super) enum Renewal {
 
 impl NamedColumns {
     /// Resolves the names of a table's entry. `filter_columns` are those that its row filter names.
-    pub(super) fn resolve(spec: &TableSpec, filter_columns: &[String], live: &[LiveColumn]) -> Self {
+    pub(in crate::replication) fn resolve(
+        spec: &TableSpec,
+        filter_columns: &[String],
+        live: &[LiveColumn],
+    ) -> Self {
         let rename = spec.rename.iter().map(|(name, _)| (ColumnList::Rename, name));
         let types = spec.types.iter().map(|(name, _)| (ColumnList::Types, name));
         let exclude = spec.exclude.iter().map(|name| (ColumnList::Exclude, name));
@@ -59,7 +64,7 @@ impl NamedColumns {
     }
 
     /// The same names resolved again by columns that have them still; the row filter's columns are those on record.
-    pub(super) fn resolved_again(&self, spec: &TableSpec, live: &[LiveColumn]) -> Self {
+    pub(in crate::replication) fn resolved_again(&self, spec: &TableSpec, live: &[LiveColumn]) -> Self {
         let filter = self.columns.iter().filter(|named| named.list == ColumnList::Where);
         let filter: Vec<String> = filter.map(|named| named.name.clone()).collect();
         NamedColumns::resolve(spec, &filter, live)
@@ -69,7 +74,7 @@ impl NamedColumns {
     ///
     /// # Errors
     /// [`renamed`] where a column that was left out would be mirrored, or the other way round.
-    pub(super) fn adopt(record: &TableRecord, live: &[LiveColumn]) -> Result<Self, Error> {
+    pub(in crate::replication) fn adopt(record: &TableRecord, live: &[LiveColumn]) -> Result<Self, Error> {
         let filter = record.published.as_ref().map(|published| published.filter_columns.as_slice());
         let mut found = NamedColumns::resolve(&record.spec, filter.unwrap_or_default(), live);
         let schema = &record.schema;
@@ -120,7 +125,7 @@ impl NamedColumns {
     }
 
     /// Whether no column is named at all, so that a rename can't part any.
-    pub(super) fn is_empty(&self) -> bool {
+    pub(in crate::replication) fn is_empty(&self) -> bool {
         self.columns.is_empty()
     }
 
@@ -132,7 +137,7 @@ impl NamedColumns {
     ///
     /// # Errors
     /// [`renamed`]
-    pub(super) fn require(&self, table: &TableId, live: &[LiveColumn]) -> Result<(), Error> {
+    pub(in crate::replication) fn require(&self, table: &TableId, live: &[LiveColumn]) -> Result<(), Error> {
         match Parted::find(&self.columns, live) {
             Some(parted) => Err(renamed(table, &parted.to_string())),
             None => Ok(()),
@@ -140,7 +145,7 @@ impl NamedColumns {
     }
 
     /// What columns that have their names tell of the time before. They were looked at before the source's log ended at `read_lsn`.
-    pub(super) fn renew(&self, live: &[LiveColumn], read_lsn: Lsn) -> Renewal {
+    pub(in crate::replication) fn renew(&self, live: &[LiveColumn], read_lsn: Lsn) -> Renewal {
         // No name is to be told apart by its column's place.
         if self.excluded().next().is_none() {
             return Renewal::Same;
@@ -171,7 +176,7 @@ impl NamedColumns {
     /// Whether the excluded columns are those that a relation calls so, in a transaction that committed at `commit`.
     ///
     /// A relation lists its columns by attribute number, and none of these is gone: those that came later are behind them.
-    pub(super) fn tell_apart(&self, relation: &Relation, commit: Lsn) -> bool {
+    pub(in crate::replication) fn tell_apart(&self, relation: &Relation, commit: Lsn) -> bool {
         let at_its_place = |named: &NamedColumn| match self.attnums.binary_search(&named.attnum) {
             Ok(place) => relation.columns.get(place).is_some_and(|column| column.name == named.name),
             // Generated, and so not sent.
@@ -184,7 +189,11 @@ impl NamedColumns {
     ///
     /// # Errors
     /// [`renamed`]
-    pub(super) fn require_withheld(&self, spec: &TableSpec, fresh: &TableSchema) -> Result<(), Error> {
+    pub(in crate::replication) fn require_withheld(
+        &self,
+        spec: &TableSpec,
+        fresh: &TableSchema,
+    ) -> Result<(), Error> {
         let names = |name: &String| {
             let pairs = || spec.rename.iter().chain(&spec.types);
             pairs().any(|(named, _)| named == name)
@@ -211,11 +220,11 @@ impl NamedColumns {
 }
 
 /// Why a table is copied again whose stream can't be read by the names of its columns.
-pub(super) const EXCLUDED_RENAMED: &str =
+pub(in crate::replication) const EXCLUDED_RENAMED: &str =
     "a column that columns.exclude names was altered, and may have had another name for a while";
 
 /// The fault of a table whose entry's names don't mean the columns that they meant.
-pub(super) fn renamed(table: &TableId, detail: &str) -> Error {
+pub(in crate::replication) fn renamed(table: &TableId, detail: &str) -> Error {
     let message = format!(
         "{detail}. Nothing more of the table is sent, so that no column that is left out arrives under another name"
     );
@@ -237,7 +246,7 @@ mod tests {
     use crate::{
         model::{Column, IdentityKind, SourceType},
         postgres::{catalog::CatalogFingerprint, pgoutput::RelationColumn},
-        replication::state::TablePhase,
+        replication::table::store::TablePhase,
     };
 
     /// Columns by number, name and the writer of their catalog rows.

@@ -6,19 +6,9 @@ use futures::{StreamExt, stream};
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    Destination, Error, ErrorKind, Policy,
     admission::Refused,
-    backoff::RetryObserver,
-    drift,
-    error::failure_of_table,
     failover::{Failover, Origin},
-    named_columns::NamedColumns,
-    policy,
     resync::{self, Apart},
-    schema_change, snapshot,
-    state::{FormerTable, MirrorState, PublishedAs, SourceRecord, StateStore, TablePhase, TableRecord},
-    stream::stream_fence,
-    targets::{self, Claim, Claimed, Taken},
 };
 use crate::{
     fault::Reason,
@@ -34,6 +24,23 @@ use crate::{
         source_status::PublicationStatus,
         visibility,
     },
+    replication::{
+        Destination, Error, ErrorKind, Policy,
+        error::failure_of_table,
+        monitor::catalog_diff::Surroundings,
+        policy,
+        retry::RetryObserver,
+        snapshot,
+        stream::stream_fence,
+        table::{
+            named_columns::NamedColumns,
+            schema,
+            store::{
+                FormerTable, MirrorState, PublishedAs, SourceRecord, StateStore, TablePhase, TableRecord,
+            },
+            targets::{self, Claim, Claimed, Taken},
+        },
+    },
 };
 
 /// How often the transactions that ran when the slot was made are looked at.
@@ -43,7 +50,7 @@ const POLL: Duration = Duration::from_millis(20);
 const JOINED_AT_ONCE: usize = 8;
 
 /// Targets that are asked for their newest row at the same time: each answer takes a read of one column.
-pub(super) const ASKED_AT_ONCE: usize = 8;
+pub(in crate::replication) const ASKED_AT_ONCE: usize = 8;
 
 /// Records written at once; that of a table with many columns is large.
 const SAVED_AT_ONCE: usize = 64;
@@ -52,32 +59,32 @@ const SAVED_AT_ONCE: usize = 64;
 const PATIENCE: Duration = Duration::from_secs(2);
 
 /// Where a Mirror stands once everything it needs exists.
-pub(super) struct Provisioned {
+pub(in crate::replication) struct Provisioned {
     /// The durable state, with a record for each table.
-    pub(super) state: MirrorState,
+    pub(in crate::replication) state: MirrorState,
     /// Whether tables without a plan must wait for their writers: the slot is older than their publication.
-    pub(super) joining: bool,
+    pub(in crate::replication) joining: bool,
     /// Where the old timeline was left, if the source was followed to a promoted standby just now.
-    pub(super) failed_over: Option<Lsn>,
+    pub(in crate::replication) failed_over: Option<Lsn>,
     /// Tables of which there is no record because they can't join yet.
-    pub(super) refused: Refused,
+    pub(in crate::replication) refused: Refused,
 }
 
 /// What is needed to bring a Mirror to where streaming can start.
-pub(super) struct Provisioner<'a, D: Destination> {
-    pub(super) config: &'a ReplicatorConfig,
-    pub(super) session: &'a Session,
-    pub(super) origin: &'a Origin,
-    pub(super) destination: &'a D,
-    pub(super) store: &'a StateStore<D>,
-    pub(super) progress: &'a Progress,
+pub(in crate::replication) struct Provisioner<'a, D: Destination> {
+    pub(in crate::replication) config: &'a ReplicatorConfig,
+    pub(in crate::replication) session: &'a Session,
+    pub(in crate::replication) origin: &'a Origin,
+    pub(in crate::replication) destination: &'a D,
+    pub(in crate::replication) store: &'a StateStore<D>,
+    pub(in crate::replication) progress: &'a Progress,
     /// Whether a copy of this process goes on; if not, nothing of an earlier one becomes visible any more.
-    pub(super) copying: bool,
+    pub(in crate::replication) copying: bool,
     /// Tables that the checks keep from joining.
-    pub(super) refused: Refused,
-    pub(super) stop: &'a CancellationToken,
+    pub(in crate::replication) refused: Refused,
+    pub(in crate::replication) stop: &'a CancellationToken,
     /// Hears of what is repeated for single tables.
-    pub(super) observer: &'a RetryObserver,
+    pub(in crate::replication) observer: &'a RetryObserver,
 }
 
 /// The comment that marks a publication as this Mirror's.
@@ -86,7 +93,7 @@ pub fn publication_comment(mirror: &MirrorIdentity) -> String {
 }
 
 /// The publications that the Mirror reads.
-pub(super) fn publications(config: &ReplicatorConfig) -> Vec<String> {
+pub(in crate::replication) fn publications(config: &ReplicatorConfig) -> Vec<String> {
     Publish::all(config).map(|what| what.name(&config.mirror)).collect()
 }
 
@@ -95,11 +102,11 @@ impl<D: Destination> Provisioner<'_, D> {
     ///
     /// # Errors
     /// What the servers answer, and [`Error`]'s variants for a lost slot, a changed publication or another source.
-    pub(super) async fn provision(self) -> Result<Provisioned, Error> {
+    pub(in crate::replication) async fn provision(self) -> Result<Provisioned, Error> {
         let Provisioner { config, session, origin, destination, store, progress, copying, .. } = self;
         let (mut refused, around) = (
             self.refused,
-            drift::Surroundings { config, session, destination, stop: self.stop, observer: self.observer },
+            Surroundings { config, session, destination, stop: self.stop, observer: self.observer },
         );
         destination.prepare().await?;
         let (mut state, claims) = tokio::try_join!(store.take(), targets::claims(destination))?;
@@ -259,7 +266,7 @@ async fn check_position(
 /// # Errors
 /// What the destination answers.
 async fn note_unconfirmed<D: Destination>(
-    around: &drift::Surroundings<'_, D>,
+    around: &Surroundings<'_, D>,
     origin: &Origin,
     store: &StateStore<D>,
     state: &mut MirrorState,
@@ -292,7 +299,7 @@ async fn note_unconfirmed<D: Destination>(
 
 /// The newest transaction that a target has streamed rows of; `None` where what is wrong with the target is found when it is taken up.
 async fn newest_streamed<D: Destination>(
-    around: &drift::Surroundings<'_, D>,
+    around: &Surroundings<'_, D>,
     schema: &TableSchema,
 ) -> Result<Option<Lsn>, Error> {
     let fence = stream_fence(&around.config.mirror.fence(), schema);
@@ -355,7 +362,7 @@ async fn check_targets<D: Destination>(
 
 /// Brings the tables that the Mirror has up to their catalog and targets. One that can't be is set aside.
 async fn bring_up<D: Destination>(
-    around: &drift::Surroundings<'_, D>,
+    around: &Surroundings<'_, D>,
     state: &mut MirrorState,
     store: &StateStore<D>,
 ) -> Result<(), Error> {
@@ -435,7 +442,7 @@ impl New {
             tracing::info!(table = %self.spec.id, why, "this table is copied anew");
         }
         if let Some(former) = self.before.as_ref().or(former) {
-            schema_change::keep_target_names(former, &self.spec, &mut self.schema);
+            schema::keep_target_names(former, &self.spec, &mut self.schema);
         }
     }
 
@@ -569,7 +576,7 @@ async fn as_published(session: &Session, name: &str, new: &mut [&mut New]) -> Re
 }
 
 /// Whether a publication that this Mirror runs on is still there and sends what it is there for.
-pub(super) fn check_publication(
+pub(in crate::replication) fn check_publication(
     name: &str,
     what: Publish,
     found: Option<PublicationStatus>,
@@ -686,7 +693,7 @@ async fn wait_for_commits(session: &Session) -> Result<(), Error> {
 ///
 /// # Errors
 /// [`Error::SlotMissing`], [`Error::SlotInvalidated`], [`Error::SlotForeign`], [`Error::SlotNotReady`].
-pub(super) fn check_slot(
+pub(in crate::replication) fn check_slot(
     config: &ReplicatorConfig,
     source: Option<&SourceRecord>,
     found: Option<SlotInfo>,
@@ -715,7 +722,7 @@ pub(super) fn check_slot(
 
 /// Makes the targets and records of new tables.
 async fn join_all<D: Destination>(
-    around: &drift::Surroundings<'_, D>,
+    around: &Surroundings<'_, D>,
     store: &StateStore<D>,
     state: &mut MirrorState,
     tables: Vec<New>,
@@ -760,7 +767,7 @@ async fn join_all<D: Destination>(
 /// Makes a new table's target. A target that can't be used fails that table alone. In a resync, it is copied over the rows
 /// that it has, with a slot that begins at `over_rows_from`.
 async fn join<D: Destination>(
-    around: &drift::Surroundings<'_, D>,
+    around: &Surroundings<'_, D>,
     New { spec, schema, columns, layout, published, .. }: New,
     over_rows_from: Option<Lsn>,
     taken_by: Option<&Claim>,
@@ -802,7 +809,7 @@ async fn join<D: Destination>(
 }
 
 /// Fails the table alone where the error concerns it alone; else gives the error back.
-pub(super) fn set_aside(
+pub(in crate::replication) fn set_aside(
     config: &ReplicatorConfig,
     record: &mut TableRecord,
     error: Error,

@@ -1,11 +1,9 @@
 //! What keeps a started Mirror from going on, as its state and the source tell without anything being changed: for `walferry check`.
 
 use super::{
-    Error,
     failover::Origin,
     position::PositionRecord,
     provision::{check_publication, check_slot},
-    state::{MirrorState, SourceRecord},
 };
 use crate::{
     model::ReplicatorConfig,
@@ -16,6 +14,10 @@ use crate::{
         slot::{self, SlotInfo},
         source_status::PublicationStatus,
         wire::{Connection, Purpose},
+    },
+    replication::{
+        Error,
+        table::store::{MirrorState, SourceRecord},
     },
 };
 

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use super::{Error, Policy, named_columns, policy, state::TableRecord, table::matching};
+use super::{matching, named_columns, store::TableRecord};
 use crate::{
     fault::{Reason, Remedy},
     model::{Column, IdentityKind, SourceType, TableKind, TableSchema, TableSpec},
@@ -12,20 +12,21 @@ use crate::{
         pgoutput::Relation,
         session::Session,
     },
+    replication::{Error, Policy, policy},
 };
 
 /// Where each schema column's value is in a tuple of a relation; `None` when the relation lacks the column.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Projection {
+pub(in crate::replication) struct Projection {
     /// By schema column.
-    pub(super) positions: Vec<Option<usize>>,
+    pub(in crate::replication) positions: Vec<Option<usize>>,
     /// Whether tuples can be used as they are.
-    pub(super) identical: bool,
+    pub(in crate::replication) identical: bool,
 }
 
 /// How a relation fits a schema.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Fit {
+pub(in crate::replication) enum Fit {
     /// All that the relation has is known; columns it lacks are filled.
     Known(Projection),
     /// It differs, in these words: the catalog has to be asked.
@@ -33,7 +34,7 @@ pub(super) enum Fit {
 }
 
 /// Matches a relation's columns with a schema's. `excluded` are the source columns that the Mirror leaves out.
-pub(super) fn fit(schema: &TableSchema, relation: &Relation, excluded: &[String]) -> Fit {
+pub(in crate::replication) fn fit(schema: &TableSchema, relation: &Relation, excluded: &[String]) -> Fit {
     let Matched { projection, strangers, doubtful } = projection(schema, relation);
     if let Some(stranger) = strangers.iter().find(|name| !excluded.contains(name)) {
         return Fit::Unknown(format!("column {stranger} is not known at this position"));
@@ -51,7 +52,7 @@ pub(super) fn fit(schema: &TableSchema, relation: &Relation, excluded: &[String]
 
 /// Why a relation's rows can't be read by this schema, whatever columns it lacks: values of another type, or old rows that are named
 /// by another key.
-pub(super) fn unreadable(
+pub(in crate::replication) fn unreadable(
     schema: &TableSchema,
     relation: &Relation,
     projection: &Projection,
@@ -76,20 +77,20 @@ pub(super) fn unreadable(
 }
 
 /// How a relation's columns were matched with a schema's.
-pub(super) struct Matched<'a> {
+pub(in crate::replication) struct Matched<'a> {
     /// Where each schema column is in the relation.
-    pub(super) projection: Projection,
+    pub(in crate::replication) projection: Projection,
     /// The relation's columns that are none of the schema's.
-    pub(super) strangers: Vec<&'a String>,
+    pub(in crate::replication) strangers: Vec<&'a String>,
     /// Whether another match would do as well, or this one can't be: then names don't tell which columns they are.
-    pub(super) doubtful: bool,
+    pub(in crate::replication) doubtful: bool,
 }
 
 /// Finds each column of a relation among those of a schema, by the names that it has and had.
 ///
 /// Both lists are in the order of the attribute numbers, which a rename keeps: so a name is looked for only behind the column
 /// before it, and two columns that have swapped their names are told apart. Once one of the two is dropped, they no longer are.
-pub(super) fn projection<'a>(schema: &TableSchema, relation: &'a Relation) -> Matched<'a> {
+pub(in crate::replication) fn projection<'a>(schema: &TableSchema, relation: &'a Relation) -> Matched<'a> {
     let (chosen, ambiguous) = matching::best(&candidates(schema, relation), schema.columns.len());
     let mut positions = vec![None; schema.columns.len()];
     let mut strangers = Vec::new();
@@ -122,7 +123,7 @@ fn candidates(schema: &TableSchema, relation: &Relation) -> Vec<Vec<usize>> {
 }
 
 /// Whether columns come to a table on record, and others came and went again before them: names of rows from then may mean those.
-pub(super) fn came_and_went(record: &TableRecord, now: &Described) -> bool {
+pub(in crate::replication) fn came_and_went(record: &TableRecord, now: &Described) -> bool {
     let known = |column: &Column| record.schema.columns.iter().any(|known| known.attnum == column.attnum);
     // Rows of which only the inserts count stay as they were inserted.
     let counts = record.schema.kind != TableKind::AppendOnly && !now.schema.columns.iter().all(known);
@@ -143,7 +144,10 @@ fn leave_gaps(highest: i16, live: &[LiveColumn]) -> bool {
 ///
 /// Columns are matched by attribute number, which a rename keeps. A dropped column stays: the target keeps it, and no
 /// value comes for it any more.
-pub(super) fn evolve(old: &TableSchema, fresh: &TableSchema) -> Result<(TableSchema, Vec<usize>), String> {
+pub(in crate::replication) fn evolve(
+    old: &TableSchema,
+    fresh: &TableSchema,
+) -> Result<(TableSchema, Vec<usize>), String> {
     let mut merged = old.clone();
     for known in &mut merged.columns {
         known.dropped = !fresh.columns.iter().any(|column| column.attnum == known.attnum);
@@ -216,7 +220,7 @@ fn taken(column: &Column, known: &Column) -> String {
 }
 
 /// The same columns, in the same order, as queries must name them now; without those added meanwhile.
-pub(super) fn rename_to_current(schema: &TableSchema, fresh: &TableSchema) -> TableSchema {
+pub(in crate::replication) fn rename_to_current(schema: &TableSchema, fresh: &TableSchema) -> TableSchema {
     let mut now = schema.clone();
     for known in &mut now.columns {
         let found = fresh.columns.iter().find(|column| column.attnum == known.attnum);
@@ -265,7 +269,7 @@ fn reads(fresh: &SourceType, former: &SourceType) -> bool {
 
 /// The schema of a table that is copied again: as the catalog has it, under the target names that its columns have had, as long as
 /// no two have the same.
-pub(super) fn anew(old: &TableSchema, fresh: &TableSchema) -> TableSchema {
+pub(in crate::replication) fn anew(old: &TableSchema, fresh: &TableSchema) -> TableSchema {
     let mut schema = fresh.clone();
     take_target_names(old, &mut schema, |_, _| true);
     schema
@@ -320,7 +324,7 @@ fn take_target_names(old: &TableSchema, schema: &mut TableSchema, keeps: impl Fn
 
 /// Forgets columns that have never had the name of the one with their number now: after a failover it may be another one, which must not
 /// get the target's column of the lost one. Leaves a schema for [`anew`] alone.
-pub(super) fn forget_strangers(known: &mut TableSchema, fresh: &TableSchema) {
+pub(in crate::replication) fn forget_strangers(known: &mut TableSchema, fresh: &TableSchema) {
     known.columns.retain(|known| {
         let now = fresh.columns.iter().find(|column| column.attnum == known.attnum);
         now.is_some_and(|now| now.name == known.name || known.former_names.contains(&now.name))
@@ -329,7 +333,7 @@ pub(super) fn forget_strangers(known: &mut TableSchema, fresh: &TableSchema) {
 
 /// How the names and types that a schema was made with compare with the columns that are there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum ColumnNames {
+pub(in crate::replication) enum ColumnNames {
     /// A query by this schema reads what it means.
     Same,
     /// A column has another name, or is gone.
@@ -339,7 +343,7 @@ pub(super) enum ColumnNames {
 }
 
 /// Compares by attribute number: after a swap of names, a query would read the wrong column without an error.
-pub(super) fn check_columns(schema: &TableSchema, live: &[LiveColumn]) -> ColumnNames {
+pub(in crate::replication) fn check_columns(schema: &TableSchema, live: &[LiveColumn]) -> ColumnNames {
     let mut found = ColumnNames::Same;
     for known in schema.columns.iter().filter(|known| !known.dropped) {
         match live.iter().find(|column| column.attnum == known.attnum) {
@@ -366,18 +370,21 @@ fn rename(column: &mut Column, name: &str) {
 }
 
 /// A table as the catalog has it, by the names of its entry as they were resolved.
-pub(super) struct Described {
+pub(in crate::replication) struct Described {
     /// What is mirrored of it.
-    pub(super) schema: TableSchema,
+    pub(in crate::replication) schema: TableSchema,
     /// All its columns.
-    pub(super) columns: Vec<LiveColumn>,
+    pub(in crate::replication) columns: Vec<LiveColumn>,
 }
 
 /// What the catalog says of a table that is on record.
 ///
 /// # Errors
 /// The table's own fault where it can't be mirrored as asked any more, and transient errors.
-pub(super) async fn describe(session: &Session, record: &TableRecord) -> Result<Described, Error> {
+pub(in crate::replication) async fn describe(
+    session: &Session,
+    record: &TableRecord,
+) -> Result<Described, Error> {
     let known = &record.schema;
     let named = record.named.as_ref().map(|named| named.columns.as_slice()).unwrap_or_default();
     match catalog::describe_known(session, &record.spec, named).await {
@@ -407,7 +414,7 @@ fn is_of_columns(error: &postgres::Error) -> bool {
 }
 
 /// Whether a query named a column that is no more: undefined_column.
-pub(super) fn outdated(error: &postgres::Error) -> bool {
+pub(in crate::replication) fn outdated(error: &postgres::Error) -> bool {
     error.sqlstate() == Some("42703")
 }
 
@@ -417,7 +424,10 @@ const NOT_FULL: &str = "the replica identity is no longer FULL, so changes do no
 ///
 /// # Errors
 /// [`without_old_rows`]
-pub(super) fn require_old_rows(known: &TableSchema, fresh: &TableSchema) -> Result<(), Error> {
+pub(in crate::replication) fn require_old_rows(
+    known: &TableSchema,
+    fresh: &TableSchema,
+) -> Result<(), Error> {
     match (known.kind, fresh.identity) {
         (TableKind::ChangeLog, identity) if identity != IdentityKind::Full => match fresh.key.is_empty() {
             true => Err(without_old_rows(known)),
@@ -436,29 +446,29 @@ fn with_a_key(schema: &TableSchema) -> Error {
 }
 
 /// The fault of a table without a key whose changes do not tell the old row any more.
-pub(super) fn without_old_rows(schema: &TableSchema) -> Error {
+pub(in crate::replication) fn without_old_rows(schema: &TableSchema) -> Error {
     let statement = format!("ALTER TABLE {} REPLICA IDENTITY FULL", postgres::quote::table(&schema.id));
     Error::table(&schema.id, Reason::SourceSchemaChanged, NOT_FULL)
         .remedied([Remedy::run_at_source(statement)])
 }
 
 /// The fault of a table whose change at the source can't be followed.
-pub(super) fn changed(schema: &TableSchema, detail: &str) -> Error {
+pub(in crate::replication) fn changed(schema: &TableSchema, detail: &str) -> Error {
     let alike = Remedy::act(format!("change target table {} alike, or drop it", schema.target));
     Error::table(&schema.id, Reason::SourceSchemaChanged, detail).remedied([alike])
 }
 
 /// Why a table is copied again of whose columns nobody knows what they held.
-pub(super) const CAME_AND_WENT: &str = "columns were added and dropped before they were seen";
+pub(in crate::replication) const CAME_AND_WENT: &str = "columns were added and dropped before they were seen";
 
 /// Why rows can't be read by the names that their columns have.
-pub(super) const OTHER_NAMES: &str = "its columns had other names for a while";
+pub(in crate::replication) const OTHER_NAMES: &str = "its columns had other names for a while";
 
 /// Why a target has to change with its table.
-pub(super) const CHANGED_COLUMNS: &str = "its columns have changed at the source";
+pub(in crate::replication) const CHANGED_COLUMNS: &str = "its columns have changed at the source";
 
 /// A target that refuses what a table has become, with the reason of the change before what the destination says.
-pub(super) fn refused(schema: &TableSchema, why: &str, error: Error) -> Error {
+pub(in crate::replication) fn refused(schema: &TableSchema, why: &str, error: Error) -> Error {
     match policy(&error) {
         (Policy::FailTable, _) => {
             let (said, remedies) = match error {

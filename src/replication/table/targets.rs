@@ -13,17 +13,15 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use super::{
-    Destination, Error, Policy, StateRow, policy,
-    state::{StateStore, TablePhase, TableRecord},
-};
+use super::store::{StateStore, TablePhase, TableRecord};
 use crate::{
     fault::{Reason, Remedy},
     model::{ReplicatorConfig, TableId, TableSchema, TableSpec},
+    replication::{Destination, Error, Policy, StateRow, policy},
 };
 
 /// What the items of claims begin with; the target's name follows.
-pub(super) const CLAIM_PREFIX: &str = "target/";
+pub(in crate::replication) const CLAIM_PREFIX: &str = "target/";
 
 /// How often the claims are read again while another Mirror asks for the same target, and how many times.
 const POLL: Duration = Duration::from_millis(100);
@@ -113,19 +111,19 @@ fn verdict<'a>(claims: &'a [Claim], uid: &str, target: &str) -> Verdict<'a> {
 }
 
 /// The name of a table's target.
-pub(super) fn target_of(spec: &TableSpec) -> &str {
+pub(in crate::replication) fn target_of(spec: &TableSpec) -> &str {
     spec.target.as_deref().unwrap_or(&spec.id.name)
 }
 
 /// The targets that other Mirrors have claimed, by name.
-pub(super) type Taken = BTreeMap<String, Claim>;
+pub(in crate::replication) type Taken = BTreeMap<String, Claim>;
 
 /// What became of a Mirror's claims.
-pub(super) struct Claimed {
+pub(in crate::replication) struct Claimed {
     /// Targets that are other Mirrors'.
-    pub(super) taken: Taken,
+    pub(in crate::replication) taken: Taken,
     /// The items of targets that the Mirror has and no longer asks for.
-    pub(super) unwanted: Vec<String>,
+    pub(in crate::replication) unwanted: Vec<String>,
 }
 
 /// Claims the Mirror's targets, where `found` are the claims that there were. They may be of a while ago: what counts is who else is
@@ -133,7 +131,7 @@ pub(super) struct Claimed {
 ///
 /// # Errors
 /// What the destination answers, and [`Error::Replaced`].
-pub(super) async fn claim_all<D: Destination>(
+pub(in crate::replication) async fn claim_all<D: Destination>(
     config: &ReplicatorConfig,
     destination: &D,
     store: &StateStore<D>,
@@ -184,12 +182,15 @@ pub(super) async fn claim_all<D: Destination>(
 ///
 /// # Errors
 /// What the destination answers.
-pub(super) async fn release<D: Destination>(items: Vec<String>, store: &StateStore<D>) -> Result<(), Error> {
+pub(in crate::replication) async fn release<D: Destination>(
+    items: Vec<String>,
+    store: &StateStore<D>,
+) -> Result<(), Error> {
     store.save_claims(items.into_iter().map(|item| (item, None::<ClaimRecord>)).collect()).await
 }
 
 /// The error of a table whose target is another Mirror's.
-pub(super) fn taken<D: Destination>(destination: &D, spec: &TableSpec, by: &Claim) -> Error {
+pub(in crate::replication) fn taken<D: Destination>(destination: &D, spec: &TableSpec, by: &Claim) -> Error {
     Error::TargetTaken {
         table: spec.id.clone(),
         message: describe(by),
@@ -221,7 +222,10 @@ pub fn waits_for_target(record: &TableRecord) -> bool {
 ///
 /// # Errors
 /// [`Error::Table`] where it is another one.
-pub(super) fn identify(record: &mut TableRecord, found: Option<String>) -> Result<bool, Error> {
+pub(in crate::replication) fn identify(
+    record: &mut TableRecord,
+    found: Option<String>,
+) -> Result<bool, Error> {
     match (&record.target_id, found) {
         (Some(before), Some(now)) if *before != now => Err(replaced(&record.schema)),
         (None, Some(now)) => {
@@ -234,7 +238,11 @@ pub(super) fn identify(record: &mut TableRecord, found: Option<String>) -> Resul
 
 /// A refusal of rows as what is wrong with the target itself, where that is what it comes from: then there is more to do than to copy
 /// again.
-pub(super) async fn explain<D: Destination>(destination: &D, schema: &TableSchema, refusal: Error) -> Error {
+pub(in crate::replication) async fn explain<D: Destination>(
+    destination: &D,
+    schema: &TableSchema,
+    refusal: Error,
+) -> Error {
     let of_table = |error: &Error| policy(error).0 == Policy::FailTable;
     if !matches!(refusal, Error::Destination(_)) || !of_table(&refusal) {
         return refusal;
@@ -246,7 +254,7 @@ pub(super) async fn explain<D: Destination>(destination: &D, schema: &TableSchem
 }
 
 /// The error of a new table whose target has rows, of which nothing is on record.
-pub(super) fn has_rows(schema: &TableSchema) -> Error {
+pub(in crate::replication) fn has_rows(schema: &TableSchema) -> Error {
     let message = format!(
         "target table {} has rows that this mirror does not know of; a resync replaces them",
         schema.target

@@ -12,16 +12,6 @@ use std::collections::BTreeSet;
 
 use tokio_util::sync::CancellationToken;
 
-use super::{
-    Destination, Error, Policy,
-    backoff::{RetryObserver, start_table},
-    named_columns::{EXCLUDED_RENAMED, NamedColumns, Renewal},
-    policy, resync,
-    schema_change::{self, CAME_AND_WENT, CHANGED_COLUMNS},
-    snapshot::parts,
-    state::{TablePhase, TableRecord},
-    stream::stream_fence,
-};
 use crate::{
     fault::Reason,
     model::{IdentityKind, Lsn, ReplicatorConfig, SnapshotMode, TableId, TableKind, TableSchema},
@@ -29,10 +19,22 @@ use crate::{
         catalog::{self, CatalogFingerprint},
         session::Session,
     },
+    replication::{
+        Destination, Error, Policy, policy,
+        retry::{RetryObserver, start_table},
+        session::resync,
+        snapshot::{next_number, parts},
+        stream::stream_fence,
+        table::{
+            named_columns::{EXCLUDED_RENAMED, NamedColumns, Renewal},
+            schema::{self, CAME_AND_WENT, CHANGED_COLUMNS},
+            store::{TablePhase, TableRecord},
+        },
+    },
 };
 
 /// Why a table is copied again whose new column was at its target before.
-pub(super) const FILLED_BEFORE: &str =
+pub(in crate::replication) const FILLED_BEFORE: &str =
     "its target had the new column already, whose old rows may show something else there";
 
 /// What is to be done about a table.
@@ -152,7 +154,7 @@ fn found(record: &TableRecord, now: &CatalogFingerprint) -> Drift {
 
 /// What is left to do about marks that differ.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Left {
+pub(in crate::replication) enum Left {
     /// Nothing: the table's record has its columns as the catalog has them.
     Nothing,
     /// Columns were added, which the stream brings with the table's next row.
@@ -165,7 +167,7 @@ pub(super) enum Left {
 ///
 /// # Errors
 /// The table's own fault where it can't be mirrored as asked any more, and what the source answers.
-pub(super) async fn left(
+pub(in crate::replication) async fn left(
     session: &Session,
     record: &TableRecord,
     now: &CatalogFingerprint,
@@ -173,7 +175,7 @@ pub(super) async fn left(
     if find(session, record, now).await? != Drift::Columns {
         return Ok(Left::Table);
     }
-    let fresh = match schema_change::describe(session, record).await {
+    let fresh = match schema::describe(session, record).await {
         Err(error) if policy(&error).0 == Policy::FailTable => return Ok(Left::Table),
         other => other?,
     };
@@ -181,27 +183,29 @@ pub(super) async fn left(
     if renewal != Some(Renewal::Same) {
         return Ok(Left::Table);
     }
-    Ok(match schema_change::evolve(&record.schema, &fresh.schema) {
+    Ok(match schema::evolve(&record.schema, &fresh.schema) {
         Ok((merged, _)) if merged == record.schema => Left::Nothing,
-        Ok((_, added)) if !added.is_empty() && !schema_change::came_and_went(record, &fresh) => {
-            Left::AddedColumns
-        }
+        Ok((_, added)) if !added.is_empty() && !schema::came_and_went(record, &fresh) => Left::AddedColumns,
         _ => Left::Table,
     })
 }
 
 /// What is needed to bring tables up.
-pub(super) struct Surroundings<'a, D: Destination> {
-    pub(super) config: &'a ReplicatorConfig,
-    pub(super) session: &'a Session,
-    pub(super) destination: &'a D,
-    pub(super) stop: &'a CancellationToken,
-    pub(super) observer: &'a RetryObserver,
+pub(in crate::replication) struct Surroundings<'a, D: Destination> {
+    pub(in crate::replication) config: &'a ReplicatorConfig,
+    pub(in crate::replication) session: &'a Session,
+    pub(in crate::replication) destination: &'a D,
+    pub(in crate::replication) stop: &'a CancellationToken,
+    pub(in crate::replication) observer: &'a RetryObserver,
 }
 
 impl<D: Destination> Surroundings<'_, D> {
     /// Does something to a table's target, as [`start_table`].
-    pub(super) async fn start<T, F, Fut>(&self, table: &TableId, attempt: F) -> Result<T, Error>
+    pub(in crate::replication) async fn start<T, F, Fut>(
+        &self,
+        table: &TableId,
+        attempt: F,
+    ) -> Result<T, Error>
     where
         F: FnMut() -> Fut,
         Fut: Future<Output = Result<T, Error>>,
@@ -213,7 +217,7 @@ impl<D: Destination> Surroundings<'_, D> {
     ///
     /// # Errors
     /// The table's own fault where it can't be followed, and what the servers answer.
-    pub(super) async fn bring_up(
+    pub(in crate::replication) async fn bring_up(
         &self,
         record: &mut TableRecord,
         now: &CatalogFingerprint,
@@ -221,16 +225,16 @@ impl<D: Destination> Surroundings<'_, D> {
         if record.layout.as_ref() == Some(now) && record.copy_anew.is_none() && record.named.is_some() {
             return Ok(false);
         }
-        let described = schema_change::describe(self.session, record).await?;
+        let described = schema::describe(self.session, record).await?;
         let read_lsn = catalog::read_lsn(self.session).await?;
         let fresh = &described.schema;
         if fresh.key.is_empty() && !record.schema.key.is_empty() && fresh.identity != IdentityKind::Full {
             // The watch says so, and takes it out of the publication.
             return Ok(false);
         }
-        schema_change::require_old_rows(&record.schema, fresh)?;
+        schema::require_old_rows(&record.schema, fresh)?;
         let mut drift = find(self.session, record, now).await?;
-        if schema_change::came_and_went(record, &described) {
+        if schema::came_and_went(record, &described) {
             drift = Drift::Rows(CAME_AND_WENT.to_owned());
         }
         let named = match &record.named {
@@ -261,9 +265,9 @@ impl<D: Destination> Surroundings<'_, D> {
 
     /// Takes up columns that came, went or have another name.
     async fn columns(&self, record: &mut TableRecord, fresh: &TableSchema) -> Result<(), Error> {
-        match schema_change::evolve(&record.schema, fresh) {
+        match schema::evolve(&record.schema, fresh) {
             Ok((merged, added)) => {
-                let problem = |error: Error| schema_change::refused(&record.schema, CHANGED_COLUMNS, error);
+                let problem = |error: Error| schema::refused(&record.schema, CHANGED_COLUMNS, error);
                 let change = || async { Ok(self.destination.add_columns(&merged, &added).await?) };
                 let filled = self.start(&record.schema.id, change).await.map_err(problem)?;
                 if !filled.is_empty() {
@@ -285,16 +289,16 @@ impl<D: Destination> Surroundings<'_, D> {
     ) -> Result<(), Error> {
         if self.config.snapshot.mode == SnapshotMode::Never {
             let detail = format!("{why}, and snapshot.mode is Never, so it is not copied anew");
-            return Err(schema_change::changed(&record.schema, &detail));
+            return Err(schema::changed(&record.schema, &detail));
         }
         if record.schema.kind == TableKind::AppendOnly {
             let detail = format!(
                 "{why}, and an append-only table is not re-copied automatically: rows that the source no longer has would be lost"
             );
-            return Err(schema_change::changed(&record.schema, &detail));
+            return Err(schema::changed(&record.schema, &detail));
         }
-        let schema = schema_change::anew(&record.schema, fresh);
-        let problem = |error: Error| schema_change::refused(&record.schema, &why, error);
+        let schema = schema::anew(&record.schema, fresh);
+        let problem = |error: Error| schema::refused(&record.schema, &why, error);
         let made = self.start(&schema.id, || async { Ok(self.destination.ensure_table(&schema).await?) });
         made.await.map_err(problem)?;
         let position = catalog::flushed_position(self.session).await?;
@@ -361,8 +365,7 @@ impl<D: Destination> Surroundings<'_, D> {
         }
         tracing::info!(table = %record.schema.id, partitions = joined.len(), "copying what was attached");
         if record.phase == TablePhase::Streaming {
-            (record.phase, record.plan) =
-                (TablePhase::Snapshotting, super::snapshot::next_number(record.plan));
+            (record.phase, record.plan) = (TablePhase::Snapshotting, next_number(record.plan));
             record.joins = true;
             record.chunks.clear();
         }

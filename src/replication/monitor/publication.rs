@@ -5,7 +5,6 @@
 
 use std::{collections::HashMap, time::Instant};
 
-use super::{Error, state::PublishedAs};
 use crate::{
     fault::{Reason, Remedy},
     model::{TableId, TableSchema},
@@ -14,6 +13,7 @@ use crate::{
         publication::{self, Publish, PublishedTable, alter_statements},
         session::Session,
     },
+    replication::{Error, table::store::PublishedAs},
 };
 
 /// Takes tables out of the publication on which UPDATE and DELETE fail for being in it, and gives each, by oid, with what to say; also
@@ -23,7 +23,7 @@ use crate::{
 ///
 /// # Errors
 /// What the source answers; where the role may not alter the publication, what to say says so instead.
-pub(super) async fn unfit(
+pub(in crate::replication) async fn unfit(
     session: &Session,
     (name, what): (&str, Publish),
     may_alter: bool,
@@ -65,7 +65,7 @@ pub(super) async fn unfit(
 }
 
 /// The partitions of a table whose old rows are not what the table's replica identity says; `members` has the table first.
-pub(super) fn identity_differs(table: &TableId, members: &[RelationFacts]) -> Option<Error> {
+pub(in crate::replication) fn identity_differs(table: &TableId, members: &[RelationFacts]) -> Option<Error> {
     let (root, leaves) = members.split_first()?;
     let unlike: Vec<_> =
         leaves.iter().filter_map(|leaf| Some((leaf, leaf.unlike_root(root)?))).take(MOST_NAMED).collect();
@@ -82,7 +82,7 @@ pub(super) fn identity_differs(table: &TableId, members: &[RelationFacts]) -> Op
 const MOST_NAMED: usize = 10;
 
 /// A table whose changes are sent as those of a table above it.
-pub(super) fn ancestor_published(table: &TableId, ancestor: &TableId) -> Error {
+pub(in crate::replication) fn ancestor_published(table: &TableId, ancestor: &TableId) -> Error {
     let message = format!(
         "it is a partition of {ancestor}, which is published too: its changes are sent as those of {ancestor}, and none as its own"
     );
@@ -93,7 +93,7 @@ pub(super) fn ancestor_published(table: &TableId, ancestor: &TableId) -> Error {
 }
 
 /// A table that others inherit from. One that `heals` is copied again automatically once none does any more.
-pub(super) fn has_children(table: &TableId, heals: bool) -> Error {
+pub(in crate::replication) fn has_children(table: &TableId, heals: bool) -> Error {
     let (mut message, mirror_them) = inherited(table);
     let mut remedies = vec![mirror_them];
     if heals {
@@ -119,7 +119,7 @@ pub fn leave_to_ancestor(table: &TableId, ancestor: &TableId) -> Remedy {
 ///
 /// # Errors
 /// What the source answers. Where the role may not alter the publication, the table stays in it.
-pub(super) async fn take_out_failing_filter(
+pub(in crate::replication) async fn take_out_failing_filter(
     session: &Session,
     name: &str,
     table: &TableId,
@@ -133,7 +133,7 @@ pub(super) async fn take_out_failing_filter(
 }
 
 /// Why a table is not published as it was when it joined, if that is so.
-pub(super) fn published_otherwise(
+pub(in crate::replication) fn published_otherwise(
     schema: &TableSchema,
     name: &str,
     before: &PublishedAs,
@@ -190,7 +190,7 @@ async fn take_out(
 
 /// Why a table had to leave the publication that no longer has it: this process, or one before it, may have ended before that was on
 /// record. `None` where nothing about it refuses UPDATE and DELETE.
-pub(super) async fn why_left(
+pub(in crate::replication) async fn why_left(
     session: &Session,
     name: &str,
     schema: &TableSchema,

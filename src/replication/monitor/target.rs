@@ -5,31 +5,31 @@ use std::{sync::Arc, time::Duration};
 
 use tokio_util::sync::CancellationToken;
 
-use super::{
-    Destination, Error, Policy,
-    backoff::{RetryObserver, retry},
-    policy,
-    stream::Fatal,
-    table::Table,
-    targets,
+use crate::{
+    model::TableSchema,
+    replication::{
+        Destination, Error, Policy, policy,
+        retry::{RetryObserver, retry},
+        stream::Fatal,
+        table::{Table, targets},
+    },
 };
-use crate::model::TableSchema;
 
 /// Time between two looks, each of which is a few queries, whatever the number of tables.
 const EVERY: Duration = Duration::from_secs(10);
 
 /// What is looked at, and who is told.
-pub(super) struct TargetWatch<D: Destination> {
-    pub(super) destination: D,
+pub(in crate::replication) struct TargetWatch<D: Destination> {
+    pub(in crate::replication) destination: D,
     /// The Mirror's UID.
-    pub(super) uid: String,
-    pub(super) tables: Vec<Arc<Table<D>>>,
-    pub(super) observer: RetryObserver,
+    pub(in crate::replication) uid: String,
+    pub(in crate::replication) tables: Vec<Arc<Table<D>>>,
+    pub(in crate::replication) observer: RetryObserver,
 }
 
 impl<D: Destination> TargetWatch<D> {
     /// Looks until `end`. A table whose target no longer fits, or is another table, stops alone.
-    pub(super) async fn run(self, fatal: Fatal, end: CancellationToken) {
+    pub(in crate::replication) async fn run(self, fatal: Fatal, end: CancellationToken) {
         loop {
             tokio::select! {
                 () = end.cancelled() => return,

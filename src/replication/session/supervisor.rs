@@ -11,23 +11,11 @@ use tokio::{sync::Notify, task::JoinHandle};
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    Destination, Error, Policy,
     admission::{Admission, Refused},
-    backoff::{Answers, Backoff, RetryObserver, SessionErrors},
     failover::Origin,
-    failure, policy,
     position::{Activity, Confirmable, PositionRecord, Recorder, Witness},
     provision::{self, Provisioned, Provisioner},
     resync,
-    snapshot::{self, SnapshotContext},
-    state::{MirrorState, StateStore, TableRecord},
-    stream::{
-        Applier, BatchPool, Checkpoint, Fatal, Inserter, Mark, RowFetcher, StreamContext, StreamSession,
-        insert_semaphore,
-    },
-    table::{Sweeper, Table},
-    target_watch::TargetWatch,
-    watch::Watch,
 };
 use crate::{
     model::{
@@ -39,6 +27,21 @@ use crate::{
         session::Session,
         slot::{self, Release},
         wire::{Connection, Purpose, ReplicationReader, ReplicationWriter, SystemIdentity},
+    },
+    replication::{
+        Destination, Error, Policy, failure,
+        monitor::{source::Watch, target::TargetWatch},
+        policy,
+        retry::{Answers, Backoff, RetryObserver, SessionErrors},
+        snapshot::{self, SnapshotContext},
+        stream::{
+            Applier, BatchPool, Checkpoint, Fatal, Inserter, Mark, RowFetcher, StreamContext, StreamSession,
+            insert_semaphore,
+        },
+        table::{
+            Sweeper, Table,
+            store::{MirrorState, StateStore, TableRecord},
+        },
     },
 };
 

@@ -14,15 +14,10 @@ use tokio::{sync::Notify, time};
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    Destination, Error,
-    backoff::{RetryObserver, retry},
-    drift::{self, Left},
-    guard, policy,
-    position::Confirmable,
-    provision::{self, check_publication, check_slot},
-    state::{SourceRecord, TableRecord},
-    stream::Fatal,
-    table::Table,
+    catalog_diff::{self, Left},
+    publication::{
+        ancestor_published, has_children, published_otherwise, take_out_failing_filter, unfit, why_left,
+    },
 };
 use crate::{
     fault::Reason,
@@ -33,6 +28,19 @@ use crate::{
         session::{End, Session},
         slot::SlotInfo,
         source_status::{self, Membership},
+    },
+    replication::{
+        Destination, Error, policy,
+        retry::{RetryObserver, retry},
+        session::{
+            position::Confirmable,
+            provision::{self, check_publication, check_slot},
+        },
+        stream::Fatal,
+        table::{
+            Table,
+            store::{SourceRecord, TableRecord},
+        },
     },
 };
 
@@ -53,24 +61,24 @@ const AGAIN: Duration = Duration::from_secs(1);
 const ANSWERS_WITHIN: Duration = Duration::from_secs(1);
 
 /// What is looked at, and who is told.
-pub(super) struct Watch<D: Destination> {
-    pub(super) config: Arc<ReplicatorConfig>,
-    pub(super) source: Option<SourceRecord>,
+pub(in crate::replication) struct Watch<D: Destination> {
+    pub(in crate::replication) config: Arc<ReplicatorConfig>,
+    pub(in crate::replication) source: Option<SourceRecord>,
     /// When the server that streams began, by which to tell it from another one at its address.
-    pub(super) server_started: String,
+    pub(in crate::replication) server_started: String,
     /// How far the source may have been told.
-    pub(super) confirmable: Arc<Confirmable>,
-    pub(super) progress: Arc<Progress>,
-    pub(super) tables: Vec<Arc<Table<D>>>,
-    pub(super) observer: RetryObserver,
+    pub(in crate::replication) confirmable: Arc<Confirmable>,
+    pub(in crate::replication) progress: Arc<Progress>,
+    pub(in crate::replication) tables: Vec<Arc<Table<D>>>,
+    pub(in crate::replication) observer: RetryObserver,
     /// Asks for a look at once.
-    pub(super) look: Arc<Notify>,
+    pub(in crate::replication) look: Arc<Notify>,
     /// When the publication was last seen to do no harm.
-    pub(super) looked: Arc<Mutex<Option<Instant>>>,
+    pub(in crate::replication) looked: Arc<Mutex<Option<Instant>>>,
     /// The catalog's mark when it was last looked at in full, by publication.
-    pub(super) marks: Mutex<HashMap<String, String>>,
+    pub(in crate::replication) marks: Mutex<HashMap<String, String>>,
     /// How many columns a table's record had, and where the log ended, when the catalog was first seen to have more.
-    pub(super) coming: Mutex<HashMap<TableId, (usize, Lsn)>>,
+    pub(in crate::replication) coming: Mutex<HashMap<TableId, (usize, Lsn)>>,
 }
 
 impl<D: Destination> Watch<D> {
@@ -78,7 +86,7 @@ impl<D: Destination> Watch<D> {
     /// shutdown, until the stream is `over`.
     ///
     /// A dropped publication must be seen here: since PostgreSQL 18 the walsender only warns and leaves the changes out.
-    pub(super) async fn run(
+    pub(in crate::replication) async fn run(
         self,
         mut session: Session,
         fatal: Fatal,
@@ -171,7 +179,7 @@ impl<D: Destination> Watch<D> {
     ///
     /// # Errors
     /// What stops the whole Mirror: slot or publication are gone or unusable; and what the servers answer.
-    pub(super) async fn look(
+    pub(in crate::replication) async fn look(
         &self,
         session: &Session,
         end: &CancellationToken,
@@ -217,7 +225,7 @@ impl<D: Destination> Watch<D> {
         for (table, membership) in tables.iter().zip(&seen.tables).filter(|(table, _)| !table.failed()) {
             if let Some(mut error) = cut_off(&table.id, membership, &publication) {
                 if what == Publish::Everything && policy(&error).1 == Reason::SourceNotPublished {
-                    let left = guard::why_left(session, &publication, &table.schema()).await?;
+                    let left = why_left(session, &publication, &table.schema()).await?;
                     error = left.unwrap_or(error);
                 }
                 retry(end, &self.observer, || table.fail(&error)).await?;
@@ -227,7 +235,7 @@ impl<D: Destination> Watch<D> {
         for (table, membership) in tables.iter().zip(&seen.tables) {
             let failing = table.failed() && table.record().reason == Some(Reason::SourceRowFilterFailed);
             if failing && membership.published {
-                guard::take_out_failing_filter(session, &publication, &table.id).await?;
+                take_out_failing_filter(session, &publication, &table.id).await?;
             }
         }
         let streamed =
@@ -262,15 +270,15 @@ impl<D: Destination> Watch<D> {
         };
         let published: Vec<_> = self.tables.iter().filter_map(|table| of(table)).collect();
         let looked = *self.looked.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut unfit = guard::unfit(session, (name, what), may_alter, &published, looked).await?;
+        let mut taken_out = unfit(session, (name, what), may_alter, &published, looked).await?;
         for table in &self.tables {
             let Some(now) = of(table) else { continue };
             let otherwise = || {
                 let before = table.record().published?;
-                guard::published_otherwise(&table.schema(), name, &before, now)
+                published_otherwise(&table.schema(), name, &before, now)
             };
             let differs = |error: &Error| policy(error).1 == Reason::SourceReplicaIdentityDiffers;
-            if let Some(error) = unfit.remove(&now.oid) {
+            if let Some(error) = taken_out.remove(&now.oid) {
                 match differs(&error) {
                     // It heals by itself, and no other failure with it.
                     true => retry(end, &self.observer, || table.fail(&error)).await?,
@@ -313,7 +321,7 @@ impl<D: Destination> Watch<D> {
         let ancestors = catalog::published_ancestors(session, &oids, &publications).await?;
         for (table, oid) in self.tables.iter().zip(oids) {
             if let Some(ancestor) = ancestors.get(&oid) {
-                let error = guard::ancestor_published(&table.id, ancestor);
+                let error = ancestor_published(&table.id, ancestor);
                 retry(end, &self.observer, || table.fail(&error)).await?;
             }
         }
@@ -331,7 +339,7 @@ impl<D: Destination> Watch<D> {
                 && table.schema().kind != TableKind::AppendOnly;
             let failed = table.failed() && table.record().reason == Some(Reason::SourceTableInherited);
             if parents.contains(&oid) {
-                let error = guard::has_children(&table.id, heals);
+                let error = has_children(&table.id, heals);
                 retry(end, &self.observer, || table.fail(&error)).await?;
             } else if failed && heals {
                 return Err(Error::copy_anew(&table.id, "other tables inherited from it"));
@@ -361,7 +369,7 @@ impl<D: Destination> Watch<D> {
             if Some(now) == record.layout.as_ref() {
                 continue;
             }
-            let left = drift::left(session, &record, now).await?;
+            let left = catalog_diff::left(session, &record, now).await?;
             let seen = match seen {
                 Some(seen) => seen,
                 None => *seen.insert(catalog::read_lsn(session).await?),

@@ -19,14 +19,16 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
-use super::{
-    Destination, Error, Policy,
-    backoff::Backoff,
-    policy,
-    state::StateStore,
-    stream::{Checkpoint, Commit, Fatal, Mark},
+use crate::{
+    model::Lsn,
+    postgres::slot::SlotInfo,
+    replication::{
+        Destination, Error, Policy, policy,
+        retry::Backoff,
+        stream::{Checkpoint, Commit, Fatal, Mark},
+        table::store::StateStore,
+    },
 };
-use crate::{model::Lsn, postgres::slot::SlotInfo};
 
 /// Shortest time between two records while transactions arrive.
 const BUSY_EVERY: Duration = Duration::from_secs(2);
@@ -75,7 +77,12 @@ impl PositionRecord {
     ///
     /// # Errors
     /// [`Error::SlotAdvanced`] and [`Error::SourceWentBack`].
-    pub(super) fn check(&self, slot: &SlotInfo, timeline: u32, standby: bool) -> Result<(), Error> {
+    pub(in crate::replication) fn check(
+        &self,
+        slot: &SlotInfo,
+        timeline: u32,
+        standby: bool,
+    ) -> Result<(), Error> {
         let confirmed = slot.confirmed_flush_lsn.unwrap_or_default();
         self.check_slot(&slot.name, confirmed)?;
         // What a standby has replayed may be less after its restart; it comes to all of it again.
@@ -94,7 +101,12 @@ impl PositionRecord {
     }
 
     /// The transactions that a stream from `start` has to bring again.
-    pub(super) fn witness(&self, start: Lsn, timeline: u32, publications: &[String]) -> Witness {
+    pub(in crate::replication) fn witness(
+        &self,
+        start: Lsn,
+        timeline: u32,
+        publications: &[String],
+    ) -> Witness {
         let comes_again =
             |at: Lsn| at >= start && self.timeline == timeline && self.publications == publications;
         Witness {
@@ -127,7 +139,7 @@ fn check_confirmed(slot: &str, recorded: Lsn, confirmed: Lsn) -> Result<(), Erro
 
 /// The last transaction on record, and the last of which rows are at the destination, as long as the stream has to come past them.
 #[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Witness {
+pub(in crate::replication) struct Witness {
     awaited: Option<Commit>,
     unconfirmed: Option<Lsn>,
 }
@@ -138,7 +150,7 @@ impl Witness {
     /// # Errors
     /// [`Error::SourceWentBack`] when there is another transaction at that place, or none.
     #[inline]
-    pub(super) fn meet(&mut self, commit: Commit) -> Result<(), Error> {
+    pub(in crate::replication) fn meet(&mut self, commit: Commit) -> Result<(), Error> {
         match self.unconfirmed {
             Some(at) if commit.lsn > at => return Err(unconfirmed_missed(at)),
             Some(at) if commit.lsn == at => self.unconfirmed = None,
@@ -158,7 +170,7 @@ impl Witness {
     ///
     /// # Errors
     /// [`Error::SourceWentBack`] when the transaction has not.
-    pub(super) fn pass(&self, lsn: Lsn) -> Result<(), Error> {
+    pub(in crate::replication) fn pass(&self, lsn: Lsn) -> Result<(), Error> {
         if let Some(at) = self.unconfirmed.filter(|at| lsn > *at) {
             return Err(unconfirmed_missed(at));
         }
@@ -182,7 +194,7 @@ fn unconfirmed_missed(at: Lsn) -> Error {
 
 /// What the source may hear, shared by those who record, those who report to the source and those who look at the slot.
 #[derive(Debug)]
-pub(super) struct Confirmable {
+pub(in crate::replication) struct Confirmable {
     recorded: AtomicU64,
     /// The source waits to hear of this position.
     awaited: AtomicU64,
@@ -190,7 +202,7 @@ pub(super) struct Confirmable {
 }
 
 impl Confirmable {
-    pub(super) fn new(recorded: Lsn) -> Arc<Self> {
+    pub(in crate::replication) fn new(recorded: Lsn) -> Arc<Self> {
         Arc::new(Confirmable {
             recorded: AtomicU64::new(recorded.0),
             awaited: AtomicU64::new(0),
@@ -199,12 +211,12 @@ impl Confirmable {
     }
 
     /// The position on record.
-    pub(super) fn recorded(&self) -> Lsn {
+    pub(in crate::replication) fn recorded(&self) -> Lsn {
         Lsn(self.recorded.load(Relaxed))
     }
 
     /// The source asks for an answer, as it does before it shuts down: it waits until all that it sent is confirmed.
-    pub(super) fn await_up_to(&self, sent: Lsn) {
+    pub(in crate::replication) fn await_up_to(&self, sent: Lsn) {
         self.awaited.fetch_max(sent.0, Relaxed);
         self.hurry.notify_one();
     }
@@ -213,32 +225,32 @@ impl Confirmable {
     ///
     /// # Errors
     /// [`Error::SlotAdvanced`]
-    pub(super) fn check(&self, slot: &SlotInfo) -> Result<(), Error> {
+    pub(in crate::replication) fn check(&self, slot: &SlotInfo) -> Result<(), Error> {
         check_confirmed(&slot.name, self.recorded(), slot.confirmed_flush_lsn.unwrap_or_default())
     }
 }
 
 /// Records positions while a stream runs.
-pub(super) struct Recorder<D: Destination> {
-    pub(super) store: StateStore<D>,
-    pub(super) confirmable: Arc<Confirmable>,
+pub(in crate::replication) struct Recorder<D: Destination> {
+    pub(in crate::replication) store: StateStore<D>,
+    pub(in crate::replication) confirmable: Arc<Confirmable>,
     /// What is on record.
-    pub(super) record: PositionRecord,
+    pub(in crate::replication) record: PositionRecord,
     /// What had happened when that was written.
-    pub(super) noted: Activity,
+    pub(in crate::replication) noted: Activity,
 }
 
 /// What grows while this process writes anything to the destination. The position is recorded again when it has: a destination that
 /// forgets what was written then forgets a record too, however little of it is confirmed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Activity {
+pub(in crate::replication) struct Activity {
     received: Option<Commit>,
     records_begun: u64,
 }
 
 impl<D: Destination> Recorder<D> {
     /// Records what `checkpoint` confirms, until `end`. What stops the Mirror goes to `fatal`.
-    pub(super) async fn run(
+    pub(in crate::replication) async fn run(
         mut self,
         checkpoint: Arc<Checkpoint>,
         fatal: Fatal,
@@ -291,7 +303,7 @@ impl<D: Destination> Recorder<D> {
     }
 
     /// Records where a stream has ended.
-    pub(super) async fn finish(&mut self, mark: Mark) {
+    pub(in crate::replication) async fn finish(&mut self, mark: Mark) {
         if mark.lsn <= self.record.lsn {
             return;
         }

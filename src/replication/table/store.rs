@@ -11,16 +11,15 @@ use std::{
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Destination, Error, StateRow,
+    SnapshotBoundary,
     epoch::{EPOCH_ITEM, Writer},
     named_columns::NamedColumns,
-    position::PositionRecord,
-    table::SnapshotBoundary,
 };
 use crate::{
     fault::{Reason, Remedy, optional, remedy},
     model::{Lsn, MirrorFailure, SlotPlace, TableId, TableSchema, TableSpec, Version},
     postgres::{catalog::CatalogFingerprint, publication::PublishedTable},
+    replication::{Destination, Error, StateRow, session::position::PositionRecord},
 };
 
 /// The source that a Mirror was started against.
@@ -54,7 +53,7 @@ pub struct SourceRecord {
 }
 
 /// What [`Version`](crate::model::Version) means. Rows of another scheme can't be compared with ours; 0 was the commit LSN alone.
-pub(super) const VERSION_SCHEME: u32 = 1;
+pub(in crate::replication) const VERSION_SCHEME: u32 = 1;
 
 impl SourceRecord {
     /// Where the slot was made, as far as it is on record.
@@ -186,7 +185,7 @@ pub struct TableRecord {
 }
 
 /// The time, in seconds since 1970.
-pub(super) fn unix_seconds() -> u64 {
+pub(in crate::replication) fn unix_seconds() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
 }
 
@@ -329,7 +328,7 @@ pub struct FormerTable {
 
 impl FormerTable {
     /// What is to be remembered of a table with this record.
-    pub(super) fn of(record: &TableRecord, replace: bool) -> Self {
+    pub(in crate::replication) fn of(record: &TableRecord, replace: bool) -> Self {
         let record = TableRecord { chunks: Vec::new(), ..record.clone() };
         FormerTable { table: record.schema.id.clone(), record: Some(record), replace }
     }
@@ -387,8 +386,8 @@ impl<D: Destination> StateStore<D> {
 
     /// The same with an epoch, of which nobody else is told.
     #[cfg(test)]
-    pub(super) fn claimed(self) -> Self {
-        self.writer.begin(super::StateVersion::default());
+    pub(in crate::replication) fn claimed(self) -> Self {
+        self.writer.begin(crate::replication::StateVersion::default());
         self
     }
 
@@ -449,12 +448,12 @@ impl<D: Destination> StateStore<D> {
     }
 
     /// Grows with each record that this process begins to write.
-    pub(super) fn records_begun(&self) -> u64 {
+    pub(in crate::replication) fn records_begun(&self) -> u64 {
         self.writer.begun()
     }
 
     /// Writes claims of target tables, by their items; `None` removes one.
-    pub(super) async fn save_claims<T: Serialize>(
+    pub(in crate::replication) async fn save_claims<T: Serialize>(
         &self,
         claims: Vec<(String, Option<T>)>,
     ) -> Result<(), Error> {

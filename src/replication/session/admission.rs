@@ -10,10 +10,10 @@ use std::{
 
 use futures::future::BoxFuture;
 
-use super::Error;
 use crate::{
     fault::{Reason, Remedy},
     model::{MirrorFailure, TableId},
+    replication::Error,
 };
 
 /// Tables that can't join now, and why.
@@ -64,7 +64,7 @@ impl Admission {
     ///
     /// # Errors
     /// [`Error::MirrorRefused`], after which it is asked for again.
-    pub(super) async fn refused(&self) -> Result<Refused, Error> {
+    pub(in crate::replication) async fn refused(&self) -> Result<Refused, Error> {
         let known = self.last().clone();
         let Verdict { mirror, tables } = match known {
             Some(known) => known,
@@ -80,19 +80,19 @@ impl Admission {
     }
 
     /// Asks about these tables now, or about all, and remembers the answer.
-    pub(super) async fn ask_again(&self, tables: Vec<TableId>) -> Verdict {
+    pub(in crate::replication) async fn ask_again(&self, tables: Vec<TableId>) -> Verdict {
         let verdict = (self.ask)(tables).await;
         *self.last() = Some(verdict.clone());
         verdict
     }
 
     /// Remembers which tables can't join.
-    pub(super) fn set(&self, refused: Refused) {
+    pub(in crate::replication) fn set(&self, refused: Refused) {
         *self.last() = Some(Verdict { mirror: None, tables: refused });
     }
 
     /// Has the next session ask.
-    pub(super) fn forget(&self) {
+    pub(in crate::replication) fn forget(&self) {
         *self.last() = None;
     }
 }
