@@ -2,6 +2,8 @@
 
 mod clickhouse;
 mod edited_mirror;
+mod failure;
+mod finding;
 mod gateway;
 mod http;
 mod malicious_server;
@@ -18,6 +20,8 @@ mod writer;
 
 pub use clickhouse::ClickHouse;
 pub use edited_mirror::EditedMirror;
+pub use failure::{Failure, failed_for, stalled_for};
+pub use finding::{Finding, findings};
 pub use gateway::Gateway;
 pub use http::get;
 pub use malicious_server::{Attack, MaliciousServer};
