@@ -1,4 +1,5 @@
-//! End-to-end tests: the real program between a real PostgreSQL and a real ClickHouse. Run them with `./e2e/test`.
+//! End-to-end tests: the real program between a real PostgreSQL and a real ClickHouse. Run them with
+//! `./e2e/test`.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,

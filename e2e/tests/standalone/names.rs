@@ -1,10 +1,11 @@
-//! Names of every kind, on both sides: in statements, in the stream, in the record of what is done, and in the copy.
+//! Odd names on both sides: in statements, in the stream, in the records of the state table, and in the
+//! snapshot.
 
 use serde_json::{Value, json};
 
 use crate::support::{Pg, TestEnv};
 
-/// Names that somebody has somewhere. The same name is given to a table, its columns and its enum type.
+/// Names that users do give to tables. Each one names a table, its columns and its enum type.
 fn names() -> Vec<String> {
     let mut names: Vec<String> = [
         "select",
@@ -45,7 +46,7 @@ fn names() -> Vec<String> {
     ]
     .map(str::to_owned)
     .into();
-    // As long as PostgreSQL takes them, in bytes.
+    // The longest names that PostgreSQL accepts, which counts bytes.
     names.extend(["x".repeat(63), "\"".repeat(63), "é".repeat(31)]);
     names
 }
@@ -123,14 +124,14 @@ fn odd_names() {
     env.settle(&mut run);
     compare();
     run.stop();
-    // What was recorded under these names is found again.
+    // The records under these names are found again after a restart.
     env.admin(&format!("UPDATE {}.\"a\\b\" SET n = 7", quoted(schema)));
     env.catch_up(&mirror);
     compare();
     env.verify(&mirror);
 }
 
-/// Names that differ in their case or their schema alone; where targets would be one, it is refused.
+/// Names that differ only in case or schema get separate targets; two tables with one target are refused.
 #[test]
 fn alike_names() {
     let env = TestEnv::new(Pg::V18);

@@ -1,4 +1,4 @@
-//! Partitioned tables: rows in leaves of every shape, and partitions that come and go.
+//! Partitioned tables: rows in leaves of every shape, and partitions that are added and removed.
 
 use serde_json::json;
 
@@ -7,7 +7,8 @@ use crate::{
     support::{Pg, Run, TestEnv},
 };
 
-/// Three levels, leaves with another column order, with dropped columns, in another schema, and a default one.
+/// Three levels: leaves with another column order, with dropped columns, in another schema, and a default
+/// partition.
 const TREE: &str = "CREATE SCHEMA old;
     CREATE TABLE t (region text NOT NULL, id int NOT NULL, at date NOT NULL, v text, PRIMARY KEY (id, region, at)) PARTITION BY LIST (region);
     CREATE TABLE t_eu PARTITION OF t FOR VALUES IN ('eu') PARTITION BY RANGE (at);
@@ -22,7 +23,7 @@ const TREE: &str = "CREATE SCHEMA old;
 
 const COLUMNS: &str = "region, id, at, v";
 
-/// Waits until both sides are the same, and the table streams again.
+/// Waits until both sides are equal and every table streams again.
 #[track_caller]
 fn equal(env: &TestEnv, run: &mut Run, what: &str) {
     env.settle(run);
@@ -39,7 +40,8 @@ fn rows_of_every_leaf(pg: Pg) {
     env.sql(TREE);
     let mirror = env.mirror(&["t", "bystander"]);
     let mut run = env.streaming(&mirror);
-    // Rows move between leaves of both levels, by hand and by a key change; one is deleted where it came to.
+    // Rows move between leaves of both levels, by a changed partition key and by a changed key; some are
+    // deleted in the leaf that they moved to.
     env.sql(
         "INSERT INTO t SELECT (ARRAY['eu', 'us', 'asia'])[1 + i % 3], i, '2022-06-01'::date + i % 500, 'w' || i FROM generate_series(301, 600) i;
         UPDATE t SET region = 'us' WHERE region = 'eu' AND id % 2 = 0; UPDATE t SET at = '2023-05-05' WHERE region = 'eu' AND at < '2023-01-01';
@@ -53,7 +55,7 @@ fn rows_of_every_leaf(pg: Pg) {
     env.verify(&mirror);
 }
 
-/// None of it is in the stream.
+/// ATTACH, DETACH and DROP of a partition are not in the stream, so walferry has to find them in the catalog.
 fn partitions_come_and_go(pg: Pg) {
     let env = TestEnv::new(pg);
     env.sql(TREE);
@@ -61,7 +63,7 @@ fn partitions_come_and_go(pg: Pg) {
     let mut run = env.streaming(&mirror);
     env.sql("CREATE TABLE t_sa PARTITION OF t FOR VALUES IN ('sa'); INSERT INTO t VALUES ('sa', 1, '2022-01-01', 'new')");
     equal(&env, &mut run, "a new partition");
-    // Rows that were there before, with keys that were once deleted.
+    // The attached partition has existing rows, whose keys were deleted from the table before.
     env.sql(
         "CREATE TABLE t_af (LIKE t INCLUDING ALL); INSERT INTO t_af SELECT 'af', i, '2022-01-01', 'attached' FROM generate_series(1, 2000) i;
         INSERT INTO t SELECT 'af', i, '2022-01-01', 'before' FROM generate_series(1, 100) i; DELETE FROM t WHERE region = 'af'",
@@ -74,7 +76,7 @@ fn partitions_come_and_go(pg: Pg) {
     equal(&env, &mut run, "a detached partition");
     env.sql("ALTER TABLE t ATTACH PARTITION t_af FOR VALUES IN ('af'); INSERT INTO t VALUES ('asia', 7778, '2022-01-01', 'x')");
     equal(&env, &mut run, "the same partition again");
-    // No row follows that would have the catalog looked at.
+    // No row follows that would make walferry read the catalog.
     env.sql("TRUNCATE t_us; DROP TABLE t_eu");
     equal(&env, &mut run, "TRUNCATE of a leaf, and a dropped partition with partitions of its own");
     run.stop();
@@ -91,7 +93,7 @@ on_both!(
     partitions_below_a_mirrored_table
 );
 
-/// The same while nothing runs, and columns that change in all leaves.
+/// Partitions change while walferry is stopped, and so do the columns of all leaves.
 #[test]
 fn while_it_is_down() {
     let env = TestEnv::new(Pg::V18);
@@ -112,14 +114,15 @@ fn while_it_is_down() {
     }
 }
 
-/// What a partition goes through while it is none is not in the stream, and afterwards all has the oids and files of before.
+/// Changes of a partition while it is detached are not in the stream, and afterwards every OID and every file
+/// is the one from before.
 const AWAY: [&str; 4] = [
     "BEGIN; ALTER TABLE t DETACH PARTITION t_us; UPDATE t_us SET v = 'away' WHERE id % 2 = 0; DELETE FROM t_us WHERE id % 5 = 0; INSERT INTO t_us VALUES ('2022-01-01', 'new', 7000, 'us');
         ALTER TABLE t ATTACH PARTITION t_us FOR VALUES IN ('us'); COMMIT",
     "ALTER TABLE t DETACH PARTITION t_us; UPDATE t_us SET v = 'apart' WHERE id % 3 = 0; ALTER TABLE t ATTACH PARTITION t_us FOR VALUES IN ('us')",
-    // The table between: its partitions' own links stay.
+    // An intermediate table is detached: the links of its own partitions stay.
     "BEGIN; ALTER TABLE t DETACH PARTITION t_eu; DELETE FROM t_eu WHERE id % 4 = 0; ALTER TABLE t ATTACH PARTITION t_eu FOR VALUES IN ('eu'); COMMIT",
-    // To another place in the tree.
+    // The partition is attached again at another place in the tree.
     "BEGIN; ALTER TABLE t_eu DETACH PARTITION old.t_eu_22; UPDATE old.t_eu_22 SET region = 'mars', v = 'moved'; ALTER TABLE t ATTACH PARTITION old.t_eu_22 FOR VALUES IN ('mars'); COMMIT",
 ];
 
@@ -149,7 +152,8 @@ fn a_partition_that_was_away_while_it_is_down(pg: Pg) {
     env.verify(&mirror);
 }
 
-/// Partitions whose rows came in the stream and are gone at the next look at the catalog, which knew nothing of them before.
+/// Partitions whose rows are in the stream, but which are gone when walferry reads the catalog for the first
+/// time.
 const SHORT_LIVED: [&str; 3] = [
     "CREATE TABLE t_x PARTITION OF t FOR VALUES IN ('x'); INSERT INTO t SELECT 'x', i, '2022-01-01', 'x' FROM generate_series(1, 50) i; DROP TABLE t_x",
     "CREATE TABLE t_y PARTITION OF t FOR VALUES IN ('y'); INSERT INTO t SELECT 'y', i, '2022-01-01', 'x' FROM generate_series(1, 50) i; ALTER TABLE t DETACH PARTITION t_y",
@@ -180,7 +184,8 @@ fn short_lived_partitions(pg: Pg) {
     env.verify(&mirror);
 }
 
-/// A new partition below a root without a key has no replica identity, and makes the application's DELETE fail: not for long.
+/// A new partition of a table without a key has no replica identity, which makes the application's DELETE
+/// fail. walferry ends that within seconds.
 #[test]
 fn a_partition_without_identity() {
     let env = TestEnv::new(Pg::V18);
@@ -203,7 +208,7 @@ fn a_partition_without_identity() {
     run.stop();
 }
 
-/// A partition that comes, goes or is emptied while the table is copied; one worker, so that the copy takes a while.
+/// A partition is attached or truncated while the table is copied, by one worker so that the copy is slow.
 #[test]
 fn while_it_is_copied() {
     let env = TestEnv::new(Pg::V18);
@@ -226,7 +231,8 @@ fn while_it_is_copied() {
     env.verify(&mirror);
 }
 
-/// A foreign or an unlogged partition, whose rows are not in the log: its table fails alone until it is detached.
+/// Rows of a foreign or unlogged partition are not in the log: its table fails alone until the partition is
+/// detached.
 #[test]
 fn partitions_outside_the_log() {
     let env = TestEnv::new(Pg::V18);
@@ -265,7 +271,7 @@ fn partitions_outside_the_log() {
     env.verify(&mirror);
 }
 
-/// Tables of which an old row says less, or something else, where a partition has another replica identity.
+/// Tables whose old rows carry less, or other columns, where a partition has another replica identity.
 const UNLIKE: &str = "CREATE TABLE by_key (id int, day date, doc text, PRIMARY KEY (id, day)) PARTITION BY RANGE (day);
     CREATE TABLE by_order (id int, day date, status int NOT NULL, PRIMARY KEY (id, day)) PARTITION BY RANGE (day);
     CREATE TABLE by_index (id int, day date, code text NOT NULL, v text, PRIMARY KEY (id, day)) PARTITION BY RANGE (day);
@@ -277,7 +283,7 @@ const UNLIKE: &str = "CREATE TABLE by_key (id int, day date, doc text, PRIMARY K
 
 const UNLIKE_TABLES: [&str; 4] = ["by_key", "by_order", "by_index", "by_none"];
 
-/// The partition of a month for each table, with an identity of its own.
+/// For each table the partition of one month, with a replica identity of its own.
 fn partitions(month: u32, identity: &str) -> String {
     let (from, to) = (format!("2026-{month:02}-01"), format!("2026-{:02}-01", month + 1));
     let of = |table: &&str| {
@@ -294,7 +300,7 @@ fn partitions(month: u32, identity: &str) -> String {
     UNLIKE_TABLES.iter().map(of).collect()
 }
 
-/// Rows of a month that change in every way.
+/// Inserts, updates and deletes of one month's rows.
 fn changes(month: u32) -> String {
     let day = format!("'2026-{month:02}-02'");
     let at = format!("day = {day}");
@@ -329,7 +335,8 @@ fn unlike_equal(env: &TestEnv, run: &mut Run) {
     run.until_streaming();
 }
 
-/// A new partition has not its table's replica identity. What it gives wrongly never arrives, and heals when it gets it.
+/// A new partition doesn't inherit its table's replica identity. Its incomplete old rows never arrive, and
+/// the table recovers once the partition has the right identity.
 fn partitions_with_another_identity(pg: Pg) {
     let env = TestEnv::new(pg);
     env.sql(UNLIKE);
@@ -356,7 +363,7 @@ fn partitions_with_another_identity(pg: Pg) {
     env.settle(&mut run);
     env.assert_table("bystander", "id", "id");
     unlike_equal(&env, &mut run);
-    // It is so, and healed, while nothing looks.
+    // The identity is wrong and corrected while walferry is stopped.
     run.stop();
     env.sql(&partitions(3, ""));
     env.sql(&changes(3));
@@ -366,14 +373,15 @@ fn partitions_with_another_identity(pg: Pg) {
     }
     let mut run = env.run(&mirror);
     unlike_equal(&env, &mut run);
-    // Between two looks.
+    // The identity is wrong and corrected between two reads of the catalog.
     env.sql(&partitions(4, ""));
     env.sql(&changes(4));
     for table in UNLIKE_TABLES {
         env.sql(&full.replace("{t}", table).replace("{m}", "4"));
     }
     unlike_equal(&env, &mut run);
-    // Made with it, no table has to be copied again. Of a keyed one the new partition is, if it has rows when it is seen.
+    // A partition that has the right identity from the start causes no re-copy of its table. With a key, the
+    // partition alone is copied if it has rows when it is found.
     let copied = |run: &mut Run| UNLIKE_TABLES.map(|table| run.table(table)["rowsCopied"].as_u64().unwrap());
     let [.., by_index, by_none] = copied(&mut run);
     let mut client = env.connect();
@@ -388,7 +396,8 @@ fn partitions_with_another_identity(pg: Pg) {
     env.verify(&mirror);
 }
 
-/// A partition's changes are sent as those of the topmost table above it that is published.
+/// A partition's changes are published under the topmost published table above it, so no table below that one
+/// can be mirrored.
 fn partitions_below_a_mirrored_table(pg: Pg) {
     let env = TestEnv::new(pg);
     env.sql(
@@ -432,21 +441,21 @@ fn partitions_below_a_mirrored_table(pg: Pg) {
         "public.deep",
         "partition of public.p,",
     ]);
-    // As the message says.
+    // The tables are removed from the Mirror, as the remedy says.
     mirror.mirror["spec"]["tables"] =
         json!([{"schema": "public", "name": "p"}, {"schema": "public", "name": "child"}]);
     env.catch_up(&mirror);
     env.verify(&mirror);
 }
 
-/// Tables that inherit are refused, for their rows would be published as their own.
+/// A parent table is refused, because its children's rows would be published under their own names.
 #[test]
 fn inheritance_is_refused() {
     let env = TestEnv::new(Pg::V18);
     env.sql("CREATE TABLE t (id int PRIMARY KEY, v text); CREATE TABLE child () INHERITS (t)");
     let mirror = env.mirror(&["t"]);
     env.command("check", &mirror, &[]).exits(1).says(&["public.t", "inherit"]);
-    // The child by itself is a table like any other, once it has a key.
+    // The child alone is an ordinary table once it has a key.
     env.sql("ALTER TABLE child ADD PRIMARY KEY (id); INSERT INTO t VALUES (1, 'parent'); INSERT INTO child VALUES (2, 'child')");
     let mut run = env.streaming(&env.mirror(&["child"]));
     env.sql(

@@ -1,4 +1,4 @@
-//! The database that `pgbench` makes, with `pgbench` running against it meanwhile.
+//! The database that `pgbench` creates, mirrored while `pgbench` writes to it.
 
 use std::process::{Command, Stdio};
 
@@ -22,11 +22,11 @@ fn pgbench(env: &TestEnv, arguments: &[&str]) -> Command {
 fn caught_up_while_pgbench_runs(pg: Pg) {
     let env = TestEnv::new(pg);
     assert!(pgbench(&env, &["-i", "-q", "-s", "1"]).status().expect("start pgbench").success());
-    // pgbench's history has no key; the others have.
+    // pgbench_history is the only table of pgbench without a key.
     env.sql("ALTER TABLE pgbench_history ADD id bigserial PRIMARY KEY");
     let mirror = env.mirror(&["pgbench_accounts", "pgbench_branches", "pgbench_tellers", "pgbench_history"]);
     let mut clients = pgbench(&env, &["-n", "-c", "2", "-T", "5", "-R", "500"]).spawn().unwrap();
-    // Copied and caught up once while the clients write, and once after they have ended.
+    // The first run copies and catches up while the clients write, the second one after they have ended.
     env.catch_up(&mirror);
     assert!(clients.wait().unwrap().success());
     env.catch_up(&mirror);

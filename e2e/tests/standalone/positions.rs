@@ -1,4 +1,4 @@
-//! Slot, source and destination that are not at the same point any more: nothing is lost in silence.
+//! Slot, source and destination that no longer agree on a position: no change is lost silently.
 
 use std::{
     fs::File,
@@ -47,11 +47,12 @@ fn run_once(env: &TestEnv, mirror: &Mirror) -> Outcome {
     env.command("run", mirror, &["--until-caught-up", "--http", "127.0.0.1:0"])
 }
 
-/// A process says so at once, names the remedy, and the remedy heals with the application writing.
+/// The Mirror stalls for this reason and writes nothing; the resync that its remedy names makes both sides
+/// equal again while the application writes.
 #[track_caller]
 fn stalls_until_a_resync(env: &TestEnv, mirror: &Mirror, reason: &str, words: &[&str]) {
     let before = env.target_value("SELECT count() FROM t");
-    // It is known before anything is started.
+    // `walferry check` finds the failure before anything runs.
     env.command("check", mirror, &[]).exits(1).says(words);
     let mut run = env.run(mirror);
     let (found, message) = run.until_stalled();
@@ -109,7 +110,8 @@ fn copied_from_another(pg: Pg) {
     stalls_until_a_resync(&env, &mirror, "SourceSlotAdvanced", &["changes from"]);
 }
 
-/// Another destination is not begun with a slot that it knows nothing of, and the first one is told what it has missed.
+/// A Mirror doesn't start at another destination with a slot that has no record there. After a resync there,
+/// the first destination stalls because it lacks changes.
 fn pointed_elsewhere_and_back(pg: Pg) {
     let env = TestEnv::new(pg);
     let mirror = mirrored(&env);
@@ -129,7 +131,7 @@ fn pointed_elsewhere_and_back(pg: Pg) {
     env.clickhouse.query("default", &format!("DROP DATABASE {elsewhere}"));
 }
 
-/// A slot may be behind the record: the server forgets what it was told last when it crashes.
+/// The slot may be behind the record: a server that crashes forgets the last status updates that it received.
 fn behind_after_a_crash(pg: Pg) {
     let env = TestEnv::on(Arc::new(Server::postgres(pg, &[])), Server::shared_clickhouse());
     let mirror = mirrored(&env);
@@ -160,7 +162,7 @@ on_both!(
     behind_after_a_crash
 );
 
-/// What each target has is asked for after a start of the server, several at a time.
+/// After a restart of the source each target is asked for its newest streamed row, several targets at a time.
 #[test]
 fn targets_are_asked_side_by_side() {
     let env = TestEnv::on(Arc::new(Server::postgres(Pg::V18, &[])), Server::shared_clickhouse());
@@ -173,7 +175,7 @@ fn targets_are_asked_side_by_side() {
     each("INSERT INTO @ VALUES (1)");
     env.catch_up(&mirror);
     env.restart_postgres(true, || {});
-    // Only the questions for the newest streamed row go this way, and wait there.
+    // Only the queries for the newest streamed row are routed to this proxy, which delays them.
     let waiting = Proxy::to(env.clickhouse.port);
     let (direct, slow) = (env.clickhouse.port, waiting.port);
     let gateway =
@@ -188,7 +190,7 @@ fn targets_are_asked_side_by_side() {
     run.stop();
 }
 
-/// A target whose files ClickHouse has damaged keeps no other table from going on.
+/// A target whose files are damaged at ClickHouse fails alone; the other tables continue.
 #[test]
 fn a_target_that_can_t_be_read() {
     let env = TestEnv::on(Arc::new(Server::postgres(Pg::V18, &[])), Arc::new(Server::clickhouse(&[])));
@@ -224,7 +226,8 @@ fn a_target_that_can_t_be_read() {
     env.verify(&mirror);
 }
 
-/// At every moment the destination has on record at least what the source was told, also when the process is killed.
+/// The position recorded at the destination is never behind the one that the source has as confirmed, even
+/// when the process is killed.
 #[test]
 fn the_record_is_never_behind_the_slot() {
     let env = TestEnv::new(Pg::V18);
@@ -258,7 +261,7 @@ fn the_record_is_never_behind_the_slot() {
     env.assert_table("t", "id, v", "id");
 }
 
-/// What passes in the log while nothing is mirrored is confirmed too, so that the source can remove it.
+/// Changes of tables that are not mirrored are confirmed too, so that the source can remove its log.
 #[test]
 fn an_idle_mirror_lets_the_log_go() {
     let env = TestEnv::new(Pg::V18);
@@ -278,11 +281,12 @@ fn an_idle_mirror_lets_the_log_go() {
     run.stop();
 }
 
-/// A second process with another destination waits for the first, and then is told that the slot is none of its own.
+/// A second process with another destination waits for the first one, then stalls because the slot isn't its
+/// own.
 #[test]
 fn two_processes_with_one_file_and_two_destinations() {
     let env = TestEnv::new(Pg::V18);
-    // Others are not told when a walsender last heard from its reader.
+    // Without this privilege a role can't see when a walsender last received a status update.
     env.admin(&format!("GRANT pg_read_all_stats TO {}", env.database));
     let mirror = mirrored(&env);
     let elsewhere = format!("{}_elsewhere", env.database);
@@ -304,7 +308,7 @@ fn two_processes_with_one_file_and_two_destinations() {
     env.clickhouse.query("default", &format!("DROP DATABASE {elsewhere}"));
 }
 
-/// The position on record.
+/// The recorded position.
 fn recorded_lsn(env: &TestEnv) -> String {
     let value = env.target_value("SELECT value FROM _walferry_state FINAL WHERE item = 'position'");
     let record: serde_json::Value = serde_json::from_str(&value).unwrap();
@@ -315,7 +319,7 @@ fn own_clickhouse() -> TestEnv {
     TestEnv::on(Server::shared_postgres(Pg::V18), Arc::new(Server::clickhouse(&[])))
 }
 
-/// A backup of ClickHouse from before some of the changes.
+/// A backup of ClickHouse before some of the changes.
 fn backup(env: &TestEnv) -> tempfile::TempDir {
     let mut taken = None;
     env.restart_clickhouse(|| taken = Some(env.clickhouse_server.snapshot()));
@@ -359,7 +363,7 @@ fn clickhouse_restored_while_running() {
     heals(&env, &mirror);
 }
 
-/// All that walferry knows is gone, beneath a Mirror that runs and one that doesn't.
+/// All records are lost, while the Mirror runs and while it is stopped.
 #[test]
 fn records_removed() {
     let env = TestEnv::new(Pg::V18);
@@ -380,7 +384,7 @@ fn own_postgres() -> TestEnv {
     TestEnv::on(Arc::new(Server::postgres(Pg::V18, &[])), Server::shared_clickhouse())
 }
 
-/// A snapshot of PostgreSQL's disk from before some of the changes.
+/// A snapshot of PostgreSQL's disk before some of the changes.
 fn disk(env: &TestEnv) -> tempfile::TempDir {
     let mut taken = None;
     env.restart_postgres(false, || taken = Some(env.postgres_server.snapshot()));
@@ -398,7 +402,7 @@ fn postgres_restored_on_its_timeline() {
     stalls_until_a_resync(&env, &mirror, "SourceWentBack", &["its log ends at"]);
 }
 
-/// The log has grown past what was lost, with other transactions.
+/// After the restore other transactions have written the log past the lost position.
 #[test]
 fn postgres_restored_and_written_to() {
     let env = own_postgres();
@@ -414,7 +418,7 @@ fn postgres_restored_and_written_to() {
     }
     let run = env.run(&mirror);
     stops_as_gone_back(run, "was committed there before");
-    // It stays so.
+    // A restart doesn't clear the failure.
     run_once(&env, &mirror).exits(1).says(&["the source went back"]);
     heals(&env, &mirror);
 }
@@ -435,7 +439,7 @@ fn postgres_restored_while_running() {
     heals(&env, &mirror);
 }
 
-/// The Mirror stalls because the source went back, in these words, and says what to do.
+/// The Mirror stalls because the source was restored, and offers a resync of every table.
 #[track_caller]
 fn stops_as_gone_back(mut run: Run, words: &str) {
     let (reason, message) = run.until_stalled();
@@ -444,13 +448,13 @@ fn stops_as_gone_back(mut run: Run, words: &str) {
     run.stop();
 }
 
-/// Rows of `t` arrive while a row of another table can't be written: nothing of it all is confirmed.
+/// Rows of `t` arrive while a row of another table can't be written, so nothing is confirmed.
 fn unconfirmed(env: &TestEnv) -> (Mirror, Run) {
     env.sql(TABLE);
     env.sql("CREATE TABLE blocked (id int PRIMARY KEY)");
     let mirror = env.mirror(&["t", "blocked"]);
     env.catch_up(&mirror);
-    // Short of memory, the server is waited for.
+    // The view fails with the error of a server that is short of memory, which is retried.
     env.target(
         "CREATE MATERIALIZED VIEW blocked_view ENGINE = MergeTree ORDER BY tuple() AS
         SELECT throwIf(id > 0, 'words', toInt32(241)) AS x FROM blocked SETTINGS allow_custom_error_code_in_throwif = 1",
@@ -471,7 +475,7 @@ fn row_arrives(env: &TestEnv, run: &mut Run, id: u32) {
     run.eventually("the row to arrive", || env.target_value(&arrived) == "1");
 }
 
-/// Rows of what is lost were never confirmed, but are there.
+/// The destination has rows of the lost transactions, although they were never confirmed.
 #[test]
 fn postgres_restored_to_what_was_not_confirmed() {
     let env = own_postgres();
@@ -485,7 +489,7 @@ fn postgres_restored_to_what_was_not_confirmed() {
     env.assert_table("blocked", "id", "id");
 }
 
-/// The same, and the log has grown past it with other transactions when walferry comes back.
+/// The same where other transactions have written the log past the lost position before walferry is back.
 #[test]
 fn postgres_restored_to_what_was_not_confirmed_and_written_to() {
     let env = own_postgres();
@@ -501,14 +505,14 @@ fn postgres_restored_to_what_was_not_confirmed_and_written_to() {
     });
     let run = env.run(&mirror);
     stops_as_gone_back(run, "has rows of a transaction");
-    // It stays so.
+    // A restart doesn't clear the failure.
     run_once(&env, &mirror).exits(1).says(&["the source went back"]);
     unblock(&env);
     heals(&env, &mirror);
     env.assert_table("blocked", "id", "id");
 }
 
-/// PostgreSQL crashes, and loses nothing: what was not confirmed comes again.
+/// A crash of PostgreSQL loses nothing: changes that were not confirmed are sent again.
 #[test]
 fn postgres_crashes_before_anything_is_confirmed() {
     let env = own_postgres();
@@ -523,7 +527,8 @@ fn postgres_crashes_before_anything_is_confirmed() {
     env.assert_table("blocked", "id", "id");
 }
 
-/// ClickHouse forgets rows that were never confirmed, and no position: they are sent again, without anybody's help.
+/// ClickHouse loses rows that were never confirmed, but no position: they are sent again without manual
+/// action.
 #[test]
 fn clickhouse_restored_to_what_was_not_confirmed() {
     let env = own_clickhouse();
@@ -531,7 +536,7 @@ fn clickhouse_restored_to_what_was_not_confirmed() {
     row_arrives(&env, &mut run, 200);
     let version = || env.target_value("SELECT version FROM _walferry_state FINAL WHERE item = 'position'");
     let mut id = 200;
-    // To forget a position that was still on its way to the record at the time of the backup is another case.
+    // A backup that lacks the newest position is another case, so wait until it is recorded.
     let yesterday = until("a backup from after the last position", || {
         let recorded = recorded_lsn(&env);
         let yesterday = backup(&env);
@@ -552,7 +557,7 @@ fn clickhouse_restored_to_what_was_not_confirmed() {
     env.assert_table("blocked", "id", "id");
 }
 
-/// A ClickHouse whose disk is full answers all questions in full: nobody takes its records for lost.
+/// A ClickHouse whose disk is full still answers queries: its records are not reported as lost.
 #[test]
 fn records_of_a_full_disk() {
     let small = Command::new("unshare").args(["--mount", "true"]).status().is_ok_and(|s| s.success());
@@ -585,7 +590,7 @@ fn records_of_a_full_disk() {
     env.assert_table("t", "id, v", "id");
 }
 
-/// What a process that was replaced writes late does not replace what the one that goes on has on record.
+/// A late write of a replaced process doesn't replace a record of the process that took over.
 #[test]
 fn a_frozen_process_and_the_one_that_took_over() {
     let env = TestEnv::new(Pg::V18);

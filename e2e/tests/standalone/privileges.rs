@@ -1,4 +1,4 @@
-//! The rights that docs/security.md asks for are enough for a Mirror's whole life, on both sides.
+//! The privileges that docs/security.md lists are enough for a Mirror's whole life, on both sides.
 
 use serde_json::json;
 
@@ -7,7 +7,8 @@ use crate::{
     support::{Mirror, Pg, TestEnv},
 };
 
-/// A role with the documented rights; the user at the tests' ClickHouse has no other ones anyway. The tables belong to the application's role.
+/// A role with the documented privileges. The ClickHouse user of the tests has no others anyway, and the
+/// tables belong to the application's role.
 fn least(env: &TestEnv) -> Mirror {
     let name = &env.database;
     env.sql("CREATE TABLE t (id int PRIMARY KEY, v text); INSERT INTO t SELECT i, 'v' FROM generate_series(1, 500) i");
@@ -20,11 +21,11 @@ fn least(env: &TestEnv) -> Mirror {
     mirror
 }
 
-/// Who changes the publication where the Mirror needs another one.
+/// Who changes the publication when the Mirror needs another one.
 #[derive(Clone, Copy, PartialEq)]
 enum Publisher {
     Walferry,
-    /// The tables' owner, by the statements that `check` prints for them.
+    /// The tables' owner, by the statements that `check` prints for that role.
     Owner,
 }
 
@@ -37,7 +38,7 @@ fn statements_for(role: &str, said: &str) -> String {
     statements.join("\n")
 }
 
-/// Checks that nothing is missing, once the owner has run what is printed for it.
+/// Asserts that `check` finds nothing missing once the owner has run the statements that it prints.
 #[track_caller]
 fn check(env: &TestEnv, mirror: &Mirror, publisher: Publisher) {
     if publisher == Publisher::Owner {
@@ -50,7 +51,7 @@ fn check(env: &TestEnv, mirror: &Mirror, publisher: Publisher) {
     env.command("check", mirror, &[]).exits(0);
 }
 
-/// Changes a table's entry and copies it anew, adds a table, and takes it out again.
+/// Changes a table entry with a resync, adds a table, and removes it again.
 fn changes(env: &TestEnv, mirror: &mut Mirror, publisher: Publisher) {
     let asks = |value: &str| json!({"walferry.dev/resync": value});
     mirror.table(0)["columns"] = json!({"exclude": ["v"]});
@@ -77,7 +78,7 @@ fn changes(env: &TestEnv, mirror: &mut Mirror, publisher: Publisher) {
     env.assert_table("t", "id", "id");
 }
 
-/// Copies, streams, follows a new column, and copies anew when asked to.
+/// Copies, streams, follows a new column, and resyncs.
 fn lives(env: &TestEnv, mirror: &mut Mirror, round: i32) {
     env.command("check", mirror, &[]).exits(0);
     let mut run = env.streaming(mirror);
@@ -93,7 +94,7 @@ fn lives(env: &TestEnv, mirror: &mut Mirror, round: i32) {
     env.verify(mirror);
 }
 
-/// The statement that begins so in what was said.
+/// The first printed statement that begins like this.
 fn statement(said: &str, beginning: &str) -> String {
     let from = said.find(beginning).unwrap_or_else(|| panic!("no {beginning} in {said}"));
     said[from..].split(';').next().unwrap().to_owned()
@@ -104,7 +105,7 @@ fn clean_up(env: &TestEnv) {
     env.admin(&format!("DROP OWNED BY {name}_least; DROP ROLE {name}_least"));
 }
 
-/// walferry makes and keeps the publication, as a member of the role that owns the tables.
+/// walferry creates and changes the publication, as a member of the role that owns the tables.
 fn with_the_owners_role(pg: Pg) {
     let env = TestEnv::new(pg);
     let mut mirror = least(&env);
@@ -118,7 +119,7 @@ fn with_the_owners_role(pg: Pg) {
     clean_up(&env);
 }
 
-/// The owner makes the publication once, by the statements that `check` prints.
+/// The owner creates the publication once, by the statements that `check` prints.
 fn with_a_publication_made_by_the_owner(pg: Pg) {
     let env = TestEnv::new(pg);
     let mut mirror = least(&env);
@@ -126,7 +127,7 @@ fn with_a_publication_made_by_the_owner(pg: Pg) {
     check(&env, &mirror, Publisher::Owner);
     lives(&env, &mut mirror, 1);
     changes(&env, &mut mirror, Publisher::Owner);
-    // Slot and state go; the publication is the owner's to drop.
+    // Teardown removes slot and state; only the owner can drop the publication.
     let said = env.command("teardown", &mirror, &[]).exits(0).text();
     let slots = "SELECT count(*) FROM pg_replication_slots WHERE database = current_database()";
     assert_eq!(env.source_value(slots), "0");
@@ -139,8 +140,9 @@ fn with_a_publication_made_by_the_owner(pg: Pg) {
     clean_up(&env);
 }
 
-/// SELECT on the root is enough for partitions of each kind: with and without a key, by hash, in a schema that the role may not look into,
-/// with a policy of its own, made or attached later, changed without a word in the stream.
+/// SELECT on the root is enough for every kind of partition: with and without a key, by hash, in a schema
+/// without USAGE, with row-level security, created or attached later, and changed by commands that are not in
+/// the stream.
 fn partitions_without_a_grant(pg: Pg) {
     let env = TestEnv::new(pg);
     let mut mirror = least(&env);
@@ -159,7 +161,7 @@ fn partitions_without_a_grant(pg: Pg) {
     let tables: Vec<_> =
         ["t", "events", "hashed", "logged"].map(|table| json!({"schema": "public", "name": table})).to_vec();
     mirror.mirror["spec"]["tables"] = json!(tables);
-    // The publication is the owner's: membership in that role would be a privilege on everything.
+    // The owner creates the publication, because membership in that role would be a privilege on everything.
     let said = env.command("check", &mirror, &[]).exits(1).text();
     env.sql(&format!(
         "{}; {}",
@@ -201,7 +203,8 @@ fn partitions_without_a_grant(pg: Pg) {
     clean_up(&env);
 }
 
-/// A privilege that is given back has the table copied again, by itself; the others stream all the while.
+/// A table is copied again automatically once its privilege is granted again; the other tables stream all the
+/// time.
 fn a_privilege_that_is_given_back(pg: Pg) {
     let env = TestEnv::new(pg);
     let role = &env.database;
@@ -217,7 +220,7 @@ fn a_privilege_that_is_given_back(pg: Pg) {
     env.admin("DELETE FROM t WHERE id < 3; UPDATE t SET n = 2 WHERE id = 5; UPDATE stays SET n = 1");
     env.settle(&mut run);
     env.assert_table("stays", "id, n", "id");
-    // It stays so as long as the privilege is missing, also over a restart.
+    // The table stays failed while the privilege is missing, also after a restart.
     run.stop();
     let mut run = env.run(&mirror);
     run.until_failed("t");
@@ -230,8 +233,8 @@ fn a_privilege_that_is_given_back(pg: Pg) {
     env.verify(&mirror);
 }
 
-/// A role that may read the mirrored columns and nothing else of a table, by the statements that `check` prints: with a key, without one,
-/// partitioned with and without one, with values that have to be read again.
+/// A role with SELECT on the mirrored columns alone, granted by the statements that `check` prints, is enough
+/// for tables with and without a key, for partitioned ones, and for values that are re-fetched.
 fn column_privileges_alone(pg: Pg) {
     let env = TestEnv::new(pg);
     let name = &env.database;
@@ -315,7 +318,7 @@ fn column_privileges_alone(pg: Pg) {
     same(&mut run, "attached partitions");
     env.sql("TRUNCATE log; INSERT INTO log VALUES (5, 'SECRET', 'later')");
     same(&mut run, "TRUNCATE");
-    // What is added streams before it may be read.
+    // A new column streams before the role may read it.
     env.sql("ALTER TABLE t ADD extra text DEFAULT 'e'; UPDATE t SET v = 'x' WHERE id = 70; INSERT INTO t (id, extra) VALUES (9002, 'f')");
     same(&mut run, "ADD COLUMN");
     env.assert_table("t", "id, v, extra", "id");

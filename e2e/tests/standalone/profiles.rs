@@ -1,4 +1,4 @@
-//! A Mirror's whole life under settings of a user or role that change what statements mean, on either side.
+//! A Mirror's whole life with user or role settings that change the meaning of statements, on either side.
 
 use serde_json::json;
 
@@ -7,7 +7,7 @@ use crate::{
     support::{Mirror, Pg, TestEnv},
 };
 
-/// Checks, copies, streams, follows columns, empties, compares, copies again and tears down.
+/// Checks, copies, streams, follows new columns, truncates, verifies, resyncs and tears down.
 #[track_caller]
 fn whole_life(env: &TestEnv, mut mirror: Mirror) {
     env.command("check", &mirror, &[]).exits(0);
@@ -57,7 +57,7 @@ fn of_a_postgres_role(pg: Pg) {
     let env = TestEnv::new(pg);
     env.sql(TABLES);
     let (role, mirror) = (env.database.clone(), env.mirror(&["t", "emptied", "log"]));
-    // Mirrors have a role of their own, whose settings are not those of the application.
+    // The Mirror has a role of its own, whose settings differ from the application's.
     let settings = [
         ("statement_timeout", "'20ms'"),
         ("idle_in_transaction_session_timeout", "'20ms'"),

@@ -1,8 +1,10 @@
-//! The publication never makes the application's own statements fail for long, and never sends less than was asked for without a word.
+//! The publication never makes the application's statements fail for long, and a publication that sends less
+//! than the spec asks for never goes unnoticed.
 
 use crate::support::{Mirror, Pg, Run, TestEnv};
 
-/// Tables that lose what names their rows, each in its own way: name, definition, what happens, and how it is mended.
+/// Tables that lose their replica identity, each in another way: name, definition, what breaks it, and what
+/// fixes it.
 const LOSSES: [(&str, &str, &str, &str); 6] = [
     (
         "nothing",
@@ -63,7 +65,8 @@ fn lose(env: &TestEnv) {
     env.sql("ALTER TABLE parts_1 REPLICA IDENTITY NOTHING; INSERT INTO stays VALUES (1, 'x')");
 }
 
-/// Each has left the publication and says so; the application's statements succeed, and the other table goes on.
+/// Each table has left the publication and failed with that reason; the application's statements succeed, and
+/// the other table streams.
 #[track_caller]
 fn taken_out(env: &TestEnv, run: &mut Run, mirror: &Mirror) {
     for name in LOSSES.iter().map(|loss| loss.0).chain(["parts"]) {
@@ -107,7 +110,8 @@ fn a_table_that_loses_its_identity() {
     env.verify(&mirror);
 }
 
-/// The first thing that a start does is to let the application's statements through.
+/// A start removes such a table from the publication before anything else, so that the application can write
+/// again.
 #[test]
 fn an_identity_that_is_lost_while_it_is_down() {
     let env = TestEnv::new(Pg::V18);
@@ -120,7 +124,7 @@ fn an_identity_that_is_lost_while_it_is_down() {
     run.stop();
 }
 
-/// It is published from the moment it joins, long before its first row is copied.
+/// A table is published as soon as it is added to the Mirror, long before its first row is copied.
 #[test]
 fn an_identity_that_is_lost_before_it_is_copied() {
     let env = TestEnv::new(Pg::V18);
@@ -144,7 +148,7 @@ fn an_identity_that_is_lost_before_it_is_copied() {
     run.stop();
 }
 
-/// Where somebody else made the publication, only that one can help: the message has the statement.
+/// A publication of another owner can only be changed by that owner: the remedy has the statement.
 #[test]
 fn a_publication_of_somebody_else() {
     let env = TestEnv::new(Pg::V18);
@@ -168,7 +172,8 @@ fn a_publication_of_somebody_else() {
     run.stop();
 }
 
-/// Another filter, a column list, a table taken out and put back, partitions by themselves: said, never followed silently.
+/// A changed row filter, a column list, a table removed and added again, partitions published under their own
+/// names: each is reported, none is followed silently.
 #[test]
 fn changed_by_hand() {
     let env = TestEnv::new(Pg::V18);

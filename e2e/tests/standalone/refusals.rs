@@ -1,4 +1,5 @@
-//! What ClickHouse, or something in its place, refuses: whose fault it becomes, how soon, and what is shown of it.
+//! What ClickHouse, or another server at its address, refuses: which table fails, how soon, and what is shown
+//! of the answer.
 
 use std::{
     io::{Read, Write},
@@ -12,7 +13,7 @@ use serde_json::json;
 
 use crate::support::{Gateway, Pg, Server, TestEnv, Writer, eventually};
 
-/// A release with codes that nobody has judged yet fails here.
+/// Fails for a ClickHouse release with error codes that codes.tsv doesn't classify yet.
 #[test]
 fn every_code_of_this_server_is_listed() {
     let server = Server::shared_clickhouse();
@@ -27,7 +28,8 @@ fn every_code_of_this_server_is_listed() {
     assert_eq!(all, listed);
 }
 
-/// A refusal that no list explains, of one table's inserts: it may pass, so it is repeated; as it doesn't, that table fails.
+/// An unknown error of one table's inserts may be transient, so it is retried; after minutes that table fails
+/// alone.
 #[test]
 fn a_table_whose_inserts_are_refused_for_minutes_stops_alone() {
     let env = TestEnv::new(Pg::V18);
@@ -57,8 +59,8 @@ fn a_table_whose_inserts_are_refused_for_minutes_stops_alone() {
     assert!(!format!("{:#}{}", run.status(), run.log()).contains("geheim"));
 }
 
-/// A privilege on one target that is taken away, or a database that a view on it writes to, is that table's fault: the others go on,
-/// also over a restart, and a resync of the table brings it back once it may be written again.
+/// A revoked privilege on one target, or a missing database behind a view on it, fails that table alone: the
+/// others continue, also after a restart, and a resync repairs it once the target is writable again.
 #[test]
 fn a_target_that_may_not_be_written_any_more_stops_alone() {
     let env = TestEnv::on(Server::shared_postgres(Pg::V18), Arc::new(Server::clickhouse(&[])));
@@ -88,7 +90,7 @@ fn a_target_that_may_not_be_written_any_more_stops_alone() {
     env.settle(&mut run);
     run.stop();
 
-    // Neither a restart nor a table that joins is kept from it.
+    // A restart doesn't stop the other tables, and a new table fails alone too.
     env.revoke_at_target(&["REVOKE INSERT ON DB.a", "REVOKE CREATE TABLE ON DB.c"]);
     env.sql("CREATE TABLE c (id int PRIMARY KEY); INSERT INTO c VALUES (1); INSERT INTO b VALUES (3)");
     mirror.mirror["spec"]["tables"].as_array_mut().unwrap().push(json!({"schema": "public", "name": "c"}));
@@ -99,7 +101,7 @@ fn a_target_that_may_not_be_written_any_more_stops_alone() {
     run.until_failed("c");
     assert_eq!(run.table("c")["reason"], "DestinationAccessDenied");
 
-    // What the advice says.
+    // What the remedies say is done.
     env.target(&format!("RENAME DATABASE {other}_2 TO {other}"));
     env.revoke_at_target(&[]);
     run.until_status("the new table to join", |status| {
@@ -116,8 +118,8 @@ fn a_target_that_may_not_be_written_any_more_stops_alone() {
     env.target(&format!("DROP DATABASE {other}"));
 }
 
-/// A target that somebody made read-only, or gave a limit that it is beyond: the table says so while it is tried again, the others' rows
-/// arrive, and what doesn't pass is that table's own failure, so that the source may forget what the others have.
+/// A target that is read-only, or beyond a limit of its parts, shows its reason while it is retried and the
+/// other tables' rows arrive. If it persists that table fails alone, so that the source can remove its log.
 #[test]
 fn a_target_that_takes_no_writes_stops_alone() {
     let env = TestEnv::new(Pg::V18);
@@ -147,7 +149,7 @@ fn a_target_that_takes_no_writes_stops_alone() {
     let (status, reason, _) = run.condition("Reconciling").unwrap();
     assert!(status == "True" && reason.starts_with("Destination"), "{status} {reason}");
 
-    // One is mended in time.
+    // One target is fixed before its table fails.
     env.target("ALTER TABLE c RESET SETTING max_parts_in_total");
     run.eventually("its row", || env.target_value("SELECT count() FROM c") == "2");
     run.until_status("it to be as it was", |status| {
@@ -179,7 +181,8 @@ fn a_target_that_takes_no_writes_stops_alone() {
     env.verify(&mirror);
 }
 
-/// Where the state table is refused too, it is the Mirror's: it stalls, loses nothing, and goes on when the privilege is back.
+/// If the state table is refused as well, the whole Mirror stalls; it loses nothing, and continues when the
+/// privilege is back.
 #[test]
 fn a_mirror_that_may_not_write_its_state_stalls() {
     let env = TestEnv::on(Server::shared_postgres(Pg::V18), Arc::new(Server::clickhouse(&[])));
@@ -195,7 +198,8 @@ fn a_mirror_that_may_not_write_its_state_stalls() {
     env.assert_table("b", "id", "id");
 }
 
-/// What can never work is the table's own at once, and its message has no value of a row, whichever code it comes with.
+/// An error that no retry can fix fails its table immediately, and its message never has a value of a row,
+/// whatever the error code is.
 #[test]
 fn refused_rows_are_not_shown() {
     let env = TestEnv::new(Pg::V18);
@@ -229,7 +233,7 @@ fn refused_rows_are_not_shown() {
     }
 }
 
-/// Something at the address that is no ClickHouse: its status and type are shown, nothing that it said.
+/// Of a server that is not ClickHouse only the status and the content type are shown, nothing of the body.
 #[test]
 fn answers_of_others_are_not_shown() {
     let env = TestEnv::new(Pg::V18);
@@ -262,7 +266,8 @@ fn answers_of_others_are_not_shown() {
     }
 }
 
-/// ClickHouse guesses what was meant, in all that it has: names of others' databases and tables are not shown.
+/// ClickHouse suggests names from everything on the server: names of other databases and tables are not
+/// shown.
 #[test]
 fn guesses_of_the_server_are_not_shown() {
     let env = TestEnv::new(Pg::V18);
@@ -270,7 +275,7 @@ fn guesses_of_the_server_are_not_shown() {
     let other = format!("{}_secret", env.database);
     env.target(&format!("CREATE DATABASE {other}"));
     env.target(&format!("CREATE TABLE {other}.salary (id Int32) ENGINE = MergeTree ORDER BY id"));
-    // What the server says of a table, a column, a function and a setting that it doesn't know.
+    // The server does suggest names for an unknown table, column, function and setting.
     for sql in [
         "SELECT * FROM salary",
         "SELECT dummi FROM system.one",
@@ -300,7 +305,8 @@ fn guesses_of_the_server_are_not_shown() {
     env.target(&format!("DROP DATABASE {other}"));
 }
 
-/// A TRUNCATE that the target refuses is repeated by its table alone: rows of others that follow it arrive, and it is caught up with.
+/// A refused TRUNCATE is retried by its table alone: later rows of other tables arrive, and the table catches
+/// up.
 #[test]
 fn a_refused_truncate_keeps_no_other_table_waiting() {
     let env = TestEnv::new(Pg::V18);
@@ -326,7 +332,7 @@ fn a_refused_truncate_keeps_no_other_table_waiting() {
     env.assert_table("a", "id, v", "id");
     assert_eq!(run.table("a")["truncated"], 2);
 
-    // Late rows of before it are looked for, which may be refused later.
+    // Late rows from before the TRUNCATE are deleted in the background, which may be refused later.
     env.target("ALTER TABLE a MODIFY SETTING table_readonly = 1");
     run.until_status("the refused look for late rows to be told", |status| {
         let mut tables = status["tables"].as_array()?.iter();
@@ -343,7 +349,8 @@ fn a_refused_truncate_keeps_no_other_table_waiting() {
     env.assert_table("a", "id, v", "id");
 }
 
-/// Columns that a target refuses to get: the others wait for at most half a minute, then the table has failed alone.
+/// A target that refuses new columns delays the other tables by half a minute at most, then its table fails
+/// alone.
 #[test]
 fn a_refused_change_of_columns_keeps_the_others_waiting_for_a_bounded_time() {
     let env = TestEnv::new(Pg::V18);
@@ -369,7 +376,7 @@ fn a_refused_change_of_columns_keeps_the_others_waiting_for_a_bounded_time() {
     env.assert_table("b", "id", "id");
 }
 
-/// Columns that come all the time while large values are read again: what has arrived is confirmed all the same.
+/// The position advances although columns are added all the time while large values are re-fetched.
 #[test]
 fn the_position_moves_while_columns_come_all_the_time() {
     let env = TestEnv::new(Pg::V18);
@@ -403,7 +410,8 @@ fn the_position_moves_while_columns_come_all_the_time() {
     );
 }
 
-/// A copy's last statement deletes what it no longer found; a process that is killed before it leaves it to the next one.
+/// A copy's last statement deletes rows that are gone at the source. If the process is killed before that,
+/// the next process runs it, and a refusal fails that table alone.
 #[test]
 fn a_clean_up_that_is_refused_after_a_restart_stops_its_table_alone() {
     let env = TestEnv::new(Pg::V18);

@@ -1,4 +1,5 @@
-//! What the program says to do is done as it is printed, while the application writes: it heals, and harms nothing.
+//! Every remedy is followed exactly as it is printed while the application writes: the Mirror recovers, and
+//! nothing is harmed.
 
 use std::{
     process::{Child, Command},
@@ -17,13 +18,13 @@ use crate::support::{
     walferry,
 };
 
-/// A table `t` that fails, and what is said against it.
+/// A table `t` that fails, and the remedies against that.
 struct Case {
     create: &'static str,
-    /// What the application does all the time; `{n}` is another number each time.
+    /// What the application writes all the time; `{n}` is a new number each time.
     writes: &'static str,
     breaks: fn(&TestEnv, &mut Run),
-    /// Why it fails; again and for another reason where what was said brings that to light.
+    /// The expected reasons, in order: following one remedy may reveal another failure.
     reasons: &'static [&'static str],
     /// What the chosen step begins with.
     choice: &'static str,
@@ -33,17 +34,18 @@ const TABLE: &str = "CREATE TABLE t (id int PRIMARY KEY, n int NOT NULL DEFAULT 
     INSERT INTO t SELECT i, 0, 'v' || i FROM generate_series(1, 2000) i";
 const WRITES: &str = "INSERT INTO t (id) VALUES ({n} + 10000); UPDATE t SET n = n + 1 WHERE id = {n} % 2000; DELETE FROM t WHERE id = {n} + 9990";
 
-/// The table fails, what is said is done, and both sides are equal in the end, though the application has written all the time.
+/// The table fails, its remedies are followed, and both sides are equal in the end, although the application
+/// writes all the time.
 #[track_caller]
 fn heals(case: &Case) {
     heals_in(TestEnv::new(Pg::V18), case);
 }
 
-/// The same in an environment of its own.
+/// The same in a given environment.
 #[track_caller]
 fn heals_in(env: TestEnv, case: &Case) {
     env.sql(case.create);
-    // Another one streams all the while, so that the Mirror continues.
+    // Another table streams all the time, so that the Mirror continues.
     env.sql("CREATE TABLE stays (id int PRIMARY KEY)");
     let mirror = env.mirror(&["t", "stays"]);
     let edited = EditedMirror::new(env, mirror);
@@ -102,7 +104,7 @@ fn a_ttl_is_removed_at_the_target() {
     });
 }
 
-/// An ALTER on a full disk leaves ClickHouse with an empty file in the place of the table's definition.
+/// An ALTER on a full disk leaves ClickHouse with an empty file in place of the table's definition.
 #[test]
 fn a_target_whose_definition_is_lost_is_dropped() {
     heals(&Case {
@@ -131,10 +133,10 @@ fn a_target_with_another_key_is_set_aside() {
     });
 }
 
-/// What most cases have.
+/// The fields that most cases share.
 const CASE: Case = Case { create: TABLE, writes: WRITES, breaks: |_, _| (), reasons: &[], choice: "" };
 
-/// Somebody changes the target in ways that values would not survive.
+/// A user changes the target in ways that would lose values.
 #[test]
 fn what_was_done_to_a_target_is_undone() {
     const INVALID: &[&str] = &["DestinationEngineInvalid"];
@@ -161,7 +163,7 @@ fn what_was_done_to_a_target_is_undone() {
             reasons: CONFLICT,
             ..CASE
         },
-        // An insert is refused for it before anybody looks.
+        // An insert is refused before walferry reads the target's definition.
         Case {
             breaks: |env, _| drop(env.target("ALTER TABLE t MODIFY COLUMN v MATERIALIZED 'x'")),
             reasons: CONFLICT,
@@ -180,10 +182,10 @@ fn a_privilege_on_a_target_is_granted() {
     heals_in(env, &Case { breaks, reasons: &["DestinationAccessDenied"], ..CASE });
 }
 
-/// What names a table's rows is gone: it gets another identity, by what `check` names.
+/// A table that lost its replica identity gets another one, as `check` says.
 #[test]
 fn a_lost_identity_is_given_back() {
-    // UPDATE and DELETE fail at the source until the table is taken out.
+    // UPDATE and DELETE fail at the source until the table is removed from the publication.
     const INSERTS: Case = Case {
         writes: "INSERT INTO t (id) VALUES ({n} + 10000)",
         reasons: &["SourceReplicaIdentityMissing"],
@@ -191,7 +193,8 @@ fn a_lost_identity_is_given_back() {
     };
     for case in [
         Case { breaks: |env, _| env.sql("ALTER TABLE t REPLICA IDENTITY NOTHING"), ..INSERTS },
-        // It was taken out, and whoever did that ended before it was on record.
+        // The table is already removed from the publication, by a process that ended before it recorded the
+        // failure.
         Case {
             breaks: |env, run| {
                 let publication = run.status()["publicationName"].as_str().unwrap().to_owned();
@@ -206,7 +209,8 @@ fn a_lost_identity_is_given_back() {
                 INSERT INTO t SELECT i FROM generate_series(1, 2000) i",
             breaks: |env, run| {
                 env.sql("ALTER TABLE t REPLICA IDENTITY DEFAULT");
-                // The stream may have seen it before it was taken out, for another reason.
+                // The stream may have failed the table for another reason before it was removed from the
+                // publication.
                 run.until_status("t to be taken out", |status| {
                     let mut tables = status["tables"].as_array()?.iter();
                     tables.find(|table| table["reason"] == "SourceReplicaIdentityMissing").map(drop)
@@ -214,7 +218,7 @@ fn a_lost_identity_is_given_back() {
             },
             ..INSERTS
         },
-        // Without a key, rows have another layout at the target.
+        // Without a key, the target needs another layout.
         Case {
             breaks: |env, _| env.sql("ALTER TABLE t DROP CONSTRAINT t_pkey"),
             reasons: &["SourceReplicaIdentityMissing", "DestinationTableConflict"],
@@ -226,7 +230,7 @@ fn a_lost_identity_is_given_back() {
     }
 }
 
-/// The lost slot stalls the Mirror: every table is copied again.
+/// A lost slot stalls the Mirror; the remedy is a resync of every table.
 #[test]
 fn every_table_is_copied_again() {
     let env = TestEnv::new(Pg::V18);
@@ -250,7 +254,7 @@ fn every_table_is_copied_again() {
     edited.ends_equal(run, writer);
 }
 
-/// A table that is gone is taken out of the file, and one whose target has somebody's rows gets another target.
+/// A dropped table is removed from the file, and a table whose target has rows of a user gets another target.
 #[test]
 fn the_file_is_edited() {
     let env = TestEnv::new(Pg::V18);
@@ -278,7 +282,7 @@ fn the_file_is_edited() {
     assert_eq!(edited.env.target("SELECT id FROM filled"), "77\n", "somebody else's");
 }
 
-/// Another program's slot has the name of the Mirror's: what check prints is run as it stands.
+/// A slot of another plugin has the Mirror's slot name; the statement that check prints is run unchanged.
 #[test]
 fn a_slot_of_another_plugin_is_dropped() {
     let env = TestEnv::new(Pg::V18);
@@ -302,11 +306,11 @@ fn a_slot_of_another_plugin_is_dropped() {
     edited.ends_equal(run, writer);
 }
 
-/// pg_recvlogical on a slot, until this is dropped.
+/// pg_recvlogical on a slot, until it is dropped.
 struct Reader(Child);
 
 impl Reader {
-    /// Begins to read with these options, and returns once the slot is in use.
+    /// Starts to read with these options, and returns once the slot is in use.
     fn start(env: &TestEnv, slot: &str, options: &[&str]) -> Reader {
         let child = Command::new("pg_recvlogical")
             .args(["-h", "127.0.0.1", "-p", &env.postgres_port.to_string(), "-U", &env.database])
@@ -361,7 +365,8 @@ fn another_reader_of_the_slot_is_ended() {
     edited.ends_equal(run, writer);
 }
 
-/// A server that has room for nobody, and whose log does not tell enough: all of it is set as `check` says.
+/// A server without free slots or walsenders, and with too low a wal_level: all settings are changed as
+/// `check` says.
 #[test]
 fn settings_of_the_server() {
     let server = Arc::new(Server::postgres(Pg::V18, &[]));
@@ -407,7 +412,8 @@ fn settings_of_the_server() {
     drop(reader);
 }
 
-/// Everything that the source has to be changed for is for its primary where it is a standby, but for what each server has of its own.
+/// If the source is a standby, statements that change its catalog are for the primary, and settings that each
+/// server has locally are for the standby.
 #[test]
 fn the_primary_of_a_standby_is_changed() {
     let env = TestEnv::on(Arc::new(Server::postgres(Pg::V18, &[])), Server::shared_clickhouse());
@@ -438,7 +444,7 @@ fn the_primary_of_a_standby_is_changed() {
     });
     edited.fix();
 
-    // The publication is there, and is made unfit in each way.
+    // The publication exists, and is broken in every way that `check` finds.
     let publication = edited.env.source_value("SELECT pubname FROM pg_publication");
     edited.env.admin(&format!(
         "ALTER PUBLICATION {publication} SET (publish = 'insert'); COMMENT ON PUBLICATION {publication} IS NULL;
@@ -451,7 +457,8 @@ fn the_primary_of_a_standby_is_changed() {
     let mut run = edited.start();
     slot_made(&edited.env, &mut run);
     run.until_streaming();
-    // Once published, its identity goes: the application's own changes fail until it is taken out by who may.
+    // A published table loses its replica identity: the application's statements fail until the owner removes
+    // it from the publication at the primary.
     edited.env.admin("DROP INDEX keyed_by_id; ALTER TABLE keyed ADD PRIMARY KEY (id); ALTER TABLE keyed REPLICA IDENTITY NOTHING");
     run.until_failed("keyed");
     let steps = run.advice("keyed");
@@ -464,7 +471,8 @@ fn the_primary_of_a_standby_is_changed() {
     edited.ends_equal(run, writer);
 }
 
-/// The publication is its owner's: whatever has to change in it is done as the role that is named, and joins without a restart.
+/// Only the owner can change the publication: each change is made as the role that the remedy names, and
+/// takes effect without a restart.
 #[test]
 fn the_owner_changes_the_publication() {
     let env = TestEnv::new(Pg::V18);

@@ -1,4 +1,5 @@
-//! Names of a table's entry mean columns, whatever those are called later: what is left out never arrives, under no name.
+//! A name in a table entry keeps meaning its column when that is renamed: an excluded column never arrives,
+//! under no name.
 
 use serde_json::{Value, json};
 
@@ -7,12 +8,12 @@ use crate::{
     support::{Mirror, Pg, Run, TestEnv},
 };
 
-/// A change of a table of its own; `{t}` is its name. What is left out begins with SECRET.
+/// A change of a table of its own; `{t}` is its name. Excluded values begin with SECRET.
 struct Case {
     table: &'static str,
     create: &'static str,
     columns: fn() -> Value,
-    /// Each is a transaction, or several statements of one.
+    /// Each string is one transaction, or several statements of one.
     change: &'static [&'static str],
 }
 
@@ -26,7 +27,7 @@ const fn plain(table: &'static str, change: &'static [&'static str]) -> Case {
     Case { table, create: PLAIN, columns: exclude, change }
 }
 
-/// Every name that parts from its column.
+/// Every way in which a name gets another column.
 const PARTED: &[Case] = &[
     plain(
         "shifted",
@@ -56,7 +57,7 @@ const PARTED: &[Case] = &[
             "INSERT INTO {t} VALUES (2, 'SECRET', 'token', 'new')",
         ],
     ),
-    // The stream describes the table as before.
+    // The stream describes the table exactly as before.
     plain(
         "same_names",
         &["ALTER TABLE {t} DROP token; ALTER TABLE {t} ADD token text; ALTER TABLE {t} RENAME secret TO x; ALTER TABLE {t} RENAME token TO secret;
@@ -89,7 +90,7 @@ const PARTED: &[Case] = &[
             "UPDATE {t} SET n = 3; DELETE FROM {t} WHERE n = 3",
         ],
     },
-    // The leaf's columns have other numbers.
+    // The leaf's columns have other attribute numbers.
     Case {
         table: "parts",
         create: "CREATE TABLE {t} (id int PRIMARY KEY, secret text, token text) PARTITION BY RANGE (id);
@@ -150,7 +151,7 @@ fn stored(env: &TestEnv) -> String {
     rows.fold(env.target(columns), |all, rows| all + &rows)
 }
 
-/// Every table stops alone with what to do, and its target is as `before`.
+/// Every table fails alone and offers a resync, and its target has the columns of `before`.
 #[track_caller]
 fn assert_stopped(env: &TestEnv, run: &mut Run, before: &str) {
     let tables = run.until_status("its tables", |status| status["tables"].as_array().cloned());
@@ -175,7 +176,7 @@ fn while_it_streams(pg: Pg) {
     change(&env);
     assert_stopped(&env, &mut run, &before);
     run.stop();
-    // It stays so, and nothing reads what is left out.
+    // A restart doesn't clear the failure, and nothing reads the excluded columns.
     let mut run = env.run(&mirror);
     assert_stopped(&env, &mut run, &before);
     run.stop();
@@ -205,7 +206,7 @@ fn before_it_is_copied(pg: Pg) {
     let env = TestEnv::new(pg);
     let mut mirror = create(&env);
     let mut all = mirror.mirror["spec"]["tables"].clone();
-    // Its copy would hold ALTER TABLE up.
+    // Its copy would hold a lock that blocks ALTER TABLE.
     all.as_array_mut().unwrap().retain(|table| table["name"] != "keyless");
     mirror.mirror["spec"]["tables"] = json!([{"schema": "public", "name": "bystander"}]);
     env.catch_up(&mirror);
@@ -230,7 +231,8 @@ fn before_it_is_copied(pg: Pg) {
 
 on_both!(while_it_streams, while_it_is_down, before_it_is_copied);
 
-/// Names that part and come back are other columns' in between: the rows from then are read from the table.
+/// A name that returns to its column meant another column in between: the rows of that time are re-fetched
+/// from the table.
 #[test]
 fn names_that_come_back() {
     let env = TestEnv::new(Pg::V18);
@@ -271,7 +273,7 @@ fn names_that_come_back() {
     run.stop();
     env.sql("TRUNCATE t, u; INSERT INTO u VALUES (1, 'a', 'b')");
     changes.iter().for_each(|change| env.sql(change));
-    // In steps of their own, and columns that come between.
+    // The same in separate transactions, with columns that are added in between.
     env.sql("ALTER TABLE t RENAME secret TO x");
     env.sql("INSERT INTO t VALUES (4, 'SECRET', 't4', 'm')");
     env.sql("ALTER TABLE t ADD secret text");
@@ -279,7 +281,7 @@ fn names_that_come_back() {
     env.sql("ALTER TABLE t DROP secret; ALTER TABLE t RENAME x TO secret; ALTER TABLE t ADD later int");
     let mut run = env.run(&mirror);
     equal(&mut run);
-    // What changes nothing about the name is no reason to copy anything.
+    // A change that keeps the name causes no re-copy.
     let copied = run.table("t")["rowsCopied"].clone();
     env.sql("ALTER TABLE t ALTER secret SET STATISTICS 7; INSERT INTO t VALUES (6, 'SECRET', 't6', 'm'); ALTER TABLE t ALTER secret SET NOT NULL");
     env.sql("INSERT INTO t VALUES (7, 'SECRET', 't7', 'm'); ALTER TABLE t ADD last int; INSERT INTO t VALUES (8, 'SECRET', 't8', 'm', 7, 8)");
@@ -290,7 +292,7 @@ fn names_that_come_back() {
     env.verify(&mirror);
 }
 
-/// A resync resolves the names again, but never has a column mirrored that was left out unless the entry names it.
+/// A resync resolves the names again, but never mirrors a column that was excluded unless the entry names it.
 #[test]
 fn resync_after_a_rename() {
     let env = TestEnv::new(Pg::V18);
@@ -309,7 +311,7 @@ fn resync_after_a_rename() {
         mirror.mirror["metadata"]["annotations"] = json!({"walferry.dev/resync": value});
         mirror
     };
-    // As it stands: of that table alone, and of all.
+    // The entry is unchanged: a resync of that table alone, then of all tables.
     let alone = annotated(&mirror, "1 public.t");
     env.command("check", &alone, &[]).says(&["public.t", "column old was left out of the mirror as secret"]);
     let mut run = env.run(&alone);
@@ -320,7 +322,7 @@ fn resync_after_a_rename() {
         .exits(1)
         .says(&["columns.exclude: add old"]);
     assert!(!env.target("SELECT * FROM t").contains("SECRET"));
-    // As the message says.
+    // The entry is changed as the remedy says.
     mirror.table(0)["columns"] = json!({"exclude": ["secret", "old"]});
     let mirror = annotated(&mirror, "3 public.t");
     env.catch_up(&mirror);
@@ -331,14 +333,15 @@ fn resync_after_a_rename() {
     let mut run = env.run(&mirror);
     run.until_failed("t");
     run.stop();
-    // Named, it is mirrored.
+    // A column that the entry names is mirrored.
     let mut mirror = annotated(&mirror, "4 public.t");
     mirror.table(0)["columns"] = json!({"exclude": ["secret"], "rename": {"older": "older"}});
     env.catch_up(&mirror);
     env.assert_table("t", "id, older, token", "id");
 }
 
-/// Copies evaluate the row filter by its text: rows that it keeps out don't come in when its column's name moves.
+/// The copy evaluates the row filter by its text: excluded rows don't arrive when the name of the filter's
+/// column moves.
 #[test]
 fn a_filter_s_column_during_the_copy() {
     let env = TestEnv::new(Pg::V18);

@@ -11,13 +11,13 @@ use crate::{
 
 const UID: &str = "4b0f7f7e-1c2d-4e5f-8a9b-0c1d2e3f4a5b";
 
-/// What a pod finds mounted.
+/// The files that a pod has mounted.
 pub struct Mounted {
     folder: tempfile::TempDir,
 }
 
 impl Mounted {
-    /// Secrets behind the links that kubelet makes of a projected volume.
+    /// Secrets behind the symbolic links that kubelet creates in a projected volume.
     pub fn new(mirror: &Mirror) -> Mounted {
         let folder = tempfile::tempdir().unwrap();
         let mut alone = mirror.clone();
@@ -53,7 +53,7 @@ fn rows_flow(pg: Pg) {
     let env = TestEnv::new(pg);
     env.sql("CREATE TABLE t (id int PRIMARY KEY, v text); INSERT INTO t SELECT i, 'v' FROM generate_series(1, 1000) i");
     let mut mirror = env.mirror(&["t"]);
-    // A server's slots are many tests', so each has a UID of its own.
+    // Tests share the slots of a server, so each has a UID of its own.
     let uid = UID.replace("4b0f7f7e", &format!("{:08x}", env.lsn() & 0xffff_ffff));
     mirror.mirror["metadata"]["uid"] = json!(uid);
     let mounted = Mounted::new(&mirror);
@@ -64,15 +64,15 @@ fn rows_flow(pg: Pg) {
     env.assert_table("t", "id, v", "id");
     assert_eq!(run.status()["slotName"], format!("walferry_{}", uid.replace('-', "")));
     run.stop();
-    // It starts where it stopped; `run` with the same UID is the same Mirror.
+    // It continues where it stopped; `run` with the same UID is the same Mirror.
     env.sql("DELETE FROM t WHERE id < 10");
     env.catch_up(&mirror);
     env.assert_table("t", "id, v", "id");
     env.command("teardown", &mirror, &[]).exits(0).says(&[&uid.replace('-', ""), "dropped"]);
 }
 
-/// A publication that only the tables' owner can change, and a row filter that needs another one: the Mirror waits with the statements for the
-/// owner, and continues once they are run.
+/// A new row filter needs another publication, which only the tables' owner can change: the table waits with
+/// the statements for the owner, and continues once they are run.
 #[test]
 fn waits_for_the_owner_of_the_publication() {
     let env = TestEnv::new(Pg::V18);
@@ -83,7 +83,7 @@ fn waits_for_the_owner_of_the_publication() {
         GRANT USAGE ON SCHEMA public TO {name}_least; GRANT SELECT ON public.t TO {name}_least"
     ));
     let mut mirror = env.mirror(&["t"]);
-    // The owner's role makes the publication; a role that may only read goes on with it.
+    // The owner's role creates the publication; a role that may only read continues with it.
     env.catch_up(&mirror);
     mirror.secrets[0].1 = json!({"username": format!("{name}_least"), "password": "least-test"});
     mirror.table(0)["where"] = json!("id > 5");
@@ -108,7 +108,8 @@ fn waits_for_the_owner_of_the_publication() {
 
 on_both!(rows_flow);
 
-/// Without a preflight, what needs a human shows in the status, and the process goes on.
+/// There is no preflight check: a failure that needs manual action is in the status, and the process keeps
+/// running.
 #[test]
 fn a_fault_of_the_source_stalls() {
     let env = TestEnv::new(Pg::V18);
@@ -122,7 +123,7 @@ fn a_fault_of_the_source_stalls() {
     run.stop();
 }
 
-/// A copy that is done is not a reason to end: Kubernetes would start it again.
+/// The process doesn't end when the copy is complete, because Kubernetes would restart it.
 #[test]
 fn a_finished_copy_is_still_shown() {
     let env = TestEnv::new(Pg::V18);

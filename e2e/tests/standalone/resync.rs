@@ -1,4 +1,4 @@
-//! Resync: a Mirror that can't go on comes back with both sides equal, and readers never see an empty table.
+//! Resync: a Mirror that can't continue gets both sides equal again, and readers never see an empty table.
 
 use nix::sys::signal::Signal;
 use serde_json::json;
@@ -13,7 +13,7 @@ const TABLES: &str = "CREATE TABLE a (id int PRIMARY KEY, n int NOT NULL, v text
     INSERT INTO a SELECT i, 0, 'v' FROM generate_series(1, 20000) i;
     INSERT INTO b SELECT i, repeat(md5(i::text), 100) FROM generate_series(1, 500) i;";
 
-/// Changes that the mirror is not going to hear of.
+/// Changes that the stream will not have.
 const UNHEARD: &str =
     "DELETE FROM a WHERE id % 3 = 0; UPDATE a SET n = 7 WHERE id % 5 = 0; DELETE FROM b WHERE id < 100;
     INSERT INTO a VALUES (100001, 1, 'unheard'); UPDATE a SET id = id + 200000 WHERE id % 7 = 0";
@@ -50,7 +50,7 @@ fn slot_dropped_by_hand(pg: Pg) {
     env.sql(UNHEARD);
     let outcome = env.command("run", &mirror, &["--until-caught-up", "--http", "127.0.0.1:0"]).exits(1);
     outcome.says(&["slot", "no longer exists", "copy every table again: in ", "walferry.dev/resync"]);
-    // The application goes on writing, and a reader looks all the time.
+    // The application writes and a reader queries all the time.
     let mirror = asks(&mirror, "1");
     let writer = Writer::start(env.connect(), |n| {
         let id = n * 37 % 20000;
@@ -73,7 +73,7 @@ fn slot_dropped_by_hand(pg: Pg) {
     env.settle(&mut run);
     run.stop();
     assert_equal(&env, &mirror);
-    // The same value asks for nothing more: the slot stays.
+    // The same annotation value asks for no second resync: the slot stays.
     let slot = "SELECT catalog_xmin, slot_name FROM pg_replication_slots WHERE database = current_database()";
     assert!(!env.source_value(slot).is_empty());
     let copied = env.catch_up(&mirror);
@@ -98,7 +98,7 @@ fn publication_dropped(pg: Pg) {
     assert_equal(&env, &mirror);
 }
 
-/// Killed between any two steps: what was begun is gone through with, also when nobody asks for it any more.
+/// A resync that is killed between any two steps is completed, even if the annotation is gone by then.
 fn killed_at_three_points(pg: Pg) {
     let env = TestEnv::new(pg);
     env.sql(TABLES);
@@ -111,7 +111,7 @@ fn killed_at_three_points(pg: Pg) {
     };
     env.sql(UNHEARD);
     let mirror = asks(&asked_not, "1");
-    // The slot is gone, and the publication can't be dropped yet.
+    // The slot is dropped, and the publication can't be dropped yet.
     let comment = env.source_value(&format!(
         "SELECT obj_description(oid, 'pg_publication') FROM pg_publication WHERE pubname = '{publication}'"
     ));
@@ -126,7 +126,7 @@ fn killed_at_three_points(pg: Pg) {
     assert_eq!(slots(&env), "0");
     env.sql("DELETE FROM a WHERE id BETWEEN 1000 AND 2000");
     holder.batch_execute("ROLLBACK").unwrap();
-    // Records and publication are gone, and the slot waits for a transaction.
+    // Records and publication are gone, and the new slot waits for a transaction.
     holder.batch_execute("BEGIN; INSERT INTO b VALUES (1000, 'late')").unwrap();
     let mut run = env.run(&asked_not);
     run.eventually("the wait for the transaction", || slots(&env) == "1");
@@ -152,21 +152,21 @@ fn state(env: &TestEnv, item: &str) -> String {
     env.target_value(&format!("SELECT value FROM _walferry_state FINAL WHERE item = '{item}'"))
 }
 
-/// Rows that a resync brought so far: they have one version, and it is not that of a transaction.
+/// The rows that a resync has copied so far: they share one version, which is not that of a transaction.
 fn copied_over(env: &TestEnv) -> u64 {
     let versions = "SELECT count() FROM a WHERE _walferry_version > 0 AND _walferry_deleted = 0 AND _walferry_version = \
                     (SELECT max(_walferry_version) FROM a)";
     env.target_value(versions).parse().unwrap()
 }
 
-/// Each table that has failed, whatever the reason, is back; nothing else is asked of the user.
+/// A resync repairs every failed table, whatever its reason, without any other manual action.
 fn failed_tables_are_repaired(pg: Pg) {
     let env = TestEnv::new(pg);
     env.sql(TABLES);
     env.sql("CREATE TABLE c (id int PRIMARY KEY); CREATE TABLE d (id int PRIMARY KEY); INSERT INTO c VALUES (1); INSERT INTO d VALUES (1)");
     let mirror = env.mirror(&["a", "b", "c", "d"]);
     let mut run = env.streaming(&mirror);
-    // The target goes; the table goes and comes back as another one; it is taken out of the publication.
+    // A target is dropped, a table is dropped and recreated, another table is removed from the publication.
     env.target("DROP TABLE a SYNC");
     let publication = run.status()["publicationName"].as_str().unwrap().to_owned();
     env.sql(&format!(
@@ -185,7 +185,8 @@ fn failed_tables_are_repaired(pg: Pg) {
     env.assert_table("d", "id", "id");
 }
 
-/// A name that the Mirror doesn't have keeps no table from being copied and no change from flowing; it is told until it is corrected.
+/// A resync that names an unknown table still copies the others and stops no changes; a warning stays until
+/// the name is corrected.
 #[test]
 fn a_name_that_the_mirror_does_not_have() {
     let env = TestEnv::new(Pg::V18);
@@ -212,7 +213,7 @@ fn a_name_that_the_mirror_does_not_have() {
     assert_eq!(run.condition("Ready").unwrap().1, "Streaming");
     run.stop();
     env.command("check", &mirror, &[]).exits(0);
-    // A table that was named while it was there, and has left.
+    // A table that was in the Mirror when the resync named it, and is removed now, is no unknown name.
     mirror.mirror["spec"]["tables"].as_array_mut().unwrap().pop();
     let mut run = env.streaming(&mirror);
     assert_eq!(run.condition("Ready").unwrap().1, "Streaming");
@@ -220,7 +221,7 @@ fn a_name_that_the_mirror_does_not_have() {
 
 on_both!(slot_dropped_by_hand, publication_dropped, killed_at_three_points, failed_tables_are_repaired);
 
-/// The source gives up its WAL while the mirror hangs: Stalled, and a resync brings it back.
+/// The source removes WAL that the slot needs while the Mirror hangs: it stalls, and a resync recovers it.
 #[test]
 fn slot_invalidated() {
     let small = ["max_slot_wal_keep_size=1MB", "max_wal_size=32MB", "min_wal_size=32MB"];
@@ -254,7 +255,8 @@ fn slot_invalidated() {
     assert_equal(&env, &mirror);
 }
 
-/// What stands at the destination is of another history, whose positions are higher than any of the new source: it is emptied.
+/// The destination has rows of another history with higher positions than the new source: a resync empties
+/// the tables.
 #[test]
 fn source_replaced() {
     let clickhouse = Server::shared_clickhouse();
@@ -286,7 +288,8 @@ fn source_replaced() {
     );
 }
 
-/// Another `where`, other columns: what was asked for before goes, what is asked for now is there.
+/// After a change of `where` and `columns` a resync removes what the former spec asked for and copies what
+/// the present one does.
 #[test]
 fn spec_changed() {
     let env = TestEnv::new(Pg::V18);
@@ -304,7 +307,7 @@ fn spec_changed() {
         "SELECT id, v, w FROM t FINAL ORDER BY id",
     );
     env.verify(&mirror);
-    // A type that the target doesn't have is told before anything is touched.
+    // A target column of another type is reported before anything is changed.
     let mut other = asks(&mirror, "2");
     other.table(0)["columns"] = json!({"types": {"v": "LowCardinality(String)"}});
     env.command("run", &other, &["--until-caught-up", "--http", "127.0.0.1:0"])
@@ -313,7 +316,8 @@ fn spec_changed() {
     env.catch_up(&mirror);
 }
 
-/// A value that is there from the start is no second copy; a finished copy is made again for another one.
+/// An annotation that is there at the first start asks for no second copy; a new value repeats a finished
+/// copy.
 #[test]
 fn a_finished_copy() {
     let env = TestEnv::new(Pg::V18);
@@ -328,7 +332,7 @@ fn a_finished_copy() {
     assert_eq!(slots(&env), "0");
 }
 
-/// Where somebody else made the publication, because the role owns no table, it is used again.
+/// A publication that the role doesn't own is reused.
 #[test]
 fn a_publication_that_is_not_ours_to_drop() {
     let env = TestEnv::new(Pg::V18);
@@ -355,12 +359,12 @@ fn a_publication_that_is_not_ours_to_drop() {
     assert_eq!(env.source_value("SELECT oid FROM pg_publication"), publication);
 }
 
-/// A process that is at work is not pushed aside.
+/// A resync doesn't interrupt another process of the Mirror.
 #[test]
 fn another_process_is_at_work() {
     let env = TestEnv::new(Pg::V18);
     env.sql(TABLES);
-    // Others are not told when a walsender last heard from its reader.
+    // Without this privilege a role can't see when a walsender last received a status update.
     env.admin(&format!("GRANT pg_read_all_stats TO {}", env.database));
     let mirror = env.mirror(&["a", "b"]);
     let mut first = env.streaming(&mirror);
@@ -377,7 +381,8 @@ fn another_process_is_at_work() {
     assert_equal(&env, &asks(&mirror, "1"));
 }
 
-/// Tables that are named behind the value's first word are copied anew while the others go on: no new slot, no second copy of theirs.
+/// Tables named after the value's first word are copied again while the others stream: the slot stays, and no
+/// other table is copied.
 #[test]
 fn of_single_tables() {
     let env = TestEnv::new(Pg::V18);
@@ -398,7 +403,7 @@ fn of_single_tables() {
         let message = run.until_failed(table);
         assert!(message.ends_with(&format!(" public.{table}\"; then restart walferry")), "{message}");
     }
-    // What a failed table has missed meanwhile.
+    // Changes that a failed table misses.
     env.sql("DELETE FROM typed WHERE id < 100; UPDATE typed SET n = 'none' WHERE id = 500");
     run.stop();
     let slot = "SELECT slot_name, catalog_xmin IS NOT NULL FROM pg_replication_slots WHERE database = current_database()";
@@ -429,18 +434,19 @@ fn of_single_tables() {
         "SELECT id, v FROM asked WHERE id > 50 ORDER BY id",
         "SELECT id, v FROM asked FINAL ORDER BY id",
     );
-    // The same value asks for nothing more.
+    // The same annotation value asks for no second resync.
     env.catch_up(&again).says(&["0 rows copied"]);
 }
 
-/// Rows and records that a release wrote whose versions were commit LSNs: nothing is mixed with them, and a resync is the way on.
+/// Rows and records of a release whose versions were commit LSNs: no new row is written among them, and a
+/// resync is the remedy.
 #[test]
 fn rows_of_a_release_with_other_versions() {
     let env = TestEnv::new(Pg::V18);
     env.sql("CREATE TABLE t (id int PRIMARY KEY, v text); INSERT INTO t SELECT i, 'v' FROM generate_series(1, 100) i");
     let mut mirror = env.mirror(&["t"]);
     env.catch_up(&mirror);
-    // Its record of the source had no scheme.
+    // That release recorded no version scheme.
     let before = env.target_value("SELECT value FROM _walferry_state FINAL WHERE item = 'source'");
     assert!(before.contains(r#","versionScheme":1"#), "{before}");
     env.target(

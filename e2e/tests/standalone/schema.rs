@@ -19,7 +19,7 @@ fn added_columns(pg: Pg) {
     env.verify(&mirror);
 }
 
-/// Columns added and rows written while nothing runs are there after the next start.
+/// Columns that are added and rows that are written while walferry is stopped arrive after the next start.
 fn added_while_stopped(pg: Pg) {
     let env = TestEnv::new(pg);
     env.sql("CREATE TABLE t (id int PRIMARY KEY); INSERT INTO t VALUES (1)");
@@ -33,8 +33,8 @@ fn added_while_stopped(pg: Pg) {
 
 on_both!(added_columns, added_while_stopped);
 
-/// A commit is in the stream before anybody sees it, with a synchronous standby that is away for long: the catalog does not have the
-/// columns yet that the transaction's rows have.
+/// With an absent synchronous standby a commit is in the stream long before it is visible: the catalog lacks
+/// the columns of the transaction's rows.
 #[test]
 fn columns_that_nobody_sees_yet() {
     let env = TestEnv::on(Server::postgres(Pg::V18, &[]).into(), Server::shared_clickhouse());
@@ -57,7 +57,7 @@ fn columns_that_nobody_sees_yet() {
     run.stop();
 }
 
-/// A dropped column stays in the target and is not filled any more.
+/// A dropped column stays in the target, and new rows have no value for it.
 #[test]
 fn a_dropped_column_stays() {
     let env = TestEnv::new(Pg::V18);
@@ -68,7 +68,7 @@ fn a_dropped_column_stays() {
     assert_eq!(env.target("SELECT id, v, w FROM t FINAL ORDER BY id"), "1\ta\tb\n2\t\\N\tc\n");
 }
 
-/// Values that have to be read again, and rows still to be copied, name the columns as they are by then.
+/// Re-fetched values, and rows that are still to be copied, are read by the column names of that time.
 #[test]
 fn a_column_goes_while_others_are_read_again() {
     let env = TestEnv::new(Pg::V18);
@@ -78,7 +78,7 @@ fn a_column_goes_while_others_are_read_again() {
     );
     let mirror = env.mirror(&["t"]);
     env.catch_up(&mirror);
-    // The first UPDATE is streamed with the old columns, when the source has them no more.
+    // The first UPDATE is streamed with a column that the source no longer has.
     env.sql("UPDATE t SET n = 1 WHERE id = 1; ALTER TABLE t DROP gone; UPDATE t SET n = 2 WHERE id = 2");
     env.sql(
         "ALTER TABLE t RENAME n TO m; UPDATE t SET m = 3 WHERE id = 3; INSERT INTO t VALUES (11, 4, 'new')",
@@ -91,7 +91,7 @@ fn a_column_goes_while_others_are_read_again() {
     assert_eq!(env.target("SELECT id, gone FROM t FINAL WHERE id IN (1, 11) ORDER BY id"), "1\t1\n11\t0\n");
 }
 
-/// A change of type that the target cannot follow stops that table alone, with what to do.
+/// A change of type that the target can't follow fails that table alone and never stores a wrong value.
 #[test]
 fn a_changed_type_never_stores_wrong_values() {
     let env = TestEnv::new(Pg::V18);

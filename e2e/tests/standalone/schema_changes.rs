@@ -1,15 +1,16 @@
-//! Every change of a table's definition: while it streams, while nothing runs, and before the table is copied. What can be followed
-//! is, what can't fails that table alone and says what to run, and a resync repairs it.
+//! Every change of a table's definition: while it streams, while walferry is stopped, and before the table is
+//! copied. A change is followed, or fails that table alone with a remedy, and a resync repairs it.
 
 use serde_json::{Value, json};
 
 use crate::support::{Mirror, Pg, Run, TestEnv, Writer, told};
 
-/// What becomes of a table.
+/// What the change does to the table's replication.
 enum Outcome {
-    /// Its rows are the same on both sides: the columns at the source, and at the target.
+    /// Both sides are equal: the columns at the source, and at the target.
     Follows(&'static str, &'static str),
-    /// It fails alone with a message that has these words; after `mend` at the target and a resync, its rows are the same.
+    /// The table fails alone for this reason with these remedies; after `fix` at the target and a resync both
+    /// sides are equal.
     Fails { words: &'static [&'static str], mend: &'static str, columns: &'static str },
 }
 
@@ -18,9 +19,9 @@ use Outcome::{Fails, Follows};
 /// One change of a table of its own; `{t}` is its name.
 struct Case {
     table: &'static str,
-    /// Columns, and the rows that are there before.
+    /// The table's columns and its existing rows.
     create: &'static str,
-    /// Each is a transaction, or several statements of one.
+    /// Each string is one transaction, or several statements of one.
     change: &'static [&'static str],
     outcome: Outcome,
 }
@@ -32,7 +33,7 @@ const fn follows(table: &'static str, change: &'static [&'static str], columns: 
     Case { table, create: PLAIN, change, outcome: Follows(columns, columns) }
 }
 
-/// What the source can do to a table's columns without a word in the stream but the rows that come later.
+/// Changes of columns, which the stream shows only by the rows that follow.
 const COLUMNS: &[Case] = &[
     follows(
         "add_nullable",
@@ -74,7 +75,7 @@ const COLUMNS: &[Case] = &[
         ],
         "id, a, b",
     ),
-    // A type that has no binary form here.
+    // This type has no binary decoder, so all columns are sent as text.
     follows(
         "add_text_only",
         &["ALTER TABLE {t} ADD c inet", "INSERT INTO {t} VALUES (6, 'x', 'y', '10.0.0.1')"],
@@ -168,7 +169,7 @@ const COLUMNS: &[Case] = &[
     ),
 ];
 
-/// Changes of types, of what names a row, of the table itself.
+/// Changes of types, of the key, and of the table itself.
 const TABLES: &[Case] = &[
     Case {
         table: "to_varchar",
@@ -213,7 +214,7 @@ const TABLES: &[Case] = &[
             "id, toDecimalString(s, 2) AS s, r, toDecimalString(assumeNotNull(d), 4) AS d, arrayStringConcat(i, ',') AS i, c",
         ),
     },
-    // Values that are computed look like those that are only written anew.
+    // Computed values look like values that are only rewritten in another type.
     Case {
         table: "widened_using",
         create: NUMBERS,
@@ -254,7 +255,7 @@ const TABLES: &[Case] = &[
             "ALTER TABLE {t} ALTER m TYPE int, ALTER d TYPE numeric(6,1)",
             "INSERT INTO {t} VALUES (7, 7, 7, 7.3, 'v')",
         ],
-        // The target's columns stay as wide as they are.
+        // The target's columns keep their wider types.
         outcome: Follows("id, n, m, trim_scale(d), v", "id, n, m, d, v"),
     },
     Case {
@@ -340,7 +341,7 @@ const TABLES: &[Case] = &[
             columns: "id, a",
         },
     },
-    // The stream does not tell of another key, for it tells the whole old row.
+    // With REPLICA IDENTITY FULL the stream has the whole old row, so it doesn't show the changed key.
     Case {
         table: "other_key_full",
         create: "CREATE TABLE {t} (id int PRIMARY KEY, a text NOT NULL); ALTER TABLE {t} REPLICA IDENTITY FULL; INSERT INTO {t} SELECT i, i FROM generate_series(1, 5) i",
@@ -397,7 +398,7 @@ fn mirror_of(env: &TestEnv, cases: &[&Case]) -> Mirror {
     env.mirror(&names)
 }
 
-/// How the sides differ, or how the table has failed; empty when they are equal.
+/// How the two sides differ, or how the query failed; `None` when they are equal.
 fn difference(env: &TestEnv, table: &str, source: &str, target: &str) -> Option<String> {
     let source = env.source(&format!("SELECT {source} FROM {table} ORDER BY 1, 2"));
     let query = format!("SELECT {target} FROM {table} FINAL WHERE _walferry_deleted = 0 ORDER BY 1, 2");
@@ -427,7 +428,7 @@ fn settled(env: &TestEnv, run: &mut Run, case: &Case) -> Option<String> {
     }
 }
 
-/// Waits until every case is as it should be; says all that are not.
+/// Waits until every case has its expected outcome, or fails with all that have not.
 #[track_caller]
 fn assert_outcomes(env: &TestEnv, run: &mut Run, cases: &[&Case]) {
     env.settle(run);
@@ -446,7 +447,7 @@ fn assert_outcomes(env: &TestEnv, run: &mut Run, cases: &[&Case]) {
     env.assert_table("bystander", "id", "id");
 }
 
-/// After what the messages say was done, a resync makes every table equal.
+/// After the fixes at the targets a resync makes every table equal.
 fn assert_repaired(env: &TestEnv, mirror: &Mirror, cases: &[&Case]) {
     let mut mirror = mirror.clone();
     mirror.mirror["metadata"]["annotations"] = json!({"walferry.dev/resync": "1"});
@@ -459,7 +460,7 @@ fn assert_repaired(env: &TestEnv, mirror: &Mirror, cases: &[&Case]) {
     env.catch_up(&mirror);
     let wrong: Vec<String> = cases
         .iter()
-        // That one is mirrored as its changes from now on.
+        // That table has a change log from now on, and is compared below.
         .filter(|case| case.table != "lost_key_full")
         .filter_map(|case| {
             let (source, target) = match &case.outcome {
@@ -489,7 +490,7 @@ fn while_it_streams() {
     change(&env, &cases);
     assert_outcomes(&env, &mut run, &cases);
     run.stop();
-    // It stays so, and the same messages replayed change nothing.
+    // A restart clears no failure, and replayed messages change nothing.
     let mut run = env.run(&mirror);
     assert_outcomes(&env, &mut run, &cases);
     run.stop();
@@ -508,7 +509,7 @@ fn while_it_is_down() {
     run.stop();
 }
 
-/// The tables are in the publication, and wait to be copied.
+/// The tables are published and wait to be copied.
 #[test]
 fn before_it_is_copied() {
     let (env, cases) = (TestEnv::new(Pg::V18), all());
@@ -533,7 +534,7 @@ fn before_it_is_copied() {
     run.stop();
 }
 
-/// A column that took the name of one that was renamed was not "dropped and added again".
+/// A new column with the former name of a renamed one is not taken for one that was dropped and added again.
 #[test]
 fn a_column_that_took_another_one_s_name_is_told_from_it() {
     let env = TestEnv::new(Pg::V18);
@@ -552,7 +553,7 @@ fn a_column_that_took_another_one_s_name_is_told_from_it() {
     run.stop();
 }
 
-/// A renamed column keeps its name at the target; `check` says how to give it the new one, and that works.
+/// A renamed column keeps its name at the target until the statement that `check` prints is run there.
 #[test]
 fn a_renamed_column_gets_its_name_at_the_target_as_check_says() {
     let env = TestEnv::new(Pg::V18);
@@ -563,7 +564,7 @@ fn a_renamed_column_gets_its_name_at_the_target_as_check_says() {
         "ALTER TABLE t RENAME v TO title; ALTER TABLE t RENAME w TO weight; INSERT INTO t VALUES (2, 'b', 2)",
     );
     env.catch_up(&mirror);
-    // The application writes all the time, and the Mirror goes on until its file is edited.
+    // The application writes all the time, and the Mirror streams until its file is changed.
     let run = env.streaming(&mirror);
     let writer = Writer::start(env.connect(), |n| {
         format!("INSERT INTO t VALUES ({n} + 100, 'w', {n}); UPDATE t SET weight = {n} WHERE id = 1")

@@ -1,4 +1,5 @@
-//! The source never depends on the destination, nor on walferry: it shuts down in seconds, whatever walferry waits for.
+//! The source never depends on the destination, nor on walferry: it shuts down in seconds, whatever walferry
+//! waits for.
 
 use std::time::{Duration, Instant};
 
@@ -20,8 +21,8 @@ const TABLES: &str = "CREATE TABLE t (id int PRIMARY KEY, v text);
     INSERT INTO wide SELECT i, repeat(md5(i::text), 100), 0 FROM generate_series(1, 5) i;
     CREATE TABLE log (id int, v text); ALTER TABLE log REPLICA IDENTITY FULL;";
 
-/// What waits at the destination: a row, a schema change, a TRUNCATE, values to be read again, a change without a key, more than
-/// a batch may hold.
+/// What waits for the destination: a row, a schema change, a TRUNCATE, re-fetched values, a change without a
+/// key, and more rows than a batch may hold.
 const CHANGES: [&str; 6] = [
     "INSERT INTO t VALUES (1, 'row')",
     "ALTER TABLE t ADD x int; INSERT INTO t VALUES (2, 'b', 2)",
@@ -35,7 +36,7 @@ fn signal(server: &Server, signal: Signal) {
     kill(Pid::from_raw(server.pid()), signal).unwrap();
 }
 
-/// Servers of its own, as the source is shut down and the destination stopped.
+/// Servers of the test's own, because the source is shut down and the destination stopped.
 fn env(pg: Pg) -> TestEnv {
     let settings = [
         "-c",
@@ -65,7 +66,7 @@ fn shut_down(env: &TestEnv, what: &str) {
     assert!(took < WITHIN, "the source took {took:?} to shut down: {what}");
 }
 
-/// Waits until walferry was sent everything that is committed, as far as it reads.
+/// Waits until the source has sent walferry everything that is committed, or walferry stops reading.
 fn until_sent(env: &TestEnv) {
     let end = env.lsn();
     let mut last = String::new();
@@ -73,18 +74,18 @@ fn until_sent(env: &TestEnv) {
         let sent = env.source_value(
             "SELECT coalesce(max(sent_lsn), '0/0') FROM pg_stat_replication WHERE application_name LIKE 'walferry%'",
         );
-        // A stream that is held up has stopped where it is.
+        // A stream that is blocked keeps its position.
         let stands = std::mem::replace(&mut last, sent.clone()) == sent;
         std::thread::sleep(Duration::from_millis(200));
         crate::support::parse_lsn(&sent).unwrap() >= end || stands
     });
 }
 
-/// The source is back: nothing is lost, nothing comes twice, and nothing else was wrong.
+/// After the source is back nothing is lost and no row is there twice.
 #[track_caller]
 fn assert_arrived(env: &TestEnv, run: &mut Run) {
     env.settle(run);
-    // A TRUNCATE right behind an ALTER TABLE may have the table copied once more.
+    // A TRUNCATE directly after an ALTER TABLE may cause a re-copy of the table.
     run.until_streaming();
     let columns = if env
         .source_value("SELECT count(*) FROM pg_attribute WHERE attrelid = 't'::regclass AND attname = 'x'")
@@ -105,7 +106,8 @@ fn assert_arrived(env: &TestEnv, run: &mut Run) {
     );
 }
 
-/// Runs each of the changes while the destination takes nothing, and shuts the source down. Gives the log.
+/// Runs each of the changes while the destination accepts nothing, and shuts the source down each time.
+/// Asserts that the Mirror never stalls unless `may_stall`.
 fn shuts_down_while(pg: Pg, changes: &[&str], begin: impl Fn(&TestEnv), end: impl Fn(&TestEnv)) -> String {
     let env = env(pg);
     let mut run = env.streaming(&mirror(&env));
@@ -145,7 +147,7 @@ fn destination_is_gone(pg: Pg) {
     assert!(!log.contains("stalled"), "{log}");
 }
 
-/// The destination answers, and refuses every statement: the Mirror stalls, and goes on by itself.
+/// The destination answers and refuses every statement: the Mirror stalls, and continues automatically.
 #[test]
 fn destination_refuses() {
     let rename = |env: &TestEnv, from: &str, to: &str| {
@@ -159,7 +161,7 @@ fn destination_refuses() {
     );
 }
 
-/// walferry itself was stopped when the source was told to shut down.
+/// walferry is stopped by SIGSTOP when the source begins to shut down.
 fn walferry_was_stopped(pg: Pg) {
     let env = env(pg);
     let mut run = env.streaming(&mirror(&env));
@@ -182,7 +184,7 @@ fn walferry_was_stopped(pg: Pg) {
     run.stop();
 }
 
-/// walferry stays frozen: PostgreSQL ends its stream itself.
+/// walferry stays stopped: PostgreSQL ends the stream after its own timeout.
 #[test]
 fn walferry_stays_stopped() {
     let settings = ["-c", "wal_sender_timeout=4s"];
@@ -199,7 +201,7 @@ fn walferry_stays_stopped() {
     assert_arrived(&env, &mut run);
 }
 
-/// A smart shutdown waits for every session, and tells none that is there already.
+/// A smart shutdown waits for every session, and doesn't notify those that are open.
 #[test]
 fn smart_shutdown() {
     let env = env(Pg::V18);
@@ -249,7 +251,7 @@ fn switchover() {
     assert_arrived(&env, &mut run);
 }
 
-/// In the middle of the copy, with and without a key.
+/// The source shuts down in the middle of the copy, of a table with and one without a key.
 fn while_it_copies(pg: Pg) {
     let env = env(pg);
     env.sql(
@@ -272,7 +274,7 @@ fn while_it_copies(pg: Pg) {
     run.stop();
 }
 
-/// What ends in order leaves no complaint in the source's log.
+/// An orderly end leaves no error in the source's log.
 fn leaves_no_complaint(pg: Pg) {
     let env = env(pg);
     let mirror = mirror(&env);
@@ -291,7 +293,7 @@ fn leaves_no_complaint(pg: Pg) {
         ["client lost", "could not send data", "could not receive data", "unexpected EOF", "FATAL"]
     {
         let lines: Vec<_> = log.lines().filter(|line| line.contains(complaint)).collect();
-        // Before it is ready, the server says so to whoever asks.
+        // A server that is starting up refuses every connection with FATAL.
         let lines: Vec<_> = lines.iter().filter(|line| !line.contains("starting up")).collect();
         assert!(lines.is_empty(), "{lines:#?}");
     }

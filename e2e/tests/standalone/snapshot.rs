@@ -1,4 +1,4 @@
-//! Copying what is there.
+//! Copying existing rows.
 
 use serde_json::json;
 
@@ -9,7 +9,8 @@ use crate::{
     support::{Direction, Pg, Proxy, TestEnv, Writer, eventually},
 };
 
-/// Tables of every shape: empty, one row, many blocks, other kinds of keys, odd names, partitions, another schema.
+/// Tables of every shape: empty, one row, many blocks, other kinds of keys, odd names, partitions, another
+/// schema.
 fn tables_of_every_shape(pg: Pg) {
     let env = TestEnv::new(pg);
     env.sql(
@@ -61,7 +62,7 @@ fn tables_of_every_shape(pg: Pg) {
     env.verify(&mirror);
 }
 
-/// Rows that move, appear and vanish while the copy runs.
+/// Rows are updated, inserted, deleted and get other keys while the copy runs.
 fn while_the_application_writes(pg: Pg) {
     let env = TestEnv::new(pg);
     env.sql(
@@ -88,8 +89,8 @@ fn while_the_application_writes(pg: Pg) {
     env.verify(&mirror);
 }
 
-/// The application changes a table while it is copied to a destination that is slow, and then hangs: it waits for seconds at most, and
-/// so does whoever comes after it.
+/// The application alters a table while it is copied to a slow, then hanging destination: the statement, and
+/// those after it, wait for seconds at most.
 fn locks_nobody_out(pg: Pg) {
     let env = TestEnv::new(pg);
     let rows = "SELECT i, repeat(md5(i::text), 30) FROM generate_series(1, 30000) i";
@@ -124,7 +125,7 @@ fn locks_nobody_out(pg: Pg) {
     }
 }
 
-/// Whether the copy is under way.
+/// Whether the copy is in progress.
 fn run_copied(env: &TestEnv, table: &str) -> bool {
     let waits = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND query LIKE 'COPY (%' AND state = 'active'";
     env.source_value(waits) != "0"
@@ -136,7 +137,7 @@ fn run_copied(env: &TestEnv, table: &str) -> bool {
 
 on_both!(locks_nobody_out, tables_of_every_shape, while_the_application_writes);
 
-/// A copy goes on after kill -9 where it was, and what was copied is not copied again.
+/// After kill -9 the copy continues where it was, and copied chunks are not copied again.
 #[test]
 fn resumes_where_it_was_killed() {
     let env = TestEnv::new(Pg::V18);
@@ -154,7 +155,7 @@ fn resumes_where_it_was_killed() {
     let before = env.target_value("SELECT count() FROM t");
     let mut run = env.streaming(&mirror);
     assert_eq!(env.target_value("SELECT count() FROM t FINAL"), "60000");
-    // What was durable before the kill was finished chunks, and at most the chunks in hand came twice.
+    // Before the kill whole chunks were durable; at most the unfinished chunks are copied twice.
     let inserted: u64 = run.table("t")["rowsCopied"].as_u64().unwrap();
     assert!(inserted <= 60_000, "{inserted} rows copied, {before} were there");
     run.stop();
@@ -184,7 +185,8 @@ fn mode_only_copies_and_ends() {
     env.assert_table("t", "id", "id");
 }
 
-/// `where`, `exclude`, `rename`, `orderBy`, `partitionBy`, `settings` and `target` hold in copy and in stream.
+/// `where`, `exclude`, `rename`, `orderBy`, `partitionBy`, `settings` and `target` hold for copied and
+/// streamed rows.
 #[test]
 fn choices_of_columns_rows_and_engine() {
     let env = TestEnv::new(Pg::V18);
@@ -226,7 +228,7 @@ fn choices_of_columns_rows_and_engine() {
     env.verify(&mirror);
 }
 
-/// Partition key and time to live are ClickHouse expressions over the target's columns.
+/// Partition key and TTL are ClickHouse expressions over the target's columns.
 #[test]
 fn partitions_and_time_to_live() {
     let env = TestEnv::new(Pg::V18);
@@ -243,7 +245,7 @@ fn partitions_and_time_to_live() {
     assert_eq!(env.target_value("SELECT count() FROM t FINAL"), "20");
 }
 
-/// VACUUM FULL moves unread rows into blocks already read; CLUSTER too.
+/// VACUUM FULL moves rows that are not copied yet into blocks that are, as CLUSTER does.
 #[test]
 fn rewritten_while_it_is_copied() {
     while_it_is_copied(1, "DELETE FROM t WHERE id % 3 = 0", "VACUUM FULL t");
@@ -255,7 +257,7 @@ fn truncated_while_it_is_copied() {
     while_it_is_copied(2, "", &format!("BEGIN; TRUNCATE t; {refill}; COMMIT"));
 }
 
-/// Both sides are equal after `meanwhile` was run in the middle of the copy of a table of 60,000 wide rows.
+/// Both sides are equal although `meanwhile` runs in the middle of the copy of 60,000 wide rows.
 fn while_it_is_copied(parallelism: i32, prepare: &str, meanwhile: &str) {
     let env = TestEnv::new(Pg::V18);
     env.sql("CREATE TABLE t (id int PRIMARY KEY, v text); ALTER TABLE t ALTER v SET STORAGE PLAIN");
@@ -275,7 +277,7 @@ fn while_it_is_copied(parallelism: i32, prepare: &str, meanwhile: &str) {
     env.verify(&mirror);
 }
 
-/// A column added with a constant default: old rows hold no value, PostgreSQL shows the default.
+/// After ADD COLUMN with a constant default the old rows store no value, but PostgreSQL returns the default.
 #[test]
 fn missing_values_of_added_columns() {
     let env = TestEnv::new(Pg::V18);
@@ -291,7 +293,7 @@ fn missing_values_of_added_columns() {
     );
 }
 
-/// A table added to the file joins: it is copied while the others stream; one taken out leaves.
+/// A table that is added to the file is copied while the others stream; one that is removed stops.
 #[test]
 fn tables_join_and_leave() {
     let env = TestEnv::new(Pg::V18);
@@ -319,7 +321,7 @@ impl Mirrors<'_> {
     }
 }
 
-/// A transaction that wrote to a table before the table joined a running slot, and commits later, is not lost.
+/// A transaction that wrote to a table before it was added to a running slot, and commits later, is not lost.
 #[test]
 fn a_transaction_that_is_open_when_a_table_joins() {
     let env = TestEnv::new(Pg::V18);
@@ -329,7 +331,7 @@ fn a_transaction_that_is_open_when_a_table_joins() {
     open.batch_execute("BEGIN; INSERT INTO b VALUES (1)").unwrap();
     let mirror = env.mirror(&["a", "b"]);
     let mut run = env.run(&mirror);
-    // It waits for that transaction, and says so.
+    // The table waits for that transaction, which its reason shows.
     run.until_status("the wait to be told", |status| {
         let tables = status["tables"].as_array()?;
         let b = tables.iter().find(|table| table["name"] == "b")?;
@@ -343,7 +345,8 @@ fn a_transaction_that_is_open_when_a_table_joins() {
     assert_eq!(env.target("SELECT id FROM b FINAL"), "1\n");
 }
 
-/// Time-outs that a role or database has for the application end neither a long copy nor the stream of a long transaction.
+/// Timeouts that a role or database has for the application end neither a long copy nor the stream of a long
+/// transaction.
 #[test]
 fn the_roles_time_outs_end_nothing() {
     let env = TestEnv::new(Pg::V18);

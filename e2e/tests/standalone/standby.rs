@@ -1,10 +1,11 @@
-//! A standby as the source, which decodes changes itself from PostgreSQL 16 on.
+//! A standby as the source, which PostgreSQL 16 and later can decode.
 
 use std::sync::Arc;
 
 use crate::support::{Direction, Mirror, Outcome, Pg, Proxy, Run, Server, Standby, TestEnv, until};
 
-/// A primary with an environment, and its standby with these settings; or, without, one that a Mirror can rely on.
+/// A primary with an environment and its standby: with these settings, or else with those that a Mirror
+/// needs.
 fn pair(settings: Option<&[&str]>) -> (TestEnv, Standby) {
     let env = TestEnv::on(Arc::new(Server::postgres(Pg::V18, &[])), Server::shared_clickhouse());
     let standby = match settings {
@@ -14,14 +15,14 @@ fn pair(settings: Option<&[&str]>) -> (TestEnv, Standby) {
     (env, standby)
 }
 
-/// The Mirror of these tables from the server at this port.
+/// A Mirror of these tables from the server at this port.
 fn mirror_from(port: u16, env: &TestEnv, tables: &[&str]) -> Mirror {
     let mut mirror = env.mirror(tables);
     mirror.postgres["spec"]["postgres"]["port"] = port.into();
     mirror
 }
 
-/// Runs at the primary what the check says is to be run there, as the role that owns the tables.
+/// Runs the statements that `check` prints for the primary, as the role that owns the tables.
 #[track_caller]
 pub fn run_at_the_primary(env: &TestEnv, standby: &Standby, check: Outcome) {
     let text = check.exits(1).says(&["at the primary"]).text();
@@ -32,19 +33,19 @@ pub fn run_at_the_primary(env: &TestEnv, standby: &Standby, check: Outcome) {
     standby.until_replayed(env.lsn());
 }
 
-/// The Mirror's slot at the standby is made when the standby has heard of the primary's transactions.
+/// Waits until the slot exists at the standby, which takes a record of the primary's running transactions.
 #[track_caller]
 pub fn slot_made(env: &TestEnv, run: &mut Run) {
     until("the slot to be made", || {
-        // A snapshot that the primary logs anyway, every 15 s, would do as well.
+        // The primary also logs such a snapshot on its own, every 15 s.
         env.admin("SELECT pg_log_standby_snapshot()");
         let status = run.status();
         (status["tables"].as_array()?.iter().any(|table| table["state"] != "Pending")).then_some(())
     });
 }
 
-/// Everything there is, from a standby: check, copy, changes, a schema change, large values, a table that joins, a table that
-/// harms the application, a resync, the end.
+/// A Mirror's whole life at a standby: check, copy, changes, a schema change, large values, an added table, a
+/// table that breaks the application's writes, resyncs and teardown.
 #[test]
 fn a_standby_is_a_source() {
     let (env, standby) = pair(None);
@@ -65,7 +66,7 @@ fn a_standby_is_a_source() {
     run_at_the_primary(&env, &standby, env.command("check", &mirror, &[]));
     env.command("check", &mirror, &[]).exits(0).says(&["a standby"]);
 
-    // A transaction of before the slot, whose rows are in no stream: the copy waits for it.
+    // A transaction from before the slot, whose rows are not in the stream: the slot waits for its end.
     let mut early = env.connect();
     early.batch_execute("BEGIN; INSERT INTO plain VALUES (100001, 'early')").unwrap();
     standby.until_replayed(env.lsn());
@@ -77,7 +78,7 @@ fn a_standby_is_a_source() {
     });
     early.batch_execute("COMMIT").unwrap();
     slot_made(&env, &mut run);
-    // Before it hears of the slot, the primary removes catalog rows that the slot needs.
+    // Until the primary has feedback about the slot it removes catalog rows that the slot needs.
     run.eventually("the primary to hear of the slot", || {
         env.source_value("SELECT count(catalog_xmin) FROM pg_replication_slots") == "1"
     });
@@ -95,7 +96,8 @@ fn a_standby_is_a_source() {
         env.target_value("SELECT count() FROM parts FINAL WHERE id = 150 AND _walferry_deleted = 0") == "1"
     });
 
-    // A key that goes harms the application: the standby can't mend it, and says who can.
+    // A lost key makes the application's writes fail: a standby can't change the publication, so the remedy
+    // is for the primary.
     env.sql("ALTER TABLE keyed DROP CONSTRAINT keyed_pkey; INSERT INTO keyed VALUES (2, 'x')");
     let message = run.until_failed("keyed");
     let publication = run.status()["publicationName"].as_str().unwrap().to_owned();
@@ -108,7 +110,7 @@ fn a_standby_is_a_source() {
     compare(&env);
     run.stop();
 
-    // A table that joins: what a transaction wrote to it before is in the copy alone.
+    // A table is added: rows that an open transaction wrote to it before are only in the copy.
     let mut mirror =
         mirror_from(standby.server.port, &env, &["plain", "large", "parts", "filtered", "later"]);
     mirror.table(3)["where"] = "id > 5".into();
@@ -134,7 +136,7 @@ fn a_standby_is_a_source() {
     compare(&env);
     run.stop();
 
-    // One table again, then everything.
+    // One table is resynced, then all of them.
     mirror.mirror["metadata"]["annotations"]["walferry.dev/resync"] = "1 public.plain".into();
     let run = env.streaming(&mirror);
     compare(&env);
@@ -159,7 +161,7 @@ fn a_standby_is_a_source() {
     env.sql(&drop);
 }
 
-/// Both sides, by SQL.
+/// Compares both sides by SQL.
 #[track_caller]
 fn compare(env: &TestEnv) {
     env.assert_table("plain", "id, v, w", "id");
@@ -177,8 +179,8 @@ fn compare(env: &TestEnv) {
     );
 }
 
-/// Without hot_standby_feedback the primary vacuums what the standby needs: a copy's query is ended and tried again, the slot is lost
-/// for good, and the Mirror says how to keep the next one.
+/// Without hot_standby_feedback the primary vacuums rows that the standby needs: a copy's query is canceled
+/// and retried, the slot is invalidated, and the remedy keeps the next one.
 #[test]
 fn conflicts_with_recovery() {
     let (env, standby) = pair(Some(&["max_standby_streaming_delay=0"]));
@@ -192,7 +194,7 @@ fn conflicts_with_recovery() {
     let check = env.command("check", &mirror, &[]).says(&["hot_standby_feedback"]);
     run_at_the_primary(&env, &standby, check);
 
-    // A network so slow that the copy still reads when the rows that it has read are vacuumed.
+    // The network is so slow that the copy still reads rows when they are vacuumed.
     let mut run = env.run(&mirror);
     slot_made(&env, &mut run);
     source.set_bytes_per_second(Direction::ToClient, 200_000);
@@ -203,7 +205,7 @@ fn conflicts_with_recovery() {
     };
     run.eventually("the copy to read", || copies() != "0");
     env.sql("DELETE FROM wide WHERE id % 2 = 0");
-    // Not at once where something else, such as an ANALYZE by the primary itself, still sees the rows.
+    // VACUUM is repeated, because something else, such as autovacuum's ANALYZE, may still see the rows.
     let vacuum = |tables: &str| {
         env.admin(&format!("VACUUM {tables}"));
         standby.until_replayed(env.lsn());

@@ -1,18 +1,18 @@
-//! What stored rows show becomes another thing without a row in the stream: labels and fields inside of types, generated columns that
-//! become ordinary ones, defaults of columns that the target has already, types of columns that came just
-//! before.
+//! Stored rows change their text without a row in the stream: labels and fields of types, generated columns
+//! that become ordinary ones, defaults of columns that the target already has, and types of columns that were
+//! just added.
 
 use crate::{
     on_both,
     support::{Pg, Run, TestEnv},
 };
 
-/// One change of a table of its own, whose rows must be the same on both sides afterwards.
+/// One change of a table of its own, whose rows must be equal on both sides afterwards.
 struct Case {
     table: &'static str,
     /// The table with its rows.
     create: &'static str,
-    /// What is done to the target beforehand, by somebody else.
+    /// What a user does to the target beforehand.
     target: &'static str,
     change: &'static str,
     /// The columns at the source, and at the target.
@@ -33,7 +33,7 @@ const CASES: &[Case] = &[
             "id, a, arrayStringConcat(b, ','), c, d, arrayStringConcat(e, ','), arrayStringConcat(f, ','), g, arrayStringConcat(h, ';'), i, j",
         ),
     },
-    // Only one of the two columns leads to the type, through a table's row.
+    // Only one of the two columns leads to the type, through the row type of a table.
     Case {
         table: "rows_of_rows",
         create: "CREATE TYPE colour AS ENUM ('red', 'blue'); CREATE TABLE paint (c colour, n int); CREATE DOMAIN paints AS paint[];
@@ -58,7 +58,7 @@ const CASES: &[Case] = &[
         change: "ALTER TABLE person ALTER COLUMN inch DROP EXPRESSION; INSERT INTO person VALUES (6, 180, 99.99)",
         columns: ("id, cm, inch", "id, toDecimalString(cm, 2), toDecimalString(inch, 2)"),
     },
-    // No row follows, and the column has another name by then.
+    // No row follows, and the column is renamed in the same transaction.
     Case {
         table: "person_at_rest",
         create: "CREATE TABLE person_at_rest (id int PRIMARY KEY, n int, g int GENERATED ALWAYS AS (n * 2) STORED); INSERT INTO person_at_rest (id, n) VALUES (1, 5)",
@@ -80,8 +80,8 @@ const CASES: &[Case] = &[
         change: "ALTER TABLE tiers_at_rest ADD COLUMN tier text DEFAULT 'free'",
         columns: ("id, tier", "id, tier"),
     },
-    // The types of new columns are altered before anybody has looked at them: what was sent has the text of
-    // before.
+    // The types of new columns are altered before walferry reads the catalog: the streamed rows have the
+    // former text.
     Case {
         table: "new_label",
         create: "CREATE TYPE flavour AS ENUM ('sweet', 'sour'); CREATE TABLE new_label (id int PRIMARY KEY)",
@@ -98,7 +98,7 @@ const CASES: &[Case] = &[
             BEGIN; ALTER TYPE gear RENAME VALUE 'a' TO 'c'; COMMIT",
         columns: ("id, array_to_string(a, ',')", "id, arrayStringConcat(a, ',')"),
     },
-    // All of it is one transaction, in which a part of it may have a number of its own.
+    // All of it is one transaction, in which a savepoint may have a transaction ID of its own.
     Case {
         table: "new_at_once",
         create: "CREATE TABLE new_at_once (id int PRIMARY KEY)",
@@ -129,7 +129,7 @@ const CASES: &[Case] = &[
             BEGIN; ALTER TYPE inner_row DROP ATTRIBUTE x; COMMIT",
         columns: ("id, array_to_string(a, ';')", "id, arrayStringConcat(a, ';')"),
     },
-    // The old rows have the label of before at the target.
+    // The target's existing rows have the former label.
     Case {
         table: "new_default",
         create: "CREATE TYPE size AS ENUM ('s', 'm'); CREATE TABLE new_default (id int PRIMARY KEY); INSERT INTO new_default VALUES (1)",
@@ -145,7 +145,7 @@ const CASES: &[Case] = &[
         change: "BEGIN; ALTER TABLE new_in_part ADD a phase; COMMIT; BEGIN; INSERT INTO new_in_part VALUES (1, 'full'); COMMIT; BEGIN; ALTER TYPE phase RENAME VALUE 'full' TO 'whole'; COMMIT",
         columns: ("id, a", "id, a"),
     },
-    // Elements of these are not separated by commas.
+    // Elements of box arrays are not separated by commas.
     Case {
         table: "area",
         create: "CREATE DOMAIN spot AS box; CREATE TABLE area (id int PRIMARY KEY, s spot[]); INSERT INTO area VALUES (1, '{(3,4),(1,2);(7,8),(5,6)}')",
@@ -207,7 +207,8 @@ fn while_it_is_down(pg: Pg) {
 
 on_both!(while_it_streams, while_it_is_down, types_that_were_altered_before);
 
-/// A label that is added, other fields of other types, and settings of a type change no value: nothing is copied again.
+/// An added label, changed fields of other types, and settings of a type change no stored value: nothing is
+/// copied again.
 #[test]
 fn what_changes_no_value() {
     let env = TestEnv::new(Pg::V18);
@@ -224,7 +225,7 @@ fn what_changes_no_value() {
         ALTER TYPE other ADD ATTRIBUTE b int; GRANT USAGE ON TYPE pair TO PUBLIC; ALTER TYPE mood RENAME TO temper; ALTER TABLE t ALTER n SET STATISTICS 5; INSERT INTO t VALUES (2, '{glad,sad}', '(2,glad)')",
     );
     env.settle(&mut run);
-    // The stream's word of other columns has the catalog looked at, soon.
+    // A Relation message with other columns makes walferry read the catalog soon.
     env.sql("ALTER TABLE t ADD c int; INSERT INTO t (id, m, c) VALUES (3, '{}', 7)");
     env.settle(&mut run);
     std::thread::sleep(std::time::Duration::from_secs(2));
@@ -239,14 +240,14 @@ fn what_changes_no_value() {
     run.stop();
 }
 
-/// Types that are made with a column, or were altered before it came, in each of the ways that migrations are
-/// written.
+/// Types that are created together with a column, or altered before it is added, in each form that migrations
+/// use.
 fn types_that_were_altered_before(pg: Pg) {
     let env = TestEnv::new(pg);
     env.sql(
         "CREATE TABLE t (id int PRIMARY KEY); INSERT INTO t VALUES (1); CREATE TYPE old AS ENUM ('a', 'b'); CREATE TYPE pair AS (x int, y int)",
     );
-    // In a transaction in which it is not the first command.
+    // In a transaction in which ALTER TYPE is not the first command.
     env.sql("CREATE TABLE before (id int); ALTER TYPE old ADD VALUE 'c'");
     env.sql("ALTER TYPE old RENAME VALUE 'a' TO 'aa'");
     env.sql("ALTER TYPE pair ADD ATTRIBUTE z int");
@@ -266,8 +267,8 @@ fn types_that_were_altered_before(pg: Pg) {
     assert_eq!(run.table("t")["state"], "Streaming");
     let log = run.log();
     assert!(!log.contains("copied anew") && !log.contains("TableResync"), "{log}");
-    // What was altered in the transaction of before may be taken for altered since: it is copied once, and no
-    // more.
+    // A type that was altered in the transaction before may look as if it was altered since, so one re-copy
+    // is allowed, and no more.
     env.sql("ALTER TABLE t ADD g old, ADD h pair");
     env.sql("INSERT INTO t VALUES (3, 'y', 'x', '(x,1)', '{x,y}', 'x', '(3)', 'aa', '(1,2,3)')");
     env.settle(&mut run);
@@ -293,8 +294,8 @@ fn types_that_were_altered_before(pg: Pg) {
     env.verify(&mirror);
 }
 
-/// The column has another type by the time that anybody looks, over the one whose label its row was sent
-/// with.
+/// The new column has another type when walferry reads the catalog, and that is a domain over the type whose
+/// label its row was sent with.
 #[test]
 fn a_new_column_of_another_type_over_an_altered_one() {
     let env = TestEnv::new(Pg::V18);
@@ -314,7 +315,8 @@ fn a_new_column_of_another_type_over_an_altered_one() {
     env.verify(&mirror);
 }
 
-/// Without a key, the sums over such a column must be right too. (Since PostgreSQL 18 FULL takes no generated columns.)
+/// Without a key, sums over such a column must be right too. Since PostgreSQL 18 REPLICA IDENTITY FULL
+/// accepts no generated columns.
 #[test]
 fn a_generated_column_of_a_table_without_a_key() {
     let env = TestEnv::new(Pg::V14);

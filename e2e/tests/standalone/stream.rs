@@ -1,4 +1,4 @@
-//! Following every change.
+//! Streaming every kind of change.
 
 use nix::sys::signal::Signal;
 use serde_json::json;
@@ -8,7 +8,7 @@ use crate::{
     support::{Pg, Proxy, Run, Server, TestEnv, eventually, until},
 };
 
-/// Inserts, updates, deletes, key changes, savepoints, roll-backs, several of them in one transaction.
+/// Inserts, updates, deletes, key changes, savepoints and rollbacks, also several of them in one transaction.
 fn every_kind_of_change(pg: Pg) {
     let env = TestEnv::new(pg);
     env.sql("CREATE TABLE t (id int PRIMARY KEY, v text); INSERT INTO t SELECT i, 'old' FROM generate_series(1, 20) i");
@@ -81,7 +81,7 @@ fn other_identities(pg: Pg) {
     env.verify(&mirror);
 }
 
-/// A large value that an UPDATE does not touch is not in the stream.
+/// A large value that an UPDATE does not change is not in the stream.
 fn unchanged_toast(pg: Pg) {
     for identity in ["DEFAULT", "FULL"] {
         let env = TestEnv::new(pg);
@@ -131,7 +131,7 @@ fn a_large_transaction(pg: Pg) {
     env.verify(&mirror);
 }
 
-/// `/status` tells what the source holds back for us, and whether it may give that up.
+/// `/status` shows how much WAL the slot retains, and whether the source may remove it.
 fn the_slot_s_wal_is_told(pg: Pg) {
     let env = TestEnv::new(pg);
     env.sql("CREATE TABLE t (id int PRIMARY KEY)");
@@ -169,8 +169,7 @@ fn interleaved_transactions() {
     env.assert_table("b", "id, v", "id");
 }
 
-/// The case of design note 3.2: a row deleted by one transaction and inserted again by another one whose insert began before
-/// the delete was committed.
+/// A transaction deletes a row, and another one, whose INSERT began before that commit, inserts it again.
 #[test]
 fn an_insert_that_waited_for_a_delete() {
     let env = TestEnv::new(Pg::V18);
@@ -191,7 +190,7 @@ fn an_insert_that_waited_for_a_delete() {
     assert_eq!(env.target("SELECT id, code, v FROM t FINAL"), "1\t1\tsecond\n");
 }
 
-/// A deleted row stays as a tombstone for who wants it; FINAL does not show it.
+/// A deleted row stays as a tombstone, which FINAL doesn't show.
 #[test]
 fn tombstones() {
     let env = TestEnv::new(Pg::V18);
@@ -206,7 +205,7 @@ fn tombstones() {
     assert_eq!(versions, "1");
 }
 
-/// With no change for our tables the slot still moves, so that it does not hold the log of others.
+/// Without changes of mirrored tables the slot advances too, so that it retains no WAL of others.
 #[test]
 fn an_idle_slot_moves() {
     let env = TestEnv::new(Pg::V18);
@@ -214,7 +213,7 @@ fn an_idle_slot_moves() {
     let mut run = env.streaming(&env.mirror(&["t"]));
     env.sql("INSERT INTO unpublished SELECT i, repeat('x', 100) FROM generate_series(1, 20000) i");
     moved_on(&env, &mut run);
-    // Nor does a busy neighbour.
+    // Nor does another database with many writes keep it from that.
     let name = format!("{}_neighbour", env.database);
     env.admin(&format!("CREATE DATABASE {name}"));
     let mut neighbour = env.connect_admin_to(&name);
@@ -226,7 +225,7 @@ fn an_idle_slot_moves() {
     env.admin(&format!("DROP DATABASE {name} WITH (FORCE)"));
 }
 
-/// The slot passes what is in the log now, and keeps none of it.
+/// The slot advances past the present end of the log, and retains none of it.
 #[track_caller]
 fn moved_on(env: &TestEnv, run: &mut Run) {
     let written = env.lsn();
@@ -234,14 +233,15 @@ fn moved_on(env: &TestEnv, run: &mut Run) {
     let (high, low) = (written >> 32, written & 0xFFFF_FFFF);
     for position in ["confirmed_flush_lsn", "restart_lsn"] {
         eventually("the slot to move", || {
-            // The source notes now and then where a slot may begin; this has it done now.
+            // The source logs a snapshot now and then, and only there can a slot restart; this one makes that
+            // immediate.
             env.admin("SELECT pg_log_standby_snapshot()");
             env.slot(run, &format!("{position} >= '{high:X}/{low:X}'")) == "t"
         });
     }
 }
 
-/// `pg_stat_replication` tells which Mirror a connection belongs to.
+/// `pg_stat_replication` shows which Mirror a connection belongs to.
 #[test]
 fn application_name_tells_the_mirror() {
     let env = TestEnv::new(Pg::V18);
@@ -254,7 +254,7 @@ fn application_name_tells_the_mirror() {
     assert!(shown.starts_with("walferry") && shown.contains(&name), "{shown}");
 }
 
-/// Batches wait at most for what the Mirror says.
+/// Batches wait no longer than the spec says.
 #[test]
 fn small_batches() {
     let env = TestEnv::new(Pg::V18);
@@ -267,7 +267,7 @@ fn small_batches() {
     env.assert_table("t", "id, v", "id");
 }
 
-/// One table's failure leaves the others alone, is told, and holds no log.
+/// A failed table leaves the others streaming, is in the Mirror's conditions, and retains no WAL.
 #[test]
 fn a_failed_table_stops_alone() {
     let env = TestEnv::new(Pg::V18);
@@ -286,7 +286,7 @@ fn a_failed_table_stops_alone() {
     run.stop();
 }
 
-/// While the destination is slow the source still hears from us, and does not cut us off.
+/// While the destination is slow the source still receives status updates, and keeps the connection.
 #[test]
 fn feedback_goes_on_while_the_destination_is_slow() {
     let postgres = Server::postgres(Pg::V18, &["-c", "wal_sender_timeout=4s"]);
@@ -299,7 +299,7 @@ fn feedback_goes_on_while_the_destination_is_slow() {
     nix::sys::signal::kill(frozen, Signal::SIGSTOP).unwrap();
     env.sql("INSERT INTO t SELECT i, repeat('x', 200) FROM generate_series(1, 50000) i");
     let heard = || env.silence(&walsender);
-    // More than twice the sender's time-out.
+    // More than twice wal_sender_timeout.
     let started = std::time::Instant::now();
     eventually("nine seconds to pass with the same connection", || {
         assert!(heard() < 4.0, "no feedback for {} s", heard());
@@ -311,7 +311,8 @@ fn feedback_goes_on_while_the_destination_is_slow() {
     assert_eq!(env.slot(&mut run, "active_pid"), walsender);
 }
 
-/// After a cut that the server has not noticed, our own walsender still has the slot; it is taken over.
+/// After a broken connection that the server hasn't noticed, our own walsender still holds the slot; it is
+/// terminated.
 #[test]
 fn takes_over_its_own_stale_walsender() {
     let env = TestEnv::new(Pg::V18);
@@ -332,7 +333,7 @@ fn takes_over_its_own_stale_walsender() {
     assert_eq!(run.status()["slotTakeovers"], 1);
 }
 
-/// Where the server names standbys that logical slots wait for, ours is made to be kept over a failover to them.
+/// If the server names standbys that logical slots wait for, the slot is created as a failover slot.
 #[test]
 fn a_slot_for_failover() {
     let env = TestEnv::on(Server::postgres(Pg::V18, &[]).into(), Server::shared_clickhouse());
@@ -357,7 +358,7 @@ fn a_slot_for_failover() {
     env.assert_table("t", "id", "id");
 }
 
-/// Another program's connection on our slot is left alone.
+/// A connection of another program that holds our slot is not terminated.
 #[test]
 fn leaves_another_walsender_alone() {
     let env = TestEnv::new(Pg::V18);
@@ -369,7 +370,7 @@ fn leaves_another_walsender_alone() {
     let active = || {
         env.source_value(&format!("SELECT active_pid FROM pg_replication_slots WHERE slot_name = '{slot}'"))
     };
-    // Its walsender ends a little later than walferry.
+    // The walsender ends a little later than walferry.
     eventually("the slot to be free", || active() == "\\N");
     let mut other = std::process::Command::new("pg_recvlogical")
         .args([
@@ -451,7 +452,7 @@ fn http_interface() {
     assert!(!kinds.contains(&"Stalled") && !kinds.contains(&"Reconciling"), "{kinds:?}");
 }
 
-/// The lag grows while the destination is away, and is nil again afterwards.
+/// The lag grows while the destination hangs, and is zero again afterwards.
 #[test]
 fn lag_is_told() {
     let clickhouse = Server::clickhouse(&[]);
@@ -469,7 +470,7 @@ fn lag_is_told() {
     run.until_status("no lag", |status| (status["lag"]["seconds"].as_f64()? < 0.5).then_some(()));
 }
 
-/// Many small tables at once.
+/// Many small tables in one Mirror.
 #[test]
 fn many_tables() {
     let env = TestEnv::new(Pg::V18);

@@ -1,4 +1,4 @@
-//! One Mirror writes a target, and the target is the table that it was.
+//! A target has one Mirror that writes it, and a target that was replaced is noticed.
 
 use serde_json::json;
 
@@ -19,7 +19,7 @@ fn two_sources(pg: Pg) -> (TestEnv, Mirror, TestEnv, Mirror) {
     (one, first, two, second)
 }
 
-/// The table has failed for this reason; gives the message.
+/// Waits until the table has failed for this reason, and returns its entry in `/status`.
 #[track_caller]
 fn fails(run: &mut Run, table: &str, reason: &str) -> String {
     let awaited = format!("table {table} to fail with {reason}");
@@ -38,7 +38,8 @@ fn streams(run: &mut Run, table: &str) {
     });
 }
 
-/// The second Mirror is told whose the target is, without any advice that would destroy rows, and its other table streams.
+/// The second Mirror's table fails with the first one's name and without any remedy that would destroy rows,
+/// and its other table streams.
 fn another_mirror_s_target(pg: Pg) {
     let (one, first, two, second) = two_sources(pg);
     let mut running = one.streaming(&first);
@@ -62,7 +63,7 @@ fn another_mirror_s_target(pg: Pg) {
     one.settle(&mut running);
     two.settle(&mut run);
     one.assert_table("t", "id, v", "id");
-    // The first Mirror goes: its table is free, and has rows that are not the second one's.
+    // The first Mirror is deleted: the target is free, and its rows are unknown to the second Mirror.
     running.stop();
     one.command("teardown", &first, &[]).exits(0);
     let message = fails(&mut run, "t", "DestinationTableConflict");
@@ -81,7 +82,7 @@ fn another_mirror_s_target(pg: Pg) {
 
 on_both!(another_mirror_s_target);
 
-/// A Mirror that is gone and has left its claim: the statement of the message releases the table as it stands.
+/// A Mirror is gone and its claim is left: the remedy's statement releases the target.
 #[test]
 fn released_by_the_statement_of_the_message() {
     let (one, first, _two, second) = two_sources(Pg::V18);
@@ -97,7 +98,7 @@ fn released_by_the_statement_of_the_message() {
     run.stop();
 }
 
-/// Of two that start at the same moment one writes, and the other one says so.
+/// Of two Mirrors that start at the same time one writes the target, and the other one's table fails.
 #[test]
 fn two_that_start_at_the_same_moment() {
     for _ in 0..3 {
@@ -128,7 +129,7 @@ fn two_that_start_at_the_same_moment() {
     }
 }
 
-/// A table that leaves the Mirror releases its target.
+/// A table that is removed from its Mirror releases its target.
 #[test]
 fn a_table_that_leaves_releases_its_target() {
     let (one, mut first, _two, second) = two_sources(Pg::V18);
@@ -155,7 +156,7 @@ fn put_in_its_place(env: &TestEnv, statements: &str) {
     }
 }
 
-/// A target that was exchanged or made again by hand stops its table alone, and a resync of that table heals it.
+/// A target that a user exchanged or recreated fails its table alone, and a resync of that table repairs it.
 #[test]
 fn a_target_that_is_another_table() {
     for (index, statements) in EXCHANGED.into_iter().enumerate() {

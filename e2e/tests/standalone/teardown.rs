@@ -1,8 +1,9 @@
-//! `walferry teardown` removes what a Mirror has where it was made, and says what is left to do where it can't.
+//! `walferry teardown` removes slot, publication and state where they were made, and prints the statements
+//! that are left where it can't.
 
 use crate::support::{Mirror, Outcome, Pg, TestEnv};
 
-/// The slots and publications of a database.
+/// The number of slots and publications of a database.
 fn left(env: &TestEnv) -> String {
     env.source_value(
         "SELECT (SELECT count(*) FROM pg_replication_slots WHERE database = current_database()) || ' slots, '
@@ -10,12 +11,12 @@ fn left(env: &TestEnv) -> String {
     )
 }
 
-/// The records of Mirrors at the destination.
+/// Whether the destination has records of a Mirror.
 fn records(env: &TestEnv) -> String {
     env.target_value("SELECT count() > 0 FROM _walferry_state FINAL WHERE value != ''")
 }
 
-/// The same Mirror, with the source of another env.
+/// The same Mirror with the source of another environment.
 fn moved(mirror: &Mirror, to: &TestEnv) -> Mirror {
     let there = to.mirror(&["t"]);
     let mut moved = mirror.clone();
@@ -32,8 +33,8 @@ fn refuses(env: &TestEnv, moved: &Mirror) -> Outcome {
     outcome
 }
 
-/// The peer names another server, and another database of the same server, by the time that the Mirror goes: nothing there is taken for
-/// its slot, and what is at the first one is not forgotten.
+/// The peer names another server, or another database of the server, when the Mirror is deleted: nothing
+/// there is taken for its slot, and what the first one has stays on record.
 #[test]
 fn at_another_server_or_database() {
     let env = TestEnv::new(Pg::V18);
@@ -45,14 +46,14 @@ fn at_another_server_or_database() {
     env.catch_up(&mirror);
     refuses(&env, &moved(&mirror, &server));
     refuses(&env, &moved(&mirror, &database));
-    // Under another name it is the same server.
+    // Under another host name it is the same server.
     let mut renamed = mirror.clone();
     renamed.postgres["spec"]["postgres"]["host"] = "localhost".into();
     env.command("teardown", &renamed, &[]).exits(0);
     assert_eq!((left(&env).as_str(), records(&env).as_str()), ("0 slots, 0 publications", "0"));
 }
 
-/// The statements that the refusal prints do what they are for.
+/// The statements that the refusal prints remove slot and publication.
 #[test]
 fn by_hand_at_the_server_where_it_was_made() {
     let (env, server) = (TestEnv::new(Pg::V18), TestEnv::new(Pg::V14));

@@ -1,4 +1,4 @@
-//! Encrypted connections to both databases, and the ways to log in to PostgreSQL.
+//! Encrypted connections to both databases, and PostgreSQL's authentication methods.
 
 use serde_json::json;
 
@@ -17,7 +17,7 @@ fn encrypted(pg: Pg, server: &Identity, authority: &TestCa) -> TestEnv {
     env
 }
 
-/// A Mirror that connects with this mode and, unless empty, this authority.
+/// A Mirror that connects with this mode and, unless empty, this certificate authority.
 fn with_tls(env: &TestEnv, mode: &str, authority: &str) -> Mirror {
     let mut mirror = env.mirror(&["t"]);
     mirror.postgres["spec"]["postgres"]["tls"] = json!({"mode": mode});
@@ -29,7 +29,7 @@ fn with_tls(env: &TestEnv, mode: &str, authority: &str) -> Mirror {
     mirror
 }
 
-/// Every mode, with a server whose certificate is for its address, for another name, or another authority's.
+/// Every mode, with a certificate for the server's address, for another name, or of another authority.
 fn modes(pg: Pg) {
     let (right, wrong) = (TestCa::new("right"), TestCa::new("wrong"));
     let env = encrypted(pg, &right.server(&["127.0.0.1"]), &right);
@@ -43,7 +43,7 @@ fn modes(pg: Pg) {
         check(mode, "").exits(1).says(&["certificate"]);
         check(mode, "not a certificate").exits(1).says(&["caSecretRef"]);
     }
-    // All the way, also for the replication and the copy connection.
+    // The replication connection and those of the copy are encrypted too.
     let mirror = with_tls(&env, "VerifyFull", &right.pem());
     let mut run = env.streaming(&mirror);
     let pid = env.slot(&mut run, "active_pid");
@@ -98,12 +98,12 @@ fn client_certificate(pg: Pg) {
     env.command("check", &without, &[]).exits(1).says(&["certificate"]);
 }
 
-/// A server without TLS is told from one that can't be reached.
+/// A server without TLS fails with another reason than one that can't be reached.
 fn server_without_tls(pg: Pg) {
     let env = TestEnv::new(pg);
     env.sql("CREATE TABLE t (id int PRIMARY KEY)");
     env.command("check", &with_tls(&env, "Require", ""), &[]).exits(1).says(&["TLS"]);
-    // The default mode is the strict one.
+    // The default mode is VerifyFull.
     let mut mirror = env.mirror(&["t"]);
     mirror.postgres["spec"]["postgres"].as_object_mut().unwrap().remove("tls");
     env.command("check", &mirror, &[]).exits(1).says(&["TLS"]);
@@ -158,7 +158,7 @@ fn clickhouse_over_https() {
     env.verify(&mirror);
 }
 
-/// What an https endpoint can have wrong, each told with what to do.
+/// Every defect of an https endpoint has a reason and a remedy.
 #[test]
 fn clickhouse_refusals_over_https() {
     let authority = TestCa::new("authority");
@@ -182,15 +182,15 @@ fn clickhouse_refusals_over_https() {
         refused(&with(expired.port, mode, Some(&authority.pem())), &["expired", "renew"]);
     }
     env.command("check", &with(expired.port, "Require", None), &[]).exits(0);
-    // A certificate for clients is none for servers.
+    // A certificate for clients is not accepted for a server.
     let client = authority.client_of_names(&["127.0.0.1"]);
     let wrong_use = TlsProxy::to(env.clickhouse.port, &client.certificate, &client.key);
     refused(&with(wrong_use.port, "VerifyFull", Some(&authority.pem())), &["certificate"]);
-    // The system's authorities don't know ours.
+    // The system's authorities don't include ours.
     let right = authority.server(&["127.0.0.1"]);
     let proxy = TlsProxy::to(env.clickhouse.port, &right.certificate, &right.key);
     refused(&with(proxy.port, "VerifyFull", None), &["certificate"]);
-    // ClickHouse's own port speaks plain HTTP: nothing is sent in the clear to it.
+    // ClickHouse's own port speaks plain HTTP: nothing is sent unencrypted to it.
     refused(&with(env.clickhouse.port, "VerifyFull", Some(&authority.pem())), &["plain text"]);
     let guarded =
         TlsProxy::for_clients_of(env.clickhouse.port, &right.certificate, &right.key, &authority.pem());
@@ -210,7 +210,7 @@ fn clickhouse_refusals_over_https() {
     env.assert_table("t", "id", "id");
 }
 
-/// Whoever stands between and says that the server has no TLS, or speaks before the handshake, gets nothing.
+/// An attacker between the two who denies TLS, or answers before the handshake, gets nothing.
 #[test]
 fn no_downgrade() {
     let authority = TestCa::new("authority");

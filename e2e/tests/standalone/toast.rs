@@ -1,10 +1,11 @@
-//! Large values that an UPDATE leaves alone are not in the stream: read again from the source, never lost, never NULL.
+//! Large values that an UPDATE doesn't change are not in the stream: they are re-fetched from the source,
+//! never lost, never NULL.
 
 use serde_json::json;
 
 use crate::support::{Pg, Run, Server, TestEnv, eventually, until};
 
-/// What is compared: every large column by its hash.
+/// Compares every large column by its hash.
 fn compare(env: &TestEnv) {
     env.assert_same(
         "SELECT id, md5(a), md5(b), j->>'v' = repeat('j', 9000), cardinality(l), encode(sha256(y), 'hex'), n FROM wide ORDER BY id",
@@ -22,8 +23,8 @@ fn compare(env: &TestEnv) {
     }
 }
 
-/// Several columns of several types, in binary and in text form, a composite key, rows older than the slot, and rows that
-/// are gone or have another key before they are read again.
+/// Columns of several types, in binary and in text form, a composite key, rows from before the slot, and rows
+/// that are deleted or get another key before they are re-fetched.
 #[test]
 fn unchanged_values_of_every_kind() {
     for extra in ["", ", odd inet"] {
@@ -50,7 +51,8 @@ fn unchanged_values_of_every_kind() {
         env.sql("BEGIN; SELECT fill(301, 310); UPDATE wide SET n = 1 WHERE id > 300; UPDATE wide SET b = repeat('c', 4000) WHERE id > 305; COMMIT");
         env.sql("UPDATE wide SET a = NULL WHERE id = 60; UPDATE wide SET n = 9 WHERE id = 60; UPDATE wide SET j = NULL, l = '{}' WHERE id = 61");
         env.sql("UPDATE pair SET n = 1; UPDATE pair SET part = 'q' WHERE id < 10; UPDATE pair SET big = repeat('w', 3000) WHERE id > 30");
-        // The program is held while rows change, go and come again, so that what it reads again is newer than the change.
+        // The process is stopped while rows are changed, deleted and inserted again, so that the re-fetched
+        // rows are newer than the change.
         run.signal(nix::sys::signal::Signal::SIGSTOP);
         env.sql("UPDATE gone SET n = 1; UPDATE moved SET n = 1");
         env.sql("DELETE FROM gone WHERE id <= 10; UPDATE moved SET id = id + 100 WHERE id <= 10; UPDATE moved SET part = part || 'x', n = 2 WHERE id BETWEEN 11 AND 20");
@@ -67,8 +69,8 @@ fn unchanged_values_of_every_kind() {
     }
 }
 
-/// A commit is in the log, and so in the stream, before anybody sees it: with a synchronous standby that is away, for long.
-/// What is read again then would be the row as it was, or no row.
+/// With an absent synchronous standby a commit is in the stream long before it is visible. A row that is
+/// re-fetched then would be an old one, or none.
 #[test]
 fn a_commit_that_waits_for_a_standby() {
     let env = TestEnv::on(Server::postgres(Pg::V18, &[]).into(), Server::shared_clickhouse());
@@ -106,7 +108,8 @@ fn a_commit_that_waits_for_a_standby() {
     assert_eq!(received, "1\t0\n2\t0\n3\t0\n4\t0\n", "nothing is shown before it can be completed");
 }
 
-/// Rows of some megabytes each are read again a few at a time; a table that is locked at the source keeps no other one waiting.
+/// Rows of several megabytes are re-fetched a few at a time, and a table that is locked at the source delays
+/// no other one.
 #[test]
 fn large_rows_and_locked_tables() {
     let env = TestEnv::new(Pg::V18);
@@ -122,7 +125,7 @@ fn large_rows_and_locked_tables() {
     env.settle(&mut run);
     let peak = run.peak_memory_mib();
     assert!(peak <= 128, "{peak} MiB");
-    // Prepared for in the stream, locked before it is read again.
+    // The change is in the stream, and the table is locked before the row is re-fetched.
     run.signal(nix::sys::signal::Signal::SIGSTOP);
     env.sql("UPDATE large SET n = 2 WHERE id < 10");
     let mut locking = env.connect();
@@ -142,7 +145,8 @@ fn large_rows_and_locked_tables() {
     }
 }
 
-/// Types of extensions bring an equality of their own, which a search path that leaves out their schema does not find.
+/// Types of extensions have an equality operator of their own, which a search path without their schema
+/// doesn't find.
 #[test]
 fn keys_whose_equality_is_in_another_schema() {
     let env = TestEnv::new(Pg::V18);
@@ -179,7 +183,7 @@ fn keys_whose_equality_is_in_another_schema() {
     }
     env.settle(&mut run);
     for ((table, ..), (by_index, whole)) in keys.into_iter().zip(before) {
-        // The application's, and that of the read for the value that the update did not send.
+        // One index scan is the application's, the other one that of the re-fetch.
         eventually("the server's statistics of the read", || scans(table, "idx_scan") >= by_index + 2);
         assert_eq!(scans(table, "seq_scan"), whole, "{table} is read as a whole for one row");
         env.assert_same(

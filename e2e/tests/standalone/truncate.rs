@@ -1,4 +1,4 @@
-//! TRUNCATE empties the target in stream order, and nothing from before comes back.
+//! TRUNCATE empties the target in stream order, and no older row comes back.
 
 use std::thread;
 
@@ -6,7 +6,8 @@ use serde_json::json;
 
 use crate::support::{Pg, TestEnv, eventually};
 
-/// One, many, CASCADE, RESTART IDENTITY, twice and between writes of one transaction, rolled back.
+/// TRUNCATE of one table, of many, with CASCADE, with RESTART IDENTITY, several times and between writes of
+/// one transaction, and rolled back.
 #[test]
 fn truncates_of_every_kind() {
     let env = TestEnv::new(Pg::V18);
@@ -41,7 +42,7 @@ fn truncates_of_every_kind() {
          UPDATE one SET v = 'updated' WHERE id = 101; DELETE FROM one WHERE id = 102; TRUNCATE one; INSERT INTO one VALUES (100, 'third'); INSERT INTO two VALUES (3, 'three');
          UPDATE one SET id = 103; COMMIT",
     );
-    // Rows that wait for a large value to be read again, and are gone when it is.
+    // Rows that wait for a re-fetched value are gone when it is read.
     env.sql("UPDATE large SET v = repeat('large', 4000)");
     env.sql("BEGIN; UPDATE large SET id = id + 100; TRUNCATE large; INSERT INTO large VALUES (1, 'small'); COMMIT; UPDATE large SET v = 'smaller'");
     env.settle(&mut run);
@@ -50,7 +51,7 @@ fn truncates_of_every_kind() {
     assert_eq!(env.target_value("SELECT count() FROM kept FINAL"), "41");
 }
 
-/// The copy's insert of a process that was killed is still under way when the next process meets a TRUNCATE.
+/// An insert of a killed process's copy still runs when the next process applies a TRUNCATE.
 #[test]
 fn a_copy_s_insert_that_outlives_its_process() {
     let env = TestEnv::new(Pg::V18);
@@ -64,7 +65,7 @@ fn a_copy_s_insert_that_outlives_its_process() {
         Some(status["slotName"].as_str()?.to_owned())
     });
     run.kill();
-    // What such an insert is to the server: a slow query with the fence of one of the copy's connections.
+    // At the server that insert is a slow query with the query ID of one of the copy's connections.
     let fence = format!("{}.copy7", slot.replace('_', "-"));
     let (clickhouse, database) = (env.clickhouse.clone(), env.database.clone());
     let left = thread::spawn({

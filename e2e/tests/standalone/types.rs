@@ -1,5 +1,6 @@
-//! Every type of docs/types.md, copied and streamed, in binary and in text form, compared as text with what ClickHouse shows:
-//! independent of `walferry verify`, so that a defect shared by encoder and verifier shows.
+//! Every type of docs/types.md, copied and streamed, in binary and in text form, compared with the text that
+//! ClickHouse shows. This is independent of `walferry verify`, so that a defect shared by encoder and
+//! verifier is found.
 
 use std::fmt::Write;
 
@@ -20,10 +21,10 @@ struct Case {
     values: &'static [(&'static str, &'static str)],
 }
 
-/// The default `Nullable(String)` columns whose text is PostgreSQL's own; `""` as the second text means the same text.
+/// In place of ClickHouse's text: the same text as PostgreSQL's own.
 const SAME: &str = "";
 
-/// Types that travel in binary.
+/// Types that are sent in binary form.
 const BINARY: &[Case] = &[
     Case { source: "boolean", target: "Nullable(Bool)", values: &[("true", "true"), ("false", "false")] },
     Case {
@@ -205,7 +206,7 @@ const BINARY: &[Case] = &[
     },
 ];
 
-/// Types that arrive in PostgreSQL's own text form.
+/// Types that are sent in PostgreSQL's text form.
 const TEXT: &[Case] = &[
     Case { source: "xml", target: "Nullable(String)", values: &[("<a b=\"1\">x</a>", SAME)] },
     Case { source: "timetz", target: "Nullable(String)", values: &[("12:34:56.7+05:30", SAME)] },
@@ -249,7 +250,7 @@ fn literal(text: &str) -> String {
     format!("'{}'", text.replace('\'', "''"))
 }
 
-/// One row for each value: its column set, the others NULL. Rows are numbered from `first`.
+/// One row for each value, with its column set and the others NULL. Rows are numbered from `first`.
 fn inserts(cases: &[&Case], first: usize) -> String {
     let mut sql = String::new();
     let mut id = first;
@@ -306,7 +307,7 @@ fn round_trip(pg: Pg, cases: &[&Case]) {
     env.sql(&inserts(cases, 1000));
     env.settle(&mut run);
     compare(&env, cases, 1000, "streamed");
-    // An update that sends the same values again, one that takes them all away, and one that brings them back.
+    // One update sends the same values again, one sets them to NULL, and one restores them.
     let names: Vec<String> = (0..cases.len()).map(|index| format!("c{index}")).collect();
     env.sql("CREATE TABLE kept AS TABLE t; UPDATE t SET id = id");
     env.sql(&format!(
@@ -329,12 +330,12 @@ fn binary_form(pg: Pg) {
     round_trip(pg, &BINARY.iter().collect::<Vec<_>>());
 }
 
-/// One column without a binary decoder makes the stream send all of them as text.
+/// One column without a binary decoder makes the stream send all columns as text.
 fn text_form(pg: Pg) {
     round_trip(pg, &BINARY.iter().chain(TEXT).collect::<Vec<_>>());
 }
 
-/// bytea is not text: compared as hexadecimal digits.
+/// bytea is not text, so it is compared as hexadecimal digits.
 fn raw_bytes(pg: Pg) {
     for extra in ["", ", odd inet"] {
         let env = TestEnv::new(pg);
@@ -377,7 +378,8 @@ const FAR: &str = "INSERT INTO t SELECT 1 + $, 'infinity', '-infinity', 'infinit
 const FAR_TABLE: &str =
     "CREATE TABLE t (id int PRIMARY KEY, a date, b timestamp, c timestamptz, d time, e numeric(6,2))";
 
-/// Values that ClickHouse's types can't hold: what `outOfRange` says is stored, copied and streamed alike, and counted.
+/// A value that ClickHouse's type can't hold is stored as `outOfRange` says, copied and streamed alike, and
+/// counted.
 #[test]
 fn far_values_are_stored_as_the_nearest_and_counted() {
     let env = TestEnv::new(Pg::V18);
@@ -468,7 +470,8 @@ fn overrides_choose_another_type() {
     );
 }
 
-/// JSON that PostgreSQL takes and ClickHouse's type of that name doesn't: each value by `outOfRange`, copied and streamed alike.
+/// A JSON document that ClickHouse's JSON type can't hold is stored as `outOfRange` says, copied and streamed
+/// alike.
 #[test]
 fn json_that_the_type_does_not_hold() {
     let env = TestEnv::new(Pg::V18);
@@ -518,7 +521,7 @@ fn json_that_the_type_does_not_hold() {
     assert_eq!(env.target("SELECT id FROM other FINAL"), "1\n");
 }
 
-/// An array in PostgreSQL has no fixed number of dimensions; a ClickHouse column has.
+/// A PostgreSQL array has no fixed number of dimensions, but a ClickHouse column has.
 #[test]
 fn arrays_of_more_dimensions_do_not_stop_other_tables() {
     let env = TestEnv::new(Pg::V18);

@@ -1,10 +1,12 @@
-//! Values at the edges of their types, copied and streamed with equal results, whatever the database's own settings are.
+//! Values at the limits of their types, copied and streamed with equal results, whatever settings the
+//! database has.
 
 use serde_json::json;
 
 use crate::support::{Pg, Run, TestEnv};
 
-/// A column, what it becomes when that is not the default, its text on both sides, and its values as SQL expressions.
+/// A type, its target type unless that is the default, the column's text on both sides, and the values as SQL
+/// expressions.
 struct Case {
     source_type: &'static str,
     target_type: Option<&'static str>,
@@ -24,12 +26,12 @@ const fn text(source_type: &'static str, values: &'static [&'static str]) -> Cas
     }
 }
 
-/// The same where the default type would not hold them.
+/// The same for types whose default target type can't hold these values.
 const fn stored_as_text(source_type: &'static str, values: &'static [&'static str]) -> Case {
     Case { target_type: Some("String"), ..text(source_type, values) }
 }
 
-/// Elements in order, whatever the bounds and dimensions are.
+/// The array's elements in order, whatever its bounds and dimensions are.
 const fn array(source_type: &'static str, values: &'static [&'static str]) -> Case {
     Case {
         source: "coalesce((SELECT string_agg(CASE WHEN x IS DISTINCT FROM NULL THEN format('%s', x) ELSE 'NULL' END, ',' ORDER BY o) FROM unnest(c) WITH ORDINALITY AS u (x, o)), '')",
@@ -315,7 +317,7 @@ const TYPES: &str = "CREATE EXTENSION hstore; CREATE TYPE label AS ENUM ('a''b\"
     CREATE TYPE composite AS (a int, b text); CREATE TYPE nested AS (c composite, l composite[], t timestamptz, i interval);
     CREATE TYPE textrange AS RANGE (subtype = text)";
 
-/// Pins what the text of values depends on, in the session that compares.
+/// Fixes the settings that the text of values depends on, in the session that compares.
 const PINNED: &str = "SET DateStyle = ISO; SET IntervalStyle = postgres; SET TimeZone = 'UTC'; SET extra_float_digits = 3; SET bytea_output = hex;
     SET search_path = public; ";
 
@@ -325,7 +327,7 @@ struct Values<'a> {
 }
 
 impl Values<'_> {
-    /// A row for each value, in a table for each case.
+    /// Inserts a row for each value into the table of its case.
     fn insert(&self, first: usize) {
         let mut sql = String::from("SET search_path = public;");
         for (number, case) in self.cases.iter().enumerate() {
@@ -344,7 +346,7 @@ impl Values<'_> {
         let (mut source_rows, mut target_rows) = (Vec::new(), Vec::new());
         for (number, case) in self.cases.iter().enumerate() {
             let Case { source_type, source, target, .. } = case;
-            // A NULL array is [] at the target.
+            // A NULL array is an empty one at the target.
             let array = target.contains("arrayMap");
             let [source_null, target_null] =
                 if array { ["0", "0"] } else { ["(c IS NOT DISTINCT FROM NULL)::int", "isNull(c)"] };
@@ -399,7 +401,7 @@ fn edges_in_binary_form() {
     edges(&env, &BINARY.iter().collect::<Vec<_>>()).stop();
 }
 
-/// Also with settings of the database and the role that change the text of values and of names.
+/// The same with settings of the database and the role that change the text of values and of names.
 #[test]
 fn edges_in_text_form() {
     let env = TestEnv::new(Pg::V18);
@@ -449,7 +451,7 @@ fn edges_in_text_form() {
     edges(&env, &TEXT.iter().chain(again).collect::<Vec<_>>()).stop();
 }
 
-/// Databases that are not UTF-8: text and names are converted, and those of SQL_ASCII are taken as UTF-8.
+/// In databases that are not UTF-8 text and names are converted; those of SQL_ASCII are taken as UTF-8.
 #[test]
 fn other_encodings() {
     for (encoding, text) in [
@@ -486,8 +488,8 @@ fn other_encodings() {
     }
 }
 
-/// A byte that means nothing in the database's encoding can't be sent: the copy's table stops alone and says so, and a stream
-/// that meets one says where to look.
+/// A byte that is invalid in the database's encoding can't be sent: while it is copied, its table fails
+/// alone; in the stream, the Mirror stalls.
 fn bytes_without_a_meaning(encoding: &str, odd: &str) {
     let env = TestEnv::encoded(encoding);
     env.admin(&format!(
@@ -514,7 +516,7 @@ fn bytes_without_a_meaning(encoding: &str, odd: &str) {
 
 #[test]
 fn bytes_without_a_meaning_in_an_encoding() {
-    // The server does not look at the bytes of such an encoding.
+    // The server doesn't validate the bytes of such an encoding.
     bytes_without_a_meaning("WIN1252", r"convert_from('\x4181', 'WIN1252')");
 }
 
@@ -523,7 +525,7 @@ fn bytes_without_a_meaning_in_no_encoding() {
     bytes_without_a_meaning("SQL_ASCII", r"convert_from('\x41fffe80c3', 'SQL_ASCII')");
 }
 
-/// As many columns as PostgreSQL has, with long names.
+/// As many columns as PostgreSQL allows, with long names.
 #[test]
 fn sixteen_hundred_columns() {
     let env = TestEnv::new(Pg::V18);
@@ -551,7 +553,8 @@ fn sixteen_hundred_columns() {
     env.verify(&mirror);
 }
 
-/// A value of 64 MiB is copied, streamed, and left alone by an update; a row of 200 MB stops its table, which says which row.
+/// A value of 64 MiB is copied, streamed, and unchanged by an update; a row of 200 MiB fails its table, and
+/// the remedy names the row.
 #[test]
 fn long_rows() {
     let env = TestEnv::new(Pg::V18);

@@ -1,4 +1,5 @@
-//! A column's wider type reaches the target: while it is written, killed in the middle, and where the right is missing.
+//! A wider type of a column reaches the target: while it is written, when walferry is killed meanwhile, and
+//! without the privilege.
 
 use serde_json::json;
 
@@ -7,8 +8,8 @@ use crate::support::{Pg, TestEnv, Writer};
 const TABLE: &str = "CREATE TABLE t (id int PRIMARY KEY, n smallint, d numeric(8,2), v text NOT NULL);
     INSERT INTO t SELECT i, i % 1000, i + 0.25, 'v' FROM generate_series(1, 5000) i";
 
-/// The rewrite at the destination never ends, an application goes on writing, and walferry is killed again and again: reads see
-/// the new types at once, and every row.
+/// The rewrite at the destination never ends, an application writes, and walferry is killed repeatedly:
+/// readers see the new types immediately, and every row.
 #[test]
 fn while_the_destination_still_rewrites() {
     let env = TestEnv::new(Pg::V18);
@@ -55,7 +56,7 @@ fn columns(env: &TestEnv) -> String {
     env.target("SELECT name, type FROM system.columns WHERE database = currentDatabase() AND table = 't'")
 }
 
-/// Somebody was killed between the change of the target and the record of it, or has changed the target beforehand.
+/// The target is already wider: a process was killed before it recorded its change, or a user changed it.
 #[test]
 fn the_target_is_wider_already() {
     let env = TestEnv::new(Pg::V18);
@@ -77,8 +78,8 @@ fn the_target_is_wider_already() {
     env.verify(&mirror);
 }
 
-/// A table of which only the inserts are mirrored is never copied anew: what it has lost at the source stays at the destination, and
-/// rows of both types are in the log that is read again.
+/// An append-only table is never copied again: rows that the source has lost stay at the destination, and the
+/// replayed log has rows of both types.
 #[test]
 fn where_only_inserts_are_mirrored() {
     let env = TestEnv::new(Pg::V18);
@@ -86,7 +87,7 @@ fn where_only_inserts_are_mirrored() {
     let mut mirror = env.mirror(&["log"]);
     mirror.table(0)["operations"] = json!(["Insert", "Truncate"]);
     env.catch_up(&mirror);
-    // While it is down, then while it streams.
+    // Types change while walferry is stopped, then while it streams.
     env.sql("INSERT INTO log VALUES (2, 0.2, 2.25, 'down', '{2}'); DELETE FROM log WHERE n = 1; ALTER TABLE log ALTER n TYPE int, ALTER r TYPE float8, ALTER a TYPE bigint[]; INSERT INTO log VALUES (70000, 0.2, 3.25, 'down', '{8000000000}')");
     let mut run = env.streaming(&mirror);
     env.sql("INSERT INTO log VALUES (4, 0.1, 4.25, 'up', '{4}'); DELETE FROM log WHERE v = 'down'; ALTER TABLE log ALTER n TYPE bigint, ALTER d TYPE numeric(12,2), ALTER v DROP NOT NULL; INSERT INTO log VALUES (5000000000, 0.1, 5000000000.25, NULL, '{}')");
@@ -101,7 +102,8 @@ fn where_only_inserts_are_mirrored() {
     assert_eq!(env.target(rows), expected);
 }
 
-/// Without the right each such table fails alone, and says what to run and what to grant; either helps.
+/// Without the privilege each such table fails alone, and its remedies are the statement and the grant;
+/// either helps.
 #[test]
 fn without_the_right() {
     let env = TestEnv::new(Pg::V18);
@@ -118,7 +120,7 @@ fn without_the_right() {
         "wider type",
     ]);
     let mut run = env.streaming(&mirror);
-    // Nobody needs the right as long as no NULL comes.
+    // The privilege isn't needed until a NULL arrives.
     env.sql("ALTER TABLE stays ALTER v DROP NOT NULL; ALTER TABLE narrow ALTER n TYPE int; ALTER TABLE taking_null ALTER v DROP NOT NULL;
         UPDATE stays SET n = 7 WHERE id < 9; INSERT INTO narrow VALUES (6000, 70000, 1.25, 'x'); UPDATE taking_null SET v = NULL WHERE id = 1");
     for (name, statement) in [
@@ -136,7 +138,7 @@ fn without_the_right() {
     run.stop();
     env.target(steps[0].strip_prefix("run at the destination: ").unwrap());
     mirror.mirror["metadata"]["annotations"] = json!({"walferry.dev/resync": "1 public.narrow"});
-    // The other one still has to be seen to.
+    // The other table still fails.
     env.command("run", &mirror, &["--until-caught-up", "--http", "127.0.0.1:0"])
         .exits(1)
         .says(&["taking_null"]);
@@ -147,8 +149,8 @@ fn without_the_right() {
     env.verify(&allowed);
 }
 
-/// Somebody makes columns of targets narrower while their tables stream: each fails alone with what undoes it, before its values are taken for
-/// the source's; one that lost room for NULL alone gets it back.
+/// A user makes columns of targets narrower while their tables stream: each table fails alone with the
+/// statement that undoes it, before wrong values are stored; a column that only lost NULL gets it back.
 #[test]
 fn a_column_that_somebody_makes_narrower() {
     let env = TestEnv::new(Pg::V18);
