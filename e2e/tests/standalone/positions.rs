@@ -37,7 +37,7 @@ fn mirrored(env: &TestEnv) -> Mirror {
     mirror
 }
 
-fn asks(mirror: &Mirror, value: &str) -> Mirror {
+fn with_resync(mirror: &Mirror, value: &str) -> Mirror {
     let mut mirror = mirror.clone();
     mirror.mirror["metadata"]["annotations"] = json!({"walferry.dev/resync": value});
     mirror
@@ -69,7 +69,7 @@ fn stalls_until_a_resync(env: &TestEnv, mirror: &Mirror, reason: &str, words: &[
 fn heals(env: &TestEnv, mirror: &Mirror) -> Mirror {
     let writer = Writer::start(env.connect(), |n| format!("UPDATE t SET v = 'n{n}' WHERE id = {n} % 100"));
     static VALUE: AtomicU32 = AtomicU32::new(0);
-    let healed = asks(mirror, &format!("heal-{}", VALUE.fetch_add(1, SeqCst)));
+    let healed = with_resync(mirror, &format!("heal-{}", VALUE.fetch_add(1, SeqCst)));
     let mut run = env.run(&healed);
     run.until_streaming();
     assert!(writer.finish() > 0);
@@ -122,8 +122,8 @@ fn pointed_elsewhere_and_back(pg: Pg) {
     run_once(&env, &other)
         .exits(1)
         .says(&["exists, and this mirror has no record of it", "walferry.dev/resync"]);
-    assert_eq!(run_once(&env, &mirror).code, Some(0), "the first one goes on");
-    run_once(&env, &asks(&other, "1")).exits(0);
+    assert_eq!(run_once(&env, &mirror).code, Some(0), "the first one continues");
+    run_once(&env, &with_resync(&other, "1")).exits(0);
     env.sql("INSERT INTO t VALUES (200, 'elsewhere')");
     run_once(&env, &other).exits(0);
     stalls_until_a_resync(&env, &mirror, "SourceSlotAdvanced", &["changes from"]);
@@ -164,7 +164,7 @@ on_both!(
 
 /// After a restart of the source each target is asked for its newest streamed row, several targets at a time.
 #[test]
-fn targets_are_asked_side_by_side() {
+fn targets_are_queried_concurrently() {
     let env = TestEnv::on(Arc::new(Server::postgres(Pg::V18, &[])), Server::shared_clickhouse());
     let tables: Vec<String> = (0..40).map(|n| format!("t{n}")).collect();
     let each = |statement: &str| tables.iter().for_each(|table| env.sql(&statement.replace('@', table)));
@@ -183,7 +183,7 @@ fn targets_are_asked_side_by_side() {
     waiting.set_frozen(Direction::ToServer, true);
     mirror.clickhouse["spec"]["clickhouse"]["url"] = json!(format!("http://127.0.0.1:{}", gateway.port));
     let mut run = env.run(&mirror);
-    run.eventually("several questions at a time", || waiting.open() >= 4);
+    run.eventually("several queries at a time", || waiting.open() >= 4);
     waiting.set_frozen(Direction::ToServer, false);
     run.until_streaming();
     env.settle(&mut run);
@@ -192,7 +192,7 @@ fn targets_are_asked_side_by_side() {
 
 /// A target whose files are damaged at ClickHouse fails alone; the other tables continue.
 #[test]
-fn a_target_that_can_t_be_read() {
+fn a_target_that_is_unreadable() {
     let env = TestEnv::on(Arc::new(Server::postgres(Pg::V18, &[])), Arc::new(Server::clickhouse(&[])));
     env.sql("CREATE TABLE torn (id int PRIMARY KEY); CREATE TABLE whole (id int PRIMARY KEY)");
     let mut mirror = env.mirror(&["torn", "whole"]);
@@ -240,7 +240,7 @@ fn the_record_is_never_behind_the_slot() {
         parse_lsn(&lsn).unwrap()
     };
     let recorded = || parse_lsn(&recorded_lsn(&env)).unwrap();
-    assert_eq!(confirmed(), recorded(), "an orderly end records all of it");
+    assert_eq!(confirmed(), recorded(), "an orderly end records the last position");
     for _ in 0..3 {
         let mut run = env.run(&mirror);
         let writer =
@@ -248,9 +248,9 @@ fn the_record_is_never_behind_the_slot() {
         let first = confirmed();
         let mut moved = 0;
         run.eventually("the slot to move twice", || {
-            let told = confirmed();
-            assert!(recorded() >= told, "the source was told {told:X}, which is not on record");
-            moved = if told > first { moved + 1 } else { 0 };
+            let position = confirmed();
+            assert!(recorded() >= position, "the source has confirmed {position:X}, which is not recorded");
+            moved = if position > first { moved + 1 } else { 0 };
             moved > 30
         });
         run.kill();
@@ -263,7 +263,7 @@ fn the_record_is_never_behind_the_slot() {
 
 /// Changes of tables that are not mirrored are confirmed too, so that the source can remove its log.
 #[test]
-fn an_idle_mirror_lets_the_log_go() {
+fn an_idle_mirror_confirms_other_changes() {
     let env = TestEnv::new(Pg::V18);
     let mirror = mirrored(&env);
     env.sql("CREATE TABLE other (id int)");

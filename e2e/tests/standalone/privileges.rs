@@ -30,11 +30,11 @@ enum Publisher {
 }
 
 /// The statements of the first fix that `check` prints for this role.
-fn statements_for(role: &str, said: &str) -> String {
+fn statements_for(role: &str, report: &str) -> String {
     let heading = format!("    -- as {role}");
-    let lines = said.lines().skip_while(|line| !line.starts_with(&heading)).skip(1);
+    let lines = report.lines().skip_while(|line| !line.starts_with(&heading)).skip(1);
     let statements: Vec<&str> = lines.take_while(|line| line.starts_with("    ")).collect();
-    assert!(!statements.is_empty(), "nothing for {role} in {said}");
+    assert!(!statements.is_empty(), "nothing for {role} in {report}");
     statements.join("\n")
 }
 
@@ -43,9 +43,9 @@ fn statements_for(role: &str, said: &str) -> String {
 fn check(env: &TestEnv, mirror: &Mirror, publisher: Publisher) {
     if publisher == Publisher::Owner {
         let outcome = env.command("check", mirror, &[]);
-        let said = outcome.text();
-        if said.contains(&format!("    -- as {}", env.database)) {
-            env.sql(&statements_for(&env.database, &said));
+        let report = outcome.text();
+        if report.contains(&format!("    -- as {}", env.database)) {
+            env.sql(&statements_for(&env.database, &report));
         }
     }
     env.command("check", mirror, &[]).exits(0);
@@ -53,9 +53,9 @@ fn check(env: &TestEnv, mirror: &Mirror, publisher: Publisher) {
 
 /// Changes a table entry with a resync, adds a table, and removes it again.
 fn changes(env: &TestEnv, mirror: &mut Mirror, publisher: Publisher) {
-    let asks = |value: &str| json!({"walferry.dev/resync": value});
+    let annotations = |value: &str| json!({"walferry.dev/resync": value});
     mirror.table(0)["columns"] = json!({"exclude": ["v"]});
-    mirror.mirror["metadata"]["annotations"] = asks("changed public.t");
+    mirror.mirror["metadata"]["annotations"] = annotations("changed public.t");
     check(env, mirror, publisher);
     env.catch_up(mirror);
     env.assert_table("t", "id", "id");
@@ -95,9 +95,9 @@ fn lives(env: &TestEnv, mirror: &mut Mirror, round: i32) {
 }
 
 /// The first printed statement that begins like this.
-fn statement(said: &str, beginning: &str) -> String {
-    let from = said.find(beginning).unwrap_or_else(|| panic!("no {beginning} in {said}"));
-    said[from..].split(';').next().unwrap().to_owned()
+fn statement(report: &str, beginning: &str) -> String {
+    let from = report.find(beginning).unwrap_or_else(|| panic!("no {beginning} in {report}"));
+    report[from..].split(';').next().unwrap().to_owned()
 }
 
 fn clean_up(env: &TestEnv) {
@@ -128,12 +128,12 @@ fn with_a_publication_made_by_the_owner(pg: Pg) {
     lives(&env, &mut mirror, 1);
     changes(&env, &mut mirror, Publisher::Owner);
     // Teardown removes slot and state; only the owner can drop the publication.
-    let said = env.command("teardown", &mirror, &[]).exits(0).text();
+    let report = env.command("teardown", &mirror, &[]).exits(0).text();
     let slots = "SELECT count(*) FROM pg_replication_slots WHERE database = current_database()";
     assert_eq!(env.source_value(slots), "0");
     assert_eq!(env.target_value("SELECT count() FROM _walferry_state FINAL WHERE value != ''"), "0");
     let by = format!(" at the source as {}", env.database);
-    let (statement, _) = said.split("stays: run ").nth(1).and_then(|rest| rest.split_once(&by)).unwrap();
+    let (statement, _) = report.split("stays: run ").nth(1).and_then(|rest| rest.split_once(&by)).unwrap();
     env.sql(statement);
     assert_eq!(env.source_value("SELECT count(*) FROM pg_publication"), "0");
     env.command("teardown", &mirror, &[]).exits(0);
@@ -162,11 +162,11 @@ fn partitions_without_a_grant(pg: Pg) {
         ["t", "events", "hashed", "logged"].map(|table| json!({"schema": "public", "name": table})).to_vec();
     mirror.mirror["spec"]["tables"] = json!(tables);
     // The owner creates the publication, because membership in that role would be a privilege on everything.
-    let said = env.command("check", &mirror, &[]).exits(1).text();
+    let report = env.command("check", &mirror, &[]).exits(1).text();
     env.sql(&format!(
         "{}; {}",
-        statement(&said, "CREATE PUBLICATION"),
-        statement(&said, "COMMENT ON PUBLICATION")
+        statement(&report, "CREATE PUBLICATION"),
+        statement(&report, "COMMENT ON PUBLICATION")
     ));
     env.command("check", &mirror, &[]).exits(0).says(&["through it alone"]);
     let mut run = env.streaming(&mirror);
@@ -197,7 +197,7 @@ fn partitions_without_a_grant(pg: Pg) {
         "CREATE TABLE closed.events_3 (LIKE events INCLUDING ALL); INSERT INTO closed.events_3 SELECT i, '2027-04-02', 'attached' FROM generate_series(1, 2000) i;
         ALTER TABLE events ATTACH PARTITION closed.events_3 FOR VALUES FROM ('2027-04-01') TO ('2027-05-01'); TRUNCATE hashed_0; UPDATE events SET v = 'w' WHERE id = 7",
     );
-    same(&mut run, "what the stream does not tell");
+    same(&mut run, "changes that the stream lacks");
     run.stop();
     env.verify(&mirror);
     clean_up(&env);
@@ -257,18 +257,18 @@ fn column_privileges_alone(pg: Pg) {
     let mut mirror = env.mirror(&["t", "log", "parts", "lines"]);
     mirror.secrets[0].1 = json!({"username": format!("{name}_least"), "password": "least-test"});
     (0..4).for_each(|table| mirror.table(table)["columns"] = json!({"exclude": ["secret"]}));
-    let said = env.command("check", &mirror, &[]).exits(1).text();
+    let report = env.command("check", &mirror, &[]).exits(1).text();
     let grants: Vec<&str> =
-        said.lines().map(str::trim).filter(|line| line.starts_with("GRANT SELECT")).collect();
-    assert_eq!(grants.len(), 4, "{said}");
+        report.lines().map(str::trim).filter(|line| line.starts_with("GRANT SELECT")).collect();
+    assert_eq!(grants.len(), 4, "{report}");
     let of_t = format!(r#"GRANT SELECT ("id", "v", "big", "ctid") ON "public"."t" TO "{name}_least";"#);
-    assert!(grants.contains(&of_t.as_str()), "{said}");
+    assert!(grants.contains(&of_t.as_str()), "{report}");
     env.sql(&grants.join("\n"));
     env.sql(&format!("GRANT SELECT (id, v, ctid) ON parts_1 TO {name}_least"));
     env.sql(&format!(
         "{}; {}",
-        statement(&said, "CREATE PUBLICATION"),
-        statement(&said, "COMMENT ON PUBLICATION")
+        statement(&report, "CREATE PUBLICATION"),
+        statement(&report, "COMMENT ON PUBLICATION")
     ));
     env.command("check", &mirror, &[])
         .exits(0)

@@ -94,7 +94,7 @@ fn a_table_that_loses_its_identity() {
     lose(&env);
     taken_out(&env, &mut run, &mirror);
     run.stop();
-    LOSSES.iter().for_each(|(_, _, _, mended)| env.sql(mended));
+    LOSSES.iter().for_each(|(_, _, _, fix)| env.sql(fix));
     env.sql("ALTER TABLE parts_1 REPLICA IDENTITY DEFAULT");
     env.target("DROP TABLE filtered SYNC");
     mirror.mirror["metadata"]["annotations"] = serde_json::json!({"walferry.dev/resync": "1"});
@@ -150,7 +150,7 @@ fn an_identity_that_is_lost_before_it_is_copied() {
 
 /// A publication of another owner can only be changed by that owner: the remedy has the statement.
 #[test]
-fn a_publication_of_somebody_else() {
+fn a_publication_of_another_owner() {
     let env = TestEnv::new(Pg::V18);
     let role = &env.database;
     env.admin(&format!("CREATE TABLE t (id int PRIMARY KEY, v text); INSERT INTO t VALUES (1, 'v'); GRANT SELECT ON t TO {role}"));

@@ -46,7 +46,7 @@ fn a_table_whose_inserts_are_refused_for_minutes_stops_alone() {
         assert!(began.elapsed() < Duration::from_secs(240), "{:#}", run.status());
         thread::sleep(Duration::from_millis(100));
     }
-    assert!(began.elapsed() > Duration::from_secs(60), "given up after {:?}", began.elapsed());
+    assert!(began.elapsed() > Duration::from_secs(60), "it failed after {:?}", began.elapsed());
     let table = run.table("a");
     assert_eq!(table["reason"], "DestinationError");
     let message = table["message"].as_str().unwrap();
@@ -104,7 +104,7 @@ fn a_target_that_may_not_be_written_any_more_stops_alone() {
     // What the remedies say is done.
     env.target(&format!("RENAME DATABASE {other}_2 TO {other}"));
     env.revoke_at_target(&[]);
-    run.until_status("the new table to join", |status| {
+    run.until_status("the new table to stream", |status| {
         let mut tables = status["tables"].as_array()?.iter();
         (tables.find(|table| table["name"] == "c")?["state"] == "Streaming").then_some(())
     });
@@ -138,7 +138,7 @@ fn a_target_that_takes_no_writes_stops_alone() {
     for (table, reason, words) in
         [("a", "DestinationReadOnly", "read"), ("c", "DestinationTooManyParts", "max_parts_in_total")]
     {
-        let message = run.until_status("what is tried again to be told", |status| {
+        let message = run.until_status("the reason of the retries", |status| {
             let mut tables = status["tables"].as_array()?.iter();
             let found = tables.find(|found| found["name"] == table)?;
             (found["reason"] == reason).then(|| found["message"].as_str().unwrap().to_owned())
@@ -152,7 +152,7 @@ fn a_target_that_takes_no_writes_stops_alone() {
     // One target is fixed before its table fails.
     env.target("ALTER TABLE c RESET SETTING max_parts_in_total");
     run.eventually("its row", || env.target_value("SELECT count() FROM c") == "2");
-    run.until_status("it to be as it was", |status| {
+    run.until_status("the retries to succeed", |status| {
         let mut tables = status["tables"].as_array()?.iter();
         tables.find(|found| found["name"] == "c")?["message"].as_str()?.is_empty().then_some(())
     });
@@ -282,8 +282,8 @@ fn guesses_of_the_server_are_not_shown() {
         "SELECT toStrin(1)",
         "SELECT 1 SETTINGS max_thread = 1",
     ] {
-        let said = env.clickhouse.try_query(&env.database, sql).unwrap_err();
-        assert!(said.contains("aybe you meant"), "{said}");
+        let answer = env.clickhouse.try_query(&env.database, sql).unwrap_err();
+        assert!(answer.contains("aybe you meant"), "{answer}");
     }
     let mut mirror = env.mirror(&["salary"]);
     for engine in [
@@ -323,7 +323,7 @@ fn a_refused_truncate_keeps_no_other_table_waiting() {
     run.eventually("the other table's row", || env.target_value("SELECT count() FROM b") == "1");
     assert!(began.elapsed() < Duration::from_secs(30), "{:?}", began.elapsed());
     assert!(env.target_value("SELECT count() FROM a FINAL") != "1");
-    run.until_status("what is repeated to be told", |status| {
+    run.until_status("the reason of the retries", |status| {
         let mut tables = status["tables"].as_array()?.iter();
         (tables.find(|table| table["name"] == "a")?["reason"] == "DestinationReadOnly").then_some(())
     });
@@ -334,14 +334,14 @@ fn a_refused_truncate_keeps_no_other_table_waiting() {
 
     // Late rows from before the TRUNCATE are deleted in the background, which may be refused later.
     env.target("ALTER TABLE a MODIFY SETTING table_readonly = 1");
-    run.until_status("the refused look for late rows to be told", |status| {
+    run.until_status("the refused deletion of late rows", |status| {
         let mut tables = status["tables"].as_array()?.iter();
         (tables.find(|table| table["name"] == "a")?["reason"] == "DestinationReadOnly").then_some(())
     });
     env.sql("INSERT INTO b VALUES (2)");
     env.settle(&mut run);
     env.target("ALTER TABLE a MODIFY SETTING table_readonly = 0");
-    run.until_status("nothing to be repeated any more", |status| {
+    run.until_status("the retries to succeed", |status| {
         let mut tables = status["tables"].as_array()?.iter();
         tables.find(|table| table["name"] == "a")?["message"].as_str()?.is_empty().then_some(())
     });
@@ -400,8 +400,8 @@ fn the_position_moves_while_columns_come_all_the_time() {
         }
         longest = longest.max(since.elapsed());
     }
-    println!("the position stood for {longest:?} at most");
-    assert!(longest < Duration::from_secs(20), "the position stood for {longest:?}");
+    println!("the position stayed for {longest:?} at most");
+    assert!(longest < Duration::from_secs(20), "the position stayed for {longest:?}");
     writer.finish();
     env.settle(&mut run);
     env.assert_same(

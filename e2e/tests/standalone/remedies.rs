@@ -59,7 +59,7 @@ fn heals_in(env: TestEnv, case: &Case) {
         assert_eq!(run.table("t")["reason"], *reason, "round {round}: {message}");
         let steps = run.advice("t");
         for step in &steps {
-            assert!(run.log().contains(step), "the log says it too: {step}");
+            assert!(run.log().contains(step), "the step is not logged: {step}");
         }
         run = edited.follow(run, &steps, case.choice);
     }
@@ -279,7 +279,7 @@ fn the_file_is_edited() {
     let steps = run.advice("goes");
     let run = edited.follow(run, &steps, "in ");
     edited.ends_equal(run, writer);
-    assert_eq!(edited.env.target("SELECT id FROM filled"), "77\n", "somebody else's");
+    assert_eq!(edited.env.target("SELECT id FROM filled"), "77\n", "the rows of a user");
 }
 
 /// A slot of another plugin has the Mirror's slot name; the statement that check prints is run unchanged.
@@ -359,7 +359,7 @@ fn another_reader_of_the_slot_is_ended() {
         (status["failure"]["reason"] == "SourceSlotInUse").then(|| advice(status, None))
     });
     for step in &steps {
-        assert!(run.log().contains(step), "the log says it too: {step}");
+        assert!(run.log().contains(step), "the step is not logged: {step}");
     }
     let run = edited.follow(run, &steps, "");
     edited.ends_equal(run, writer);
@@ -398,7 +398,7 @@ fn settings_of_the_server() {
     let report = walferry(&["check", "-f", file]).exits(1).says(&["max_wal_senders"]).text();
     follow(&report, "To fix:");
     let read = "SELECT count(*) FROM pg_stat_replication";
-    eventually("the other's walsender to be there again", || edited.env.source_value(read) == "1");
+    eventually("the other program to be connected again", || edited.env.source_value(read) == "1");
 
     let report = walferry(&["check", "-f", file]).exits(0).says(&["no limit"]).text();
     follow(&report, "To consider:");
@@ -464,7 +464,7 @@ fn the_primary_of_a_standby_is_changed() {
     let steps = run.advice("keyed");
     let mut run = edited.follow(run, &steps, "");
     edited.env.admin("UPDATE keyed SET n = 2");
-    let steps = run.until_status("what the primary has to do for the table", |status| {
+    let steps = run.until_status("the steps for the primary", |status| {
         Some(advice(status, Some("keyed"))).filter(|steps| !steps.is_empty())
     });
     let run = edited.follow(run, &steps, "");

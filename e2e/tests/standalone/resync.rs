@@ -14,11 +14,11 @@ const TABLES: &str = "CREATE TABLE a (id int PRIMARY KEY, n int NOT NULL, v text
     INSERT INTO b SELECT i, repeat(md5(i::text), 100) FROM generate_series(1, 500) i;";
 
 /// Changes that the stream will not have.
-const UNHEARD: &str =
+const MISSED: &str =
     "DELETE FROM a WHERE id % 3 = 0; UPDATE a SET n = 7 WHERE id % 5 = 0; DELETE FROM b WHERE id < 100;
-    INSERT INTO a VALUES (100001, 1, 'unheard'); UPDATE a SET id = id + 200000 WHERE id % 7 = 0";
+    INSERT INTO a VALUES (100001, 1, 'missed'); UPDATE a SET id = id + 200000 WHERE id % 7 = 0";
 
-fn asks(mirror: &Mirror, value: &str) -> Mirror {
+fn with_resync(mirror: &Mirror, value: &str) -> Mirror {
     let mut mirror = mirror.clone();
     mirror.mirror["metadata"]["annotations"] = json!({"walferry.dev/resync": value});
     mirror
@@ -47,11 +47,11 @@ fn slot_dropped_by_hand(pg: Pg) {
     env.sql("UPDATE a SET n = 1 WHERE id % 2 = 0");
     env.catch_up(&mirror);
     drop_slot(&env);
-    env.sql(UNHEARD);
+    env.sql(MISSED);
     let outcome = env.command("run", &mirror, &["--until-caught-up", "--http", "127.0.0.1:0"]).exits(1);
     outcome.says(&["slot", "no longer exists", "copy every table again: in ", "walferry.dev/resync"]);
     // The application writes and a reader queries all the time.
-    let mirror = asks(&mirror, "1");
+    let mirror = with_resync(&mirror, "1");
     let writer = Writer::start(env.connect(), |n| {
         let id = n * 37 % 20000;
         format!(
@@ -79,7 +79,7 @@ fn slot_dropped_by_hand(pg: Pg) {
     let copied = env.catch_up(&mirror);
     assert!(!copied.text().contains("resync: every table"), "{}", copied.text());
     copied.says(&["0 rows copied"]);
-    env.catch_up(&asks(&mirror, "2")).says(&["resync: every table is copied anew"]);
+    env.catch_up(&with_resync(&mirror, "2")).says(&["resync: every table is copied anew"]);
     assert_equal(&env, &mirror);
 }
 
@@ -89,11 +89,11 @@ fn publication_dropped(pg: Pg) {
     let mirror = env.mirror(&["a", "b"]);
     let mut run = env.streaming(&mirror);
     let publication = run.status()["publicationName"].as_str().unwrap().to_owned();
-    env.sql(&format!("DROP PUBLICATION {publication}; {UNHEARD}"));
+    env.sql(&format!("DROP PUBLICATION {publication}; {MISSED}"));
     let (_, message) = run.until_stalled();
     assert!(message.contains("walferry.dev/resync"), "{message}");
     run.stop();
-    let mirror = asks(&mirror, "now");
+    let mirror = with_resync(&mirror, "now");
     env.catch_up(&mirror);
     assert_equal(&env, &mirror);
 }
@@ -102,15 +102,15 @@ fn publication_dropped(pg: Pg) {
 fn killed_at_three_points(pg: Pg) {
     let env = TestEnv::new(pg);
     env.sql(TABLES);
-    let asked_not = env.mirror(&["a", "b"]);
+    let without_request = env.mirror(&["a", "b"]);
     let publication = {
-        let mut run = env.streaming(&asked_not);
+        let mut run = env.streaming(&without_request);
         let name = run.status()["publicationName"].as_str().unwrap().to_owned();
         run.stop();
         name
     };
-    env.sql(UNHEARD);
-    let mirror = asks(&asked_not, "1");
+    env.sql(MISSED);
+    let mirror = with_resync(&without_request, "1");
     // The slot is dropped, and the publication can't be dropped yet.
     let comment = env.source_value(&format!(
         "SELECT obj_description(oid, 'pg_publication') FROM pg_publication WHERE pubname = '{publication}'"
@@ -128,7 +128,7 @@ fn killed_at_three_points(pg: Pg) {
     holder.batch_execute("ROLLBACK").unwrap();
     // Records and publication are gone, and the new slot waits for a transaction.
     holder.batch_execute("BEGIN; INSERT INTO b VALUES (1000, 'late')").unwrap();
-    let mut run = env.run(&asked_not);
+    let mut run = env.run(&without_request);
     run.eventually("the wait for the transaction", || slots(&env) == "1");
     assert_eq!(state(&env, "source"), "");
     run.kill();
@@ -170,14 +170,14 @@ fn failed_tables_are_repaired(pg: Pg) {
     env.target("DROP TABLE a SYNC");
     let publication = run.status()["publicationName"].as_str().unwrap().to_owned();
     env.sql(&format!(
-        "{UNHEARD}; DROP TABLE c; CREATE TABLE c (id int PRIMARY KEY, v text); INSERT INTO c VALUES (2, 'x'); ALTER PUBLICATION {publication} DROP TABLE d; INSERT INTO d VALUES (3)"
+        "{MISSED}; DROP TABLE c; CREATE TABLE c (id int PRIMARY KEY, v text); INSERT INTO c VALUES (2, 'x'); ALTER PUBLICATION {publication} DROP TABLE d; INSERT INTO d VALUES (3)"
     ));
     for table in ["a", "c", "d"] {
         let message = run.until_failed(table);
         assert!(message.contains("walferry.dev/resync"), "{message}");
     }
     run.stop();
-    let mirror = asks(&mirror, "1");
+    let mirror = with_resync(&mirror, "1");
     env.command("check", &mirror, &[]).exits(0);
     env.catch_up(&mirror);
     assert_equal(&env, &mirror);
@@ -194,8 +194,8 @@ fn a_name_that_the_mirror_does_not_have() {
     let mut mirror = env.mirror(&["t", "u"]);
     env.catch_up(&mirror);
     env.target("ALTER TABLE t UPDATE v = 'wrong' WHERE id = 1 SETTINGS mutations_sync = 1");
-    let asks = |value: &str| json!({"walferry.dev/resync": value});
-    mirror.mirror["metadata"]["annotations"] = asks("1 public.typo public.t");
+    let annotations = |value: &str| json!({"walferry.dev/resync": value});
+    mirror.mirror["metadata"]["annotations"] = annotations("1 public.typo public.t");
     env.command("check", &mirror, &[]).exits(0).says(&["warning", "public.typo"]);
     for _ in 0..2 {
         let mut run = env.streaming(&mirror);
@@ -208,7 +208,7 @@ fn a_name_that_the_mirror_does_not_have() {
         env.assert_table("u", "id", "id");
         run.stop();
     }
-    mirror.mirror["metadata"]["annotations"] = asks("2 public.u");
+    mirror.mirror["metadata"]["annotations"] = annotations("2 public.u");
     let mut run = env.streaming(&mirror);
     assert_eq!(run.condition("Ready").unwrap().1, "Streaming");
     run.stop();
@@ -232,7 +232,7 @@ fn slot_invalidated() {
     let mirror = env.mirror(&["a", "b"]);
     let mut run = env.streaming(&mirror);
     run.signal(Signal::SIGSTOP);
-    env.sql(UNHEARD);
+    env.sql(MISSED);
     until("the slot to be lost", || {
         env.sql("INSERT INTO other SELECT repeat('x', 1000) FROM generate_series(1, 20000)");
         env.admin("SELECT pg_switch_wal()");
@@ -250,7 +250,7 @@ fn slot_invalidated() {
     let mut run = env.run(&mirror);
     assert_eq!(run.until_stalled().0, "SourceSlotInvalidated", "the same after a restart");
     run.stop();
-    let mirror = asks(&mirror, "1");
+    let mirror = with_resync(&mirror, "1");
     env.catch_up(&mirror);
     assert_equal(&env, &mirror);
 }
@@ -271,7 +271,7 @@ fn source_replaced() {
     first.catch_up(&mirror);
     let second = TestEnv::on(Server::postgres(Pg::V18, &[]).into(), clickhouse);
     second.sql(TABLES);
-    second.sql(UNHEARD);
+    second.sql(MISSED);
     assert!(second.lsn() < first.lsn(), "the new source is behind");
     let mut moved = mirror.clone();
     moved.postgres["spec"]["postgres"]["port"] = second.postgres_port.into();
@@ -279,7 +279,7 @@ fn source_replaced() {
     moved.secrets[0].1["username"] = second.database.clone().into();
     let outcome = first.command("run", &moved, &["--until-caught-up", "--http", "127.0.0.1:0"]).exits(1);
     outcome.says(&["system identifier", "walferry.dev/resync"]);
-    let moved = asks(&moved, "1");
+    let moved = with_resync(&moved, "1");
     first.catch_up(&moved).says(&["another history"]);
     first.verify(&moved);
     assert_eq!(
@@ -300,7 +300,7 @@ fn spec_changed() {
     mirror.table(0)["columns"] = json!({"exclude": ["w"]});
     let outcome = env.command("run", &mirror, &["--until-caught-up", "--http", "127.0.0.1:0"]).exits(1);
     outcome.says(&["changed after it was copied", "walferry.dev/resync"]);
-    let mirror = asks(&mirror, "1");
+    let mirror = with_resync(&mirror, "1");
     env.catch_up(&mirror);
     env.assert_same(
         "SELECT id, v, NULL FROM t WHERE id > 50 ORDER BY id",
@@ -308,7 +308,7 @@ fn spec_changed() {
     );
     env.verify(&mirror);
     // A target column of another type is reported before anything is changed.
-    let mut other = asks(&mirror, "2");
+    let mut other = with_resync(&mirror, "2");
     other.table(0)["columns"] = json!({"types": {"v": "LowCardinality(String)"}});
     env.command("run", &other, &["--until-caught-up", "--http", "127.0.0.1:0"])
         .exits(1)
@@ -322,19 +322,19 @@ fn spec_changed() {
 fn a_finished_copy() {
     let env = TestEnv::new(Pg::V18);
     env.sql(TABLES);
-    let mut mirror = asks(&env.mirror(&["a", "b"]), "1");
+    let mut mirror = with_resync(&env.mirror(&["a", "b"]), "1");
     mirror.mirror["spec"]["snapshot"] = json!({"mode": "InitialOnly"});
     let first = env.catch_up(&mirror);
     assert!(!first.text().contains("resync: every table"), "{}", first.text());
-    env.sql(UNHEARD);
-    env.catch_up(&asks(&mirror, "2")).says(&["resync: every table"]);
-    assert_equal(&env, &asks(&mirror, "2"));
+    env.sql(MISSED);
+    env.catch_up(&with_resync(&mirror, "2")).says(&["resync: every table"]);
+    assert_equal(&env, &with_resync(&mirror, "2"));
     assert_eq!(slots(&env), "0");
 }
 
 /// A publication that the role doesn't own is reused.
 #[test]
-fn a_publication_that_is_not_ours_to_drop() {
+fn a_publication_of_another_owner() {
     let env = TestEnv::new(Pg::V18);
     let role = &env.database;
     env.admin(&format!(
@@ -352,7 +352,7 @@ fn a_publication_that_is_not_ours_to_drop() {
     let publication = env.source_value("SELECT oid FROM pg_publication");
     drop_slot(&env);
     env.admin("DELETE FROM t WHERE id % 2 = 0; UPDATE t SET v = 'w' WHERE id % 3 = 0");
-    let mirror = asks(&mirror, "1");
+    let mirror = with_resync(&mirror, "1");
     env.catch_up(&mirror);
     env.verify(&mirror);
     env.assert_table("t", "id, v", "id");
@@ -361,14 +361,14 @@ fn a_publication_that_is_not_ours_to_drop() {
 
 /// A resync doesn't interrupt another process of the Mirror.
 #[test]
-fn another_process_is_at_work() {
+fn another_process_is_running() {
     let env = TestEnv::new(Pg::V18);
     env.sql(TABLES);
     // Without this privilege a role can't see when a walsender last received a status update.
     env.admin(&format!("GRANT pg_read_all_stats TO {}", env.database));
     let mirror = env.mirror(&["a", "b"]);
     let mut first = env.streaming(&mirror);
-    let mut second: Run = env.run(&asks(&mirror, "1"));
+    let mut second: Run = env.run(&with_resync(&mirror, "1"));
     second
         .until_status("the wait", |status| (status["failure"]["reason"] == "SourceSlotInUse").then_some(()));
     assert_eq!(state(&env, "resync"), "");
@@ -378,7 +378,7 @@ fn another_process_is_at_work() {
     second.until_streaming();
     env.settle(&mut second);
     second.stop();
-    assert_equal(&env, &asks(&mirror, "1"));
+    assert_equal(&env, &with_resync(&mirror, "1"));
 }
 
 /// Tables named after the value's first word are copied again while the others stream: the slot stays, and no
@@ -389,10 +389,10 @@ fn of_single_tables() {
     env.sql(TABLES);
     env.sql(
         "CREATE TABLE typed (id int PRIMARY KEY, n int); CREATE TABLE remade (id int PRIMARY KEY); CREATE TABLE back (id int PRIMARY KEY);
-        CREATE TABLE asked (id int PRIMARY KEY, v text); INSERT INTO asked SELECT i, 'v' FROM generate_series(1, 100) i;
+        CREATE TABLE filtered (id int PRIMARY KEY, v text); INSERT INTO filtered SELECT i, 'v' FROM generate_series(1, 100) i;
         INSERT INTO typed SELECT i, i FROM generate_series(1, 1000) i; INSERT INTO remade VALUES (1); INSERT INTO back VALUES (1), (2)",
     );
-    let mirror = env.mirror(&["a", "b", "typed", "remade", "back", "asked"]);
+    let mirror = env.mirror(&["a", "b", "typed", "remade", "back", "filtered"]);
     let mut run = env.streaming(&mirror);
     let publication = run.status()["publicationName"].as_str().unwrap().to_owned();
     env.sql(&format!(
@@ -409,9 +409,9 @@ fn of_single_tables() {
     let slot = "SELECT slot_name, catalog_xmin IS NOT NULL FROM pg_replication_slots WHERE database = current_database()";
     let before = env.source(slot);
     env.target("ALTER TABLE typed DROP COLUMN n");
-    let unknown = asks(&mirror, "1 public.typo");
+    let unknown = with_resync(&mirror, "1 public.typo");
     env.command("check", &unknown, &[]).says(&["public.typo", "resync"]);
-    let mut again = asks(&mirror, "2 public.typed public.remade,public.back public.asked");
+    let mut again = with_resync(&mirror, "2 public.typed public.remade,public.back public.filtered");
     again.table(5)["where"] = json!("id > 50");
     let writer = Writer::start(env.connect(), |n| {
         format!(
@@ -431,8 +431,8 @@ fn of_single_tables() {
     env.assert_table("remade", "id", "id");
     env.assert_table("back", "id", "id");
     env.assert_same(
-        "SELECT id, v FROM asked WHERE id > 50 ORDER BY id",
-        "SELECT id, v FROM asked FINAL ORDER BY id",
+        "SELECT id, v FROM filtered WHERE id > 50 ORDER BY id",
+        "SELECT id, v FROM filtered FINAL ORDER BY id",
     );
     // The same annotation value asks for no second resync.
     env.catch_up(&again).says(&["0 rows copied"]);

@@ -36,7 +36,7 @@ on_both!(added_columns, added_while_stopped);
 /// With an absent synchronous standby a commit is in the stream long before it is visible: the catalog lacks
 /// the columns of the transaction's rows.
 #[test]
-fn columns_that_nobody_sees_yet() {
+fn columns_that_are_not_visible_yet() {
     let env = TestEnv::on(Server::postgres(Pg::V18, &[]).into(), Server::shared_clickhouse());
     env.sql("CREATE TABLE t (id int PRIMARY KEY); INSERT INTO t VALUES (1)");
     let mut run = env.streaming(&env.mirror(&["t"]));
@@ -47,7 +47,7 @@ fn columns_that_nobody_sees_yet() {
             "BEGIN; ALTER TABLE t ADD v text DEFAULT 'd'; INSERT INTO t VALUES (2, 'x'); COMMIT",
         )
     });
-    eventually("the columns to be waited for", || {
+    eventually("the wait for the columns", || {
         run.log().contains("whose commit the source does not show yet")
     });
     env.release_commits();
@@ -70,7 +70,7 @@ fn a_dropped_column_stays() {
 
 /// Re-fetched values, and rows that are still to be copied, are read by the column names of that time.
 #[test]
-fn a_column_goes_while_others_are_read_again() {
+fn a_column_is_dropped_while_others_are_refetched() {
     let env = TestEnv::new(Pg::V18);
     env.sql(
         "CREATE TABLE t (id int PRIMARY KEY, gone int NOT NULL, n int, big text); ALTER TABLE t ALTER big SET STORAGE EXTERNAL;

@@ -11,7 +11,7 @@ enum Outcome {
     Follows(&'static str, &'static str),
     /// The table fails alone for this reason with these remedies; after `fix` at the target and a resync both
     /// sides are equal.
-    Fails { words: &'static [&'static str], mend: &'static str, columns: &'static str },
+    Fails { words: &'static [&'static str], fix: &'static str, columns: &'static str },
 }
 
 use Outcome::{Fails, Follows};
@@ -146,7 +146,7 @@ const COLUMNS: &[Case] = &[
         change: &["ALTER TABLE {t} DROP b, ADD b int", "INSERT INTO {t} VALUES (6, 'x', 7)"],
         outcome: Fails {
             words: &["b", "DROP COLUMN", "walferry.dev/resync"],
-            mend: "ALTER TABLE {t} DROP COLUMN b",
+            fix: "ALTER TABLE {t} DROP COLUMN b",
             columns: "id, a, b",
         },
     },
@@ -233,7 +233,7 @@ const TABLES: &[Case] = &[
         ],
         outcome: Fails {
             words: &["id", "Int64", "sorted by", "walferry.dev/resync"],
-            mend: "DROP TABLE {t} SYNC",
+            fix: "DROP TABLE {t} SYNC",
             columns: "id, n, m, d, v",
         },
     },
@@ -243,7 +243,7 @@ const TABLES: &[Case] = &[
         change: &["ALTER TABLE {t} ALTER n TYPE text", "INSERT INTO {t} VALUES (6, 'six', 6, 6.25, 'v')"],
         outcome: Fails {
             words: &["n", "String", "DROP COLUMN", "walferry.dev/resync"],
-            mend: "ALTER TABLE {t} DROP COLUMN n",
+            fix: "ALTER TABLE {t} DROP COLUMN n",
             columns: "id, n, m, d, v",
         },
     },
@@ -324,7 +324,7 @@ const TABLES: &[Case] = &[
         ],
         outcome: Fails {
             words: &["(id)", "(a)", "walferry.dev/resync"],
-            mend: "DROP TABLE {t} SYNC",
+            fix: "DROP TABLE {t} SYNC",
             columns: "id, a",
         },
     },
@@ -337,7 +337,7 @@ const TABLES: &[Case] = &[
         ],
         outcome: Fails {
             words: &["sorted by", "walferry.dev/resync"],
-            mend: "DROP TABLE {t} SYNC",
+            fix: "DROP TABLE {t} SYNC",
             columns: "id, a",
         },
     },
@@ -351,7 +351,7 @@ const TABLES: &[Case] = &[
         ],
         outcome: Fails {
             words: &["(id)", "(id, a)", "sorted by", "walferry.dev/resync"],
-            mend: "DROP TABLE {t} SYNC",
+            fix: "DROP TABLE {t} SYNC",
             columns: "id, a",
         },
     },
@@ -364,7 +364,7 @@ const TABLES: &[Case] = &[
         ],
         outcome: Fails {
             words: &["told apart by (id)", "walferry.dev/resync"],
-            mend: "DROP TABLE {t} SYNC",
+            fix: "DROP TABLE {t} SYNC",
             columns: "id, a",
         },
     },
@@ -453,7 +453,7 @@ fn assert_repaired(env: &TestEnv, mirror: &Mirror, cases: &[&Case]) {
     mirror.mirror["metadata"]["annotations"] = json!({"walferry.dev/resync": "1"});
     for case in cases {
         match &case.outcome {
-            Fails { mend, .. } => drop(env.target(&write(case, mend))),
+            Fails { fix, .. } => drop(env.target(&write(case, fix))),
             Follows(..) => {}
         }
     }
@@ -536,7 +536,7 @@ fn before_it_is_copied() {
 
 /// A new column with the former name of a renamed one is not taken for one that was dropped and added again.
 #[test]
-fn a_column_that_took_another_one_s_name_is_told_from_it() {
+fn a_new_column_with_the_former_name_of_a_renamed_one() {
     let env = TestEnv::new(Pg::V18);
     env.sql("CREATE TABLE t (id int PRIMARY KEY, a text); INSERT INTO t VALUES (1, 'a')");
     let mut run = env.streaming(&env.mirror(&["t"]));
@@ -569,8 +569,8 @@ fn a_renamed_column_gets_its_name_at_the_target_as_check_says() {
     let writer = Writer::start(env.connect(), |n| {
         format!("INSERT INTO t VALUES ({n} + 100, 'w', {n}); UPDATE t SET weight = {n} WHERE id = 1")
     });
-    let said = env.command("check", &mirror, &[]).exits(0).text();
-    let mut lines = said.lines().map(str::trim);
+    let report = env.command("check", &mirror, &[]).exits(0).text();
+    let mut lines = report.lines().map(str::trim);
     let statement = lines.find(|line| line.starts_with("ALTER TABLE") && line.contains("RENAME COLUMN"));
     env.target(statement.unwrap());
     run.stop();

@@ -116,7 +116,7 @@ fn shuts_down_while(pg: Pg, changes: &[&str], begin: impl Fn(&TestEnv), end: imp
         env.sql(change);
         until_sent(&env);
         shut_down(&env, change);
-        run.until_status("the shutdown to be told", |status| {
+        run.until_status("the shutdown to be reported", |status| {
             let ready =
                 status["conditions"].as_array()?.iter().find(|condition| condition["type"] == "Ready")?;
             (ready["status"] == "False" && ready["message"].as_str()?.contains("source")).then_some(())

@@ -151,7 +151,7 @@ fn resumes_where_it_was_killed() {
         status["tables"][0]["rowsCopied"].as_u64().filter(|rows| *rows > 0)
     });
     run.kill();
-    assert!(copied < 60_000, "the copy was over at once");
+    assert!(copied < 60_000, "the copy was complete before the kill");
     let before = env.target_value("SELECT count() FROM t");
     let mut run = env.streaming(&mirror);
     assert_eq!(env.target_value("SELECT count() FROM t FINAL"), "60000");
@@ -175,7 +175,7 @@ fn mode_never_streams_only() {
 }
 
 #[test]
-fn mode_only_copies_and_ends() {
+fn mode_initial_only_copies_and_ends() {
     let env = TestEnv::new(Pg::V18);
     env.sql("CREATE TABLE t (id int PRIMARY KEY); INSERT INTO t SELECT generate_series(1, 1000)");
     let mut mirror = env.mirror(&["t"]);
@@ -295,7 +295,7 @@ fn missing_values_of_added_columns() {
 
 /// A table that is added to the file is copied while the others stream; one that is removed stops.
 #[test]
-fn tables_join_and_leave() {
+fn tables_are_added_and_removed() {
     let env = TestEnv::new(Pg::V18);
     env.sql(
         "CREATE TABLE a (id int PRIMARY KEY); CREATE TABLE b (id int PRIMARY KEY);
@@ -323,7 +323,7 @@ impl Mirrors<'_> {
 
 /// A transaction that wrote to a table before it was added to a running slot, and commits later, is not lost.
 #[test]
-fn a_transaction_that_is_open_when_a_table_joins() {
+fn a_transaction_that_is_open_when_a_table_is_added() {
     let env = TestEnv::new(Pg::V18);
     env.sql("CREATE TABLE a (id int PRIMARY KEY); CREATE TABLE b (id int PRIMARY KEY)");
     env.catch_up(&env.mirror(&["a"]));
@@ -332,13 +332,13 @@ fn a_transaction_that_is_open_when_a_table_joins() {
     let mirror = env.mirror(&["a", "b"]);
     let mut run = env.run(&mirror);
     // The table waits for that transaction, which its reason shows.
-    run.until_status("the wait to be told", |status| {
+    run.until_status("the wait to be reported", |status| {
         let tables = status["tables"].as_array()?;
         let b = tables.iter().find(|table| table["name"] == "b")?;
         (!b["message"].as_str()?.is_empty()).then_some(())
     });
     env.sql("INSERT INTO a VALUES (1)");
-    eventually("the other table to go on", || env.target("SELECT id FROM a FINAL") == "1\n");
+    eventually("the other table to continue", || env.target("SELECT id FROM a FINAL") == "1\n");
     open.batch_execute("COMMIT").unwrap();
     run.until_streaming();
     env.settle(&mut run);
@@ -348,7 +348,7 @@ fn a_transaction_that_is_open_when_a_table_joins() {
 /// Timeouts that a role or database has for the application end neither a long copy nor the stream of a long
 /// transaction.
 #[test]
-fn the_roles_time_outs_end_nothing() {
+fn timeouts_of_the_role_end_nothing() {
     let env = TestEnv::new(Pg::V18);
     env.sql("CREATE TABLE t (id int PRIMARY KEY, v text); INSERT INTO t SELECT i, repeat('x', 300) FROM generate_series(1, 80000) i");
     let database = &env.database;
@@ -364,6 +364,6 @@ fn the_roles_time_outs_end_nothing() {
         "SELECT count(), sum(id), sum(length(v)) FROM t FINAL WHERE _walferry_deleted = 0",
     );
     let log = run.log();
-    assert!(!log.contains("timeout") && !log.contains("will try again"), "a time-out ended something");
+    assert!(!log.contains("timeout") && !log.contains("will try again"), "a timeout ended something");
     run.stop();
 }

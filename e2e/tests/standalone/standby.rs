@@ -71,7 +71,7 @@ fn a_standby_is_a_source() {
     early.batch_execute("BEGIN; INSERT INTO plain VALUES (100001, 'early')").unwrap();
     standby.until_replayed(env.lsn());
     let mut run = env.run(&mirror);
-    run.until_status("the Mirror to say what the slot waits for", |status| {
+    run.until_status("the reason for which the slot waits", |status| {
         let conditions = status["conditions"].as_array()?;
         let waits = conditions.iter().find(|condition| condition["reason"] == "SourceSlotNotReady")?;
         waits["message"].as_str()?.contains("pg_log_standby_snapshot()").then_some(())
@@ -79,7 +79,7 @@ fn a_standby_is_a_source() {
     early.batch_execute("COMMIT").unwrap();
     slot_made(&env, &mut run);
     // Until the primary has feedback about the slot it removes catalog rows that the slot needs.
-    run.eventually("the primary to hear of the slot", || {
+    run.eventually("feedback about the slot to reach the primary", || {
         env.source_value("SELECT count(catalog_xmin) FROM pg_replication_slots") == "1"
     });
     run.until_streaming();
@@ -115,7 +115,7 @@ fn a_standby_is_a_source() {
         mirror_from(standby.server.port, &env, &["plain", "large", "parts", "filtered", "later"]);
     mirror.table(3)["where"] = "id > 5".into();
     let mut early = env.connect();
-    early.batch_execute("BEGIN; INSERT INTO later VALUES (2, 'before it joins')").unwrap();
+    early.batch_execute("BEGIN; INSERT INTO later VALUES (2, 'before it is added')").unwrap();
     run_at_the_primary(&env, &standby, env.command("check", &mirror, &[]));
     let mut without = mirror.clone();
     without.mirror["spec"]["tables"].as_array_mut().unwrap().pop();
@@ -129,7 +129,7 @@ fn a_standby_is_a_source() {
     let sql =
         "SELECT backend_xid FROM pg_stat_activity WHERE backend_xid IS NOT NULL AND pid <> pg_backend_pid()";
     assert!(message.contains(&env.source_value(sql)), "{message}");
-    early.batch_execute("INSERT INTO later VALUES (3, 'after it joined'); COMMIT").unwrap();
+    early.batch_execute("INSERT INTO later VALUES (3, 'after it was added'); COMMIT").unwrap();
     run.until_streaming();
     env.settle(&mut run);
     env.assert_table("later", "id, v", "id");
@@ -143,7 +143,7 @@ fn a_standby_is_a_source() {
     run.stop();
     mirror.mirror["metadata"]["annotations"]["walferry.dev/resync"] = "2".into();
     let mut run = env.run(&mirror);
-    run.until_status("the new slot to be asked for", |status| {
+    run.until_status("the new slot to be provisioned", |status| {
         (status["phase"] == "Provisioning").then_some(())
     });
     slot_made(&env, &mut run);
@@ -210,7 +210,7 @@ fn conflicts_with_recovery() {
         env.admin(&format!("VACUUM {tables}"));
         standby.until_replayed(env.lsn());
     };
-    until("the copy to be ended at the standby", || {
+    until("the query of the copy to be canceled", || {
         vacuum("wide");
         (copies() == "0").then_some(())
     });

@@ -100,10 +100,10 @@ const CASES: &[Case] = &[
     },
     // All of it is one transaction, in which a savepoint may have a transaction ID of its own.
     Case {
-        table: "new_at_once",
-        create: "CREATE TABLE new_at_once (id int PRIMARY KEY)",
+        table: "new_in_one",
+        create: "CREATE TABLE new_in_one (id int PRIMARY KEY)",
         target: "",
-        change: "BEGIN; CREATE TYPE pace AS ENUM ('slow', 'fast'); ALTER TABLE new_at_once ADD a pace; INSERT INTO new_at_once VALUES (1, 'slow'); ALTER TYPE pace RENAME VALUE 'slow' TO 'steady'; COMMIT",
+        change: "BEGIN; CREATE TYPE pace AS ENUM ('slow', 'fast'); ALTER TABLE new_in_one ADD a pace; INSERT INTO new_in_one VALUES (1, 'slow'); ALTER TYPE pace RENAME VALUE 'slow' TO 'steady'; COMMIT",
         columns: ("id, a", "id, a"),
     },
     Case {

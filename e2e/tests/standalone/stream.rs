@@ -132,7 +132,7 @@ fn a_large_transaction(pg: Pg) {
 }
 
 /// `/status` shows how much WAL the slot retains, and whether the source may remove it.
-fn the_slot_s_wal_is_told(pg: Pg) {
+fn the_retained_wal_is_reported(pg: Pg) {
     let env = TestEnv::new(pg);
     env.sql("CREATE TABLE t (id int PRIMARY KEY)");
     let mut run = env.streaming(&env.mirror(&["t"]));
@@ -143,7 +143,7 @@ fn the_slot_s_wal_is_told(pg: Pg) {
 }
 
 on_both!(
-    the_slot_s_wal_is_told,
+    the_retained_wal_is_reported,
     every_kind_of_change,
     truncate,
     other_identities,
@@ -212,7 +212,7 @@ fn an_idle_slot_moves() {
     env.sql("CREATE TABLE t (id int PRIMARY KEY); CREATE TABLE unpublished (id int PRIMARY KEY, v text)");
     let mut run = env.streaming(&env.mirror(&["t"]));
     env.sql("INSERT INTO unpublished SELECT i, repeat('x', 100) FROM generate_series(1, 20000) i");
-    moved_on(&env, &mut run);
+    assert_advances(&env, &mut run);
     // Nor does another database with many writes keep it from that.
     let name = format!("{}_neighbour", env.database);
     env.admin(&format!("CREATE DATABASE {name}"));
@@ -220,14 +220,14 @@ fn an_idle_slot_moves() {
     neighbour
         .batch_execute("CREATE TABLE busy AS SELECT i, repeat('x', 100) AS v FROM generate_series(1, 100000) i; UPDATE busy SET i = i + 1")
         .unwrap();
-    moved_on(&env, &mut run);
+    assert_advances(&env, &mut run);
     drop(neighbour);
     env.admin(&format!("DROP DATABASE {name} WITH (FORCE)"));
 }
 
 /// The slot advances past the present end of the log, and retains none of it.
 #[track_caller]
-fn moved_on(env: &TestEnv, run: &mut Run) {
+fn assert_advances(env: &TestEnv, run: &mut Run) {
     let written = env.lsn();
     env.settle(run);
     let (high, low) = (written >> 32, written & 0xFFFF_FFFF);
@@ -243,7 +243,7 @@ fn moved_on(env: &TestEnv, run: &mut Run) {
 
 /// `pg_stat_replication` shows which Mirror a connection belongs to.
 #[test]
-fn application_name_tells_the_mirror() {
+fn application_name_has_the_mirror() {
     let env = TestEnv::new(Pg::V18);
     env.sql("CREATE TABLE t (id int PRIMARY KEY)");
     let mirror = env.mirror(&["t"]);
@@ -288,7 +288,7 @@ fn a_failed_table_stops_alone() {
 
 /// While the destination is slow the source still receives status updates, and keeps the connection.
 #[test]
-fn feedback_goes_on_while_the_destination_is_slow() {
+fn status_updates_continue_while_the_destination_is_slow() {
     let postgres = Server::postgres(Pg::V18, &["-c", "wal_sender_timeout=4s"]);
     let clickhouse = Server::clickhouse(&[]);
     let env = TestEnv::on(postgres.into(), clickhouse.into());
@@ -298,11 +298,11 @@ fn feedback_goes_on_while_the_destination_is_slow() {
     let frozen = nix::unistd::Pid::from_raw(env.clickhouse_server.pid());
     nix::sys::signal::kill(frozen, Signal::SIGSTOP).unwrap();
     env.sql("INSERT INTO t SELECT i, repeat('x', 200) FROM generate_series(1, 50000) i");
-    let heard = || env.silence(&walsender);
+    let silence = || env.silence(&walsender);
     // More than twice wal_sender_timeout.
     let started = std::time::Instant::now();
     eventually("nine seconds to pass with the same connection", || {
-        assert!(heard() < 4.0, "no feedback for {} s", heard());
+        assert!(silence() < 4.0, "no feedback for {} s", silence());
         started.elapsed().as_secs() >= 9
     });
     nix::sys::signal::kill(frozen, Signal::SIGCONT).unwrap();
@@ -454,7 +454,7 @@ fn http_interface() {
 
 /// The lag grows while the destination hangs, and is zero again afterwards.
 #[test]
-fn lag_is_told() {
+fn lag_is_reported() {
     let clickhouse = Server::clickhouse(&[]);
     let env = TestEnv::on(Server::shared_postgres(Pg::V18), clickhouse.into());
     env.sql("CREATE TABLE t (id int PRIMARY KEY)");

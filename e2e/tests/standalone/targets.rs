@@ -44,11 +44,11 @@ fn another_mirror_s_target(pg: Pg) {
     let (one, first, two, second) = two_sources(pg);
     let mut running = one.streaming(&first);
     let name = first.mirror["metadata"]["name"].as_str().unwrap();
-    let told = two.command("check", &second, &[]).says(&["public.t", name, "another target.table"]);
+    let check = two.command("check", &second, &[]).says(&["public.t", name, "another target.table"]);
     assert!(
-        !told.text().contains("TRUNCATE") && !told.text().contains("walferry.dev/resync"),
+        !check.text().contains("TRUNCATE") && !check.text().contains("walferry.dev/resync"),
         "{}",
-        told.text()
+        check.text()
     );
     let files = Mounted::new(&second);
     let mut run = files.run();
@@ -59,7 +59,7 @@ fn another_mirror_s_target(pg: Pg) {
     );
     streams(&mut run, "u");
     one.sql("INSERT INTO t VALUES (2000, 'more')");
-    two.sql("INSERT INTO t VALUES (3000, 'not to be seen')");
+    two.sql("INSERT INTO t VALUES (3000, 'invisible')");
     one.settle(&mut running);
     two.settle(&mut run);
     one.assert_table("t", "id, v", "id");
@@ -76,7 +76,7 @@ fn another_mirror_s_target(pg: Pg) {
     streams(&mut run, "t");
     two.settle(&mut run);
     run.stop();
-    assert_eq!(one.target_value("SELECT count(), min(v), max(v) FROM t FINAL"), "11\tnot to be seen\ttwo");
+    assert_eq!(one.target_value("SELECT count(), min(v), max(v) FROM t FINAL"), "11\tinvisible\ttwo");
     two.command("teardown", &healed, &[]).exits(0);
 }
 
@@ -84,7 +84,7 @@ on_both!(another_mirror_s_target);
 
 /// A Mirror is gone and its claim is left: the remedy's statement releases the target.
 #[test]
-fn released_by_the_statement_of_the_message() {
+fn released_by_the_statement_of_the_remedy() {
     let (one, first, _two, second) = two_sources(Pg::V18);
     one.catch_up(&first);
     let files = Mounted::new(&second);
@@ -131,7 +131,7 @@ fn two_that_start_at_the_same_moment() {
 
 /// A table that is removed from its Mirror releases its target.
 #[test]
-fn a_table_that_leaves_releases_its_target() {
+fn a_removed_table_releases_its_target() {
     let (one, mut first, _two, second) = two_sources(Pg::V18);
     one.sql("CREATE TABLE other (id int PRIMARY KEY)");
     first.mirror["spec"]["tables"].as_array_mut().unwrap().push(json!({"schema": "public", "name": "other"}));
@@ -150,7 +150,7 @@ const EXCHANGED: [&str; 2] = [
     "RENAME TABLE t TO kept; CREATE TABLE t AS kept",
 ];
 
-fn put_in_its_place(env: &TestEnv, statements: &str) {
+fn replace_target(env: &TestEnv, statements: &str) {
     for statement in statements.split("; ") {
         env.target(statement);
     }
@@ -166,11 +166,11 @@ fn a_target_that_is_another_table() {
         let down = index == 0;
         if down {
             env.catch_up(&mirror);
-            put_in_its_place(&env, statements);
+            replace_target(&env, statements);
         }
         let mut run = if down { env.run(&mirror) } else { env.streaming(&mirror) };
         if !down {
-            put_in_its_place(&env, statements);
+            replace_target(&env, statements);
         }
         let message = fails(&mut run, "t", "DestinationTableReplaced");
         assert!(message.contains("walferry.dev/resync") && message.contains("public.t"), "{message}");

@@ -55,13 +55,13 @@ fn at_another_server_or_database() {
 
 /// The statements that the refusal prints remove slot and publication.
 #[test]
-fn by_hand_at_the_server_where_it_was_made() {
+fn by_the_statements_of_the_refusal() {
     let (env, server) = (TestEnv::new(Pg::V18), TestEnv::new(Pg::V14));
     env.sql("CREATE TABLE t (id int PRIMARY KEY)");
     let mirror = env.mirror(&["t"]);
     env.catch_up(&mirror);
-    let said = refuses(&env, &moved(&mirror, &server)).text();
-    let statements = said.split("run there: ").nth(1).unwrap().lines().next().unwrap();
+    let refusal = refuses(&env, &moved(&mirror, &server)).text();
+    let statements = refusal.split("run there: ").nth(1).unwrap().lines().next().unwrap();
     env.sql(statements);
     assert_eq!(left(&env), "0 slots, 0 publications");
 }

@@ -85,7 +85,7 @@ fn a_copy_s_insert_that_outlives_its_process() {
     run.until_streaming();
     env.settle(&mut run);
     let ended = left.join().unwrap();
-    assert!(ended.is_err(), "the insert was let go on");
+    assert!(ended.is_err(), "the insert was not canceled");
     env.assert_table("t", "id, v", "id");
     assert_eq!(run.table("t")["truncated"], 1);
 }

@@ -105,7 +105,7 @@ fn where_only_inserts_are_mirrored() {
 /// Without the privilege each such table fails alone, and its remedies are the statement and the grant;
 /// either helps.
 #[test]
-fn without_the_right() {
+fn without_the_privilege() {
     let env = TestEnv::new(Pg::V18);
     let names = ["narrow", "taking_null", "stays"];
     for name in names {
@@ -152,7 +152,7 @@ fn without_the_right() {
 /// A user makes columns of targets narrower while their tables stream: each table fails alone with the
 /// statement that undoes it, before wrong values are stored; a column that only lost NULL gets it back.
 #[test]
-fn a_column_that_somebody_makes_narrower() {
+fn a_column_that_is_made_narrower() {
     let env = TestEnv::new(Pg::V18);
     env.sql(
         "CREATE TABLE numbers (id int PRIMARY KEY, n bigint); CREATE TABLE texts (id int PRIMARY KEY, v text NOT NULL); CREATE TABLE moments (id int PRIMARY KEY, at timestamptz);
