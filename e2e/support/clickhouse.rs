@@ -1,4 +1,4 @@
-//! Queries to ClickHouse, past the program under test.
+//! Queries that a test sends to ClickHouse directly, without the program under test.
 
 use super::http;
 
@@ -20,7 +20,7 @@ impl ClickHouse {
         }
     }
 
-    /// Runs `sql` as the role that the program has, with these further parameters of the request.
+    /// Runs `sql` as the user that the program has, with these additional URL parameters.
     pub fn try_query_as_limited(&self, parameters: &str, sql: &str) -> Result<String, String> {
         let headers = "X-ClickHouse-User: limited\r\nX-ClickHouse-Key: limited-test\r\n";
         match http::post(self.port, &format!("/?{parameters}"), headers, sql) {

@@ -1,4 +1,4 @@
-//! A Mirror whose file is edited, and whose servers are changed, as the program says.
+//! A Mirror whose file and servers are changed exactly as walferry's remedies ask for.
 
 use std::{path::PathBuf, sync::Arc};
 
@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use super::{Mirror, Printed, Run, Server, TestEnv, Writer, eventually, printed, walferry};
 
-/// A Mirror and the file that people edit.
+/// A Mirror and its file, which the remedies edit.
 #[derive(Debug)]
 pub struct EditedMirror {
     pub env: TestEnv,
@@ -28,7 +28,8 @@ impl EditedMirror {
         EditedMirror { env, mirror, file, source }
     }
 
-    /// Runs what `check` prints for its failures, until it has none. Each round may bring others to light.
+    /// Runs the statements that `check` prints for its failures until it has none. A fixed failure may reveal
+    /// another one, so there are several rounds.
     #[track_caller]
     pub fn fix(&self) {
         for round in 0.. {
@@ -38,22 +39,22 @@ impl EditedMirror {
                 break;
             }
             let all = printed(&report, "To fix:");
-            assert!(round < 5 && !all.is_empty(), "it is not fixed:\n{report}");
+            assert!(round < 5 && !all.is_empty(), "check still fails after {round} rounds:\n{report}");
             all.iter().for_each(|printed| self.run_printed(printed));
         }
     }
 
-    /// Runs statements where they are to be run; the source knows of it when this returns.
+    /// Runs statements at the server that they are for, and waits until the source has replayed them.
     #[track_caller]
     pub fn run_printed(&self, printed: &Printed) {
         let server = if printed.at_primary() { &self.env.postgres_server } else { &self.source };
         printed.run(&self.env, server);
-        self.until_known();
+        self.until_replayed();
     }
 
-    /// Waits until the source has replayed what its primary has.
+    /// Waits until a source that is a standby has replayed what its primary has written.
     #[track_caller]
-    pub fn until_known(&self) {
+    pub fn until_replayed(&self) {
         let lsn = self.env.source_value("SELECT pg_current_wal_flush_lsn()");
         let known = format!("SELECT coalesce(pg_last_wal_replay_lsn() >= '{lsn}', true)");
         let mut admin = self.env.connect_admin_of(&self.source);
@@ -64,16 +65,16 @@ impl EditedMirror {
         Run::start(&self.file, &[])
     }
 
-    /// Writes the file again, and starts.
+    /// Writes the changed Mirror to its file and starts `walferry run`.
     pub fn start_changed(&self) -> Run {
         std::fs::write(&self.file, self.mirror.to_yaml()).unwrap();
         self.start()
     }
 
-    /// Does what the steps say, of several choices the one that begins with `choice`, and starts walferry again where they say so.
+    /// Executes the steps. Where a step offers several choices, the one that begins with `choice` is taken.
     #[track_caller]
     pub fn follow(&self, run: Run, steps: &[String], choice: &str) -> Run {
-        assert!(!steps.is_empty(), "nothing helps");
+        assert!(!steps.is_empty(), "the status has no remedy");
         let mut run = Some(run);
         for step in steps {
             let step = step.split(", or ").find(|part| part.starts_with(choice)).unwrap_or(step);
@@ -106,7 +107,7 @@ impl EditedMirror {
         run.unwrap()
     }
 
-    /// Changes the file as a step says.
+    /// Makes the edit of the file that a step describes.
     #[track_caller]
     fn edit(&self, step: &str) {
         let name = self.mirror.mirror["metadata"]["name"].as_str().unwrap();
@@ -140,13 +141,14 @@ impl EditedMirror {
                 }
                 mirror["spec"]["tables"] = changed.into();
             }
-            other => panic!("not an edit that a script can make: {other:?}"),
+            other => panic!("no script can make this edit: {other:?}"),
         }
         let texts = documents.iter().map(|document| serde_yaml::to_string(document).unwrap());
         std::fs::write(&self.file, texts.collect::<Vec<_>>().join("---\n")).unwrap();
     }
 
-    /// Everything streams again, and `walferry verify` finds both sides equal once the application has stopped, which must have written.
+    /// Asserts that every table streams again, and that `walferry verify` finds no difference once the
+    /// application, which must have written rows, has stopped.
     #[track_caller]
     pub fn ends_equal(&self, mut run: Run, writer: Writer) {
         run.until_streaming();

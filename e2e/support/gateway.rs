@@ -1,4 +1,5 @@
-//! What may stand between a client and ClickHouse: a balancer, and a queue that keeps requests until long after their client has gone.
+//! An HTTP gateway between a client and ClickHouse: a load balancer, and a queue that delivers requests after
+//! their client has disconnected.
 
 use std::{
     io::{Read, Write},
@@ -7,19 +8,19 @@ use std::{
     thread,
 };
 
-/// Takes HTTP requests whole, and hands them on to one of several servers, to more than one, or later.
+/// Reads whole HTTP requests and forwards each to one server, to several, or later.
 #[derive(Debug)]
 pub struct Gateway {
     pub port: u16,
     state: Arc<Mutex<State>>,
 }
 
-/// What becomes of a request: the servers it is sent to, the last of which answers the client.
+/// The ports that a request is sent to. The last server's answer goes to the client.
 type Route = Box<dyn FnMut(&str) -> Vec<u16> + Send>;
 
 struct State {
     route: Route,
-    /// Requests with this in them are kept, so many times.
+    /// A text and how many more requests that contain it are held back.
     held_back: Option<(String, usize)>,
     kept: Vec<Vec<u8>>,
 }
@@ -34,12 +35,12 @@ impl std::fmt::Debug for State {
 }
 
 impl Gateway {
-    /// Hands everything on to one server.
+    /// Forwards every request to one server.
     pub fn to(target: u16) -> Gateway {
         Gateway::routed(move |_| vec![target])
     }
 
-    /// Asks for each request, of which the first kilobytes are given as text, where it goes.
+    /// Calls `route` for each request, with its first kilobytes as text.
     pub fn routed(route: impl FnMut(&str) -> Vec<u16> + Send + 'static) -> Gateway {
         let listener = TcpListener::bind(("127.0.0.1", 0)).unwrap();
         let port = listener.local_addr().unwrap().port();
@@ -58,22 +59,24 @@ impl Gateway {
         self.state.lock().unwrap()
     }
 
-    /// Keeps the next `times` requests that have this text in them (decoded from a URL), and cuts their clients off.
+    /// Holds back the next `times` requests that contain this text, after URL decoding, and closes their
+    /// connections.
     pub fn hold(&self, text: &str, times: usize) {
         self.state().held_back = Some((text.to_owned(), times));
     }
 
-    /// Keeps no more requests.
+    /// Holds back no more requests.
     pub fn let_pass(&self) {
         self.state().held_back = None;
     }
 
-    /// How many requests are kept.
+    /// The number of requests that are held back.
     pub fn kept(&self) -> usize {
         self.state().kept.len()
     }
 
-    /// Sends the kept requests now, in the order in which they came, and gives the servers' answers.
+    /// Sends the requests that were held back, in the order of their arrival, and returns the servers'
+    /// answers.
     pub fn deliver(&self) -> Vec<String> {
         let kept = std::mem::take(&mut self.state().kept);
         kept.iter()
@@ -87,7 +90,7 @@ impl Gateway {
     }
 }
 
-/// One connection, for one request.
+/// Serves one connection, which carries one request.
 fn serve(mut client: TcpStream, state: &Mutex<State>) {
     let Some(request) = read_request(&mut client) else { return };
     let text = shown(&request);
@@ -111,7 +114,7 @@ fn serve(mut client: TcpStream, state: &Mutex<State>) {
     drop(client.shutdown(Shutdown::Both));
 }
 
-/// Sends a request and reads the answer to its end.
+/// Sends a request and reads the whole answer.
 fn ask(target: u16, request: &[u8]) -> std::io::Result<Vec<u8>> {
     let mut server = TcpStream::connect(("127.0.0.1", target))?;
     server.write_all(request)?;
@@ -120,7 +123,7 @@ fn ask(target: u16, request: &[u8]) -> std::io::Result<Vec<u8>> {
     Ok(answer)
 }
 
-/// The first kilobytes of a request, with what a URL encodes.
+/// The first kilobytes of a request, URL-decoded.
 fn shown(request: &[u8]) -> String {
     let text = String::from_utf8_lossy(request.get(..request.len().min(16 << 10)).unwrap_or_default());
     let text = text.replace('+', " ");
@@ -142,7 +145,7 @@ fn shown(request: &[u8]) -> String {
     shown
 }
 
-/// A whole request, which asks the server to close the connection behind the answer.
+/// Reads a whole request and makes it ask the server to close the connection after the answer.
 fn read_request(client: &mut TcpStream) -> Option<Vec<u8>> {
     let mut bytes = Vec::new();
     let head = loop {

@@ -1,4 +1,4 @@
-//! HTTP/1.0 in the few lines that a test needs: one request, one answer, connection closed.
+//! A minimal HTTP/1.0 client: one request and one answer per connection.
 
 use std::{
     io::{self, Read, Write},

@@ -1,4 +1,5 @@
-//! A server that is the real one until it is asked for a certain thing, and hostile from then on.
+//! A server that forwards to a real one until a client sends certain words, and attacks the client from then
+//! on.
 
 use std::{
     io::{Read, Write},
@@ -10,12 +11,12 @@ use std::{
     thread,
 };
 
-/// What is sent once the words were heard.
+/// The bytes that are sent after a client has sent the words.
 #[derive(Clone, Debug)]
 pub struct Attack {
     /// Sent once.
     pub first: Vec<u8>,
-    /// Sent again and again as long as the client takes it; empty for silence.
+    /// Sent repeatedly as long as the client reads; empty for silence.
     pub then: Vec<u8>,
 }
 
@@ -25,13 +26,14 @@ impl Attack {
         Attack { first: first.into(), then: Vec::new() }
     }
 
-    /// `first`, then `then` without end.
+    /// `first`, then `then` repeatedly until the client disconnects.
     pub fn endless(first: impl Into<Vec<u8>>, then: impl Into<Vec<u8>>) -> Attack {
         Attack { first: first.into(), then: then.into() }
     }
 }
 
-/// Forwards connections to a port of this machine, and attacks each whose client says `words`; empty: at once.
+/// Forwards connections to a local port and attacks each client that sends `words`. With empty words the
+/// attack begins with the client's first bytes.
 #[derive(Debug)]
 pub struct MaliciousServer {
     pub port: u16,
@@ -53,7 +55,7 @@ impl MaliciousServer {
         MaliciousServer { port, sent }
     }
 
-    /// Bytes that clients have taken of what is sent without end.
+    /// The number of bytes of the endless part that clients have read.
     pub fn sent(&self) -> usize {
         self.sent.load(SeqCst)
     }
@@ -67,14 +69,14 @@ fn serve(mut client: TcpStream, target: u16, words: &str, attack: &Attack, sent:
     while let Ok(read @ 1..) = client.read(&mut buffer) {
         heard.extend_from_slice(&buffer[..read]);
         if words.is_empty() || heard.windows(words.len()).any(|window| window == words.as_bytes()) {
-            // The real server's answers so far go first.
+            // The attack must follow the real server's answers, not mix with them.
             let _ = server.shutdown(Shutdown::Both);
             let _ = answers.join();
             let _ = client.write_all(&attack.first);
             while !attack.then.is_empty() && client.write_all(&attack.then).is_ok() {
                 sent.fetch_add(attack.then.len(), SeqCst);
             }
-            // What the client says is read, so that it is never stopped by it.
+            // The client's writes must not block, so what it sends is read and dropped.
             while let Ok(1..) = client.read(&mut buffer) {}
             return;
         }

@@ -1,4 +1,5 @@
-//! What every test needs: servers, a pair of fresh databases, the program, and a way to compare both sides.
+//! Shared by all end-to-end tests: servers, a pair of new databases per test, the program, and comparisons of
+//! source and destination.
 
 mod clickhouse;
 mod edited_mirror;
@@ -33,17 +34,17 @@ pub use standby::Standby;
 pub use test_ca::{Identity, TestCa};
 pub use test_env::{Mirror, TestEnv};
 pub use wait::{DEADLINE, eventually, until};
-pub use walferry::{Outcome, Run, advice, parse_lsn, told, walferry, walferry_with_input};
+pub use walferry::{Outcome, Run, advice, failed_message, parse_lsn, walferry, walferry_with_input};
 pub use writer::Writer;
 
-/// The oldest and the newest PostgreSQL that are tested.
+/// The oldest and the newest PostgreSQL versions that are tested.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Pg {
     V14,
     V18,
 }
 
-/// Makes a test of `fn name(pg: Pg)` for each PostgreSQL.
+/// Declares one test of `fn name(pg: Pg)` for each PostgreSQL version.
 #[macro_export]
 macro_rules! on_both {
     ($($name:ident),* $(,)?) => {

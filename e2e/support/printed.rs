@@ -1,4 +1,4 @@
-//! Statements as `walferry check` prints them, run as they stand by the one who is to run them.
+//! Statements that `walferry check` prints, run unchanged with the privileges that they ask for.
 
 use std::{
     io::Write,
@@ -7,27 +7,28 @@ use std::{
 
 use super::{Server, TestEnv};
 
-/// Statements for one place, in their order.
+/// Statements for one server, in their order.
 #[derive(Debug)]
 pub struct Printed {
-    /// The subject and the check that they are printed for.
+    /// The line of the finding that they fix.
     pub finding: String,
     pub at_source: bool,
     pub sql: String,
 }
 
 impl Printed {
-    /// Whether they are for the primary of a source that is a standby.
+    /// Whether they must run at the primary of a source that is a standby.
     pub fn at_primary(&self) -> bool {
         self.sql.contains("-- at the primary\n") || self.sql.contains("/* at the primary */")
     }
 
-    /// Whether they say that PostgreSQL has to start again.
+    /// Whether they take effect only after a restart of PostgreSQL.
     pub fn restarts(&self) -> bool {
         self.sql.contains("then restart PostgreSQL")
     }
 
-    /// Runs them: at the destination, or by psql at `server`, with the privileges of the role that they name, else as a superuser.
+    /// Runs them at the destination, or with psql at `server` as the role that they name. Without a named
+    /// role they run as a superuser.
     #[track_caller]
     pub fn run(&self, env: &TestEnv, server: &Server) {
         if !self.at_source {
@@ -39,7 +40,7 @@ impl Printed {
         psql(env, server, self.role(), &self.sql);
     }
 
-    /// The role that a comment names; `None` where it speaks of one in other words, or of none.
+    /// The role that a comment names; `None` if it describes one in words or names none.
     fn role(&self) -> Option<&str> {
         let words = [("-- as ", "\n"), ("/* as ", " */")].into_iter().find_map(|(before, after)| {
             let (_, rest) = self.sql.split_once(before)?;
@@ -50,7 +51,7 @@ impl Printed {
     }
 }
 
-/// Feeds psql with statements for the test's database, as a superuser or with the privileges of `role` alone.
+/// Runs statements in the test's database with psql, as a superuser or with only the privileges of `role`.
 #[track_caller]
 fn psql(env: &TestEnv, server: &Server, role: Option<&str>, sql: &str) {
     let role = role.map_or_else(String::new, |role| format!("SET ROLE \"{role}\";\n"));
@@ -68,11 +69,12 @@ fn psql(env: &TestEnv, server: &Server, role: Option<&str>, sql: &str) {
     assert!(output.status.success(), "{role}{sql}: {}", String::from_utf8_lossy(&output.stderr));
 }
 
-/// What `check` prints below `title`, such as `To fix:`. Of several choices the first one that is statements.
+/// The statements that `check` prints below `title`, such as `To fix:`. Of several choices the first one that
+/// consists of statements is taken.
 pub fn printed(report: &str, title: &str) -> Vec<Printed> {
     let Some((_, below)) = report.split_once(&format!("\n{title}\n")) else { return Vec::new() };
     let mut all: Vec<Printed> = Vec::new();
-    // Whether the finding at hand has had statements, and whether another choice follows them.
+    // Whether the current finding already had statements, and whether an alternative to them follows.
     let (mut open, mut had, mut over) = (false, false, false);
     let mut finding = String::new();
     for line in below.lines().take_while(|line| line.starts_with("  ")) {

@@ -1,4 +1,4 @@
-//! A network between the program and a server, to be cut, frozen, slowed, damaged or wrapped in TLS.
+//! A network between the program and a server that can be cut, frozen, slowed, corrupted or wrapped in TLS.
 
 use rustls::{
     pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject},
@@ -16,14 +16,14 @@ use std::{
     time::Duration,
 };
 
-/// Forwards connections to a port of this machine until it is told otherwise.
+/// Forwards connections to a local port and injects the faults that a test asks for.
 #[derive(Debug)]
 pub struct Proxy {
     pub port: u16,
     state: Arc<State>,
 }
 
-/// Which way bytes go through a [`Proxy`].
+/// The direction of bytes through a [`Proxy`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Direction {
     ToServer,
@@ -41,12 +41,12 @@ struct Flow {
 #[derive(Debug, Default)]
 struct State {
     target: AtomicU16,
-    /// The target of every other connection; 0 where there is none.
+    /// The target of every second connection; 0 if there is none.
     other: AtomicU16,
     closed: AtomicBool,
     to_server: Arc<Flow>,
     to_client: Arc<Flow>,
-    /// Of what is open, by its number.
+    /// The sockets of open connections by connection number.
     client_sides: Mutex<BTreeMap<u64, TcpStream>>,
     server_sides: Mutex<BTreeMap<u64, TcpStream>>,
 }
@@ -81,7 +81,8 @@ impl Proxy {
         Proxy { port, state }
     }
 
-    /// Cuts every connection on the client's side only: the server does not notice, as when a cable is pulled.
+    /// Cuts every connection on the client's side only. The server does not notice, as with an unplugged
+    /// cable.
     pub fn cut_unnoticed(&self) {
         for side in std::mem::take(&mut *self.state.client_sides.lock().unwrap()).values() {
             let _ = side.shutdown(Shutdown::Both);
@@ -96,39 +97,40 @@ impl Proxy {
         }
     }
 
-    /// How many connections are open.
+    /// The number of open connections.
     pub fn open(&self) -> usize {
         self.state.client_sides.lock().unwrap().len()
     }
 
-    /// Forwards every other connection to another server from now on.
+    /// Forwards every second connection to another server from now on.
     pub fn alternate_with(&self, other: u16) {
         self.state.other.store(other, SeqCst);
     }
 
-    /// Forwards to another server from now on, and cuts what is open to the old one.
+    /// Forwards to another server from now on, and cuts the connections to the old one.
     pub fn set_target(&self, target: u16) {
         self.state.other.store(0, SeqCst);
         self.state.target.store(target, SeqCst);
         self.cut();
     }
 
-    /// Refuses new connections from now on, or takes them again.
+    /// Refuses new connections from now on, or accepts them again.
     pub fn set_closed(&self, closed: bool) {
         self.state.closed.store(closed, SeqCst);
     }
 
-    /// Swallows what goes this way from now on, without a word to anybody, or lets it go on, with what was swallowed.
+    /// Stops delivering bytes in this direction without closing anything, or delivers again, including the
+    /// bytes that were kept.
     pub fn set_frozen(&self, direction: Direction, frozen: bool) {
         self.flow(direction).frozen.store(frozen, SeqCst);
     }
 
-    /// Lets no more bytes pass this way than these in a second; 0 is without limit.
+    /// Limits the bandwidth in this direction; 0 removes the limit.
     pub fn set_bytes_per_second(&self, direction: Direction, bytes: u64) {
         self.flow(direction).bytes_per_second.store(bytes, SeqCst);
     }
 
-    /// Turns one bit over in each of the next pieces that go this way.
+    /// Flips one bit in each of the next `pieces` reads in this direction.
     pub fn corrupt(&self, direction: Direction, pieces: u32) {
         self.flow(direction).pieces_to_corrupt.store(pieces, SeqCst);
     }
@@ -142,7 +144,7 @@ impl Proxy {
 }
 
 impl State {
-    /// Copies what the client says. The server hears of its end too, unless the client was cut off unnoticed.
+    /// Copies from client to server. The client's end is forwarded unless the client was cut unnoticed.
     fn ask(&self, number: u64, client: TcpStream, server: TcpStream) {
         forward(client, server.try_clone().unwrap(), &self.to_server);
         self.to_server.thaw();
@@ -151,7 +153,7 @@ impl State {
         }
     }
 
-    /// Copies what the server says. Its end is the connection's, so a client hears of it.
+    /// Copies from server to client. The server's end closes the client's connection too.
     fn answer(&self, number: u64, server: TcpStream, client: TcpStream) {
         let server_ended = forward(server, client.try_clone().unwrap(), &self.to_client);
         self.to_client.thaw();
@@ -163,11 +165,11 @@ impl State {
     }
 }
 
-/// Copies bytes one way, and says whether it was the input that ended.
+/// Copies bytes in one direction and returns whether the input ended, rather than the output failed.
 fn forward(mut from: TcpStream, mut to: TcpStream, flow: &Flow) -> bool {
     let mut buffer = vec![0; 64 * 1024];
     while let Ok(read @ 1..) = from.read(&mut buffer) {
-        flow.trouble(&mut buffer[..read]);
+        flow.inject_faults(&mut buffer[..read]);
         if to.write_all(&buffer[..read]).is_err() {
             return false;
         }
@@ -176,15 +178,15 @@ fn forward(mut from: TcpStream, mut to: TcpStream, flow: &Flow) -> bool {
 }
 
 impl Flow {
-    /// Waits while it is frozen.
+    /// Waits while this direction is frozen.
     fn thaw(&self) {
         while self.frozen.load(SeqCst) {
             thread::sleep(Duration::from_millis(10));
         }
     }
 
-    /// Does to a piece whatever is ordered, and takes its time for it.
-    fn trouble(&self, piece: &mut [u8]) {
+    /// Applies the requested corruption, delay and bandwidth limit to one read.
+    fn inject_faults(&self, piece: &mut [u8]) {
         self.thaw();
         if self.pieces_to_corrupt.fetch_update(SeqCst, SeqCst, |left| left.checked_sub(1)).is_ok() {
             piece[piece.len() / 2] ^= 0x10;
@@ -196,7 +198,7 @@ impl Flow {
     }
 }
 
-/// Takes TLS and forwards what is inside to a port of this machine.
+/// Terminates TLS and forwards the plain bytes to a local port.
 #[derive(Debug)]
 pub struct TlsProxy {
     pub port: u16,
@@ -204,12 +206,12 @@ pub struct TlsProxy {
 }
 
 impl TlsProxy {
-    /// Shows this certificate (PEM, with its key) and forwards to `target`.
+    /// Presents this certificate (PEM, with its key) and forwards to `target`.
     pub fn to(target: u16, certificate: &str, key: &str) -> TlsProxy {
         TlsProxy::start(target, certificate, key, None)
     }
 
-    /// The same, for clients with a certificate of this authority (PEM) only.
+    /// Accepts only clients that have a certificate of this authority (PEM).
     pub fn for_clients_of(target: u16, certificate: &str, key: &str, authority: &str) -> TlsProxy {
         TlsProxy::start(target, certificate, key, Some(authority))
     }

@@ -1,4 +1,5 @@
-//! Scripts of `e2e/tools/` that hold something running until our end of their standard input closes: also when this process is killed.
+//! Scripts of `e2e/tools/` that keep servers running until their standard input closes, which also happens
+//! when this process is killed.
 
 use std::{
     io::{BufRead, BufReader, Write},
@@ -7,7 +8,7 @@ use std::{
     process::{Child, ChildStdin, ChildStdout, Command, Stdio},
 };
 
-/// `e2e/tools/SCRIPT hold`, which takes orders and answers each with a line.
+/// `e2e/tools/SCRIPT serve`, which reads orders and answers each with one line.
 #[derive(Debug)]
 pub struct ScriptProcess {
     process: Child,
@@ -16,14 +17,14 @@ pub struct ScriptProcess {
 }
 
 impl ScriptProcess {
-    /// Starts it; its first answer says whether what it holds is ready.
+    /// Starts the script. Its first answer says whether its servers are ready.
     pub fn start(script: &str, arguments: &[&str]) -> ScriptProcess {
         let mut process = Command::new(Path::new(env!("CARGO_MANIFEST_DIR")).join("e2e/tools").join(script))
-            .arg("hold")
+            .arg("serve")
             .args(arguments)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
-            // Ctrl-C is for this process; the script cleans up when it ends.
+            // Ctrl-C must reach this process only: the script cleans up when its input closes.
             .process_group(0)
             .spawn()
             .unwrap_or_else(|error| panic!("start e2e/tools/{script}: {error}"));
@@ -32,13 +33,13 @@ impl ScriptProcess {
         ScriptProcess { process, orders, answers }
     }
 
-    /// Gives an order and takes the answer.
+    /// Sends an order and returns the answer.
     pub fn order(&mut self, order: &str) -> String {
         writeln!(self.orders.as_ref().unwrap(), "{order}").expect("the script has ended");
         self.answer()
     }
 
-    /// The next line; empty when it has ended.
+    /// The next line; empty after the script has ended.
     pub fn answer(&mut self) -> String {
         let mut line = String::new();
         self.answers.read_line(&mut line).unwrap();

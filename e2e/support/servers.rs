@@ -1,4 +1,4 @@
-//! Servers kept by `e2e/tools/servers hold`.
+//! Servers that `e2e/tools/servers serve` runs.
 
 use std::{
     path::{Path, PathBuf},
@@ -18,14 +18,14 @@ pub struct Server {
 }
 
 impl Server {
-    /// Starts `e2e/tools/servers hold` with these arguments.
+    /// Starts `e2e/tools/servers serve` with these arguments.
     pub fn start(arguments: &[&str]) -> Server {
         let mut script_process = ScriptProcess::start("servers", arguments);
         let (port, folder) = ready(&script_process.answer());
         Server { script_process: Mutex::new(script_process), port, folder }
     }
 
-    /// A PostgreSQL of our own. Durability against a power cut is not what these tests are about.
+    /// Starts a PostgreSQL. It runs without fsync, because no test cuts the machine's power.
     pub fn postgres(pg: Pg, options: &[&str]) -> Server {
         let major = match pg {
             Pg::V14 => "14",
@@ -34,7 +34,7 @@ impl Server {
         Server::start(&[&["postgres", major, "-c", "fsync=off"], options].concat())
     }
 
-    /// A ClickHouse of our own.
+    /// Starts a ClickHouse.
     pub fn clickhouse(options: &[&str]) -> Server {
         Server::start(&[&["clickhouse"], options].concat())
     }
@@ -76,14 +76,14 @@ impl Server {
         assert_eq!(ready(&self.script_process().order("start")).0, self.port);
     }
 
-    /// Copies the files of a server that is down: what a snapshot of its disk has.
+    /// Copies the data files of a stopped server, like a snapshot of its disk.
     pub fn snapshot(&self) -> tempfile::TempDir {
         let snapshot = tempfile::tempdir().unwrap();
         copy_files(&self.folder.join("data"), snapshot.path());
         snapshot
     }
 
-    /// Gives a server that is down the files of a snapshot.
+    /// Replaces the data files of a stopped server by those of a snapshot.
     pub fn restore(&self, snapshot: &tempfile::TempDir) {
         for entry in std::fs::read_dir(self.folder.join("data")).unwrap() {
             let path = entry.unwrap().path();
@@ -104,7 +104,7 @@ impl Server {
     }
 }
 
-/// Copies what is in a folder, with owners and rights.
+/// Copies the contents of a folder with owners and permissions.
 fn copy_files(from: &Path, to: &Path) {
     let copied = Command::new("cp").arg("-a").arg(from.join(".")).arg(to).status().unwrap();
     assert!(copied.success(), "cp -a {} {}", from.display(), to.display());

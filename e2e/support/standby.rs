@@ -1,4 +1,4 @@
-//! A physical standby of a server of the tests: kept back, promoted, and synchronizing slots.
+//! A physical standby of a test's server that can be paused, promoted, and synchronizes slots.
 
 use std::sync::Arc;
 
@@ -6,7 +6,7 @@ use postgres::{Client, NoTls};
 
 use super::{Pg, Server, eventually, parse_lsn};
 
-/// A PostgreSQL 18 that replays another server's log through a physical slot of its own, until it is promoted.
+/// A PostgreSQL 18 that replays another server's WAL through its own physical slot until it is promoted.
 #[derive(Debug)]
 pub struct Standby {
     /// The server, which a `TestEnv` can use once it is the primary.
@@ -16,8 +16,8 @@ pub struct Standby {
 }
 
 impl Standby {
-    /// A standby of `primary` that keeps the primary from vacuuming what it needs (`hot_standby_feedback`), and synchronizes the
-    /// primary's failover slots. That the primary's logical slots wait for it is said by [`Standby::hold_slots`].
+    /// A standby of `primary` with `hot_standby_feedback` that synchronizes the primary's failover slots.
+    /// [`Standby::hold_slots`] makes these slots wait for it.
     pub fn of(primary: &Server, slot: &str) -> Standby {
         Standby::with(
             primary,
@@ -40,13 +40,14 @@ impl Standby {
         Standby { server, slot: slot.to_owned() }
     }
 
-    /// Has the primary's failover slots wait until this standby has what they send (`synchronized_standby_slots`).
+    /// Makes the primary's failover slots wait until this standby has received what they send
+    /// (`synchronized_standby_slots`).
     pub fn hold_slots(&self, primary: &Server) {
         set(primary, &format!("synchronized_standby_slots = '{}'", self.slot));
     }
 
-    /// Has the primary's failover slots wait for no standby.
-    pub fn let_slots_go(primary: &Server) {
+    /// Makes the primary's failover slots wait for no standby.
+    pub fn release_slots(primary: &Server) {
         set(primary, "synchronized_standby_slots = ''");
     }
 
@@ -60,15 +61,15 @@ impl Standby {
         });
     }
 
-    /// Waits until it has the logical slot, fit to be used after a failover, with everything up to `lsn` confirmed.
+    /// Waits until the logical slot is usable after a failover, with everything up to `lsn` confirmed.
     #[track_caller]
     pub fn until_synced(&self, primary: &Server, slot: &str, lsn: u64) {
         let (mut primary, mut admin) = (admin(primary), admin(&self.server));
         let sql = "SELECT confirmed_flush_lsn::text FROM pg_replication_slots \
                    WHERE slot_name::text = $1 AND synced AND NOT temporary AND invalidation_reason IS NULL";
         eventually("the slot to be synchronized", || {
-            // A slot is taken over from a snapshot on, which the primary logs anyway every 15 s, and what synchronizes slots
-            // sleeps for up to 30 s, unless it is told to read its settings.
+            // Synchronization needs a running-transactions snapshot, which the primary logs every 15 s, and
+            // the slot sync worker sleeps for up to 30 s. Both statements shorten these waits.
             primary.batch_execute("SELECT pg_log_standby_snapshot()").unwrap();
             admin.batch_execute("SELECT pg_reload_conf(), pg_sleep(0.1)").unwrap();
             let row = admin.query_opt(sql, &[&slot]).unwrap();
@@ -76,14 +77,14 @@ impl Standby {
         });
     }
 
-    /// Stops to take the primary's log, and waits until it takes none.
+    /// Disconnects the WAL receiver and waits until it has stopped.
     #[track_caller]
     pub fn stop_receiving(&self) {
         set(&self.server, "primary_conninfo = ''");
         self.until_receiving(false);
     }
 
-    /// Takes the primary's log again.
+    /// Connects the WAL receiver again.
     #[track_caller]
     pub fn receive_again(&self) {
         let mut admin = admin(&self.server);
@@ -100,13 +101,13 @@ impl Standby {
         });
     }
 
-    /// Stops or goes on to replay what it receives.
+    /// Pauses or resumes the replay of received WAL.
     pub fn set_replaying(&self, replaying: bool) {
         let function = if replaying { "pg_wal_replay_resume" } else { "pg_wal_replay_pause" };
         let mut admin = admin(&self.server);
         admin.batch_execute(&format!("SELECT {function}()")).unwrap();
         let state = if replaying { "not paused" } else { "paused" };
-        eventually("the replay to obey", || {
+        eventually(&format!("the replay to be {state}"), || {
             admin.query_one("SELECT pg_get_wal_replay_pause_state()", &[]).unwrap().get::<_, &str>(0) == state
         });
     }
@@ -116,7 +117,7 @@ impl Standby {
         set(&self.server, setting);
     }
 
-    /// One value that the standby itself gives, to a superuser, as text.
+    /// One value that a superuser's query at the standby returns, as text.
     #[track_caller]
     pub fn value(&self, query: &str) -> String {
         let messages = admin(&self.server).simple_query(query).unwrap();
@@ -127,14 +128,15 @@ impl Standby {
         rows.collect()
     }
 
-    /// Makes it a primary, which takes writes when this returns. The old primary is to be killed before, or goes on by itself.
+    /// Promotes it; it accepts writes when this returns. The old primary keeps running unless it was killed
+    /// before.
     pub fn promote(&self) {
         let promoted: bool = admin(&self.server).query_one("SELECT pg_promote()", &[]).unwrap().get(0);
         assert!(promoted, "the standby was not promoted within a minute");
     }
 }
 
-/// A superuser's connection to the server itself, whatever the test's port says.
+/// A superuser's connection to this server, independent of the test's port.
 fn admin(server: &Server) -> Client {
     let login =
         format!("host=127.0.0.1 port={} user=postgres password=postgres-test dbname=postgres", server.port);

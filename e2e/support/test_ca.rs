@@ -1,4 +1,4 @@
-//! Certificates of servers and clients, right ones and wrong ones.
+//! Valid and invalid certificates of servers and clients.
 
 use std::{fs, path::Path};
 
@@ -19,7 +19,7 @@ pub struct Identity {
 }
 
 impl TestCa {
-    /// A new one of this name.
+    /// Creates an authority of this name.
     pub fn new(name: &str) -> TestCa {
         let mut params = CertificateParams::new(vec![]).unwrap();
         params.distinguished_name.push(DnType::CommonName, name);
@@ -37,7 +37,7 @@ impl TestCa {
         self.sign("server", names, ExtendedKeyUsagePurpose::ServerAuth, 2090)
     }
 
-    /// For a server of these names or addresses, years ago.
+    /// For a server of these names or addresses, expired years ago.
     pub fn expired_server(&self, names: &[&str]) -> Identity {
         self.sign("server", names, ExtendedKeyUsagePurpose::ServerAuth, 2002)
     }
@@ -47,7 +47,7 @@ impl TestCa {
         self.sign(common_name, &[], ExtendedKeyUsagePurpose::ClientAuth, 2090)
     }
 
-    /// With these names, as a server's, but for a client.
+    /// With a server's names, but issued for client authentication.
     pub fn client_of_names(&self, names: &[&str]) -> Identity {
         self.sign("server", names, ExtendedKeyUsagePurpose::ClientAuth, 2090)
     }
@@ -71,7 +71,8 @@ impl TestCa {
 }
 
 impl Identity {
-    /// Writes the files that `e2e/tools/servers --tls` takes, for a server that is this one and trusts clients of that authority.
+    /// Writes the files for `e2e/tools/servers --tls`: the server has this identity and trusts clients of
+    /// `clients`.
     pub fn write_files(&self, folder: &Path, clients: &TestCa) {
         fs::write(folder.join("server.crt"), &self.certificate).unwrap();
         fs::write(folder.join("server.key"), &self.key).unwrap();

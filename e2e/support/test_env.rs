@@ -1,4 +1,4 @@
-//! A pair of fresh databases with a least-privilege role on each side, and a Mirror between them.
+//! A pair of new databases with a least-privilege role on each side, and a Mirror between them.
 
 use std::{
     path::PathBuf,
@@ -13,18 +13,18 @@ use serde_json::{Value, json};
 
 use super::{ClickHouse, Outcome, Pg, Run, Server, eventually, walferry, walferry::parse_lsn};
 
-/// A Mirror and the resources it refers to, as JSON that a test may change before it is written out as YAML.
+/// A Mirror and the resources it refers to, as JSON that a test may change before it is written as YAML.
 #[derive(Clone, Debug)]
 pub struct Mirror {
     pub postgres: Value,
     pub clickhouse: Value,
     pub mirror: Value,
-    /// Secrets: name and its stringData.
+    /// Names of Secrets and their stringData.
     pub secrets: Vec<(String, Value)>,
 }
 
 impl Mirror {
-    /// `spec.tables[index]`, to be changed.
+    /// `spec.tables[index]`, for changes.
     pub fn table(&mut self, index: usize) -> &mut Value {
         &mut self.mirror["spec"]["tables"][index]
     }
@@ -48,26 +48,27 @@ impl Mirror {
     }
 }
 
-/// Two databases of one test.
+/// The two databases of one test.
 #[derive(Debug)]
 pub struct TestEnv {
     pub database: String,
     pub postgres_port: u16,
     pub clickhouse: ClickHouse,
     folder: tempfile::TempDir,
-    /// The port and a superuser's connection for queries, which is kept because a log-in costs more than a query.
-    asking: Mutex<Option<(u16, Asking)>>,
-    // Servers end when the last env that uses them does.
+    /// A superuser's connection for queries with its port. It is kept because connecting costs more than a
+    /// query.
+    query_connection: Mutex<Option<(u16, QueryConnection)>>,
+    // A server stops when the last environment that uses it is dropped.
     pub postgres_server: Arc<Server>,
     pub clickhouse_server: Arc<Server>,
 }
 
-/// A connection, which can't be shown.
-struct Asking(Client);
+/// A connection with a `Debug` implementation, which `Client` lacks.
+struct QueryConnection(Client);
 
-impl std::fmt::Debug for Asking {
+impl std::fmt::Debug for QueryConnection {
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        formatter.write_str("Asking")
+        formatter.write_str("QueryConnection")
     }
 }
 
@@ -83,7 +84,8 @@ impl TestEnv {
         TestEnv::made(Server::shared_postgres(Pg::V18), Server::shared_clickhouse(), &options)
     }
 
-    /// Databases in these servers. The role owns the database and what is made in it, may log in and replicate, and no more.
+    /// Databases in these servers. The source's role has LOGIN and REPLICATION and owns its database, nothing
+    /// more.
     pub fn on(postgres_server: Arc<Server>, clickhouse_server: Arc<Server>) -> TestEnv {
         TestEnv::made(postgres_server, clickhouse_server, "")
     }
@@ -95,7 +97,7 @@ impl TestEnv {
             postgres_port: postgres_server.port,
             clickhouse: clickhouse_server.as_clickhouse(),
             folder: tempfile::tempdir().unwrap(),
-            asking: Mutex::new(None),
+            query_connection: Mutex::new(None),
             database,
             postgres_server,
             clickhouse_server,
@@ -115,20 +117,20 @@ impl TestEnv {
         Client::connect(&login, NoTls).unwrap()
     }
 
-    /// A connection of the application, as the role that owns the tables.
+    /// A connection of the application, whose role owns the tables.
     pub fn connect(&self) -> Client {
         self.connect_as(&self.database, "role-test", &self.database)
     }
 
-    /// Makes connections of the application, `None` while the server doesn't answer.
+    /// A function that connects as the application; it returns `None` while the server doesn't answer.
     pub fn connector(&self) -> impl Fn() -> Option<Client> + Send + 'static {
         let (port, name) = (self.postgres_port, self.database.clone());
         let login = format!("host=127.0.0.1 port={port} user={name} password=role-test dbname={name}");
         move || Client::connect(&login, NoTls).ok()
     }
 
-    /// Has commits at the source wait for a synchronous standby that isn't there: they are in the log, and nobody sees them. Takes a
-    /// server of the test's own.
+    /// Makes commits at the source wait for a synchronous standby that does not exist: they are in the WAL,
+    /// but not visible. The server must be the test's own.
     #[track_caller]
     pub fn hold_commits(&self) {
         self.admin("ALTER SYSTEM SET synchronous_standby_names = 'nobody'");
@@ -136,16 +138,16 @@ impl TestEnv {
         eventually("commits to wait", || self.source_value("SHOW synchronous_standby_names") == "nobody");
     }
 
-    /// Ends what [`TestEnv::hold_commits`] began.
+    /// Reverts [`TestEnv::hold_commits`].
     #[track_caller]
     pub fn release_commits(&self) {
         self.admin("ALTER SYSTEM RESET synchronous_standby_names");
         self.admin("SELECT pg_reload_conf()");
     }
 
-    /// Closes the connection that queries are asked on.
+    /// Closes the connection that is kept for queries.
     pub fn forget_connections(&self) {
-        *self.asking.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        *self.query_connection.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
 
     /// A connection as a superuser.
@@ -183,8 +185,8 @@ impl TestEnv {
         self.clickhouse_server.start_again();
     }
 
-    /// Gives a user of this test's own ClickHouse what `GRANT … TO` statements say, one a line. The tests' users are those of a file,
-    /// so there they are written, and the server has to start again for it.
+    /// Grants what `GRANT … TO` statements, one a line, give a user of this test's own ClickHouse. Users are
+    /// defined in a file of that server, so it is edited and the server restarts.
     pub fn grant_at_target(&self, user: &str, statements: &str) {
         let to = format!(" TO `{user}`;");
         let queries =
@@ -197,8 +199,8 @@ impl TestEnv {
         self.restart_clickhouse(|| std::fs::write(&file, format!("{before}<{user}>{after}")).unwrap());
     }
 
-    /// Takes privileges of the test's database from the program's user, besides what it never had, at this test's own ClickHouse, which has
-    /// to start again for it. Each statement may name the database as `DB`.
+    /// Replaces the REVOKE statements of the program's user at this test's own ClickHouse, which restarts. A
+    /// statement may name the test's database as `DB`.
     pub fn revoke_at_target(&self, statements: &[&str]) {
         let file = self.clickhouse_server.folder.join("users.xml");
         let users = std::fs::read_to_string(&file).unwrap();
@@ -230,7 +232,7 @@ impl TestEnv {
         }
     }
 
-    /// A query at the source (as a superuser) in the format of ClickHouse's TabSeparated: NULL is `\N`.
+    /// Runs a superuser's query at the source and returns its rows in ClickHouse's TabSeparated format.
     #[track_caller]
     pub fn source(&self, query: &str) -> String {
         let messages = self.ask(query).unwrap_or_else(|error| panic!("{query}: {error:?}"));
@@ -245,13 +247,13 @@ impl TestEnv {
         text
     }
 
-    /// Asks on the kept connection, or on another one where that has ended, or its server, since the last query.
+    /// Queries on the kept connection, or on a new one if the kept one has been closed since the last query.
     fn ask(&self, query: &str) -> Result<Vec<SimpleQueryMessage>, postgres::Error> {
         let port = self.postgres_port;
-        let asking = || self.asking.lock().unwrap_or_else(PoisonError::into_inner);
-        let kept = asking().take().filter(|(of, _)| *of == port);
-        let (client, answer) = match kept.map(|(_, Asking(mut client))| (client.simple_query(query), client))
-        {
+        let connection = || self.query_connection.lock().unwrap_or_else(PoisonError::into_inner);
+        let kept = connection().take().filter(|(of, _)| *of == port);
+        let answered = kept.map(|(_, QueryConnection(mut client))| (client.simple_query(query), client));
+        let (client, answer) = match answered {
             Some((answer, client)) if answer.as_ref().err().is_none_or(is_refusal) => (client, answer),
             _ => {
                 let mut client = self.connect_admin();
@@ -259,7 +261,7 @@ impl TestEnv {
                 (client, answer)
             }
         };
-        *asking() = Some((port, Asking(client)));
+        *connection() = Some((port, QueryConnection(client)));
         answer
     }
 
@@ -269,7 +271,7 @@ impl TestEnv {
         self.source(query).trim_end_matches('\n').to_owned()
     }
 
-    /// A query in the target database, as tab separated text.
+    /// Runs a query in the target database and returns its rows as tab separated text.
     #[track_caller]
     pub fn target(&self, query: &str) -> String {
         self.clickhouse.query(&self.database, query)
@@ -281,14 +283,15 @@ impl TestEnv {
         self.target(query).trim_end_matches('\n').to_owned()
     }
 
-    /// Compares the text of a query on each side.
+    /// Asserts that a query on each side returns the same text.
     #[track_caller]
     pub fn assert_same(&self, source: &str, target: &str) {
         let (left, right) = (self.source(source), self.target(target));
         assert!(left == right, "the sides differ\n{}", first_difference(&left, &right));
     }
 
-    /// Compares `columns` (whose text must be the same on both sides) of a whole table, and that nothing else is visible.
+    /// Asserts that a table and its target have the same rows. `columns` are those whose text is the same on
+    /// both sides.
     #[track_caller]
     pub fn assert_table(&self, table: &str, columns: &str, key: &str) {
         let target_name = table.rsplit('.').next().unwrap().trim_matches('"');
@@ -300,12 +303,12 @@ impl TestEnv {
         );
     }
 
-    /// The end of the source's log: what is committed now lies before it.
+    /// The end of the source's WAL, after everything that is committed now.
     pub fn lsn(&self) -> u64 {
         parse_lsn(&self.source_value("SELECT pg_current_wal_flush_lsn()")).unwrap()
     }
 
-    /// A Mirror of these tables, all in schema public, with the servers' plain connections.
+    /// A Mirror of these tables of schema public, without TLS.
     pub fn mirror(&self, tables: &[&str]) -> Mirror {
         let name = &self.database;
         let api = "walferry.dev/v1alpha1";
@@ -345,7 +348,7 @@ impl TestEnv {
         Run::start(&self.write(mirror), &[])
     }
 
-    /// Starts `walferry run` and waits until every table is copied and what is committed now has arrived.
+    /// Starts `walferry run` and waits until every table streams and what is committed now has arrived.
     #[track_caller]
     pub fn streaming(&self, mirror: &Mirror) -> Run {
         let mut run = self.run(mirror);
@@ -367,19 +370,19 @@ impl TestEnv {
         walferry(&[&[command, "-f", file.to_str().unwrap()], options].concat())
     }
 
-    /// `walferry run --until-caught-up`, which must succeed.
+    /// Runs `walferry run --until-caught-up`, which must succeed.
     #[track_caller]
     pub fn catch_up(&self, mirror: &Mirror) -> Outcome {
         self.command("run", mirror, &["--until-caught-up", "--http", "127.0.0.1:0"]).exits(0)
     }
 
-    /// `walferry verify`, which must find both sides equal.
+    /// Runs `walferry verify`, which must find no difference.
     #[track_caller]
     pub fn verify(&self, mirror: &Mirror) {
         self.command("verify", mirror, &[]).exits(0);
     }
 
-    /// Seconds since this walsender last heard from its client, or since it began when it has not yet.
+    /// Seconds since this walsender's last standby status update, or since its start if there was none.
     pub fn silence(&self, walsender: &str) -> f64 {
         let query = format!(
             "SELECT extract(epoch FROM clock_timestamp() - coalesce(reply_time, backend_start)) FROM pg_stat_replication WHERE pid = {walsender}"
@@ -387,7 +390,7 @@ impl TestEnv {
         self.source_value(&query).parse().expect("the walsender is gone")
     }
 
-    /// The slot's column, as text.
+    /// A column of the Mirror's row in pg_replication_slots, as text.
     #[track_caller]
     pub fn slot(&self, run: &mut Run, column: &str) -> String {
         let slot =
@@ -396,7 +399,7 @@ impl TestEnv {
     }
 }
 
-/// Leaves nothing behind: the servers are shared, and a slot would hold their log.
+/// Removes databases, slots and roles: the servers are shared, and a slot would retain their WAL.
 impl Drop for TestEnv {
     fn drop(&mut self) {
         let name = &self.database;
@@ -405,7 +408,7 @@ impl Drop for TestEnv {
              options='-c synchronous_commit=local'",
             self.postgres_port
         );
-        // A fault test may have left its server dead, or waiting for a standby that does not exist.
+        // A fault test may have left its server stopped, or waiting for a standby that does not exist.
         let Ok(mut admin) = Client::connect(&login, NoTls) else { return };
         for _ in 0..200 {
             let _ = admin.batch_execute(&format!(
@@ -422,14 +425,14 @@ impl Drop for TestEnv {
     }
 }
 
-/// Whether this is the server's answer to the query, and not the end of the connection.
+/// Whether the server rejected the query, as opposed to a closed connection.
 fn is_refusal(error: &postgres::Error) -> bool {
     error.as_db_error().is_some_and(|error| error.severity() == "ERROR")
 }
 
-/// As ClickHouse's TabSeparated writes text.
+/// Escapes text as ClickHouse's TabSeparated format does.
 fn escape(value: &str) -> String {
-    // Most need nothing, which is found out at once.
+    // Most values have nothing to escape, and this check is cheap.
     if b"\\\t\n\r'\x08\x0c".iter().all(|special| !value.as_bytes().contains(special)) {
         return value.to_owned();
     }

@@ -38,35 +38,35 @@ impl Outcome {
         self
     }
 
-    /// Asserts that each of `words` was said, whatever their case.
+    /// Asserts that each of `words` was printed, ignoring case.
     #[track_caller]
     pub fn says(self, words: &[&str]) -> Outcome {
         let text = self.text();
         let lower = text.to_lowercase();
         for word in words {
-            assert!(lower.contains(&word.to_lowercase()), "'{word}' is not said in:\n{text}");
+            assert!(lower.contains(&word.to_lowercase()), "'{word}' was not printed:\n{text}");
         }
         self
     }
 }
 
-/// The program, ended by the kernel when the calling thread ends, whatever ends it.
+/// The program. The kernel kills it when the calling thread ends for any reason.
 fn program() -> Command {
     let mut command = Command::new("setpriv");
-    // Another build of it, such as a release.
+    // WALFERRY_BIN names another build, such as a release.
     let walferry = std::env::var("WALFERRY_BIN").unwrap_or(env!("CARGO_BIN_EXE_walferry").to_owned());
     command.args(["--pdeathsig", "KILL", "--", &walferry]);
     command.env_remove("RUST_LOG").env("NO_COLOR", "1");
     command
 }
 
-/// Runs a command that ends by itself.
+/// Runs a command to its end.
 #[track_caller]
 pub fn walferry(arguments: &[&str]) -> Outcome {
     walferry_with_input(arguments, "")
 }
 
-/// The same with this standard input.
+/// Runs a command to its end with this standard input.
 #[track_caller]
 pub fn walferry_with_input(arguments: &[&str], input: &str) -> Outcome {
     let mut child = program()
@@ -76,7 +76,7 @@ pub fn walferry_with_input(arguments: &[&str], input: &str) -> Outcome {
         .stderr(Stdio::piped())
         .spawn()
         .expect("start walferry");
-    // It may end without having read all.
+    // The program may end before it has read its whole input.
     let _ = child.stdin.take().unwrap().write_all(input.as_bytes());
     let stdout = collect(child.stdout.take().unwrap());
     let stderr = collect(child.stderr.take().unwrap());
@@ -106,7 +106,7 @@ fn wait(child: &mut Child, limit: Duration) -> Option<ExitStatus> {
     None
 }
 
-/// A `walferry run` that goes on until told to stop. Its log is printed when the test fails.
+/// A running `walferry run`. Its log is printed when the test fails.
 #[derive(Debug)]
 pub struct Run {
     child: Child,
@@ -150,7 +150,7 @@ impl Run {
         Run { child, port: None, log, followers }
     }
 
-    /// What it has written so far, to either stream.
+    /// What it has written so far to both streams.
     pub fn log(&self) -> String {
         self.log.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
@@ -160,7 +160,7 @@ impl Run {
         i32::try_from(self.child.id()).unwrap()
     }
 
-    /// Whether it has not ended.
+    /// Whether the process is still running.
     pub fn alive(&mut self) -> bool {
         self.child.try_wait().unwrap().is_none()
     }
@@ -188,7 +188,7 @@ impl Run {
         get(port, path).ok()
     }
 
-    /// The Mirror in `/status`; null before it is there. A file with several Mirrors gives the first.
+    /// The first Mirror in `/status`; null before it is there.
     pub fn status(&mut self) -> Value {
         let Some((200, body)) = self.http("/status") else { return Value::Null };
         serde_json::from_str::<Value>(&body).expect("/status is JSON")["mirrors"][0].clone()
@@ -210,7 +210,7 @@ impl Run {
         Some((text("status"), text("reason"), text("message")))
     }
 
-    /// Waits for a status that pleases. Panics if the process ends before.
+    /// Waits until `look` returns something for the status. Panics if the process ends before.
     #[track_caller]
     pub fn until_status<T>(&mut self, awaited: &str, mut look: impl FnMut(&Value) -> Option<T>) -> T {
         let mut last = Value::Null;
@@ -224,12 +224,12 @@ impl Run {
             if let Some(found) = look(&last) {
                 return found;
             }
-            assert!(started.elapsed() < DEADLINE, "waited in vain for {awaited}; status: {last:#}");
+            assert!(started.elapsed() < DEADLINE, "{awaited}: did not happen; status: {last:#}");
             thread::sleep(Duration::from_millis(10));
         }
     }
 
-    /// Looks until `holds` is true. Panics if the process ends before.
+    /// Waits until `holds` returns true. Panics if the process ends before.
     #[track_caller]
     pub fn eventually(&mut self, awaited: &str, mut holds: impl FnMut() -> bool) {
         eventually(awaited, || {
@@ -255,19 +255,19 @@ impl Run {
         });
     }
 
-    /// Waits until the table has failed, and gives its message with what helps.
+    /// Waits until the table has failed and returns its message with the remedy.
     #[track_caller]
     pub fn until_failed(&mut self, table: &str) -> String {
-        self.until_status(&format!("table {table} to fail"), |status| told(status, table))
+        self.until_status(&format!("table {table} to fail"), |status| failed_message(status, table))
     }
 
-    /// What helps against a table's failure, step by step.
+    /// The steps of the remedy for a table's failure.
     #[track_caller]
     pub fn advice(&mut self, table: &str) -> Vec<String> {
         advice(&self.status(), Some(table))
     }
 
-    /// Waits until the Mirror waits for a human, and gives (reason, message).
+    /// Waits until the Mirror is Stalled and returns (reason, message).
     #[track_caller]
     pub fn until_stalled(&mut self) -> (String, String) {
         self.until_status("the Mirror to stall", |status| {
@@ -277,12 +277,12 @@ impl Run {
         })
     }
 
-    /// The most memory it ever held, in MiB.
+    /// Its peak resident memory in MiB.
     pub fn peak_memory_mib(&self) -> u64 {
         self.peak_memory_while_alive().expect("a memory high-water mark")
     }
 
-    /// The same; `None` once it has ended.
+    /// Its peak resident memory in MiB; `None` once it has ended.
     pub fn peak_memory_while_alive(&self) -> Option<u64> {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid())).ok()?;
         let line = status.lines().find(|line| line.starts_with("VmHWM:"))?;
@@ -297,7 +297,7 @@ impl Run {
         assert_eq!(status.map(|status| status.code()), Some(Some(0)), "after SIGTERM");
     }
 
-    /// Kills it on the spot.
+    /// Sends SIGKILL and waits for its end.
     pub fn kill(mut self) {
         self.signal(Signal::SIGKILL);
         let _ = self.child.wait();
@@ -308,11 +308,11 @@ impl Run {
         let _ = kill(Pid::from_raw(self.pid()), signal);
     }
 
-    /// Waits for its own end and gives the exit code and what it wrote.
+    /// Waits until it ends without a signal, and returns the exit code and what it wrote.
     #[track_caller]
     pub fn ended(mut self) -> (Option<i32>, String) {
         let status = wait(&mut self.child, DEADLINE * 2);
-        assert!(status.is_some(), "walferry did not end by itself");
+        assert!(status.is_some(), "walferry did not exit");
         for follower in self.followers.drain(..) {
             follower.join().unwrap();
         }
@@ -321,7 +321,7 @@ impl Run {
     }
 }
 
-/// What `/status` says to do about a table, or about the Mirror as a whole.
+/// The steps of the remedy in `/status` for a table, or for the Mirror as a whole.
 pub fn advice(status: &Value, table: Option<&str>) -> Vec<String> {
     let all = status["advice"].as_array().cloned().unwrap_or_default();
     let about = |entry: &&Value| match table {
@@ -332,8 +332,8 @@ pub fn advice(status: &Value, table: Option<&str>) -> Vec<String> {
     steps.unwrap_or_default().iter().map(|step| step.as_str().unwrap().to_owned()).collect()
 }
 
-/// The message of a table that has failed, with what helps.
-pub fn told(status: &Value, table: &str) -> Option<String> {
+/// The message of a failed table with its remedy; `None` if the table has not failed.
+pub fn failed_message(status: &Value, table: &str) -> Option<String> {
     let entry = status["tables"].as_array()?.iter().find(|entry| entry["name"] == table)?;
     let message = entry["message"].as_str().unwrap_or_default();
     let steps = advice(status, Some(table));
@@ -365,7 +365,7 @@ fn follow(stream: impl Read + Send + 'static, log: Arc<Mutex<String>>) -> thread
     })
 }
 
-/// The port in the first line that tells where HTTP is served.
+/// The port in the first log line that names the address of the HTTP interface.
 fn printed_port(log: &str) -> Option<u16> {
     let line = log.lines().find(|line| line.contains("serving http") && line.contains("127.0.0.1:"))?;
     let digits = line.split("127.0.0.1:").nth(1)?;

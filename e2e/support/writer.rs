@@ -1,4 +1,4 @@
-//! An application that goes on writing while the program works.
+//! An application that writes all the time while the program works.
 
 use std::{
     sync::{
@@ -9,8 +9,9 @@ use std::{
     time::Duration,
 };
 
-/// What an application does between two statements. It must be slower than walferry, or the tests are about who is faster.
-const THINKS: Duration = Duration::from_millis(4);
+/// The pause between two statements. Without it the application could write faster than walferry replicates,
+/// and tests that wait for equality would not end.
+const PAUSE: Duration = Duration::from_millis(4);
 
 /// Runs one statement after another on a connection of its own until stopped.
 #[derive(Debug)]
@@ -29,15 +30,15 @@ impl Writer {
             while !stopped.load(SeqCst) {
                 client.batch_execute(&statement(done)).expect("the application's own write must succeed");
                 done += 1;
-                thread::sleep(THINKS);
+                thread::sleep(PAUSE);
             }
             done
         });
         Writer { stop, thread: Some(thread) }
     }
 
-    /// The same for an application that connects again where its server ends or restarts, and goes on with the next statement. Each
-    /// connection is one of `connect`, `None` while nothing answers.
+    /// Starts an application that reconnects after its server has stopped or restarted and continues with the
+    /// next statement. `connect` returns `None` while nothing answers.
     pub fn reconnecting(
         connect: impl Fn() -> Option<postgres::Client> + Send + 'static,
         statement: impl Fn(u64) -> String + Send + 'static,
@@ -50,7 +51,7 @@ impl Writer {
                 if stopped.load(SeqCst) {
                     break;
                 }
-                thread::sleep(THINKS);
+                thread::sleep(PAUSE);
                 client = client.or_else(&connect);
                 match client.as_mut().map(|client: &mut postgres::Client| client.batch_execute(&statement(n)))
                 {
@@ -68,7 +69,7 @@ impl Writer {
         Writer { stop, thread: Some(thread) }
     }
 
-    /// Stops after the statement in hand and tells how many were run.
+    /// Stops after the current statement and returns how many were run.
     pub fn finish(mut self) -> u64 {
         self.stop.store(true, SeqCst);
         self.thread.take().unwrap().join().expect("the writer failed")

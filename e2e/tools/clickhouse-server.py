@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
-"""Run a genuine ClickHouse server out of the npm package @chdb/lib-linux-x64-gnu.
+"""Runs a genuine ClickHouse server out of the npm package @chdb/lib-linux-x64-gnu.
 
 usage: clickhouse-server.py LIBCHDB_SO DATA_DIR HTTP_PORT CONFIG_XML
 
-The library exports `query_stable_v2(argc, argv)`, which is the main function of clickhouse-local.  SYSTEM START LISTEN opens
-the real HTTP interface; the endless query keeps the process serving.  SIGTERM or SIGKILL ends it, and the data survives either.
+The library exports `query_stable_v2(argc, argv)`, the main function of clickhouse-local. SYSTEM START LISTEN opens the
+real HTTP interface, and an endless query keeps the process running. The data survives SIGTERM and SIGKILL.
 """
 
 import ctypes
@@ -41,7 +41,7 @@ def main() -> None:
     query = ctypes.CDLL(library).query_stable_v2
     query.restype = ctypes.POINTER(Result)
     result = query(len(arguments), (ctypes.c_char_p * len(arguments))(*[a.encode() for a in arguments]))
-    # It returns only when something is wrong.
+    # The endless query returns only after an error.
     error = result.contents.error if result else None
     sys.exit(f"clickhouse stopped serving: {error.decode(errors='replace') if error else 'no message'}")
 

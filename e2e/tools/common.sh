@@ -1,12 +1,12 @@
 # shellcheck shell=bash
-# What the scripts of this folder share; each sources it.
+# Functions that the scripts of this folder share.
 
 say() { echo "${0##*/}: $*" >&2; }
 fail() { say "$*"; exit 1; }
 is_root() { [ "$(id -u)" = 0 ]; }
 as_root() { if is_root; then "$@"; elif command -v sudo >/dev/null; then sudo -n "$@"; else fail "need root to run: $*"; fi; }
 
-# Prints the comment that heads the running script.
+# Prints the running script's head comment, which is its usage text.
 usage() { sed -n '2,/^set -euo/{/^set/d;s/^# \{0,1\}//;p}' "$0" >&2; }
 
 apt_updated=
@@ -21,7 +21,7 @@ apt() { # PACKAGE...
   as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "$@" >/dev/null
 }
 
-# The files of Debian packages without installing them, so that no service of theirs is ever enabled or started.
+# Unpacks Debian packages without installing them, so that none of their services is enabled or started.
 unpack_debian() { # FOLDER PACKAGE...
   local folder=$1; shift
   command -v apt-get >/dev/null || fail "missing $*, and there is no apt-get to download it with"
@@ -35,8 +35,8 @@ unpack_debian() { # FOLDER PACKAGE...
   )
 }
 
-# Puts what `fill` makes in a new folder at DEST in one step, so that a folder that is there is whole whatever was
-# interrupted before, and two installs at the same time do the work once.
+# Creates the folder DEST with the command FILL. The result is moved there in one step, so an interrupted
+# install leaves no partial folder, and of two installs at the same time only one does the work.
 install_once() { # DEST FILL ARG...
   local dest=$1 fill=$2 staging; shift 2
   [ -e "$dest" ] && return 0

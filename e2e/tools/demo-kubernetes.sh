@@ -1,14 +1,14 @@
 # shellcheck shell=bash
-# The tour of the operator; e2e/demo sources it.
-# shellcheck disable=SC2154  # what e2e/demo sets
+# The tour of the operator, sourced by e2e/demo.
+# shellcheck disable=SC2154  # e2e/demo sets these variables
 
 NAMESPACE=walferry-demo    # of the Mirror
 SYSTEM=walferry-system     # of the operator
 CRDS=(mirrors.walferry.dev replicationpeers.walferry.dev)
 
 path_before=$PATH
-keeper=                    # the process that keeps the cluster that the tour started
-installed=                 # set while something of the tour's may be in the cluster
+cluster_process=           # `e2e/tools/cluster serve`, if the tour started a cluster
+installed=                 # set while objects of the tour may be in the cluster
 
 tour_failed() {
   [ -n "$installed" ] || return 0
@@ -21,18 +21,18 @@ tour_failed() {
   done
 }
 
-# Ends the cluster, or takes everything out of one that was there before.
+# Stops the tour's cluster, or removes everything from a cluster that existed before.
 tour_ended() {
-  if [ -n "$keeper" ]; then
-    # with its group, so that it ends too while it waits for something
-    kill -- "-$keeper" 2>/dev/null || true
-    wait "$keeper" 2>/dev/null || true
+  if [ -n "$cluster_process" ]; then
+    # The whole process group, because a shell that waits for a child does not handle signals.
+    kill -- "-$cluster_process" 2>/dev/null || true
+    wait "$cluster_process" 2>/dev/null || true
   elif [ -n "$installed" ]; then
-    uninstall >/dev/null 2>&1 || echo "something of the demo is left in namespaces $NAMESPACE and $SYSTEM of your cluster" >&2
+    uninstall >/dev/null 2>&1 || echo "the namespaces $NAMESPACE and $SYSTEM of your cluster still have objects of the demo" >&2
   fi
 }
 
-# Deletes in the order that cleans up: what has finalizers while the operator runs, then the operator, then the definitions.
+# Deletes objects with finalizers while the operator still runs, then the operator, then the CRDs.
 uninstall() {
   kubectl delete mirrors,replicationpeers --all --namespace "$NAMESPACE" --ignore-not-found --timeout=60s
   helm uninstall walferry --namespace "$SYSTEM" --ignore-not-found --wait
@@ -47,27 +47,27 @@ use_cluster() {
   export KUBECONFIG=$E2E_KUBECONFIG
   image=$E2E_IMAGE address=$E2E_HOST_ADDRESS
   step "Your cluster"
-  local definitions; definitions=$(kubectl get crd "${CRDS[@]}" --ignore-not-found --output name)
-  [ -z "$definitions" ] || fail "walferry is in this cluster already ($definitions); the demo would disturb it"
+  local crds; crds=$(kubectl get crd "${CRDS[@]}" --ignore-not-found --output name)
+  [ -z "$crds" ] || fail "walferry is already installed in this cluster ($crds), and the demo would disturb it"
   done_with "Kubernetes $(server_version)"
 }
 
 start_cluster() {
   local archive bytes word cluster started
-  is_root || fail "only root can run a cluster here; see ./e2e/demo --help for one that you have"
+  is_root || fail "only root can start a cluster here; ./e2e/demo --help says how to use an existing one"
   step "The image"
-  note "building it with buildah, from the Dockerfile; the first time takes a few minutes"
+  note "building the Dockerfile with buildah; the first time takes a few minutes"
   { read -r archive; read -r image; read -r bytes; } < <("$here/tools/image")
-  [ -n "${bytes:-}" ] || fail "there is no image"
+  [ -n "${bytes:-}" ] || fail "e2e/tools/image built no image"
   done_with "$image, $((bytes >> 20)) MiB"
 
   step "A cluster: etcd, apiserver, controller-manager, scheduler, containerd, kubelet, kube-proxy"
-  note "the first time they are built, which takes some minutes"
+  note "the first start builds them, which takes some minutes"
   PATH=$PATH:$("$here/tools/cluster" tools)
   started=$(now_ms)
-  # in a session of its own: Ctrl-C is for this script, which then ends everything in order
-  coproc CLUSTER { exec setsid "$here/tools/cluster" hold; }
-  keeper=$CLUSTER_PID
+  # In its own session, so that Ctrl-C reaches only this script, which then stops everything in order.
+  coproc CLUSTER { exec setsid "$here/tools/cluster" serve; }
+  cluster_process=$CLUSTER_PID
   read -r word cluster <&"${CLUSTER[0]}" || fail "the cluster did not start"
   [ "$word" = ready ] || fail "the cluster did not start: $word $cluster"
   export KUBECONFIG=$cluster/admin.kubeconfig
@@ -88,7 +88,7 @@ install_operator() {
   kubectl get pods --namespace "$SYSTEM" | indented
 }
 
-# The sample of config/samples/quickstart with the tour's own databases and log-ins.
+# Writes config/samples/quickstart with the tour's own databases and credentials.
 write_overlay() {
   cp -r "$here/../config/samples/quickstart" "$work/quickstart"
   mkdir "$work/shop"
@@ -129,14 +129,14 @@ watch_until() { # CONDITION
   watcher=$!
   kubectl wait mirror/shop --namespace "$NAMESPACE" --for="$1" --timeout=2m >"$work/wait.log"
   took=$(($(now_ms) - started))
-  sleep 0.3 # for the watch's last line
+  sleep 0.3 # the watch prints its last line a little later
   kill "$watcher"
   wait "$watcher" 2>/dev/null || true
 }
 
 mirror_shop() {
   step "Apply a Mirror, its two peers and their Secrets"
-  note "config/samples/quickstart, with host, port and log-ins of the two servers above:"
+  note "config/samples/quickstart, with host, port and credentials of the two servers above:"
   write_overlay
   grep -v '^#' "$work/quickstart/mirror.yaml" | indented
   shown "kubectl create namespace $NAMESPACE"
@@ -146,7 +146,7 @@ mirror_shop() {
   watch_until condition=Ready
   done_with "Ready after $took ms, with $(clickhouse 'SELECT (SELECT count() FROM users) + (SELECT count() FROM orders)') rows copied"
 
-  step "What is going on?"
+  step "Look at its state"
   shown "kubectl describe mirror shop"
   kubectl describe mirror shop --namespace "$NAMESPACE" | indented
   shown "kubectl get replicationpeers,deployments,pods"
@@ -192,27 +192,27 @@ suggest() {
 TRY
 }
 
-# What is of walferry's at the source, and nothing when that is nothing.
+# Prints walferry's slots and publications at the source.
 at_source() { superuser shop -c "SELECT 'slot ' || slot_name FROM pg_replication_slots UNION ALL SELECT 'publication ' || pubname FROM pg_publication"; }
 
 finish() {
   step "Delete the Mirror"
-  note "at the source before it:"
+  note "at the source before the deletion:"
   at_source | indented | indented
   shown "kubectl delete mirror shop"
   local started; started=$(now_ms)
   kubectl delete mirror shop --namespace "$NAMESPACE" --timeout=2m | indented
   done_with "gone after $(($(now_ms) - started)) ms"
   local left; left=$(at_source)
-  [ -z "$left" ] || fail "left at the source: $left"
-  done_with "no slot and no publication at the source any more"
-  [ "$(clickhouse "SELECT count() FROM users FINAL")" = "$(sql -c 'SELECT count(*) FROM users')" ] || fail "ClickHouse has other rows than PostgreSQL"
+  [ -z "$left" ] || fail "the source still has $left"
+  done_with "slot and publication are removed from the source"
+  [ "$(clickhouse "SELECT count() FROM users FINAL")" = "$(sql -c 'SELECT count(*) FROM users')" ] || fail "ClickHouse and PostgreSQL have different numbers of rows"
   done_with "the tables in ClickHouse stay: $(clickhouse "SELECT arrayStringConcat(groupArray(name), ', ') FROM (SELECT name FROM system.tables WHERE database = 'app' AND name NOT LIKE '\\\\_%' ORDER BY name)")"
 
   step "Uninstall"
   shown "kubectl delete mirrors,replicationpeers --all; helm uninstall walferry --namespace $SYSTEM; kubectl delete crd ${CRDS[*]}"
   uninstall >"$work/uninstall.log"
-  done_with "nothing of it is left in the cluster"
+  done_with "walferry is removed from the cluster"
 }
 
 tour() {

@@ -1,6 +1,6 @@
 # shellcheck shell=bash
-# The tour of the program by itself; e2e/demo sources it.
-# shellcheck disable=SC2154  # what e2e/demo sets
+# The tour of the standalone program, sourced by e2e/demo.
+# shellcheck disable=SC2154  # e2e/demo sets these variables
 
 runner=
 
@@ -63,10 +63,10 @@ stringData: {username: limited, password: limited-test}
 YAML
 }
 
-start_following() {
-  step "Follow every change"
+start_streaming() {
+  step "Stream every change"
   shown "walferry run -f mirror.yaml"
-  # in a session of its own: Ctrl-C is for this script, which then ends everything in order
+  # In its own session, so that Ctrl-C reaches only this script, which then stops everything in order.
   setsid "$walferry" run -f "$work/mirror.yaml" --http 127.0.0.1:0 --log-format text >"$work/walferry.log" 2>&1 </dev/null &
   runner=$!
   status_port=
@@ -76,7 +76,7 @@ start_following() {
     [ -n "$status_port" ] && curl -sf "http://127.0.0.1:$status_port/readyz" >/dev/null && break
     sleep 0.1
   done
-  [ -n "$status_port" ] || { echo "walferry did not say where it serves /status" >&2; exit 1; }
+  [ -n "$status_port" ] || { echo "walferry did not print the address of /status" >&2; exit 1; }
 }
 
 tour() {
@@ -87,17 +87,17 @@ tour() {
   make_shop
   write_mirror
 
-  step "Is everything ready for it?"
+  step "Check the prerequisites"
   shown "walferry check -f mirror.yaml"
   "$walferry" check -f "$work/mirror.yaml"
 
-  step "Copy what is there"
+  step "Copy the existing rows"
   shown "walferry run -f mirror.yaml --until-caught-up"
   started=$(now_ms)
   "$walferry" run -f "$work/mirror.yaml" --until-caught-up --http 127.0.0.1:0
   done_with "$(clickhouse 'SELECT formatReadableQuantity((SELECT count() FROM users) + (SELECT count() FROM products) + (SELECT count() FROM orders) + (SELECT count() FROM events))') rows in $(($(now_ms) - started)) ms, start to finish"
 
-  start_following
+  start_streaming
   live "INSERT a user with emoji, JSON and an array" \
     "INSERT INTO users (id, name, email, settings, tags) VALUES (20001, 'Zoë 🚲', 'zoe@example.com', '{\"theme\": \"dark\"}', '{new,vip}')" \
     "SELECT name, JSONExtractString(settings, 'theme'), arrayStringConcat(tags, '+') FROM users FINAL WHERE id = 20001 FORMAT TSVRaw" $'Zoë 🚲\tdark\tnew+vip'
@@ -116,7 +116,7 @@ tour() {
     "SELECT country FROM users FINAL WHERE id = 20001" PT
   live "TRUNCATE and refill" "BEGIN; TRUNCATE events; INSERT INTO events (user_id, kind, at) VALUES (1, 'fresh', now()); COMMIT" "SELECT count() FROM events FINAL" 1
 
-  step "Are both sides equal?"
+  step "Compare both sides"
   shown "walferry verify -f mirror.yaml"
   "$walferry" verify -f "$work/mirror.yaml"
 
@@ -136,11 +136,11 @@ TRY
 }
 
 finish() {
-  step "The end"
+  step "Stop and clean up"
   kill "$runner"
   wait "$runner"
   runner=
-  done_with "walferry stopped in an orderly way"
+  done_with "walferry has shut down"
   "$walferry" teardown -f "$work/mirror.yaml"
-  done_with "slot and publication are gone; the tables stay"
+  done_with "slot and publication are removed; the target tables stay"
 }

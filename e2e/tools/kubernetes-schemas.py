@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
-"""Write a JSON schema for each kind of a Kubernetes version, for kubeconform.
+"""Writes a JSON schema for each kind of a Kubernetes version, for kubeconform.
 
 usage: kubernetes-schemas.py OPENAPI_JSON FOLDER
 
-OPENAPI_JSON is what Kubernetes publishes as api/openapi-spec/swagger.json.  A schema holds all it refers to, and refuses fields
-that it doesn't name, so that a misspelt one is found.
+OPENAPI_JSON is api/openapi-spec/swagger.json of Kubernetes. Each schema contains all definitions it refers to and
+rejects unknown fields, so that misspelt ones are found.
 """
 
 import json
@@ -13,7 +13,7 @@ import sys
 from collections.abc import Iterator
 
 REFERENCE = "#/definitions/"
-# Written as numbers too, which the published schemas don't say.
+# The published schemas do not say that these may be numbers too.
 NUMBER_OR_STRING = {"oneOf": [{"type": "string"}, {"type": "number"}]}
 QUANTITY = "io.k8s.apimachinery.pkg.api.resource.Quantity"
 

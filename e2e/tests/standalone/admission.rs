@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 
 use crate::{
     on_both,
-    support::{Mirror, Pg, Run, TestEnv, told},
+    support::{Mirror, Pg, Run, TestEnv, failed_message},
 };
 
 /// Waits until the table's failure has this reason, and gives its message.
@@ -14,7 +14,7 @@ fn until_reason(run: &mut Run, name: &str, reason: &str) -> String {
         let tables = status["tables"].as_array()?;
         let table = tables.iter().find(|entry| entry["name"] == name)?;
         let fails = table["state"] == "Failed" && table["reason"] == reason;
-        told(status, name).filter(|_| fails)
+        failed_message(status, name).filter(|_| fails)
     })
 }
 
@@ -76,7 +76,7 @@ fn bad_tables_join_once_their_cause_is_gone(pg: Pg) {
     assert_eq!(env.target("SELECT v FROM filled"), "of somebody else\n", "nobody asked for its rows to go");
     // The publication is there by now, so the statement is one that adds to it.
     let message = run.until_status("the statement for a table of somebody else", |status| {
-        told(status, "foreign_one").filter(|message| message.contains("ALTER PUBLICATION"))
+        failed_message(status, "foreign_one").filter(|message| message.contains("ALTER PUBLICATION"))
     });
     for statement in ["ALTER PUBLICATION", "GRANT SELECT"] {
         let from = message.find(statement).unwrap_or_else(|| panic!("no {statement} in {message}"));

@@ -142,7 +142,7 @@ fn ahead_of_the_switch() {
     ));
     let mut mirror = pair.mirror(&["a", "log", "calm", "emptied"]);
     let mut run = pair.streaming(&mirror);
-    Standby::let_slots_go(&pair.env.postgres_server);
+    Standby::release_slots(&pair.env.postgres_server);
     eventually("the setting", || pair.env.source_value("SHOW synchronized_standby_slots").is_empty());
     pair.last("UPDATE a SET n = 1 WHERE id <= 50; UPDATE calm SET n = 3");
     pair.env.sql("UPDATE a SET n = 4 WHERE id = 1; DELETE FROM a WHERE id = 2; INSERT INTO log VALUES (300, 1); TRUNCATE emptied");

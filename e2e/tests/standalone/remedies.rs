@@ -450,7 +450,7 @@ fn the_primary_of_a_standby_is_changed() {
         "ALTER PUBLICATION {publication} SET (publish = 'insert'); COMMENT ON PUBLICATION {publication} IS NULL;
         ALTER PUBLICATION {publication} DROP TABLE ONLY t, ONLY keyed; ALTER PUBLICATION {publication} ADD TABLE ONLY keyed WHERE (id > 5)"
     ));
-    edited.until_known();
+    edited.until_replayed();
     check().exits(1);
     edited.fix();
 

@@ -3,7 +3,7 @@
 
 use serde_json::{Value, json};
 
-use crate::support::{Mirror, Pg, Run, TestEnv, Writer, told};
+use crate::support::{Mirror, Pg, Run, TestEnv, Writer, failed_message};
 
 /// What the change does to the table's replication.
 enum Outcome {
@@ -413,7 +413,7 @@ fn settled(env: &TestEnv, run: &mut Run, case: &Case) -> Option<String> {
     let status = run.status();
     let table: Value = run.table(case.table);
     let plain = || table["message"].as_str().unwrap_or_default().to_owned();
-    let message = told(&status, case.table).unwrap_or_else(plain);
+    let message = failed_message(&status, case.table).unwrap_or_else(plain);
     let state = format!("{} {} {message:?}", table["state"], table["reason"]);
     match &case.outcome {
         Follows(source, target) => {

@@ -5,7 +5,7 @@ use serde_json::json;
 use crate::{
     on_both,
     replicate::Mounted,
-    support::{Mirror, Pg, Run, TestEnv, told},
+    support::{Mirror, Pg, Run, TestEnv, failed_message},
 };
 
 /// Two sources, and a Mirror of each into the first one's database.
@@ -26,7 +26,7 @@ fn fails(run: &mut Run, table: &str, reason: &str) -> String {
     run.until_status(&awaited, |status| {
         let tables = status["tables"].as_array()?;
         let found = tables.iter().find(|entry| entry["name"] == table)?;
-        told(status, table).filter(|_| found["reason"] == reason)
+        failed_message(status, table).filter(|_| found["reason"] == reason)
     })
 }
 

@@ -48,7 +48,7 @@ impl ChaosEnv {
             self.done.lost.fetch_add(lost, SeqCst);
             self.env.postgres_server.restore(&copy.unwrap());
         });
-        Standby::let_slots_go(&self.env.postgres_server);
+        Standby::release_slots(&self.env.postgres_server);
         let (restored, log_end) = (Instant::now(), self.env.lsn());
         login.paused.store(false, SeqCst);
         self.say("  PostgreSQL is restored");
