@@ -261,7 +261,7 @@ pub fn replicator_config(
             mode: match spec.snapshot.mode {
                 api::SnapshotMode::Initial => SnapshotMode::Initial,
                 api::SnapshotMode::Never => SnapshotMode::Never,
-                api::SnapshotMode::InitialOnly => SnapshotMode::InitialOnly,
+                api::SnapshotMode::InitialOnly | api::SnapshotMode::Only => SnapshotMode::InitialOnly,
             },
             parallelism: usize::try_from(spec.snapshot.parallelism).ok()?,
         },
@@ -270,7 +270,7 @@ pub fn replicator_config(
             max_delay: Duration::from_millis(u64::try_from(spec.batch.max_delay_milliseconds).ok()?),
         },
         out_of_range: match spec.out_of_range {
-            api::OutOfRange::Clamp => OutOfRange::Clamp,
+            api::OutOfRange::Clamp | api::OutOfRange::Nearest => OutOfRange::Clamp,
             api::OutOfRange::Null => OutOfRange::Null,
             api::OutOfRange::Fail => OutOfRange::Fail,
         },

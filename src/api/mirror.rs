@@ -64,6 +64,7 @@ pub struct MirrorSpec {
     pub batch: BatchSpec,
     /// What happens to a value that the destination type can't hold, such as an infinite date. Clamp: the nearest value it can hold.
     /// Null: NULL where the target column is Nullable, else as Clamp. Fail: the table stops. Each such value is counted.
+    /// Nearest: deprecated, write Clamp.
     #[serde(default)]
     pub out_of_range: OutOfRange,
     /// Pauses replication. The slot stays and holds back WAL at the source, whose disk may fill up.
@@ -80,6 +81,9 @@ pub struct MirrorSpec {
 
 /// One table to mirror.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, KubeSchema)]
+#[x_kube(validation = Rule::new(
+    "!has(self.insertOnly) || !self.insertOnly || !has(self.operations) || !('Update' in self.operations || 'Delete' in self.operations)"
+).message(message::INSERT_ONLY))]
 #[serde(rename_all = "camelCase")]
 pub struct MirrorTable {
     /// Schema at the source, as PostgreSQL stores it: unquoted, case kept.
@@ -103,9 +107,8 @@ pub struct MirrorTable {
         "size(self) == 4 || (size(self) == 2 && 'Insert' in self && 'Truncate' in self)"
     ).message(message::OPERATIONS))]
     pub operations: Vec<Operation>,
-    /// Renamed: refused, write `operations: [Insert, Truncate]`.
+    /// Deprecated: write `operations: [Insert, Truncate]` in place of true, and leave false out.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[x_kube(validation = Rule::new("false").message(message::INSERT_ONLY))]
     pub insert_only: Option<bool>,
     /// A PostgreSQL condition that a row must meet to be mirrored. It becomes the publication's row filter (PostgreSQL 15 or later), so it
     /// may name only columns of the replica identity, unless the table is append-only (`operations`).
@@ -195,7 +198,7 @@ pub struct EngineSpec {
 #[serde(rename_all = "camelCase")]
 pub struct SnapshotSpec {
     /// Initial: copy the existing rows, then stream. InitialOnly: copy the existing rows, apply the changes of that time, then stop.
-    /// Never: stream only.
+    /// Never: stream only. Only: deprecated, write InitialOnly.
     #[serde(default)]
     pub mode: SnapshotMode,
     /// How many connections copy at the same time, over all tables.
@@ -223,9 +226,10 @@ fn default_parallelism() -> i32 {
 pub enum SnapshotMode {
     #[default]
     Initial,
-    #[serde(alias = "Only")]
     InitialOnly,
     Never,
+    // The former name of InitialOnly.
+    Only,
 }
 
 /// How streamed rows are batched into inserts.
@@ -272,10 +276,11 @@ fn byte_size_schema(_: &mut SchemaGenerator) -> Schema {
 )]
 pub enum OutOfRange {
     #[default]
-    #[serde(alias = "Nearest")]
     Clamp,
     Null,
     Fail,
+    // The former name of Clamp.
+    Nearest,
 }
 
 /// Whether slot, publication and state are dropped with the Mirror.

@@ -25,7 +25,7 @@ mod replicator;
 mod rules;
 
 pub use byte_size::{MAX_BATCH_BYTES, MIN_BATCH_BYTES, batch_bytes};
-pub use former::{is_renamed_field, renamed_value};
+pub use former::{FormerName, is_former_field, is_former_value, normalize, normalized};
 pub use mirror::{
     BatchSpec, ColumnsSpec, DeletionPolicy, EngineSpec, FailedTable, LagStatus, Mirror, MirrorSpec,
     MirrorStatus, MirrorTable, Operation, OutOfRange, SlotStatus, SnapshotMode, SnapshotSpec, SnapshotStatus,

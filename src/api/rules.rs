@@ -34,7 +34,7 @@ pub(super) mod message {
     pub(crate) const OPERATIONS: &str =
         "accepted are [Insert, Truncate] and all of [Insert, Update, Delete, Truncate], which is the default";
     pub(crate) const INSERT_ONLY: &str =
-        "insertOnly was renamed; write operations: [Insert, Truncate] in place of true, and leave false out";
+        "insertOnly: true contradicts operations; leave insertOnly out, which is deprecated";
     pub(crate) const RESERVED_TABLE: &str = "table names that begin with _walferry are walferry's own";
     pub(crate) const EXCLUDED_AND_RENAMED: &str = "a column in exclude can't be in rename too";
     pub(crate) const EXCLUDED_AND_TYPED: &str = "a column in exclude can't be in types too";
@@ -164,8 +164,8 @@ fn table_problems(table: &MirrorTable, path: &str, problems: &mut Vec<Problem>) 
     if !is_supported(&table.operations) {
         problems.push(Problem::new(format!("{path}.operations"), message::OPERATIONS));
     }
-    if table.insert_only.is_some() {
-        problems.push(Problem::new(format!("{path}.insertOnly"), message::INSERT_ONLY));
+    if is_contradictory(table) {
+        problems.push(Problem::new(path, message::INSERT_ONLY));
     }
     if let Some(filter) = &table.row_filter {
         no_nul(filter, &format!("{path}.where"), problems);
@@ -221,6 +221,12 @@ fn is_supported(operations: &[Operation]) -> bool {
         4 => inserts && has(Operation::Update) && has(Operation::Delete),
         _ => false,
     }
+}
+
+/// Whether the former `insertOnly: true` stands beside operations that it excludes.
+pub(super) fn is_contradictory(table: &MirrorTable) -> bool {
+    let excluded = |listed: &Operation| matches!(listed, Operation::Update | Operation::Delete);
+    table.insert_only == Some(true) && table.operations.iter().any(excluded)
 }
 
 fn column_problems(columns: &ColumnsSpec, path: &str, problems: &mut Vec<Problem>) {
@@ -361,7 +367,12 @@ mod tests {
             (message::SOURCE_IS_FIXED, None),
             (message::DESTINATION_IS_FIXED, None),
             (message::OPERATIONS, Some(table(json!({"operations": ["Insert", "Update"]})))),
-            (message::INSERT_ONLY, Some(table(json!({"insertOnly": true})))),
+            (
+                message::INSERT_ONLY,
+                Some(table(
+                    json!({"insertOnly": true, "operations": ["Insert", "Update", "Delete", "Truncate"]}),
+                )),
+            ),
             (message::RESERVED_TABLE, Some(table(json!({"target": {"table": "_walferry_state"}})))),
             (message::EXCLUDED_AND_RENAMED, columns(json!({"exclude": ["a"], "rename": {"a": "b"}}))),
             (message::EXCLUDED_AND_TYPED, columns(json!({"exclude": ["a"], "types": {"a": "JSON"}}))),

@@ -92,14 +92,8 @@ fn wrong_files_say_document_field_and_what_is_allowed() {
     let operations = &["spec.tables[0].operations", "accepted are [Insert, Truncate]"];
     refused_change("name: users}", &fields("operations: [Insert, Update]"), operations);
     refused_change("name: users}", &fields("operations: []"), &["spec.tables[0].operations", "1 to 4"]);
-    let former = &["spec.tables[0].insertOnly", "operations: [Insert, Truncate]"];
-    refused_change("name: users}", &fields("insertOnly: true"), former);
-    refused_change("  tables:", "  outOfRange: Nearest\n  tables:", &["spec.outOfRange", "Clamp"]);
-    refused_change(
-        "  tables:",
-        "  snapshot: {mode: Only}\n  tables:",
-        &["spec.snapshot.mode", "InitialOnly"],
-    );
+    let contradictory = "insertOnly: true, operations: [Insert, Update, Delete, Truncate]";
+    refused_change("name: users}", &fields(contradictory), &["spec.tables[0]", "insertOnly", "operations"]);
     refused_change("  tables:", "  schemas: [{name: public}]\n  tables:", &["schemas"]);
     refused_change("sourceRef: {name: source}", "sourceRef: {name: sauce}", &["sauce", "sourceRef"]);
     refused_change("sourceRef: {name: source}", "sourceRef: {name: target}", &["target", "postgres"]);
@@ -145,6 +139,33 @@ fn messages_name_the_file() {
     let outcome = walferry(&["run", "-f", "/does/not/exist.yaml"]);
     assert_ne!(outcome.code, Some(0));
     outcome.says(&["/does/not/exist.yaml"]);
+}
+
+/// Former names are deprecated: `check` and `run` accept them, and name each one with its document, field and successor.
+#[test]
+fn former_names_work_and_are_reported() {
+    let env = TestEnv::new(Pg::V18);
+    env.sql("CREATE TABLE log (id int, at date); INSERT INTO log VALUES (1, 'infinity')");
+    let mut config = env.mirror(&["log"]);
+    config.mirror["spec"]["outOfRange"] = json!("Nearest");
+    config.mirror["spec"]["snapshot"] = json!({"mode": "Only"});
+    config.mirror["spec"]["tables"][0]["insertOnly"] = json!(true);
+    let file = env.write(&config);
+    let file = file.to_str().unwrap();
+    let warnings = [
+        "(Mirror ",
+        "spec.outOfRange",
+        "Nearest is deprecated: use Clamp instead",
+        "spec.snapshot.mode",
+        "Only is deprecated: use InitialOnly instead",
+        "spec.tables[0].insertOnly",
+        "insertOnly: true is deprecated: use operations: [Insert, Truncate] instead",
+    ];
+    walferry(&["check", "-f", file]).exits(0).says(&warnings);
+    // The mode ends the run after the copy. Without `operations` a table without a key would have signed rows.
+    walferry(&["run", "-f", file, "--http", "127.0.0.1:0"]).exits(0).says(&warnings);
+    assert_eq!(env.target("SELECT id, at FROM log FINAL"), "1\t2299-12-31\n");
+    assert_eq!(env.target("SELECT count() FROM system.columns WHERE database = currentDatabase() AND table = 'log' AND name = '_walferry_sign'"), "0\n");
 }
 
 /// Two Mirrors that write one target are refused.

@@ -196,7 +196,10 @@ impl Resources {
                     .map(|(place, _)| place)
             }
             "Mirror" => {
-                let mirror = valid.then(|| typed::<Mirror>(value, problems)).flatten();
+                let mut mirror = valid.then(|| typed::<Mirror>(value, problems)).flatten();
+                for name in mirror.iter_mut().flat_map(|mirror| api::normalize(&mut mirror.spec)) {
+                    tracing::warn!(document = %place, field = name.path, "{name}");
+                }
                 problems.extend(mirror.iter().flat_map(|mirror| api::mirror_problems(&mirror.spec)));
                 problems.extend(mirror.iter().filter_map(|mirror| resolve::uid(mirror).err()));
                 if !self.mirrors.contains_key(&key) {

@@ -18,7 +18,7 @@ use k8s_openapi::{
 use schemars::{JsonSchema, generate::SchemaSettings};
 use serde_json::{Map, Value};
 
-use crate::api::{Problem, custom_resource_definitions, is_renamed_field, renamed_value};
+use crate::api::{Problem, custom_resource_definitions, is_former_field, is_former_value};
 
 /// The schemas by kind.
 pub(super) type Schemas = HashMap<String, JSONSchemaProps>;
@@ -81,11 +81,11 @@ fn check(schema: &JSONSchemaProps, value: &Value, path: &str, problems: &mut Vec
             }
             if let Some(allowed) = &schema.enum_ {
                 let allowed: Vec<&str> = allowed.iter().filter_map(|value| value.0.as_str()).collect();
-                if let Some(renamed) = renamed_value(path, text) {
-                    wrong(renamed);
-                } else if !allowed.contains(&text.as_str()) {
+                if !allowed.contains(&text.as_str()) {
+                    let current = allowed.into_iter().filter(|value| !is_former_value(path, value));
+                    let current = current.collect::<Vec<_>>().join(", ");
                     // A field of fixed words holds no secret.
-                    wrong(format!("expected one of {}, found {text:?}", allowed.join(", ")));
+                    wrong(format!("expected one of {current}, found {text:?}"));
                 }
             }
         }
@@ -138,7 +138,7 @@ fn check_object(
             None => {
                 if let Some(properties) = &schema.properties {
                     let known = properties.keys().map(String::as_str);
-                    let known: Vec<&str> = known.filter(|name| !is_renamed_field(name)).collect();
+                    let known: Vec<&str> = known.filter(|name| !is_former_field(name)).collect();
                     let message = format!("unknown field, expected one of {}", known.join(", "));
                     problems.push(Problem::new(join(name), message));
                 }

@@ -1,7 +1,7 @@
 use std::{path::Path, time::Duration};
 
 use super::*;
-use crate::model::{SnapshotMode, TableId, TlsMode};
+use crate::model::{OutOfRange, SnapshotMode, TableId, TlsMode};
 
 const PEERS: &str = "
 apiVersion: walferry.dev/v1alpha1
@@ -155,6 +155,21 @@ fn table_settings_arrive() {
 }
 
 #[test]
+fn former_names_mean_those_of_today() {
+    let with = |table: &str, spec: &str| {
+        let text = MIRROR.replace("name: users", &format!("name: users{table}"));
+        mirror(&text.replace("  tables", &format!("{spec}  tables"))).unwrap().remove(0)
+    };
+    let former = with(", insertOnly: true", "  outOfRange: Nearest\n  snapshot: {mode: Only}\n");
+    assert!(former.tables[0].operations.is_append_only());
+    assert_eq!((former.out_of_range, former.snapshot.mode), (OutOfRange::Clamp, SnapshotMode::InitialOnly));
+    assert!(!with(", insertOnly: false", "").tables[0].operations.is_append_only());
+    assert!(
+        with(", insertOnly: true, operations: [Insert, Truncate]", "").tables[0].operations.is_append_only()
+    );
+}
+
+#[test]
 fn unknown_fields_are_named_with_what_is_allowed() {
     assert_eq!(
         wrong_mirror("name: users", "name: users, colums: {}"),
@@ -192,10 +207,14 @@ fn wrong_types_ranges_and_enums() {
         ),
         (
             "  tables",
-            "  snapshot: {mode: Only}\n  tables",
-            "spec.snapshot.mode: Only was renamed; write InitialOnly",
+            "  outOfRange: Round\n  tables",
+            "spec.outOfRange: expected one of Clamp, Null, Fail, found \"Round\"",
         ),
-        ("  tables", "  outOfRange: Nearest\n  tables", "spec.outOfRange: Nearest was renamed; write Clamp"),
+        (
+            "name: users",
+            "name: users, insertOnly: true, operations: [Insert, Update, Delete, Truncate]",
+            "spec.tables[0]: insertOnly: true contradicts operations; leave insertOnly out, which is deprecated",
+        ),
         (
             "  tables",
             "  snapshot: {parallelism: 0}\n  tables",

@@ -30,7 +30,7 @@ use super::{
     shared::Shared,
 };
 use crate::{
-    api::{Mirror, MirrorStatus, RESYNC},
+    api::{self, FormerName, Mirror, MirrorStatus, RESYNC},
     fault::Reason,
     model::{MirrorIdentity, MirrorPhase, MirrorReport},
 };
@@ -89,8 +89,24 @@ pub(super) struct ReconcileCache {
     slot_health: SlotHealth,
     events: EventTracker,
     resync: ResyncTracker,
+    /// The generation whose former names were logged.
+    former_names_logged: Option<i64>,
     /// Whether the finalizer was removed: the watch shows that with a delay.
     finalized: bool,
+}
+
+impl ReconcileCache {
+    /// Logs the former names that a Mirror uses, once for each version of its spec.
+    fn log_former_names(&mut self, mirror: &Mirror, identity: &MirrorIdentity, found: &[FormerName]) {
+        let generation = mirror.meta().generation;
+        if std::mem::replace(&mut self.former_names_logged, generation) == generation {
+            return;
+        }
+        let MirrorIdentity { namespace, name: mirror, .. } = identity;
+        for name in found {
+            tracing::warn!(mirror, namespace, field = name.path, "{name}");
+        }
+    }
 }
 
 /// Reconciles a Mirror.
@@ -116,6 +132,9 @@ pub(super) async fn reconcile(
             return Ok(Action::await_change());
         }
     };
+    let (mirror, former_names) = api::normalized(mirror);
+    let mirror = &*mirror;
+    cache.log_former_names(mirror, &identity, &former_names);
     if mirror.status.as_ref().is_none_or(|status| status.conditions.is_empty()) {
         let first = offline_report(&identity, MirrorPhase::Provisioning, None);
         status::publish(shared, &mut cache.last_status, &object, &first).await?;

@@ -3,6 +3,7 @@
 mod apply;
 mod bounds;
 mod defaults;
+mod former_names;
 mod rules;
 mod schema;
 mod texts;

@@ -193,10 +193,10 @@ fn cases() -> Vec<Case> {
             table(json!({"operations": ["Truncate", "Delete", "Update", "Insert"]})),
         ),
         of_mirror(
-            "spec.tables[].insertOnly",
-            "spec.tables[1].insertOnly: Invalid value: \"boolean\": insertOnly was renamed; write operations: [Insert, Truncate] in place of true, and leave false out",
-            table(json!({"insertOnly": true})),
-            table(json!({})),
+            "spec.tables[]",
+            "spec.tables[1]: Invalid value: \"object\": insertOnly: true contradicts operations; leave insertOnly out, which is deprecated",
+            table(json!({"insertOnly": true, "operations": ["Insert", "Update", "Delete", "Truncate"]})),
+            table(json!({"insertOnly": true, "operations": ["Insert", "Truncate"]})),
         ),
         of_mirror(
             "spec.tables[].target.table",
