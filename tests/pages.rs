@@ -1,5 +1,5 @@
-//! Guards the Markdown pages: links lead somewhere, and each file, item and test that ARCHITECTURE.md names
-//! is there. Whoever renames one corrects the page.
+//! Guards the Markdown pages: links lead somewhere, and each file, item and test that ARCHITECTURE.md and the
+//! glossary name is there. Whoever renames one corrects the page.
 
 use std::{
     fs,
@@ -142,15 +142,26 @@ fn stale(span: &str, sources: &Sources) -> Option<String> {
     lacks.then(|| format!("`{span}`: nothing below src/ has this name"))
 }
 
+/// What is wrong with the spans of code of a page; `folders` have the sources that it names.
+fn stale_spans(path: &str, folders: &[&str], least: usize) -> Vec<String> {
+    let page = read(path);
+    let mut sources = Sources::default();
+    folders.iter().for_each(|folder| sources.add(Path::new(folder)));
+    let spans = code(&page);
+    assert!(spans.len() > least, "{path} was not read");
+    spans.iter().filter_map(|span| stale(span, &sources)).collect()
+}
+
 #[test]
 fn what_the_architecture_names_is_there() {
-    let page = read("ARCHITECTURE.md");
-    let mut sources = Sources::default();
-    sources.add(Path::new("src"));
-    let spans = code(&page);
-    assert!(spans.len() > 100, "the page was not read");
-    let faults: Vec<String> = spans.iter().filter_map(|span| stale(span, &sources)).collect();
+    let faults = stale_spans("ARCHITECTURE.md", &["src"], 100);
     assert!(faults.is_empty(), "ARCHITECTURE.md:\n{}", faults.join("\n"));
+}
+
+#[test]
+fn what_the_glossary_names_is_there() {
+    let faults = stale_spans("docs/glossary.md", &["src", "e2e"], 100);
+    assert!(faults.is_empty(), "docs/glossary.md:\n{}", faults.join("\n"));
 }
 
 #[test]
