@@ -1,6 +1,7 @@
 //! The closed list of reasons that every other layer uses, remedies as data, and the chain of an error's
 //! causes.
 
+mod catalogue;
 pub mod chain;
 pub mod reason;
 pub mod remedy;
