@@ -270,8 +270,8 @@ fn other_table(difference: &str) -> TableProblem {
         .remedied(Remedy::edit("spec.tables", "choose another target.table, or rename what is there"))
 }
 
-/// An ALTER on a full disk leaves ClickHouse with an empty metadata file: the table can be read and written, not altered, and
-/// it is gone after a restart.
+/// An ALTER on a full disk leaves ClickHouse with an empty metadata file: the table can be read and written,
+/// not altered, and it is gone after a restart.
 fn definition_lost(database: &str, table: &TableSchema) -> TableProblem {
     let problem = "ClickHouse has lost its definition, perhaps by an ALTER while the disk was full, and will lose the table at its next restart";
     let drop = ddl::drop_table(database, &table.target);

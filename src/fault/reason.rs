@@ -134,7 +134,8 @@ macro_rules! define_reasons {
     };
 }
 
-/// The former name of [`Reason::TableResync`], in tables' records and replicators' reports of earlier releases.
+/// The former name of [`Reason::TableResync`], in tables' records and replicators' reports of earlier
+/// releases.
 const FORMER_TABLE_RESYNC: &str = "CopiedAnew";
 
 catalogue!(define_reasons);

@@ -42,7 +42,7 @@ pub struct TlsSettings {
     pub client_identity: Option<ClientIdentity>,
 }
 
-/// A PostgreSQL database and how to log in.
+/// A PostgreSQL database and the credentials for it.
 #[derive(Clone, Debug)]
 pub struct PostgresEndpoint {
     /// Host name or address.
@@ -59,7 +59,7 @@ pub struct PostgresEndpoint {
     pub tls: TlsSettings,
 }
 
-/// A ClickHouse database and how to log in.
+/// A ClickHouse database and the credentials for it.
 #[derive(Clone, Debug)]
 pub struct ClickHouseEndpoint {
     /// The HTTP interface, `http://host:8123` or `https://host:8443`.

@@ -183,7 +183,8 @@ impl TableProgress {
         failure.clone().for_source(&self.standby).sentence(self.renderer.as_deref())
     }
 
-    /// Counts a re-copy that starts automatically, with its cause. One that continues after a restart counts once.
+    /// Counts a re-copy that starts automatically, with its cause. One that continues after a restart counts
+    /// once.
     pub fn count_resync(&self, cause: &str) {
         let mut status = self.status();
         if !std::mem::replace(&mut status.resyncing, true) {

@@ -115,7 +115,8 @@ pub struct TableReport {
     pub refetched: u64,
     /// Values that the destination type could not hold, by target column.
     pub out_of_range: BTreeMap<String, u64>,
-    /// Automatic re-copies. Fields that replicators of earlier releases name otherwise are read by either name.
+    /// Automatic re-copies. Fields that replicators of earlier releases name otherwise are read by either
+    /// name.
     #[serde(default, alias = "copiesAnew")]
     pub resyncs: AutomaticResyncs,
     /// Whether it is copied while tables stream that were copied before: it was added, or is re-copied.

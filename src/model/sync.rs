@@ -2,8 +2,8 @@
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-/// Locks `mutex`, also after a thread panicked while it held the lock. Every critical section of walferry leaves its value whole at each
-/// step, so a panic elsewhere must not take down those that still run.
+/// Locks `mutex`, also after a thread panicked while it held the lock. Every critical section of walferry
+/// leaves its value whole at each step, so a panic elsewhere must not take down those that still run.
 pub fn lock<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -9,7 +9,8 @@ use tokio::sync::OwnedMutexGuard;
 
 use crate::model::lock;
 
-/// A value for each object, by UID. It lives as long as this process leads; losing it costs a few requests and nothing else.
+/// A value for each object, by UID. It lives as long as this process leads; losing it costs a few requests
+/// and nothing else.
 #[derive(Debug)]
 pub(super) struct PerObject<T>(Mutex<HashMap<String, Arc<tokio::sync::Mutex<T>>>>);
 
@@ -20,8 +21,8 @@ impl<T> Default for PerObject<T> {
 }
 
 impl<T: Default> PerObject<T> {
-    /// The value of one object, for the time of a reconcile. Reconciles of one object never overlap, so nobody waits here. An object
-    /// that is forgotten meanwhile takes its value with it.
+    /// The value of one object, for the time of a reconcile. Reconciles of one object never overlap, so
+    /// nobody waits here. An object that is forgotten meanwhile takes its value with it.
     pub(super) async fn of(&self, uid: &str) -> OwnedMutexGuard<T> {
         let value = Arc::clone(lock(&self.0).entry(uid.to_owned()).or_default());
         value.lock_owned().await

@@ -1,4 +1,5 @@
-//! The client of the API server. Every request has a time limit, whatever the server does with the connection.
+//! The client of the API server. Every request has a time limit, whatever the server does with the
+//! connection.
 
 use std::{
     task::{Context, Poll},
@@ -178,7 +179,8 @@ mod tests {
         }
     }
 
-    /// A list where one Secret was asked for, a Secret whose data has another form, and an error whose body is no Status.
+    /// A list where one Secret was asked for, a Secret whose data has another form, and an error whose body
+    /// is no Status.
     #[tokio::test]
     async fn answers_of_the_api_server_are_never_logged() {
         let hush = "aHVzaC1odXNo";

@@ -1,4 +1,5 @@
-//! The loop of a controller: takes requests from its queue and reconciles, one reconcile at a time for each object.
+//! The loop of a controller: takes requests from its queue and reconciles, one reconcile at a time for each
+//! object.
 
 use std::{convert::Infallible, fmt::Debug, future::Future, sync::Arc};
 
@@ -16,10 +17,12 @@ use tokio_util::sync::CancellationToken;
 
 use super::{error::Error, shared::Shared};
 
-/// How many objects are reconciled concurrently: enough that sources which don't respond don't delay the others.
+/// How many objects are reconciled concurrently: enough that sources which don't respond don't delay the
+/// others.
 const CONCURRENCY: u16 = 16;
 
-/// Reconciles from the queue until `stop`, then finishes the running reconciles. Errors are retried with exponential backoff.
+/// Reconciles from the queue until `stop`, then finishes the running reconciles. Errors are retried with
+/// exponential backoff.
 pub(super) async fn run<K, C, F>(
     name: &'static str,
     (store, queue): (Store<K>, UnboundedReceiver<ReconcileRequest<K>>),
@@ -57,7 +60,8 @@ pub(super) async fn run<K, C, F>(
     let config = controller::Config::default().concurrency(CONCURRENCY);
     applier(reconciler, error_policy, context, store, queue, config)
         .for_each(|result| async move {
-            // The error policy has logged failed reconciles; the other errors are about objects that are gone.
+            // The error policy has logged failed reconciles; the other errors are about objects that are
+            // gone.
             if let Err(error @ controller::Error::ObjectNotFound(_)) = result {
                 tracing::debug!(%error, "nothing to reconcile");
             }
@@ -127,7 +131,8 @@ mod tests {
         peer::Controller { shared: Arc::new(shared), caches: Arc::default() }
     }
 
-    /// Others write the same object all the time: each attempt is made once, after a longer pause, and the last one succeeds.
+    /// Others write the same object all the time: each attempt is made once, after a longer pause, and the
+    /// last one succeeds.
     #[tokio::test(start_paused = true)]
     async fn conflicts_are_retried_with_backoff_until_one_patch_succeeds() {
         let peer: MaybeInvalid<ReplicationPeer> = serde_json::from_value(json!({

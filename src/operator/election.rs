@@ -1,7 +1,8 @@
 //! Leader election: the process that holds the Lease is the leader, and only the leader reconciles.
 //!
-//! It works as in Kubernetes' own controllers. A write names the resource version of the Lease that it is based on, so of two candidates
-//! one fails. How long a leader has been silent is measured by each candidate's own clock; clocks of two nodes are never compared.
+//! It works as in Kubernetes' own controllers. A write names the resource version of the Lease that it is
+//! based on, so of two candidates one fails. How long a leader has been silent is measured by each
+//! candidate's own clock; clocks of two nodes are never compared.
 
 use std::time::Duration;
 
@@ -78,7 +79,8 @@ impl Candidate {
         }
     }
 
-    /// Renews the Lease, which is held since `renewed`, until another process takes it or renewing fails for too long.
+    /// Renews the Lease, which is held since `renewed`, until another process takes it or renewing fails for
+    /// too long.
     pub(super) async fn hold(&mut self, mut renewed: Instant) {
         let mut pause = RENEW_INTERVAL;
         loop {

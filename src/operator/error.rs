@@ -17,7 +17,8 @@ pub(super) enum Error {
     Render(#[from] serde_yaml::Error),
 }
 
-/// The API server's message without the answer around it or, for an error of the client, the error with its causes.
+/// The API server's message without the answer around it or, for an error of the client, the error with its
+/// causes.
 pub(super) fn api_error(error: &kube::Error) -> String {
     match error {
         kube::Error::Api(status) => return status.message.clone(),

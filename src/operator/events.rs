@@ -21,7 +21,8 @@ pub(super) struct Event {
     pub(super) warning: bool,
     /// Its reason.
     pub(super) reason: Reason,
-    /// The part of the object that it is about, or empty. Events of the same reason and subject are counted instead of repeated.
+    /// The part of the object that it is about, or empty. Events of the same reason and subject are counted
+    /// instead of repeated.
     pub(super) subject: String,
     /// What happened, in a sentence.
     pub(super) note: String,
@@ -55,7 +56,8 @@ impl EventRecorder {
         EventRecorder(Recorder::new(client, reporter))
     }
 
-    /// Publishes an event about an object. A failure is logged, because no reconcile should fail for the sake of an event.
+    /// Publishes an event about an object. A failure is logged, because no reconcile should fail for the sake
+    /// of an event.
     pub(super) async fn publish(&self, object: &ObjectReference, event: &Event) {
         let action = match event.subject.as_str() {
             "" => "Reconcile".to_owned(),

@@ -13,8 +13,8 @@ pub(super) fn is_set(object: &impl ResourceExt, finalizer: &str) -> bool {
     object.finalizers().iter().any(|found| found == finalizer)
 }
 
-/// Adds the finalizer, whatever others the object has by now. An object that is gone, or was replaced by another of its name, is an error
-/// and left alone.
+/// Adds the finalizer, whatever others the object has by now. An object that is gone, or was replaced by
+/// another of its name, is an error and left alone.
 ///
 /// # Errors
 /// The API server's error.

@@ -8,7 +8,8 @@ pub(super) const IN_USE: &str = "walferry.dev/in-use";
 pub(super) const FIELD_MANAGER: &str = "walferry";
 /// The annotation of the pod template that holds the hash of the replicator's configuration.
 pub(super) const CONFIG_HASH: &str = "walferry.dev/config-hash";
-/// The label that holds the Mirror's UID and selects the pods of its Deployment. Ownership is proven by controller references instead.
+/// The label that holds the Mirror's UID and selects the pods of its Deployment. Ownership is proven by
+/// controller references instead.
 pub(super) const MIRROR_UID: &str = "walferry.dev/mirror-uid";
 
 /// Selects the objects of all Mirrors.

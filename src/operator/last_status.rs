@@ -30,8 +30,8 @@ impl<S: Clone> LastStatus<S> {
         self.0 = Some(Written { version, status, at: Instant::now() });
     }
 
-    /// The status that the API server has, and how long ago it was written. The watch shows our own writes with a delay; until then
-    /// the recorded one is newer than `watched`.
+    /// The status that the API server has, and how long ago it was written. The watch shows our own writes
+    /// with a delay; until then the recorded one is newer than `watched`.
     pub(super) fn current(&self, object: &impl ResourceExt, watched: Option<&S>) -> (Option<S>, Duration) {
         match &self.0 {
             Some(written) if written.version == object.resource_version() => {

@@ -65,7 +65,8 @@ pub(super) struct Mapper {
 }
 
 impl Mapper {
-    /// Edits by a user matter to the peer, and whether it is ready matters to its Mirrors; our own status writes do not.
+    /// Edits by a user matter to the peer, and whether it is ready matters to its Mirrors; our own status
+    /// writes do not.
     pub(super) fn peer_changed(&self, change: Change<'_, MaybeInvalid<ReplicationPeer>>) {
         let Some(peer) = change.object() else { return };
         let (namespace, name) = (peer.namespace().unwrap_or_default(), peer.name_any());

@@ -1,6 +1,7 @@
 //! The Kubernetes operator: a controller for ReplicationPeers and one for Mirrors, run by the leader.
 //!
-//! It never moves a row: it checks the databases, runs one replicator pod for each Mirror, reports its state, and cleans up.
+//! It never moves a row: it checks the databases, runs one replicator pod for each Mirror, reports its state,
+//! and cleans up.
 //!
 //! # Permissions
 //! In each watched namespace:
@@ -67,7 +68,8 @@ use shared::Shared;
 use stores::{NamespaceStores, Stores};
 use watch::NamespaceWatch;
 
-/// How long all namespaces wait for the caches of each other. A namespace that is gone, or that the operator may not read, never syncs.
+/// How long all namespaces wait for the caches of each other. A namespace that is gone, or that the operator
+/// may not read, never syncs.
 const SYNC_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long running reconciles may take to finish when the process stops.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
@@ -85,8 +87,8 @@ pub struct Settings {
     pub lease: Option<LeaseSettings>,
 }
 
-/// Runs until `stop`: waits for the Lease, runs the controllers while this process is the leader, and waits again when it is not. At the
-/// end running reconciles finish and the Lease is released.
+/// Runs until `stop`: waits for the Lease, runs the controllers while this process is the leader, and waits
+/// again when it is not. At the end running reconciles finish and the Lease is released.
 pub async fn run(client: Client, settings: Settings, metrics: Arc<Metrics>, stop: CancellationToken) {
     let Some(lease) = settings.lease.clone() else {
         lead(&client, &settings, &metrics, stop).await;
@@ -105,7 +107,8 @@ pub async fn run(client: Client, settings: Settings, metrics: Arc<Metrics>, stop
                 candidate.release().await;
                 return;
             }
-            // Dropping the controllers ends them immediately, before another process may lead. Every step can be repeated.
+            // Dropping the controllers ends them immediately, before another process may lead. Every step can
+            // be repeated.
             () = candidate.hold(since) => {
                 metrics.set_leader(false);
                 tracing::warn!("lost the lease, not leading any more");
@@ -114,7 +117,8 @@ pub async fn run(client: Client, settings: Settings, metrics: Arc<Metrics>, stop
     }
 }
 
-/// Runs the controllers until `stop`. Caches begin empty: other leaders may have changed anything since this process last led.
+/// Runs the controllers until `stop`. Caches begin empty: other leaders may have changed anything since this
+/// process last led.
 async fn lead(client: &Client, settings: &Settings, metrics: &Arc<Metrics>, stop: CancellationToken) {
     metrics.set_leader(true);
     let mut watches = JoinSet::new();
@@ -184,7 +188,8 @@ impl Controllers {
         Controllers { peers: Arc::new(peers), mirrors: Arc::new(mirrors), namespaces }
     }
 
-    /// Waits for the caches to sync, then reconciles until `stop`. A namespace that does not sync keeps only its own objects waiting.
+    /// Waits for the caches to sync, then reconciles until `stop`. A namespace that does not sync keeps only
+    /// its own objects waiting.
     async fn run(self, stop: &CancellationToken) {
         let synced = try_join_all(self.namespaces.iter().map(|(stores, ..)| stores.synced()));
         tokio::select! {
@@ -230,7 +235,8 @@ mod tests {
 
     use super::*;
 
-    /// An API server with one Mirror in `shop` that refuses every request for `gone` and sends the time of each write.
+    /// An API server with one Mirror in `shop` that refuses every request for `gone` and sends the time of
+    /// each write.
     fn client(wrote: mpsc::UnboundedSender<Instant>) -> Client {
         let wrote = Arc::new(Mutex::new(wrote));
         let service = tower::service_fn(move |request: hyper::Request<Body>| {

@@ -19,7 +19,8 @@ impl<K> Watched for K where
 {
 }
 
-/// An object that may not match its type. One that was stored before a schema changed must not stop the watch of all others.
+/// An object that may not match its type. One that was stored before a schema changed must not stop the watch
+/// of all others.
 pub(super) type MaybeInvalid<K> = DeserializeGuard<K>;
 
 /// The object, if it matches its type.

@@ -17,7 +17,8 @@ use kube::{
 
 use super::{error::api_error, object::Watched};
 
-/// A change of one object: `old` is what the store had, `new` is what it has now. At least one of them is present.
+/// A change of one object: `old` is what the store had, `new` is what it has now. At least one of them is
+/// present.
 #[derive(Debug)]
 pub(super) struct Change<'a, K> {
     pub(super) old: Option<&'a K>,
@@ -47,8 +48,9 @@ fn drop_unused_metadata<K: Resource>(object: &mut K) {
     }
 }
 
-/// Keeps the store of `writer` in sync with the API server and calls `on_change` for each change once the store has it. It never ends: a
-/// watch that fails or expires is restarted with exponential backoff, and reports what changed in between.
+/// Keeps the store of `writer` in sync with the API server and calls `on_change` for each change once the
+/// store has it. It never ends: a watch that fails or expires is restarted with exponential backoff, and
+/// reports what changed in between.
 pub(super) async fn reflect<K: Watched>(
     api: Api<K>,
     config: watcher::Config,
@@ -93,7 +95,8 @@ fn report_differences<K: Watched>(old: &[Arc<K>], store: &Store<K>, on_change: &
     for new in store.state() {
         let before = old.remove(&ObjectRef::from_obj(&*new));
         match before.filter(|before| before.uid() != new.uid()) {
-            // The object was replaced by another one of its name while the watch was down: report its deletion as well.
+            // The object was replaced by another one of its name while the watch was down: report its
+            // deletion as well.
             Some(replaced) => {
                 on_change(Change { old: Some(replaced), new: None });
                 on_change(Change { old: None, new: Some(&new) });
@@ -120,8 +123,8 @@ fn log_interruption<K: Watched>(error: &watcher::Error) {
     }
 }
 
-/// Calls `on_event` with namespace and name of each object that is created, changed or deleted, and with `None` before a list of all of
-/// them. Nothing is stored.
+/// Calls `on_event` with namespace and name of each object that is created, changed or deleted, and with
+/// `None` before a list of all of them. Nothing is stored.
 pub(super) async fn watch_names<K: Watched>(
     api: Api<K>,
     config: watcher::Config,
@@ -226,7 +229,8 @@ mod tests {
         Client::new(service, "default")
     }
 
-    /// The API server keeps changes for some minutes only: a watch that was down for longer gets `Expired` and has to list everything again.
+    /// The API server keeps changes for some minutes only: a watch that was down for longer gets `Expired`
+    /// and has to list everything again.
     #[tokio::test(start_paused = true)]
     async fn a_watch_that_has_expired_reports_what_changed_meanwhile() {
         let list = |version: &str, objects: &[(&str, &str)]| {

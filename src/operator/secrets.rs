@@ -47,7 +47,8 @@ impl SecretCache {
         }
     }
 
-    /// The Secrets of these names, without those that don't exist. A name that no Secret can have isn't requested.
+    /// The Secrets of these names, without those that don't exist. A name that no Secret can have isn't
+    /// requested.
     ///
     /// # Errors
     /// The API server's error, except that there is no such Secret.

@@ -32,7 +32,8 @@ pub(super) struct Shared {
 }
 
 impl Shared {
-    /// The peer of this name, from the API server where the stores don't have it yet. A name that no object can have isn't requested.
+    /// The peer of this name, from the API server where the stores don't have it yet. A name that no object
+    /// can have isn't requested.
     ///
     /// # Errors
     /// The API server's error, except that there is no such peer.
@@ -51,7 +52,8 @@ impl Shared {
         Ok(api.get_opt(name).await?.map(Arc::new))
     }
 
-    /// Writes the whole status of an object. The UID keeps it from an object that was created under the same name since.
+    /// Writes the whole status of an object. The UID keeps it from an object that was created under the same
+    /// name since.
     ///
     /// # Errors
     /// The API server's error.

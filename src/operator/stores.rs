@@ -29,8 +29,8 @@ pub(super) struct NamespaceStores {
 }
 
 impl NamespaceStores {
-    /// Waits until each store has what the API server had when its watch began. Until then an object may look absent although it
-    /// exists: a replicator that runs, or the older Mirror that writes a target table.
+    /// Waits until each store has what the API server had when its watch began. Until then an object may look
+    /// absent although it exists: a replicator that runs, or the older Mirror that writes a target table.
     ///
     /// # Errors
     /// When a watch has ended, which happens only when all work ends.

@@ -82,7 +82,8 @@ impl Desired {
         Ok(Desired { config_map, deployment, config_hash, digest: hasher.finish() })
     }
 
-    /// Whether a pod with another configuration is about to start, so that both servers must be checked first.
+    /// Whether a pod with another configuration is about to start, so that both servers must be checked
+    /// first.
     pub(super) fn starts_new_pod(&self, observed: &Observed, applied: Option<&Applied>) -> bool {
         if replicas(&self.deployment) == 0 {
             return false;
@@ -144,11 +145,13 @@ fn replicas(deployment: &Deployment) -> i32 {
     deployment.spec.as_ref().and_then(|spec| spec.replicas).unwrap_or(1)
 }
 
-/// Applies the desired objects if they don't exist like that, and returns the Deployment as the API server has it. The Mirror gets its
-/// finalizer before anything is created. An object of somebody else is never written to.
+/// Applies the desired objects if they don't exist like that, and returns the Deployment as the API server
+/// has it. The Mirror gets its finalizer before anything is created. An object of somebody else is never
+/// written to.
 ///
 /// # Errors
-/// [`Error::Blocked`] for what the cluster refuses and for objects of somebody else, or the API server's error.
+/// [`Error::Blocked`] for what the cluster refuses and for objects of somebody else, or the API server's
+/// error.
 pub(super) async fn apply(
     client: &Client,
     applied: &mut Option<Applied>,
@@ -188,8 +191,8 @@ pub(super) async fn apply(
     Ok(deployment)
 }
 
-/// The UID of the object that the Mirror already owns under this name; `None` when there is no object of that name. The API server is
-/// queried, because the stores hold only objects with walferry's labels.
+/// The UID of the object that the Mirror already owns under this name; `None` when there is no object of that
+/// name. The API server is queried, because the stores hold only objects with walferry's labels.
 ///
 /// # Errors
 /// [`Error::Blocked`] for an object of somebody else.

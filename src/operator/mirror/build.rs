@@ -1,4 +1,5 @@
-//! The fourth step: renders the ConfigMap that `walferry replicate` reads, and the Deployment of one pod that runs it.
+//! The fourth step: renders the ConfigMap that `walferry replicate` reads, and the Deployment of one pod that
+//! runs it.
 //!
 //! Pure: the same resources give byte-identical objects, so applying them again changes nothing.
 
@@ -70,7 +71,8 @@ pub(super) struct Replicator<'a> {
 }
 
 impl Replicator<'_> {
-    /// The name of the ConfigMap and of the Deployment: a DNS label, because pods and their host names are called after it.
+    /// The name of the ConfigMap and of the Deployment: a DNS label, because pods and their host names are
+    /// called after it.
     pub(super) fn name(&self) -> String {
         object_name(self.mirror.metadata.name.as_deref().unwrap_or_default())
     }
@@ -150,7 +152,8 @@ impl Replicator<'_> {
         }
     }
 
-    /// The Deployment; `config_hash` is the one of [`config_hash`], `replicas` 1, or 0 for a suspended Mirror.
+    /// The Deployment; `config_hash` is the one of [`config_hash`], `replicas` 1, or 0 for a suspended
+    /// Mirror.
     pub(super) fn deployment(&self, config_hash: &str, replicas: i32) -> Deployment {
         Deployment {
             metadata: self.metadata(),
@@ -311,7 +314,8 @@ pub(super) fn applied_hash(deployment: &Deployment) -> Option<&str> {
     annotations.get(CONFIG_HASH).map(String::as_str)
 }
 
-/// Identifies a configuration: 16 hexadecimal digits over the documents, the Mirror's UID and the values of its Secrets by Secret and key.
+/// Identifies a configuration: 16 hexadecimal digits over the documents, the Mirror's UID and the values of
+/// its Secrets by Secret and key.
 pub(super) fn config_hash(yaml: &str, uid: &str, secrets: &BTreeMap<(String, String), Password>) -> String {
     let mut parts = vec![yaml, uid];
     for ((name, key), value) in secrets {
@@ -365,7 +369,8 @@ fn probe(path: &str, period: i32) -> Probe {
     }
 }
 
-/// Meets the restricted Pod Security Standard. The user is the image's, or one that the cluster assigns, as OpenShift does.
+/// Meets the restricted Pod Security Standard. The user is the image's, or one that the cluster assigns, as
+/// OpenShift does.
 fn pod_security() -> PodSecurityContext {
     PodSecurityContext {
         run_as_non_root: Some(true),

@@ -13,13 +13,14 @@ use crate::{
     status,
 };
 
-/// The events of the replicator's reports that no condition shows: slot warnings, takeovers, failovers, re-copied tables.
+/// The events of the replicator's reports that no condition shows: slot warnings, takeovers, failovers,
+/// re-copied tables.
 #[derive(Debug, Default)]
 pub(super) struct EventTracker {
     /// The slot as last reported.
     slot: SlotReport,
-    /// The replicator's counters as last reported. An operator that has just started takes the first ones as known: an earlier operator
-    /// may have published their events.
+    /// The replicator's counters as last reported. An operator that has just started takes the first ones as
+    /// known: an earlier operator may have published their events.
     counters: Option<Counters>,
     /// How often each table had been re-copied by then.
     recopies: BTreeMap<String, u64>,
@@ -68,7 +69,8 @@ impl EventTracker {
         events
     }
 
-    /// For the first report about a table, only a copy in progress counts: an earlier operator may have published older ones.
+    /// For the first report about a table, only a copy in progress counts: an earlier operator may have
+    /// published older ones.
     fn recopied(&mut self, table: &TableReport) -> Option<Event> {
         let name = format!("{}.{}", table.schema, table.name);
         let (count, cause) = (table.resyncs.count, &table.resyncs.cause);
@@ -120,7 +122,8 @@ pub(super) fn status_events(before: &MirrorStatus, next: &MirrorStatus, mode: Sn
     events
 }
 
-/// A short copy may start and finish between two reconciles: that of a new Mirror, or of tables that were added.
+/// A short copy may start and finish between two reconciles: that of a new Mirror, or of tables that were
+/// added.
 fn snapshot_events(before: &MirrorStatus, next: &MirrorStatus, provisioned: bool) -> Vec<Event> {
     let state = |status: &MirrorStatus| {
         let condition = condition(&status.conditions, SNAPSHOTTED);

@@ -50,7 +50,8 @@ pub(super) struct Other {
     pub(super) creation_order: CreationOrder,
     /// The tables that it names as targets.
     pub(super) targets: Vec<Target>,
-    /// Whether it has ever connected to its destination. Until then it may name a server that it has no credentials for.
+    /// Whether it has ever connected to its destination. Until then it may name a server that it has no
+    /// credentials for.
     pub(super) reached: bool,
 }
 

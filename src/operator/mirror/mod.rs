@@ -1,8 +1,8 @@
 //! The controller of Mirrors: a short driver over named steps, each in its own file.
 //!
-//! fetch → validate → preflight → build → apply → report → slot health → events → status. Wherever a reconcile ends, it yields one
-//! [`MirrorReport`], from which status and events are made. This file alone knows the [`Controller`] and the [`ReconcileCache`]; a step
-//! gets what it needs as arguments.
+//! fetch → validate → preflight → build → apply → report → slot health → events → status. Wherever a
+//! reconcile ends, it yields one [`MirrorReport`], from which status and events are made. This file alone
+//! knows the [`Controller`] and the [`ReconcileCache`]; a step gets what it needs as arguments.
 
 mod apply;
 mod build;
@@ -175,7 +175,8 @@ async fn finalize(
     Ok(action)
 }
 
-/// Whether the missing peer may be applied right after the Mirror: the objects of one file or folder have an order of their own.
+/// Whether the missing peer may be applied right after the Mirror: the objects of one file or folder have an
+/// order of their own.
 fn may_be_applied_soon(mirror: &Mirror, blocker: &Blocker) -> bool {
     let created = mirror.meta().creation_timestamp.as_ref();
     let age = created.map(|created| Timestamp::now().duration_since(created.0));
@@ -209,7 +210,8 @@ async fn run_steps(
     Ok(report::replicator_report(&controller.status_client, identity, &deployment, &pods).await)
 }
 
-/// The report about a Mirror whose current spec is blocked. A replicator with earlier settings continues, and its figures are reported.
+/// The report about a Mirror whose current spec is blocked. A replicator with earlier settings continues, and
+/// its figures are reported.
 async fn report_with_running_replicator(
     controller: &Controller,
     mirror: &Mirror,
@@ -228,7 +230,8 @@ async fn report_with_running_replicator(
     Ok(report::blocked_while_running(blocked, running))
 }
 
-/// When to reconcile again. `blocked` says that a step of the operator itself failed, as opposed to the replicator.
+/// When to reconcile again. `blocked` says that a step of the operator itself failed, as opposed to the
+/// replicator.
 fn interval(shared: &Shared, uid: &str, report: &MirrorReport, blocked: bool) -> Duration {
     if blocked && report.phase == MirrorPhase::Retrying {
         return shared.backoff.next(uid);

@@ -1,5 +1,5 @@
-//! Which objects belong to a Mirror: decided by namespace, name and the UID in their controller reference, never by labels alone, which
-//! anybody can put on any object.
+//! Which objects belong to a Mirror: decided by namespace, name and the UID in their controller reference,
+//! never by labels alone, which anybody can put on any object.
 
 use k8s_openapi::{api::core::v1::Pod, apimachinery::pkg::apis::meta::v1::OwnerReference};
 use kube::{Resource, ResourceExt};
@@ -42,7 +42,8 @@ impl Owner {
             && controller(object).is_some_and(|owner| is_mirror(owner) && owner.uid == self.uid)
     }
 
-    /// Whether a pod belongs to this Mirror's Deployment: its controller is the ReplicaSet that the Deployment creates for the pod's template.
+    /// Whether a pod belongs to this Mirror's Deployment: its controller is the ReplicaSet that the
+    /// Deployment creates for the pod's template.
     pub(super) fn owns_pod(&self, pod: &impl ResourceExt) -> bool {
         let replica_set = pod.labels().get(POD_TEMPLATE_HASH).map(|hash| format!("{}-{hash}", self.object));
         pod.namespace().as_ref() == Some(&self.namespace)

@@ -79,13 +79,15 @@ fn name(pod: &Pod) -> &str {
     pod.metadata.name.as_deref().unwrap_or_default()
 }
 
-/// Whether the pod is terminating or has ended. An evicted pod remains as a record for a while, next to its replacement.
+/// Whether the pod is terminating or has ended. An evicted pod remains as a record for a while, next to its
+/// replacement.
 fn is_over(pod: &Pod) -> bool {
     let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref());
     pod.metadata.deletion_timestamp.is_some() || matches!(phase, Some("Failed" | "Succeeded"))
 }
 
-/// Whether the pod runs the Deployment's configuration; one with an earlier configuration is about to be replaced.
+/// Whether the pod runs the Deployment's configuration; one with an earlier configuration is about to be
+/// replaced.
 fn has_configuration(pod: &Pod, hash: Option<&str>) -> bool {
     let annotations = pod.metadata.annotations.as_ref();
     hash.is_none()

@@ -1,4 +1,5 @@
-//! The third step: whether both servers meet the requirements of replication. The same checks as `walferry check`.
+//! The third step: whether both servers meet the requirements of replication. The same checks as `walferry
+//! check`.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -10,7 +11,8 @@ use crate::{api::Mirror, check, fault::Reason, model::ReplicatorConfig, operator
 
 /// The time limit of all checks together.
 const CHECKS_TIMEOUT: Duration = Duration::from_secs(60);
-/// How soon rejected settings are checked again while a replicator runs with earlier ones, whose figures are read more often than that.
+/// How soon rejected settings are checked again while a replicator runs with earlier ones, whose figures are
+/// read more often than that.
 const RECHECK_INTERVAL: Duration = Duration::from_secs(30);
 
 /// Settings that failed the checks and need manual action.
@@ -23,7 +25,8 @@ pub(super) struct Rejection {
 }
 
 impl Rejection {
-    /// Whether it still applies: neither settings nor annotations, by which a user may request another check, have changed since.
+    /// Whether it still applies: neither settings nor annotations, by which a user may request another check,
+    /// have changed since.
     fn applies(&self, config_hash: &str, annotations: &BTreeMap<String, String>) -> bool {
         self.config_hash == config_hash
             && self.annotations == *annotations
@@ -60,7 +63,8 @@ pub(super) async fn preflight(
 
 async fn checks(config: &ReplicatorConfig) -> Result<(), Blocker> {
     match timeout(CHECKS_TIMEOUT, check::preflight(config)).await {
-        // A table that can't be replicated blocks no other table: the replicator reports it as failed, and checks it again.
+        // A table that can't be replicated blocks no other table: the replicator reports it as failed, and
+        // checks it again.
         Ok(report) if !report.starts_nothing(config) => Ok(()),
         Ok(report) => Blocker::checks(&report.checks).map_or(Ok(()), Err),
         Err(_) => {

@@ -39,8 +39,9 @@ struct Observation {
 impl SlotHealth {
     /// The report, completed with what the slot retains.
     ///
-    /// A replicator that is offline or failing reports nothing of the slot, or what it saw long ago: then the source is queried. It isn't
-    /// when the failure is about the source itself, or when there never was a slot.
+    /// A replicator that is offline or failing reports nothing of the slot, or what it saw long ago: then the
+    /// source is queried. It isn't when the failure is about the source itself, or when there never was a
+    /// slot.
     pub(super) async fn complete(
         &mut self,
         mirror: &Mirror,
@@ -71,7 +72,8 @@ impl SlotHealth {
         report
     }
 
-    /// The last observation or, when it is too old, a new one. A source that doesn't answer must not hide the rest of the report.
+    /// The last observation or, when it is too old, a new one. A source that doesn't answer must not hide the
+    /// rest of the report.
     async fn observe(&mut self, mirror: &MirrorIdentity, source: &PostgresEndpoint) -> Observation {
         if let Some((at, observation)) = &self.0
             && at.elapsed() < CHECK_INTERVAL
@@ -121,7 +123,8 @@ async fn query(mirror: &MirrorIdentity, source: &PostgresEndpoint) -> Result<Obs
     Ok(Observation { slot: slot::read(&session, &mirror.slot_name()).await?, place: Some(place) })
 }
 
-/// The blocker when the peer names another server or database than the one that has the slot, which still retains WAL there.
+/// The blocker when the peer names another server or database than the one that has the slot, which still
+/// retains WAL there.
 fn elsewhere(mirror: &MirrorIdentity, made_at: &SlotPlace, found: &SlotPlace) -> Option<Blocker> {
     if made_at.is_same(found) {
         return None;

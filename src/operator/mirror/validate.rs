@@ -38,7 +38,8 @@ pub(super) fn identity(mirror: &impl ResourceExt) -> MirrorIdentity {
 /// Validates a Mirror and what it refers to.
 ///
 /// # Errors
-/// All problems of the first kind that occurs: the spec, missing peers, invalid peers, Secrets, target tables of others.
+/// All problems of the first kind that occurs: the spec, missing peers, invalid peers, Secrets, target tables
+/// of others.
 pub(super) fn validate<'a>(mirror: &Mirror, fetched: &'a Fetched) -> Result<Plan<'a>, Blocker> {
     let mut problems = api::mirror_problems(&mirror.spec);
     if problems.is_empty() {
@@ -106,8 +107,9 @@ fn valid_peer<'a>(
     }
 }
 
-/// Refuses a target table that another table of the Mirror or an older Mirror writes. An older Mirror of another namespace counts only once
-/// it has connected to its destination, since anybody can name a server. Its name stays hidden from this namespace.
+/// Refuses a target table that another table of the Mirror or an older Mirror writes. An older Mirror of
+/// another namespace counts only once it has connected to its destination, since anybody can name a server.
+/// Its name stays hidden from this namespace.
 fn taken_targets(mirror: &Mirror, targets: &[Target], fetched: &Fetched) -> Result<(), Blocker> {
     let (namespace, order) = (mirror.namespace().unwrap_or_default(), creation_order(mirror));
     let mut writers: HashMap<&Target, String> = HashMap::new();

@@ -1,4 +1,5 @@
-//! The controller of ReplicationPeers: probes databases, reports whether they are usable, and keeps a peer while Mirrors use it.
+//! The controller of ReplicationPeers: probes databases, reports whether they are usable, and keeps a peer
+//! while Mirrors use it.
 
 mod probe;
 

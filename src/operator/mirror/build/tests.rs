@@ -49,7 +49,8 @@ struct Fixture {
 }
 
 impl Fixture {
-    /// The source uses a certificate authority and a client certificate; both peers log in with one Secret, as some do.
+    /// The source uses a certificate authority and a client certificate; both peers have their
+    /// credentials in one Secret, as some do.
     fn new() -> Self {
         let source = json!({"postgres": {
             "host": "db.example", "database": "app", "credentialsSecretRef": {"name": "logins"},

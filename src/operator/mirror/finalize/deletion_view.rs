@@ -16,7 +16,8 @@ use crate::{
     },
 };
 
-/// The fields of a Mirror that clean-up needs. They are few, so that a Mirror which is invalid otherwise can be cleaned up too.
+/// The fields of a Mirror that clean-up needs. They are few, so that a Mirror which is invalid otherwise can
+/// be cleaned up too.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 pub(super) struct DeletionView {
     pub(super) spec: SpecView,

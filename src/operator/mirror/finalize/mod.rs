@@ -1,4 +1,5 @@
-//! The deletion of a Mirror: its replicator terminates, slot, publication and state are removed, and then its finalizer.
+//! The deletion of a Mirror: its replicator terminates, slot, publication and state are removed, and then its
+//! finalizer.
 //!
 //! Every step can be repeated, so it doesn't matter where an earlier attempt ended.
 
@@ -93,8 +94,8 @@ impl Deletion<'_> {
         }
     }
 
-    /// Deletes the Deployment, and returns whether it and its pods are gone. In the foreground: the Deployment stays while pods are left,
-    /// and creates no new ones.
+    /// Deletes the Deployment, and returns whether it and its pods are gone. In the foreground: the
+    /// Deployment stays while pods are left, and creates no new ones.
     async fn replicator_has_terminated(&self) -> Result<bool, kube::Error> {
         let owner = Owner::of(self.mirror);
         let of_this_name = ListParams::default().fields(&format!("metadata.name={}", owner.object));
