@@ -47,6 +47,7 @@ mod tests {
             max_slot_wal_keep_mib: 1024,
             failover_slots: false,
             standby_feedback: false,
+            on_command_line: Vec::new(),
             role: "mirror".to_owned(),
             database: "app".to_owned(),
             may_replicate: true,

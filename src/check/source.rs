@@ -162,19 +162,43 @@ fn too_old(detail: String) -> Check {
 }
 
 fn wal_level(facts: &ServerFacts) -> Check {
+    const NAME: &str = "wal_level";
     if facts.wal_level == "logical" {
-        return Check::ok(SUBJECT, "wal_level", "logical");
+        // A standby shows its own setting only, and decodes nothing unless the primary's is logical too.
+        let detail = match facts.in_recovery {
+            true => "logical at this standby; its primary needs logical too, which a standby does not show",
+            false => "logical",
+        };
+        return Check::ok(SUBJECT, NAME, detail);
     }
-    Check::failure(
-        SUBJECT,
-        "wal_level",
-        Reason::SourceWalLevelNotLogical,
-        format!("is {}, must be logical", facts.wal_level),
-    )
-    .run_at_source_server(
-        "ALTER SYSTEM SET wal_level = 'logical';\n\
-         -- then restart PostgreSQL (Amazon RDS: rds.logical_replication = 1 in the parameter group, then reboot)",
-    )
+    let detail = match facts.in_recovery {
+        true => {
+            format!("is {} at this standby, must be logical there and at its primary", facts.wal_level)
+        }
+        false => format!("is {}, must be logical", facts.wal_level),
+    };
+    let change = change_setting(
+        facts,
+        NAME,
+        "'logical'",
+        "\n-- then restart PostgreSQL (Amazon RDS: rds.logical_replication = 1 in the parameter group, then reboot)",
+    );
+    let check = Check::failure(SUBJECT, NAME, Reason::SourceWalLevelNotLogical, detail).remedied([change]);
+    match facts.in_recovery {
+        true => check.act("set wal_level to logical at the primary, too, and restart it first"),
+        false => check,
+    }
+}
+
+/// How a setting of this very server is changed. ALTER SYSTEM writes to a file, which counts less than the
+/// command line of the server process. `after` are the lines that follow the statement.
+fn change_setting(facts: &ServerFacts, name: &str, value: &str, after: &str) -> Remedy {
+    if facts.on_command_line.iter().any(|given| given == name) {
+        return Remedy::act(format!(
+            "set {name} = {value} in the command line that starts PostgreSQL, which gives another value, and restart it; ALTER SYSTEM has no effect on it"
+        ));
+    }
+    Remedy::run_at_source_server(format!("ALTER SYSTEM SET {name} = {value};{after}"))
 }
 
 fn role(facts: &ServerFacts) -> Check {
@@ -249,11 +273,17 @@ fn replication_slot(facts: &ServerFacts, slot: Option<&SlotInfo>, resync: bool) 
             Reason::SourceNoFreeReplicationSlot,
             format!("all {} of max_replication_slots are in use", facts.max_slots),
         )
-        .run_at_source_server(format!(
-            "SELECT slot_name, active FROM pg_replication_slots; -- drop what is not needed\n\
-             ALTER SYSTEM SET max_replication_slots = {}; -- or this, then restart PostgreSQL",
-            facts.max_slots + 5
-        )),
+        .remedied([more_slots(facts)]),
+    }
+}
+
+/// Slots that nobody needs are dropped, or the server gets room for more.
+fn more_slots(facts: &ServerFacts) -> Remedy {
+    let look = "SELECT slot_name, active FROM pg_replication_slots; -- drop what is not needed";
+    let slots = (facts.max_slots + 5).to_string();
+    match change_setting(facts, "max_replication_slots", &slots, " -- or this, then restart PostgreSQL") {
+        Remedy::RunAt { sql, .. } => Remedy::run_at_source_server(format!("{look}\n{sql}")),
+        other => Remedy::any_of([vec![Remedy::run_at_source_server(look)], vec![other]]),
     }
 }
 
@@ -270,10 +300,12 @@ fn walsender(facts: &ServerFacts, slot: Option<&SlotInfo>) -> Check {
         Reason::SourceNoFreeWalSender,
         format!("all {} of max_wal_senders are in use", facts.max_walsenders),
     )
-    .run_at_source_server(format!(
-        "ALTER SYSTEM SET max_wal_senders = {};\n-- then restart PostgreSQL",
-        facts.max_walsenders + 5
-    ))
+    .remedied([change_setting(
+        facts,
+        "max_wal_senders",
+        &(facts.max_walsenders + 5).to_string(),
+        "\n-- then restart PostgreSQL",
+    )])
 }
 
 /// What a standby's slot needs of the catalog, the primary vacuums away unless the standby reports it.
@@ -282,12 +314,14 @@ fn standby_feedback(facts: &ServerFacts) -> Option<Check> {
         return None;
     }
     let detail = "the primary does not know what the standby needs: what it vacuums can invalidate the slot, and end the copy's queries";
-    Some(
-        Check::warning(SUBJECT, "hot_standby_feedback", Reason::SourceStandbyFeedbackMissing, detail).run_at_source_server(
-            "ALTER SYSTEM SET hot_standby_feedback = on; -- with primary_slot_name, a physical slot at the primary, set too\n\
-             SELECT pg_reload_conf();",
-        ),
-    )
+    const NAME: &str = "hot_standby_feedback";
+    let change = change_setting(
+        facts,
+        NAME,
+        "on",
+        " -- with primary_slot_name, a physical slot at the primary, set too\nSELECT pg_reload_conf();",
+    );
+    Some(Check::warning(SUBJECT, NAME, Reason::SourceStandbyFeedbackMissing, detail).remedied([change]))
 }
 
 fn retained_wal(facts: &ServerFacts) -> Check {
@@ -301,7 +335,12 @@ fn retained_wal(facts: &ServerFacts) -> Check {
         Reason::SourceWalRetentionUnlimited,
         "no limit: while walferry is stopped, the WAL kept for it can fill the disk",
     )
-    .run_at_source_server("ALTER SYSTEM SET max_slot_wal_keep_size = '100GB'; -- as much as the disk can spare\nSELECT pg_reload_conf();")
+    .remedied([change_setting(
+        facts,
+        NAME,
+        "'100GB'",
+        " -- as much as the disk can spare\nSELECT pg_reload_conf();",
+    )])
 }
 
 /// Whether the later checks make sense on such a server.
@@ -385,6 +424,40 @@ mod tests {
     }
 
     #[test]
+    fn a_setting_of_the_command_line_is_changed_there() {
+        let change = |facts: &mut ServerFacts| {
+            facts.wal_level = "replica".to_owned();
+            facts.max_slot_wal_keep_mib = -1;
+            facts.used_walsenders = 10;
+            facts.on_command_line = vec!["port".to_owned(), "wal_level".to_owned()];
+        };
+        let checks = with(change, None);
+        let fix = |name: &str| checks.iter().find(|check| check.name == name).unwrap().fix().unwrap();
+        assert!(fix("wal_level").starts_with("set wal_level = 'logical' in the command line"));
+        assert!(fix("walsender").starts_with("ALTER SYSTEM SET max_wal_senders = 15;\n-- then"));
+        assert!(fix("max_slot_wal_keep_size").starts_with("ALTER SYSTEM SET max_slot_wal_keep_size"));
+    }
+
+    #[test]
+    fn a_standby_s_wal_level_is_half_of_it() {
+        let standby = |wal_level: &str| {
+            let checks = with(
+                |facts| {
+                    facts.in_recovery = true;
+                    facts.wal_level = wal_level.to_owned();
+                },
+                None,
+            );
+            checks.into_iter().find(|check| check.name == "wal_level").unwrap()
+        };
+        assert!(standby("logical").detail.contains("its primary needs logical too"));
+        let replica = standby("replica");
+        assert_eq!(replica.outcome, Outcome::Failure);
+        assert!(replica.detail.contains("at this standby, must be logical there and at its primary"));
+        assert!(replica.fix().unwrap().ends_with("at the primary, too, and restart it first"));
+    }
+
+    #[test]
     fn our_own_slot_and_walsender_need_no_free_one() {
         let running = SlotInfo { active_pid: Some(5), ..slot() };
         let full = |facts: &mut ServerFacts| {
@@ -462,7 +535,7 @@ mod tests {
     }
 
     #[test]
-    fn a_failed_log_in_says_what_to_correct() {
+    fn a_refused_authentication_says_what_to_correct() {
         let refused = |message: &str| {
             let error = Error::Authentication { username: "mirror".to_owned(), message: message.to_owned() };
             connection_failed(&endpoint(TlsMode::VerifyFull), &error)

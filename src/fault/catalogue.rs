@@ -140,7 +140,7 @@ macro_rules! catalogue {
                     "Use PostgreSQL 14 or later, 15 for `where`.";
                 SourceWalLevelNotLogical: Stall,
                     "`wal_level` isn't `logical`.",
-                    "`ALTER SYSTEM SET wal_level = 'logical'`, then restart PostgreSQL.";
+                    "`ALTER SYSTEM SET wal_level = 'logical'`, or change it in the server's command line where that gives it; then restart PostgreSQL.";
                 SourceWalRetentionUnlimited: Nothing,
                     "The WAL that a slot retains has no limit. A warning of `walferry check`.",
                     "Set `max_slot_wal_keep_size`.";

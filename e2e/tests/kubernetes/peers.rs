@@ -175,7 +175,7 @@ fn wrong_settings_are_told_and_correcting_them_is_seen() {
             "level",
             stalled,
             "SourceWalLevelNotLogical",
-            &["replica", "ALTER SYSTEM SET wal_level", "restart"][..],
+            &["replica", "set wal_level = 'logical' in the command line", "restart"][..],
         ),
         ("host", reconciling, "SourceUnreachable", &["db.invalid", "postgres.host"]),
         ("port", reconciling, "SourceUnreachable", &[&format!("{address}:1"), "postgres.port"]),

@@ -33,6 +33,8 @@ pub struct ServerFacts {
     /// Whether a standby reports the oldest row versions it needs to its primary, also across disconnects:
     /// `hot_standby_feedback` with `primary_slot_name`.
     pub standby_feedback: bool,
+    /// Settings that the command line of the server process gives, where ALTER SYSTEM has no effect on them.
+    pub on_command_line: Vec<String>,
     /// The role the session runs as.
     pub role: String,
     /// The database the session is in.
@@ -56,7 +58,8 @@ SELECT current_setting('server_version'), pg_is_in_recovery(),
   (SELECT rolsuper OR rolreplication FROM pg_roles WHERE rolname = current_user)
     OR EXISTS (SELECT FROM pg_roles WHERE rolname = 'rds_replication' AND pg_has_role(oid, 'MEMBER')),
   has_database_privilege(current_database(), 'CREATE'), {},
-  current_setting('hot_standby_feedback')::bool AND current_setting('primary_slot_name') <> ''",
+  current_setting('hot_standby_feedback')::bool AND current_setting('primary_slot_name') <> '',
+  ARRAY(SELECT name FROM pg_settings WHERE source = 'command line')",
         slot::KEPT_OVER_FAILOVER
     )
 }
@@ -83,6 +86,7 @@ pub async fn server_facts(session: &Session) -> Result<ServerFacts, Error> {
         may_create: row.try_get(11)?,
         failover_slots: row.try_get(12)?,
         standby_feedback: row.try_get(13)?,
+        on_command_line: row.try_get(14)?,
     })
 }
 
