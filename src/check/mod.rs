@@ -11,6 +11,7 @@ mod replica_identity;
 mod report;
 mod row_filter;
 mod source;
+mod state;
 mod table;
 mod target;
 mod verdict;

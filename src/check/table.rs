@@ -15,7 +15,7 @@ use crate::{
         publication::PublishedTable,
         quote::{ident, table as qualified},
     },
-    replication::{self, TableRecord},
+    replication,
 };
 
 /// A table whose description failed. One that the Mirror has copied already does not block the others.
@@ -29,7 +29,9 @@ pub(super) fn description_failed(table: &TableId, error: &Error, tracked: bool) 
     let reason = match error {
         Error::TableMissing { .. } => Reason::SourceTableMissing,
         Error::UnknownColumn { .. } => Reason::SourceUnknownColumn,
-        Error::ColumnRenamed { .. } => return column_renamed(table, &error.to_string()),
+        Error::ColumnRenamed { parted, .. } => {
+            return names_parted(table, &replication::columns_renamed(table, &parted.to_string()));
+        }
         Error::Schema { .. } => Reason::SourceTableSpecInvalid,
         _ => Reason::SourceError,
     };
@@ -45,15 +47,8 @@ pub(super) fn ancestor_published(table: &TableId, ancestor: &TableId) -> Check {
         .remedied([replication::leave_to_ancestor(table, ancestor)])
 }
 
-/// A name of a table's entry that no longer means the same column.
-fn column_renamed(table: &TableId, detail: &str) -> Check {
-    let detail = detail.strip_prefix(&format!("table {table}: ")).unwrap_or(detail);
-    Check::failure(table.to_string(), "columns", Reason::SourceColumnRenamed, detail)
-        .remedied([replication::name_columns(table), Remedy::resync([table])])
-}
-
-/// A column that was left out and that a copy would bring.
-pub(super) fn withheld(table: &TableId, error: &replication::Error) -> Check {
+/// Names of a table's entry that no longer mean the same columns: a column that is left out could arrive.
+pub(super) fn names_parted(table: &TableId, error: &replication::Error) -> Check {
     let failure = replication::failure_of_table(table, error);
     Check::failure(table.to_string(), "columns", failure.reason, failure.message).remedied(failure.remedies)
 }
@@ -63,15 +58,6 @@ pub(super) fn spec_changed(table: &TableId) -> Check {
     let detail = "the spec changed after it was copied (target, columns, where or engine)";
     let failure = replication::failure(&replication::Error::SpecChanged { table: table.clone() });
     Check::failure(table.to_string(), "table", Reason::SpecChanged, detail).remedied(failure.remedies)
-}
-
-/// A table that has failed, in the words of the Mirror's state; `None` for any other.
-pub(super) fn failed(record: &TableRecord) -> Option<Check> {
-    let failure = record.failure()?;
-    let subject = record.schema.id.to_string();
-    let check =
-        Check::failure(subject, "state", failure.reason, format!("it has failed: {}", failure.message));
-    Some(check.remedied(failure.remedies))
 }
 
 /// A resync of a table that the Mirror doesn't have.

@@ -290,19 +290,34 @@ impl Database {
             missing = self.missing_parts(table, types).await?;
         }
         if !missing.narrow.is_empty() {
-            let columns = chosen(table, types, &missing.narrow);
-            let names: Vec<_> = columns.iter().map(|(name, _)| *name).collect();
-            let conflict = format!(
-                "{} was made narrower at the target than needed, so values may have been truncated",
-                names.join(", ")
-            );
-            let widen = ddl::modify_columns(&self.shared.database, &table.target, &columns);
-            return Err(Error::Table {
-                table: table.target.clone(),
-                problem: TableProblem::conflict(conflict).remedied(Remedy::run_at_destination(widen)),
-            });
+            return Err(self.narrowed(table, types, &missing.narrow));
         }
         if missing.width.is_empty() { Ok(()) } else { self.widen(table, types, &missing.width).await }
+    }
+
+    /// The fault of a target whose columns were made narrower.
+    fn narrowed(&self, table: &TableSchema, types: &[ChType], narrow: &[usize]) -> Error {
+        let columns = chosen(table, types, narrow);
+        let names: Vec<_> = columns.iter().map(|(name, _)| *name).collect();
+        let conflict = format!(
+            "{} was made narrower at the target than needed, so values may have been truncated",
+            names.join(", ")
+        );
+        let widen = ddl::modify_columns(&self.shared.database, &table.target, &columns);
+        let problem = TableProblem::conflict(conflict).remedied(Remedy::run_at_destination(widen));
+        Error::Table { table: table.target.clone(), problem }
+    }
+
+    /// Refuses a target that does not fit its table as it is now. Nothing is changed there.
+    ///
+    /// # Errors
+    /// [`Error::Table`] with what helps, or as [`Client::execute`].
+    pub async fn require_fit(&self, table: &TableSchema, types: &[ChType]) -> Result<(), Error> {
+        let missing = self.missing_parts(table, types).await?;
+        if !missing.narrow.is_empty() {
+            return Err(self.narrowed(table, types, &missing.narrow));
+        }
+        self.require_readable(table).await
     }
 
     /// What the target lacks; an error where it doesn't fit otherwise.

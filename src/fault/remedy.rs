@@ -124,6 +124,15 @@ impl Remedy {
         }
     }
 
+    /// Whether it has statements for this side, alone or as one of several choices.
+    pub fn runs_at(&self, place: Side) -> bool {
+        match self {
+            Remedy::RunAt { side, .. } => *side == place,
+            Remedy::AnyOf { choices } => choices.iter().flatten().any(|step| step.runs_at(place)),
+            Remedy::Resync { .. } | Remedy::EditSpec { .. } | Remedy::Act { .. } => false,
+        }
+    }
+
     fn changes_mirror(&self) -> bool {
         match self {
             Remedy::Resync { .. } | Remedy::EditSpec { .. } => true,

@@ -29,7 +29,7 @@ pub use session::{
 };
 pub use stream::Commit;
 pub use table::{
-    named_columns::{NamedColumns, name_columns},
+    named_columns::{NamedColumns, renamed as columns_renamed},
     schema::keep_target_names,
     store::{FormerTable, MirrorState, ResyncRecord, SourceRecord, StateStore, TablePhase, TableRecord},
     targets::{

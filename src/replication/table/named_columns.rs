@@ -224,7 +224,7 @@ pub(in crate::replication) const EXCLUDED_RENAMED: &str =
     "a column that columns.exclude names was altered, and may have had another name for a while";
 
 /// The fault of a table whose entry's names don't mean the columns that they meant.
-pub(in crate::replication) fn renamed(table: &TableId, detail: &str) -> Error {
+pub fn renamed(table: &TableId, detail: &str) -> Error {
     let message = format!(
         "{detail}. Nothing more of the table is sent, so that no column that is left out arrives under another name"
     );
@@ -232,7 +232,7 @@ pub(in crate::replication) fn renamed(table: &TableId, detail: &str) -> Error {
 }
 
 /// What helps where the names of a table's entry have parted from its columns.
-pub fn name_columns(table: &TableId) -> Remedy {
+fn name_columns(table: &TableId) -> Remedy {
     Remedy::edit("spec.tables[].columns", format!("name the columns of {table} as they are called now"))
 }
 
