@@ -28,11 +28,11 @@ mod tests {
 
     use crate::{
         model::{
-            BatchSettings, ClickHouseEndpoint, Column, DeletionPolicy, IdentityKind, MirrorIdentity,
-            OutOfRange, Password, PostgresEndpoint, ReplicatorConfig, SnapshotMode, SnapshotSettings,
-            SourceType, TableId, TableSchema, TableSpec, TlsSettings,
+            BatchSettings, ClickHouseEndpoint, Column, DeletionPolicy, MirrorIdentity, OutOfRange, Password,
+            PostgresEndpoint, ReplicatorConfig, SnapshotMode, SnapshotSettings, SourceType, TableId,
+            TableSchema, TableSpec, TlsSettings,
         },
-        postgres::catalog::{KeyCandidate, RelationFacts, ServerFacts, TableFacts},
+        postgres::catalog::{RelationFacts, ServerFacts, TableFacts},
     };
 
     pub(super) fn server_facts() -> ServerFacts {
@@ -67,30 +67,15 @@ mod tests {
 
     /// `public.users (id bigint PRIMARY KEY, email text)`
     pub(super) fn table_facts() -> TableFacts {
-        let id = TableId::new("public", "users");
         TableFacts {
             schema: TableSchema {
                 oid: 16_400,
                 ..TableSchema::new(
-                    id.clone(),
+                    TableId::new("public", "users"),
                     vec![column("id", 1, SourceType::Int8), column("email", 2, SourceType::Text)],
                 )
             },
-            relation: RelationFacts {
-                id,
-                oid: 16_400,
-                kind: 'r',
-                persistence: 'p',
-                owner: "app".to_owned(),
-                owned: true,
-                schema_usage: true,
-                readable_columns: None,
-                row_security_active: false,
-                generated: false,
-                identity: IdentityKind::Default,
-                key: vec!["id".to_owned()],
-                candidate: Some(KeyCandidate::PrimaryKey),
-            },
+            relation: RelationFacts::sample("users"),
             partitions: Vec::new(),
             columns: Vec::new(),
             generated_columns: Vec::new(),

@@ -278,6 +278,28 @@ fn candidate(indexes: &[&UniqueIndex]) -> Option<KeyCandidate> {
 }
 
 #[cfg(test)]
+impl RelationFacts {
+    /// `public.NAME`, an ordinary table with the primary key `id`; tests change what they are about.
+    pub(crate) fn sample(name: &str) -> RelationFacts {
+        RelationFacts {
+            id: TableId::new("public", name),
+            oid: 16_400,
+            kind: 'r',
+            persistence: 'p',
+            owner: "app".to_owned(),
+            owned: true,
+            schema_usage: true,
+            readable_columns: None,
+            row_security_active: false,
+            generated: false,
+            identity: IdentityKind::Default,
+            key: vec!["id".to_owned()],
+            candidate: Some(KeyCandidate::PrimaryKey),
+        }
+    }
+}
+
+#[cfg(test)]
 mod tests {
     use super::*;
 
@@ -348,21 +370,7 @@ mod tests {
 
     #[test]
     fn reports_what_refuses_changes() {
-        let facts = |identity, generated| RelationFacts {
-            id: TableId::new("public", "t"),
-            oid: 1,
-            kind: 'r',
-            persistence: 'p',
-            owner: "app".to_owned(),
-            owned: true,
-            schema_usage: true,
-            readable_columns: None,
-            row_security_active: false,
-            generated,
-            identity,
-            key: vec!["id".to_owned()],
-            candidate: None,
-        };
+        let facts = |identity, generated| RelationFacts { generated, identity, ..RelationFacts::sample("t") };
         let (id, other) = (["id".to_owned()], ["other".to_owned()]);
         let refuses = |identity, generated, filter: &[String], version| {
             facts(identity, generated).refuses_changes(filter, version)

@@ -267,19 +267,9 @@ mod tests {
         };
         CatalogTable {
             relation: RelationFacts {
-                id: TableId::new("public", "orders"),
-                oid: 16_400,
-                kind: 'r',
-                persistence: 'p',
-                owner: "app".to_owned(),
-                owned: true,
-                schema_usage: true,
-                readable_columns: None,
-                row_security_active: false,
                 generated: true,
-                identity: IdentityKind::Default,
                 key: vec!["id".to_owned(), "region".to_owned()],
-                candidate: None,
+                ..RelationFacts::sample("orders")
             },
             columns: vec![
                 column("region", 1),
