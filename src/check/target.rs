@@ -127,28 +127,19 @@ pub(super) fn target(
     let subject = schema.id.to_string();
     let name = format!("{}.{}", endpoint.database, schema.target);
     let failure = |reason, detail: String| Check::failure(subject.as_str(), NAME, reason, detail);
-    let conflict = |problem: &TableProblem| {
-        let target = table(&endpoint.database, &schema.target);
-        let drop = format!("-- if the existing table is not needed:\nDROP TABLE {target};");
-        // A table that is not ours may be in use: its columns are not to be dropped.
-        let remedies = match problem {
-            TableProblem::Conflict(_) if !facts.tracked => {
-                let edits = edits(problem).map(|edit| vec![edit]);
-                let first = std::iter::once(vec![elsewhere(schema)]);
-                let choices = first.chain(edits).chain([vec![Remedy::run_at_destination(drop)]]);
-                vec![Remedy::any_of(choices.collect::<Vec<_>>())]
-            }
-            problem => problem.remedies().to_vec(),
+    let conflict =
+        |problem: &TableProblem| {
+            failure(Reason::DestinationTableConflict, format!("{name}: {problem}"))
+                .remedied(conflict_remedies(endpoint, schema, problem, facts.tracked))
         };
-        failure(Reason::DestinationTableConflict, format!("{name}: {problem}")).remedied(remedies)
-    };
     if let Err(problem) = ddl::validate(schema, types) {
         return failure(Reason::DestinationEngineInvalid, problem.to_string())
             .remedied(problem.remedies().to_vec());
     }
+    let fits = |found| compare(found, &endpoint.database, schema, types);
     match (&facts.found, facts.tracked) {
         (None, _) if facts.copied_over => Check::ok(subject, NAME, format!("{name} will be created")),
-        (Some(found), _) if facts.copied_over => match compare(found, &endpoint.database, schema, types) {
+        (Some(found), _) if facts.copied_over => match fits(found) {
             Err(problem) => conflict(&problem),
             Ok(missing) => {
                 let detail =
@@ -166,17 +157,11 @@ pub(super) fn target(
         (None, false) => Check::ok(subject, NAME, format!("{name} will be created")),
         // What differs since is a matter of schema changes, which the stream applies.
         (Some(_), true) => Check::ok(subject, NAME, format!("{name} is this Mirror's")),
-        (Some(found), false) => match compare(found, &endpoint.database, schema, types) {
+        (Some(found), false) => match fits(found) {
             Err(problem) => conflict(&problem),
             Ok(_) if facts.has_rows => {
                 let detail = format!("{name} exists and has rows that this Mirror does not know of");
-                let target = table(&endpoint.database, &schema.target);
-                let truncate = format!("-- if these rows are not needed:\nTRUNCATE TABLE {target};");
-                failure(Reason::DestinationTableConflict, detail).remedied([Remedy::any_of([
-                    vec![elsewhere(schema)],
-                    vec![Remedy::run_at_destination(truncate)],
-                    vec![Remedy::resync([&schema.id])],
-                ])])
+                failure(Reason::DestinationTableConflict, detail).remedied([unknown_rows(endpoint, schema)])
             }
             Ok(missing) => {
                 let detail = format!("{name} exists, is empty and fits{}", widened(schema, &missing));
@@ -184,6 +169,36 @@ pub(super) fn target(
             }
         },
     }
+}
+
+/// What helps against a target that doesn't fit.
+fn conflict_remedies(
+    endpoint: &ClickHouseEndpoint,
+    schema: &TableSchema,
+    problem: &TableProblem,
+    tracked: bool,
+) -> Vec<Remedy> {
+    // A table that is not ours may be in use: its columns are not to be dropped.
+    if !matches!(problem, TableProblem::Conflict(_)) || tracked {
+        return problem.remedies().to_vec();
+    }
+    let target = table(&endpoint.database, &schema.target);
+    let drop = format!("-- if the existing table is not needed:\nDROP TABLE {target};");
+    let edits = edits(problem).map(|edit| vec![edit]);
+    let first = std::iter::once(vec![elsewhere(schema)]);
+    let choices = first.chain(edits).chain([vec![Remedy::run_at_destination(drop)]]);
+    vec![Remedy::any_of(choices.collect::<Vec<_>>())]
+}
+
+/// What helps against rows that the Mirror did not write.
+fn unknown_rows(endpoint: &ClickHouseEndpoint, schema: &TableSchema) -> Remedy {
+    let target = table(&endpoint.database, &schema.target);
+    let truncate = format!("-- if these rows are not needed:\nTRUNCATE TABLE {target};");
+    Remedy::any_of([
+        vec![elsewhere(schema)],
+        vec![Remedy::run_at_destination(truncate)],
+        vec![Remedy::resync([&schema.id])],
+    ])
 }
 
 /// Those changes of the Mirror that alone solve a problem of a target, but for another target.

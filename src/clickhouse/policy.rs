@@ -144,109 +144,93 @@ fn classify(error: &Error) -> Policy {
         Error::Table { problem: TableProblem::Engine(_), .. } => {
             policy(Table, Reason::DestinationEngineInvalid, "")
         }
-        Error::Server { message, .. } if message.contains("No space left on device") => disk_full(),
+        Error::Server { message, .. } if message.contains("No space left on device") => {
+            policy(Transient, Reason::DestinationDiskFull, FREE_DISK)
+        }
         Error::Server { code, message } => classify_code(*code, message),
     }
 }
 
 const CORRECT_ENGINE: &str = "correct the table's engine or columns.types in the Mirror";
+const FREE_DISK: &str = "free disk space at the ClickHouse server";
 const TABLE_MISSING: &str = "it was dropped or renamed there";
 
-fn disk_full() -> Policy {
-    policy(ErrorKind::Transient, Reason::DestinationDiskFull, "free disk space at the ClickHouse server")
+/// By what the code stands for.
+fn classify_code(code: i32, message: &str) -> Policy {
+    let class = class_of(code);
+    let (kind, reason) = kind_and_reason(class);
+    policy(kind, reason, advice(class, message))
 }
 
-/// By what the code stands for. Transient are conditions of the server and its surroundings, which end
-/// without us; a refusal that shows neither is tried again for a bounded time.
-fn classify_code(code: i32, message: &str) -> Policy {
+/// Transient are conditions of the server and its surroundings, which end without walferry's doing; a refusal
+/// that shows neither is tried again for a bounded time.
+fn kind_and_reason(class: Class) -> (ErrorKind, Reason) {
     use ErrorKind::{Denied, Overloaded, Table, TableOverloaded, Transient, Unclear};
-    match class_of(code) {
-        Class::Authentication => policy(
-            Denied,
-            Reason::DestinationAuthenticationFailed,
-            "correct user name and password in the peer's credentialsSecretRef",
-        ),
-        Class::Access => policy(
-            Denied,
-            Reason::DestinationAccessDenied,
-            "grant that to the peer's user at the ClickHouse server",
-        ),
-        Class::Constraint => policy(
-            Denied,
-            Reason::DestinationSettingsForbidden,
-            "remove the constraint on this setting from the user's settings profile",
-        ),
-        Class::Database => policy(
-            Denied,
-            Reason::DestinationDatabaseMissing,
-            "run CREATE DATABASE at the ClickHouse server, or correct clickhouse.database",
-        ),
-        Class::Readonly => policy(
-            Transient,
-            Reason::DestinationReadOnly,
-            "the user's settings profile must have readonly = 0",
-        ),
-        Class::TableReadonly => policy(
-            Transient,
-            Reason::DestinationReadOnly,
-            "the replica has lost ClickHouse Keeper, or the disk is read-only",
-        ),
+    match class {
+        Class::Authentication => (Denied, Reason::DestinationAuthenticationFailed),
+        Class::Access => (Denied, Reason::DestinationAccessDenied),
+        Class::Constraint => (Denied, Reason::DestinationSettingsForbidden),
+        Class::Database => (Denied, Reason::DestinationDatabaseMissing),
+        Class::Readonly | Class::TableReadonly => (Transient, Reason::DestinationReadOnly),
         // A setting made it read-only, or the disk can only be written once: that does not end automatically.
-        Class::WriteOnce => policy(Unclear, Reason::DestinationReadOnly, ""),
-        Class::Disk => disk_full(),
-        Class::Parts => policy(
-            TableOverloaded,
-            Reason::DestinationTooManyParts,
-            if message.contains("max_parts_in_total") {
-                "engine.partitionBy makes many partitions, merges do not keep up, or this limit is set too low"
-            } else if message.contains("partitions") {
-                "engine.partitionBy makes too many partitions"
-            } else {
-                "merges do not keep up, or a limit is set too low"
-            },
-        ),
-        Class::Memory => policy(
-            Overloaded,
-            Reason::DestinationMemoryLimit,
-            "give the ClickHouse server or its user more memory",
-        ),
-        Class::Overload => policy(Overloaded, Reason::DestinationOverloaded, ""),
-        Class::Timeout => policy(Transient, Reason::DestinationTimeout, ""),
-        Class::Network => policy(Transient, Reason::DestinationConnectionLost, ""),
-        Class::Replaced => policy(Transient, Reason::DestinationInsertReplaced, ""),
-        Class::Restart => policy(Transient, Reason::DestinationShuttingDown, ""),
-        Class::Keeper => {
-            policy(Transient, Reason::DestinationReplicationFault, "check ClickHouse Keeper and the replicas")
+        Class::WriteOnce => (Unclear, Reason::DestinationReadOnly),
+        Class::Disk => (Transient, Reason::DestinationDiskFull),
+        Class::Parts => (TableOverloaded, Reason::DestinationTooManyParts),
+        Class::Memory => (Overloaded, Reason::DestinationMemoryLimit),
+        Class::Overload => (Overloaded, Reason::DestinationOverloaded),
+        Class::Timeout => (Transient, Reason::DestinationTimeout),
+        Class::Network => (Transient, Reason::DestinationConnectionLost),
+        Class::Replaced => (Transient, Reason::DestinationInsertReplaced),
+        Class::Restart => (Transient, Reason::DestinationShuttingDown),
+        Class::Keeper => (Transient, Reason::DestinationReplicationFault),
+        Class::Storage | Class::Os => (Transient, Reason::DestinationError),
+        Class::Truncate => (Table, Reason::DestinationTruncateRefused),
+        Class::MissingTable => (Table, Reason::DestinationTableMissing),
+        Class::Columns | Class::Nested => (Table, Reason::DestinationTableConflict),
+        Class::Statement => (Table, Reason::DestinationStatementRefused),
+        Class::Rows => (Table, Reason::DestinationRejectsRows),
+        Class::Unclear | Class::Elsewhere | Class::Unlisted => (Unclear, Reason::DestinationError),
+    }
+}
+
+/// What to do about a refusal; empty where the server's own words say it.
+fn advice(class: Class, message: &str) -> &'static str {
+    match class {
+        Class::Authentication => "correct user name and password in the peer's credentialsSecretRef",
+        Class::Access => "grant that to the peer's user at the ClickHouse server",
+        Class::Constraint => "remove the constraint on this setting from the user's settings profile",
+        Class::Database => "run CREATE DATABASE at the ClickHouse server, or correct clickhouse.database",
+        Class::Readonly => "the user's settings profile must have readonly = 0",
+        Class::TableReadonly => "the replica has lost ClickHouse Keeper, or the disk is read-only",
+        Class::Disk => FREE_DISK,
+        Class::Parts if message.contains("max_parts_in_total") => {
+            "engine.partitionBy makes many partitions, merges do not keep up, or this limit is set too low"
         }
-        Class::Storage | Class::Os => policy(
-            Transient,
-            Reason::DestinationError,
-            "check the ClickHouse server's disks, storage and log",
-        ),
-        Class::Truncate => policy(
-            Table,
-            Reason::DestinationTruncateRefused,
-            "raise max_table_size_to_drop at the ClickHouse server",
-        ),
-        Class::MissingTable => policy(Table, Reason::DestinationTableMissing, TABLE_MISSING),
-        Class::Columns => policy(
-            Table,
-            Reason::DestinationTableConflict,
-            "the target table's columns, or a materialized view on it, were changed manually",
-        ),
-        Class::Nested => policy(
-            Table,
-            Reason::DestinationTableConflict,
+        Class::Parts if message.contains("partitions") => "engine.partitionBy makes too many partitions",
+        Class::Parts => "merges do not keep up, or a limit is set too low",
+        Class::Memory => "give the ClickHouse server or its user more memory",
+        Class::Keeper => "check ClickHouse Keeper and the replicas",
+        Class::Storage | Class::Os => "check the ClickHouse server's disks, storage and log",
+        Class::Truncate => "raise max_table_size_to_drop at the ClickHouse server",
+        Class::MissingTable => TABLE_MISSING,
+        Class::Columns => "the target table's columns, or a materialized view on it, were changed manually",
+        Class::Nested => {
             "ClickHouse takes arrays whose names begin with the same word and a dot for one Nested, in which all have the same \
-             length; give them names without a dot with columns.rename",
-        ),
-        Class::Statement => policy(Table, Reason::DestinationStatementRefused, CORRECT_ENGINE),
-        Class::Rows => policy(
-            Table,
-            Reason::DestinationRejectsRows,
-            "the target table's columns or constraints, or a materialized view on it, do not take the rows",
-        ),
-        Class::Unclear | Class::Elsewhere | Class::Unlisted => policy(Unclear, Reason::DestinationError, ""),
+             length; give them names without a dot with columns.rename"
+        }
+        Class::Statement => CORRECT_ENGINE,
+        Class::Rows => {
+            "the target table's columns or constraints, or a materialized view on it, do not take the rows"
+        }
+        Class::WriteOnce
+        | Class::Overload
+        | Class::Timeout
+        | Class::Network
+        | Class::Replaced
+        | Class::Restart
+        | Class::Unclear
+        | Class::Elsewhere
+        | Class::Unlisted => "",
     }
 }
 

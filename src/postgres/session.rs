@@ -18,7 +18,7 @@ use tokio::{
     task::JoinHandle,
     time::timeout,
 };
-use tokio_postgres::{Client, Config, NoTls, config::SslMode, error::SqlState};
+use tokio_postgres::{Client, Config, NoTls, config::SslMode, error::SqlState, tls::NoTlsStream};
 
 use super::{
     Error,
@@ -150,38 +150,11 @@ impl Session {
             .options(options.join(" "))
             // The transport has negotiated TLS already.
             .ssl_mode(SslMode::Disable);
-        let (client, mut connection) =
+        let (client, connection) =
             config.connect_raw(transport, NoTls).await.map_err(|error| log_in_error(endpoint, error))?;
         let (ended, end) = watch::channel(None);
         let (open, closed) = oneshot::channel::<Infallible>();
-        let mut driver = tokio::spawn(async move {
-            // The driver would log the server's notices, which may hold row values.
-            let mut messages = pin!(poll_fn(|context| connection.poll_message(context)));
-            let mut fault = pin!(async {
-                loop {
-                    if let Err(error) = messages.next().await? {
-                        return Some(error);
-                    }
-                }
-            });
-            let error = tokio::select! {
-                error = &mut fault => error?,
-                _ = closed => {
-                    // A server that answers a client which has gone logs a lost connection.
-                    drop(timeout(CLOSES_WITHIN, fault).await);
-                    return None;
-                }
-            };
-            ended.send_replace(Some(End::of(&error)));
-            // Whose statement this ended hears only that the connection is closed.
-            if is_networks_fault(&error) {
-                tracing::debug!(%error, "session ended");
-            } else {
-                let error = with_cause(&error);
-                tracing::warn!(error, "session ended");
-            }
-            Some(error)
-        });
+        let mut driver = tokio::spawn(drive(connection, ended, closed));
         let version = format!(
             "SELECT pg_catalog.current_setting('server_version_num')::pg_catalog.int4, ({WITHOUT_TRANSACTION_TIMEOUT})"
         );
@@ -263,6 +236,43 @@ pub(super) async fn within_connect_timeout<T>(
             seconds: CONNECT_TIMEOUT.as_secs(),
         })
     })
+}
+
+/// The connection that a session is driven by.
+type Driver = tokio_postgres::Connection<BoundedStream<Transport>, NoTlsStream>;
+
+/// Runs a session until it ends or its owner drops the other end of `closed`, and says why it ended early.
+async fn drive(
+    mut connection: Driver,
+    ended: watch::Sender<Option<End>>,
+    closed: oneshot::Receiver<Infallible>,
+) -> Option<tokio_postgres::Error> {
+    // The driver would log the server's notices, which may hold row values.
+    let mut messages = pin!(poll_fn(|context| connection.poll_message(context)));
+    let mut fault = pin!(async {
+        loop {
+            if let Err(error) = messages.next().await? {
+                return Some(error);
+            }
+        }
+    });
+    let error = tokio::select! {
+        error = &mut fault => error?,
+        _ = closed => {
+            // A server that answers a client which has gone logs a lost connection.
+            drop(timeout(CLOSES_WITHIN, fault).await);
+            return None;
+        }
+    };
+    ended.send_replace(Some(End::of(&error)));
+    // Whose statement this ended hears only that the connection is closed.
+    if is_networks_fault(&error) {
+        tracing::debug!(%error, "session ended");
+    } else {
+        let error = with_cause(&error);
+        tracing::warn!(error, "session ended");
+    }
+    Some(error)
 }
 
 fn log_in_error(endpoint: &PostgresEndpoint, error: tokio_postgres::Error) -> Error {
