@@ -11,7 +11,7 @@ use crate::check;
                         Example:\n  walferry check -f peers.yaml -f mirror.yaml")]
 pub struct Args {
     #[command(flatten)]
-    files: super::Files,
+    files: super::files::Files,
 }
 
 /// Checks every Mirror of the files and prints a table for each. Exit code 1 when anything fails, 2 when the
@@ -19,7 +19,7 @@ pub struct Args {
 pub async fn execute(args: Args) -> ExitCode {
     let configs = match args.files.load() {
         Ok(configs) => configs,
-        Err(error) => return super::exit_invalid(&error),
+        Err(error) => return super::files::exit_invalid(&error),
     };
     // Without a terminal there is no width: nothing is wrapped, so that tools can read it.
     let width = console::Term::stdout().size_checked().map(|(_, columns)| columns);
@@ -34,7 +34,7 @@ pub async fn execute(args: Args) -> ExitCode {
             mirror.name,
             report.render(width, advice::of(config).as_ref())
         );
-        super::print(&text);
+        super::output::print(&text);
     }
     if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS }
 }

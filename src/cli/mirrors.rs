@@ -97,7 +97,7 @@ pub(super) async fn run(
     if until_caught_up {
         in_order &= report_failed_tables(&mirrors);
         if in_order {
-            mirrors.iter().for_each(|progress| super::print(&caught_up(&progress.report())));
+            mirrors.iter().for_each(|progress| super::output::print(&caught_up(&progress.report())));
         }
     }
     Ok(in_order)
@@ -126,7 +126,7 @@ fn report_failed_tables(mirrors: &[Arc<Progress>]) -> bool {
         for table in progress.report().tables {
             let Some(failure) = table.failure() else { continue };
             let why = progress.sentence(&failure);
-            super::eprint(&format!("table {}.{} failed: {why}", table.schema, table.name));
+            super::output::eprint(&format!("table {}.{} failed: {why}", table.schema, table.name));
             none = false;
         }
     }

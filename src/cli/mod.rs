@@ -3,9 +3,11 @@
 mod advice;
 pub mod check;
 pub mod crds;
+mod files;
 pub mod load;
 mod mirrors;
 pub mod operator;
+mod output;
 pub mod progress;
 pub mod replicate;
 pub mod run;
@@ -16,10 +18,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-use crate::{
-    model::ReplicatorConfig,
-    telemetry::{self, LogFormat},
-};
+use crate::telemetry::{self, LogFormat};
 
 /// Replicates PostgreSQL tables to ClickHouse by logical replication.
 #[derive(Debug, Parser)]
@@ -77,46 +76,6 @@ impl Cli {
             Command::Operator(args) => operator::execute(args).await,
         }
     }
-}
-
-/// The files that a command takes.
-#[derive(Debug, clap::Args)]
-struct Files {
-    /// YAML files with ReplicationPeer, Mirror and Secret documents; `-` for standard input
-    #[arg(short = 'f', long = "file", required = true, value_name = "FILE", num_args = 1..)]
-    paths: Vec<std::path::PathBuf>,
-}
-
-impl Files {
-    fn load(&self) -> Result<Vec<ReplicatorConfig>, load::LoadError> {
-        load::load(&self.paths)
-    }
-}
-
-/// Prints an error on standard error, above the progress lines.
-fn eprint(text: &str) {
-    telemetry::terminal().suspend(|| print_to(std::io::stderr(), text));
-}
-
-/// Prints a result on standard output, above the progress lines.
-fn print(text: &str) {
-    telemetry::terminal().suspend(|| print_to(std::io::stdout(), text));
-}
-
-/// Writes a line. A reader that closes the pipe early, such as `head`, is no error; the exit code still
-/// reports the outcome.
-fn print_to(mut stream: impl std::io::Write, text: &str) {
-    if let Err(error) = writeln!(stream, "{text}").and_then(|()| stream.flush())
-        && error.kind() != std::io::ErrorKind::BrokenPipe
-    {
-        tracing::error!(%error, "writing the command's output failed");
-    }
-}
-
-/// Prints what is wrong with the files and exits with 2.
-fn exit_invalid(error: &load::LoadError) -> ExitCode {
-    eprint(&error.to_string());
-    ExitCode::from(2)
 }
 
 #[cfg(test)]

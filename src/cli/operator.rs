@@ -132,7 +132,7 @@ pub async fn execute(args: Args) -> ExitCode {
     match operate(args).await {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            super::eprint(&error.to_string());
+            super::output::eprint(&error.to_string());
             ExitCode::FAILURE
         }
     }

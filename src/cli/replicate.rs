@@ -58,7 +58,7 @@ pub async fn execute(args: Args) -> ExitCode {
         Err(Fault::Files(error)) => (error.to_string(), ExitCode::from(2)),
         Err(Fault::Other(message)) => (message, ExitCode::FAILURE),
     };
-    super::eprint(&message);
+    super::output::eprint(&message);
     if let Err(error) = write_termination_log(Path::new(TERMINATION_LOG), &message) {
         tracing::debug!(%error, "the termination log can't be written");
     }

@@ -25,7 +25,7 @@ use crate::{
 )]
 pub struct Args {
     #[command(flatten)]
-    files: super::Files,
+    files: super::files::Files,
     /// Exit 0 once every table is copied and everything committed at the source by then has arrived
     #[arg(long)]
     pub until_caught_up: bool,
@@ -47,11 +47,11 @@ fn address(text: &str) -> Result<SocketAddr, AddrParseError> {
 pub async fn execute(args: Args) -> ExitCode {
     let configs = match args.files.load() {
         Ok(configs) => configs,
-        Err(error) => return super::exit_invalid(&error),
+        Err(error) => return super::files::exit_invalid(&error),
     };
     let stop = CancellationToken::new();
     if let Err(message) = mirrors::stop_on_signal(&stop) {
-        super::eprint(&message);
+        super::output::eprint(&message);
         return ExitCode::FAILURE;
     }
     let Some(checked) = stop.run_until_cancelled(preflights(configs)).await else {
@@ -76,7 +76,7 @@ pub async fn execute(args: Args) -> ExitCode {
     let listener = match mirrors::listen(args.http).await {
         Ok(listener) => listener,
         Err(message) => {
-            super::eprint(&message);
+            super::output::eprint(&message);
             return ExitCode::FAILURE;
         }
     };
@@ -85,7 +85,7 @@ pub async fn execute(args: Args) -> ExitCode {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
         Err(error) => {
-            super::eprint(&error.to_string());
+            super::output::eprint(&error.to_string());
             ExitCode::FAILURE
         }
     }
@@ -108,7 +108,7 @@ fn report_failures(config: &ReplicatorConfig, report: CheckReport) {
     let renderer = advice::of(config);
     if telemetry::format() == LogFormat::Text {
         let failures = failures.render(None, renderer.as_ref());
-        super::eprint(&format!(
+        super::output::eprint(&format!(
             "mirror {namespace}/{name} can't start. What `walferry check` finds wrong:\n\n{failures}"
         ));
         return;

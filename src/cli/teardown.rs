@@ -12,7 +12,7 @@ use crate::{
 #[command(after_help = "Example:\n  walferry teardown -f peers.yaml -f mirror.yaml")]
 pub struct Args {
     #[command(flatten)]
-    files: super::Files,
+    files: super::files::Files,
 }
 
 /// Drops slot, publication and state of each Mirror; never a target table. Doing it again changes nothing.
@@ -22,13 +22,13 @@ pub struct Args {
 pub async fn execute(args: Args) -> ExitCode {
     let configs = match args.files.load() {
         Ok(configs) => configs,
-        Err(error) => return super::exit_invalid(&error),
+        Err(error) => return super::files::exit_invalid(&error),
     };
     let mut outcome = ExitCode::SUCCESS;
     for config in &configs {
         let name = format!("{}/{}", config.mirror.namespace, config.mirror.name);
         if config.deletion_policy == DeletionPolicy::Retain {
-            super::print(&format!("mirror {name}: deletionPolicy is Retain, nothing dropped"));
+            super::output::print(&format!("mirror {name}: deletionPolicy is Retain, nothing dropped"));
             continue;
         }
         let removal = MirrorRemoval {
@@ -38,14 +38,14 @@ pub async fn execute(args: Args) -> ExitCode {
             made_at: None,
         };
         match cleanup::remove(removal).await {
-            Ok(report) => super::print(&format!("mirror {name}: {}", report.done.join(", "))),
+            Ok(report) => super::output::print(&format!("mirror {name}: {}", report.done.join(", "))),
             Err(error @ cleanup::CleanupError::OtherSource { .. }) => {
                 let statements = cleanup::statements(&config.mirror);
-                super::eprint(&format!("mirror {name}: {error}, or run there: {statements}"));
+                super::output::eprint(&format!("mirror {name}: {error}, or run there: {statements}"));
                 outcome = ExitCode::FAILURE;
             }
             Err(error) => {
-                super::eprint(&format!("mirror {name}: {error}"));
+                super::output::eprint(&format!("mirror {name}: {error}"));
                 outcome = ExitCode::FAILURE;
             }
         }

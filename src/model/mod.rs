@@ -3,9 +3,11 @@
 //! Nothing here knows a driver, a server or Kubernetes.
 
 mod config;
+mod failure;
 mod liveness;
 mod lsn;
 mod operations;
+mod phase;
 mod place;
 mod progress;
 mod redacted;
@@ -21,11 +23,13 @@ pub use config::{
     OutOfRange, PostgresEndpoint, ReplicatorConfig, SnapshotMode, SnapshotSettings, TableSpec, TlsMode,
     TlsSettings,
 };
+pub use failure::MirrorFailure;
 pub use liveness::{Liveness, Outside};
 pub use lsn::{Lsn, ParseLsnError};
 pub use operations::{Operation, Operations};
+pub use phase::{MirrorPhase, TableState};
 pub use place::SlotPlace;
-pub use progress::{MirrorFailure, MirrorPhase, Progress, TableProgress, TableState};
+pub use progress::{Progress, TableProgress};
 pub use redacted::Password;
 pub use report::{AutomaticResyncs, LagReport, MirrorReport, SlotReport, SlotRisk, TableReport};
 pub use sync::lock;

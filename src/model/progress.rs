@@ -9,104 +9,14 @@ use std::{
     time::{Duration, Instant},
 };
 
-use serde::{Deserialize, Serialize};
-
 use super::{
-    AutomaticResyncs, LagReport, Liveness, Lsn, MirrorIdentity, MirrorReport, SlotPlace, SlotReport, TableId,
-    TableReport, lock,
+    AutomaticResyncs, LagReport, Liveness, Lsn, MirrorFailure, MirrorIdentity, MirrorPhase, MirrorReport,
+    SlotPlace, SlotReport, TableId, TableReport, TableState, lock,
 };
-use crate::fault::{Reason, Remedy, RemedyRenderer, remedy};
+use crate::fault::{Reason, Remedy, RemedyRenderer};
 
 /// What was measured so long ago, or heard from the source, is not known any more.
 const FRESH: Duration = Duration::from_secs(30);
-
-/// What is happening to one table.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub enum TableState {
-    /// Not begun.
-    #[default]
-    Pending,
-    /// Existing rows are being copied; changes stream meanwhile.
-    Snapshotting,
-    /// Only changes remain.
-    Streaming,
-    /// Stopped alone; its message says why.
-    Failed,
-}
-
-/// What the Mirror as a whole is doing.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub enum MirrorPhase {
-    /// Connecting, checking, creating publication, slot and target tables.
-    #[default]
-    Provisioning,
-    /// At least one table is being copied; changes stream meanwhile.
-    Snapshotting,
-    /// All tables are copied; changes stream.
-    Streaming,
-    /// A transient error, retried automatically.
-    Retrying,
-    /// Manual action required; the failure says what to do.
-    Stalled,
-    /// Paused by `spec.suspend`.
-    Suspended,
-    /// Everything asked for is done (`snapshot.mode: InitialOnly`), or the process received a signal to stop.
-    Finished,
-    /// The Mirror is being deleted; a failure says what its clean-up waits for.
-    Deleting,
-}
-
-impl MirrorPhase {
-    /// All of them, in the order in which a Mirror may go through them.
-    pub const ALL: [MirrorPhase; 8] = [
-        MirrorPhase::Provisioning,
-        MirrorPhase::Snapshotting,
-        MirrorPhase::Streaming,
-        MirrorPhase::Retrying,
-        MirrorPhase::Stalled,
-        MirrorPhase::Suspended,
-        MirrorPhase::Finished,
-        MirrorPhase::Deleting,
-    ];
-}
-
-/// Why a Mirror or a table does not move: a documented CamelCase reason, a sentence, and what helps.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct MirrorFailure {
-    /// The reason.
-    pub reason: Reason,
-    /// What failed, and why.
-    pub message: String,
-    /// What helps, in order; none in the report of an older replicator.
-    #[serde(default, deserialize_with = "remedy::known", skip_serializing_if = "Vec::is_empty")]
-    pub remedies: Vec<Remedy>,
-}
-
-impl MirrorFailure {
-    /// One that nothing more is known to help against than what its sentence says.
-    pub fn new(reason: Reason, message: impl Into<String>) -> Self {
-        MirrorFailure { reason, message: message.into(), remedies: Vec::new() }
-    }
-
-    /// The same, where the source may be a standby.
-    fn for_source(self, standby: &AtomicBool) -> Self {
-        match standby.load(Relaxed) {
-            true => MirrorFailure {
-                remedies: self.remedies.into_iter().map(Remedy::at_primary).collect(),
-                ..self
-            },
-            false => self,
-        }
-    }
-
-    /// What failed, and the remedies where a renderer is set.
-    pub fn sentence(&self, renderer: Option<&dyn RemedyRenderer>) -> String {
-        match renderer {
-            Some(renderer) => remedy::sentence(&self.message, &self.remedies, renderer),
-            None => self.message.clone(),
-        }
-    }
-}
 
 /// Counters of one table, updated from the hot path without a lock.
 #[derive(Debug, Default)]
@@ -180,7 +90,7 @@ impl TableProgress {
 
     /// What failed and what to do, for the log of this process.
     pub fn sentence(&self, failure: &MirrorFailure) -> String {
-        failure.clone().for_source(&self.standby).sentence(self.renderer.as_deref())
+        failure.clone().for_source(self.standby.load(Relaxed)).sentence(self.renderer.as_deref())
     }
 
     /// Counts a re-copy that starts automatically, with its cause. One that continues after a restart counts
@@ -269,7 +179,7 @@ impl Progress {
 
     /// What failed and what to do, for the log of this process.
     pub fn sentence(&self, failure: &MirrorFailure) -> String {
-        failure.clone().for_source(&self.standby).sentence(self.renderer.as_deref())
+        failure.clone().for_source(self.standby.load(Relaxed)).sentence(self.renderer.as_deref())
     }
 
     /// Whether its tasks get on.
@@ -373,9 +283,9 @@ impl Progress {
             namespace: mirror.namespace.clone(),
             name: mirror.name.clone(),
             phase: overall.phase,
-            failure: overall.failure.clone().map(|failure| failure.for_source(&self.standby)),
+            failure: overall.failure.clone().map(|failure| failure.for_source(self.standby.load(Relaxed))),
             meanwhile: None,
-            warning: overall.warning.clone().map(|warning| warning.for_source(&self.standby)),
+            warning: overall.warning.clone().map(|warning| warning.for_source(self.standby.load(Relaxed))),
             slot_name: mirror.slot_name(),
             publication_name: mirror.publication_name(),
             last_lsn: durable,

@@ -9,7 +9,7 @@ use std::{
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
-use super::LoadError;
+use super::error::LoadError;
 use crate::api::Problem;
 
 /// Where a document stands, for messages.

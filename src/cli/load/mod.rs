@@ -6,45 +6,19 @@
 //! a folder that they are mounted in.
 
 mod documents;
+mod error;
 mod mounted;
 mod resolve;
+mod resources;
 mod schema;
 mod secrets;
 
-use std::{
-    collections::BTreeMap,
-    path::{Path, PathBuf},
-};
+use std::path::{Path, PathBuf};
 
-use serde::de::DeserializeOwned;
-use serde_json::Value;
+use self::{documents::Document, mounted::MountedSecrets, resources::Resources};
+use crate::model::ReplicatorConfig;
 
-use crate::{
-    api::{self, Mirror, Problem, ReplicationPeer},
-    model::ReplicatorConfig,
-};
-use documents::{Document, Place};
-use mounted::MountedSecrets;
-use secrets::SecretDocument;
-
-/// The files can't be used.
-#[derive(Debug, thiserror::Error)]
-pub enum LoadError {
-    /// A file can't be read.
-    #[error("{file}: cannot read: {source}")]
-    Read {
-        /// The file, or standard input.
-        file: String,
-        /// Why.
-        source: std::io::Error,
-    },
-    /// The documents are wrong; one line a problem.
-    #[error("{}", .0.join("\n"))]
-    Invalid(Vec<String>),
-    /// A generated schema isn't valid: a defect of walferry.
-    #[error("the schemas of the resources are not valid")]
-    Schema(#[source] serde_json::Error),
-}
+pub use error::LoadError;
 
 /// Reads the files (`-` is standard input) and gives one configuration for each Mirror, in their order.
 ///
@@ -95,18 +69,10 @@ fn from_checked(
     mounted: Option<MountedSecrets>,
 ) -> Result<Vec<ReplicatorConfig>, LoadError> {
     let mut resources = Resources { mounted, ..Resources::default() };
-    for Document { place, value } in documents {
+    for document in documents {
         let mut found = Vec::new();
-        match identify(&value) {
-            Err(problem) => found.push(problem),
-            Ok(kind) => {
-                if let Some(schema) = schemas.get(kind) {
-                    found.extend(schema::problems(schema, &value, ""));
-                }
-                let key = Key::of(&value, &mut found);
-                resources.add(kind, key, &place, value, &mut found);
-            }
-        }
+        let place = document.place.clone();
+        resources.add(schemas, document, &mut found);
         problems.extend(found.into_iter().map(|problem| format!("{place}: {problem}")));
     }
     if resources.mirrors.is_empty() && problems.is_empty() {
@@ -114,120 +80,6 @@ fn from_checked(
     }
     let configs = resources.resolve(&mut problems);
     if problems.is_empty() { Ok(configs) } else { Err(LoadError::Invalid(problems)) }
-}
-
-/// Namespace and name of a resource.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-struct Key {
-    namespace: String,
-    name: String,
-}
-
-impl Key {
-    fn of(value: &Value, problems: &mut Vec<Problem>) -> Key {
-        let mut text = |pointer: &str, path: &str, default: &str| {
-            let text = value.pointer(pointer).and_then(Value::as_str).unwrap_or(default);
-            // The schema reports a missing field.
-            if value.pointer(pointer).is_some_and(Value::is_string) && !api::is_object_name(text) {
-                let rule = "must be 1 to 253 lower-case letters, digits, '-' and '.', with a letter or digit at both ends of each part";
-                problems.push(Problem::new(path, rule));
-            }
-            text.to_owned()
-        };
-        Key {
-            namespace: text("/metadata/namespace", "metadata.namespace", "default"),
-            name: text("/metadata/name", "metadata.name", ""),
-        }
-    }
-
-    fn sibling(&self, name: &str) -> Key {
-        Key { namespace: self.namespace.clone(), name: name.to_owned() }
-    }
-}
-
-fn identify(value: &Value) -> Result<&'static str, Problem> {
-    if !value.is_object() {
-        return Err(Problem::new("document", "expected an object with apiVersion, kind, metadata and spec"));
-    }
-    let text = |field: &str| value.get(field).and_then(Value::as_str).unwrap_or_default();
-    let (kind, version) = match text("kind") {
-        "ReplicationPeer" => ("ReplicationPeer", api::API_VERSION),
-        "Mirror" => ("Mirror", api::API_VERSION),
-        "Secret" => ("Secret", "v1"),
-        _ => return Err(Problem::new("kind", "expected one of ReplicationPeer, Mirror, Secret")),
-    };
-    if text("apiVersion") != version {
-        return Err(Problem::new("apiVersion", format!("expected {version} for a {kind}")));
-    }
-    Ok(kind)
-}
-
-/// A resource of the files; `None` when its document is wrong and that has been reported.
-type Found<T> = BTreeMap<Key, (Place, Option<T>)>;
-
-#[derive(Default)]
-struct Resources {
-    peers: Found<ReplicationPeer>,
-    secrets: Found<SecretDocument>,
-    mirrors: Found<Mirror>,
-    /// Where Secrets are when they are not documents.
-    mounted: Option<MountedSecrets>,
-    /// Mirrors in the order of the files.
-    order: Vec<Key>,
-}
-
-impl Resources {
-    /// Takes a document in; `problems` holds what its schema says and gets what is found beyond.
-    fn add(
-        &mut self,
-        kind: &'static str,
-        key: Key,
-        place: &Place,
-        value: Value,
-        problems: &mut Vec<Problem>,
-    ) {
-        let valid = problems.is_empty();
-        let earlier = match kind {
-            "ReplicationPeer" => {
-                let peer = valid.then(|| typed::<ReplicationPeer>(value, problems)).flatten();
-                problems.extend(peer.iter().flat_map(|peer| api::peer_problems(&peer.spec)));
-                self.peers
-                    .insert(key, (place.clone(), peer.filter(|_| problems.is_empty())))
-                    .map(|(place, _)| place)
-            }
-            "Mirror" => {
-                let mut mirror = valid.then(|| typed::<Mirror>(value, problems)).flatten();
-                for name in mirror.iter_mut().flat_map(|mirror| api::normalize(&mut mirror.spec)) {
-                    tracing::warn!(document = %place, field = name.path, "{name}");
-                }
-                problems.extend(mirror.iter().flat_map(|mirror| api::mirror_problems(&mirror.spec)));
-                problems.extend(mirror.iter().filter_map(|mirror| resolve::uid(mirror).err()));
-                if !self.mirrors.contains_key(&key) {
-                    self.order.push(key.clone());
-                }
-                self.mirrors
-                    .insert(key, (place.clone(), mirror.filter(|_| problems.is_empty())))
-                    .map(|(place, _)| place)
-            }
-            _ => {
-                problems.extend(self.mounted.as_ref().map(MountedSecrets::no_document));
-                let secret = valid.then(|| SecretDocument::new(&value, problems));
-                self.secrets
-                    .insert(key, (place.clone(), secret.filter(|_| problems.is_empty())))
-                    .map(|(place, _)| place)
-            }
-        };
-        if let Some(earlier) = earlier {
-            problems.push(Problem::new("metadata.name", format!("the same {kind} is already in {earlier}")));
-        }
-    }
-}
-
-/// Into the resource's type. The schema has been checked, so an error is one that only the type knows of.
-fn typed<T: DeserializeOwned>(value: Value, problems: &mut Vec<Problem>) -> Option<T> {
-    serde_path_to_error::deserialize(value)
-        .map_err(|error| problems.push(Problem::new(error.path().to_string(), error.inner().to_string())))
-        .ok()
 }
 
 #[cfg(test)]

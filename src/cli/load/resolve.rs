@@ -7,7 +7,11 @@ use std::{
 
 use sha2::{Digest, Sha256};
 
-use super::{Found, Key, Place, Resources, secrets::SecretDocument};
+use super::{
+    documents::Place,
+    resources::{Found, Key, Resources},
+    secrets::SecretDocument,
+};
 use crate::{
     api::{Mirror, Problem, ReplicationPeer},
     cli::advice,

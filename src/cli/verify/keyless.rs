@@ -15,7 +15,7 @@ use indicatif::ProgressBar;
 use tokio::time::{Instant, sleep};
 
 use super::{
-    VerifyError,
+    error::VerifyError,
     plan::TablePlan,
     readers::TableReaders,
     report::TableReport,

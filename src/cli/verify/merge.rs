@@ -5,7 +5,7 @@ use std::cmp::Ordering;
 use indicatif::ProgressBar;
 
 use super::{
-    VerifyError,
+    error::VerifyError,
     plan::TablePlan,
     rows::{Chunks, Key},
 };

@@ -4,6 +4,7 @@
 //! little behind is equal, and so that nothing has to stop while it runs. Memory doesn't grow with the
 //! tables.
 
+mod error;
 mod keyless;
 mod merge;
 mod pending;
@@ -19,6 +20,7 @@ use std::process::ExitCode;
 use indicatif::{ProgressBar, ProgressStyle};
 
 use self::{
+    error::VerifyError,
     merge::Merge,
     pending::{Change, Pending},
     plan::TablePlan,
@@ -27,14 +29,13 @@ use self::{
     report::{Outcome, TableReport},
 };
 use crate::{
-    clickhouse::{self, Database},
+    clickhouse::Database,
     model::{ReplicatorConfig, TableSpec},
     postgres::{
-        self,
         catalog::{describe_known, storage},
         session::Session,
     },
-    replication::{TableRecord, ValueError, keep_target_names},
+    replication::{TableRecord, keep_target_names},
     telemetry,
 };
 
@@ -45,7 +46,7 @@ use crate::{
                   walferry verify -f all.yaml --table public.users --sample 5")]
 pub struct Args {
     #[command(flatten)]
-    files: super::Files,
+    files: super::files::Files,
     /// Compare this table alone; may be given several times [default: all tables of the Mirrors]
     #[arg(long, value_name = "SCHEMA.TABLE")]
     pub table: Vec<String>,
@@ -65,23 +66,6 @@ fn percent(text: &str) -> Result<f64, String> {
     }
 }
 
-/// Why two tables could not be compared.
-#[derive(Debug, thiserror::Error)]
-enum VerifyError {
-    #[error("source: {0}")]
-    Source(#[from] postgres::Error),
-    #[error("destination: {0}")]
-    Destination(#[from] clickhouse::Error),
-    #[error("{0}")]
-    Value(#[from] ValueError),
-    #[error("destination: {0}")]
-    RowBinary(#[from] clickhouse::types::RowBinaryError),
-    #[error("{0} does not send its rows in the order of the key; please report this, with the key's types")]
-    Order(&'static str),
-    #[error("{0}")]
-    Unsupported(String),
-}
-
 /// Compares both sides of the Mirrors of the files.
 ///
 /// Exit code 0 when all tables are equal, 1 when one differs, 2 when one could not be compared or the files
@@ -89,15 +73,15 @@ enum VerifyError {
 pub async fn execute(args: Args) -> ExitCode {
     let configs = match args.files.load() {
         Ok(configs) => configs,
-        Err(error) => return super::exit_invalid(&error),
+        Err(error) => return super::files::exit_invalid(&error),
     };
     if let Err(unknown) = check_names(&configs, &args.table) {
-        super::eprint(&unknown);
+        super::output::eprint(&unknown);
         return ExitCode::from(2);
     }
     let mut worst = Outcome::Equal;
     for config in &configs {
-        super::print(&format!("mirror {}/{}", config.mirror.namespace, config.mirror.name));
+        super::output::print(&format!("mirror {}/{}", config.mirror.namespace, config.mirror.name));
         let wanted = |spec: &&TableSpec| args.table.is_empty() || args.table.contains(&spec.id.to_string());
         for spec in config.tables.iter().filter(wanted) {
             let report = match verify_table(config, spec, &args).await {
@@ -105,7 +89,7 @@ pub async fn execute(args: Args) -> ExitCode {
                 Err(error) => TableReport::inconclusive(error.to_string()),
             };
             worst = worst.max(report.outcome());
-            super::print(&report.lines(&spec.id.to_string()).join("\n"));
+            super::output::print(&report.lines(&spec.id.to_string()).join("\n"));
         }
     }
     match worst {

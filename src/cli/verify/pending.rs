@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use tokio::time::{Instant, sleep};
 
-use super::VerifyError;
+use super::error::VerifyError;
 use crate::{
     check,
     clickhouse::Database,

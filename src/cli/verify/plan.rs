@@ -3,7 +3,7 @@
 use std::cmp::Ordering;
 
 use super::{
-    VerifyError,
+    error::VerifyError,
     rows::{Key, Row},
 };
 use crate::{

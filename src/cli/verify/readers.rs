@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use super::{
-    VerifyError,
+    error::VerifyError,
     plan::TablePlan,
     rows::{self, Key, Row, SourceRows, TargetRows},
 };

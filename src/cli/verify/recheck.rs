@@ -15,7 +15,7 @@ use std::{
 use tokio::time::{Instant, sleep};
 
 use super::{
-    VerifyError,
+    error::VerifyError,
     readers::TableReaders,
     report::{TableReport, difference},
     rows::{Key, Row},

@@ -1,7 +1,9 @@
 //! The result of one table's comparison, as lines of text.
 
-use super::plan::TablePlan;
-use crate::cli::verify::rows::{Key, Row};
+use super::{
+    plan::TablePlan,
+    rows::{Key, Row},
+};
 
 /// The answer for a table or for all of them, from best to worst.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]

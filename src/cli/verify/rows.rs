@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use super::{VerifyError, plan::TablePlan};
+use super::{error::VerifyError, plan::TablePlan};
 use crate::{
     clickhouse::{
         QueryStream,

@@ -6,7 +6,7 @@ use indicatif::ProgressBar;
 use tokio::time::{Instant, sleep};
 
 use super::{
-    VerifyError,
+    error::VerifyError,
     readers::TableReaders,
     recheck::Rechecker,
     report::TableReport,

@@ -6,7 +6,7 @@
 //! <https://www.postgresql.org/docs/current/arrays.html>
 
 use super::{
-    codec::{Encoded, Fit, Malformed, Params, Render},
+    encoding::{Encoded, Fit, Malformed, Params, Render},
     float_text,
     string::put_rendered,
 };

@@ -2,7 +2,8 @@
 
 use super::{
     array,
-    codec::{Codec, Fit, Malformed, codec},
+    codec::{Codec, codec},
+    encoding::{Fit, Malformed},
     string::put_varint,
 };
 use crate::{

@@ -8,7 +8,7 @@ use std::{
     str::FromStr,
 };
 
-use super::{codec::Malformed, number::read_double};
+use super::{encoding::Malformed, number::read_double};
 
 /// `double precision`'s text.
 pub(super) fn render_double(bytes: &[u8], out: &mut Vec<u8>) -> Result<(), Malformed> {

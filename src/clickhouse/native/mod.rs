@@ -10,6 +10,7 @@
 mod array;
 mod codec;
 mod column;
+mod encoding;
 mod float_text;
 mod json;
 mod number;
@@ -26,8 +27,8 @@ use bytes::Bytes;
 
 pub use self::rows::Rows;
 use self::{
-    codec::Fit,
     column::{Buffers, Column, Reject},
+    encoding::Fit,
     string::put_varint,
 };
 use super::{

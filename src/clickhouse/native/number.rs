@@ -1,7 +1,7 @@
 //! Booleans, integers and floating point numbers.
 
 use super::{
-    codec::{Encoded, Fit, Malformed, Params},
+    encoding::{Encoded, Fit, Malformed, Params},
     numeric::{self, Magnitude, Scaled, put},
 };
 

@@ -3,7 +3,7 @@
 //! The binary form (`numeric_send`) is four 16-bit words (number of digit groups, weight of the first group,
 //! sign, digits shown after the point) and groups of four decimal digits, base 10,000.
 
-use super::codec::{Encoded, Fit, Malformed, Params};
+use super::encoding::{Encoded, Fit, Malformed, Params};
 use crate::clickhouse::types::{ChType, U256};
 
 /// Size, scale and largest magnitudes of an integer or decimal type.

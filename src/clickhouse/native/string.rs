@@ -3,7 +3,7 @@
 use std::net::{IpAddr, Ipv4Addr};
 
 use super::{
-    codec::{Encoded, Fit, Malformed, Params},
+    encoding::{Encoded, Fit, Malformed, Params},
     json,
 };
 

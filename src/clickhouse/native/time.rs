@@ -3,7 +3,7 @@
 //! PostgreSQL counts days and microseconds from 2000-01-01, with the extreme numbers as infinities, and its
 //! calendar reaches from 4713 BC to the year 294276; ClickHouse counts from 1970-01-01.
 
-use super::codec::{Encoded, Fit, Malformed, Params};
+use super::encoding::{Encoded, Fit, Malformed, Params};
 use crate::clickhouse::types::{civil_from_days, days_from_civil};
 
 /// Days from 1970-01-01 to 2000-01-01.

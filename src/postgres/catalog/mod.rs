@@ -8,6 +8,7 @@ mod closest;
 mod fingerprint;
 mod live;
 mod locks;
+mod names;
 mod relation;
 mod resolve;
 mod server;
@@ -22,8 +23,9 @@ pub use fingerprint::{
     flushed_position, identity_came_later, read_lsn,
 };
 pub(in crate::postgres) use fingerprint::{READ_LSN, TYPE_CLOSURE};
-pub use live::{ColumnList, LiveColumn, NamedColumn, Parted, live_columns, live_columns_statement};
+pub use live::{live_columns, live_columns_statement};
 pub use locks::{LockHolder, lock_holders};
+pub use names::{ColumnList, LiveColumn, NamedColumn, Parted};
 pub use relation::{GENERATED_IN_IDENTITY, KeyCandidate, RelationFacts, relations};
 pub(in crate::postgres) use server::{CURRENT_LSN, STARTED};
 pub use server::{ServerFacts, current_wal_lsn, is_standby, server_facts, server_started, system_identifier};

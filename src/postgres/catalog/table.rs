@@ -9,7 +9,7 @@ use tokio_postgres::Row;
 
 use super::{
     closest::closest,
-    live::{LiveColumn, NamedColumn, Parted},
+    names::{LiveColumn, NamedColumn, Parted},
     relation::{self, NOT_NULL, RelationFacts},
     resolve::{CatalogTable, ColumnRow, resolve},
     types::{TYPES, TypeRow},

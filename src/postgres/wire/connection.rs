@@ -7,24 +7,18 @@ use postgres_protocol::message::frontend;
 use tokio::io::{AsyncWrite, AsyncWriteExt};
 
 use super::{
-    CopyOut, Purpose, ReplicationReader, ReplicationWriter,
     buffer::{Frame, ReceiveBuffer},
     fields::{ErrorFields, log_notice, text_row},
-    replication,
-    startup::log_in,
     timeline::{self, TimelineHistory},
     transport::Transport,
 };
 use crate::{
-    model::{Lsn, PostgresEndpoint},
-    postgres::{
-        Error, catalog,
-        session::{WITHOUT_TRANSACTION_TIMEOUT, within_connect_timeout},
-    },
+    model::Lsn,
+    postgres::{Error, catalog},
 };
 
 /// Longest time for the answer to a short statement, which may wait for a lock.
-const ANSWER_TIMEOUT: Duration = Duration::from_secs(300);
+pub(super) const ANSWER_TIMEOUT: Duration = Duration::from_secs(300);
 
 /// Most bytes of an answer that is held in memory.
 const LONGEST_ANSWER: usize = 16 << 20;
@@ -45,7 +39,7 @@ pub struct SystemIdentity {
 
 /// A connection with one statement at a time.
 ///
-/// Once an answer was not read to its end (a dropped [`CopyOut`], a cancelled future), every further call is
+/// Once an answer was not read to its end (a dropped [`super::CopyOut`], a cancelled future), every further call is
 /// an error.
 #[derive(Debug)]
 pub struct Connection {
@@ -57,27 +51,6 @@ pub struct Connection {
 }
 
 impl Connection {
-    /// Connects and logs in, with the same settings pinned as a session has.
-    ///
-    /// # Errors
-    /// [`Error`]: no connection within 10 s, TLS, authentication, or the server's error.
-    pub async fn connect(
-        endpoint: &PostgresEndpoint,
-        application_name: &str,
-        purpose: Purpose,
-    ) -> Result<Connection, Error> {
-        within_connect_timeout(endpoint, async {
-            let transport = Transport::connect(endpoint, purpose).await?;
-            let mut connection =
-                Connection { transport, buffer: ReceiveBuffer::new(), out: BytesMut::new(), idle: false };
-            log_in(&mut connection, endpoint, application_name, purpose).await?;
-            connection.idle = true;
-            connection.query(WITHOUT_TRANSACTION_TIMEOUT).await?;
-            Ok(connection)
-        })
-        .await
-    }
-
     /// Runs one statement by the simple query protocol and gives its rows, every value in text form (`None`
     /// for NULL). For small results: all of it is held in memory.
     ///
@@ -161,49 +134,8 @@ impl Connection {
         lsn.ok_or_else(|| Error::Protocol("a position of the log is malformed".to_owned()))
     }
 
-    /// Runs a `COPY … TO STDOUT (FORMAT binary)`, whose rows are then read from the answer.
-    ///
-    /// # Errors
-    /// [`Error::Server`] keeps the SQLSTATE and leaves the connection usable.
-    pub async fn copy_out(&mut self, sql: &str) -> Result<CopyOut<'_>, Error> {
-        self.start(sql).await?;
-        let frame = within(ANSWER_TIMEOUT, self.next_frame()).await?;
-        let body = self.buffer.slice(frame.body.clone());
-        match frame.tag {
-            b'H' if body.first() == Some(&1) => Ok(CopyOut::new(self)),
-            b'H' => Err(Error::Protocol("COPY answers in text, not in binary".into())),
-            b'E' => {
-                let error = ErrorFields::parse(body).into_error();
-                Err(self.drain_after(error).await)
-            }
-            tag => Err(unexpected(tag, "the answer to COPY")),
-        }
-    }
-
-    /// Starts the stream of `slot` at `start` ([`Lsn::ZERO`] for where the slot stands; the slot's own
-    /// position wins when it is further on) with pgoutput's protocol version 1. `binary` asks for values in
-    /// their binary send form.
-    ///
-    /// # Errors
-    /// [`Error::Server`]: no such slot (42704), in use (55006), invalidated (55000).
-    pub async fn start_replication(
-        mut self,
-        slot: &str,
-        start: Lsn,
-        publications: &[String],
-        binary: bool,
-    ) -> Result<(ReplicationReader, ReplicationWriter), Error> {
-        self.start(&replication::start_statement(slot, start, publications, binary)).await?;
-        let frame = within(ANSWER_TIMEOUT, self.next_frame()).await?;
-        match frame.tag {
-            b'W' => replication::split(self),
-            b'E' => Err(ErrorFields::parse(self.buffer.slice(frame.body)).into_error()),
-            tag => Err(unexpected(tag, "the answer to START_REPLICATION")),
-        }
-    }
-
     /// Sends a statement.
-    async fn start(&mut self, sql: &str) -> Result<(), Error> {
+    pub(super) async fn start(&mut self, sql: &str) -> Result<(), Error> {
         if !self.idle {
             return Err(Error::Protocol("an earlier answer was not read to its end".into()));
         }

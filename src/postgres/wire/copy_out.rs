@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::{
     Connection,
     buffer::Frame,
-    connection::{unexpected, within},
+    connection::{ANSWER_TIMEOUT, unexpected, within},
     fields::{ErrorFields, log_notice},
 };
 use crate::postgres::{DecodeError, Error};
@@ -20,6 +20,27 @@ const SILENCE: Duration = Duration::from_secs(6 * 3600);
 /// A field count of -1 ends the data.
 const TRAILER: [u8; 2] = [0xff, 0xff];
 
+impl Connection {
+    /// Runs a `COPY … TO STDOUT (FORMAT binary)`, whose rows are then read from the answer.
+    ///
+    /// # Errors
+    /// [`Error::Server`] keeps the SQLSTATE and leaves the connection usable.
+    pub async fn copy_out(&mut self, sql: &str) -> Result<CopyOut<'_>, Error> {
+        self.start(sql).await?;
+        let frame = within(ANSWER_TIMEOUT, self.next_frame()).await?;
+        let body = self.buffer.slice(frame.body.clone());
+        match frame.tag {
+            b'H' if body.first() == Some(&1) => Ok(CopyOut::new(self)),
+            b'H' => Err(Error::Protocol("COPY answers in text, not in binary".into())),
+            b'E' => {
+                let error = ErrorFields::parse(body).into_error();
+                Err(self.drain_after(error).await)
+            }
+            tag => Err(unexpected(tag, "the answer to COPY")),
+        }
+    }
+}
+
 /// The answer to a COPY, row by row. Dropping it before the end makes the connection unusable.
 #[derive(Debug)]
 pub struct CopyOut<'a> {
@@ -29,7 +50,7 @@ pub struct CopyOut<'a> {
 }
 
 impl<'a> CopyOut<'a> {
-    pub(super) fn new(connection: &'a mut Connection) -> Self {
+    fn new(connection: &'a mut Connection) -> Self {
         CopyOut { connection, header_seen: false, done: false }
     }
 

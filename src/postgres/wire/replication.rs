@@ -9,7 +9,7 @@ use postgres_protocol::message::frontend;
 use super::{
     Connection,
     buffer::{Frame, ReceiveBuffer},
-    connection::{flush, unexpected, within},
+    connection::{ANSWER_TIMEOUT, flush, unexpected, within},
     fields::{ErrorFields, log_notice},
     halves::{self, Receiving, Sending},
 };
@@ -56,7 +56,31 @@ pub enum ReplicationMessage<'a> {
     },
 }
 
-pub(super) fn start_statement(slot: &str, start: Lsn, publications: &[String], binary: bool) -> String {
+impl Connection {
+    /// Starts the stream of `slot` at `start` ([`Lsn::ZERO`] for the slot's position; the slot's own
+    /// position wins when it is further on) with pgoutput's protocol version 1. `binary` asks for values in
+    /// their binary send form.
+    ///
+    /// # Errors
+    /// [`Error::Server`]: no such slot (42704), in use (55006), invalidated (55000).
+    pub async fn start_replication(
+        mut self,
+        slot: &str,
+        start: Lsn,
+        publications: &[String],
+        binary: bool,
+    ) -> Result<(ReplicationReader, ReplicationWriter), Error> {
+        self.start(&start_statement(slot, start, publications, binary)).await?;
+        let frame = within(ANSWER_TIMEOUT, self.next_frame()).await?;
+        match frame.tag {
+            b'W' => split(self),
+            b'E' => Err(ErrorFields::parse(self.buffer.slice(frame.body)).into_error()),
+            tag => Err(unexpected(tag, "the answer to START_REPLICATION")),
+        }
+    }
+}
+
+fn start_statement(slot: &str, start: Lsn, publications: &[String], binary: bool) -> String {
     let names: Vec<_> = publications.iter().map(|name| quote::ident(name)).collect();
     let publications = quote::replication_literal(&names.join(","));
     let binary = if binary { ", binary 'true'" } else { "" };
@@ -66,7 +90,7 @@ pub(super) fn start_statement(slot: &str, start: Lsn, publications: &[String], b
     )
 }
 
-pub(super) fn split(connection: Connection) -> Result<(ReplicationReader, ReplicationWriter), Error> {
+fn split(connection: Connection) -> Result<(ReplicationReader, ReplicationWriter), Error> {
     let (receiving, sending) = halves::split(connection.transport)?;
     Ok((
         ReplicationReader { stream: receiving, buffer: connection.buffer },

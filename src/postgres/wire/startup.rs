@@ -1,6 +1,7 @@
 //! The start-up message and authentication
 //! (<https://www.postgresql.org/docs/current/protocol-flow.html#PROTOCOL-FLOW-START-UP>).
 
+use bytes::BytesMut;
 use postgres_protocol::{
     authentication::{
         md5_hash,
@@ -9,10 +10,16 @@ use postgres_protocol::{
     message::frontend,
 };
 
-use super::{Connection, Purpose, connection::unexpected, fields::ErrorFields};
+use super::{
+    Connection, Purpose, buffer::ReceiveBuffer, connection::unexpected, fields::ErrorFields,
+    transport::Transport,
+};
 use crate::{
     model::PostgresEndpoint,
-    postgres::{Error, session::PINNED_SETTINGS},
+    postgres::{
+        Error,
+        session::{PINNED_SETTINGS, WITHOUT_TRANSACTION_TIMEOUT, within_connect_timeout},
+    },
 };
 
 /// How far a SCRAM exchange is.
@@ -24,8 +31,31 @@ enum Scram {
     Proved,
 }
 
-/// Logs in and reads on to where the server waits for a statement.
-pub(super) async fn log_in(
+impl Connection {
+    /// Connects and logs in, with the same settings pinned as a session has.
+    ///
+    /// # Errors
+    /// [`Error`]: no connection within 10 s, TLS, authentication, or the server's error.
+    pub async fn connect(
+        endpoint: &PostgresEndpoint,
+        application_name: &str,
+        purpose: Purpose,
+    ) -> Result<Connection, Error> {
+        within_connect_timeout(endpoint, async {
+            let transport = Transport::connect(endpoint, purpose).await?;
+            let mut connection =
+                Connection { transport, buffer: ReceiveBuffer::new(), out: BytesMut::new(), idle: false };
+            log_in(&mut connection, endpoint, application_name, purpose).await?;
+            connection.idle = true;
+            connection.query(WITHOUT_TRANSACTION_TIMEOUT).await?;
+            Ok(connection)
+        })
+        .await
+    }
+}
+
+/// Authenticates and reads to where the server waits for a statement.
+async fn log_in(
     connection: &mut Connection,
     endpoint: &PostgresEndpoint,
     application_name: &str,
@@ -69,60 +99,86 @@ async fn authenticate(
     scram: &mut Scram,
     body: &[u8],
 ) -> Result<(), Error> {
-    let refused = |message: &str| Error::Authentication {
-        username: endpoint.username.clone(),
-        message: message.to_owned(),
-    };
+    let refused = |message: &str| refused(endpoint, message);
     let Some((request, data)) = body.split_first_chunk() else {
         return Err(Error::Protocol("an authentication request without a number".into()));
     };
     let password = endpoint.password.expose().as_bytes();
     let out = &mut connection.out;
-    let sent = match (i32::from_be_bytes(*request), std::mem::replace(scram, Scram::NotBegun)) {
-        (0, Scram::Begun(_)) => {
+    match i32::from_be_bytes(*request) {
+        0 if matches!(scram, Scram::Begun(_)) => {
             return Err(refused(
                 "the server ended the SCRAM exchange without proving that it knows the password",
             ));
         }
-        (0, _) => return Ok(()),
-        (3, _) if !connection.transport.is_encrypted() => {
+        0 => return Ok(()),
+        3 if !connection.transport.is_encrypted() => {
             return Err(refused(
                 "the server asks for the password in clear text over a connection without TLS; set tls.mode, or scram-sha-256 in pg_hba.conf",
             ));
         }
-        (3, _) => frontend::password_message(password, out),
-        (5, _) => {
+        3 => frontend::password_message(password, out),
+        5 => {
             let salt = *data.first_chunk().ok_or_else(|| refused("the server sent no md5 salt"))?;
             let hash = md5_hash(endpoint.username.as_bytes(), password, salt);
             frontend::password_message(hash.as_bytes(), out)
         }
-        (10, _) => {
-            if !data.split(|&byte| byte == 0).any(|name| name == SCRAM_SHA_256.as_bytes()) {
-                return Err(refused("the server offers no SCRAM-SHA-256"));
-            }
-            let exchange = ScramSha256::new(password, ChannelBinding::unsupported());
-            let sent = frontend::sasl_initial_response(SCRAM_SHA_256, exchange.message(), out);
-            *scram = Scram::Begun(exchange);
-            sent
-        }
-        (11, Scram::Begun(mut exchange)) => {
-            exchange.update(data).map_err(|error| refused(&error.to_string()))?;
-            let sent = frontend::sasl_response(exchange.message(), out);
-            *scram = Scram::Begun(exchange);
-            sent
-        }
-        (12, Scram::Begun(mut exchange)) => {
-            exchange.finish(data).map_err(|error| refused(&error.to_string()))?;
-            *scram = Scram::Proved;
-            return Ok(());
-        }
-        (11 | 12, _) => return Err(Error::Protocol("a SCRAM message out of order".into())),
-        (other, _) => {
+        request @ 10..=12 => match scram.answer(request, data, endpoint)? {
+            Some(Answer::Initial(answer)) => frontend::sasl_initial_response(SCRAM_SHA_256, &answer, out),
+            Some(Answer::Following(answer)) => frontend::sasl_response(&answer, out),
+            None => return Ok(()),
+        },
+        other => {
             return Err(refused(&format!(
                 "the server asks for authentication method {other}, which is not supported; use scram-sha-256 in pg_hba.conf"
             )));
         }
-    };
-    sent.map_err(|_| refused("the password contains a NUL byte"))?;
+    }
+    .map_err(|_| refused("the password contains a NUL byte"))?;
     connection.flush().await
+}
+
+fn refused(endpoint: &PostgresEndpoint, message: &str) -> Error {
+    Error::Authentication { username: endpoint.username.clone(), message: message.to_owned() }
+}
+
+/// A message of ours in a SCRAM exchange.
+enum Answer {
+    Initial(Vec<u8>),
+    Following(Vec<u8>),
+}
+
+impl Scram {
+    /// Answers one request of the exchange; `None` when it is complete.
+    fn answer(
+        &mut self,
+        request: i32,
+        data: &[u8],
+        endpoint: &PostgresEndpoint,
+    ) -> Result<Option<Answer>, Error> {
+        match (request, std::mem::replace(self, Scram::NotBegun)) {
+            (10, _) => {
+                if !data.split(|&byte| byte == 0).any(|name| name == SCRAM_SHA_256.as_bytes()) {
+                    return Err(refused(endpoint, "the server offers no SCRAM-SHA-256"));
+                }
+                let password = endpoint.password.expose().as_bytes();
+                let exchange = ScramSha256::new(password, ChannelBinding::unsupported());
+                let answer = exchange.message().to_vec();
+                *self = Scram::Begun(exchange);
+                Ok(Some(Answer::Initial(answer)))
+            }
+            (11, Scram::Begun(mut exchange)) => {
+                exchange.update(data).map_err(|error| refused(endpoint, &error.to_string()))?;
+                let answer = exchange.message().to_vec();
+                *self = Scram::Begun(exchange);
+                Ok(Some(Answer::Following(answer)))
+            }
+            (12, Scram::Begun(mut exchange)) => {
+                exchange.finish(data).map_err(|error| refused(endpoint, &error.to_string()))?;
+                *self = Scram::Proved;
+                Ok(None)
+            }
+            _ => Err(Error::Protocol("a SCRAM message out of order".into())),
+        }
+    }
 }
