@@ -98,13 +98,14 @@ pub struct MirrorTable {
     /// Which columns are mirrored, under which names and types; all of them as they are when left out.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub columns: Option<ColumnsSpec>,
-    /// The operations that are mirrored; all when left out. [Insert, Truncate] makes an append-only table, such as a log: it needs no
-    /// replica identity, and rows that are updated or deleted at the source stay as they were inserted. Other selections are refused.
+    /// The operations that are mirrored; all when left out. Without Delete or Truncate the target keeps rows that the source removes,
+    /// also in a re-copy. Without Update and Delete it is an append-only table, such as a log, which needs no replica identity: rows
+    /// stay as they were inserted. Insert is required, and Delete needs Update.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(min = 1, max = 4))]
     #[x_kube(merge_strategy = ListMerge::Set)]
     #[x_kube(validation = Rule::new(
-        "size(self) == 4 || (size(self) == 2 && 'Insert' in self && 'Truncate' in self)"
+        "'Insert' in self && ('Update' in self || !('Delete' in self))"
     ).message(message::OPERATIONS))]
     pub operations: Vec<Operation>,
     /// Deprecated: write `operations: [Insert, Truncate]` in place of true, and leave false out.

@@ -32,7 +32,7 @@ pub(super) mod message {
     pub(crate) const SOURCE_IS_FIXED: &str = "sourceRef can't be changed; make another Mirror";
     pub(crate) const DESTINATION_IS_FIXED: &str = "destinationRef can't be changed; make another Mirror";
     pub(crate) const OPERATIONS: &str =
-        "accepted are [Insert, Truncate] and all of [Insert, Update, Delete, Truncate], which is the default";
+        "operations must have Insert, each operation once, and Delete only together with Update";
     pub(crate) const INSERT_ONLY: &str =
         "insertOnly: true contradicts operations; leave insertOnly out, which is deprecated";
     pub(crate) const RESERVED_TABLE: &str = "table names that begin with _walferry are walferry's own";
@@ -211,16 +211,13 @@ fn table_problems(table: &MirrorTable, path: &str, problems: &mut Vec<Problem>) 
     }
 }
 
-/// Whether the set, which is empty where it was left out, is all operations or that of an append-only table.
+/// Whether rows can be kept by the operations, which are empty where they were left out. Deletes without
+/// updates can't: the delete of a row whose key was updated would name a key that the target never had.
 fn is_supported(operations: &[Operation]) -> bool {
     let has = |operation| operations.contains(&operation);
-    let inserts = has(Operation::Insert) && has(Operation::Truncate);
-    match operations.len() {
-        0 => true,
-        2 => inserts,
-        4 => inserts && has(Operation::Update) && has(Operation::Delete),
-        _ => false,
-    }
+    let once = operations.iter().enumerate().all(|(at, operation)| !operations[..at].contains(operation));
+    let deletes = has(Operation::Update) || !has(Operation::Delete);
+    operations.is_empty() || once && has(Operation::Insert) && deletes
 }
 
 /// Whether the former `insertOnly: true` stands beside operations that it excludes.
@@ -366,7 +363,7 @@ mod tests {
             ),
             (message::SOURCE_IS_FIXED, None),
             (message::DESTINATION_IS_FIXED, None),
-            (message::OPERATIONS, Some(table(json!({"operations": ["Insert", "Update"]})))),
+            (message::OPERATIONS, Some(table(json!({"operations": ["Insert", "Delete"]})))),
             (
                 message::INSERT_ONLY,
                 Some(table(
@@ -431,7 +428,7 @@ mod tests {
     }
 
     #[test]
-    fn operations_are_those_of_today() {
+    fn operations_can_keep_rows() {
         let found = |listed: Value| {
             let table = json!({"schema": "public", "name": "t", "operations": listed});
             let mirror =
@@ -443,13 +440,18 @@ mod tests {
             json!(["Insert", "Truncate"]),
             json!(["Truncate", "Insert"]),
             json!(["Delete", "Truncate", "Insert", "Update"]),
+            json!(["Insert"]),
+            json!(["Update", "Insert"]),
+            json!(["Insert", "Update", "Truncate"]),
+            json!(["Insert", "Update", "Delete"]),
         ] {
             assert_eq!(found(accepted), Vec::<String>::new());
         }
         for refused in [
-            json!(["Insert"]),
             json!(["Insert", "Delete"]),
-            json!(["Insert", "Update", "Truncate"]),
+            json!(["Insert", "Delete", "Truncate"]),
+            json!(["Update"]),
+            json!(["Update", "Delete", "Truncate"]),
             json!(["Insert", "Insert"]),
             json!(["Insert", "Truncate", "Insert", "Truncate"]),
         ] {

@@ -168,6 +168,15 @@ impl TableSpec {
     }
 }
 
+impl TableSpec {
+    /// Whether rows that were mirrored by the other spec need no re-copy: they are equal, or differ only in
+    /// operations that decide about changes to come.
+    pub fn continues(&self, other: &TableSpec) -> bool {
+        let same_kind = self.operations.is_append_only() == other.operations.is_append_only();
+        same_kind && *self == TableSpec { operations: self.operations, ..other.clone() }
+    }
+}
+
 /// What of the existing rows is copied.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum SnapshotMode {

@@ -52,6 +52,16 @@ impl Operations {
     pub fn is_append_only(self) -> bool {
         !self.contains(Operation::Update) && !self.contains(Operation::Delete)
     }
+
+    /// Whether the target keeps rows that the source removes, so that a re-copy must not delete them either.
+    pub fn keep_removed_rows(self) -> bool {
+        !self.contains(Operation::Delete) || !self.contains(Operation::Truncate)
+    }
+
+    /// Those that are not mirrored, in PostgreSQL's order.
+    pub fn left_out(self) -> impl Iterator<Item = Operation> {
+        Operation::ALL.into_iter().filter(move |operation| !self.contains(*operation))
+    }
 }
 
 impl Default for Operations {
@@ -113,7 +123,9 @@ mod tests {
             assert_eq!(serde_json::to_value(operations).unwrap(), recorded);
             assert_eq!(serde_json::from_value::<Operations>(recorded).unwrap(), operations);
             assert_eq!(operations.is_append_only(), append_only);
+            assert_eq!(operations.keep_removed_rows(), operations != Operations::ALL);
         }
+        assert!(archive.left_out().eq([Operation::Delete, Operation::Truncate]));
         let listed: Value = json!(["Truncate", "Insert"]);
         assert_eq!(serde_json::from_value::<Operations>(listed).unwrap(), Operations::APPEND_ONLY);
     }

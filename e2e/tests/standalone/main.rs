@@ -37,6 +37,7 @@ mod late;
 mod layout;
 mod life;
 mod names;
+mod operations;
 mod partitions;
 mod pgbench;
 mod positions;

@@ -135,13 +135,13 @@ impl<'a> Collector<'a> {
     /// Describes the tables. What can't be described, or replicated, becomes a check.
     async fn describe(&self, checks: &mut Vec<Check>) -> Result<Vec<TableFacts>, postgres::Error> {
         let named = |spec: &TableSpec| {
-            let record = self.joined.tables.get(&spec.id).filter(|record| record.spec == *spec)?;
+            let record = self.joined.tables.get(&spec.id).filter(|record| spec.continues(&record.spec))?;
             Some(record.named.as_ref()?.columns.as_slice())
         };
         let asked: Vec<_> = self.specs.iter().map(|spec| (*spec, named(spec).unwrap_or_default())).collect();
         let mut tables = Vec::new();
         for (spec, described) in self.specs.iter().zip(catalog::describe_all(self.session, &asked).await?) {
-            if self.joined.tables.get(&spec.id).is_some_and(|record| record.spec != **spec) {
+            if self.joined.tables.get(&spec.id).is_some_and(|record| !spec.continues(&record.spec)) {
                 checks.push(table::spec_changed(&spec.id));
             }
             let tracked = self.is_tracked(&spec.id);

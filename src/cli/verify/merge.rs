@@ -92,7 +92,11 @@ impl<'a, S: Chunks, T: Chunks> Merge<'a, S, T> {
                 (false, true) => Ordering::Greater,
                 (true, true) => self.plan.compare_keys(self.source.row(), self.target.row()),
             };
-            let same = order.is_eq() && self.plan.same(self.source.row(), self.target.row());
+            let same = match order {
+                Ordering::Greater => self.plan.keeps_removed_rows,
+                Ordering::Less => false,
+                Ordering::Equal => self.plan.same(self.source.row(), self.target.row()),
+            };
             let (rows, row) = if order.is_gt() { self.target.row() } else { self.source.row() };
             let key = (!same).then(|| self.plan.key_of(rows, row));
             self.source.at += usize::from(order.is_le());

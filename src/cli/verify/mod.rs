@@ -140,14 +140,15 @@ async fn compare_table(
     record: Option<&TableRecord>,
 ) -> Result<TableReport, VerifyError> {
     let application = config.mirror.application_name();
-    let named = record.filter(|record| record.spec == *spec).and_then(|record| record.named.as_ref());
+    let named = record.filter(|record| spec.continues(&record.spec)).and_then(|record| record.named.as_ref());
     let named = named.map(|named| named.columns.as_slice()).unwrap_or_default();
     let mut schema = describe_known(session, spec, named).await?.schema;
     if let Some(record) = record {
         keep_target_names(record, spec, &mut schema);
         schema.keep_kind(&record.schema);
     }
-    let plan = TablePlan::new(schema, database, config.out_of_range).await?;
+    let mut plan = TablePlan::new(schema, database, config.out_of_range).await?;
+    plan.keeps_removed_rows = spec.operations.keep_removed_rows();
     let bar = progress_bar(session, &plan).await?;
     let readers = TableReaders { plan: &plan, source: &config.source, application: &application, database };
     if !plan.schema.kind.is_keyed() {

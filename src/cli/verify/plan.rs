@@ -28,6 +28,8 @@ pub(super) struct TablePlan {
     /// The destination's database.
     database: String,
     out_of_range: OutOfRange,
+    /// Whether rows may be at the destination alone, because their removal is not mirrored.
+    pub(super) keeps_removed_rows: bool,
 }
 
 impl TablePlan {
@@ -64,7 +66,7 @@ impl TablePlan {
             return Err(VerifyError::Unsupported("its key has an array, which can't be compared".to_owned()));
         }
         let (narrow, database) = (missing.width, database.name().to_owned());
-        Ok(TablePlan { schema, types, narrow, database, out_of_range })
+        Ok(TablePlan { schema, types, narrow, database, out_of_range, keeps_removed_rows: false })
     }
 
     /// An encoder for the source's rows.
@@ -318,6 +320,7 @@ pub(super) mod tests {
             narrow: Vec::new(),
             database: "app".to_owned(),
             out_of_range: OutOfRange::Clamp,
+            keeps_removed_rows: false,
         }
     }
 

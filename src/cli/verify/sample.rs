@@ -53,6 +53,9 @@ pub(super) async fn compare(
     }
     rechecker.finish().await?;
     let part = match count(readers, session).await? {
+        (Some(source), Some(target)) if readers.plan.keeps_removed_rows && source < target => {
+            format!("{picked} rows looked up, {source} rows at the source and {target} at the destination")
+        }
         (Some(source), Some(target)) if source != target => {
             rechecker.differs(format!("{source} rows at the source and {target} at the destination"));
             format!("{picked} rows looked up")

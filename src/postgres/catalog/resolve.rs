@@ -61,6 +61,8 @@ pub(super) fn resolve(spec: &TableSpec, table: &CatalogTable) -> Result<TableSch
         spec.types.iter().map(|(name, _)| name),
         mirrored.iter().copied(),
     )?;
+    let kind = kind(spec, &table.relation);
+    require_key_to_keep_rows(spec, kind)?;
     let columns: Vec<_> = mirrored.iter().map(|column| make_column(spec, table, column)).collect();
     check_target_names(spec, &columns)?;
     let key = key(spec, table, &columns)?;
@@ -70,7 +72,7 @@ pub(super) fn resolve(spec: &TableSpec, table: &CatalogTable) -> Result<TableSch
         target: spec.target.clone().unwrap_or_else(|| spec.id.name.clone()),
         order_by: order_by(spec, &table.relation, &columns, &key)?,
         columns,
-        kind: kind(spec, &table.relation),
+        kind,
         key,
         identity: table.relation.identity,
         partition_by: spec.partition_by.clone(),
@@ -89,6 +91,22 @@ fn kind(spec: &TableSpec, relation: &RelationFacts) -> TableKind {
         IdentityKind::Full if relation.key.is_empty() => TableKind::ChangeLog,
         _ => TableKind::Keyed,
     }
+}
+
+/// A change log has a row for each change, so a re-copy has to begin with an empty target: rows that the
+/// source removed can't be kept.
+fn require_key_to_keep_rows(spec: &TableSpec, kind: TableKind) -> Result<(), Error> {
+    if kind != TableKind::ChangeLog || !spec.operations.keep_removed_rows() {
+        return Ok(());
+    }
+    let left_out: Vec<_> = spec.operations.left_out().map(|operation| format!("{operation:?}")).collect();
+    let message = format!(
+        "operations leaves out {}, and the table has no key by which rows could be kept",
+        left_out.join(" and ")
+    );
+    let all = Remedy::edit("spec.tables[].operations", "leave it out, to mirror all operations");
+    let inserts = Remedy::edit("spec.tables[].operations", "[Insert, Truncate], to mirror inserts only");
+    Err(refuse_with(spec, message, [Remedy::any_of([vec![all], vec![inserts]])]))
 }
 
 fn refuse(spec: &TableSpec, message: impl Into<String>) -> Error {

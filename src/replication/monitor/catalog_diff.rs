@@ -303,7 +303,8 @@ impl<D: Destination> Surroundings<'_, D> {
         made.await.map_err(problem)?;
         let position = catalog::flushed_position(self.session).await?;
         let fence = stream_fence(&self.config.mirror.fence(), &schema);
-        let version = || resync::copy_version(self.destination, &schema, position, &fence);
+        let operations = record.spec.operations;
+        let version = || resync::copy_version(self.destination, &schema, operations, position, &fence);
         let version = self.start(&schema.id, version).await?;
         tracing::warn!(table = %record.schema.id, why, "table is copied anew");
         *record = TableRecord {

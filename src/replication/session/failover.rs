@@ -216,7 +216,7 @@ impl<D: Destination> Failover<'_, D> {
             // A changed entry is told later.
             let record = state.tables.get_mut(&spec.id);
             let Some(record) =
-                record.filter(|record| record.phase != TablePhase::Failed && record.spec == *spec)
+                record.filter(|record| record.phase != TablePhase::Failed && spec.continues(&record.spec))
             else {
                 continue;
             };

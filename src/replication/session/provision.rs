@@ -192,6 +192,10 @@ async fn compare_specs<D: Destination>(
         let Some(record) = state.tables.get_mut(&spec.id) else { continue };
         let failed = record.phase == TablePhase::Failed;
         let error = Error::SpecChanged { table: spec.id.clone() };
+        if record.spec != *spec && spec.continues(&record.spec) {
+            record.spec = spec.clone();
+            store.save_table(record).await?;
+        }
         if record.spec != *spec && !failed {
             set_aside(config, record, error)?;
             store.save_table(record).await?;
@@ -790,7 +794,7 @@ async fn join<D: Destination>(
             match over_rows_from {
                 Some(start) if phase == TablePhase::Snapshotting => {
                     let fence = stream_fence(&config.mirror.fence(), schema);
-                    resync::copy_version(destination, schema, start, &fence).await
+                    resync::copy_version(destination, schema, record.spec.operations, start, &fence).await
                 }
                 None if phase == TablePhase::Snapshotting && destination.has_rows(schema).await? => {
                     Err(targets::has_rows(schema))

@@ -12,7 +12,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::admission::Refused;
 use crate::{
     fault::Reason,
-    model::{Lsn, MirrorFailure, ReplicatorConfig, TableId, TableSchema, TableSpec, Version},
+    model::{Lsn, MirrorFailure, Operations, ReplicatorConfig, TableId, TableSchema, TableSpec, Version},
     postgres::{
         catalog,
         removal::{self, Fate, MirrorObjects},
@@ -22,7 +22,10 @@ use crate::{
     replication::{
         Destination, Error,
         error::failure_of_table,
-        table::store::{FormerTable, MirrorState, ResyncRecord, StateStore, TablePhase, TableRecord},
+        table::{
+            store::{FormerTable, MirrorState, ResyncRecord, StateStore, TablePhase, TableRecord},
+            targets,
+        },
     },
 };
 
@@ -257,16 +260,20 @@ pub(in crate::replication) fn require_own(config: &ReplicatorConfig, found: &Slo
 ///
 /// A transaction may begin to commit at the slot's very start, so it is the position before. A target that has rows as new as
 /// that got them from another history (the source was replaced, or went back), whose positions mean nothing here: it is
-/// emptied. `fence` is that of the table's streamed inserts: one that a killed process has left behind must not arrive later.
+/// emptied, unless it `keeps` rows that the source removed. `fence` is that of the table's streamed inserts: one that a killed process has left behind must not arrive later.
 pub(in crate::replication) async fn copy_version<D: Destination>(
     destination: &D,
     table: &TableSchema,
+    keeps: Operations,
     start: Lsn,
     fence: &str,
 ) -> Result<Lsn, Error> {
     let version = Lsn(start.0.saturating_sub(1));
     let newest = destination.newest_version(table, fence).await?;
     if newest >= Version::copied(version) {
+        if table.kind.is_keyed() && keeps.keep_removed_rows() {
+            return Err(targets::has_rows_of_another_history(table));
+        }
         tracing::warn!(table = %table.id, newest = %newest.lsn(), %start, "target has rows of another history; emptying it");
         destination.empty(table, fence).await?;
     }

@@ -382,8 +382,8 @@ impl<D: Destination> Snapshot<D> {
         }
     }
 
-    /// Every row of the table is copied. What was there before and was not copied over is no more at the
-    /// source.
+    /// Every row of the table is copied. What was there before and was not copied over is no longer at the
+    /// source; it stays where the spec leaves out the operations that remove rows.
     async fn finish(&self, table: &Table<D>, read_lsn: Lsn) -> Result<(), Error> {
         let (schema, version) = (table.schema(), table.record().copy_version);
         // What the stream still has from before the copy would come back after the deletion.
@@ -396,8 +396,9 @@ impl<D: Destination> Snapshot<D> {
         }
         retry_for_table(&self.context.stop, &self.context.observer, table, || async {
             let older = Version::ZERO..Version::copied(version);
+            let kept = schema.kind.is_keyed() && table.record().spec.operations.keep_removed_rows();
             let floor = match schema.kind.is_keyed() {
-                _ if version == Lsn::ZERO => Floor::Unchanged,
+                _ if version == Lsn::ZERO || kept => Floor::Unchanged,
                 true => Floor::Rows(older.end),
                 false => Floor::CopiedRows(older.end),
             };

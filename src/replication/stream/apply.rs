@@ -17,7 +17,7 @@ use super::{
     stream_table::{StreamTable, StreamTables, TableIndex},
 };
 use crate::{
-    model::{BatchSettings, Lsn, Position, TableKind, TableSpec, Version},
+    model::{BatchSettings, Lsn, Operation, Position, TableSpec, Version},
     postgres::pgoutput::{self, Message, OldTuple, Relation},
     replication::{
         Destination, Error, Op, ValueError,
@@ -48,6 +48,16 @@ enum RowChange {
     Insert,
     Update(OldTuple),
     Delete(OldTuple),
+}
+
+impl RowChange {
+    fn operation(self) -> Operation {
+        match self {
+            RowChange::Insert => Operation::Insert,
+            RowChange::Update(_) => Operation::Update,
+            RowChange::Delete(_) => Operation::Delete,
+        }
+    }
 }
 
 /// What is left to do after a message; all but `Done` are rare.
@@ -212,8 +222,10 @@ impl<D: Destination> Applier<D> {
         if entry.table.failed() || commit <= entry.snapshot_lsn {
             return Ok(Step::Done);
         }
+        if !entry.spec.operations.contains(change.operation()) {
+            return Ok(Step::Done);
+        }
         if let RowChange::Update(old) | RowChange::Delete(old) = change
-            && entry.schema.kind != TableKind::AppendOnly
             && mapping.identity_differs(old, &self.scratch)
         {
             return Ok(Step::IdentityDiffers(index));
@@ -324,7 +336,10 @@ impl<D: Destination> Applier<D> {
         let mappings = relations.iter().filter_map(|oid| self.relations.get(oid)?.as_ref());
         for index in mappings.map(|mapping| mapping.table) {
             let entry = &self.tables[index];
-            if entry.table.failed() || commit <= entry.snapshot_lsn {
+            if entry.table.failed()
+                || commit <= entry.snapshot_lsn
+                || !entry.spec.operations.contains(Operation::Truncate)
+            {
                 continue;
             }
             let filter = &entry.table.snapshot_filter;
@@ -469,11 +484,8 @@ fn keyless_change<D: Destination>(
         Decision::Skip => return Keyless::Instead(Step::Done),
         Decision::Wait => return Keyless::Instead(Step::AwaitSnapshot(Arc::clone(&entry.table))),
     }
-    match (entry.schema.kind, change) {
-        (_, RowChange::Insert) => {}
-        // Its publication does not send them, but somebody may have changed that.
-        (TableKind::AppendOnly, _) => return Keyless::Instead(Step::Done),
-        (_, RowChange::Update(OldTuple::Full) | RowChange::Delete(OldTuple::Full)) => {}
+    match change {
+        RowChange::Insert | RowChange::Update(OldTuple::Full) | RowChange::Delete(OldTuple::Full) => {}
         _ => {
             let error = schema::without_old_rows(&entry.schema);
             return Keyless::Instead(Step::Fail(index, error));

@@ -265,6 +265,23 @@ pub(in crate::replication) fn has_rows(schema: &TableSchema) -> Error {
     ])])
 }
 
+/// The error of a table whose target has rows with higher versions than the source's log gives, and keeps
+/// rows that the source removes: emptying it would lose them.
+pub(in crate::replication) fn has_rows_of_another_history(schema: &TableSchema) -> Error {
+    let message = format!(
+        "target table {} has rows of another history of the source, which would win over those of now, and its \
+         operations keep rows that the source removes, so it is not emptied",
+        schema.target
+    );
+    Error::table(&schema.id, Reason::DestinationTableConflict, message).remedied([Remedy::any_of([
+        vec![Remedy::edit("spec.tables", format!("give {} another target.table", schema.id))],
+        vec![Remedy::edit(
+            "spec.tables[].operations",
+            "take operations out, so that a resync replaces all rows",
+        )],
+    ])])
+}
+
 /// The error of a table whose target is not the one that was written to.
 fn replaced(schema: &TableSchema) -> Error {
     let message = format!(
