@@ -1,29 +1,28 @@
 //! Queries that a test sends to ClickHouse directly, without the program under test.
 
-use super::http;
+use base64::Engine;
+
+use super::{Credentials, http};
 
 /// A ClickHouse server's HTTP interface, used as its administrator.
 #[derive(Clone, Debug)]
 pub struct ClickHouse {
     pub port: u16,
+    pub admin: Credentials,
 }
 
 impl ClickHouse {
     /// Runs `sql`; the answer is tab separated text, or ClickHouse's message.
     pub fn try_query(&self, database: &str, sql: &str) -> Result<String, String> {
-        let headers = "X-ClickHouse-User: admin\r\nX-ClickHouse-Key: clickhouse-test\r\n";
-        let path = format!("/?database={database}&session_timezone=UTC");
-        match http::post(self.port, &path, headers, sql) {
-            Ok((200, body)) => Ok(body),
-            Ok((_, body)) => Err(body),
-            Err(error) => Err(error.to_string()),
-        }
+        self.try_query_as(&self.admin, &format!("database={database}&session_timezone=UTC"), sql)
     }
 
-    /// Runs `sql` as the user that the program has, with these additional URL parameters.
-    pub fn try_query_as_limited(&self, parameters: &str, sql: &str) -> Result<String, String> {
-        let headers = "X-ClickHouse-User: limited\r\nX-ClickHouse-Key: limited-test\r\n";
-        match http::post(self.port, &format!("/?{parameters}"), headers, sql) {
+    /// Runs `sql` as another user, with these URL parameters.
+    pub fn try_query_as(&self, user: &Credentials, parameters: &str, sql: &str) -> Result<String, String> {
+        let Credentials { user, password } = user;
+        let basic = base64::engine::general_purpose::STANDARD.encode(format!("{user}:{password}"));
+        let headers = format!("Authorization: Basic {basic}\r\n");
+        match http::post(self.port, &format!("/?{parameters}"), &headers, sql) {
             Ok((200, body)) => Ok(body),
             Ok((_, body)) => Err(body),
             Err(error) => Err(error.to_string()),

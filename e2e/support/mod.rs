@@ -2,10 +2,13 @@
 //! source and destination.
 
 mod clickhouse;
+mod clickhouse_users;
+mod credentials;
 mod edited_mirror;
 mod failure;
 mod finding;
 mod gateway;
+mod given;
 mod http;
 mod malicious_server;
 mod printed;
@@ -20,10 +23,13 @@ mod walferry;
 mod writer;
 
 pub use clickhouse::ClickHouse;
+pub use clickhouse_users::TargetUsers;
+pub use credentials::Credentials;
 pub use edited_mirror::EditedMirror;
 pub use failure::{Failure, failed_for, stalled_for};
 pub use finding::{Finding, findings};
 pub use gateway::Gateway;
+pub use given::skip_with_given_servers;
 pub use http::get;
 pub use malicious_server::{Attack, MaliciousServer};
 pub use printed::{Printed, printed};
@@ -44,11 +50,16 @@ pub enum Pg {
     V18,
 }
 
-/// Declares one test of `fn name(pg: Pg)` for each PostgreSQL version.
+/// Declares one test of `fn name(pg: Pg)` for each PostgreSQL version. A given server is a PostgreSQL 18.
 #[macro_export]
 macro_rules! on_both {
     ($($name:ident),* $(,)?) => {
-        mod on_14 { $(#[test] fn $name() { super::$name($crate::support::Pg::V14) })* }
+        mod on_14 {
+            $(#[test] fn $name() {
+                $crate::needs_own_server!();
+                super::$name($crate::support::Pg::V14)
+            })*
+        }
         mod on_18 { $(#[test] fn $name() { super::$name($crate::support::Pg::V18) })* }
     };
 }

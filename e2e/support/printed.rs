@@ -56,9 +56,9 @@ impl Printed {
 fn psql(env: &TestEnv, server: &Server, role: Option<&str>, sql: &str) {
     let role = role.map_or_else(String::new, |role| format!("SET ROLE \"{role}\";\n"));
     let mut child = Command::new("psql")
-        .args(["-XAtq", "-v", "ON_ERROR_STOP=1", "-h", "127.0.0.1", "-U", "postgres", "-p"])
+        .args(["-XAtq", "-v", "ON_ERROR_STOP=1", "-h", "127.0.0.1", "-U", &server.admin.user, "-p"])
         .args([&server.port.to_string(), "-d", &env.database])
-        .env("PGPASSWORD", "postgres-test")
+        .env("PGPASSWORD", &server.admin.password)
         .stdin(Stdio::piped())
         .stdout(Stdio::null())
         .stderr(Stdio::piped())

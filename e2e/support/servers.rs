@@ -6,41 +6,68 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
 };
 
-use super::{ClickHouse, Pg, ScriptProcess};
+use super::{
+    ClickHouse, Credentials, Pg, ScriptProcess,
+    given::{self, GivenServer},
+};
 
-/// A running server of our own.
+/// A running server.
 #[derive(Debug)]
 pub struct Server {
-    script_process: Mutex<ScriptProcess>,
+    /// `None` for a given server.
+    script_process: Option<Mutex<ScriptProcess>>,
     pub port: u16,
-    /// Where its files are.
+    /// Its superuser or administrator.
+    pub admin: Credentials,
+    /// The folder of its files; empty for a given server.
     pub folder: PathBuf,
 }
 
 impl Server {
     /// Starts `e2e/tools/servers serve` with these arguments.
-    pub fn start(arguments: &[&str]) -> Server {
+    #[track_caller]
+    fn start(arguments: &[&str], admin: Credentials) -> Server {
+        let own_allowed = !in_end_to_end_tests() || !given::are_given();
+        assert!(own_allowed, "the test starts a server, so it must begin with needs_own_server!()");
         let mut script_process = ScriptProcess::start("servers", arguments);
         let (port, folder) = ready(&script_process.answer());
-        Server { script_process: Mutex::new(script_process), port, folder }
+        Server { script_process: Some(Mutex::new(script_process)), port, admin, folder }
+    }
+
+    /// A server that was given to the tests.
+    fn given(server: GivenServer) -> Server {
+        let GivenServer { port, admin } = server;
+        Server { script_process: None, port, admin, folder: PathBuf::new() }
     }
 
     /// Starts a PostgreSQL. It runs without fsync, because no test cuts the machine's power.
+    #[track_caller]
     pub fn postgres(pg: Pg, options: &[&str]) -> Server {
         let major = match pg {
             Pg::V14 => "14",
             Pg::V18 => "18",
         };
-        Server::start(&[&["postgres", major, "-c", "fsync=off"], options].concat())
+        let admin = Credentials::new("postgres", "postgres-test");
+        Server::start(&[&["postgres", major, "-c", "fsync=off"], options].concat(), admin)
     }
 
     /// Starts a ClickHouse.
+    #[track_caller]
     pub fn clickhouse(options: &[&str]) -> Server {
-        Server::start(&[&["clickhouse"], options].concat())
+        let admin = Credentials::new("admin", "clickhouse-test");
+        Server::start(&[&["clickhouse"], options].concat(), admin)
     }
 
-    /// The PostgreSQL that this process's tests share.
+    /// The PostgreSQL that this process's tests share. A given one is used as a PostgreSQL 18.
+    #[track_caller]
     pub fn shared_postgres(pg: Pg) -> Arc<Server> {
+        static GIVEN: OnceLock<Option<Arc<Server>>> = OnceLock::new();
+        if in_end_to_end_tests()
+            && pg == Pg::V18
+            && let Some(server) = GIVEN.get_or_init(|| GivenServer::postgres().map(checked_postgres))
+        {
+            return Arc::clone(server);
+        }
         static V14: OnceLock<Arc<Server>> = OnceLock::new();
         static V18: OnceLock<Arc<Server>> = OnceLock::new();
         let shared = match pg {
@@ -51,14 +78,21 @@ impl Server {
     }
 
     /// The ClickHouse that this process's tests share.
+    #[track_caller]
     pub fn shared_clickhouse() -> Arc<Server> {
         static SHARED: OnceLock<Arc<Server>> = OnceLock::new();
-        SHARED.get_or_init(|| Arc::new(Server::clickhouse(&[]))).clone()
+        let given = || GivenServer::clickhouse().filter(|_| in_end_to_end_tests()).map(Server::given);
+        SHARED.get_or_init(|| Arc::new(given().unwrap_or_else(|| Server::clickhouse(&[])))).clone()
+    }
+
+    /// Whether it was given to the tests, which then share it with others and can't restart it.
+    pub fn is_given(&self) -> bool {
+        self.script_process.is_none()
     }
 
     /// Its HTTP interface.
     pub fn as_clickhouse(&self) -> ClickHouse {
-        ClickHouse { port: self.port }
+        ClickHouse { port: self.port, admin: self.admin.clone() }
     }
 
     /// Stops the server in an orderly way.
@@ -99,9 +133,31 @@ impl Server {
         std::fs::read_to_string(self.folder.join("pid")).unwrap().trim().parse().unwrap()
     }
 
+    #[track_caller]
     fn script_process(&self) -> MutexGuard<'_, ScriptProcess> {
-        self.script_process.lock().unwrap_or_else(PoisonError::into_inner)
+        let process = self.script_process.as_ref().expect("a given server can't be stopped");
+        process.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Whether this is part of the end-to-end tests, which can use given servers: chaos injects faults into servers,
+/// and pods have to reach those of the tests in Kubernetes.
+fn in_end_to_end_tests() -> bool {
+    module_path!().starts_with("e2e::")
+}
+
+/// A given PostgreSQL, which must be able to do what the tests ask for.
+fn checked_postgres(server: GivenServer) -> Arc<Server> {
+    let server = Server::given(server);
+    let mut client = server.admin.connect(server.port, "postgres").expect("E2E_POSTGRES");
+    let sql = "SELECT current_setting('server_version_num')::int / 10000, current_setting('wal_level')";
+    let row = client.query_one(sql, &[]).unwrap();
+    let (major, wal_level): (i32, String) = (row.get(0), row.get(1));
+    assert!(
+        major == 18 && wal_level == "logical",
+        "E2E_POSTGRES is PostgreSQL {major}, wal_level {wal_level}"
+    );
+    Arc::new(server)
 }
 
 /// Copies the contents of a folder with owners and permissions.

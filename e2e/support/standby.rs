@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use postgres::{Client, NoTls};
+use postgres::Client;
 
 use super::{Pg, Server, eventually, parse_lsn};
 
@@ -138,9 +138,7 @@ impl Standby {
 
 /// A superuser's connection to this server, independent of the test's port.
 fn admin(server: &Server) -> Client {
-    let login =
-        format!("host=127.0.0.1 port={} user=postgres password=postgres-test dbname=postgres", server.port);
-    Client::connect(&login, NoTls).unwrap()
+    server.admin.connect(server.port, "postgres").unwrap()
 }
 
 /// Changes a setting while the server runs.

@@ -3,15 +3,18 @@
 use std::{
     path::PathBuf,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex, OnceLock, PoisonError,
         atomic::{AtomicU32, Ordering::SeqCst},
     },
+    time::Duration,
 };
 
 use postgres::{Client, NoTls, SimpleQueryMessage};
 use serde_json::{Value, json};
 
-use super::{ClickHouse, Outcome, Pg, Run, Server, eventually, walferry, walferry::parse_lsn};
+use super::{
+    ClickHouse, Credentials, Outcome, Pg, Run, Server, TargetUsers, eventually, walferry, walferry::parse_lsn,
+};
 
 /// A Mirror and the resources it refers to, as JSON that a test may change before it is written as YAML.
 #[derive(Clone, Debug)]
@@ -54,6 +57,7 @@ pub struct TestEnv {
     pub database: String,
     pub postgres_port: u16,
     pub clickhouse: ClickHouse,
+    target_users: TargetUsers,
     folder: tempfile::TempDir,
     /// A superuser's connection for queries with its port. It is kept because connecting costs more than a
     /// query.
@@ -92,10 +96,11 @@ impl TestEnv {
 
     fn made(postgres_server: Arc<Server>, clickhouse_server: Arc<Server>, options: &str) -> TestEnv {
         static COUNT: AtomicU32 = AtomicU32::new(0);
-        let database = format!("app_{}_{}", std::process::id(), COUNT.fetch_add(1, SeqCst));
+        let database = format!("{}{}", TestEnv::name_prefix(), COUNT.fetch_add(1, SeqCst));
         let env = TestEnv {
             postgres_port: postgres_server.port,
             clickhouse: clickhouse_server.as_clickhouse(),
+            target_users: TargetUsers::new(&clickhouse_server, &database),
             folder: tempfile::tempdir().unwrap(),
             query_connection: Mutex::new(None),
             database,
@@ -103,7 +108,7 @@ impl TestEnv {
             clickhouse_server,
         };
         let name = &env.database;
-        let mut admin = env.connect_as("postgres", "postgres-test", "postgres");
+        let mut admin = env.connect_admin_to("postgres");
         admin.batch_execute(&format!("CREATE ROLE {name} LOGIN REPLICATION PASSWORD 'role-test'")).unwrap();
         admin.batch_execute(&format!("CREATE DATABASE {name} OWNER {name} {options}")).unwrap();
         env.admin(&format!("GRANT ALL ON SCHEMA public TO {name}"));
@@ -111,22 +116,33 @@ impl TestEnv {
         env
     }
 
-    fn connect_as(&self, user: &str, password: &str, database: &str) -> Client {
-        let port = self.postgres_port;
-        let login = format!("host=127.0.0.1 port={port} user={user} password={password} dbname={database}");
-        Client::connect(&login, NoTls).unwrap()
+    /// What the names of this process's databases, roles and users begin with, so that others at the same servers
+    /// have different ones.
+    pub fn name_prefix() -> &'static str {
+        static PREFIX: OnceLock<String> = OnceLock::new();
+        PREFIX.get_or_init(|| format!("app_{:06x}_", fastrand::u32(..1 << 24)))
+    }
+
+    /// The role that owns the source's database and tables.
+    fn role(&self) -> Credentials {
+        Credentials::new(&self.database, "role-test")
     }
 
     /// A connection of the application, whose role owns the tables.
     pub fn connect(&self) -> Client {
-        self.connect_as(&self.database, "role-test", &self.database)
+        self.role().connect(self.postgres_port, &self.database).unwrap()
     }
 
     /// A function that connects as the application; it returns `None` while the server doesn't answer.
     pub fn connector(&self) -> impl Fn() -> Option<Client> + Send + 'static {
-        let (port, name) = (self.postgres_port, self.database.clone());
-        let login = format!("host=127.0.0.1 port={port} user={name} password=role-test dbname={name}");
-        move || Client::connect(&login, NoTls).ok()
+        let (role, port, name) = (self.role(), self.postgres_port, self.database.clone());
+        move || role.connect(port, &name).ok()
+    }
+
+    /// The ClickHouse user that has this name in `e2e/tools/clickhouse-users.xml`.
+    #[track_caller]
+    pub fn target_user(&self, name: &str) -> Credentials {
+        self.target_users.get(name)
     }
 
     /// Makes commits at the source wait for a synchronous standby that does not exist: they are in the WAL,
@@ -157,14 +173,12 @@ impl TestEnv {
 
     /// A connection as a superuser to the test's database at another server, such as a standby.
     pub fn connect_admin_of(&self, server: &Server) -> Client {
-        let (port, name) = (server.port, &self.database);
-        let login = format!("host=127.0.0.1 port={port} user=postgres password=postgres-test dbname={name}");
-        Client::connect(&login, NoTls).unwrap()
+        server.admin.connect(server.port, &self.database).unwrap()
     }
 
     /// A connection as a superuser to another database of the server.
     pub fn connect_admin_to(&self, database: &str) -> Client {
-        self.connect_as("postgres", "postgres-test", database)
+        self.postgres_server.admin.connect(self.postgres_port, database).unwrap()
     }
 
     /// Stops or kills this test's own PostgreSQL, and starts it again after `meanwhile`.
@@ -324,8 +338,8 @@ impl TestEnv {
             mirror: json!({"apiVersion": api, "kind": "Mirror", "metadata": {"name": name.replace('_', "-")}, "spec": {
                 "sourceRef": {"name": "source"}, "destinationRef": {"name": "target"}, "tables": tables}}),
             secrets: vec![
-                ("source-login".into(), json!({"username": name, "password": "role-test"})),
-                ("target-login".into(), json!({"username": "limited", "password": "limited-test"})),
+                ("source-login".into(), self.role().to_secret()),
+                ("target-login".into(), self.target_user("limited").to_secret()),
             ],
         }
     }
@@ -403,13 +417,10 @@ impl TestEnv {
 impl Drop for TestEnv {
     fn drop(&mut self) {
         let name = &self.database;
-        let login = format!(
-            "host=127.0.0.1 port={} user=postgres password=postgres-test dbname=postgres connect_timeout=2 \
-             options='-c synchronous_commit=local'",
-            self.postgres_port
-        );
+        let mut config = self.postgres_server.admin.config(self.postgres_port, "postgres");
         // A fault test may have left its server stopped, or waiting for a standby that does not exist.
-        let Ok(mut admin) = Client::connect(&login, NoTls) else { return };
+        config.connect_timeout(Duration::from_secs(2)).options("-c synchronous_commit=local");
+        let Ok(mut admin) = config.connect(NoTls) else { return };
         for _ in 0..200 {
             let _ = admin.batch_execute(&format!(
                 "SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots WHERE database = '{name}';

@@ -50,12 +50,14 @@ impl Outcome {
     }
 }
 
-/// The program. The kernel kills it when the calling thread ends for any reason.
+/// The program. Linux kills it when the calling thread ends for any reason.
 fn program() -> Command {
-    let mut command = Command::new("setpriv");
     // WALFERRY_BIN names another build, such as a release.
     let walferry = std::env::var("WALFERRY_BIN").unwrap_or(env!("CARGO_BIN_EXE_walferry").to_owned());
-    command.args(["--pdeathsig", "KILL", "--", &walferry]);
+    let mut command = Command::new(if cfg!(target_os = "linux") { "setpriv" } else { &walferry });
+    if cfg!(target_os = "linux") {
+        command.args(["--pdeathsig", "KILL", "--", &walferry]);
+    }
     command.env_remove("RUST_LOG").env("NO_COLOR", "1");
     command
 }

@@ -98,9 +98,9 @@ fn missing_rights(pg: Pg) {
     refused(&env, &env.mirror(&["mine"]), &["REPLICATION", "ALTER ROLE"]);
     env.admin(&format!("ALTER ROLE {role} REPLICATION"));
     let mut mirror = env.mirror(&["mine"]);
-    mirror.secrets[1].1 = json!({"username": "reader", "password": "reader-test"});
+    mirror.secrets[1].1 = env.target_user("reader").to_secret();
     refused(&env, &mirror, &["GRANT", "reader"]);
-    mirror.secrets[1].1 = json!({"username": "frozen", "password": "frozen-test"});
+    mirror.secrets[1].1 = env.target_user("frozen").to_secret();
     refused(&env, &mirror, &["readonly"]);
 }
 
@@ -154,6 +154,7 @@ fn row_filter_outside_the_identity() {
 
 #[test]
 fn row_filter_on_postgres_14() {
+    crate::needs_own_server!();
     let env = TestEnv::new(Pg::V14);
     env.sql("CREATE TABLE t (id int PRIMARY KEY)");
     let mut mirror = env.mirror(&["t"]);
@@ -191,6 +192,7 @@ fn numeric_override_too_small() {
 
 #[test]
 fn wal_level_replica_and_no_free_slot() {
+    crate::needs_own_server!();
     let server = Server::postgres(Pg::V18, &["-c", "wal_level=replica"]);
     let env = TestEnv::on(server.into(), Server::shared_clickhouse());
     env.sql("CREATE TABLE t (id int PRIMARY KEY)");

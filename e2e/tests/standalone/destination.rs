@@ -1,11 +1,12 @@
 //! The destination's contract, kept against a real server by a user with the documented rights.
 
 use std::{
-    sync::{Arc, OnceLock},
+    ops::Deref,
+    sync::{Arc, Mutex, PoisonError, Weak},
     time::Duration,
 };
 
-use super::support::Server;
+use super::support::{Server, TargetUsers, TestEnv};
 use walferry::{
     clickhouse::{Client, Database, Error},
     fault::Reason,
@@ -18,38 +19,70 @@ use walferry::{
     },
 };
 
-/// The server, and the database that these tests share.
-fn server() -> &'static (Arc<Server>, String) {
-    static SERVER: OnceLock<(Arc<Server>, String)> = OnceLock::new();
-    SERVER.get_or_init(|| {
-        let server = Server::shared_clickhouse();
-        let database = format!("app_destination_{}", std::process::id());
-        server.as_clickhouse().query("default", &format!("CREATE DATABASE {database}"));
-        (server, database)
-    })
+/// The database that tests which run at the same time share. It is dropped with the last of them.
+struct Shared {
+    server: Arc<Server>,
+    name: String,
+    users: TargetUsers,
 }
 
-/// Does what the user under test has no right to.
+fn shared() -> Arc<Shared> {
+    static SHARED: Mutex<Weak<Shared>> = Mutex::new(Weak::new());
+    let mut last = SHARED.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(shared) = last.upgrade() {
+        return shared;
+    }
+    let (server, name) = (Server::shared_clickhouse(), format!("{}destination", TestEnv::name_prefix()));
+    server.as_clickhouse().query("default", &format!("CREATE DATABASE IF NOT EXISTS {name}"));
+    let users = TargetUsers::new(&server, &name);
+    let shared = Arc::new(Shared { server, name, users });
+    *last = Arc::downgrade(&shared);
+    shared
+}
+
+impl Drop for Shared {
+    fn drop(&mut self) {
+        let drop = format!("DROP DATABASE IF EXISTS {} SYNC", self.name);
+        let _ = self.server.as_clickhouse().try_query("default", &drop);
+    }
+}
+
+/// The database as the program uses it.
+struct TestDatabase {
+    database: Database,
+    _shared: Arc<Shared>,
+}
+
+impl Deref for TestDatabase {
+    type Target = Database;
+
+    fn deref(&self) -> &Database {
+        &self.database
+    }
+}
+
+/// Does what the user under test has no privilege for.
 fn as_administrator(sql: &str) {
-    let (server, database) = server();
-    server.as_clickhouse().query(database, sql);
+    let shared = shared();
+    shared.server.as_clickhouse().query(&shared.name, sql);
 }
 
-fn endpoint() -> ClickHouseEndpoint {
-    let (server, database) = server();
+fn endpoint(shared: &Shared) -> ClickHouseEndpoint {
+    let user = shared.users.get("limited");
     ClickHouseEndpoint {
-        url: format!("http://127.0.0.1:{}", server.port),
-        database: database.clone(),
-        username: "limited".to_owned(),
-        password: Password::new("limited-test"),
+        url: format!("http://127.0.0.1:{}", shared.server.port),
+        database: shared.name.clone(),
+        username: user.user,
+        password: Password::new(user.password),
         tls: TlsSettings::default(),
     }
 }
 
-async fn database() -> Database {
-    let database = Database::new(&endpoint(), OutOfRange::Clamp).unwrap();
+async fn database() -> TestDatabase {
+    let shared = shared();
+    let database = Database::new(&endpoint(&shared), OutOfRange::Clamp).unwrap();
     database.prepare().await.unwrap();
-    database
+    TestDatabase { database, _shared: shared }
 }
 
 fn column(name: &str, source_type: SourceType, nullable: bool) -> Column {
@@ -422,8 +455,9 @@ async fn state_is_replaced_and_removed() {
 
 #[tokio::test]
 async fn faults_have_their_kind() {
+    let shared = shared();
     let with = |change: &dyn Fn(&mut ClickHouseEndpoint)| {
-        let mut endpoint = endpoint();
+        let mut endpoint = endpoint(&shared);
         change(&mut endpoint);
         Database::new(&endpoint, OutOfRange::Clamp).unwrap()
     };
@@ -445,7 +479,8 @@ async fn faults_have_their_kind() {
 
 #[tokio::test]
 async fn an_error_in_the_middle_of_a_stream_is_seen() {
-    let client = Client::new(&endpoint()).unwrap();
+    let shared = shared();
+    let client = Client::new(&endpoint(&shared)).unwrap();
     for rows in ["1000", "3000000"] {
         let sql =
             format!("SELECT throwIf(number = {rows} - 1), number FROM numbers({rows}) FORMAT RowBinary");

@@ -87,6 +87,7 @@ fn reason_of(run: &mut Run) -> String {
 /// that changed them, and from one that deleted a row. They come again, because the slot was not moved past them.
 #[test]
 fn behind_the_switch() {
+    crate::needs_own_server!();
     let mut pair = Pair::with(&format!(
         "{TABLES} CREATE TABLE wide (id int PRIMARY KEY, big text, n int); ALTER TABLE wide ALTER big SET STORAGE EXTERNAL;
          INSERT INTO wide SELECT i, repeat(md5(i::text), 200), 0 FROM generate_series(1, 5) i"
@@ -136,6 +137,7 @@ fn behind_the_switch() {
 /// they alone have to be copied anew. A TRUNCATE leaves no row that shows it; its table is copied by itself.
 #[test]
 fn ahead_of_the_switch() {
+    crate::needs_own_server!();
     let mut pair = Pair::with(&format!(
         "{TABLES} CREATE TABLE calm (id int PRIMARY KEY, n int); INSERT INTO calm SELECT * FROM a;
          CREATE TABLE emptied (id int PRIMARY KEY, n int); INSERT INTO emptied SELECT * FROM a"
@@ -169,6 +171,7 @@ fn ahead_of_the_switch() {
 /// are others now, and one that is not there at all.
 #[test]
 fn copies_of_what_was_lost() {
+    crate::needs_own_server!();
     let tables = ["keyed", "late", "altered"];
     let create = tables.map(|table| {
         format!("CREATE TABLE {table} (id int PRIMARY KEY, n int); INSERT INTO {table} SELECT i, 0 FROM generate_series(1, 1000) i;")
@@ -218,6 +221,7 @@ fn copies_of_what_was_lost() {
 /// before walferry has noticed.
 #[test]
 fn a_source_promoted_in_place() {
+    crate::needs_own_server!();
     let mut env = TestEnv::on(Server::postgres(Pg::V18, &[]).into(), Server::shared_clickhouse());
     env.sql("CREATE TABLE a (id int PRIMARY KEY, n int); INSERT INTO a SELECT i, 0 FROM generate_series(1, 100) i");
     let standby = Standby::of(&env.postgres_server, "standby");

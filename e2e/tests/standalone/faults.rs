@@ -110,6 +110,7 @@ fn killed_at_ten_moments(pg: Pg) {
 }
 
 fn source_restarts(pg: Pg) {
+    crate::needs_own_server!();
     let env = TestEnv::on(Server::postgres(pg, &[]).into(), Server::shared_clickhouse());
     env.sql(TABLES);
     let mirror = env.mirror(&["small", "large"]);
@@ -136,6 +137,7 @@ fn source_restarts(pg: Pg) {
 }
 
 fn destination_dies(pg: Pg) {
+    crate::needs_own_server!();
     let env = TestEnv::on(Server::shared_postgres(pg), Server::clickhouse(&[]).into());
     env.sql(TABLES);
     let mirror = env.mirror(&["small", "large"]);
@@ -251,6 +253,7 @@ fn publication_dropped(pg: Pg) {
 /// An address behind which one connection reaches one server and the next one another is named, and is no server that can't be reached.
 #[test]
 fn an_address_that_leads_to_two_servers() {
+    crate::needs_own_server!();
     let [one, other] = [(); 2].map(|()| std::sync::Arc::new(Server::postgres(Pg::V18, &[])));
     let env = TestEnv::on(std::sync::Arc::clone(&one), Server::shared_clickhouse());
     env.sql("CREATE TABLE t (id int PRIMARY KEY); INSERT INTO t VALUES (1)");
@@ -294,6 +297,7 @@ on_both!(
 /// The source removed log that we still needed.
 #[test]
 fn slot_invalidated() {
+    crate::needs_own_server!();
     let server = Server::postgres(
         Pg::V18,
         &["-c", "max_slot_wal_keep_size=1MB", "-c", "max_wal_size=32MB", "-c", "min_wal_size=32MB"],
@@ -320,6 +324,7 @@ fn slot_invalidated() {
 /// The same name and port, another cluster: what we hold is another history's.
 #[test]
 fn source_restored_from_elsewhere() {
+    crate::needs_own_server!();
     let clickhouse = Server::shared_clickhouse();
     let first = TestEnv::on(Server::postgres(Pg::V18, &[]).into(), clickhouse.clone());
     first.sql("CREATE TABLE t (id int PRIMARY KEY); INSERT INTO t VALUES (1)");
@@ -340,6 +345,7 @@ fn source_restored_from_elsewhere() {
 /// A full disk passes by itself once there is room.
 #[test]
 fn destination_out_of_disk() {
+    crate::needs_own_server!();
     let env = TestEnv::on(Server::shared_postgres(Pg::V18), Server::clickhouse(&[]).into());
     env.sql("CREATE TABLE t (id int PRIMARY KEY)");
     let mirror = env.mirror(&["t"]);
@@ -389,6 +395,7 @@ fn destination_has_too_many_parts() {
 /// SIGTERM while it copies, while it streams and while the destination hangs: exit 0 within 10 seconds.
 #[test]
 fn stops_in_time() {
+    crate::needs_own_server!();
     let env = TestEnv::on(Server::shared_postgres(Pg::V18), Server::clickhouse(&[]).into());
     env.sql(TABLES);
     let mirror = env.mirror(&["small", "large"]);

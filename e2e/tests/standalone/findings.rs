@@ -300,6 +300,7 @@ fn targets_in_the_way() {
 /// Grants to a user who may only read.
 #[test]
 fn privileges_at_the_destination() {
+    crate::needs_own_server!();
     let env = TestEnv::on(Server::shared_postgres(Pg::V18), Arc::new(Server::clickhouse(&[])));
     env.sql(&format!("CREATE TABLE t (id int PRIMARY KEY, n int); {ROWS}"));
     let mut mirror = env.mirror(&["t"]);

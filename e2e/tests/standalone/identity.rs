@@ -244,6 +244,7 @@ fn keys_in_text_form() {
 /// Composite keys in another order than the columns, a key that is stored out of line, and much that happens in one transaction.
 #[test]
 fn many_changes_in_one_transaction() {
+    crate::needs_own_server!();
     let postgres = Server::postgres(Pg::V18, &["-c", "max_prepared_transactions=10"]);
     let env = TestEnv::on(postgres.into(), Server::shared_clickhouse());
     env.sql(
@@ -336,6 +337,7 @@ fn commit_order_against_log_order() {
 /// program is killed between two inserts of the transaction and one of them hangs at a destination that does not answer.
 #[test]
 fn equal_versions_over_kills_and_a_hanging_destination() {
+    crate::needs_own_server!();
     let env = TestEnv::on(Server::shared_postgres(Pg::V18), Server::clickhouse(&[]).into());
     env.sql("CREATE TABLE t (id int PRIMARY KEY, n int, v text); INSERT INTO t SELECT i, 0, 'old' FROM generate_series(1, 20) i");
     let mut mirror = env.mirror(&["t"]);
@@ -393,6 +395,7 @@ impl Random {
 /// The table waits for them, and says so; others don't wait. The same in a resync, and in a table that left and comes back.
 #[test]
 fn transactions_open_when_tables_join() {
+    crate::needs_own_server!();
     let postgres = Server::postgres(Pg::V18, &["-c", "max_prepared_transactions=10"]);
     let env = TestEnv::on(postgres.into(), Server::shared_clickhouse());
     for table in ["a", "b", "c"] {
@@ -461,6 +464,7 @@ fn transactions_open_when_tables_join() {
 /// standby: neither the stream has it nor a copy that does not see it yet.
 #[test]
 fn a_commit_that_waits_while_the_slot_is_made() {
+    crate::needs_own_server!();
     let env = TestEnv::on(Server::postgres(Pg::V18, &[]).into(), Server::shared_clickhouse());
     env.sql("CREATE TABLE t (id int PRIMARY KEY); CREATE TABLE other (id int); INSERT INTO t VALUES (1)");
     let mirror = env.mirror(&["t"]);

@@ -195,6 +195,7 @@ fn drop_slot(env: &TestEnv) {
 /// yet seen by others when the wait is over: it waits for a synchronous standby that is not there. The copy's snapshot must see it.
 #[test]
 fn committed_but_not_yet_seen() {
+    crate::needs_own_server!();
     let env = TestEnv::on(Server::postgres(Pg::V18, &[]).into(), Server::shared_clickhouse());
     for role in [&env.database, "postgres"] {
         env.admin(&format!("ALTER ROLE {role} SET synchronous_commit = local"));
@@ -405,6 +406,7 @@ fn partitions_and_filters() {
 /// Inserts that ClickHouse has written in part, to some of its partitions, are completed.
 #[test]
 fn destination_killed() {
+    crate::needs_own_server!();
     let env = TestEnv::on(Server::shared_postgres(Pg::V18), Server::clickhouse(&[]).into());
     let mut mirror = keyless(&env);
     env.sql("INSERT INTO t SELECT i % 50 FROM generate_series(1, 50000) i; CREATE INDEX ON t (n)");

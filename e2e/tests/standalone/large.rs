@@ -68,6 +68,7 @@ fn slow_down(env: &TestEnv) {
 /// A transaction with millions of rows, each kind of change once, and kill -9 in the middle of each.
 #[test]
 fn transaction() {
+    crate::needs_own_server!();
     let (env, rows) = (env(), size(100_000, 5_000_000));
     env.sql("CREATE TABLE rows (id bigint PRIMARY KEY, n int NOT NULL, note text NOT NULL)");
     let mut mirror = env.mirror(&["rows"]);
@@ -163,6 +164,7 @@ fn check_thousands(env: &TestEnv, mirror: &Mirror) {
 /// Thousands of tables in one Mirror: copied, streamed, taken up again.
 #[test]
 fn tables() {
+    crate::needs_own_server!();
     let (env, count) = (env(), size(100, 2000));
     env.sql(&format!(
         "DO $$ BEGIN FOR i IN 1 .. {count} LOOP
@@ -248,6 +250,7 @@ fn body(run: &mut Run, path: &str) -> usize {
 /// Transactions of one row each, far more a second than inserts can be.
 #[test]
 fn tiny() {
+    crate::needs_own_server!();
     let (env, per_second, seconds) = (env(), 10_000, size(3, 60));
     env.sql("CREATE TABLE ticks (id bigint PRIMARY KEY, n int NOT NULL, note text NOT NULL)");
     env.sql(

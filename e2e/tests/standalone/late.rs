@@ -220,6 +220,7 @@ fn a_frozen_process_goes_on() {
 /// the source's.
 #[test]
 fn replicas_behind_a_balancer() {
+    crate::needs_own_server!();
     let clickhouse = Arc::new(Server::clickhouse(&[]));
     let other = Server::clickhouse(&[]);
     let env = TestEnv::on(Server::shared_postgres(Pg::V18), clickhouse);

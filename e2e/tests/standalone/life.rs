@@ -118,6 +118,7 @@ fn check_repeats_what_the_state_knows() {
 /// No lag of 0 while nothing flows.
 #[test]
 fn lag_while_nothing_flows() {
+    crate::needs_own_server!();
     let env = TestEnv::on(Server::postgres(Pg::V18, &[]).into(), Server::shared_clickhouse());
     env.sql("CREATE TABLE t (id int PRIMARY KEY); INSERT INTO t VALUES (1)");
     let mut mirror = env.mirror(&["t"]);

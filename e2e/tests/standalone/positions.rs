@@ -133,6 +133,7 @@ fn pointed_elsewhere_and_back(pg: Pg) {
 
 /// The slot may be behind the record: a server that crashes forgets the last status updates that it received.
 fn behind_after_a_crash(pg: Pg) {
+    crate::needs_own_server!();
     let env = TestEnv::on(Arc::new(Server::postgres(pg, &[])), Server::shared_clickhouse());
     let mirror = mirrored(&env);
     env.admin("CHECKPOINT");
@@ -165,6 +166,7 @@ on_both!(
 /// After a restart of the source each target is asked for its newest streamed row, several targets at a time.
 #[test]
 fn targets_are_queried_concurrently() {
+    crate::needs_own_server!();
     let env = TestEnv::on(Arc::new(Server::postgres(Pg::V18, &[])), Server::shared_clickhouse());
     let tables: Vec<String> = (0..40).map(|n| format!("t{n}")).collect();
     let each = |statement: &str| tables.iter().for_each(|table| env.sql(&statement.replace('@', table)));
@@ -193,6 +195,7 @@ fn targets_are_queried_concurrently() {
 /// A target whose files are damaged at ClickHouse fails alone; the other tables continue.
 #[test]
 fn a_target_that_is_unreadable() {
+    crate::needs_own_server!();
     let env = TestEnv::on(Arc::new(Server::postgres(Pg::V18, &[])), Arc::new(Server::clickhouse(&[])));
     env.sql("CREATE TABLE torn (id int PRIMARY KEY); CREATE TABLE whole (id int PRIMARY KEY)");
     let mut mirror = env.mirror(&["torn", "whole"]);
@@ -328,6 +331,7 @@ fn backup(env: &TestEnv) -> tempfile::TempDir {
 
 #[test]
 fn clickhouse_restored_while_down() {
+    crate::needs_own_server!();
     let env = own_clickhouse();
     let mirror = mirrored(&env);
     let yesterday = backup(&env);
@@ -339,6 +343,7 @@ fn clickhouse_restored_while_down() {
 
 #[test]
 fn clickhouse_restored_while_running() {
+    crate::needs_own_server!();
     let env = own_clickhouse();
     let mirror = mirrored(&env);
     let yesterday = backup(&env);
@@ -393,6 +398,7 @@ fn disk(env: &TestEnv) -> tempfile::TempDir {
 
 #[test]
 fn postgres_restored_on_its_timeline() {
+    crate::needs_own_server!();
     let env = own_postgres();
     let mirror = mirrored(&env);
     let yesterday = disk(&env);
@@ -405,6 +411,7 @@ fn postgres_restored_on_its_timeline() {
 /// After the restore other transactions have written the log past the lost position.
 #[test]
 fn postgres_restored_and_written_to() {
+    crate::needs_own_server!();
     let env = own_postgres();
     let mirror = mirrored(&env);
     let yesterday = disk(&env);
@@ -425,6 +432,7 @@ fn postgres_restored_and_written_to() {
 
 #[test]
 fn postgres_restored_while_running() {
+    crate::needs_own_server!();
     let env = own_postgres();
     let mirror = mirrored(&env);
     let yesterday = disk(&env);
@@ -478,6 +486,7 @@ fn row_arrives(env: &TestEnv, run: &mut Run, id: u32) {
 /// The destination has rows of the lost transactions, although they were never confirmed.
 #[test]
 fn postgres_restored_to_what_was_not_confirmed() {
+    crate::needs_own_server!();
     let env = own_postgres();
     let (mirror, mut run) = unconfirmed(&env);
     let yesterday = disk(&env);
@@ -492,6 +501,7 @@ fn postgres_restored_to_what_was_not_confirmed() {
 /// The same where other transactions have written the log past the lost position before walferry is back.
 #[test]
 fn postgres_restored_to_what_was_not_confirmed_and_written_to() {
+    crate::needs_own_server!();
     let env = own_postgres();
     let (mirror, mut run) = unconfirmed(&env);
     let yesterday = disk(&env);
@@ -515,6 +525,7 @@ fn postgres_restored_to_what_was_not_confirmed_and_written_to() {
 /// A crash of PostgreSQL loses nothing: changes that were not confirmed are sent again.
 #[test]
 fn postgres_crashes_before_anything_is_confirmed() {
+    crate::needs_own_server!();
     let env = own_postgres();
     let (_, mut run) = unconfirmed(&env);
     row_arrives(&env, &mut run, 200);
@@ -531,6 +542,7 @@ fn postgres_crashes_before_anything_is_confirmed() {
 /// action.
 #[test]
 fn clickhouse_restored_to_what_was_not_confirmed() {
+    crate::needs_own_server!();
     let env = own_clickhouse();
     let (_, mut run) = unconfirmed(&env);
     row_arrives(&env, &mut run, 200);
@@ -560,6 +572,7 @@ fn clickhouse_restored_to_what_was_not_confirmed() {
 /// A ClickHouse whose disk is full still answers queries: its records are not reported as lost.
 #[test]
 fn records_of_a_full_disk() {
+    crate::needs_own_server!();
     let small = Command::new("unshare").args(["--mount", "true"]).status().is_ok_and(|s| s.success());
     if !small {
         return println!("left out: only root can make a small disk");

@@ -49,7 +49,7 @@ fn of_a_clickhouse_user() {
     let env = TestEnv::new(Pg::V18);
     env.sql(TABLES);
     let mut mirror = env.mirror(&["t", "emptied", "log"]);
-    mirror.secrets[1].1 = json!({"username": "hostile", "password": "hostile-test"});
+    mirror.secrets[1].1 = env.target_user("hostile").to_secret();
     whole_life(&env, mirror);
 }
 

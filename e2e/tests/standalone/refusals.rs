@@ -63,6 +63,7 @@ fn a_table_whose_inserts_are_refused_for_minutes_stops_alone() {
 /// others continue, also after a restart, and a resync repairs it once the target is writable again.
 #[test]
 fn a_target_that_may_not_be_written_any_more_stops_alone() {
+    crate::needs_own_server!();
     let env = TestEnv::on(Server::shared_postgres(Pg::V18), Arc::new(Server::clickhouse(&[])));
     env.sql("CREATE TABLE a (id int PRIMARY KEY); CREATE TABLE b (id int PRIMARY KEY); CREATE TABLE d (id int PRIMARY KEY); INSERT INTO a VALUES (1)");
     let mut mirror = env.mirror(&["a", "b", "d"]);
@@ -185,6 +186,7 @@ fn a_target_that_takes_no_writes_stops_alone() {
 /// privilege is back.
 #[test]
 fn a_mirror_that_may_not_write_its_state_stalls() {
+    crate::needs_own_server!();
     let env = TestEnv::on(Server::shared_postgres(Pg::V18), Arc::new(Server::clickhouse(&[])));
     env.sql("CREATE TABLE a (id int PRIMARY KEY); CREATE TABLE b (id int PRIMARY KEY)");
     let mut run = env.streaming(&env.mirror(&["a", "b"]));

@@ -177,6 +177,7 @@ fn what_was_done_to_a_target_is_undone() {
 
 #[test]
 fn a_privilege_on_a_target_is_granted() {
+    crate::needs_own_server!();
     let env = TestEnv::on(Server::shared_postgres(Pg::V18), Arc::new(Server::clickhouse(&[])));
     let breaks: fn(&TestEnv, &mut Run) = |env, _| env.revoke_at_target(&["REVOKE INSERT ON DB.t"]);
     heals_in(env, &Case { breaks, reasons: &["DestinationAccessDenied"], ..CASE });
@@ -369,6 +370,7 @@ fn another_reader_of_the_slot_is_ended() {
 /// `check` says.
 #[test]
 fn settings_of_the_server() {
+    crate::needs_own_server!();
     let server = Arc::new(Server::postgres(Pg::V18, &[]));
     let env = TestEnv::on(server, Server::shared_clickhouse());
     env.sql(TABLE);
@@ -416,6 +418,7 @@ fn settings_of_the_server() {
 /// server has locally are for the standby.
 #[test]
 fn the_primary_of_a_standby_is_changed() {
+    crate::needs_own_server!();
     let env = TestEnv::on(Arc::new(Server::postgres(Pg::V18, &[])), Server::shared_clickhouse());
     let role = env.database.clone();
     env.admin(&format!(

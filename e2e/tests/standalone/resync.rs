@@ -224,6 +224,7 @@ on_both!(slot_dropped_by_hand, publication_dropped, killed_at_three_points, fail
 /// The source removes WAL that the slot needs while the Mirror hangs: it stalls, and a resync recovers it.
 #[test]
 fn slot_invalidated() {
+    crate::needs_own_server!();
     let small = ["max_slot_wal_keep_size=1MB", "max_wal_size=32MB", "min_wal_size=32MB"];
     let options: Vec<&str> = small.iter().flat_map(|option| ["-c", option]).collect();
     let env = TestEnv::on(Server::postgres(Pg::V18, &options).into(), Server::shared_clickhouse());
@@ -259,6 +260,7 @@ fn slot_invalidated() {
 /// the tables.
 #[test]
 fn source_replaced() {
+    crate::needs_own_server!();
     let clickhouse = Server::shared_clickhouse();
     let first = TestEnv::on(Server::postgres(Pg::V18, &[]).into(), clickhouse.clone());
     first.sql(TABLES);

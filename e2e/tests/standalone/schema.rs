@@ -37,6 +37,7 @@ on_both!(added_columns, added_while_stopped);
 /// the columns of the transaction's rows.
 #[test]
 fn columns_that_are_not_visible_yet() {
+    crate::needs_own_server!();
     let env = TestEnv::on(Server::postgres(Pg::V18, &[]).into(), Server::shared_clickhouse());
     env.sql("CREATE TABLE t (id int PRIMARY KEY); INSERT INTO t VALUES (1)");
     let mut run = env.streaming(&env.mirror(&["t"]));

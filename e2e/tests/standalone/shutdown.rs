@@ -131,6 +131,7 @@ fn shuts_down_while(pg: Pg, changes: &[&str], begin: impl Fn(&TestEnv), end: imp
 }
 
 fn destination_hangs(pg: Pg) {
+    crate::needs_own_server!();
     let log = shuts_down_while(
         pg,
         &CHANGES,
@@ -141,6 +142,7 @@ fn destination_hangs(pg: Pg) {
 }
 
 fn destination_is_gone(pg: Pg) {
+    crate::needs_own_server!();
     let (kill, start) =
         (|env: &TestEnv| env.clickhouse_server.kill(), |env: &TestEnv| env.clickhouse_server.start_again());
     let log = shuts_down_while(pg, &CHANGES, kill, start);
@@ -150,6 +152,7 @@ fn destination_is_gone(pg: Pg) {
 /// The destination answers and refuses every statement: the Mirror stalls, and continues automatically.
 #[test]
 fn destination_refuses() {
+    crate::needs_own_server!();
     let rename = |env: &TestEnv, from: &str, to: &str| {
         env.clickhouse.query("default", &format!("RENAME DATABASE {from} TO {to}"));
     };
@@ -163,6 +166,7 @@ fn destination_refuses() {
 
 /// walferry is stopped by SIGSTOP when the source begins to shut down.
 fn walferry_was_stopped(pg: Pg) {
+    crate::needs_own_server!();
     let env = env(pg);
     let mut run = env.streaming(&mirror(&env));
     for change in CHANGES {
@@ -187,6 +191,7 @@ fn walferry_was_stopped(pg: Pg) {
 /// walferry stays stopped: PostgreSQL ends the stream after its own timeout.
 #[test]
 fn walferry_stays_stopped() {
+    crate::needs_own_server!();
     let settings = ["-c", "wal_sender_timeout=4s"];
     let env = TestEnv::on(Server::postgres(Pg::V18, &settings).into(), Server::shared_clickhouse());
     env.sql(TABLES);
@@ -204,6 +209,7 @@ fn walferry_stays_stopped() {
 /// A smart shutdown waits for every session, and doesn't notify those that are open.
 #[test]
 fn smart_shutdown() {
+    crate::needs_own_server!();
     let env = env(Pg::V18);
     let mut run = env.streaming(&mirror(&env));
     signal(&env.clickhouse_server, Signal::SIGSTOP);
@@ -223,6 +229,7 @@ fn smart_shutdown() {
 /// The primary is stopped and its standby promoted while the destination hangs.
 #[test]
 fn switchover() {
+    crate::needs_own_server!();
     let mut env = env(Pg::V18);
     let standby = Standby::of(&env.postgres_server, "standby");
     standby.hold_slots(&env.postgres_server);
@@ -253,6 +260,7 @@ fn switchover() {
 
 /// The source shuts down in the middle of the copy, of a table with and one without a key.
 fn while_it_copies(pg: Pg) {
+    crate::needs_own_server!();
     let env = env(pg);
     env.sql(
         "INSERT INTO t SELECT i, repeat(md5(i::text), 30) FROM generate_series(1, 100000) i;
@@ -276,6 +284,7 @@ fn while_it_copies(pg: Pg) {
 
 /// An orderly end leaves no error in the source's log.
 fn leaves_no_complaint(pg: Pg) {
+    crate::needs_own_server!();
     let env = env(pg);
     let mirror = mirror(&env);
     let mut run = env.streaming(&mirror);

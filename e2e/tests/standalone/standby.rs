@@ -48,6 +48,7 @@ pub fn slot_made(env: &TestEnv, run: &mut Run) {
 /// table that breaks the application's writes, resyncs and teardown.
 #[test]
 fn a_standby_is_a_source() {
+    crate::needs_own_server!();
     let (env, standby) = pair(None);
     env.sql(
         "CREATE TABLE plain (id int PRIMARY KEY, v text); INSERT INTO plain SELECT i, i::text FROM generate_series(1, 5000) i;
@@ -183,6 +184,7 @@ fn compare(env: &TestEnv) {
 /// and retried, the slot is invalidated, and the remedy keeps the next one.
 #[test]
 fn conflicts_with_recovery() {
+    crate::needs_own_server!();
     let (env, standby) = pair(Some(&["max_standby_streaming_delay=0"]));
     env.sql(
         "CREATE TABLE wide (id int PRIMARY KEY, v text);

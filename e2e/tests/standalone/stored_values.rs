@@ -319,6 +319,7 @@ fn a_new_column_of_another_type_over_an_altered_one() {
 /// accepts no generated columns.
 #[test]
 fn a_generated_column_of_a_table_without_a_key() {
+    crate::needs_own_server!();
     let env = TestEnv::new(Pg::V14);
     env.sql(
         "CREATE TABLE sums (n int, g int GENERATED ALWAYS AS (n * 2) STORED); ALTER TABLE sums REPLICA IDENTITY FULL;

@@ -289,6 +289,7 @@ fn a_failed_table_stops_alone() {
 /// While the destination is slow the source still receives status updates, and keeps the connection.
 #[test]
 fn status_updates_continue_while_the_destination_is_slow() {
+    crate::needs_own_server!();
     let postgres = Server::postgres(Pg::V18, &["-c", "wal_sender_timeout=4s"]);
     let clickhouse = Server::clickhouse(&[]);
     let env = TestEnv::on(postgres.into(), clickhouse.into());
@@ -336,6 +337,7 @@ fn takes_over_its_own_stale_walsender() {
 /// If the server names standbys that logical slots wait for, the slot is created as a failover slot.
 #[test]
 fn a_slot_for_failover() {
+    crate::needs_own_server!();
     let env = TestEnv::on(Server::postgres(Pg::V18, &[]).into(), Server::shared_clickhouse());
     env.sql("CREATE TABLE t (id int PRIMARY KEY); INSERT INTO t VALUES (1)");
     let set = |standbys: &str| {
@@ -455,6 +457,7 @@ fn http_interface() {
 /// The lag grows while the destination hangs, and is zero again afterwards.
 #[test]
 fn lag_is_reported() {
+    crate::needs_own_server!();
     let clickhouse = Server::clickhouse(&[]);
     let env = TestEnv::on(Server::shared_postgres(Pg::V18), clickhouse.into());
     env.sql("CREATE TABLE t (id int PRIMARY KEY)");

@@ -37,6 +37,7 @@ fn refuses(env: &TestEnv, moved: &Mirror) -> Outcome {
 /// there is taken for its slot, and what the first one has stays on record.
 #[test]
 fn at_another_server_or_database() {
+    crate::needs_own_server!();
     let env = TestEnv::new(Pg::V18);
     let (server, database) = (TestEnv::new(Pg::V14), TestEnv::new(Pg::V18));
     for env in [&env, &server, &database] {
@@ -56,6 +57,7 @@ fn at_another_server_or_database() {
 /// The statements that the refusal prints remove slot and publication.
 #[test]
 fn by_the_statements_of_the_refusal() {
+    crate::needs_own_server!();
     let (env, server) = (TestEnv::new(Pg::V18), TestEnv::new(Pg::V14));
     env.sql("CREATE TABLE t (id int PRIMARY KEY)");
     let mirror = env.mirror(&["t"]);

@@ -31,6 +31,7 @@ fn with_tls(env: &TestEnv, mode: &str, authority: &str) -> Mirror {
 
 /// Every mode, with a certificate for the server's address, for another name, or of another authority.
 fn modes(pg: Pg) {
+    crate::needs_own_server!();
     let (right, wrong) = (TestCa::new("right"), TestCa::new("wrong"));
     let env = encrypted(pg, &right.server(&["127.0.0.1"]), &right);
     let check = |mode: &str, authority: &str| env.command("check", &with_tls(&env, mode, authority), &[]);
@@ -58,6 +59,7 @@ fn modes(pg: Pg) {
 }
 
 fn other_host_name(pg: Pg) {
+    crate::needs_own_server!();
     let authority = TestCa::new("authority");
     let env = encrypted(pg, &authority.server(&["db.example"]), &authority);
     env.command("check", &with_tls(&env, "VerifyCa", &authority.pem()), &[]).exits(0);
@@ -67,6 +69,7 @@ fn other_host_name(pg: Pg) {
 }
 
 fn expired(pg: Pg) {
+    crate::needs_own_server!();
     let authority = TestCa::new("authority");
     let old = authority.expired_server(&["127.0.0.1"]);
     let env = encrypted(pg, &old, &authority);
@@ -76,6 +79,7 @@ fn expired(pg: Pg) {
 }
 
 fn client_certificate(pg: Pg) {
+    crate::needs_own_server!();
     let authority = TestCa::new("authority");
     let env = encrypted(pg, &authority.server(&["127.0.0.1"]), &authority);
     env.admin(&format!("CREATE ROLE certified LOGIN REPLICATION IN ROLE {}", env.database));
@@ -213,6 +217,7 @@ fn clickhouse_refusals_over_https() {
 /// An attacker between the two who denies TLS, or answers before the handshake, gets nothing.
 #[test]
 fn no_downgrade() {
+    crate::needs_own_server!();
     let authority = TestCa::new("authority");
     let env = encrypted(Pg::V18, &authority.server(&["127.0.0.1"]), &authority);
     let error = [b"E\0\0\0\x1bSFATAL\0C28000\0Minjected\0\0".as_slice()].concat();

@@ -73,6 +73,7 @@ fn unchanged_values_of_every_kind() {
 /// re-fetched then would be an old one, or none.
 #[test]
 fn a_commit_that_waits_for_a_standby() {
+    crate::needs_own_server!();
     let env = TestEnv::on(Server::postgres(Pg::V18, &[]).into(), Server::shared_clickhouse());
     env.sql(
         "CREATE TABLE t (id int PRIMARY KEY, big text, n int); ALTER TABLE t ALTER big SET STORAGE EXTERNAL;

@@ -68,10 +68,12 @@ fn a_copy_s_insert_that_outlives_its_process() {
     // At the server that insert is a slow query with the query ID of one of the copy's connections.
     let fence = format!("{}.copy7", slot.replace('_', "-"));
     let (clickhouse, database) = (env.clickhouse.clone(), env.database.clone());
+    let limited = env.target_user("limited");
     let left = thread::spawn({
         let fence = fence.clone();
         move || {
-            clickhouse.try_query_as_limited(
+            clickhouse.try_query_as(
+                &limited,
                 &format!("database={database}&query_id={fence}&function_sleep_max_microseconds_per_block=600000000&max_block_size=10&min_insert_block_size_rows=1&min_insert_block_size_bytes=1"),
                 "INSERT INTO t SELECT number + 1, 'left', 0, 0 FROM numbers(300) WHERE sleepEachRow(0.1) = 0",
             )

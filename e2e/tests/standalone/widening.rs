@@ -113,7 +113,7 @@ fn without_the_privilege() {
     }
     let mut allowed = env.mirror(&names);
     let mut mirror = allowed.clone();
-    mirror.secrets[1].1 = json!({"username": "fixed", "password": "fixed-test"});
+    mirror.secrets[1].1 = env.target_user("fixed").to_secret();
     env.command("check", &mirror, &[]).exits(0).says(&[
         "warning",
         "GRANT ALTER MODIFY COLUMN ON",
