@@ -1,4 +1,4 @@
-//! What goes wrong, and when: a schedule that depends on its seed alone.
+//! The faults, and a schedule of them that depends only on its seed.
 
 use std::{collections::VecDeque, fmt, time::Duration};
 
@@ -6,40 +6,40 @@ use fastrand::Rng;
 
 use crate::support::Direction;
 
-/// Which of the two networks.
+/// The network to the source or to the target.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Side {
     Source,
     Target,
 }
 
-/// What is wrong with a network.
+/// A fault of a network.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Trouble {
+pub enum NetworkFault {
     /// Every connection ends on both sides.
     Cut,
-    /// Every connection ends on the program's side only: the server goes on waiting.
+    /// Every connection ends on the program's side only; the server does not notice.
     CutUnnoticed,
-    /// Connections end and no new one is taken.
+    /// Connections end and new ones are refused.
     Refused,
-    /// What is sent this way does not arrive, and nobody is told; then it does.
+    /// Bytes in this direction are delayed until the fault ends, and connections stay open.
     Frozen(Direction),
-    /// As `Frozen`, but the connections are cut in the end.
+    /// As `Frozen`, but the connections are cut at the end.
     BlackHole(Direction),
-    /// Bytes trickle.
+    /// Low bandwidth.
     Slow(Direction),
-    /// Bits turn over.
+    /// Single bits flip.
     Corrupted(Direction),
 }
 
-/// What becomes of the replicator between the copy of a server's disk and its restore.
+/// The replicator's state between the copy of a server's disk and its restore.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Meanwhile {
     /// It streams all the time.
     Streams,
     /// It streams, and is killed before the restore.
     Dies,
-    /// It is down from before the copy until after the restore: nothing that is lost was confirmed.
+    /// It is down from before the copy until after the restore, so nothing that is lost was confirmed.
     IsDown,
 }
 
@@ -55,7 +55,7 @@ pub enum Fault {
     KillReplicator,
     TerminateReplicator,
     FreezeReplicator,
-    /// It stands still until another has taken its place, then continues.
+    /// It is stopped until another one runs, then continues.
     ReplaceReplicator,
     JumpClock,
     KillSource,
@@ -71,15 +71,15 @@ pub enum Fault {
     TargetTooManyParts,
     TargetWantsFreeDisk,
     TargetDiskFull,
-    Network(Side, Trouble),
+    Network(Side, NetworkFault),
     FailOver,
     LoseSlot,
     ChangePublication,
     /// A partition is detached, changed and attached again in one transaction.
     ExchangePartition,
-    /// Rows are rewritten by statements of which the stream has nothing.
+    /// Rows are rewritten by statements that are not in the stream.
     RewriteTable,
-    /// A request reaches ClickHouse after its client has gone, and after newer ones.
+    /// A request reaches ClickHouse after its client has disconnected, and after newer ones.
     DeliverLate,
     /// PostgreSQL gets an earlier copy of its disk back, on the same timeline.
     RestoreSource(Meanwhile),
@@ -87,7 +87,7 @@ pub enum Fault {
     RestoreTarget(Meanwhile),
 }
 
-/// What a fault needs for itself: two that share a part don't overlap.
+/// What a fault affects. Two faults that share a part do not overlap.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Part {
     Replicator,
@@ -100,12 +100,12 @@ enum Part {
 const PARTS: [Part; 5] =
     [Part::Replicator, Part::Source, Part::SourceNetwork, Part::Target, Part::TargetNetwork];
 
-/// The common ones, each as often as it is listed, and how long it may last, in tenths of a second.
+/// Common faults with their durations in tenths of a second. One that is listed twice is twice as frequent.
 const COMMON: &[(Fault, std::ops::Range<u64>)] = {
     use Direction::{ToClient, ToServer};
     use Fault::*;
+    use NetworkFault::*;
     use Side::{Source, Target};
-    use Trouble::*;
     &[
         (KillReplicator, 0..1),
         (KillReplicator, 0..1),
@@ -173,7 +173,7 @@ impl Fault {
             | EndSessions
             | ExchangePartition
             | RewriteTable => &[Part::Source],
-            // An orderly end waits until the replicator has heard of it, whatever becomes of the destination meanwhile.
+            // A fast shutdown waits until the replicator has received everything, so nothing may block that.
             RestartSourceFast => &[Part::Replicator, Part::Source, Part::SourceNetwork],
             KillTarget | FreezeTarget | TargetTablesReadOnly | TargetUserReadOnly | TargetOutOfMemory
             | TargetTooManyParts | TargetWantsFreeDisk | TargetDiskFull | DeliverLate => &[Part::Target],
@@ -191,8 +191,8 @@ impl fmt::Display for Fault {
             KillReplicator => "kill -9 replicator",
             TerminateReplicator => "SIGTERM replicator",
             FreezeReplicator => "SIGSTOP replicator",
-            ReplaceReplicator => "SIGSTOP replicator until another has taken its place, then SIGCONT",
-            JumpClock => "clock of the replicator jumps, and back",
+            ReplaceReplicator => "SIGSTOP replicator until another one runs, then SIGCONT",
+            JumpClock => "clock of the replicator jumps and returns",
             KillSource => "kill -9 PostgreSQL",
             RestartSourceFast => "fast restart of PostgreSQL",
             RestartSourceImmediate => "immediate restart of PostgreSQL",
@@ -204,22 +204,22 @@ impl fmt::Display for Fault {
             TargetUserReadOnly => "ClickHouse user read-only (restart)",
             TargetOutOfMemory => "ClickHouse user without memory (restart)",
             TargetTooManyParts => "ClickHouse has too many parts",
-            TargetWantsFreeDisk => "ClickHouse refuses for lack of disk",
+            TargetWantsFreeDisk => "ClickHouse rejects inserts for lack of disk",
             TargetDiskFull => "disk full at ClickHouse",
             FailOver => "failover to a standby with the slot",
             LoseSlot => "slot lost by max_slot_wal_keep_size, then resync",
-            ChangePublication => "table taken out of the publication, then resync",
+            ChangePublication => "table removed from the publication, then resync",
             ExchangePartition => "partition detached, changed and attached again",
             RewriteTable => "rows rewritten by ALTER TABLE … USING",
             DeliverLate => "requests reach ClickHouse late",
             RestoreSource(meanwhile) => return write!(f, "PostgreSQL restored, {meanwhile}"),
             RestoreTarget(meanwhile) => return write!(f, "ClickHouse restored, {meanwhile}"),
-            Network(side, trouble) => {
+            Network(side, fault) => {
                 let side = match side {
                     Side::Source => "PostgreSQL",
                     Side::Target => "ClickHouse",
                 };
-                return write!(f, "network to {side} {trouble}");
+                return write!(f, "network to {side} {fault}");
             }
         };
         f.write_str(text)
@@ -236,9 +236,9 @@ impl fmt::Display for Meanwhile {
     }
 }
 
-impl fmt::Display for Trouble {
+impl fmt::Display for NetworkFault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        use Trouble::*;
+        use NetworkFault::*;
         let (text, direction) = match self {
             Cut => return f.write_str("cut"),
             CutUnnoticed => return f.write_str("cut, the server does not notice"),
@@ -259,16 +259,16 @@ impl fmt::Display for Trouble {
 /// A step of a schedule.
 #[derive(Clone, Copy, Debug)]
 pub struct Event {
-    /// Since the schedule's start, as planned; what takes its time makes later ones late.
+    /// Planned time since the schedule's start. A fault that takes longer delays the next ones.
     pub at: Duration,
     pub fault: Fault,
-    /// Whether it begins or ends here.
+    /// Whether the fault begins or ends here.
     pub begins: bool,
-    /// How long it is to last.
+    /// Its planned duration.
     pub lasts: Duration,
 }
 
-/// The faults of a round of this length, in the order of their beginnings and ends.
+/// The faults of a round of this length, in the order in which they begin and end.
 pub fn schedule(rng: &mut Rng, length: Duration) -> Vec<Event> {
     let mut free_from = [Duration::ZERO; PARTS.len()];
     let mut rare = rare_faults(rng, length);
@@ -278,14 +278,14 @@ pub fn schedule(rng: &mut Rng, length: Duration) -> Vec<Event> {
         let due = rare.pop_front_if(|(due, _)| *due <= at);
         let (fault, lasts) = match due {
             Some((_, fault)) => {
-                // Everything before it has to be over.
+                // It affects all parts, so every earlier fault must have ended.
                 at = free_from.iter().copied().fold(at, Duration::max);
                 (fault, Duration::ZERO)
             }
             None => {
                 let (fault, lasts) = COMMON[rng.usize(0..COMMON.len())].clone();
                 let lasts = Duration::from_millis(100 * rng.u64(lasts));
-                (fault, long_now_and_then(rng, fault, lasts))
+                (fault, sometimes_long(rng, fault, lasts))
             }
         };
         let parts = || PARTS.iter().enumerate().filter(|(_, part)| fault.parts().contains(part));
@@ -298,12 +298,12 @@ pub fn schedule(rng: &mut Rng, length: Duration) -> Vec<Event> {
         events.push(Event { at: at + lasts, fault, begins: false, lasts });
         at += Duration::from_millis(700 + rng.u64(0..4000));
     }
-    // Stable: what has no length ends right after it began.
+    // The sort is stable, so a fault without duration ends directly after it began.
     events.sort_by_key(|event| event.at);
     events
 }
 
-/// What needs everything for itself, and when it is due. Each restore is in every other round.
+/// Faults that affect all parts, and when they are due. Each kind of restore is in half of the rounds.
 fn rare_faults(rng: &mut Rng, length: Duration) -> VecDeque<(Duration, Fault)> {
     let mut rare = vec![
         (0.15, Fault::FailOver),
@@ -322,13 +322,13 @@ fn rare_faults(rng: &mut Rng, length: Duration) -> VecDeque<(Duration, Fault)> {
     rare.into_iter().map(|(part, fault)| (length.mul_f64(part), fault)).collect()
 }
 
-/// What hangs, hangs long now and then: longer than most time-outs.
-fn long_now_and_then(rng: &mut Rng, fault: Fault, lasts: Duration) -> Duration {
+/// Makes every tenth hang longer than most timeouts.
+fn sometimes_long(rng: &mut Rng, fault: Fault, lasts: Duration) -> Duration {
     let hangs = matches!(
         fault,
         Fault::FreezeReplicator
             | Fault::FreezeTarget
-            | Fault::Network(_, Trouble::Frozen(_) | Trouble::BlackHole(_))
+            | Fault::Network(_, NetworkFault::Frozen(_) | NetworkFault::BlackHole(_))
     );
     if hangs && rng.u32(0..10) == 0 { Duration::from_secs(30) } else { lasts }
 }

@@ -1,8 +1,8 @@
-//! A chaos test: an application writes all the time while everything that can fail does, by a schedule made from a seed. In the
-//! end both sides must be equal. `./e2e/chaos` runs it for as long as wanted, `./e2e/test` for three minutes.
+//! The chaos test: an application writes all the time while a random schedule injects faults. At the end both
+//! sides must be equal. `./e2e/chaos` runs it for a given time, `./e2e/test` for three minutes.
 //!
-//! `CHAOS_MINUTES` and `CHAOS_SEED` say how long and which schedule. The schedule and each writer's statements depend on the seed
-//! alone; how writers, faults and servers interleave does not repeat itself.
+//! `CHAOS_MINUTES` and `CHAOS_SEED` set the duration and the schedule. The schedule and each writer's
+//! statements depend only on the seed; how writers, faults and servers interleave differs between runs.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -34,40 +34,41 @@ use fastrand::Rng;
 use faults::Event;
 use workload::Workload;
 
-/// Both sides are compared this often: what went wrong has few faults before it.
+/// Both sides are compared after each round, so that a difference has only few faults before it.
 const ROUND: Duration = Duration::from_secs(300);
 
 #[test]
 fn both_sides_are_equal_after_everything() {
+    needs_own_server!();
     let minutes: f64 = setting("CHAOS_MINUTES", 3.0);
     let seed: u64 = setting("CHAOS_SEED", 1);
     println!("chaos for {minutes} minutes with seed {seed}");
-    let mut watched = Watched { env: ChaosEnv::start(), seed, minutes };
-    let env = &mut watched.env;
+    let mut repeatable = Repeatable { env: ChaosEnv::start(), seed, minutes };
+    let env = &mut repeatable.env;
     let length = Duration::from_secs_f64(minutes * 60.0);
     let rounds = length.div_duration_f64(ROUND).ceil().max(1.0);
     let mut rng = Rng::with_seed(seed);
     let done = Arc::clone(&env.done);
     for round in 0..rounds as u64 {
-        let workload = Workload::start(&env.login(), seed.wrapping_mul(1000).wrapping_add(round), &done);
+        let workload = Workload::start(&env.connection(), seed.wrapping_mul(1000).wrapping_add(round), &done);
         play(env, &workload, &faults::schedule(&mut rng, length.div_f64(rounds)), length.div_f64(rounds));
         workload.finish();
-        env.say("all faults over; waiting until everything has arrived");
+        env.say("all faults have ended; waiting until everything has arrived");
         env.settle();
         env.assert_equal();
-        env.say("both sides are equal, and the slot keeps next to nothing");
+        env.say("both sides are equal, and the slot retains less than 1 MiB");
     }
     summary(env);
 }
 
-/// Plays a schedule for as long as it is meant to take: a machine that is slow sees fewer faults, in the same order.
+/// Runs a schedule until its planned end. A slow machine gets fewer faults, in the same order.
 fn play(env: &mut ChaosEnv, workload: &Workload, schedule: &[Event], length: Duration) {
     let end = Instant::now() + length;
     let mut next = Instant::now();
     let mut planned = Duration::ZERO;
-    let mut lasting = Vec::new();
+    let mut active = Vec::new();
     for event in schedule {
-        let begun = lasting.iter().position(|fault| *fault == event.fault);
+        let begun = active.iter().position(|fault| *fault == event.fault);
         if event.begins && Instant::now() > end || !event.begins && begun.is_none() {
             continue;
         }
@@ -75,19 +76,19 @@ fn play(env: &mut ChaosEnv, workload: &Workload, schedule: &[Event], length: Dur
         planned = event.at;
         env.wait_until(next);
         match begun {
-            Some(index) if !event.begins => env.end(lasting.remove(index)),
+            Some(index) if !event.begins => env.end(active.remove(index)),
             _ => {
                 env.begin(event.fault, event.lasts);
-                lasting.push(event.fault);
+                active.push(event.fault);
             }
         }
-        assert!(!workload.failed(), "the application can't write any more");
-        // What takes its time leaves the pauses after it as they were planned.
+        assert!(!workload.failed(), "a writer has failed");
+        // A fault that took longer than planned does not shorten the pauses after it.
         next = next.max(Instant::now());
     }
 }
 
-/// A setting of the environment.
+/// The value of an environment variable, or the default.
 fn setting<T: FromStr>(name: &str, default: T) -> T {
     let Ok(text) = std::env::var(name) else { return default };
     text.parse().unwrap_or_else(|_| panic!("{name} is not a number: {text}"))
@@ -103,7 +104,7 @@ fn summary(env: &ChaosEnv) {
         println!("{count:6}  repaired: {what}");
     }
     println!(
-        "{:6}  faults in all; {} transactions with {} rows, {} of them undone by restores; the replicator was started {} times, {} of them in vain because a server was away, and held {} MiB at most",
+        "{:6}  faults in total; {} transactions with {} rows, {} of them lost by restores; the replicator was started {} times, {} of them without success because a server was down, and its peak memory was {} MiB",
         env.counts.values().sum::<u32>(),
         done.transactions.load(SeqCst),
         done.rows.load(SeqCst),
@@ -114,17 +115,17 @@ fn summary(env: &ChaosEnv) {
     );
 }
 
-/// Says how to repeat a run that fails.
-struct Watched {
+/// Prints how to repeat the run when it fails.
+struct Repeatable {
     env: ChaosEnv,
     seed: u64,
     minutes: f64,
 }
 
-impl Drop for Watched {
+impl Drop for Repeatable {
     fn drop(&mut self) {
         if thread::panicking() {
-            let Watched { seed, minutes, env } = self;
+            let Repeatable { seed, minutes, env } = self;
             println!(
                 "failed with seed {seed}; repeat with: ./e2e/chaos --minutes {minutes} --seed {seed}\nlogs of all replicators: {}",
                 env.keep_logs(*seed).display()

@@ -1,4 +1,4 @@
-//! Tables of many shapes, what the application does to each, and how both sides of one are compared.
+//! Tables of many shapes, the application's transactions on each, and the comparison of both sides.
 
 use fastrand::Rng;
 
@@ -7,13 +7,13 @@ use crate::support::TestEnv;
 /// A table of the workload.
 pub struct Table {
     pub name: &'static str,
-    /// Makes it, with rows to copy.
-    pub made_by: &'static str,
-    /// What is compared: an expression that means the same on both sides, or one for each.
+    /// Creates it with rows for the initial snapshot.
+    pub ddl: &'static str,
+    /// The compared expressions: one that means the same on both sides, or one for each side.
     columns: &'static [Expression],
-    /// The replica identity, by which both sides are sorted; empty where nothing names a row.
+    /// The replica identity, by which both sides are sorted; empty for a table without a key.
     key: &'static str,
-    /// One transaction of the application. The number is how many columns `growing` has got so far.
+    /// One transaction of the application. The number is that of the columns added to `growing` so far.
     pub change: fn(&mut Rng, u32) -> String,
 }
 
@@ -40,7 +40,7 @@ impl Table {
         };
         let (name, key) = (self.name, self.key);
         if key.is_empty() {
-            // How often each row is there.
+            // The multiplicity of each row.
             let places: Vec<String> = (1..=self.columns.len()).map(|place| place.to_string()).collect();
             let places = places.join(", ");
             env.assert_same(
@@ -61,12 +61,12 @@ impl Table {
         );
     }
 
-    /// Whether only its inserts and TRUNCATE are mirrored.
+    /// Whether only its inserts and TRUNCATE are replicated.
     pub fn append_only(&self) -> bool {
         self.name == "inserts"
     }
 
-    /// Columns that came while it ran; all of types whose text is the same on both sides.
+    /// The columns that were added during the run. Their types have the same text on both sides.
     fn added(&self, env: &TestEnv) -> Vec<String> {
         if self.name != "growing" {
             return Vec::new();
@@ -76,14 +76,14 @@ impl Table {
     }
 }
 
-/// All of them.
+/// All tables of the workload.
 pub const TABLES: &[Table] = &[
     plain_table("plain_1", |rng, _| plain(rng, "plain_1", 3000)),
     plain_table("plain_2", |rng, _| plain(rng, "plain_2", 100)),
     plain_table("plain_3", |rng, _| plain(rng, "plain_3", 20000)),
     Table {
         name: "composite",
-        made_by: "CREATE TABLE composite (region text, amount int, id bigint, note text, PRIMARY KEY (id, region));
+        ddl: "CREATE TABLE composite (region text, amount int, id bigint, note text, PRIMARY KEY (id, region));
             INSERT INTO composite SELECT 'r' || i % 3, 0, i, 'first' FROM generate_series(1, 3000) i",
         columns: &[Same("region"), Same("amount"), Same("id"), Same("note")],
         key: "id, region",
@@ -91,7 +91,7 @@ pub const TABLES: &[Table] = &[
     },
     Table {
         name: "uuid_key",
-        made_by: "CREATE TABLE uuid_key (n int, id uuid PRIMARY KEY);
+        ddl: "CREATE TABLE uuid_key (n int, id uuid PRIMARY KEY);
             INSERT INTO uuid_key SELECT i, md5(i::text)::uuid FROM generate_series(1, 2000) i",
         columns: &[Same("n"), Differ("id::text", "toString(id)")],
         key: "2, 3",
@@ -99,7 +99,7 @@ pub const TABLES: &[Table] = &[
     },
     Table {
         name: "text_key",
-        made_by: r"CREATE TABLE text_key (id text PRIMARY KEY, n int);
+        ddl: r"CREATE TABLE text_key (id text PRIMARY KEY, n int);
             INSERT INTO text_key SELECT E'clé\t\\''' || i, i FROM generate_series(1, 2000) i",
         columns: &[Same("n"), Same("id")],
         key: "id",
@@ -107,7 +107,7 @@ pub const TABLES: &[Table] = &[
     },
     Table {
         name: "binary_key",
-        made_by: "CREATE TABLE binary_key (id bytea PRIMARY KEY, n int);
+        ddl: "CREATE TABLE binary_key (id bytea PRIMARY KEY, n int);
             INSERT INTO binary_key SELECT decode(md5(i::text), 'hex'), i FROM generate_series(1, 2000) i",
         columns: &[Same("n"), Differ("encode(id, 'hex')", "lower(hex(id))")],
         key: "id",
@@ -115,7 +115,7 @@ pub const TABLES: &[Table] = &[
     },
     Table {
         name: "dated",
-        made_by: "CREATE TABLE dated (amount numeric(12,2), day date, at timestamptz, n int, PRIMARY KEY (day, n));
+        ddl: "CREATE TABLE dated (amount numeric(12,2), day date, at timestamptz, n int, PRIMARY KEY (day, n));
             INSERT INTO dated SELECT i / 7.0, date '2020-01-01' + i % 900, timestamptz '2020-01-01 00:00+00' + i * interval '1.000001 s', i FROM generate_series(1, 2000) i",
         columns: &[
             Differ("(amount * 100)::bigint", "toInt64(amount * 100)"),
@@ -128,7 +128,7 @@ pub const TABLES: &[Table] = &[
     },
     Table {
         name: "typed",
-        made_by: "CREATE TYPE mood AS ENUM ('sad', 'ok', 'happy');
+        ddl: "CREATE TYPE mood AS ENUM ('sad', 'ok', 'happy');
             CREATE TABLE typed (id int PRIMARY KEY, flag bool, ratio float8, tags int[], doc jsonb, mood mood, raw bytea, small smallint);
             INSERT INTO typed SELECT i, i % 2 = 0, i / 8.0, ARRAY[i, NULL, -i], jsonb_build_object('i', i), 'ok', decode(md5(i::text), 'hex'), i % 100 FROM generate_series(1, 2000) i",
         columns: &[
@@ -149,7 +149,7 @@ pub const TABLES: &[Table] = &[
     },
     Table {
         name: "toast",
-        made_by: "CREATE TABLE toast (id int PRIMARY KEY, n int, big text); ALTER TABLE toast ALTER big SET STORAGE EXTERNAL;
+        ddl: "CREATE TABLE toast (id int PRIMARY KEY, n int, big text); ALTER TABLE toast ALTER big SET STORAGE EXTERNAL;
             INSERT INTO toast SELECT i, 0, repeat(md5(i::text), 120) FROM generate_series(1, 1500) i",
         columns: &[Same("id"), Same("n"), BIG],
         key: "id",
@@ -157,7 +157,7 @@ pub const TABLES: &[Table] = &[
     },
     Table {
         name: "toast_pair",
-        made_by: "CREATE TABLE toast_pair (a int, doc jsonb, b int, raw bytea, n int, PRIMARY KEY (b, a));
+        ddl: "CREATE TABLE toast_pair (a int, doc jsonb, b int, raw bytea, n int, PRIMARY KEY (b, a));
             ALTER TABLE toast_pair ALTER doc SET STORAGE EXTERNAL, ALTER raw SET STORAGE EXTERNAL;
             INSERT INTO toast_pair SELECT i % 10, jsonb_build_object('v', repeat(md5(i::text), 100)), i, decode(repeat(md5(i::text), 120), 'hex'), 0 FROM generate_series(1, 800) i",
         columns: &[
@@ -172,7 +172,7 @@ pub const TABLES: &[Table] = &[
     },
     Table {
         name: "toast_full",
-        made_by: "CREATE TABLE toast_full (id int PRIMARY KEY, n int, big text); ALTER TABLE toast_full ALTER big SET STORAGE EXTERNAL;
+        ddl: "CREATE TABLE toast_full (id int PRIMARY KEY, n int, big text); ALTER TABLE toast_full ALTER big SET STORAGE EXTERNAL;
             ALTER TABLE toast_full REPLICA IDENTITY FULL;
             INSERT INTO toast_full SELECT i, 0, repeat(md5(i::text), 120) FROM generate_series(1, 500) i",
         columns: &[Same("id"), Same("n"), BIG],
@@ -181,7 +181,7 @@ pub const TABLES: &[Table] = &[
     },
     Table {
         name: "toast_moving",
-        made_by: "CREATE TABLE toast_moving (id int PRIMARY KEY, n int, big text); ALTER TABLE toast_moving ALTER big SET STORAGE EXTERNAL;
+        ddl: "CREATE TABLE toast_moving (id int PRIMARY KEY, n int, big text); ALTER TABLE toast_moving ALTER big SET STORAGE EXTERNAL;
             INSERT INTO toast_moving SELECT i, 0, repeat(md5(i::text), 120) FROM generate_series(1, 500) i",
         columns: &[Same("id"), Same("n"), BIG],
         key: "id",
@@ -189,7 +189,7 @@ pub const TABLES: &[Table] = &[
     },
     Table {
         name: "parted",
-        made_by: "CREATE TABLE parted (id int PRIMARY KEY, n int, v text) PARTITION BY HASH (id);
+        ddl: "CREATE TABLE parted (id int PRIMARY KEY, n int, v text) PARTITION BY HASH (id);
             CREATE TABLE parted_0 PARTITION OF parted FOR VALUES WITH (MODULUS 3, REMAINDER 0);
             CREATE TABLE parted_1 PARTITION OF parted FOR VALUES WITH (MODULUS 3, REMAINDER 1);
             CREATE TABLE parted_2 (v text, n int, id int PRIMARY KEY); ALTER TABLE parted ATTACH PARTITION parted_2 FOR VALUES WITH (MODULUS 3, REMAINDER 2);
@@ -200,7 +200,7 @@ pub const TABLES: &[Table] = &[
     },
     Table {
         name: "parted_moving",
-        made_by: "CREATE TABLE parted_moving (id int, bucket int, n int, PRIMARY KEY (id, bucket)) PARTITION BY RANGE (bucket);
+        ddl: "CREATE TABLE parted_moving (id int, bucket int, n int, PRIMARY KEY (id, bucket)) PARTITION BY RANGE (bucket);
             CREATE TABLE parted_moving_0 PARTITION OF parted_moving FOR VALUES FROM (0) TO (10);
             CREATE TABLE parted_moving_1 PARTITION OF parted_moving FOR VALUES FROM (10) TO (20);
             CREATE TABLE parted_moving_2 PARTITION OF parted_moving DEFAULT;
@@ -211,7 +211,7 @@ pub const TABLES: &[Table] = &[
     },
     Table {
         name: "full_identity",
-        made_by: "CREATE TABLE full_identity (id int PRIMARY KEY, n int, v text); ALTER TABLE full_identity REPLICA IDENTITY FULL;
+        ddl: "CREATE TABLE full_identity (id int PRIMARY KEY, n int, v text); ALTER TABLE full_identity REPLICA IDENTITY FULL;
             INSERT INTO full_identity SELECT i, 0, 'first' FROM generate_series(1, 2000) i",
         columns: &[Same("id"), Same("n"), Same("v")],
         key: "id",
@@ -221,7 +221,7 @@ pub const TABLES: &[Table] = &[
     },
     Table {
         name: "by_index",
-        made_by: "CREATE TABLE by_index (v text, id int NOT NULL, n int); CREATE UNIQUE INDEX by_index_id ON by_index (id);
+        ddl: "CREATE TABLE by_index (v text, id int NOT NULL, n int); CREATE UNIQUE INDEX by_index_id ON by_index (id);
             ALTER TABLE by_index REPLICA IDENTITY USING INDEX by_index_id;
             INSERT INTO by_index SELECT 'first', i, 0 FROM generate_series(1, 2000) i",
         columns: &[Same("id"), Same("n"), Same("v")],
@@ -232,7 +232,7 @@ pub const TABLES: &[Table] = &[
     plain_table("truncated", truncated),
     Table {
         name: "growing",
-        made_by: "CREATE TABLE growing (id int PRIMARY KEY, n int); INSERT INTO growing SELECT i, 0 FROM generate_series(1, 1000) i",
+        ddl: "CREATE TABLE growing (id int PRIMARY KEY, n int); INSERT INTO growing SELECT i, 0 FROM generate_series(1, 1000) i",
         columns: &[Same("id"), Same("n")],
         key: "id",
         change: growing,
@@ -242,14 +242,14 @@ pub const TABLES: &[Table] = &[
     plain_table("bulk", bulk),
     Table {
         name: "ledger",
-        made_by: "CREATE TABLE ledger (id int PRIMARY KEY, balance bigint); INSERT INTO ledger SELECT i, 1000 FROM generate_series(1, 200) i",
+        ddl: "CREATE TABLE ledger (id int PRIMARY KEY, balance bigint); INSERT INTO ledger SELECT i, 1000 FROM generate_series(1, 200) i",
         columns: &[Same("id"), Same("balance"), Differ("sum(balance) OVER ()", "sum(balance) OVER ()")],
         key: "id",
         change: ledger,
     },
     Table {
         name: "history",
-        made_by: "CREATE TABLE history (n int, v text, big text); ALTER TABLE history REPLICA IDENTITY FULL, ALTER big SET STORAGE EXTERNAL; CREATE INDEX ON history (n);
+        ddl: "CREATE TABLE history (n int, v text, big text); ALTER TABLE history REPLICA IDENTITY FULL, ALTER big SET STORAGE EXTERNAL; CREATE INDEX ON history (n);
             INSERT INTO history SELECT i % 30, 'v' || i % 7, repeat(md5((i % 30)::text), 100) FROM generate_series(1, 3000) i",
         columns: &[
             Differ("coalesce(n, -1)", "ifNull(n, -1)"),
@@ -261,20 +261,20 @@ pub const TABLES: &[Table] = &[
     },
     Table {
         name: "inserts",
-        made_by: "CREATE TABLE inserts (n int, v text); INSERT INTO inserts SELECT i % 100, 'first' FROM generate_series(1, 2000) i",
+        ddl: "CREATE TABLE inserts (n int, v text); INSERT INTO inserts SELECT i % 100, 'first' FROM generate_series(1, 2000) i",
         columns: &[Same("n"), Same("v")],
         key: "",
         change: inserts,
     },
 ];
 
-/// Most columns that are added to `growing`.
+/// The maximum number of columns that are added to `growing`.
 pub const MOST_COLUMNS: u32 = 40;
 
 const fn plain_table(name: &'static str, change: fn(&mut Rng, u32) -> String) -> Table {
     Table {
         name,
-        made_by: "CREATE TABLE TABLE_NAME (id int PRIMARY KEY, n int, v text); INSERT INTO TABLE_NAME SELECT i, 0, 'first' FROM generate_series(1, 3000) i",
+        ddl: "CREATE TABLE TABLE_NAME (id int PRIMARY KEY, n int, v text); INSERT INTO TABLE_NAME SELECT i, 0, 'first' FROM generate_series(1, 3000) i",
         columns: &[Same("id"), Same("n"), Same("v")],
         key: "id",
         change,
@@ -310,7 +310,7 @@ fn composite(rng: &mut Rng, _: u32) -> String {
             "INSERT INTO composite VALUES ('r{from}', {amount}, {id}, 'n{amount}') ON CONFLICT (id, region) DO UPDATE SET amount = excluded.amount"
         ),
         1 => format!("UPDATE composite SET amount = amount + 1 WHERE id BETWEEN {id} AND {id} + 5"),
-        // a part of the key, and the whole of it
+        // one key column, and then both
         2 => format!(
             "UPDATE composite SET region = 'r{to}' WHERE id = {id} AND region = 'r{from}'; UPDATE composite SET id = {other}, note = NULL WHERE id = {id} AND region = 'r{to}'"
         ),
@@ -318,7 +318,7 @@ fn composite(rng: &mut Rng, _: u32) -> String {
     }
 }
 
-/// Changes of `(id …, n int)` with a key that `key` writes for a number.
+/// Changes of `(id …, n int)`, where `key` makes the SQL of a key out of a number.
 fn keyed(rng: &mut Rng, table: &str, key: impl Fn(i32) -> String) -> String {
     let (id, n) = (key(rng.i32(1..3000)), rng.i32(0..1000));
     let other = key(rng.i32(1..3000));
@@ -367,7 +367,7 @@ fn typed(rng: &mut Rng, _: u32) -> String {
     }
 }
 
-/// Mostly updates that leave the large value as it is, so that the stream doesn't have it.
+/// Mostly updates that do not change the large value, which is then an unchanged TOAST value in the stream.
 fn toast(rng: &mut Rng, table: &str) -> String {
     let (id, other) = (rng.i32(1..2000), rng.i32(1..2000));
     let insert = format!(
@@ -402,7 +402,7 @@ fn toast_pair(rng: &mut Rng, _: u32) -> String {
     }
 }
 
-/// Key changes of `(id int, n int, …)`: to free keys, to keys freed in the same transaction, and swaps.
+/// Key changes of `(id int, n int, …)`: to unused keys, to keys freed in the same transaction, and swaps.
 fn moving(rng: &mut Rng, table: &str, ids: i32) -> String {
     let (one, two) = (rng.i32(1..ids), rng.i32(1..ids));
     let spare = -rng.i32(1..1_000_000_000);
@@ -489,7 +489,7 @@ fn savepoints(rng: &mut Rng, _: u32) -> String {
     )
 }
 
-/// Few rows, each many times in one transaction.
+/// A few rows, each changed many times in one transaction.
 fn hot(rng: &mut Rng, _: u32) -> String {
     let id = rng.i32(1..20);
     let update = format!("UPDATE hot SET n = n + 1 WHERE id = {id}; ");
@@ -510,7 +510,7 @@ fn bulk(rng: &mut Rng, _: u32) -> String {
     )
 }
 
-/// Rows that nothing names, each there often, and as often gone.
+/// Rows without a key, inserted and deleted many times each.
 fn history(rng: &mut Rng, _: u32) -> String {
     let (n, other, v, more) = (rng.i32(0..30), rng.i32(0..30), rng.i32(0..7), rng.i32(1..6));
     let one = |n: i32| format!("ctid = (SELECT ctid FROM history WHERE n = {n} LIMIT 1 FOR UPDATE)");
@@ -534,12 +534,12 @@ fn history(rng: &mut Rng, _: u32) -> String {
     }
 }
 
-/// Rows that are inserted, never changed, and now and then all gone.
+/// Rows that are only inserted, and sometimes truncated.
 fn inserts(rng: &mut Rng, _: u32) -> String {
     let (n, more) = (rng.i32(0..100), rng.i32(1..20));
     let insert = format!("INSERT INTO inserts SELECT {n}, 'v' || i % 3 FROM generate_series(1, {more}) i");
     match rng.u32(0..100) {
-        // Its copy holds TRUNCATE up.
+        // TRUNCATE waits for a running copy of the table.
         0 => format!(
             "BEGIN; SET LOCAL lock_timeout = '2s'; {insert}; TRUNCATE inserts; {insert}; {insert}; COMMIT"
         ),
@@ -549,7 +549,7 @@ fn inserts(rng: &mut Rng, _: u32) -> String {
     }
 }
 
-/// Moves money, together with a row of another table.
+/// Transfers an amount and updates another table in the same transaction.
 fn ledger(rng: &mut Rng, _: u32) -> String {
     let (from, to, amount) = (rng.i32(1..201), rng.i32(1..201), rng.i32(1..50));
     format!(

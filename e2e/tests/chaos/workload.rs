@@ -1,4 +1,4 @@
-//! The application: several connections that write all the time, whatever happens to the source.
+//! The application: several connections that write all the time and reconnect after faults of the source.
 
 use std::{
     sync::{
@@ -14,38 +14,38 @@ use postgres::{Client, NoTls, SimpleQueryMessage};
 
 use crate::tables::{TABLES, Table};
 
-/// Connections that write.
+/// The number of connections that write.
 const WRITERS: u64 = 4;
 
-/// What the application has done so far. Lives as long as the run, over pauses.
+/// What the application has done so far, in all rounds.
 #[derive(Debug, Default)]
 pub struct Done {
     /// Transactions that the source committed.
     pub transactions: AtomicU64,
-    /// Those of them that are not there any more, because the source was restored.
+    /// Transactions that were lost because the source was restored.
     pub lost: AtomicU64,
     /// Rows that their statements reported.
     pub rows: AtomicU64,
-    /// Columns that `growing` has got.
+    /// The number of columns that were added to `growing`.
     columns: AtomicU32,
 }
 
-/// How the application comes to the primary, whichever server that is.
+/// How the application connects to the current primary.
 #[derive(Clone, Debug)]
-pub struct Login {
+pub struct Connection {
     pub database: String,
     pub port: Arc<AtomicU16>,
-    /// Whether it has to wait.
+    /// Whether the application pauses.
     pub paused: Arc<AtomicBool>,
 }
 
-impl Login {
+impl Connection {
     fn connect(&self) -> Result<Client, postgres::Error> {
         let (port, name) = (self.port.load(SeqCst), &self.database);
-        let login = format!(
+        let connection = format!(
             "host=127.0.0.1 port={port} user={name} password=role-test dbname={name} connect_timeout=5"
         );
-        Client::connect(&login, NoTls)
+        Client::connect(&connection, NoTls)
     }
 }
 
@@ -57,12 +57,12 @@ pub struct Workload {
 }
 
 impl Workload {
-    /// Starts the writers. What they do depends on `seed` alone; how it interleaves does not.
-    pub fn start(login: &Login, seed: u64, done: &Arc<Done>) -> Workload {
+    /// Starts the writers. Their statements depend only on `seed`; how these interleave differs between runs.
+    pub fn start(connection: &Connection, seed: u64, done: &Arc<Done>) -> Workload {
         let stop = Arc::new(AtomicBool::new(false));
         let writer = |number: u64| {
-            let (stop, done, login) = (stop.clone(), done.clone(), login.clone());
-            thread::spawn(move || write(&login, &mut Rng::with_seed(seed * 1000 + number), &stop, &done))
+            let (stop, done, connection) = (stop.clone(), done.clone(), connection.clone());
+            thread::spawn(move || write(&connection, &mut Rng::with_seed(seed * 1000 + number), &stop, &done))
         };
         let writers = (0..WRITERS).map(writer).collect();
         Workload { stop, writers }
@@ -73,7 +73,7 @@ impl Workload {
         self.writers.iter().any(JoinHandle::is_finished)
     }
 
-    /// Stops after the transactions in hand.
+    /// Stops after the current transactions.
     #[track_caller]
     pub fn finish(mut self) {
         self.stop.store(true, SeqCst);
@@ -89,15 +89,15 @@ impl Drop for Workload {
     }
 }
 
-fn write(login: &Login, rng: &mut Rng, stop: &AtomicBool, done: &Done) {
+fn write(connection: &Connection, rng: &mut Rng, stop: &AtomicBool, done: &Done) {
     let mut client: Option<Client> = None;
     while !stop.load(SeqCst) {
-        if login.paused.load(SeqCst) {
+        if connection.paused.load(SeqCst) {
             thread::sleep(Duration::from_millis(20));
             continue;
         }
         let Some(connected) = &mut client else {
-            client = login.connect().ok();
+            client = connection.connect().ok();
             // A failover may have lost columns.
             if client.as_mut().is_some_and(|client| count_columns(client, done).is_err()) {
                 client = None;
@@ -108,14 +108,15 @@ fn write(login: &Login, rng: &mut Rng, stop: &AtomicBool, done: &Done) {
         let table = &TABLES[rng.usize(0..TABLES.len())];
         if let Err(error) = transaction(connected, table, rng, done) {
             assert!(expected(&error), "the application's own write failed on {}: {error:?}", table.name);
-            // It may be in a failed transaction, or gone.
+            // The connection may be closed or in a failed transaction.
             client = None;
         }
         thread::sleep(Duration::from_micros(rng.u64(0..30_000)));
     }
 }
 
-/// Takes the number of columns from the source. It may be too low when another writer adds one just now, which does no harm.
+/// Reads the number of columns from the source. It may be too low while another writer adds one, which then
+/// fails harmlessly.
 fn count_columns(client: &mut Client, done: &Done) -> Result<(), postgres::Error> {
     let sql = "SELECT count(*)::int FROM information_schema.columns WHERE table_name = 'growing' AND column_name LIKE 'x%'";
     let columns: i32 = client.query_one(sql, &[])?.get(0);
@@ -143,11 +144,11 @@ fn transaction(
     Ok(())
 }
 
-/// Faults of the source, and the application's quarrels with itself; anything else, such as "cannot update table because it does
-/// not have a replica identity", would be ours.
+/// Whether faults of the source or conflicts between writers explain an error. Any other error, such as a
+/// missing replica identity, would be caused by walferry.
 fn expected(error: &postgres::Error) -> bool {
     let Some(server) = error.as_db_error() else { return true };
     let code = server.code().code();
-    // unique violation, deadlock, lock time-out, shutdown and start-up
+    // unique violation, deadlock, lock timeout, shutdown and startup
     matches!(code, "23505" | "40P01" | "55P03") || code.starts_with("57P0")
 }

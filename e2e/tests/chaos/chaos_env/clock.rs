@@ -1,4 +1,4 @@
-//! A clock that can be put wrong for one process.
+//! A wall clock that can be changed for one process.
 
 use std::process::Command;
 
@@ -9,7 +9,7 @@ pub(super) struct Clock {
 }
 
 impl Clock {
-    /// The clock, running right, if there is a library that can put it wrong.
+    /// The correct clock; `None` without libfaketime.
     pub(super) fn find() -> Option<Clock> {
         let servers = concat!(env!("CARGO_MANIFEST_DIR"), "/e2e/tools/servers");
         let found =
@@ -20,7 +20,7 @@ impl Clock {
         Some(clock)
     }
 
-    /// Puts it wrong by an offset such as `-2h`.
+    /// Shifts it by an offset such as `-2h`.
     pub(super) fn set(&self, offset: &str) {
         std::fs::write(self.offset.path(), offset).unwrap();
     }

@@ -1,38 +1,40 @@
-//! What a user does by hand during a run, because no replicator can do it.
+//! Manual actions during a run: resyncs that only a user may request.
 
 use super::ChaosEnv;
 use crate::tables::TABLES;
 
 impl ChaosEnv {
-    /// Has tables copied again, as their messages ask for, and says whether there were any. No fault may be under way.
+    /// Resyncs failed tables where manual action is required, and returns whether there were any. Other
+    /// faults must have ended.
     ///
     /// - A merge on a full disk can leave ClickHouse with a part that it can't read: that target is dropped.
-    /// - What the log of a promoted standby may lack of a table of inserts can't be copied again without being asked for.
+    /// - After a failover, the rows of an append-only table that the new primary may lack are copied again only on
+    ///   request.
     ///
-    /// Any other table that failed fails the test.
+    /// Any other failed table fails the test.
     pub(super) fn repair_tables(&mut self) -> bool {
         let failed = std::mem::take(&mut self.failed);
-        let torn = self.torn_tables();
-        let doubted = |name: &str, reason: &str| {
+        let corrupt = self.corrupt_targets();
+        let needs_request = |name: &str, reason: &str| {
             reason == "SourceTimelineChanged"
                 && TABLES.iter().any(|table| table.name == name && table.append_only())
         };
-        let mut names = torn.clone();
+        let mut names = corrupt.clone();
         for (name, reason) in failed {
-            if doubted(&name, &reason) {
-                self.count_repair("failover in doubt for a table of inserts, then resync", &name);
+            if needs_request(&name, &reason) {
+                self.count_repair("append-only table failed after a failover, then resync", &name);
                 names.push(name);
-            } else if !torn.contains(&name) {
+            } else if !corrupt.contains(&name) {
                 let status = self.run.status();
-                panic!("a transient fault was taken for {name}'s own, {reason}; status: {status:#}");
+                panic!("a transient fault made table {name} fail with {reason}; status: {status:#}");
             }
         }
         if names.is_empty() {
             return false;
         }
         self.kill_replicator();
-        for name in &torn {
-            self.count_repair("part lost by ClickHouse, then resync", name);
+        for name in &corrupt {
+            self.count_repair("target corrupted by ClickHouse on a full disk, then resync", name);
             self.env.target(&format!("DROP TABLE {name} SYNC"));
         }
         let names: Vec<String> = names.iter().map(|name| format!("public.{name}")).collect();
@@ -45,10 +47,11 @@ impl ChaosEnv {
         *self.repairs.entry(what.to_owned()).or_default() += 1;
     }
 
-    /// The targets with a part that ClickHouse can't read, or whose definition an ALTER on a full disk has emptied.
-    fn torn_tables(&self) -> Vec<String> {
+    /// The targets with a part that ClickHouse can't read, or whose definition an ALTER on a full disk has
+    /// emptied.
+    fn corrupt_targets(&self) -> Vec<String> {
         let env = &self.env;
-        let torn = |name: &&str| {
+        let corrupt = |name: &&str| {
             let check = format!("CHECK TABLE {name} SETTINGS check_query_single_value_result = 1");
             let unreadable = match env.clickhouse.try_query(&env.database, &check) {
                 Ok(answer) => answer.trim() != "1",
@@ -59,6 +62,6 @@ impl ChaosEnv {
             );
             unreadable || env.target_value(&lost) != "0"
         };
-        TABLES.iter().map(|table| table.name).filter(torn).map(str::to_owned).collect()
+        TABLES.iter().map(|table| table.name).filter(corrupt).map(str::to_owned).collect()
     }
 }

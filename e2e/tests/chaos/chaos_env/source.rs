@@ -1,23 +1,42 @@
-//! What takes the slot's server, its log or its publication away.
+//! Faults of the source: failover, a lost slot, a changed publication, rewritten tables.
 
 use std::{
     sync::{Arc, atomic::Ordering::SeqCst},
     time::{Duration, Instant},
 };
 
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
 use serde_json::json;
+use walferry::fault::Reason;
 
-use super::{CALM, ChaosEnv};
+use super::{ChaosEnv, SETTLE_TIMEOUT};
 use crate::{
-    support::{Direction, Standby, TestEnv, until},
+    support::{Direction, Standby, TestEnv, eventually, failed_for, until},
     tables::{TABLES, Table},
 };
 
 impl ChaosEnv {
-    /// The primary dies, its standby takes its place and gets a standby of its own. The replicator is behind, up to date, or would be
-    /// ahead of the standby if the slot did not wait for that; while tables are copied as well.
+    pub(super) fn signal_source(&self, signal: Signal) {
+        let pid = Pid::from_raw(self.env.postgres_server.pid());
+        let _ = kill(pid, signal);
+        eventually("PostgreSQL to end", || kill(pid, None).is_err());
+    }
+
+    pub(super) fn end_sessions(&self, which: &str) {
+        let sql = format!(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE {which} AND pid <> pg_backend_pid()"
+        );
+        // The connection that sends this may end as well.
+        let _ = self.env.connect_admin().batch_execute(&sql);
+    }
+
+    /// The primary dies, its standby is promoted and gets its own standby. The replicator is behind, up to
+    /// date, or would be ahead of the standby if the slot did not wait for it. Tables may still be copied.
     pub(super) fn fail_over(&mut self) {
-        // A copy of it that is ended so is not made anew by itself.
+        // The copy of an append-only table that is interrupted in this way is not repeated automatically.
         self.until_these_stream(Table::append_only);
         self.until_slot_synced();
         self.failovers += 1;
@@ -29,7 +48,7 @@ impl ChaosEnv {
                 self.wait_until(Instant::now() + Duration::from_secs(1));
             }
             _ => {
-                self.say("  the standby falls behind: what the application commits now is lost");
+                self.say("  the standby falls behind: what the application commits now will be lost");
                 self.standby.stop_receiving();
                 self.wait_until(Instant::now() + Duration::from_secs(1));
             }
@@ -38,35 +57,36 @@ impl ChaosEnv {
         self.standby.promote();
         self.env.postgres_server = Arc::clone(&self.standby.server);
         self.env.postgres_port = self.env.postgres_server.port;
-        self.login.port.store(self.env.postgres_port, SeqCst);
+        self.connection.port.store(self.env.postgres_port, SeqCst);
         self.source_network.set_target(self.env.postgres_port);
         self.source_network.set_frozen(Direction::ToClient, false);
         self.renew_standby();
-        self.say("  the standby has taken over, and has a standby");
+        self.say("  the standby is promoted and has its own standby");
     }
 
-    /// Waits until the standby could take over with the replicator's slot, which has to have come to where the standby began.
-    /// The application waits too.
+    /// Waits until the standby has a usable copy of the replicator's slot, which must have reached the
+    /// position at which the standby began. The application pauses meanwhile.
     fn until_slot_synced(&mut self) {
-        self.login.paused.store(true, SeqCst);
+        self.connection.paused.store(true, SeqCst);
         let began = Instant::now();
         let sql = "SELECT EXISTS (SELECT FROM pg_replication_slots WHERE synced AND NOT temporary AND invalidation_reason IS NULL)";
         while self.standby.value(sql) != "t" {
-            // What the source notes now and then, a synchronized slot needs to begin; and the process that looks for it, every 30 s
-            // once it has looked in vain, begins with short pauses when it is new.
+            // Synchronization begins with a running-transactions snapshot, which the source logs only every
+            // 15 s. The slot sync worker sleeps longer after each failed attempt, up to 30 s; a new worker
+            // begins with short pauses.
             self.env.admin("SELECT pg_log_standby_snapshot()");
             self.standby.value(
                 "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE backend_type = 'slotsync worker' AND backend_start < now() - interval '12 s'",
             );
-            assert!(began.elapsed() < CALM, "the slot is not synchronized to the standby");
+            assert!(began.elapsed() < SETTLE_TIMEOUT, "the slot is not synchronized to the standby");
             self.wait_until(Instant::now() + Duration::from_millis(100));
         }
-        self.login.paused.store(false, SeqCst);
+        self.connection.paused.store(false, SeqCst);
         self.say("  the standby has the slot");
         self.wait_until(Instant::now() + Duration::from_secs(1));
     }
 
-    /// Makes a new standby in the place of the last one, which has become the primary or ends here.
+    /// Replaces the standby, which was promoted or stops here, by a new one.
     pub(super) fn renew_standby(&mut self) {
         self.standbys += 1;
         let options: Vec<&str> = self.postgres_options.iter().map(String::as_str).collect();
@@ -82,12 +102,13 @@ impl ChaosEnv {
         });
     }
 
-    /// The source gives up the slot's WAL while no replicator runs; the next one says so, and a resync brings it back.
+    /// The source removes the slot's WAL while no replicator runs. The next replicator must stall, and a
+    /// resync recovers.
     pub(super) fn lose_slot(&mut self) {
         self.until_streaming();
         self.say("  every table streams");
         self.kill_replicator();
-        // A walsender that can't write its last words to a network that takes nothing would keep the slot for ever.
+        // A walsender that hangs in a write to a frozen network would never release the slot.
         self.source_network.cut();
         let slot = |column: &str| {
             self.env.source_value(&format!(
@@ -103,17 +124,17 @@ impl ChaosEnv {
             (slot("wal_status") == "lost").then_some(())
         });
         drop(self.start_replicator());
-        self.held = true;
+        self.expected_down = true;
         self.until_stalled(Instant::now(), &["SourceSlotInvalidated"]);
         self.kill_replicator();
         self.env.admin("ALTER SYSTEM RESET max_slot_wal_keep_size");
         self.env.admin("SELECT pg_reload_conf()");
-        // Its slot may be lost as well.
+        // The standby's physical slot may be lost as well.
         self.renew_standby();
         self.resync();
     }
 
-    /// Somebody takes a table out of the publication: it fails alone, and a resync brings it back.
+    /// Somebody removes a table from the publication: only this table fails, and a resync recovers it.
     pub(super) fn change_publication(&mut self) {
         self.until_streaming();
         self.say("  every table streams");
@@ -122,13 +143,13 @@ impl ChaosEnv {
             .env
             .source_value(&format!("SELECT pubname FROM pg_publication_tables WHERE tablename = '{table}'"));
         self.env.sql(&format!("ALTER PUBLICATION {publication} DROP TABLE {table}"));
-        let message = self.run.until_failed(table);
-        assert!(message.contains("walferry.dev/resync"), "{message}");
+        let failure = failed_for(&mut self.run, table, Reason::SourceNotPublished);
+        assert!(failure.resyncs().is_some(), "{failure:?}");
         self.kill_replicator();
         self.resync();
     }
 
-    /// A partition is changed while it is none: nothing of that is in the stream.
+    /// A partition is changed while it is detached, so the stream has none of these changes.
     pub(super) fn exchange_partition(&mut self) {
         self.env.sql(
             "BEGIN; ALTER TABLE parted DETACH PARTITION parted_1;
@@ -138,7 +159,7 @@ impl ChaosEnv {
         self.rewritten = Some(Instant::now());
     }
 
-    /// The column becomes wider and narrower in turn, and each row gets another value on the way.
+    /// A column becomes wider and narrower in turn, and each row gets another value in the rewrite.
     pub(super) fn rewrite_table(&mut self) {
         self.rewrites += 1;
         let wider = if self.rewrites % 2 == 1 { "bigint" } else { "int" };
@@ -146,12 +167,13 @@ impl ChaosEnv {
         self.rewritten = Some(Instant::now());
     }
 
-    /// Asks for every table to be copied again and starts a replicator that does it.
+    /// Requests a resync of all tables and starts a replicator.
     pub(super) fn resync(&mut self) {
         self.resync_tables("");
     }
 
-    /// The same for these tables (`schema.table`, divided by blanks), or for all where none is named.
+    /// Requests a resync of these tables (`schema.table`, separated by spaces; all if empty) and starts a
+    /// replicator.
     pub(super) fn resync_tables(&mut self, tables: &str) {
         self.resyncs += 1;
         self.mirror.mirror["metadata"]["annotations"] =
@@ -160,7 +182,7 @@ impl ChaosEnv {
     }
 }
 
-/// A standby of the test's PostgreSQL, for which failover slots wait.
+/// Starts a standby of the test's PostgreSQL that failover slots wait for.
 pub(super) fn standby_of(env: &TestEnv, number: u32, options: &[&str]) -> Standby {
     let primary = &env.postgres_server;
     let standby = Standby::start(primary, &format!("standby_{number}"), options);
