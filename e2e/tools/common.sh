@@ -7,7 +7,7 @@ is_root() { [ "$(id -u)" = 0 ]; }
 as_root() { if is_root; then "$@"; elif command -v sudo >/dev/null; then sudo -n "$@"; else fail "need root to run: $*"; fi; }
 
 # Prints the running script's head comment, which is its usage text.
-usage() { sed -n '2,/^set -euo/{/^set/d;s/^# \{0,1\}//;p}' "$0" >&2; }
+usage() { sed -n '2,/^set -euo/{/^set/d;s/^# \{0,1\}//;p;}' "$0" >&2; }
 
 apt_updated=
 apt_update() {
