@@ -41,8 +41,8 @@ impl TargetUsers {
         copies.entry(name.to_owned()).or_insert_with(|| self.create(name)).clone()
     }
 
-    /// Creates a copy. A server without writable access storage, such as those of `e2e/tools/servers`, must have
-    /// the user already.
+    /// Creates a copy. A server without writable access storage, such as those of `e2e/tools/servers`, must
+    /// have the user already.
     #[track_caller]
     fn create(&self, name: &str) -> Credentials {
         let copy = Credentials::new(&format!("{}_{name}", self.database), &predefined(name).password);

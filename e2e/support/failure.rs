@@ -25,7 +25,8 @@ impl Failure {
         })
     }
 
-    /// The tables that a remedy copies again, none meaning all of the Mirror; `None` when no remedy is a resync.
+    /// The tables that a remedy copies again, none meaning all of the Mirror; `None` when no remedy is a
+    /// resync.
     pub fn resyncs(&self) -> Option<Vec<String>> {
         single_remedies(&self.remedies).into_iter().find_map(|remedy| match remedy {
             Remedy::Resync { tables } => Some(tables.clone()),

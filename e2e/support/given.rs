@@ -1,5 +1,5 @@
-//! Servers that `E2E_POSTGRES` and `E2E_CLICKHOUSE` name, which the end-to-end tests use instead of downloaded
-//! ones. Tests that stop, restart or configure a server need their own one and are skipped.
+//! Servers that `E2E_POSTGRES` and `E2E_CLICKHOUSE` name, which the end-to-end tests use instead of
+//! downloaded ones. Tests that stop, restart or configure a server need their own one and are skipped.
 
 use std::{
     env,
@@ -54,11 +54,16 @@ fn variable_of(name: &str) -> Option<String> {
 /// Whether the test has to be skipped because it needs more than given servers; prints why.
 pub fn skip_with_given_servers(reason: &str) -> bool {
     if are_given() {
-        let test = thread::current().name().unwrap_or("a test").to_owned();
-        // The test harness captures what a successful test prints, except for direct writes to the stream.
-        let _ = writeln!(std::io::stderr(), "{test}: skipped: {reason}");
+        print_skipped(reason);
     }
     are_given()
+}
+
+/// Prints that this thread's test is skipped.
+pub fn print_skipped(reason: &str) {
+    let test = thread::current().name().unwrap_or("a test").to_owned();
+    // The test harness captures what a successful test prints, except for direct writes to the stream.
+    let _ = writeln!(std::io::stderr(), "{test}: skipped: {reason}");
 }
 
 /// Ends a test that starts, stops or configures a server when only given servers may be used.

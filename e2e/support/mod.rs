@@ -29,7 +29,7 @@ pub use edited_mirror::EditedMirror;
 pub use failure::{Failure, failed_for, stalled_for};
 pub use finding::{Finding, findings};
 pub use gateway::Gateway;
-pub use given::skip_with_given_servers;
+pub use given::{print_skipped, skip_with_given_servers};
 pub use http::get;
 pub use malicious_server::{Attack, MaliciousServer};
 pub use printed::{Printed, printed};

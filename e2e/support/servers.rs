@@ -140,8 +140,8 @@ impl Server {
     }
 }
 
-/// Whether this is part of the end-to-end tests, which can use given servers: chaos injects faults into servers,
-/// and pods have to reach those of the tests in Kubernetes.
+/// Whether this is part of the end-to-end tests, which can use given servers: chaos injects faults into
+/// servers, and pods have to reach those of the tests in Kubernetes.
 fn in_end_to_end_tests() -> bool {
     module_path!().starts_with("e2e::")
 }

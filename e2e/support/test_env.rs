@@ -116,8 +116,8 @@ impl TestEnv {
         env
     }
 
-    /// What the names of this process's databases, roles and users begin with, so that others at the same servers
-    /// have different ones.
+    /// What the names of this process's databases, roles and users begin with, so that others at the same
+    /// servers have different ones.
     pub fn name_prefix() -> &'static str {
         static PREFIX: OnceLock<String> = OnceLock::new();
         PREFIX.get_or_init(|| format!("app_{:06x}_", fastrand::u32(..1 << 24)))

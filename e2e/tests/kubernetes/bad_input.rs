@@ -1,4 +1,4 @@
-//! Wrong set-ups: each has a reason from the documented list, a message with the fix, and no loop.
+//! Invalid configurations: each has a reason from the documented list and does not cause a reconcile loop.
 
 use std::time::Duration;
 
@@ -9,27 +9,27 @@ use walferry::{
 };
 
 use crate::{
-    harness::{TestEnv, TestNamespace, assert_says, cluster, condition},
+    harness::{TestEnv, TestNamespace, cluster, condition},
     support::{eventually, until},
 };
 
-/// How long reconciles are counted. Objects that wait for a human are looked at every 60 s, those that are tried again at most
-/// after 1, 2, 4, 8 and so on seconds.
+/// How long reconciles are counted. Stalled objects are reconciled every 60 s, objects that are retried after
+/// 1, 2, 4, 8 and so on seconds.
 const OBSERVED: Duration = Duration::from_secs(15);
 
 /// A Mirror of this table under another name, changed by `change`.
 fn mirror(env: &TestEnv, name: &str, table: &str, change: impl FnOnce(&mut Value)) -> Value {
     let mut mirror = env.mirror(&[table]).mirror;
     mirror["metadata"]["name"] = name.into();
-    // so that the only thing wrong is what is meant to be
+    // Each Mirror has its own target, so that the change is its only fault.
     mirror["spec"]["tables"][0]["target"] = json!({"table": name.replace('-', "_")});
     change(&mut mirror["spec"]);
     mirror
 }
 
-/// Waits until Ready is False because of this, told by the condition of this type, and gives the message.
+/// Waits until Ready is False for the reason of a condition of this type.
 #[track_caller]
-fn until_failing(env: &TestEnv, name: &str, kind: &str, reason: &str) -> String {
+fn until_failing(env: &TestEnv, name: &str, kind: &str, reason: &str) {
     let found = env.until(name, &format!("{kind} with {reason}"), |mirror| {
         let status = mirror.status.as_ref()?;
         let found = condition(&status.conditions, kind)?;
@@ -41,10 +41,9 @@ fn until_failing(env: &TestEnv, name: &str, kind: &str, reason: &str) -> String 
     assert_eq!(condition(&found.conditions, other), None);
     assert_eq!(found.observed_generation, Some(1));
     assert!(Reason::parse(reason).is_some(), "{reason} is not documented");
-    condition(&found.conditions, kind).unwrap().message.clone()
 }
 
-/// Peers that can't be used, by name: a change of the good ones.
+/// Applies peers that can't be used: changes of the valid ones.
 fn bad_peers(env: &TestEnv) {
     let good = env.mirror(&["t"]);
     env.namespace
@@ -75,7 +74,7 @@ fn bad_peers(env: &TestEnv) {
 }
 
 #[test]
-fn what_is_wrong_is_told_without_a_loop_and_passes_when_it_is_corrected() {
+fn failures_have_reasons_without_a_loop_and_end_when_corrected() {
     let env = TestEnv::alone();
     env.sql(
         "CREATE TABLE t (id bigint PRIMARY KEY, org bigint); INSERT INTO t SELECT n, n FROM generate_series(1, 10) n;
@@ -89,105 +88,40 @@ fn what_is_wrong_is_told_without_a_loop_and_passes_when_it_is_corrected() {
     let source = |peer: &'static str| move |spec: &mut Value| spec["sourceRef"]["name"] = peer.into();
     let target = |peer: &'static str| move |spec: &mut Value| spec["destinationRef"]["name"] = peer.into();
     let (stalled, reconciling) = (conditions::STALLED, conditions::RECONCILING);
-    let wrong_login = [env.database.as_str(), "credentialsSecretRef"];
-    let cases: Vec<(Value, &str, &str, &[&str])> = vec![
-        (
-            mirror(&env, "host", "t", source("wrong-host")),
-            reconciling,
-            "SourceUnreachable",
-            &["db.invalid", "postgres.host"],
-        ),
-        (
-            mirror(&env, "port", "t", source("wrong-port")),
-            reconciling,
-            "SourceUnreachable",
-            &["postgres.port"],
-        ),
-        (
-            mirror(&env, "database", "t", source("wrong-database")),
-            stalled,
-            "SourceError",
-            &["app_nowhere", "postgres.database"],
-        ),
-        (
-            mirror(&env, "password", "t", source("wrong-password")),
-            stalled,
-            "SourceAuthenticationFailed",
-            &wrong_login,
-        ),
-        (
-            mirror(&env, "no-secret", "t", source("late-secret")),
-            stalled,
-            "SecretMissing",
-            &["ReplicationPeer late-secret", "spec.postgres.credentialsSecretRef", "late-login", "create it"],
-        ),
-        (
-            mirror(&env, "no-key", "t", source("late-key")),
-            stalled,
-            "SecretKeyMissing",
-            &["ReplicationPeer late-key", "half-login", "no key password", "it has: username"],
-        ),
-        (
-            mirror(&env, "no-peer", "t", source("nobody")),
-            stalled,
-            "PeerMissing",
-            &["spec.sourceRef.name", "nobody", "create it"],
-        ),
-        (
-            mirror(&env, "wrong-kind", "t", source("target")),
-            stalled,
-            "InvalidSpec",
-            &["spec.sourceRef.name", "target", "clickhouse", "expected a postgres peer"],
-        ),
-        (
-            mirror(&env, "unknown-table", "tt", |_| {}),
-            stalled,
-            "SourceTableMissing",
-            &["public.tt", "public.t"],
-        ),
-        (
-            mirror(&env, "no-identity", "keyless", |_| {}),
-            stalled,
-            "SourceReplicaIdentityMissing",
-            &["public.keyless", "ALTER TABLE"],
-        ),
+    let cases = [
+        (mirror(&env, "host", "t", source("wrong-host")), reconciling, "SourceUnreachable"),
+        (mirror(&env, "port", "t", source("wrong-port")), reconciling, "SourceUnreachable"),
+        (mirror(&env, "database", "t", source("wrong-database")), stalled, "SourceError"),
+        (mirror(&env, "password", "t", source("wrong-password")), stalled, "SourceAuthenticationFailed"),
+        (mirror(&env, "no-secret", "t", source("late-secret")), stalled, "SecretMissing"),
+        (mirror(&env, "no-key", "t", source("late-key")), stalled, "SecretKeyMissing"),
+        (mirror(&env, "no-peer", "t", source("nobody")), stalled, "PeerMissing"),
+        (mirror(&env, "wrong-kind", "t", source("target")), stalled, "InvalidSpec"),
+        (mirror(&env, "unknown-table", "tt", |_| {}), stalled, "SourceTableMissing"),
+        (mirror(&env, "no-identity", "keyless", |_| {}), stalled, "SourceReplicaIdentityMissing"),
         (
             mirror(&env, "row-filter", "t", |spec| spec["tables"][0]["where"] = "id > AND".into()),
             stalled,
             "SourceRowFilterInvalid",
-            &["public.t", "where"],
         ),
         (
             mirror(&env, "filter-column", "t", |spec| spec["tables"][0]["where"] = "org > 1".into()),
             stalled,
             "SourceRowFilterInvalid",
-            &["public.t", "org"],
         ),
-        (
-            mirror(&env, "refused", "t", target("refusing")),
-            stalled,
-            "DestinationAccessDenied",
-            &["reader", "GRANT"],
-        ),
-        (mirror(&env, "unanswered", "t", target("silent")), reconciling, "DestinationUnreachable", &[":1"]),
+        (mirror(&env, "refused", "t", target("refusing")), stalled, "DestinationAccessDenied"),
+        (mirror(&env, "unanswered", "t", target("silent")), reconciling, "DestinationUnreachable"),
     ];
     for (document, ..) in &cases {
         env.namespace.apply(document);
     }
-    for (document, kind, reason, words) in &cases {
+    for (document, kind, reason) in &cases {
         let name = document["metadata"]["name"].as_str().unwrap();
-        let message = until_failing(&env, name, kind, reason);
-        println!("{name}: {reason}: {message}");
-        assert_says(&message, words);
-        let events = env.namespace.kubectl(&[
-            "get",
-            "events",
-            "--field-selector",
-            &format!("involvedObject.name={name}"),
-        ]);
-        assert_eq!(events.stdout.contains(reason), *kind == stalled, "{}", events.stdout);
+        until_failing(&env, name, kind, reason);
+        let events = env.events(name);
+        assert_eq!(events.iter().any(|event| event == reason), *kind == stalled, "{name}: {events:?}");
     }
-    assert_eq!(env.left_at_source(), "", "nothing is made for a Mirror that can't be run");
+    assert_eq!(env.left_at_source(), "", "nothing is created for a Mirror that can't run");
     env.assert_secret(&["not-the-password", "reader-test"]);
 
     let count = || {
@@ -197,22 +131,22 @@ fn what_is_wrong_is_told_without_a_loop_and_passes_when_it_is_corrected() {
         (of("mirror"), of("peer"))
     };
     let before = count();
-    // that nothing happens can't be awaited, only watched for a while
+    // The absence of events can't be awaited, only observed for a while.
     std::thread::sleep(OBSERVED);
     let after = count();
     let (mirrors, peers) = (after.0 - before.0, after.1 - before.1);
     println!("{} Mirrors and 10 peers in {OBSERVED:?}: {mirrors} and {peers} reconciles", cases.len());
-    assert!(before.0 >= cases.len() as f64 && before.1 >= 10.0, "they are counted: {before:?}");
-    // those that are tried again are three, of each kind, and each is retried 4 times at most in that time; a change of a peer's
-    // status may be one look more for its Mirrors
+    assert!(before.0 >= cases.len() as f64 && before.1 >= 10.0, "not all reconciles are counted: {before:?}");
+    // Three Mirrors and three peers are retried, at most 4 times each in this time. A change of a peer's
+    // status may cause one more reconcile of its Mirrors.
     assert!(
         mirrors <= 2.0 * cases.len() as f64,
-        "{mirrors} looks at {} Mirrors in {OBSERVED:?}",
+        "{mirrors} reconciles of {} Mirrors in {OBSERVED:?}",
         cases.len()
     );
-    assert!(peers <= 20.0, "{peers} looks at 10 peers in {OBSERVED:?}");
+    assert!(peers <= 20.0, "{peers} reconciles of 10 peers in {OBSERVED:?}");
 
-    // what was missing appears, what was wrong is corrected: nobody needs to touch the Mirrors
+    // Adding what is missing and correcting what is wrong is enough; the Mirrors are not changed.
     let login = json!({"username": env.database, "password": "role-test"});
     for name in ["late-login", "half-login", "wrong-login"] {
         env.namespace.apply_secret(name, &login);
@@ -225,22 +159,22 @@ fn what_is_wrong_is_told_without_a_loop_and_passes_when_it_is_corrected() {
     }
 }
 
-/// Whatever has been made by then goes again.
+/// What was created until then is removed.
 #[test]
 fn a_mirror_deleted_while_it_is_being_created_leaves_nothing() {
     let env = TestEnv::new();
-    // Without rows: a target that has some is refused to the Mirror that is made next.
+    // The table is empty, because the next Mirror must not find rows in its target.
     env.sql("CREATE TABLE t (id bigint PRIMARY KEY)");
     let mirror = env.mirror(&["t"]);
     let name = env.apply(&mirror);
     env.delete::<api::Mirror>(&name);
     assert_eq!(env.left_at_source(), "");
-    // later: its pod is on its way, perhaps at the source already
+    // Later, when its pod has started and may be connected to the source already.
     env.apply(&mirror);
     eventually("a pod", || !env.replicators(&name).is_empty());
     env.delete::<api::Mirror>(&name);
     assert_eq!(env.left_at_source(), "");
-    // later still: it is at the source
+    // Later still, when it has a publication at the source.
     env.apply(&mirror);
     eventually("a publication", || !env.left_at_source().is_empty());
     env.delete::<api::Mirror>(&name);
@@ -248,9 +182,10 @@ fn a_mirror_deleted_while_it_is_being_created_leaves_nothing() {
     assert!(env.replicators(&name).is_empty());
 }
 
-/// An object that the definitions would refuse, as a change of etcd or an older definition leaves it, stops nobody else.
+/// An object that the CRD would reject, left by an older CRD or a change of etcd, is Stalled and blocks no
+/// other.
 #[test]
-fn an_object_past_the_definitions_is_told_what_is_wrong_with_it() {
+fn an_invalid_object_stalls_alone() {
     let env = TestEnv::alone();
     env.sql("CREATE TABLE t (id bigint PRIMARY KEY)");
     let mirror = env.mirror(&["t"]);
@@ -260,11 +195,11 @@ fn an_object_past_the_definitions_is_told_what_is_wrong_with_it() {
         {
             document["metadata"]["name"] = format!("no-{}", field.to_lowercase()).into();
             document["spec"].as_object_mut().unwrap().remove(field);
-            eventually("the definition is lax", || env.namespace.try_apply(&document).is_ok());
+            eventually("the CRD to accept any spec", || env.namespace.try_apply(&document).is_ok());
         }
     }
-    for (name, field) in [("no-sourceref", "sourceRef"), ("no-tables", "tables")] {
-        // not to be read as a Mirror
+    for name in ["no-sourceref", "no-tables"] {
+        // The object can't be deserialized as a Mirror.
         let stalled = until("Stalled", || {
             let object = env.namespace.kubectl(&["get", "mirror", name, "-o", "json"]).exits(0).stdout;
             let object: Value = serde_json::from_str(&object).unwrap();
@@ -272,14 +207,11 @@ fn an_object_past_the_definitions_is_told_what_is_wrong_with_it() {
             conditions.iter().find(|condition| condition["type"] == conditions::STALLED).cloned()
         });
         assert_eq!(stalled["reason"], "InvalidSpec");
-        let message = stalled["message"].as_str().unwrap();
-        println!("{message}");
-        assert_says(message, &[field, "kubectl edit"]);
     }
     env.namespace.kubectl(&["delete", "mirror", "no-sourceref", "--timeout=30s"]).exits(0);
-    // the others are looked at as ever
+    // Other Mirrors are reconciled as usual.
     env.streaming(&mirror);
-    // and it can be corrected, or goes like any other
+    // An invalid object can be corrected.
     let mut corrected = mirror.mirror.clone();
     corrected["metadata"]["name"] = "no-tables".into();
     corrected["spec"]["tables"][0]["target"] = json!({"table": "other"});
@@ -287,7 +219,7 @@ fn an_object_past_the_definitions_is_told_what_is_wrong_with_it() {
     env.until_ready("no-tables");
 }
 
-/// While it lives, the definition of Mirror takes any spec.
+/// Makes the CRD of Mirror accept any spec until it is dropped.
 struct Lax {
     required: Value,
     rules: Value,

@@ -1,9 +1,9 @@
-//! The chart's own life, and what tools that install Mirrors read from live objects.
+//! Installation, upgrade and removal of the chart, and the health that Argo CD reads from live objects.
 
 use std::process::Command;
 
 use serde_json::json;
-use walferry::api::Mirror;
+use walferry::api::{Mirror, conditions};
 
 use crate::{
     harness::{TestEnv, TestNamespace, another, cluster, image},
@@ -18,7 +18,7 @@ fn a_release_for_one_namespace() {
     let chart = concat!(env!("CARGO_MANIFEST_DIR"), "/charts/walferry");
     let image = image();
     let (repository, tag) = image.rsplit_once(':').unwrap();
-    // what is of the whole cluster belongs to the release of the other tests
+    // Cluster-scoped objects belong to the release of the other tests.
     let values = [
         format!("watchNamespaces={{{name}}}"),
         format!("image.repository={repository},image.tag={tag}"),
@@ -58,11 +58,11 @@ fn a_release_for_one_namespace() {
     let kinds = "deployments,pods,services,serviceaccounts,roles,rolebindings,poddisruptionbudgets,networkpolicies,configmaps";
     let labelled = ["get", kinds, "--selector=app.kubernetes.io/instance=own", "--output", "name"];
     eventually("nothing to be left", || namespace.kubectl(&labelled).exits(0).stdout.is_empty());
-    // the definitions, and so the Mirrors of all, outlive it
+    // The CRDs, and with them all Mirrors, outlive the release.
     cluster().kubectl(&["get", "crd", "mirrors.walferry.dev", "replicationpeers.walferry.dev"], "").exits(0);
 }
 
-/// The rights in a namespace are enough for a Mirror's life there, also while another one that is to be watched is gone.
+/// Permissions in its namespace are enough for a Mirror, also while another watched namespace does not exist.
 #[test]
 fn a_mirror_in_a_watched_namespace() {
     let env = TestEnv::alone();
@@ -80,7 +80,7 @@ fn a_mirror_in_a_watched_namespace() {
     let pod = env.until_replicator(&name, &[]);
     env.patch_mirror(&name, &json!({"spec": {"suspend": true}}));
     env.until_pod_gone(&pod);
-    env.until_told(&name, "Suspended", &[]);
+    env.until_reason(&name, conditions::READY, "Suspended");
     env.patch_mirror(&name, &json!({"spec": {"suspend": false}}));
     env.until_ready(&name);
     env.sql("INSERT INTO t VALUES (2)");
@@ -91,7 +91,7 @@ fn a_mirror_in_a_watched_namespace() {
     env.operator.install(&[]);
 }
 
-/// Argo CD's health of Mirrors and peers as they are in the cluster.
+/// Argo CD's health checks of live Mirrors and peers.
 #[test]
 fn argo_cd_reads_live_objects() {
     let env = TestEnv::new();
@@ -118,14 +118,14 @@ fn argo_cd_reads_live_objects() {
     let peers =
         ["ReplicationPeer\tsource\tHealthy\tConnected", "ReplicationPeer\ttarget\tHealthy\tConnected"];
     let ours = |health: &str| format!("Mirror\t{name}\t{health}");
-    let healthy = ours("Healthy\tStreaming: streaming changes for public.t");
+    let healthy = ours("Healthy\tStreaming");
     let seen = health();
     assert!(begins(&seen, &[&[healthy.as_str()], &peers[..]].concat()), "{seen:#?}");
 
     let mut lost = another(&mirror, "lost", &["t"]);
     lost.mirror["spec"]["sourceRef"]["name"] = "nobody".into();
     env.apply_mirror(&lost);
-    env.until_told("lost", "Progressing", &["there is no ReplicationPeer nobody"]);
+    env.until_reason("lost", conditions::READY, "Progressing");
     let seen = health();
     assert!(
         begins(&seen, &[&["Mirror\tlost\tProgressing", healthy.as_str()], &peers[..]].concat()),
@@ -133,7 +133,7 @@ fn argo_cd_reads_live_objects() {
     );
     env.until_stalled("lost", "PeerMissing");
     env.patch_mirror(&name, &json!({"spec": {"suspend": true}}));
-    env.until_told(&name, "Suspended", &[]);
+    env.until_reason(&name, conditions::READY, "Suspended");
     let suspended = ours("Suspended\tSuspended");
     let seen = health();
     assert!(

@@ -1,5 +1,5 @@
-//! What happens to a Mirror that lives long: it is suspended and changed, its pod ends in every way a pod can end, passwords are
-//! rotated, and the cluster itself is restarted under it.
+//! The life of a Mirror: it is suspended and changed, its pod ends in every possible way, passwords are
+//! rotated, and the cluster is restarted.
 
 use k8s_openapi::{api::core::v1::Pod, apimachinery::pkg::apis::meta::v1::Condition};
 use kube::ResourceExt;
@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use walferry::api::{self, conditions};
 
 use crate::{
-    harness::{TestEnv, another, assert_says, cluster, condition, secrecy},
+    harness::{TestEnv, another, cluster, condition, secrecy},
     support::{Writer, eventually},
 };
 
@@ -16,10 +16,10 @@ fn ready(mirror: &api::Mirror) -> &Condition {
     condition(&mirror.status.as_ref().unwrap().conditions, conditions::READY).unwrap()
 }
 
-/// Waits until the operator has looked at the Mirror after it has been changed, and gives the one replicator.
+/// Waits until the operator has reconciled the changed Mirror, and returns the only replicator.
 #[track_caller]
-fn looked_at(env: &TestEnv, name: &str) -> Pod {
-    // what it looked at before the change may come to the status after it, once
+fn reconciled(env: &TestEnv, name: &str) -> Pod {
+    // One status update may still have its cause before the change.
     for _ in 0..2 {
         env.sql("INSERT INTO ticks DEFAULT VALUES");
         env.settle(name);
@@ -29,7 +29,7 @@ fn looked_at(env: &TestEnv, name: &str) -> Pod {
     pods.into_iter().next().unwrap()
 }
 
-/// What its pod runs with rolls the pod, and nothing else does; without a pod it keeps what is written meanwhile.
+/// Only settings of the replicator replace its pod. A suspended Mirror loses no rows.
 #[test]
 fn suspended_and_changed() {
     let env = TestEnv::new();
@@ -44,7 +44,7 @@ fn suspended_and_changed() {
         json!({"example.com/note": "none of the replicator's business"});
     mirror.mirror["spec"]["deletionPolicy"] = "Delete".into();
     env.apply_mirror(&mirror);
-    assert_eq!(looked_at(&env, &name).uid(), first.uid());
+    assert_eq!(reconciled(&env, &name).uid(), first.uid());
     assert_eq!(env.deployment(&name).metadata.generation, generation);
 
     mirror.mirror["spec"]["batch"] = json!({"maxDelayMilliseconds": 100});
@@ -56,16 +56,15 @@ fn suspended_and_changed() {
     let third = env.until_replicator(&name, &[&first, &second]);
     assert_eq!(memory_limit(&third), "200Mi");
     env.until_ready(&name);
-    assert_eq!(looked_at(&env, &name).uid(), third.uid());
+    assert_eq!(reconciled(&env, &name).uid(), third.uid());
 
     mirror.mirror["spec"]["suspend"] = true.into();
     env.apply_mirror(&mirror);
     env.until_pod_gone(&third);
-    env.until(&name, "what the slot of the suspended Mirror holds back", |mirror| {
+    env.until(&name, "the WAL that the slot of the suspended Mirror retains", |mirror| {
         let retained = mirror.status.as_ref()?.retained_wal_bytes?;
         let ready = ready(mirror);
-        let warned = ready.status == "True" && ready.message.contains("disk may fill up");
-        (ready.reason == "Suspended" && warned && retained > 0).then_some(())
+        (ready.reason == "Suspended" && ready.status == "True" && retained > 0).then_some(())
     });
     env.sql("INSERT INTO ticks SELECT FROM generate_series(1, 100)");
     mirror.mirror["spec"]["suspend"] = false.into();
@@ -81,7 +80,8 @@ fn memory_limit(pod: &Pod) -> &str {
     &resources.limits.as_ref().unwrap()["memory"].0
 }
 
-/// A transaction that writes to all tables is open while one joins and one leaves: nothing of it is lost, and what stays goes on.
+/// A transaction that writes to all tables is open while one is added and one is removed. None of its rows
+/// are lost, and the remaining table keeps streaming.
 #[test]
 fn tables_join_and_leave() {
     let env = TestEnv::new();
@@ -99,8 +99,13 @@ fn tables_join_and_leave() {
     let write = "BEGIN; INSERT INTO stays VALUES (1000, 0); INSERT INTO leaves VALUES (1000); INSERT INTO joins VALUES (1000)";
     open.batch_execute(write).unwrap();
     env.apply_mirror(&another(&mirror, &name, &["stays", "joins"]));
-    // Ready all the while, as what stays goes on.
-    env.until_told(&name, "Streaming", &["public.joins is being added while the others stream"]);
+    // The Mirror stays Ready, because the remaining table streams.
+    env.until(&name, "a table that is added while the others stream", |mirror| {
+        let reconciling = condition(&mirror.status.as_ref()?.conditions, conditions::RECONCILING)?;
+        let ready = ready(mirror);
+        (reconciling.reason == "Snapshotting" && ready.status == "True" && ready.reason == "Streaming")
+            .then_some(())
+    });
     let joined = || {
         env.until(&name, "nothing to reconcile", |mirror| {
             let status = mirror.status.as_ref()?;
@@ -109,16 +114,15 @@ fn tables_join_and_leave() {
         })
     };
     env.sql("INSERT INTO stays VALUES (2000, 0); INSERT INTO joins VALUES (2000)");
-    eventually("what stays to go on", || {
+    eventually("the remaining table to stream", || {
         env.target("SELECT count() FROM stays FINAL WHERE id = 2000") == "1\n"
     });
     open.batch_execute("COMMIT").unwrap();
     let status = joined().status.unwrap();
     assert_eq!(status.tables.unwrap().total, 2);
-    // no row in the stream has what this writes into the rows that are there
+    // The values that this statement writes to existing rows are not in the stream.
     env.sql("ALTER TABLE stays ADD c int DEFAULT random() * 1000");
-    let note = env.until_event(&name, "TableResync");
-    assert_says(&note, &["public.stays", "copied anew", "ALTER TABLE"]);
+    env.until_event(&name, "TableResync");
     env.until_ready(&name);
     assert!(writer.finish() > 0);
     env.sql("INSERT INTO leaves VALUES (3000); INSERT INTO joins VALUES (3000)");
@@ -140,15 +144,15 @@ fn passwords_are_rotated() {
     let first = env.until_replicator(&name, &[]);
     mirror.secrets[0].1["password"] = "rotated-source-test".into();
     env.apply(&mirror);
-    env.until(&name, "the failed login and the earlier settings", |mirror| {
-        let message = &ready(mirror).message;
-        let streams = condition(&mirror.status.as_ref()?.conditions, conditions::STREAMING)?.status == "True";
-        (message.contains("password") && message.contains("earlier settings") && streams).then_some(())
+    env.until(&name, "failed authentication while the replicator streams", |mirror| {
+        let conditions = &mirror.status.as_ref()?.conditions;
+        let streams = condition(conditions, conditions::STREAMING)?.status == "True";
+        (ready(mirror).reason == "SourceAuthenticationFailed" && streams).then_some(())
     });
     env.sql("INSERT INTO t VALUES (2)");
     eventually("rows to flow", || env.target("SELECT count() FROM t FINAL") == "2\n");
     env.admin(&format!("ALTER ROLE {} PASSWORD 'rotated-source-test'", env.database));
-    // a change makes the operator look at once
+    // A change of the Mirror is reconciled immediately.
     env.annotate(&name, "example.com/look", "again");
     let second = env.until_replicator(&name, &[&first]);
     env.until_ready(&name);
@@ -163,7 +167,8 @@ fn passwords_are_rotated() {
     secrecy::check(&env.namespace, &["rotated-source-test", "clickhouse-test"]);
 }
 
-/// Killed, evicted, out of memory: the status says so where a human can help, and it goes on where it was.
+/// The pod is killed, evicted and out of memory: the status reports what needs manual action, and streaming
+/// continues.
 #[test]
 fn the_pod_ends() {
     let env = TestEnv::new();
@@ -187,10 +192,7 @@ fn the_pod_ends() {
     env.assert_table("t", "id, v", "id");
 
     env.sql("INSERT INTO t VALUES (4, repeat('x', 100000000))");
-    let message = env.until_stalled(&name, "ReplicatorOutOfMemory");
-    for words in ["48Mi", "spec.replicator.resources.limits.memory"] {
-        assert!(message.contains(words), "{message}");
-    }
+    env.until_stalled(&name, "ReplicatorOutOfMemory");
     env.until_event(&name, "ReplicatorOutOfMemory");
     mirror.mirror["spec"]["replicator"]["resources"]["limits"]["memory"] = "1Gi".into();
     env.apply_mirror(&mirror);
@@ -206,7 +208,7 @@ fn the_pod_ends() {
 /// The source has removed WAL that the Mirror still needed.
 #[test]
 fn the_slot_is_invalidated() {
-    // checkpoints come only when they are asked for
+    // Only requested checkpoints remove WAL.
     let env = TestEnv::with_own_postgres(&["-c", "max_slot_wal_keep_size=48MB", "-c", "max_wal_size=4GB"]);
     env.sql(
         "CREATE TABLE t (id int PRIMARY KEY, n int); INSERT INTO t SELECT i, 0 FROM generate_series(1, 1000) i; CREATE TABLE other (v text)",
@@ -227,7 +229,7 @@ fn the_slot_is_invalidated() {
         fill();
         env.source_value(at_risk) == "t"
     });
-    assert_says(&env.until_event(&name, "SlotAtRisk"), &["will be invalidated", "max_slot_wal_keep_size"]);
+    env.until_event(&name, "SlotAtRisk");
     eventually("the slot to be lost", || {
         fill();
         env.admin("CHECKPOINT");
@@ -235,10 +237,7 @@ fn the_slot_is_invalidated() {
         env.source_value(lost) == "lost"
     });
     env.patch_mirror(&name, &json!({"spec": {"suspend": false}}));
-    let message = env.until_stalled(&name, "SourceSlotInvalidated");
-    for words in ["max_slot_wal_keep_size", "kubectl annotate mirror", "walferry.dev/resync"] {
-        assert!(message.contains(words), "{message}");
-    }
+    env.until_stalled(&name, "SourceSlotInvalidated");
     env.annotate(&name, "walferry.dev/resync", "1");
     env.until_ready(&name);
     env.settle(&name);
@@ -246,71 +245,61 @@ fn the_slot_is_invalidated() {
     env.until_event(&name, "ResyncRequested");
 }
 
-/// A slot that holds back more WAL than the source would keep by itself, without a limit: told while changes flow, and while no
-/// replicator runs.
+/// Without a limit, a slot retains more WAL than the source would keep otherwise. The status reports it while
+/// changes stream and while no replicator runs.
 #[test]
 fn the_source_s_disk_fills() {
+    const MAX_WAL_SIZE: i64 = 32 << 20;
     let env = TestEnv::with_own_postgres(&["-c", "max_wal_size=32MB"]);
     env.sql("CREATE TABLE t (id int PRIMARY KEY); INSERT INTO t VALUES (1); CREATE TABLE other (v text)");
     let name = env.streaming(&env.mirror(&["t"]));
-    // What it has written keeps the slot where it is.
+    // The slot can't advance past this open transaction.
     let mut open = env.connect();
     open.batch_execute("BEGIN; INSERT INTO other VALUES ('open')").unwrap();
     env.sql("INSERT INTO other SELECT repeat('x', 1000) FROM generate_series(1, 60000)");
-    let told = |mirror: &api::Mirror, type_, words: &[&str]| {
-        let conditions = &mirror.status.as_ref()?.conditions;
-        let told = condition(conditions, type_)?;
-        words.iter().all(|words| told.message.contains(words)).then(|| told.reason.clone())
-    };
-    let words = ["MiB of WAL at the source, more than max_wal_size", "its disk may fill up"];
-    let reason =
-        env.until(&name, "the disk to be told of", |mirror| told(mirror, conditions::SOURCE_READY, &words));
-    assert_eq!(reason, "SourceDiskAtRisk");
-    assert_says(&env.until_event(&name, "SourceDiskAtRisk"), &words);
+    env.until_reason(&name, conditions::SOURCE_READY, "SourceDiskAtRisk");
+    env.until_event(&name, "SourceDiskAtRisk");
 
     env.patch_mirror(&name, &json!({"spec": {"replicator": {"nodeSelector": {"nowhere": "here"}}}}));
-    let reason = env.until(&name, "the disk to be told of without a replicator", |mirror| {
-        told(mirror, conditions::READY, &["meanwhile slot walferry_", words[0]])
+    env.until(&name, "the retained WAL without a replicator", |mirror| {
+        let retained = mirror.status.as_ref()?.retained_wal_bytes?;
+        let streaming = condition(&mirror.status.as_ref()?.conditions, conditions::STREAMING)?;
+        (streaming.status == "False" && retained > MAX_WAL_SIZE).then_some(())
     });
-    assert_ne!(reason, "Streaming");
     open.batch_execute("COMMIT").unwrap();
     env.patch_mirror(&name, &json!({"spec": {"replicator": {"nodeSelector": null}}}));
     env.sql("INSERT INTO t VALUES (2)");
     env.settle(&name);
-    env.until(&name, "nothing to fear", |mirror| {
-        let status = mirror.status.as_ref()?;
-        (condition(&status.conditions, conditions::SOURCE_READY)?.reason == "Connected").then_some(())
-    });
+    env.until_reason(&name, conditions::SOURCE_READY, "Connected");
     env.assert_table("t", "id", "id");
 }
 
-/// The younger of two Mirrors is refused as long as the older one is there, and takes its place when it is gone.
+/// The younger of two Mirrors is Stalled as long as the older one exists, and can have its target afterwards.
 #[test]
 fn two_want_one_target() {
     let env = TestEnv::new();
     env.sql("CREATE TABLE t (id int PRIMARY KEY); INSERT INTO t VALUES (1)");
     let older = another(&env.mirror(&["t"]), "older", &["t"]);
     env.apply(&older);
-    // age is told in seconds
+    // Creation times have a resolution of one second.
     env.streaming(&older);
     env.apply_mirror(&another(&older, "younger", &["t"]));
-    let message = env.until_stalled("younger", "TargetTableTaken");
-    assert_says(&message, &["Mirror older", "target.table", &env.database]);
+    env.until_stalled("younger", "TargetTableTaken");
     assert!(env.replicators("younger").is_empty());
     assert!(!env.left_at_source().contains(&env.name_at_source("younger")));
     env.sql("INSERT INTO t VALUES (2)");
     env.settle("older");
 
     env.delete::<api::Mirror>("older");
-    let message = env.until_stalled("younger", "DestinationTableConflict");
-    assert_says(&message, &["TRUNCATE TABLE", "annotate mirror younger", "walferry.dev/resync"]);
+    env.until_stalled("younger", "DestinationTableConflict");
     env.annotate("younger", "walferry.dev/resync", "1");
     env.until_ready("younger");
     env.settle("younger");
     env.assert_table("t", "id", "id");
 }
 
-/// Objects of the names that a replicator gets, with all of its labels, were there before: they stay as they are, also when the Mirror goes.
+/// Objects with the names and labels of a replicator existed before: they are not changed, also when the
+/// Mirror is deleted.
 #[test]
 fn objects_of_strangers_are_left_alone() {
     let env = TestEnv::new();
@@ -337,11 +326,7 @@ fn objects_of_strangers_are_left_alone() {
     for (kind, document) in [("configmap", map), ("deployment", deployment)] {
         let made = env.namespace.apply(&document);
         env.apply(&another(&env.mirror(&["t"]), "shop", &["t"]));
-        let message = env.until_stalled("shop", "ObjectNotOurs");
-        assert_says(
-            &message,
-            &["walferry-shop in namespace", &format!("kubectl delete {kind} walferry-shop")],
-        );
+        env.until_stalled("shop", "ObjectNotOurs");
         as_made(kind, &made);
         env.delete::<api::Mirror>("shop");
         as_made(kind, &made);
@@ -349,8 +334,8 @@ fn objects_of_strangers_are_left_alone() {
     }
 }
 
-/// One Mirror is new, one streams and one is being deleted when the operator ends without warning. Of the one that streams, nothing
-/// else is said by an operator that has just begun.
+/// One Mirror is new, one streams and one is being deleted when the operator is killed. The next operator
+/// does not change the conditions of the one that streams.
 #[test]
 fn the_operator_is_restarted() {
     let env = TestEnv::alone();
@@ -379,15 +364,14 @@ fn the_operator_is_restarted() {
     }
 }
 
-/// An operator is given an image for its replicators that nobody can pull, and then a better one.
+/// The operator gets a replicator image that can't be pulled, and then a valid one.
 #[test]
 fn the_image_is_broken() {
     let env = TestEnv::alone();
     env.sql("CREATE TABLE t (id int PRIMARY KEY); INSERT INTO t VALUES (1)");
     let name = env.streaming(&env.mirror(&["t"]));
     env.operator.install(&["--set=replicator.image=localhost/nobody/has:this"]);
-    let message = env.until_stalled(&name, "ReplicatorImageUnavailable");
-    assert!(message.contains("localhost/nobody/has:this"), "{message}");
+    env.until_stalled(&name, "ReplicatorImageUnavailable");
     env.sql("INSERT INTO t VALUES (2)");
     env.operator.install(&[]);
     env.until_ready(&name);
@@ -395,7 +379,8 @@ fn the_image_is_broken() {
     env.assert_table("t", "id", "id");
 }
 
-/// Rows flow while the apiserver is away; a Mirror that is being provisioned then gets there in the end.
+/// Rows are replicated while the apiserver is down, and a Mirror that is being provisioned then becomes Ready
+/// later.
 #[test]
 fn the_apiserver_is_restarted() {
     if !cluster().can_be_disturbed() {

@@ -1,10 +1,11 @@
-//! Tests on a real Kubernetes: a real apiserver, real pods, a real PostgreSQL and a real ClickHouse. Run them with
-//! `./e2e/test --test kubernetes`.
+//! Tests on a real Kubernetes: a real apiserver, real pods, a real PostgreSQL and a real ClickHouse. Run them
+//! with `./e2e/test --test kubernetes`.
 //!
-//! All tests of a process share one cluster, which starts with the first of them and ends with the process. It is one of
-//! `e2e/tools/cluster`, which takes root, or the one whose kubeconfig `E2E_KUBECONFIG` names, where kubectl and helm come from PATH.
-//! A test has a namespace of its own ([`harness::TestNamespace`]) and disturbs nobody there. One that disturbs all others, because it
-//! stops the operator, the apiserver or the like, takes [`harness::TestNamespace::alone`] and so has the cluster to itself.
+//! All tests of a process share one cluster, which starts with the first of them and ends with the process.
+//! It is started by `e2e/tools/cluster`, which needs root, or it is the one whose kubeconfig `E2E_KUBECONFIG`
+//! names; then kubectl and helm are taken from PATH. Each test has its own namespace
+//! ([`harness::TestNamespace`]) and does not affect others. A test that stops the operator or the apiserver
+//! uses [`harness::TestNamespace::alone`], which runs it while no other test runs.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,

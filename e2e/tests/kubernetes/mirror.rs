@@ -27,7 +27,7 @@ fn applied_it_streams_and_deleted_it_leaves_nothing() {
         env.source_value("SELECT slot_name FROM pg_replication_slots WHERE database = current_database()");
     assert_eq!(status.slot_name.as_deref(), Some(&*slot));
 
-    // what is left is looked at by TestEnv's end too, when all Mirrors are deleted
+    // TestEnv checks this again when it is dropped, after all Mirrors are deleted.
     env.delete::<walferry::api::Mirror>(&name);
     assert_eq!(env.left_at_source(), "");
     eventually("the end of the replicator", || env.replicators(&name).is_empty());

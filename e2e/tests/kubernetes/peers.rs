@@ -1,4 +1,4 @@
-//! ReplicationPeers: what a look at a database says, and when it is looked at again.
+//! ReplicationPeers: the status that a check of the database results in, and when it is checked again.
 
 use k8s_openapi::api::core::v1::Secret;
 use kube::api::{Patch, PatchParams};
@@ -6,11 +6,11 @@ use serde_json::{Value, json};
 use walferry::api::{ReplicationPeer, ReplicationPeerStatus, conditions};
 
 use crate::{
-    harness::{TestEnv, TestNamespace, assert_says, clickhouse, cluster, condition, own_postgres},
+    harness::{TestEnv, TestNamespace, clickhouse, cluster, condition, own_postgres},
     support::{self, TestCa},
 };
 
-/// Watches a peer until `look` gives something.
+/// Watches a peer until `look` returns something.
 #[track_caller]
 fn until<T>(
     env: &TestEnv,
@@ -32,9 +32,9 @@ fn until_ready(env: &TestEnv, name: &str) -> ReplicationPeerStatus {
     })
 }
 
-/// Waits until a peer is not Ready for this reason, told by a condition of this type, and gives the message.
+/// Waits until a peer is not Ready and a condition of this type has this reason.
 #[track_caller]
-fn until_failing(env: &TestEnv, name: &str, kind: &str, reason: &str) -> String {
+fn until_failing(env: &TestEnv, name: &str, kind: &str, reason: &str) {
     let status = until(env, name, &format!("{kind} with {reason}"), |status| {
         let found = condition(&status.conditions, kind)?;
         (found.status == "True" && found.reason == reason).then(|| status.clone())
@@ -43,10 +43,9 @@ fn until_failing(env: &TestEnv, name: &str, kind: &str, reason: &str) -> String 
     assert_eq!(condition(&status.conditions, other), None);
     let ready = condition(&status.conditions, conditions::READY).unwrap();
     assert_eq!(ready.status, "False", "{status:?}");
-    ready.message.clone()
 }
 
-/// Merges this into a Secret, as `kubectl edit` does.
+/// Merges a change into a Secret, like `kubectl edit`.
 fn edit_secret(namespace: &TestNamespace, name: &str, change: &Value) {
     let api = namespace.api::<Secret>();
     cluster().block_on(api.patch(name, &PatchParams::default(), &Patch::Merge(change))).unwrap();
@@ -63,13 +62,9 @@ fn named(document: &Value, name: &str) -> Value {
 fn a_peer_says_what_it_is_and_follows_its_secret() {
     let env = TestEnv::new();
     let mirror = env.mirror(&["t"]);
-    // the first look finds no Secret
+    // The first check finds no Secret.
     env.namespace.apply(&mirror.postgres);
-    let message = until_failing(&env, "source", conditions::STALLED, "SecretMissing");
-    assert_says(
-        &message,
-        &["spec.postgres.credentialsSecretRef.name", "source-login", &env.namespace.name, "create it"],
-    );
+    until_failing(&env, "source", conditions::STALLED, "SecretMissing");
     for document in mirror.documents() {
         if document["kind"] != "Mirror" {
             env.namespace.apply(&document);
@@ -91,19 +86,17 @@ fn a_peer_says_what_it_is_and_follows_its_secret() {
         .exits(0);
     env.namespace.kubectl(&["get", "replicationpeers"]).exits(0).says(&["READY", "True", &version]);
 
-    for (secret, peer, reason, user, right) in [
-        ("source-login", "source", "SourceAuthenticationFailed", env.database.as_str(), "role-test"),
-        ("target-login", "target", "DestinationAuthenticationFailed", "limited", "limited-test"),
+    for (secret, peer, reason, right) in [
+        ("source-login", "source", "SourceAuthenticationFailed", "role-test"),
+        ("target-login", "target", "DestinationAuthenticationFailed", "limited-test"),
     ] {
-        // a new Secret is a new look, at once
+        // A changed Secret is checked immediately.
         edit_secret(&env.namespace, secret, &json!({"stringData": {"password": "not-the-password"}}));
-        let message = until_failing(&env, peer, conditions::STALLED, reason);
-        assert_says(&message, &[user, "credentialsSecretRef"]);
-        // what is known of the server stays
+        until_failing(&env, peer, conditions::STALLED, reason);
+        // The server's version stays in the status.
         until(&env, peer, "the version", |status| status.server_version.clone());
         edit_secret(&env.namespace, secret, &json!({"data": {"password": null}}));
-        let message = until_failing(&env, peer, conditions::STALLED, "SecretKeyMissing");
-        assert_says(&message, &[secret, "no key password", "it has: username"]);
+        until_failing(&env, peer, conditions::STALLED, "SecretKeyMissing");
         edit_secret(&env.namespace, secret, &json!({"stringData": {"password": right}}));
         until_ready(&env, peer);
     }
@@ -115,15 +108,15 @@ fn a_peer_says_what_it_is_and_follows_its_secret() {
     ]);
     env.assert_secret(&["not-the-password"]);
 
-    // without Mirrors a peer goes at once
+    // A peer without Mirrors is deleted immediately.
     for peer in ["source", "target"] {
         env.delete::<ReplicationPeer>(peer);
     }
 }
 
-/// Each wrong setting has its reason, and a message with the field to correct.
+/// Each wrong setting has its reason, and a correction is noticed.
 #[test]
-fn wrong_settings_are_told_and_correcting_them_is_seen() {
+fn wrong_settings_have_reasons_and_end_when_corrected() {
     let address = cluster().address().to_string();
     let (right, wrong) = (TestCa::new("right"), TestCa::new("wrong"));
     let folder = tempfile::tempdir().unwrap();
@@ -170,38 +163,26 @@ fn wrong_settings_are_told_and_correcting_them_is_seen() {
     target("frozen", "credentialsSecretRef", json!({"name": "frozen-login"}));
 
     let (stalled, reconciling) = (conditions::STALLED, conditions::RECONCILING);
-    for (name, kind, reason, words) in [
-        (
-            "level",
-            stalled,
-            "SourceWalLevelNotLogical",
-            &["replica", "set wal_level = 'logical' in the command line", "restart"][..],
-        ),
-        ("host", reconciling, "SourceUnreachable", &["db.invalid", "postgres.host"]),
-        ("port", reconciling, "SourceUnreachable", &[&format!("{address}:1"), "postgres.port"]),
-        ("database", stalled, "SourceError", &["app_nowhere", "postgres.database"]),
-        ("tls", stalled, "SourceWalLevelNotLogical", &["wal_level"]),
-        ("other-ca", stalled, "SourceTlsFailed", &["certificate", "caSecretRef"]),
-        (
-            "no-ca",
-            stalled,
-            "SecretKeyMissing",
-            &["spec.postgres.tls.caSecretRef", "ca.pem", "it has: ca.crt"],
-        ),
-        ("broken-ca", stalled, "SourceTlsFailed", &["caSecretRef"]),
-        ("target-port", reconciling, "DestinationUnreachable", &[&format!("{address}:1")]),
-        ("target-database", stalled, "DestinationDatabaseMissing", &["app_nowhere", "CREATE DATABASE"]),
-        ("reader", stalled, "DestinationAccessDenied", &["reader", "GRANT"]),
-        ("frozen", stalled, "DestinationReadOnly", &["readonly = 0"]),
+    for (name, kind, reason) in [
+        ("level", stalled, "SourceWalLevelNotLogical"),
+        ("host", reconciling, "SourceUnreachable"),
+        ("port", reconciling, "SourceUnreachable"),
+        ("database", stalled, "SourceError"),
+        ("tls", stalled, "SourceWalLevelNotLogical"),
+        ("other-ca", stalled, "SourceTlsFailed"),
+        ("no-ca", stalled, "SecretKeyMissing"),
+        ("broken-ca", stalled, "SourceTlsFailed"),
+        ("target-port", reconciling, "DestinationUnreachable"),
+        ("target-database", stalled, "DestinationDatabaseMissing"),
+        ("reader", stalled, "DestinationAccessDenied"),
+        ("frozen", stalled, "DestinationReadOnly"),
     ] {
-        let message = until_failing(&env, name, kind, reason);
-        println!("{name}: {reason}: {message}");
-        assert_says(&message, words);
+        until_failing(&env, name, kind, reason);
     }
     until_ready(&env, "target");
     env.assert_secret(&["reader-test", "frozen-test"]);
 
-    // a new spec is a new look, at once
+    // A changed spec is checked immediately.
     apply(&mirror.clickhouse, "target-port", &[]);
     target("target-database", "database", env.database.as_str().into());
     for name in ["target-port", "target-database"] {

@@ -1,4 +1,5 @@
-//! The status of a Mirror: what each state looks like, how soon it is there, and that a quiet Mirror keeps quiet.
+//! The status of a Mirror: the conditions of each state, how soon they are set, and that an idle Mirror
+//! causes few queries and writes.
 
 use std::pin::pin;
 
@@ -16,7 +17,7 @@ use crate::{
     support::{self, DEADLINE, eventually, until},
 };
 
-/// What tools that follow kstatus make of an object.
+/// An object's state in kstatus, which deployment tools follow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Kstatus {
     InProgress,
@@ -25,7 +26,7 @@ enum Kstatus {
     Terminating,
 }
 
-/// The generic rules of kstatus, for kinds that it doesn't know.
+/// The generic rules of kstatus for unknown kinds.
 fn kstatus(mirror: &Mirror) -> Kstatus {
     if mirror.metadata.deletion_timestamp.is_some() {
         return Kstatus::Terminating;
@@ -44,13 +45,13 @@ fn kstatus(mirror: &Mirror) -> Kstatus {
     }
 }
 
-/// The version that a watch of the Mirrors of this namespace can begin with, to miss nothing that comes after.
+/// The resource version from which a watch of this namespace's Mirrors gets all later changes.
 fn now(env: &TestEnv) -> String {
     let list = cluster().block_on(env.namespace.api::<Mirror>().list(&ListParams::default())).unwrap();
     list.metadata.resource_version.unwrap()
 }
 
-/// Every state that a Mirror had since `start`, up to the one for which `done` is true.
+/// Every state of a Mirror since `start`, up to the first one for which `done` is true.
 #[track_caller]
 fn history(env: &TestEnv, name: &str, start: &str, mut done: impl FnMut(&Mirror) -> bool) -> Vec<Mirror> {
     let api = env.namespace.api::<Mirror>();
@@ -73,11 +74,11 @@ fn history(env: &TestEnv, name: &str, start: &str, mut done: impl FnMut(&Mirror)
         })
         .await
     });
-    collected.unwrap_or_else(|_| panic!("waited {DEADLINE:?} in vain; the states were {seen:#?}"));
+    collected.unwrap_or_else(|_| panic!("not done within {DEADLINE:?}; the states were {seen:#?}"));
     seen
 }
 
-/// What holds in every state.
+/// Asserts what must hold in every state.
 #[track_caller]
 fn assert_consistent(mirror: &Mirror) {
     let Some(status) = &mirror.status else { return };
@@ -99,7 +100,7 @@ fn assert_consistent(mirror: &Mirror) {
     assert_eq!(status.publication_name.as_ref(), Some(&name));
 }
 
-/// `True Streaming` and the like.
+/// Status and reason of Ready, such as `True Streaming`.
 fn ready(status: &MirrorStatus) -> String {
     let ready = condition(&status.conditions, conditions::READY).unwrap();
     format!("{} {}", ready.status, ready.reason)
@@ -116,17 +117,17 @@ fn assert_state(mirror: &Mirror, kind: &str, status: &str, reason: &str) {
     assert_eq!(state_of(mirror, kind), Some((status.to_owned(), reason.to_owned())), "{kind}: {mirror:#?}");
 }
 
-/// Waits for the events of a Mirror whose copy is done. They come after the status that they are about, and after others where
-/// the Mirror was there before its Secrets.
+/// Waits for the events of a finished snapshot, which follow the status. There are others if the Mirror was
+/// applied before its Secrets.
 #[track_caller]
-fn assert_events_of_a_copy(env: &TestEnv, name: &str) {
-    let told = || {
-        let mut told = env.events(name);
-        told.retain(|reason| reason == "Provisioned" || reason.starts_with("Snapshot"));
-        told
+fn assert_snapshot_events(env: &TestEnv, name: &str) {
+    let events = || {
+        let mut events = env.events(name);
+        events.retain(|reason| reason == "Provisioned" || reason.starts_with("Snapshot"));
+        events
     };
-    eventually("the events", || told().len() >= 3);
-    assert_eq!(told(), ["Provisioned", "SnapshotFinished", "SnapshotStarted"]);
+    eventually("the events", || events().len() >= 3);
+    assert_eq!(events(), ["Provisioned", "SnapshotFinished", "SnapshotStarted"]);
 }
 
 fn patch_spec(env: &TestEnv, name: &str, spec: serde_json::Value) {
@@ -134,8 +135,8 @@ fn patch_spec(env: &TestEnv, name: &str, spec: serde_json::Value) {
     cluster().block_on(env.namespace.api::<Mirror>().patch(name, &PatchParams::default(), &patch)).unwrap();
 }
 
-/// A env whose PostgreSQL writes every statement with user and database into its log.
-fn talking_env() -> TestEnv {
+/// An environment whose PostgreSQL logs every statement with its database and time.
+fn env_with_statement_log() -> TestEnv {
     let postgres =
         own_postgres(&["-c", "log_statement=all", "-c", "log_line_prefix=%d|%m|", "-c", "timezone=UTC"]);
     TestEnv::with(TestNamespace::new(), support::TestEnv::on(postgres, clickhouse()))
@@ -143,7 +144,7 @@ fn talking_env() -> TestEnv {
 
 #[test]
 fn from_apply_to_ready_and_then_quiet() {
-    let env = talking_env();
+    let env = env_with_statement_log();
     env.sql("CREATE TABLE users (id bigint PRIMARY KEY, name text); INSERT INTO users SELECT n, 'user ' || n FROM generate_series(1, 1000) n; ANALYZE users");
     let start = now(&env);
     let name = env.apply(&env.mirror(&["users"]));
@@ -155,7 +156,7 @@ fn from_apply_to_ready_and_then_quiet() {
     let states = history(&env, &name, &start, caught_up);
     states.iter().for_each(assert_consistent);
 
-    // the first patch says all that tools need to wait
+    // The first status has everything that tools need to wait for the Mirror.
     let first = states.iter().find(|mirror| mirror.status.is_some()).unwrap();
     assert_state(first, conditions::READY, "Unknown", "Progressing");
     assert_state(first, conditions::RECONCILING, "True", "Provisioning");
@@ -201,9 +202,9 @@ fn from_apply_to_ready_and_then_quiet() {
 
     env.namespace.kubectl(&["wait", "mirror", &name, "--for=condition=Ready", "--timeout=5s"]).exits(0);
     env.namespace.kubectl(&["get", "mirrors"]).exits(0).says(&["True", "Streaming", "source", "target"]);
-    assert_events_of_a_copy(&env, &name);
+    assert_snapshot_events(&env, &name);
 
-    quiet(&env, &name);
+    assert_idle_is_quiet(&env, &name);
 
     env.sql("UPDATE users SET name = 'renamed' WHERE id = 7");
     env.settle(&name);
@@ -211,7 +212,8 @@ fn from_apply_to_ready_and_then_quiet() {
     suspended(&env, &name);
 }
 
-/// The statements in the log of the test's PostgreSQL that walferry sent to the test's database, with their second of the day.
+/// The statements that walferry sent to the test's database, from PostgreSQL's log, with their second of the
+/// day.
 fn statements(env: &TestEnv) -> Vec<(f64, String)> {
     let log = std::fs::read_to_string(env.postgres_server.folder.join("log")).unwrap();
     let of_database = format!("{}|", env.database);
@@ -228,14 +230,15 @@ fn statements(env: &TestEnv) -> Vec<(f64, String)> {
         let clock: Vec<f64> = time.split(' ').nth(1)?.split(':').map(|part| part.parse().unwrap()).collect();
         Some((clock[0] * 3600.0 + clock[1] * 60.0 + clock[2], text.to_owned()))
     };
-    // Every 30 s the look has a new session, which begins with these: only new ones hear of a smart shutdown.
-    let greets =
+    // The catalog check opens a new session every 30 s, because only new sessions notice a smart shutdown. A
+    // session begins with these statements.
+    let begins_session =
         |text: &str| text.contains("server_version_num") || text.contains("pg_postmaster_start_time");
-    log.lines().filter_map(statement).filter(|(_, text)| !greets(text)).collect()
+    log.lines().filter_map(statement).filter(|(_, text)| !begins_session(text)).collect()
 }
 
-/// Nothing happens at the source: three looks at it, 10 s apart, are all that it hears, and figures are all that the apiserver hears.
-fn quiet(env: &TestEnv, name: &str) {
+/// Without changes at the source, it gets one query every 10 s, and the apiserver gets only status updates.
+fn assert_idle_is_quiet(env: &TestEnv, name: &str) {
     let versions = || {
         let version = |object: Option<String>| object.unwrap();
         let owned = format!("walferry-{name}");
@@ -253,25 +256,25 @@ fn quiet(env: &TestEnv, name: &str) {
     };
     let written = || env.operator.metric("walferry_operator_status_writes_total", &[("kind", "Mirror")]);
     let known = statements(env).len();
-    until("the first look at a quiet source", || (statements(env).len() > known).then_some(()));
+    until("the first query at an idle source", || (statements(env).len() > known).then_some(()));
     let (before, start, begun, writes) = (versions(), now(env), std::time::Instant::now(), written());
     let known = statements(env).len();
-    until("two more looks", || (statements(env).len() >= known + 2).then_some(()));
+    until("two more queries", || (statements(env).len() >= known + 2).then_some(()));
     let window = begun.elapsed();
-    let heard = &statements(env)[known - 1..];
-    println!("in {window:?} the source heard {heard:?}");
-    for pair in heard.windows(2) {
+    let queries = &statements(env)[known - 1..];
+    println!("in {window:?} the source got {queries:?}");
+    for pair in queries.windows(2) {
         let pause = (pair[1].0 - pair[0].0).rem_euclid(86_400.0);
-        assert!(pause > 9.5, "a quiet Mirror asked its source after {pause} s: {heard:#?}");
+        assert!(pause > 9.5, "an idle Mirror queried its source after {pause} s: {queries:#?}");
     }
 
-    assert_eq!(versions(), before, "a quiet Mirror had its objects or peers written");
+    assert_eq!(versions(), before, "objects or peers of an idle Mirror were written");
     let marked = Patch::Merge(json!({"metadata": {"labels": {"e2e": "end-of-window"}}}));
     cluster().block_on(env.namespace.api::<Mirror>().patch(name, &PatchParams::default(), &marked)).unwrap();
     let states = history(env, name, &start, |mirror| mirror.labels().contains_key("e2e"));
     let states = &states[..states.len() - 1];
     println!(
-        "and the apiserver {} status writes of this Mirror, {} of all",
+        "the apiserver got {} status writes of this Mirror, {} of all Mirrors",
         states.len(),
         written() - writes
     );
@@ -283,7 +286,7 @@ fn quiet(env: &TestEnv, name: &str) {
     }
 }
 
-/// Suspended is Ready, and warns of what it costs.
+/// A suspended Mirror is Ready and reports the WAL that its slot retains.
 fn suspended(env: &TestEnv, name: &str) {
     patch_spec(env, name, json!({"suspend": true}));
     let mirror = env.until(name, "suspended with figures", |mirror| {
@@ -295,11 +298,9 @@ fn suspended(env: &TestEnv, name: &str) {
     assert_eq!(kstatus(&mirror), Kstatus::Current);
     assert_state(&mirror, conditions::STREAMING, "False", "Suspended");
     assert_state(&mirror, conditions::SNAPSHOTTED, "True", "Copied");
-    let message = &condition(&mirror.status.as_ref().unwrap().conditions, conditions::READY).unwrap().message;
-    assert!(message.contains("slot walferry_") && message.contains("holds back"), "{message}");
 }
 
-/// A table that fails stops alone; when none is left, a human is needed.
+/// A failed table stops alone; when all have failed, the Mirror is Stalled.
 #[test]
 fn failed_tables_are_listed_and_the_rest_streams() {
     let env = TestEnv::new();
@@ -320,31 +321,29 @@ fn failed_tables_are_listed_and_the_rest_streams() {
         (failed.schema.as_str(), failed.name.as_str(), failed.reason.as_str()),
         ("public", "a", "DestinationTableMissing")
     );
-    assert!(failed.message.contains("walferry.dev/resync"), "{}", failed.message);
-    let message = &condition(&status.conditions, conditions::READY).unwrap().message;
-    assert!(message.contains("1 of 2 tables") && message.contains("public.a"), "{message}");
     env.sql("INSERT INTO b VALUES (2)");
     env.settle(&name);
     env.assert_table("b", "id", "id");
 
     env.target("DROP TABLE b SYNC");
     env.sql("INSERT INTO b VALUES (3)");
-    let message = env.until_stalled(&name, "AllTablesFailed");
-    assert!(message.contains("2 of 2 tables") && message.contains("public.b"), "{message}");
+    env.until_stalled(&name, "AllTablesFailed");
     let mirror =
         env.until(&name, "Failed", |mirror| (kstatus(mirror) == Kstatus::Failed).then(|| mirror.clone()));
     assert_consistent(&mirror);
+    let tables = mirror.status.as_ref().unwrap().tables.clone().unwrap();
+    assert_eq!((tables.total, tables.streaming, tables.failed), (2, 0, 2));
     eventually("the events", || env.events(&name).contains(&"AllTablesFailed".to_owned()));
     let events = env.events(&name);
     assert_eq!(events.iter().filter(|reason| *reason == "TableFailed").count(), 2, "{events:?}");
 }
 
-/// While rows are copied, the status says how far.
+/// While rows are copied, the status reports the progress.
 #[test]
-fn a_copy_tells_how_far_it_is() {
+fn a_snapshot_reports_its_progress() {
     let env = TestEnv::new();
     env.sql("CREATE TABLE big (id bigint PRIMARY KEY, note text); INSERT INTO big SELECT n, repeat('x', 100) FROM generate_series(1, 300000) n; ANALYZE big");
-    // each insert into the target takes 3 s, as at a busy server
+    // Each insert into the target takes 3 s, as at a busy server.
     env.target("CREATE TABLE big (id Int64, note Nullable(String), _walferry_version UInt64, _walferry_deleted UInt8) ENGINE = ReplacingMergeTree(_walferry_version, _walferry_deleted) ORDER BY id");
     env.target("CREATE TABLE slow (id Int64, nap UInt8) ENGINE = Null");
     env.target("CREATE MATERIALIZED VIEW slowly TO slow AS SELECT min(id) AS id, sleep(3) AS nap FROM big");
@@ -355,23 +354,18 @@ fn a_copy_tells_how_far_it_is() {
     let copying = states.iter().find(|mirror| {
         state_of(mirror, conditions::RECONCILING).is_some_and(|(_, reason)| reason == "Snapshotting")
     });
-    let copying = copying.unwrap_or_else(|| panic!("no state tells of the copy: {states:#?}"));
+    let copying = copying.unwrap_or_else(|| panic!("no state reports the snapshot: {states:#?}"));
     assert_state(copying, conditions::READY, "Unknown", "Progressing");
     assert_state(copying, conditions::SNAPSHOTTED, "False", "Snapshotting");
     assert_state(copying, conditions::STREAMING, "True", "Streaming");
     let status = copying.status.clone().unwrap();
     assert_eq!(status.tables.unwrap().snapshotting, 1);
     assert_eq!(status.snapshot.unwrap().rows_estimated, 300_000);
-    let message = &condition(&status.conditions, conditions::READY).unwrap().message;
-    assert!(
-        message.contains("0 of 1 tables copied") && message.contains("of about 300000 rows"),
-        "{message}"
-    );
     assert_eq!(states.last().unwrap().status.clone().unwrap().snapshot.unwrap().rows_copied, 300_000);
-    assert_events_of_a_copy(&env, &name);
+    assert_snapshot_events(&env, &name);
 }
 
-/// Ten Mirrors are no burden.
+/// The operator's memory with ten Mirrors is bounded.
 #[test]
 fn an_operator_of_ten_mirrors_needs_little_memory() {
     const MOST: u64 = 60 << 20;
@@ -391,7 +385,7 @@ fn an_operator_of_ten_mirrors_needs_little_memory() {
     assert!(resident <= MOST, "the operator has {resident} bytes resident");
 }
 
-/// What kubelet says of the largest of the operator's processes.
+/// The resident memory of the operator's largest process, from kubelet's metrics.
 fn resident_bytes(env: &TestEnv) -> Option<u64> {
     let figures = env.operator.pods().into_iter().filter_map(|pod| {
         let node = pod.spec.as_ref()?.node_name.clone()?;
@@ -406,7 +400,7 @@ fn resident_bytes(env: &TestEnv) -> Option<u64> {
                 lines.filter_map(|line| line.split_once("} ")?.1.split(' ').next()?.parse::<f64>().ok());
             values.reduce(f64::max)
         };
-        // what kubelet calls rss leaves out mapped files, such as the program itself
+        // kubelet's rss does not include mapped files, such as the program itself.
         Some((largest("container_memory_rss")? + largest("container_memory_mapped_file")?) as u64)
     });
     figures.max()

@@ -107,6 +107,7 @@ fn a_ttl_is_removed_at_the_target() {
 /// An ALTER on a full disk leaves ClickHouse with an empty file in place of the table's definition.
 #[test]
 fn a_target_whose_definition_is_lost_is_dropped() {
+    crate::needs_own_server!();
     heals(&Case {
         breaks: |env, _| {
             let sql =

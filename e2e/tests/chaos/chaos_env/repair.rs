@@ -8,7 +8,7 @@ impl ChaosEnv {
     /// faults must have ended.
     ///
     /// - A merge on a full disk can leave ClickHouse with a part that it can't read: that target is dropped.
-    /// - After a failover, the rows of an append-only table that the new primary may lack are copied again only on
+    /// - After a failover, rows of an append-only table that the new primary may lack are copied again only on
     ///   request.
     ///
     /// Any other failed table fails the test.

@@ -125,7 +125,7 @@ fn list<'a>(status: &'a Value, field: &str) -> &'a [Value] {
     status[field].as_array().map_or(&[], Vec::as_slice)
 }
 
-/// Whether a replicator ended because its checks failed, which is before it serves HTTP, as opposed to a crash.
+/// Whether a replicator ended because its checks failed, before it served HTTP, as opposed to a crash.
 fn failed_checks(code: Option<i32>, before_listening: bool) -> bool {
     code == Some(1) && before_listening
 }

@@ -1,9 +1,9 @@
-//! The definitions and the samples as users apply them.
+//! CRDs and samples, applied like users apply them.
 
 use serde_json::{Value, json};
 
 use super::{FILE, definitions};
-use crate::harness::{TestNamespace, install_definitions};
+use crate::harness::{TestNamespace, install_crds};
 
 /// Every sample of `config/samples`.
 fn samples() -> Vec<std::path::PathBuf> {
@@ -15,7 +15,7 @@ fn samples() -> Vec<std::path::PathBuf> {
     found
 }
 
-/// With `1.0` written as `1`, the same number to the apiserver.
+/// Replaces `1.0` by `1`, which is the same number for the apiserver.
 fn whole(value: &Value) -> Value {
     match value {
         Value::Number(number) => json!(number.as_f64()),
@@ -27,7 +27,7 @@ fn whole(value: &Value) -> Value {
 
 #[test]
 fn the_apiserver_has_nothing_to_say_against_the_definitions() {
-    install_definitions();
+    install_crds();
     let namespace = TestNamespace::new();
     namespace
         .cluster
@@ -43,14 +43,14 @@ fn the_apiserver_has_nothing_to_say_against_the_definitions() {
             .iter()
             .map(|condition| format!("{}={}", condition["type"], condition["status"]).replace('"', ""))
             .collect();
-        // there would be NonStructuralSchema=True too
+        // A non-structural schema would have the condition NonStructuralSchema=True.
         assert_eq!(conditions, ["NamesAccepted=True", "Established=True"], "{name}");
-        // nothing is dropped or added but what the apiserver fills in
+        // The apiserver drops nothing and adds only its own fields.
         let (ours, theirs) =
             (&definition["spec"]["versions"][0]["schema"], &shown["spec"]["versions"][0]["schema"]);
         assert_eq!(whole(ours), whole(theirs), "{name}");
 
-        // some warnings come only at the first time: under another name it is one
+        // Some warnings are sent only when an object is created, so it is created under another name.
         let copy = definition
             .to_string()
             .replace("walferry.dev", "walferry.example")
@@ -62,15 +62,15 @@ fn the_apiserver_has_nothing_to_say_against_the_definitions() {
 
 #[test]
 fn samples_applied_twice_change_nothing() {
-    install_definitions();
-    // the operator would change finalizers and statuses
+    install_crds();
+    // The operator would change finalizers and statuses.
     for sample in samples() {
         let namespace = TestNamespace::without_operator();
         let sample = sample.to_str().unwrap();
         let apply = || {
             let applied =
                 namespace.kubectl(&["apply", "--server-side", "--validate=strict", "-k", sample]).exits(0);
-            // a sample can't have a real certificate
+            // A sample can't have a real certificate.
             let warnings = applied.stderr.replace("Warning: x509: malformed certificate\n", "");
             assert_eq!(warnings, "", "{sample}");
             let shown = namespace.kubectl(&["get", "--output=json", "-k", sample]).exits(0);
@@ -87,7 +87,7 @@ fn samples_applied_twice_change_nothing() {
 
 #[test]
 fn a_misspelt_field_is_refused() {
-    install_definitions();
+    install_crds();
     let namespace = TestNamespace::new();
     let mirror = json!({"apiVersion": "walferry.dev/v1alpha1", "kind": "Mirror", "metadata": {"name": "example"}, "spec": {
         "sourceRef": {"name": "a"}, "destinationRef": {"name": "b"}, "tables": [{"schema": "public", "name": "users"}],
@@ -106,7 +106,7 @@ fn a_misspelt_field_is_refused() {
 
 #[test]
 fn kubectl_shows_the_words_of_a_rule() {
-    install_definitions();
+    install_crds();
     let namespace = TestNamespace::new();
     let peer = json!({"apiVersion": "walferry.dev/v1alpha1", "kind": "ReplicationPeer", "metadata": {"name": "example"}, "spec": {}});
     let words = r#"The ReplicationPeer "example" is invalid: spec: Invalid value: "object": exactly one of postgres and clickhouse must be set"#;
@@ -119,7 +119,7 @@ fn kubectl_shows_the_words_of_a_rule() {
 /// The rules must not cost the apiserver more than it allows for one object, however large.
 #[test]
 fn the_largest_mirror_is_taken() {
-    install_definitions();
+    install_crds();
     let namespace = TestNamespace::new();
     let names =
         |prefix: &str| (0..5).map(|index| format!("{prefix}_of_the_application_{index}")).collect::<Vec<_>>();
@@ -135,7 +135,7 @@ fn the_largest_mirror_is_taken() {
     let mirror = json!({"apiVersion": "walferry.dev/v1alpha1", "kind": "Mirror", "metadata": {"name": "large"},
         "spec": {"sourceRef": {"name": "a"}, "destinationRef": {"name": "b"}, "tables": tables}});
     let size = mirror.to_string().len();
-    // etcd takes no more than 1.5 MiB
+    // etcd accepts at most 1.5 MiB.
     assert!((1 << 20..3 << 19).contains(&size), "{size} bytes");
     namespace.try_create(&mirror).unwrap_or_else(|status| panic!("{}", status.message));
 }

@@ -1,5 +1,5 @@
-//! Every bound of the schemas: a value within it is taken, one beyond it refused with words that name the field. The bounds come
-//! from the definitions, so that a new field is covered by being there.
+//! Every bound of the schemas: a value within it is accepted, a value beyond it is rejected with a message
+//! that names the field. The bounds are read from the CRDs, so new fields are covered automatically.
 
 use std::collections::HashSet;
 
@@ -10,9 +10,9 @@ use super::{
     schema::{Path, Step, full, walk},
     schema_of,
 };
-use crate::harness::{TestNamespace, install_definitions};
+use crate::harness::{TestNamespace, install_crds};
 
-/// What a schema says about one field.
+/// A keyword of a schema that restricts one field.
 #[derive(Debug)]
 struct Bound {
     path: Path,
@@ -22,7 +22,7 @@ struct Bound {
     schema: Value,
 }
 
-/// Keywords that bound nothing by themselves, or are tested elsewhere.
+/// Keywords that restrict nothing, or are tested elsewhere.
 const NOT_BOUNDS: [&str; 11] = [
     "additionalProperties",
     "default",
@@ -59,7 +59,7 @@ fn bounds(schema: &Value, top: &str) -> Vec<Bound> {
 }
 
 impl Bound {
-    /// Values beyond the bound, each with what a user reads.
+    /// Values beyond the bound, each with the message for the user.
     fn refused(&self, object: &Value) -> Vec<(Value, String)> {
         let field = self.path.in_messages();
         let with = |value: Value| {
@@ -144,7 +144,7 @@ impl Bound {
                 )]
             }
             ("format", Value::String(format)) => match format.as_str() {
-                // the apiserver takes them for a hint; those that count have a maximum
+                // The apiserver ignores integer formats; fields that need a bound have a maximum.
                 "int32" | "int64" => vec![],
                 "date-time" => vec![(
                     with(json!("noon")),
@@ -197,13 +197,13 @@ impl Bound {
         }
     }
 
-    /// A text of so many characters that can stand here.
+    /// A valid text of this many characters.
     fn text(&self, length: usize) -> Value {
         let start = if self.path.to_string() == "spec.clickhouse.url" { "https://" } else { "" };
         json!(format!("{start}{}", "x".repeat(length.max(start.len() + 1) - start.len())))
     }
 
-    /// So many items like the one that is there.
+    /// This many items like the existing one.
     fn items(&self, object: &Value, count: usize) -> Value {
         let item = self.path.then(Step::Item).of(&mut object.clone()).unwrap().clone();
         let keys = self.schema["x-kubernetes-list-map-keys"].as_array();
@@ -220,14 +220,14 @@ impl Bound {
             .collect()
     }
 
-    /// So many entries like the one that is there.
+    /// This many entries like the existing one.
     fn entries(&self, object: &Value, count: usize) -> Value {
         let entry = self.path.then(Step::Entry).of(&mut object.clone()).unwrap().clone();
         (0..count).map(|index| (format!("x{index}"), entry.clone())).collect::<serde_json::Map<_, _>>().into()
     }
 }
 
-/// Takes away what a rule forbids beside a value under test; the rules have tests of their own.
+/// Removes fields that a CEL rule forbids next to a tested value. The rules have their own tests.
 fn settle(object: &mut Value) {
     for table in object["spec"]["tables"].as_array_mut().into_iter().flatten() {
         if let Some(operations) = table.get_mut("operations") {
@@ -265,7 +265,7 @@ fn objects() -> Vec<Value> {
             ("spec.postgres.tls.mode", json!("VerifyFull")),
             ("spec.clickhouse.tls.mode", json!("VerifyFull")),
             ("spec.tables[].operations", every_operation()),
-            // With true, a rule would refuse these operations.
+            // With true, a rule would reject these operations.
             ("spec.tables[].insertOnly", json!(false)),
             ("spec.batch.maxBytes", json!("32Mi")),
             ("spec.replicator.resources.limits{}", json!("1Gi")),
@@ -284,8 +284,8 @@ fn objects() -> Vec<Value> {
     ]
 }
 
-/// Tries every bound below `top` on the objects; `attempt` sends one to the apiserver. A refusal must name the field, and with
-/// `words` say what a user should read.
+/// Tries every bound below `top`; `attempt` sends an object to the apiserver. A rejection must name the
+/// field, and with `words` have the expected message.
 fn check(top: &str, words: bool, attempt: impl Fn(&Value) -> Result<Value, Box<Status>>) {
     let mut wrong = Vec::new();
     let mut seen = HashSet::new();
@@ -327,23 +327,23 @@ fn check(top: &str, words: bool, attempt: impl Fn(&Value) -> Result<Value, Box<S
 
 #[test]
 fn of_specs() {
-    install_definitions();
+    install_crds();
     let namespace = TestNamespace::new();
-    // the words are the apiserver's and differ between its versions
+    // The messages are the apiserver's and differ between its versions.
     check("spec", namespace.cluster.minor_version() == 34, |object| namespace.try_create(object));
 }
 
 #[test]
 fn of_statuses() {
-    install_definitions();
+    install_crds();
     let namespace = TestNamespace::new();
-    // an object for each to be a status of
+    // Each status needs an object.
     for (index, mut object) in objects().into_iter().enumerate() {
         object["metadata"]["name"] = json!(index.to_string());
         object.as_object_mut().unwrap().remove("status");
         namespace.apply(&object);
     }
-    // the words are read by nobody but the operator
+    // Only the operator reads these messages.
     check("status", false, |object| {
         let mut object = object.clone();
         object["metadata"]["name"] = json!(if object["kind"] == "Mirror" { "2" } else { "0" });

@@ -1,4 +1,4 @@
-//! What the apiserver fills in where a user says nothing.
+//! Defaults that the apiserver sets for missing fields.
 
 use std::collections::BTreeSet;
 
@@ -8,9 +8,9 @@ use super::{
     schema::{Path, walk},
     schema_of,
 };
-use crate::harness::{TestNamespace, install_definitions};
+use crate::harness::{TestNamespace, install_crds};
 
-/// Specs as short as they can be and what becomes of them.
+/// Minimal specs, and the specs that the apiserver makes of them.
 fn cases() -> Vec<(&'static str, Value, Value)> {
     let login = json!({"name": "login"});
     let ca = json!({"name": "ca"});
@@ -48,7 +48,7 @@ fn cases() -> Vec<(&'static str, Value, Value)> {
 
 #[test]
 fn are_as_documented() {
-    install_definitions();
+    install_crds();
     let namespace = TestNamespace::new();
     let mut tried = BTreeSet::new();
     for (kind, spec, becomes) in cases() {
@@ -73,7 +73,7 @@ fn are_as_documented() {
 
 #[test]
 fn null_is_the_same_as_nothing() {
-    install_definitions();
+    install_crds();
     let namespace = TestNamespace::new();
     let object = |spec: Value| json!({"apiVersion": "walferry.dev/v1alpha1", "kind": "ReplicationPeer", "metadata": {"name": "example"}, "spec": spec});
     let postgres = json!({"host": "db", "database": "app", "credentialsSecretRef": {"name": "login"}, "port": null, "tls": null});

@@ -2,11 +2,11 @@
 
 use serde_json::json;
 
-use crate::harness::{TestNamespace, install_definitions};
+use crate::harness::{TestNamespace, install_crds};
 
 #[test]
 fn former_names_are_taken_and_kept() {
-    install_definitions();
+    install_crds();
     let namespace = TestNamespace::new();
     let mirror = json!({"apiVersion": "walferry.dev/v1alpha1", "kind": "Mirror", "metadata": {"name": "example"}, "spec": {
         "sourceRef": {"name": "a"}, "destinationRef": {"name": "b"}, "outOfRange": "Nearest", "snapshot": {"mode": "Only"},

@@ -1,4 +1,4 @@
-//! The CustomResourceDefinitions on a real apiserver.
+//! The CRDs on a real apiserver.
 
 mod apply;
 mod bounds;

@@ -1,5 +1,5 @@
-//! Every CEL rule of the definitions: an object that keeps it is taken, one that breaks it is refused with the words that a user
-//! reads. A rule without a case here fails.
+//! Every CEL rule of the CRDs: an object that satisfies it is accepted, an object that violates it is
+//! rejected with the message for the user. A rule without a case here fails the test.
 
 use std::collections::BTreeSet;
 
@@ -9,16 +9,16 @@ use super::{
     schema::{Path, walk},
     schema_of,
 };
-use crate::harness::{TestNamespace, install_definitions};
+use crate::harness::{TestNamespace, install_crds};
 
 /// A rule and specs on both sides of it.
 struct Case {
     kind: &'static str,
-    /// The field that the rule is written at.
+    /// The field that has the rule.
     at: &'static str,
-    /// What a user reads, after "… is invalid: "; it ends in the rule's message.
+    /// The apiserver's message after "… is invalid: ". It ends with the rule's message.
     reads: &'static str,
-    /// The spec of the object that is changed, for rules about changes.
+    /// The spec of the existing object, for rules about changes.
     before: Option<Value>,
     refused: Value,
     accepted: Value,
@@ -43,7 +43,7 @@ fn mirror(extra: Value) -> Value {
     mirror
 }
 
-/// A Mirror whose second table has more.
+/// A Mirror whose second table has additional fields.
 fn table(extra: Value) -> Value {
     let mut table = json!({"schema": "public", "name": "orders"});
     merge(&mut table, extra);
@@ -385,7 +385,7 @@ fn names() -> Vec<Case> {
     cases
 }
 
-/// Every rule of a kind: where it is and what it says.
+/// Every rule of a kind with its field.
 fn rules(kind: &str) -> BTreeSet<(String, String, String)> {
     let mut found = BTreeSet::new();
     walk(&schema_of(kind), &Path::default(), &mut |path, schema| {
@@ -399,7 +399,7 @@ fn rules(kind: &str) -> BTreeSet<(String, String, String)> {
 
 #[test]
 fn say_what_is_wrong() {
-    install_definitions();
+    install_crds();
     let namespace = TestNamespace::new();
     let object = |kind: &str, name: &str, spec: &Value| json!({"apiVersion": "walferry.dev/v1alpha1", "kind": kind, "metadata": {"name": name}, "spec": spec});
     let mut covered = BTreeSet::new();

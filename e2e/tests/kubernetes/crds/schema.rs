@@ -1,4 +1,4 @@
-//! What the CustomResourceDefinitions say: every field with its schema, and an object that has every field.
+//! The schemas of the CRDs: every field, and an object that has every field.
 
 use std::fmt;
 
@@ -41,7 +41,7 @@ impl Path {
         self.then(Step::Field(name.to_owned()))
     }
 
-    /// As the apiserver calls it in messages about an object.
+    /// The field's name in the apiserver's messages about an object.
     pub fn in_messages(&self) -> String {
         self.to_string().replace("[]", "[0]").replace("{}", &format!(".{ENTRY}"))
     }
@@ -73,8 +73,8 @@ pub fn walk(schema: &Value, path: &Path, visit: &mut impl FnMut(&Path, &Value)) 
     }
 }
 
-/// A value with every field, one item in each list and one entry in each map. `given` has values that are not to be guessed; a
-/// field that it gives as null is left out.
+/// A value with every field, one item in each list and one entry in each map. `given` has the values that
+/// can't be derived from the schema; null leaves a field out.
 pub fn full(schema: &Value, path: &Path, given: &[(&str, Value)]) -> Value {
     if let Some((_, value)) = given.iter().find(|(wanted, _)| *wanted == path.to_string()) {
         return value.clone();

@@ -1,4 +1,4 @@
-//! What kubectl shows: descriptions, columns, short names.
+//! Texts that kubectl prints: descriptions, columns, short names.
 
 use serde_json::{Value, json};
 
@@ -7,11 +7,11 @@ use super::{
     schema_of,
 };
 use crate::{
-    harness::{TestNamespace, install_definitions},
+    harness::{TestNamespace, install_crds},
     support::until,
 };
 
-/// Runs of spaces and line ends as one namespace each.
+/// Replaces each run of white space by one space.
 fn words(text: &str) -> String {
     text.split_whitespace().collect::<Vec<_>>().join(" ")
 }
@@ -22,7 +22,7 @@ fn every_field_has_a_description() {
         let schema = schema_of(kind);
         walk(&schema, &Path::default(), &mut |path, schema| {
             let documented = schema["description"].as_str().is_some_and(|text| text.len() > 10);
-            // an item or entry is described by its list or map
+            // The description of an item or entry is that of its list or map.
             let own = !path.to_string().ends_with(['}', ']']);
             assert!(documented || !own, "{kind}: {path} has no description");
         });
@@ -31,7 +31,7 @@ fn every_field_has_a_description() {
 
 #[test]
 fn kubectl_explain_teaches() {
-    install_definitions();
+    install_crds();
     let namespace = TestNamespace::new();
     for path in [
         "peer",
@@ -58,7 +58,7 @@ fn kubectl_explain_teaches() {
                 schema = &schema["items"];
             }
         }
-        // the apiserver publishes its descriptions a moment after it serves the kind
+        // The apiserver publishes descriptions a little later than it serves the kind.
         let shown = until(&format!("kubectl explain {path}"), || {
             let outcome = namespace.kubectl(&["explain", path]);
             (outcome.code == Some(0)).then_some(words(&outcome.stdout))
@@ -79,8 +79,8 @@ fn kubectl_explain_teaches() {
 
 #[test]
 fn kubectl_get_shows_what_matters() {
-    install_definitions();
-    // the operator would have other opinions on the statuses
+    install_crds();
+    // The operator would change the statuses.
     let namespace = TestNamespace::without_operator();
     let peer = |name: &str, spec: Value| json!({"apiVersion": "walferry.dev/v1alpha1", "kind": "ReplicationPeer", "metadata": {"name": name}, "spec": spec});
     namespace.apply(&peer(
@@ -93,7 +93,7 @@ fn kubectl_get_shows_what_matters() {
         let outcome = namespace.kubectl(&[&["get"], arguments].concat()).exits(0);
         outcome.stdout.lines().map(|line| line.split_whitespace().map(str::to_owned).collect()).collect()
     };
-    // nothing but what is in the spec yet
+    // Without a status, only columns of the spec have values.
     let shown = rows(&["mirrors"]);
     assert_eq!(shown[0].join(" "), "NAME READY REASON SOURCE DESTINATION TABLES LAG LASTLSN AGE");
     assert_eq!(shown[1][..3].join(" "), "orders app analytics");
@@ -116,7 +116,7 @@ fn kubectl_get_shows_what_matters() {
     let shown = rows(&["peer"]);
     assert_eq!(shown[0].join(" "), "NAME READY REASON VERSION AGE");
     assert_eq!(shown[1][..4].join(" "), "app True Connected 18.4");
-    // both kinds by their category
+    // The category lists both kinds.
     let mut shown = rows(&["walferry", "--output=name"]);
     shown.sort();
     assert_eq!(shown.concat(), ["mirror.walferry.dev/orders", "replicationpeer.walferry.dev/app"]);

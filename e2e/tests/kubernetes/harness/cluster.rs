@@ -4,7 +4,7 @@ use std::{
     env,
     ffi::OsString,
     fmt,
-    io::{self, Write},
+    io::Write,
     net::{IpAddr, UdpSocket},
     path::{Path, PathBuf},
     process::{Command, Stdio},
@@ -19,16 +19,16 @@ use kube::{
 };
 use tokio::runtime::Runtime;
 
-use crate::support::{Outcome, ScriptProcess};
+use crate::support::{Outcome, ScriptProcess, print_skipped};
 
-/// A running cluster and the way in.
+/// A running cluster and its clients.
 pub struct Cluster {
     pub client: Client,
     runtime: Runtime,
     kubeconfig: PathBuf,
-    /// Where kubectl and helm are; on PATH when `None`.
+    /// The folder of kubectl and helm; `None` for those on PATH.
     tools: Option<PathBuf>,
-    /// Holds a cluster of our own.
+    /// Runs a cluster that was started for the tests; `None` for the one of `E2E_KUBECONFIG`.
     script_process: Option<Mutex<ScriptProcess>>,
 }
 
@@ -38,7 +38,7 @@ impl fmt::Debug for Cluster {
     }
 }
 
-/// The cluster, started with the first use.
+/// The cluster, which starts with the first use.
 pub fn cluster() -> &'static Cluster {
     static CLUSTER: OnceLock<Cluster> = OnceLock::new();
     CLUSTER.get_or_init(|| match env::var_os("E2E_KUBECONFIG") {
@@ -48,12 +48,12 @@ pub fn cluster() -> &'static Cluster {
 }
 
 impl Cluster {
-    /// A cluster of our own.
+    /// Starts a cluster.
     fn start() -> Cluster {
         let mut script_process = ScriptProcess::start("cluster", &[]);
         let answer = script_process.answer();
         let Some(folder) = answer.strip_prefix("ready ") else {
-            panic!("the cluster did not start (answer '{answer}'); why not is above")
+            panic!("the cluster did not start (answer '{answer}'); the reason is printed above")
         };
         let kubeconfig = Path::new(folder).join("admin.kubeconfig");
         Cluster::connect(kubeconfig, Some(tools_folder()), Some(Mutex::new(script_process)))
@@ -75,12 +75,13 @@ impl Cluster {
         Cluster { client, runtime, kubeconfig, tools, script_process }
     }
 
-    /// Runs a future to its end. Not for use within another.
+    /// Runs a future to its end. It must not be called within another future.
     pub fn block_on<F: Future>(&self, future: F) -> F::Output {
         self.runtime.block_on(future)
     }
 
-    /// The answer to a request that may be sent twice. A kept connection may be closed by the apiserver just when it is used again.
+    /// The answer to an idempotent request. It is sent again if the apiserver has just closed the kept
+    /// connection.
     pub fn ask<T>(&self, request: impl AsyncFn() -> kube::Result<T>) -> kube::Result<T> {
         match self.block_on(request()) {
             Err(kube::Error::Service(_) | kube::Error::HyperError(_)) => self.block_on(request()),
@@ -88,7 +89,7 @@ impl Cluster {
         }
     }
 
-    /// The address at which pods reach servers of this machine: the one that this machine has towards the nodes.
+    /// The address at which pods reach servers of this machine: its address in the nodes' network.
     pub fn address(&self) -> IpAddr {
         let nodes = self.block_on(Api::<Node>::all(self.client.clone()).list(&Default::default())).unwrap();
         let addresses = nodes.items.iter().flat_map(|node| node.status.iter().flat_map(|s| &s.addresses));
@@ -96,7 +97,7 @@ impl Cluster {
         let node: IpAddr = node.address.parse().unwrap();
         let any = if node.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
         let socket = UdpSocket::bind(any).unwrap();
-        // nothing is sent: the kernel only chooses the route
+        // Connecting a UDP socket sends nothing; the kernel only chooses the route.
         socket.connect((node, 1)).unwrap();
         socket.local_addr().unwrap().ip()
     }
@@ -107,27 +108,23 @@ impl Cluster {
         version.minor.trim_end_matches(|c: char| !c.is_ascii_digit()).parse().unwrap()
     }
 
-    /// Whether programs of the cluster can be killed and its node drained: not where somebody else's pods may be. Where they can't,
-    /// it is said that the test ends here.
+    /// Whether the tests may kill programs of the cluster and drain its node. They may not in a cluster of
+    /// `E2E_KUBECONFIG`, where other pods may run; then it prints that the test is skipped.
     pub fn can_be_disturbed(&self) -> bool {
         if self.script_process.is_none() {
-            let test = thread::current().name().unwrap_or("a test").to_owned();
-            // the test harness swallows what a test prints, if it succeeds, but not what goes there directly
-            let _ = writeln!(
-                io::stderr(),
-                "{test}: SKIPPED, for it kills programs of the cluster, which is not ours"
-            );
+            print_skipped("kills programs of the cluster, so it needs a cluster of its own");
         }
         self.script_process.is_some()
     }
 
-    /// Kills a program of the cluster, such as `etcd`, and starts it again after `meanwhile`, whatever comes of that.
+    /// Kills a program of the cluster, such as `etcd`, runs `meanwhile`, and starts the program again, also
+    /// after a panic.
     #[track_caller]
     pub fn without(&self, program: &str, meanwhile: impl FnOnce()) {
-        let away = Away { cluster: self, program };
+        let restart = Restart { cluster: self, program };
         self.order(&format!("{program} kill"));
         meanwhile();
-        drop(away);
+        drop(restart);
     }
 
     /// Kills or starts a program of the cluster: "apiserver kill".
@@ -137,7 +134,7 @@ impl Cluster {
             self.script_process.as_ref().expect("asked whether the cluster can be disturbed");
         let answer = script_process.lock().unwrap_or_else(PoisonError::into_inner).order(order);
         let done = ["started", "stopped"].contains(&&*answer);
-        // what failed before is shown, not this
+        // A second panic would hide the failure of the test.
         assert!(done || thread::panicking(), "{order}: {answer}");
     }
 
@@ -153,12 +150,12 @@ impl Cluster {
         self.run("helm", arguments, "")
     }
 
-    /// Gives a cluster of our own the images of an OCI archive.
+    /// Imports the images of an OCI archive into a cluster of `e2e/tools/cluster`.
     pub fn load(&self, archive: &str) {
         let folder = self.kubeconfig.parent().unwrap();
         let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("e2e/tools/cluster");
         let status = Command::new(script).arg("load").arg(folder).arg(archive).status().unwrap();
-        assert!(status.success(), "e2e/tools/cluster load failed; why is above");
+        assert!(status.success(), "e2e/tools/cluster load failed; the reason is printed above");
     }
 
     fn run(&self, tool: &str, arguments: &[&str], input: &str) -> Outcome {
@@ -171,7 +168,7 @@ impl Cluster {
             .stderr(Stdio::piped())
             .spawn()
             .unwrap_or_else(|error| panic!("{}: {error}", program.display()));
-        // It may end without having read all.
+        // The program may end before it has read its whole input.
         let _ = child.stdin.take().unwrap().write_all(input.as_bytes());
         let output = child.wait_with_output().unwrap();
         Outcome {
@@ -182,13 +179,13 @@ impl Cluster {
     }
 }
 
-/// A program that is away as long as this lives.
-struct Away<'a> {
+/// Starts a killed program again when it is dropped.
+struct Restart<'a> {
     cluster: &'a Cluster,
     program: &'a str,
 }
 
-impl Drop for Away<'_> {
+impl Drop for Restart<'_> {
     fn drop(&mut self) {
         self.cluster.order(&format!("{} start", self.program));
     }
@@ -198,6 +195,6 @@ impl Drop for Away<'_> {
 fn tools_folder() -> PathBuf {
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("e2e/tools/cluster");
     let output = Command::new(script).arg("tools").stderr(Stdio::inherit()).output().unwrap();
-    assert!(output.status.success(), "e2e/tools/cluster tools failed; why is above");
+    assert!(output.status.success(), "e2e/tools/cluster tools failed; the reason is printed above");
     String::from_utf8(output.stdout).unwrap().trim_end().into()
 }

@@ -1,4 +1,4 @@
-//! What a Mirror has in the cluster: its pod, its Deployment, its events.
+//! A Mirror's objects in the cluster: its pod, its Deployment, its events.
 
 use k8s_openapi::{
     NamespaceResourceScope,
@@ -14,10 +14,7 @@ use kube::{
     runtime::watcher,
 };
 use serde_json::{Value, json};
-use walferry::{
-    api::{self, conditions},
-    model::MirrorIdentity,
-};
+use walferry::{api, model::MirrorIdentity};
 
 use super::{
     TestEnv, TestNamespace, cluster, condition,
@@ -27,12 +24,12 @@ use super::{
 use crate::support::{self, Mirror};
 
 impl TestEnv {
-    /// For a test that stops its PostgreSQL, or needs one with these options.
+    /// For a test that stops its PostgreSQL or needs these options.
     pub fn with_own_postgres(options: &[&str]) -> TestEnv {
         TestEnv::with(TestNamespace::new(), support::TestEnv::on(own_postgres(options), clickhouse()))
     }
 
-    /// Slot and publication of a Mirror have this name.
+    /// The name of a Mirror's slot and publication.
     #[track_caller]
     pub fn name_at_source(&self, name: &str) -> String {
         let mirror = cluster().block_on(self.namespace.api::<api::Mirror>().get(name)).unwrap();
@@ -40,14 +37,14 @@ impl TestEnv {
         MirrorIdentity { namespace: self.namespace.name.clone(), name: name.to_owned(), uid }.slot_name()
     }
 
-    /// Applies the Mirror alone, without its peers and Secrets.
+    /// Applies only the Mirror, without its peers and Secrets.
     #[track_caller]
     pub fn apply_mirror(&self, mirror: &Mirror) -> String {
         self.namespace.apply(&mirror.mirror);
         name_of(mirror)
     }
 
-    /// Merges this into a Mirror, as `kubectl patch --type merge`.
+    /// Merges a patch into a Mirror, like `kubectl patch --type merge`.
     #[track_caller]
     pub fn patch_mirror(&self, name: &str, patch: &Value) {
         let patch = Patch::Merge(patch);
@@ -62,7 +59,7 @@ impl TestEnv {
         self.patch_mirror(name, &json!({"metadata": {"annotations": {annotation: value}}}));
     }
 
-    /// Deletes an object and doesn't wait until it is gone.
+    /// Deletes an object without waiting for its end.
     #[track_caller]
     pub fn begin_delete<K>(&self, name: &str)
     where
@@ -79,17 +76,16 @@ impl TestEnv {
         self.namespace.until::<api::Mirror, ()>(name, "gone", |mirror| mirror.is_none().then_some(()));
     }
 
-    /// Waits until Ready has this reason and tells all of these words, and gives its message.
+    /// Waits until a condition of this type has this reason.
     #[track_caller]
-    pub fn until_told(&self, name: &str, reason: &str, words: &[&str]) -> String {
-        self.until(name, &format!("Ready with {reason} and {words:?}"), |mirror| {
-            let ready = condition(&mirror.status.as_ref()?.conditions, conditions::READY)?;
-            let told = ready.reason == reason && words.iter().all(|word| ready.message.contains(word));
-            told.then(|| ready.message.clone())
-        })
+    pub fn until_reason(&self, name: &str, kind: &str, reason: &str) {
+        self.until(name, &format!("{kind} with {reason}"), |mirror| {
+            let found = condition(&mirror.status.as_ref()?.conditions, kind)?;
+            (found.reason == reason).then_some(())
+        });
     }
 
-    /// Waits for an event of this reason about a Mirror, and gives its note.
+    /// Waits for an event of this reason about a Mirror and returns its note.
     #[track_caller]
     pub fn until_event(&self, name: &str, reason: &str) -> String {
         let awaited = format!("an event {reason} of {name}");
@@ -116,7 +112,7 @@ impl TestEnv {
         reasons
     }
 
-    /// Waits until a replicator of the Mirror is ready that is none of `before`, and gives its pod.
+    /// Waits for a ready replicator of the Mirror that is not one of `before`, and returns its pod.
     #[track_caller]
     pub fn until_replicator(&self, name: &str, before: &[&Pod]) -> Pod {
         self.until_pod(name, "a ready replicator", |pod| {
@@ -127,7 +123,7 @@ impl TestEnv {
         })
     }
 
-    /// Watches the replicators of a Mirror until `look` gives something for one.
+    /// Watches the replicators of a Mirror until `look` returns something for one.
     #[track_caller]
     pub fn until_pod<T>(&self, name: &str, awaited: &str, look: impl FnMut(&Pod) -> Option<T>) -> T {
         let labels = format!("walferry.dev/mirror={name},app.kubernetes.io/component=replicator");
@@ -144,14 +140,14 @@ impl TestEnv {
         });
     }
 
-    /// Deletes a pod without any warning.
+    /// Kills a pod without grace period.
     #[track_caller]
     pub fn kill_pod(&self, pod: &Pod) {
         let now = DeleteParams::default().grace_period(0);
         cluster().block_on(self.namespace.api::<Pod>().delete(&pod.name_any(), &now)).unwrap();
     }
 
-    /// Evicts a pod, as `kubectl drain` does.
+    /// Evicts a pod, like `kubectl drain`.
     #[track_caller]
     pub fn evict(&self, pod: &Pod) {
         let parameters = EvictParams { post_options: PostParams::default(), ..EvictParams::default() };
@@ -177,7 +173,7 @@ impl TestEnv {
     }
 }
 
-/// The Mirror between the same peers with another name and other tables.
+/// A Mirror between the same peers with another name and other tables.
 pub fn another(mirror: &Mirror, name: &str, tables: &[&str]) -> Mirror {
     let mut mirror = mirror.clone();
     mirror.mirror["metadata"]["name"] = name.into();

@@ -1,4 +1,5 @@
-//! What every test needs: the cluster, a namespace, the operator, databases, and to wait for what happens.
+//! Shared by all tests in Kubernetes: the cluster, a namespace, the operator, databases, and waiting for
+//! events.
 
 mod cluster;
 mod life;
@@ -10,6 +11,6 @@ mod watch;
 
 pub use cluster::{Cluster, cluster};
 pub use life::another;
-pub use operator::{Operator, image, install_definitions, operator};
-pub use test_env::{TestEnv, assert_says, clickhouse, condition, own_postgres};
+pub use operator::{Operator, image, install_crds, operator};
+pub use test_env::{TestEnv, clickhouse, condition, own_postgres};
 pub use test_namespace::TestNamespace;

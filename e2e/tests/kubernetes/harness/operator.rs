@@ -1,4 +1,4 @@
-//! The operator, installed once in the cluster as a user does it: by the Helm chart.
+//! The operator, installed once in the cluster by the Helm chart, like a user does it.
 
 use std::{
     path::Path,
@@ -16,16 +16,16 @@ use serde_json::json;
 use super::{Cluster, cluster, watch};
 use crate::support::eventually;
 
-/// The namespace that the operator is in.
+/// The operator's namespace.
 pub const NAMESPACE: &str = "walferry-system";
-/// The label of that namespace where these tests have made it.
-const OURS: &str = "walferry.dev/e2e=true";
-/// The name of the release and, with this chart's rules, of its Deployment.
+/// The label of a namespace that these tests have created.
+const TEST_LABEL: &str = "walferry.dev/e2e=true";
+/// The name of the release, which by the chart's rules is that of its Deployment too.
 const RELEASE: &str = "walferry";
 const SELECTOR: &str = "app.kubernetes.io/instance=walferry,app.kubernetes.io/component=operator";
 
-/// Applies the CustomResourceDefinitions, once, and waits until they are served.
-pub fn install_definitions() {
+/// Applies the CRDs once and waits until they are served.
+pub fn install_crds() {
     static DONE: OnceLock<()> = OnceLock::new();
     DONE.get_or_init(|| {
         claim();
@@ -35,26 +35,26 @@ pub fn install_definitions() {
     });
 }
 
-/// Marks the namespace of the operator as these tests' own. Somebody's walferry in a cluster that is not ours is left alone.
+/// Labels the operator's namespace as created by these tests. In a given cluster, an installed walferry is
+/// not touched.
 fn claim() {
-    let described = |arguments: &[&str]| cluster().kubectl(arguments, "").exits(0).stdout;
-    let definitions =
-        described(&["get", "crd", "mirrors.walferry.dev", "--ignore-not-found", "--output=name"]);
-    let ours = described(&["get", "namespace", "--selector", OURS, "--output=name"]);
+    let found = |arguments: &[&str]| cluster().kubectl(arguments, "").exits(0).stdout;
+    let crds = found(&["get", "crd", "mirrors.walferry.dev", "--ignore-not-found", "--output=name"]);
+    let created = found(&["get", "namespace", "--selector", TEST_LABEL, "--output=name"]);
     assert!(
-        definitions.is_empty() || ours.contains(NAMESPACE),
-        "walferry is in this cluster already, and these tests would replace it: take another cluster, or uninstall it"
+        crds.is_empty() || created.lines().any(|line| line == format!("namespace/{NAMESPACE}")),
+        "walferry is already installed in this cluster, and the tests would replace it: use another cluster, or uninstall it"
     );
     let namespace = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE}});
     cluster().kubectl(&["apply", "--server-side", "-f", "-"], &namespace.to_string()).exits(0);
-    cluster().kubectl(&["label", "--overwrite", "namespace", NAMESPACE, OURS], "").exits(0);
+    cluster().kubectl(&["label", "--overwrite", "namespace", NAMESPACE, TEST_LABEL], "").exits(0);
 }
 
 /// The running operator.
 #[derive(Debug)]
 pub struct Operator {
     cluster: &'static Cluster,
-    /// What it and the replicators run.
+    /// The image of the operator and the replicators.
     pub image: String,
 }
 
@@ -62,14 +62,14 @@ pub struct Operator {
 pub fn operator() -> &'static Operator {
     static OPERATOR: OnceLock<Operator> = OnceLock::new();
     OPERATOR.get_or_init(|| {
-        install_definitions();
+        install_crds();
         let operator = Operator { cluster: cluster(), image: image() };
         operator.install(&[]);
         operator
     })
 }
 
-/// The reference of the image to test, which the cluster has.
+/// The reference of the image to test, which is in the cluster.
 pub fn image() -> String {
     static IMAGE: OnceLock<String> = OnceLock::new();
     let image = IMAGE.get_or_init(|| {
@@ -78,7 +78,7 @@ pub fn image() -> String {
         }
         let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("e2e/tools/image");
         let output = Command::new(script).stderr(Stdio::inherit()).output().unwrap();
-        assert!(output.status.success(), "e2e/tools/image failed; why is above");
+        assert!(output.status.success(), "e2e/tools/image failed; the reason is printed above");
         let output = String::from_utf8(output.stdout).unwrap();
         let mut lines = output.lines();
         let (archive, reference) = (lines.next().unwrap(), lines.next().unwrap());
@@ -89,7 +89,7 @@ pub fn image() -> String {
 }
 
 impl Operator {
-    /// `helm upgrade --install` with these further options, and waits until it is ready.
+    /// Runs `helm upgrade --install` with these additional options and waits until the operator is ready.
     #[track_caller]
     pub fn install(&self, options: &[&str]) {
         let (repository, tag) = self.image.rsplit_once(':').expect("an image with a tag");
@@ -105,7 +105,7 @@ impl Operator {
             "--set",
             &tag,
         ]);
-        // the definitions may have been there before
+        // The CRDs may have been installed before by kubectl, so the release takes their ownership.
         arguments.extend(["--set=image.pullPolicy=IfNotPresent", "--take-ownership"]);
         arguments.extend(options);
         let outcome = self.cluster.helm(&arguments);
@@ -118,7 +118,7 @@ impl Operator {
         self.cluster.block_on(pods.list(&ListParams::default().labels(SELECTOR))).unwrap().items
     }
 
-    /// Ends its pods without warning and waits for new ones. Takes a namespace that is alone.
+    /// Kills its pods without grace period and waits for new ones. The test must use `TestNamespace::alone`.
     #[track_caller]
     pub fn kill(&self) {
         let pods = Api::<Pod>::namespaced(self.cluster.client.clone(), NAMESPACE);
@@ -144,7 +144,7 @@ impl Operator {
         }));
     }
 
-    /// The sum of a metric's values that have these labels, over all of its pods.
+    /// The sum over all of its pods of a metric's values with these labels.
     pub fn metric(&self, name: &str, labels: &[(&str, &str)]) -> f64 {
         let text: String = self.pods().iter().map(|pod| metrics(self.cluster, pod, 9465)).collect();
         let values = text.lines().filter_map(|line| {
@@ -156,7 +156,7 @@ impl Operator {
         values.sum()
     }
 
-    /// What a person would look at when it does not do what it should.
+    /// Its pods and logs, to be printed when a test fails.
     pub fn show(&self) -> String {
         let kubectl = |arguments: &[&str]| {
             self.cluster.kubectl(&[&["--namespace", NAMESPACE], arguments].concat(), "").text()
@@ -170,14 +170,14 @@ impl Operator {
     }
 }
 
-/// What a pod answers at /metrics, over the apiserver.
+/// The answer of a pod at /metrics, through the apiserver's proxy.
 fn metrics(cluster: &Cluster, pod: &Pod, port: u16) -> String {
     let (namespace, name) = (pod.namespace().unwrap(), pod.name_any());
     let path = format!("/api/v1/namespaces/{namespace}/pods/{name}:{port}/proxy/metrics");
     cluster.kubectl(&["get", "--raw", &path], "").exits(0).stdout
 }
 
-/// While it lives no operator runs, if one is installed at all.
+/// Stops an installed operator until it is dropped.
 #[derive(Debug)]
 pub struct Pause {
     replicas: Option<i32>,

@@ -1,4 +1,4 @@
-//! Looking for passwords where none may be.
+//! Checks that no password is in an object or a log.
 
 use base64::Engine;
 use k8s_openapi::api::core::v1::Pod;
@@ -10,7 +10,7 @@ use kube::{
 
 use super::{Cluster, TestNamespace, operator};
 
-/// All that a Mirror has in the API but Secrets: pods have the containers' arguments and environment.
+/// The kinds of a Mirror's objects except Secrets. Pods have the containers' arguments and environment.
 const KINDS: [(&str, &str, &str); 8] = [
     ("", "v1", "ConfigMap"),
     ("", "v1", "Pod"),
@@ -22,7 +22,8 @@ const KINDS: [(&str, &str, &str); 8] = [
     ("walferry.dev", "v1alpha1", "ReplicationPeer"),
 ];
 
-/// Fails when one of these passwords is in an object or a log of this namespace or the operator's, as it is or in base64.
+/// Asserts that none of these passwords is in an object or a log of this namespace or the operator's, plain
+/// or in base64.
 #[track_caller]
 pub fn check(namespace: &TestNamespace, passwords: &[&str]) {
     let texts: Vec<_> = [namespace.name.as_str(), operator::NAMESPACE]
@@ -40,7 +41,7 @@ pub fn check(namespace: &TestNamespace, passwords: &[&str]) {
     }
 }
 
-/// What is to be read in a namespace, by place.
+/// All objects and logs of a namespace, with their names.
 fn texts(cluster: &Cluster, namespace: &str) -> Vec<(String, String)> {
     let mut found = Vec::new();
     for (group, version, kind) in KINDS {
@@ -55,7 +56,7 @@ fn texts(cluster: &Cluster, namespace: &str) -> Vec<(String, String)> {
     for pod in cluster.block_on(pods.list(&ListParams::default())).unwrap() {
         for previous in [false, true] {
             let parameters = LogParams { previous, ..LogParams::default() };
-            // most have no previous container, and some never started
+            // Most pods have no previous container, and some never started.
             if let Ok(log) = cluster.block_on(pods.logs(&pod.name_any(), &parameters)) {
                 found.push((format!("the log of {namespace}/{}", pod.name_any()), log));
             }

@@ -18,46 +18,48 @@ use serde_json::{Value, json};
 use super::{Cluster, cluster, operator::Pause, watch};
 use crate::support::Outcome;
 
-/// Held by tests that leave the others in peace, and alone by those that don't.
-static PEACE: RwLock<()> = RwLock::new(());
+/// Read-locked by tests that can run next to others, write-locked by tests that can't.
+static CLUSTER_LOCK: RwLock<()> = RwLock::new(());
 
-/// A namespace of one test. It is deleted with all that is in it when the test succeeds; what is in it is shown when not.
+/// The namespace of one test. It is deleted when the test succeeds; its objects are printed when the test
+/// fails.
 #[derive(Debug)]
 pub struct TestNamespace {
     pub name: String,
     pub cluster: &'static Cluster,
-    // let go in this order after the rest
+    // Dropped last and in this order: the operator starts again before the next test may run.
     _pause: Option<Pause>,
     _turn: Turn,
 }
 
 #[derive(Debug)]
-#[allow(dead_code, reason = "held, not read")]
+#[allow(dead_code, reason = "a guard is kept, not read")]
 enum Turn {
     Shared(RwLockReadGuard<'static, ()>),
     Alone(RwLockWriteGuard<'static, ()>),
 }
 
 impl TestNamespace {
-    /// For a test that disturbs no other.
+    /// For a test that can run next to others.
     pub fn new() -> TestNamespace {
-        TestNamespace::with(Turn::Shared(PEACE.read().unwrap_or_else(PoisonError::into_inner)), false)
+        TestNamespace::with(Turn::Shared(CLUSTER_LOCK.read().unwrap_or_else(PoisonError::into_inner)), false)
     }
 
-    /// For a test that disturbs others: it runs when no other does.
+    /// For a test that would affect others: it runs while no other does.
     pub fn alone() -> TestNamespace {
-        TestNamespace::with(Turn::Alone(PEACE.write().unwrap_or_else(PoisonError::into_inner)), false)
+        TestNamespace::with(Turn::Alone(CLUSTER_LOCK.write().unwrap_or_else(PoisonError::into_inner)), false)
     }
 
-    /// For a test of what the apiserver alone makes of resources: it runs when no other does, and without the operator.
+    /// For a test of the apiserver's own handling of resources: it runs while no other does, without the
+    /// operator.
     pub fn without_operator() -> TestNamespace {
-        TestNamespace::with(Turn::Alone(PEACE.write().unwrap_or_else(PoisonError::into_inner)), true)
+        TestNamespace::with(Turn::Alone(CLUSTER_LOCK.write().unwrap_or_else(PoisonError::into_inner)), true)
     }
 
     fn with(turn: Turn, paused: bool) -> TestNamespace {
         let cluster = cluster();
         let pause = paused.then(Pause::begin);
-        // test's names are paths such as crds::defaults
+        // A test's name is a path such as crds::defaults, and a namespace's name is a DNS label.
         let test = thread::current().name().unwrap_or("test").replace("::", "-").replace('_', "-");
         let namespace = json!({"metadata": {"generateName": format!("{}-", &test[..test.len().min(50)])}});
         let namespace: Namespace = serde_json::from_value(namespace).unwrap();
@@ -66,7 +68,7 @@ impl TestNamespace {
         TestNamespace { name: namespace.name_any(), cluster, _pause: pause, _turn: turn }
     }
 
-    /// The objects of one kind.
+    /// Access to the objects of one kind.
     pub fn api<K>(&self) -> Api<K>
     where
         K: Resource<Scope = NamespaceResourceScope, DynamicType = ()>,
@@ -74,14 +76,14 @@ impl TestNamespace {
         Api::namespaced(self.cluster.client.clone(), &self.name)
     }
 
-    /// The objects of the kind of this document.
+    /// Access to the objects of this document's kind.
     fn api_of(&self, document: &Value) -> Api<DynamicObject> {
         let types: TypeMeta = serde_json::from_value(document.clone()).unwrap();
         let kind = ApiResource::from_gvk(&GroupVersionKind::try_from(types).unwrap());
         Api::namespaced_with(self.cluster.client.clone(), &self.name, &kind)
     }
 
-    /// Server-side apply, as a user does it: without force.
+    /// Server-side apply without force.
     #[track_caller]
     pub fn apply(&self, document: &Value) -> Value {
         self.try_apply(document).unwrap_or_else(|status| panic!("{document:#}: {}", status.message))
@@ -95,7 +97,7 @@ impl TestNamespace {
         self.apply(&kind);
     }
 
-    /// The same as [`TestNamespace::apply`], when the apiserver may refuse.
+    /// Server-side apply of a document that the apiserver may reject.
     pub fn try_apply(&self, document: &Value) -> Result<Value, Box<Status>> {
         let name = document["metadata"]["name"].as_str().expect("a name");
         let parameters = PatchParams::apply("e2e");
@@ -103,14 +105,14 @@ impl TestNamespace {
         answer(self.cluster.ask(async || api.patch(name, &parameters, &Patch::Apply(document)).await))
     }
 
-    /// What the apiserver would make of a new object, without making it.
+    /// Creates an object as a dry run.
     pub fn try_create(&self, document: &Value) -> Result<Value, Box<Status>> {
         let object: DynamicObject = serde_json::from_value(document.clone()).unwrap();
         let parameters = PostParams { dry_run: true, ..PostParams::default() };
         answer(self.cluster.block_on(self.api_of(document).create(&parameters, &object)))
     }
 
-    /// What the apiserver would make of another spec for the object that this document is of.
+    /// Replaces the spec of this document's object as a dry run.
     pub fn try_respec(&self, document: &Value) -> Result<Value, Box<Status>> {
         let name = document["metadata"]["name"].as_str().expect("a name");
         let parameters = PatchParams { dry_run: true, ..PatchParams::default() };
@@ -121,7 +123,7 @@ impl TestNamespace {
         answer(self.cluster.block_on(self.api_of(document).patch(name, &parameters, &change)))
     }
 
-    /// What the apiserver would make of this status for the object that this document is of.
+    /// Merges this status into this document's object as a dry run.
     pub fn try_status(&self, document: &Value) -> Result<Value, Box<Status>> {
         let name = document["metadata"]["name"].as_str().expect("a name");
         let parameters = PatchParams { dry_run: true, ..PatchParams::default() };
@@ -129,19 +131,19 @@ impl TestNamespace {
         answer(self.cluster.block_on(self.api_of(document).patch_status(name, &parameters, &change)))
     }
 
-    /// kubectl in this namespace.
+    /// Runs kubectl in this namespace.
     #[track_caller]
     pub fn kubectl(&self, arguments: &[&str]) -> Outcome {
         self.cluster.kubectl(&[&["--namespace", &self.name], arguments].concat(), "")
     }
 
-    /// kubectl in this namespace with documents as its standard input.
+    /// Runs kubectl in this namespace with this standard input.
     #[track_caller]
     pub fn kubectl_with(&self, arguments: &[&str], input: &str) -> Outcome {
         self.cluster.kubectl(&[&["--namespace", &self.name], arguments].concat(), input)
     }
 
-    /// Watches an object until `look` gives something.
+    /// Watches an object until `look` returns something.
     #[track_caller]
     pub fn until<K, T>(&self, name: &str, awaited: &str, look: impl FnMut(Option<&K>) -> Option<T>) -> T
     where
@@ -151,7 +153,7 @@ impl TestNamespace {
         self.cluster.block_on(watch::until(self.api::<K>(), name, awaited, look))
     }
 
-    /// What a person would look at when something is wrong here.
+    /// Its objects, events and logs, to be printed when the test fails.
     fn show(&self) -> String {
         let show = |arguments: &[&str]| {
             let outcome = self.kubectl(arguments);
@@ -169,7 +171,7 @@ fn answer(result: kube::Result<DynamicObject>) -> Result<Value, Box<Status>> {
     match result {
         Ok(object) => Ok(serde_json::to_value(object).unwrap()),
         Err(kube::Error::Api(status)) => Err(status),
-        Err(error) => panic!("the apiserver is not there: {error}"),
+        Err(error) => panic!("the apiserver does not answer: {error}"),
     }
 }
 
@@ -179,10 +181,10 @@ impl Drop for TestNamespace {
             eprintln!("namespace {} of the test that failed:\n{}", self.name, self.show());
             return;
         }
-        // what is in it goes without anybody waiting for it
+        // Nothing waits for the end of the namespace.
         let api = Api::<Namespace>::all(self.cluster.client.clone());
         match self.cluster.ask(async || api.delete(&self.name, &DeleteParams::default()).await) {
-            // the test has deleted it
+            // The test itself may have deleted it.
             Err(kube::Error::Api(status)) if status.code == 404 || status.code == 409 => {}
             result => drop(result.unwrap()),
         }

@@ -14,8 +14,9 @@ use serde::{Serialize, de::DeserializeOwned};
 
 use crate::support::DEADLINE;
 
-/// Watches an object until `look` gives something; it is shown the object as it is now, `None` while there is none, and then
-/// each change. Outlives an apiserver that is away for a while. Panics after [`DEADLINE`] with what was seen last.
+/// Watches an object until `look` returns something. It is called with the current object (`None` if there is
+/// none) and then with each change. The watch survives a restart of the apiserver. Panics after [`DEADLINE`]
+/// with the last object.
 pub async fn until<K, T>(
     api: Api<K>,
     name: &str,
@@ -26,7 +27,7 @@ where
     K: Resource + Clone + Debug + Serialize + DeserializeOwned + Send + 'static,
 {
     let mut events = pin!(watch_object(api, name).default_backoff());
-    let mut last = String::from("it could not be watched");
+    let mut last = String::from("never read");
     let found = tokio::time::timeout(DEADLINE, async {
         loop {
             match events.next().await.expect("a watch has no end") {
@@ -42,12 +43,11 @@ where
     });
     match found.await {
         Ok(found) => found,
-        Err(_) => panic!("waited {DEADLINE:?} in vain for {name}: {awaited}; it was last\n{last}"),
+        Err(_) => panic!("{name}: {awaited}: not within {DEADLINE:?}; the last state was\n{last}"),
     }
 }
 
-/// Watches the objects of one kind until `look` gives something for one of them, as it is now or as it becomes. The rest is as with
-/// [`until`].
+/// Watches the objects of one kind until `look` returns something for one of them, like [`until`].
 pub async fn until_any<K, T>(
     api: Api<K>,
     config: &Config,
@@ -74,6 +74,6 @@ where
     });
     match found.await {
         Ok(found) => found,
-        Err(_) => panic!("waited {DEADLINE:?} in vain for {awaited}; the last one seen was\n{last}"),
+        Err(_) => panic!("{awaited}: not within {DEADLINE:?}; the last object was\n{last}"),
     }
 }
