@@ -1,4 +1,5 @@
-//! The committed CustomResourceDefinitions are the generated ones, and keep to what a structural schema may hold.
+//! The committed CustomResourceDefinitions are the generated ones, and keep to what a structural schema may
+//! hold.
 
 use serde_json::Value;
 

@@ -1,4 +1,5 @@
-//! Pages of docs/ that follow from the code: each reason has its section, and each state of a Mirror its conditions.
+//! Pages of docs/ that follow from the code: each reason has its section, and each state of a Mirror its
+//! conditions.
 
 use std::collections::BTreeSet;
 

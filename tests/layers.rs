@@ -1,4 +1,5 @@
-//! Guards the arrows between the layers: the table in `src/lib.rs` says who may import whom, and this reads it.
+//! Guards the arrows between the layers: the table in `src/lib.rs` says who may import whom, and this reads
+//! it.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -19,7 +20,8 @@ const CRATES: &[(&str, &[&str])] = &[
 /// What the table's words "the destination contract" stand for.
 const CONTRACT: &str = include_str!("../src/replication/destination.rs");
 
-/// Who may import whom, from the table in `src/lib.rs`. The destination contract appears as `replication::Name`.
+/// Who may import whom, from the table in `src/lib.rs`. The destination contract appears as
+/// `replication::Name`.
 fn table() -> BTreeMap<String, BTreeSet<String>> {
     let names =
         |cell: &str| -> Vec<String> { cell.split('`').skip(1).step_by(2).map(str::to_owned).collect() };
@@ -216,8 +218,9 @@ fn the_guard_reads_what_people_write() {
     assert!(table["cli"].contains("clickhouse") && table["telemetry"].contains("model"));
 }
 
-/// Layers with circles of more than two files, and at most how many files those circles may have together. Lower a number when it shrinks;
-/// never raise it. The number of `replication` has room for files that are being divided.
+/// Layers with circles of more than two files, and at most how many files those circles may have together.
+/// Lower a number when it shrinks; never raise it. The number of `replication` has room for files that are
+/// being divided.
 const CIRCLES: &[(&str, usize)] = &[("api", 4), ("replication", 24)];
 
 /// Names that a module re-exports, with the child they come from: `pub use child::Name`.

@@ -1,7 +1,7 @@
 //! Former names of the API: deprecated, and read as the names of today.
 //!
-//! This is the one place that knows what they mean. [`normalize`] replaces them where an object comes in, from a file or
-//! from the API server, so that everything else meets only today's names.
+//! This is the one place that knows what they mean. [`normalize`] replaces them where an object comes in,
+//! from a file or from the API server, so that everything else meets only today's names.
 
 use std::{borrow::Cow, fmt};
 
@@ -51,8 +51,8 @@ pub fn normalized(mirror: &Mirror) -> (Cow<'_, Mirror>, Vec<FormerName>) {
     (Cow::Owned(Mirror { spec: current, ..mirror.clone() }), found)
 }
 
-/// Replaces former names by those of today and lists what it replaced. A table whose `insertOnly` contradicts its
-/// `operations` stays as it is, for [`super::mirror_problems`] to refuse.
+/// Replaces former names by those of today and lists what it replaced. A table whose `insertOnly` contradicts
+/// its `operations` stays as it is, for [`super::mirror_problems`] to refuse.
 pub fn normalize(spec: &mut MirrorSpec) -> Vec<FormerName> {
     let mut found = Vec::new();
     if spec.snapshot.mode == SnapshotMode::Only {

@@ -129,7 +129,7 @@ async fn lead(client: &Client, settings: &Settings, metrics: &Arc<Metrics>, stop
     };
     tokio::select! {
         () = controllers.run(&stop) => tracing::info!("controllers have ended"),
-        () = drained => tracing::warn!("abandoned the reconciles that did not finish in time; they will be repeated"),
+        () = drained => tracing::warn!("reconciles did not finish in time and were stopped; they will be repeated"),
     }
     metrics.set_leader(false);
 }

@@ -1,4 +1,5 @@
-//! What Argo CD makes of each state, by running its health script on objects with the conditions that walferry writes.
+//! What Argo CD makes of each state, by running its health script on objects with the conditions that
+//! walferry writes.
 
 use serde_json::{Value, json};
 use walferry::{

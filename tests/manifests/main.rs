@@ -1,4 +1,5 @@
-//! The Helm chart, the kustomize manifests, the samples and Argo CD's health check: rendered by the real tools, without a cluster.
+//! The Helm chart, the kustomize manifests, the samples and Argo CD's health check: rendered by the real
+//! tools, without a cluster.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,

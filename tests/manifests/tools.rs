@@ -84,7 +84,8 @@ pub fn objects(text: &str) -> Objects {
     objects
 }
 
-/// `helm template` of a chart's folder with `--set` for each value, as the release `walferry` in `walferry-system`.
+/// `helm template` of a chart's folder with `--set` for each value, as the release `walferry` in
+/// `walferry-system`.
 pub fn template(chart: &Path, values: &[&str]) -> Output {
     let mut arguments =
         vec!["template", "walferry", chart.to_str().unwrap(), "--namespace", "walferry-system"];

@@ -357,9 +357,9 @@ mod tests {
     #[tokio::test]
     async fn an_object_is_looked_up_before_it_is_written() {
         let owner = Owner { namespace: "team".into(), uid: "0a".into(), object: "walferry-shop".into() };
-        let mut stranger = metadata("0a");
-        stranger["metadata"]["ownerReferences"] = json!([]);
-        let (client, asked) = cluster(Some(stranger));
+        let mut unowned = metadata("0a");
+        unowned["metadata"]["ownerReferences"] = json!([]);
+        let (client, asked) = cluster(Some(unowned));
         let refused = existing::<ConfigMap>(&client, &owner).await.unwrap_err();
         assert!(matches!(refused, Error::Blocked(found) if found.failure.reason == "ObjectNotOurs"));
         let list = "GET /api/v1/namespaces/team/configmaps?&fieldSelector=metadata.name%3Dwalferry-shop";

@@ -160,11 +160,11 @@ mod tests {
     fn an_object_of_somebody_else_is_named_and_never_touched() {
         let blocker = |owners| owner().blocker::<ConfigMap>(&config_map("team", "walferry-shop", owners));
         assert_eq!(blocker(reference("Mirror", "walferry.dev/v1alpha1", "0a-1", true)), None);
-        let stranger = blocker(json!([])).unwrap();
-        assert!(!stranger.transient);
-        assert_eq!(stranger.failure.reason, Reason::ObjectNotOurs);
+        let unowned = blocker(json!([])).unwrap();
+        assert!(!unowned.transient);
+        assert_eq!(unowned.failure.reason, Reason::ObjectNotOurs);
         assert_eq!(
-            stranger.failure.message,
+            unowned.failure.message,
             "ConfigMap walferry-shop in namespace team exists and does not belong to this Mirror, which needs that name. \
              If nobody needs it: kubectl delete configmap walferry-shop --namespace team. Otherwise create the Mirror under another name"
         );

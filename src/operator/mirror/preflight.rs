@@ -1,5 +1,5 @@
-//! The third step: whether both servers meet the requirements of replication. The same checks as `walferry
-//! check`.
+//! The third step: whether both servers meet the requirements of replication. The same checks as
+//! `walferry check`.
 
 use std::{collections::BTreeMap, time::Duration};
 

@@ -99,7 +99,7 @@ WHERE a.attrelid = ANY($1::oid[]) AND a.attnum > 0 AND NOT a.attisdropped ORDER 
 
 /// Tables described by the same queries: with 1,600 columns each they still are an answer that is held in
 /// memory.
-const AT_ONCE: usize = 100;
+const TABLES_PER_QUERY: usize = 100;
 
 /// The oid of a table or view; `None` when there is none of that name.
 ///
@@ -166,7 +166,7 @@ pub async fn describe_all(
     specs: &[(&TableSpec, &[NamedColumn])],
 ) -> Result<Vec<Result<TableFacts, Error>>, Error> {
     let mut described = Vec::with_capacity(specs.len());
-    for specs in specs.chunks(AT_ONCE) {
+    for specs in specs.chunks(TABLES_PER_QUERY) {
         let ids: Vec<&TableId> = specs.iter().map(|(spec, _)| &spec.id).collect();
         let by_place = table_oids(session, &ids).await?;
         let oids: Vec<u32> = by_place.values().copied().collect();

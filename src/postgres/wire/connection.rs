@@ -39,8 +39,8 @@ pub struct SystemIdentity {
 
 /// A connection with one statement at a time.
 ///
-/// Once an answer was not read to its end (a dropped [`super::CopyOut`], a cancelled future), every further call is
-/// an error.
+/// Once an answer was not read to its end (a dropped [`super::CopyOut`], a cancelled future), every further
+/// call is an error.
 #[derive(Debug)]
 pub struct Connection {
     pub(super) transport: Transport,

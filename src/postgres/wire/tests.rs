@@ -164,7 +164,7 @@ async fn a_copy_gives_rows_without_header_and_trailer() {
     let mut copy = connection.copy_out("COPY 2").await.unwrap();
     assert_eq!(copy.next().await.unwrap(), Some(second));
     assert_eq!(copy.next().await.unwrap_err().sqlstate(), Some("57014"));
-    let _abandoned = connection.copy_out("COPY 3").await.unwrap();
+    let _unread = connection.copy_out("COPY 3").await.unwrap();
     assert!(matches!(connection.query("SELECT 1").await, Err(Error::Protocol(_))));
 }
 

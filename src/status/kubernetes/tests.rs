@@ -77,12 +77,12 @@ fn keeps_the_slot_s_place_until_another_one_is_reported() {
     let first = mirror_status(&made_at("a"), Some(1), None, &at(1));
     assert_eq!(first.slot.as_ref().map(slot_place), Some(place("a")));
     let suspended = report(MirrorPhase::Suspended, None, Vec::new());
-    let unasked = mirror_status(&suspended, Some(1), Some(&first), &at(2));
-    assert_eq!(unasked.slot, first.slot);
-    let next = mirror_status(&made_at("b"), Some(1), Some(&unasked), &at(3));
+    let offline = mirror_status(&suspended, Some(1), Some(&first), &at(2));
+    assert_eq!(offline.slot, first.slot);
+    let next = mirror_status(&made_at("b"), Some(1), Some(&offline), &at(3));
     assert_eq!(next.slot.as_ref().map(slot_place), Some(place("b")));
-    let moved = MirrorStatus { slot: next.slot, ..unasked.clone() };
-    assert!(write_now(Some(&unasked), &moved, Duration::ZERO));
+    let moved = MirrorStatus { slot: next.slot, ..offline.clone() };
+    assert!(write_now(Some(&offline), &moved, Duration::ZERO));
 }
 
 #[test]
@@ -233,14 +233,14 @@ fn writes_state_immediately_and_figures_periodically() {
         assert!(!write_now(Some(&first), &next, soon) && write_now(Some(&first), &next, late));
     }
 
-    let at_once: [fn(&mut MirrorReport); 5] = [
+    let written_immediately: [fn(&mut MirrorReport); 5] = [
         |report| report.slot_name = "walferry_0b".into(),
         |report| report.phase = MirrorPhase::Suspended,
         |report| report.tables[0].state = TableState::Pending,
         |report| report.tables.push(table("orders", TableState::Streaming, None, "")),
         |report| report.tables.push(table("orders", TableState::Failed, Reason::DecodeFailed, "")),
     ];
-    for change in at_once {
+    for change in written_immediately {
         let mut report = streaming();
         change(&mut report);
         assert!(write_now(Some(&first), &of(&report, Some(&first)), Duration::ZERO));

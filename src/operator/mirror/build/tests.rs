@@ -226,7 +226,7 @@ fn names_fit_into_labels() {
 }
 
 #[test]
-fn the_hash_tells_configurations_apart_and_nothing_else() {
+fn the_hash_distinguishes_configurations_and_nothing_else() {
     let secrets = |name: &str, key: &str, value: &str| {
         BTreeMap::from([((name.to_owned(), key.to_owned()), Password::new(value))])
     };
