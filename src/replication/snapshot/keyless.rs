@@ -6,13 +6,13 @@
 //! for where they are not yet visible.
 
 use std::{
-    sync::{Arc, MutexGuard, PoisonError, Weak, atomic::Ordering},
+    sync::{Arc, MutexGuard, Weak, atomic::Ordering},
     time::Duration,
 };
 
 use super::{Destination, Error, Rows, SharedSnapshot, Snapshot, Table, plan, retry, retry_for_table};
 use crate::{
-    model::{Lsn, TableId, Version},
+    model::{Lsn, TableId, Version, lock},
     postgres::{catalog, shared_snapshot::Locking},
     replication::{stream::stream_fence, table::SnapshotBoundary},
 };
@@ -91,7 +91,7 @@ impl<D: Destination> Snapshot<D> {
     }
 
     fn shared(&self) -> MutexGuard<'_, Vec<Weak<SharedSnapshot>>> {
-        self.shared.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.shared)
     }
 
     async fn pause(&self) -> Result<(), Error> {

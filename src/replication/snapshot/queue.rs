@@ -3,10 +3,12 @@
 
 use std::{
     collections::VecDeque,
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{Mutex, MutexGuard},
 };
 
 use tokio::sync::Notify;
+
+use crate::model::lock;
 
 struct Inner<T> {
     jobs: VecDeque<T>,
@@ -29,7 +31,7 @@ impl<T> Queue<T> {
     }
 
     fn inner(&self) -> MutexGuard<'_, Inner<T>> {
-        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.inner)
     }
 
     /// Adds a job.

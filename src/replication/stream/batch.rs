@@ -4,7 +4,7 @@ use std::{
     collections::VecDeque,
     ops::Range,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc, Mutex, MutexGuard,
         atomic::{AtomicUsize, Ordering},
     },
     time::Instant,
@@ -12,7 +12,7 @@ use std::{
 
 use super::checkpoint::CheckpointGuard;
 use crate::{
-    model::{Cell, Position, TableSchema, Tuple, Version},
+    model::{Cell, Position, TableSchema, Tuple, Version, lock},
     replication::{Destination, Op, TableBatch, ValueError},
 };
 
@@ -165,7 +165,7 @@ impl<D: Destination> Default for BatchPool<D> {
 
 impl<D: Destination> BatchPool<D> {
     fn kept(&self) -> MutexGuard<'_, VecDeque<(Arc<TableSchema>, D::Batch)>> {
-        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.kept)
     }
 
     /// One that was made for this very schema.

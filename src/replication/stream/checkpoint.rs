@@ -12,12 +12,12 @@
 
 use std::{
     collections::BTreeMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard},
 };
 
 use serde::{Deserialize, Serialize};
 
-use crate::model::Lsn;
+use crate::model::{Lsn, lock};
 
 /// Microseconds since 2000-01-01 UTC, PostgreSQL's epoch.
 pub(in crate::replication) type PgMicros = i64;
@@ -88,7 +88,7 @@ impl Checkpoint {
     }
 
     fn inner(&self) -> MutexGuard<'_, Inner> {
-        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.inner)
     }
 
     /// Takes a guard for rows of the transaction being received, which was committed at `committed_at`.

@@ -1,10 +1,10 @@
 //! The error that ends a stream, whichever of its tasks meets it.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use tokio::sync::Notify;
 
-use crate::replication::Error;
+use crate::{model::lock, replication::Error};
 
 /// Where tasks report an error that ends the whole stream. Reporting never waits, so a task that holds
 /// something that others wait for can always go on to release it. Clones share the place.
@@ -21,7 +21,7 @@ impl Fatal {
     /// Reports an error. The first one ends the stream; what a later one is about comes again with the next
     /// stream.
     pub(in crate::replication) fn report(&self, error: Error) {
-        let mut first = self.0.first.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut first = lock(&self.0.first);
         if first.is_some() {
             tracing::debug!(%error, "the stream is ending already");
             return;
@@ -34,7 +34,7 @@ impl Fatal {
     /// Waits for the first error that is reported, and takes it. Cancel-safe. Only one task may wait.
     pub(in crate::replication) async fn reported(&self) -> Error {
         loop {
-            let first = self.0.first.lock().unwrap_or_else(PoisonError::into_inner).take();
+            let first = lock(&self.0.first).take();
             match first {
                 Some(error) => return error,
                 None => self.0.reported.notified().await,

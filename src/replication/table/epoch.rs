@@ -7,14 +7,17 @@
 use std::{
     ops::Range,
     sync::{
-        Mutex, MutexGuard, PoisonError,
+        Mutex, MutexGuard,
         atomic::{AtomicU64, Ordering::Relaxed},
     },
 };
 
 use serde::{Deserialize, Serialize};
 
-use crate::replication::{Error, StateRows, StateVersion};
+use crate::{
+    model::lock,
+    replication::{Error, StateRows, StateVersion},
+};
 
 /// The record that claims an epoch; it is an epoch's first.
 pub(in crate::replication) const EPOCH_ITEM: &str = "epoch";
@@ -49,7 +52,7 @@ impl Writer {
     }
 
     fn versions(&self) -> MutexGuard<'_, Option<Range<u64>>> {
-        self.versions.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.versions)
     }
 
     /// Begins an epoch above everything that was found, and gives the record that claims it.

@@ -5,14 +5,14 @@
 
 use std::{
     collections::HashSet,
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{Mutex, MutexGuard},
 };
 
 use serde::{Deserialize, Serialize};
 use tokio::sync::Notify;
 
 use crate::{
-    model::{Lsn, TransactionSnapshot},
+    model::{Lsn, TransactionSnapshot, lock},
     replication::stream::CheckpointGuard,
 };
 
@@ -83,7 +83,7 @@ impl SnapshotFilter {
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.state)
     }
 
     /// What becomes of the changes of a transaction whose commit record is at `commit`. When they are skipped
