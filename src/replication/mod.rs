@@ -4,6 +4,7 @@
 
 mod destination;
 mod error;
+mod failure;
 mod monitor;
 mod policy;
 mod retry;
@@ -16,23 +17,27 @@ pub use destination::{
     Destination, DestinationError, ErrorKind, Insert, Op, Rows, StateRow, StateRows, StateVersion,
     TableBatch, ValueError,
 };
-pub use error::{Error, failure, failure_of_table};
+pub use error::{Error, MirrorRefused, Refused};
+pub use failure::{failure, failure_of_table};
 pub use monitor::publication::{inherited, leave_to_ancestor};
 pub use policy::{Policy, policy};
 pub use session::{
-    admission::{Admission, Ask, MirrorRefused, Refused, Verdict},
+    admission::{Admission, Ask, Verdict},
+    claims::{
+        Claim, claims, describe as describe_claim, foreign as foreign_claim, give_way, waits_for_target,
+    },
     diagnosis,
     position::PositionRecord,
-    provision::publication_comment,
-    resync::{Apart, copies_over_rows, require_withheld, resync_due, set_apart, unknown_names},
+    publication::publication_comment,
+    resync::{
+        TableResyncs, copies_over_rows, require_withheld, resync_due, take_resync_tables, unknown_names,
+    },
     supervisor::run,
 };
 pub use stream::Commit;
 pub use table::{
     named_columns::{NamedColumns, renamed as columns_renamed},
-    schema::keep_target_names,
-    store::{FormerTable, MirrorState, ResyncRecord, SourceRecord, StateStore, TablePhase, TableRecord},
-    targets::{
-        Claim, claims, describe as describe_claim, foreign as foreign_claim, give_way, waits_for_target,
-    },
+    record::{FormerTable, TablePhase, TableRecord},
+    store::{MirrorState, ResyncRecord, SourceRecord, StateStore},
+    target_names::keep_target_names,
 };

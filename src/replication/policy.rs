@@ -132,7 +132,7 @@ mod tests {
     use super::*;
     use crate::{
         model::TableId,
-        replication::{DestinationError, session::admission::MirrorRefused},
+        replication::{DestinationError, MirrorRefused},
     };
 
     #[test]

@@ -79,7 +79,7 @@ fn slot_dropped_by_hand(pg: Pg) {
     let copied = env.catch_up(&mirror);
     assert!(!copied.text().contains("resync: every table"), "{}", copied.text());
     copied.says(&["0 rows copied"]);
-    env.catch_up(&with_resync(&mirror, "2")).says(&["resync: every table is copied anew"]);
+    env.catch_up(&with_resync(&mirror, "2")).says(&["resync: every table is copied again"]);
     assert_equal(&env, &mirror);
 }
 

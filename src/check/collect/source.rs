@@ -17,7 +17,7 @@ use crate::{
         session::Session,
         slot,
     },
-    replication::{self, Apart, MirrorState, StateStore, TableRecord},
+    replication::{self, MirrorState, StateStore, TableRecord, TableResyncs},
 };
 
 /// What the source said.
@@ -66,7 +66,7 @@ struct Collector<'a> {
     /// The same without the tables that a resync copies again.
     joined: MirrorState,
     /// Tables that a resync names.
-    apart: Apart,
+    resyncs: TableResyncs,
     /// Whether a resync of all tables is due.
     resync: bool,
 }
@@ -84,10 +84,10 @@ impl<'a> Collector<'a> {
         let resync = replication::resync_due(config.resync.as_deref(), state).is_some();
         // With a resync, every table is added again.
         let mut joined = if resync { MirrorState::default() } else { state.clone() };
-        let apart = replication::set_apart(config, &mut joined);
+        let resyncs = replication::take_resync_tables(config, &mut joined);
         let chosen = |spec: &&TableSpec| only.is_empty() || only.contains(&spec.id);
         let specs = config.tables.iter().filter(chosen).collect();
-        Collector { config, specs, session, state, joined, apart, resync }
+        Collector { config, specs, session, state, joined, resyncs, resync }
     }
 
     async fn findings(self, destination: Option<&Database>) -> Result<SourceFindings, postgres::Error> {
@@ -166,7 +166,7 @@ impl<'a> Collector<'a> {
         let recorded = self.state.tables.get(&spec.id).or(former);
         if !self.is_tracked(&spec.id) {
             // It joins again: its names are resolved again.
-            let alone = self.apart.record(&spec.id);
+            let alone = self.resyncs.record(&spec.id);
             let refused = withheld(alone.or(recorded), spec, &facts);
             checks.extend(refused.map(|check| check.downgrade_if_tracked(alone.is_some())));
         }
@@ -252,7 +252,7 @@ impl<'a> Collector<'a> {
             // A resync recreates it, where the role may.
             let mut found = found.filter(|found| !(self.resync && found.owned_by_us && found.may_alter));
             if let Some(found) = found.as_mut().filter(|found| found.may_alter) {
-                found.tables.retain(|published| !self.apart.has(&published.id));
+                found.tables.retain(|published| !self.resyncs.has(&published.id));
             }
             if let Some(found) = &found {
                 agreements.extend(compare_filters(self.session, tables, probes, found).await);

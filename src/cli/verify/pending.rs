@@ -62,7 +62,8 @@ impl<'a> Pending<'a> {
         loop {
             let Some(now) = self.record().await? else { return Ok(Change::None) };
             let Some(why) = self.waits(&now).await? else {
-                let same = (&now.layout, now.plan, now.phase) == (&before.layout, before.plan, before.phase);
+                let same = (&now.fingerprint, now.plan, now.phase)
+                    == (&before.fingerprint, before.plan, before.phase);
                 return Ok(if same { Change::None } else { Change::Applied });
             };
             let slot = slot::read(self.session, &self.config.mirror.slot_name()).await?;
@@ -84,8 +85,8 @@ impl<'a> Pending<'a> {
             TablePhase::Streaming => {}
         }
         let oid = record.schema.oid;
-        let layout = catalog::fingerprints(self.session, &[oid]).await?.remove(&oid);
-        let known = record.layout.is_none() || layout == record.layout;
+        let fingerprint = catalog::fingerprints(self.session, &[oid]).await?.remove(&oid);
+        let known = record.fingerprint.is_none() || fingerprint == record.fingerprint;
         Ok((!known)
             .then(|| "the table changed at the source and the mirror has not applied that yet".to_owned()))
     }

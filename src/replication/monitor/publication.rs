@@ -13,27 +13,27 @@ use crate::{
         publication::{self, Publish, PublishedTable, alter_statements},
         session::Session,
     },
-    replication::{Error, table::store::PublishedAs},
+    replication::{Error, table::record::PublishedAs},
 };
 
 /// Takes tables out of the publication on which UPDATE and DELETE fail for being in it, and gives each, by oid, with what to say; also
 /// those with partitions whose rows are never sent, or whose old rows come incomplete.
 ///
-/// `what` is what the publication sends; `looked` is when nothing was wrong the last time.
+/// `what` is what the publication sends; `last_checked` is when nothing was wrong the last time.
 ///
 /// # Errors
 /// What the source answers; where the role may not alter the publication, what to say says so instead.
-pub(in crate::replication) async fn unfit(
+pub(in crate::replication) async fn tables_breaking_writes(
     session: &Session,
     (name, what): (&str, Publish),
     may_alter: bool,
     published: &[&PublishedTable],
-    looked: Option<Instant>,
+    last_checked: Option<Instant>,
 ) -> Result<HashMap<u32, Error>, Error> {
     let oids: Vec<u32> = published.iter().map(|table| table.oid).collect();
     let relations = catalog::relations(session, &oids).await?;
     let version = session.server_version_num();
-    let mut taken = HashMap::new();
+    let mut breaking = HashMap::new();
     for table in published {
         let Some(members) = relations.get(&table.oid) else { continue };
         let filter_columns = if table.row_filter.is_some() { table.filter_columns.as_slice() } else { &[] };
@@ -44,24 +44,24 @@ pub(in crate::replication) async fn unfit(
         // Where only inserts are published, no other statement is refused.
         let refusal = members.iter().filter(|_| what == Publish::Everything).find_map(refuses);
         if let Some(why) = refusal {
-            let (done, remedy) = take_out(session, name, may_alter, members, looked).await?;
-            taken.insert(
+            let (done, remedy) = take_out(session, name, may_alter, members, last_checked).await?;
+            breaking.insert(
                 table.oid,
-                harmful(&table.id, &why, &done).remedied(remedy).remedied([correct_identity()]),
+                breaks_writes(&table.id, &why, &done).remedied(remedy).remedied([correct_identity()]),
             );
         } else if let Some(partition) = members.iter().find(|member| member.is_unlogged()) {
             let message =
                 format!("{} is a foreign or unlogged table, whose rows are not in the log", partition.id);
             let error = Error::table(&table.id, Reason::SourceTableUnsupported, message);
             let detach = Remedy::act(format!("detach partition {}", partition.id));
-            taken.insert(table.oid, error.remedied([detach]));
+            breaking.insert(table.oid, error.remedied([detach]));
         } else if what == Publish::Everything
             && let Some(error) = identity_differs(&table.id, members)
         {
-            taken.insert(table.oid, error);
+            breaking.insert(table.oid, error);
         }
     }
-    Ok(taken)
+    Ok(breaking)
 }
 
 /// The partitions of a table whose old rows are not what the table's replica identity says; `members` has the table first.
@@ -168,12 +168,12 @@ async fn take_out(
     name: &str,
     may_alter: bool,
     members: &[RelationFacts],
-    looked: Option<Instant>,
+    last_checked: Option<Instant>,
 ) -> Result<(String, Option<Remedy>), Error> {
     let Some(RelationFacts { id, .. }) = members.first() else { return Ok((String::new(), None)) };
-    let since = match looked {
-        Some(looked) => format!("for at most {} s", looked.elapsed().as_secs() + 1),
-        None => "from that change on, while walferry was not looking".to_owned(),
+    let since = match last_checked {
+        Some(checked) => format!("for at most {} s", checked.elapsed().as_secs() + 1),
+        None => "from that change on, while walferry was not running".to_owned(),
     };
     let root = std::slice::from_ref(id);
     if may_alter {
@@ -200,10 +200,10 @@ pub(in crate::replication) async fn why_left(
     let members = relations.get(&schema.oid).into_iter().flatten();
     let refusal = members.into_iter().find_map(|member| member.refuses_changes(&[], version));
     let left = format!("failed at the source while publication {name} had it");
-    Ok(refusal.map(|why| harmful(&schema.id, &why, &left).remedied([correct_identity()])))
+    Ok(refusal.map(|why| breaks_writes(&schema.id, &why, &left).remedied([correct_identity()])))
 }
 
-fn harmful(table: &TableId, why: &str, what: &str) -> Error {
+fn breaks_writes(table: &TableId, why: &str, what: &str) -> Error {
     let message =
         format!("{why}: a published table needs one that names every row, so UPDATE and DELETE on it {what}");
     Error::table(table, Reason::SourceReplicaIdentityMissing, message)
@@ -223,7 +223,7 @@ mod tests {
     };
 
     #[test]
-    fn another_membership_is_told() {
+    fn another_membership_is_reported() {
         let id = TableId::new("public", "t");
         let found = |entry, row_filter: Option<&str>, columns: Option<&str>| PublishedTable {
             entry,
@@ -237,7 +237,7 @@ mod tests {
         let column = |attnum, name| Column { attnum, ..Column::new(name, SourceType::Text) };
         let schema = TableSchema::new(id.clone(), vec![column(1, "id"), column(2, "v")]);
         let before = PublishedAs::from(&found(1, Some("(id > 5)"), None));
-        let told = |now: &PublishedTable| {
+        let message = |now: &PublishedTable| {
             let failure = published_otherwise(&schema, "p", &before, now).map(|error| failure(&error));
             failure.map_or_else(String::new, |failure| {
                 let sql = failure.remedies.iter().filter_map(|remedy| match remedy {
@@ -247,12 +247,12 @@ mod tests {
                 format!("{} {}", failure.message, sql.collect::<String>())
             })
         };
-        assert_eq!(told(&found(1, Some("(id > 5)"), None)), "");
-        assert!(told(&found(2, Some("(id > 5)"), None)).contains("put back"));
-        assert!(told(&found(1, Some("(id > 6)"), None)).contains("row filter"));
-        assert!(told(&found(1, None, None)).contains("row filter"));
-        assert!(told(&found(2, Some("(id > 5)"), Some("id"))).contains("columns"));
-        let lacks = told(&found(1, Some("(id > 5)"), Some("id")));
+        assert_eq!(message(&found(1, Some("(id > 5)"), None)), "");
+        assert!(message(&found(2, Some("(id > 5)"), None)).contains("put back"));
+        assert!(message(&found(1, Some("(id > 6)"), None)).contains("row filter"));
+        assert!(message(&found(1, None, None)).contains("row filter"));
+        assert!(message(&found(2, Some("(id > 5)"), Some("id"))).contains("columns"));
+        let lacks = message(&found(1, Some("(id > 5)"), Some("id")));
         assert!(
             lacks.starts_with("table public.t: the column list lacks v") && lacks.contains("(\"id\", \"v\")"),
             "{lacks}"

@@ -1,12 +1,14 @@
-//! Looks at the source's catalog now and then, for what the stream does not say; and hears at once when the source shuts down.
+//! Checks the source's catalog now and then, for what the stream does not carry; and notices immediately when
+//! the source shuts down.
 //!
-//! A server that shuts down ends its sessions first, and then waits until the reader of a stream has confirmed everything or goes.
-//! Confirming may take as long as the destination is away, so the stream ends: the slot has everything.
+//! A server that shuts down ends its sessions first, and then waits until the reader of a stream has confirmed
+//! everything or disconnects. Confirming may take as long as the destination is away, so the stream ends: the
+//! slot has everything.
 
 use std::{
     collections::HashMap,
     convert::Infallible,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex},
     time::{Duration, Instant},
 };
 
@@ -14,14 +16,15 @@ use tokio::{sync::Notify, time};
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    catalog_diff::{self, Left},
+    catalog_diff::{self, Remainder},
     publication::{
-        ancestor_published, has_children, published_otherwise, take_out_failing_filter, unfit, why_left,
+        ancestor_published, has_children, published_otherwise, tables_breaking_writes,
+        take_out_failing_filter, why_left,
     },
 };
 use crate::{
     fault::Reason,
-    model::{Lsn, Progress, ReplicatorConfig, SnapshotMode, TableId, TableKind},
+    model::{Lsn, Progress, ReplicatorConfig, SnapshotMode, TableId, TableKind, lock},
     postgres::{
         catalog, copy,
         publication::{self, Publish},
@@ -34,24 +37,23 @@ use crate::{
         retry::{RetryObserver, retry},
         session::{
             position::Confirmable,
-            provision::{self, check_publication, check_slot},
+            publication::{check_publication, publications},
+            slot::check_slot,
         },
         stream::Fatal,
-        table::{
-            Table,
-            store::{SourceRecord, TableRecord},
-        },
+        table::{Table, record::TableRecord, store::SourceRecord},
     },
 };
 
-/// Time between two looks. Each is one query, whatever the number of tables, and a few more when something has changed.
+/// Time between two checks. Each is one query, whatever the number of tables, and a few more when something
+/// has changed.
 const EVERY: Duration = Duration::from_secs(10);
 
-/// Time from a change of a table in the stream to the look.
+/// Time from a change of a table in the stream to the check.
 const SOON: Duration = Duration::from_millis(200);
 
-/// How long the session is kept until another one takes its place. A server that was told to wait for its sessions (smart shutdown) tells
-/// it only to new ones.
+/// How long the session is kept until another one takes its place. A server that waits for its sessions to
+/// end (smart shutdown) says so only to new ones.
 const SESSION_LIVES: Duration = Duration::from_secs(30);
 
 /// Time between two tries to have a session again.
@@ -60,32 +62,32 @@ const AGAIN: Duration = Duration::from_secs(1);
 /// How long a server that has ended the session as it does when it shuts down may take to say whether it does.
 const ANSWERS_WITHIN: Duration = Duration::from_secs(1);
 
-/// What is looked at, and who is told.
-pub(in crate::replication) struct Watch<D: Destination> {
+/// What is checked, and what is known of it.
+pub(in crate::replication) struct SourceMonitor<D: Destination> {
     pub(in crate::replication) config: Arc<ReplicatorConfig>,
     pub(in crate::replication) source: Option<SourceRecord>,
     /// When the server that streams began, by which to tell it from another one at its address.
     pub(in crate::replication) server_started: String,
-    /// How far the source may have been told.
+    /// How far the source may have heard that rows are durable.
     pub(in crate::replication) confirmable: Arc<Confirmable>,
     pub(in crate::replication) progress: Arc<Progress>,
     pub(in crate::replication) tables: Vec<Arc<Table<D>>>,
     pub(in crate::replication) observer: RetryObserver,
-    /// Asks for a look at once.
-    pub(in crate::replication) look: Arc<Notify>,
-    /// When the publication was last seen to do no harm.
-    pub(in crate::replication) looked: Arc<Mutex<Option<Instant>>>,
-    /// The catalog's mark when it was last looked at in full, by publication.
-    pub(in crate::replication) marks: Mutex<HashMap<String, String>>,
-    /// How many columns a table's record had, and where the log ended, when the catalog was first seen to have more.
-    pub(in crate::replication) coming: Mutex<HashMap<TableId, (usize, Lsn)>>,
+    /// Asks for a check without waiting for the next one.
+    pub(in crate::replication) check_requested: Arc<Notify>,
+    /// When the publication was last checked and did no harm.
+    pub(in crate::replication) last_checked: Arc<Mutex<Option<Instant>>>,
+    /// The catalog's fingerprint when it was last checked in full, by publication.
+    pub(in crate::replication) fingerprints: Mutex<HashMap<String, String>>,
+    /// How many columns a table's record had, and where the log ended, when the catalog first had more.
+    pub(in crate::replication) awaited_columns: Mutex<HashMap<TableId, (usize, Lsn)>>,
 }
 
-impl<D: Destination> Watch<D> {
-    /// Watches until something is found that stops the stream, which goes to `fatal`. From `end` on it looks no more, but still hears of a
-    /// shutdown, until the stream is `over`.
+impl<D: Destination> SourceMonitor<D> {
+    /// Runs until something is found that stops the stream, which goes to `fatal`. From `end` on it checks no
+    /// more, but still hears of a shutdown, until the stream is `over`.
     ///
-    /// A dropped publication must be seen here: since PostgreSQL 18 the walsender only warns and leaves the changes out.
+    /// A dropped publication must be found here: since PostgreSQL 18 the walsender only warns and leaves the changes out.
     pub(in crate::replication) async fn run(
         self,
         mut session: Session,
@@ -109,7 +111,7 @@ impl<D: Destination> Watch<D> {
             let ended = tokio::select! {
                 biased;
                 ended = session.ended() => ended,
-                looked = self.look_in_a_while(session, end) => match looked {
+                checked = self.check_later(session, end) => match checked {
                     Ok(()) if opened.elapsed() < SESSION_LIVES => continue,
                     Err(Error::Source(error)) if error.is_shutdown() => End::Shutdown,
                     // The stream meets the same fault and retries it.
@@ -123,16 +125,16 @@ impl<D: Destination> Watch<D> {
         }
     }
 
-    /// Waits until it is time to look, and looks.
-    async fn look_in_a_while(&self, session: &Session, end: &CancellationToken) -> Result<(), Error> {
+    /// Waits until the next check is due, and checks.
+    async fn check_later(&self, session: &Session, end: &CancellationToken) -> Result<(), Error> {
         tokio::select! {
             biased;
             () = end.cancelled() => return std::future::pending().await,
             // Statements seldom come alone.
-            () = self.look.notified() => time::sleep(SOON).await,
+            () = self.check_requested.notified() => time::sleep(SOON).await,
             () = time::sleep(EVERY) => {}
         }
-        match self.look(session, end).await {
+        match self.check(session, end).await {
             Ok(_) => Ok(()),
             Err(Error::Stopped) => std::future::pending().await,
             Err(error) => Err(error),
@@ -175,23 +177,23 @@ impl<D: Destination> Watch<D> {
         }
     }
 
-    /// Looks once. A table whose changes don't come any more stops alone. Gives the slot.
+    /// Checks once. A table whose changes don't come any more stops alone. Gives the slot.
     ///
     /// # Errors
     /// What stops the whole Mirror: slot or publication are gone or unusable; and what the servers answer.
-    pub(in crate::replication) async fn look(
+    pub(in crate::replication) async fn check(
         &self,
         session: &Session,
         end: &CancellationToken,
     ) -> Result<Option<SlotInfo>, Error> {
         if self.config.has_append_only() {
-            self.look_at(session, end, Publish::Inserts).await?;
+            self.check_one(session, end, Publish::Inserts).await?;
         }
-        self.look_at(session, end, Publish::Everything).await
+        self.check_one(session, end, Publish::Everything).await
     }
 
-    /// Looks at one publication with its tables, and at the slot.
-    async fn look_at(
+    /// Checks one publication with its tables, and the slot.
+    async fn check_one(
         &self,
         session: &Session,
         end: &CancellationToken,
@@ -202,27 +204,27 @@ impl<D: Destination> Watch<D> {
         let sent_by_it = |table: &&Arc<Table<D>>| Publish::of(table.schema().kind) == what;
         let tables: Vec<_> = self.tables.iter().filter(sent_by_it).collect();
         let oids: Vec<u32> = tables.iter().map(|table| table.schema().oid).collect();
-        let seen = source_status::read(session, &slot, &publication, &oids).await?;
+        let found = source_status::read(session, &slot, &publication, &oids).await?;
         let known = self.source.as_ref().map(|source| source.timeline);
-        if seen.timeline.is_some() && seen.timeline != known {
+        if found.timeline.is_some() && found.timeline != known {
             return Err(Error::TimelineLeft);
         }
-        if let Some(slot) = &seen.slot {
-            self.tell_of(slot);
+        if let Some(slot) = &found.slot {
+            self.report_slot(slot);
         }
-        let slot = check_slot(&self.config, self.source.as_ref(), seen.slot)?;
+        let slot = check_slot(&self.config, self.source.as_ref(), found.slot)?;
         if let Some(slot) = &slot {
             self.progress.set_source_lsn(slot.current_lsn);
             self.confirmable.check(slot)?;
         }
-        check_publication(&publication, what, seen.publication)?;
-        let seen_before = self.marks().get(&publication) == Some(&seen.fingerprint);
-        if !seen_before {
-            self.guard(session, end, &publication, what).await?;
+        check_publication(&publication, what, found.publication)?;
+        let unchanged = lock(&self.fingerprints).get(&publication) == Some(&found.fingerprint);
+        if !unchanged {
+            self.check_members(session, end, &publication, what).await?;
             self.fail_partitions(session, end).await?;
             self.fail_inherited(session, end).await?;
         }
-        for (table, membership) in tables.iter().zip(&seen.tables).filter(|(table, _)| !table.failed()) {
+        for (table, membership) in tables.iter().zip(&found.tables).filter(|(table, _)| !table.failed()) {
             if let Some(mut error) = cut_off(&table.id, membership, &publication) {
                 if what == Publish::Everything && policy(&error).1 == Reason::SourceNotPublished {
                     let left = why_left(session, &publication, &table.schema()).await?;
@@ -232,30 +234,31 @@ impl<D: Destination> Watch<D> {
             }
         }
         self.find_readable(session, &tables).await?;
-        for (table, membership) in tables.iter().zip(&seen.tables) {
+        for (table, membership) in tables.iter().zip(&found.tables) {
             let failing = table.failed() && table.record().reason == Some(Reason::SourceRowFilterFailed);
             if failing && membership.published {
                 take_out_failing_filter(session, &publication, &table.id).await?;
             }
         }
-        let streamed =
-            |table: &&Arc<Table<D>>| table.record().layout.is_some_and(|layout| layout.has_streamed());
-        if !seen_before || tables.iter().any(streamed) {
-            // What is still to come in the stream is looked at again.
-            if self.compare_layouts(session, &oids, end).await? {
-                self.marks().insert(publication, seen.fingerprint);
+        let streamed = |table: &&Arc<Table<D>>| {
+            table.record().fingerprint.is_some_and(|fingerprint| fingerprint.has_streamed())
+        };
+        if !unchanged || tables.iter().any(streamed) {
+            // What is still to come in the stream is compared again.
+            if self.compare_fingerprints(session, &oids, end).await? {
+                lock(&self.fingerprints).insert(publication, found.fingerprint);
             }
         }
-        // Only this one can have done harm, and it is the last one looked at.
+        // Only this one can have done harm, and it is the last one checked.
         if what == Publish::Everything {
-            *self.looked.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
+            *lock(&self.last_checked) = Some(Instant::now());
         }
         Ok(slot)
     }
 
-    /// Sees to it that the publication does the application no harm, whether a table still streams or not, and that it sends of each
-    /// table what it sent from the beginning.
-    async fn guard(
+    /// Keeps the publication from harming the application, whether a table still streams or not, and checks
+    /// that it sends of each table what it sent from the beginning.
+    async fn check_members(
         &self,
         session: &Session,
         end: &CancellationToken,
@@ -269,8 +272,9 @@ impl<D: Destination> Watch<D> {
             found.iter().find(move |published| published.oid == oid)
         };
         let published: Vec<_> = self.tables.iter().filter_map(|table| of(table)).collect();
-        let looked = *self.looked.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut taken_out = unfit(session, (name, what), may_alter, &published, looked).await?;
+        let last_checked = *lock(&self.last_checked);
+        let mut breaking =
+            tables_breaking_writes(session, (name, what), may_alter, &published, last_checked).await?;
         for table in &self.tables {
             let Some(now) = of(table) else { continue };
             let otherwise = || {
@@ -278,9 +282,9 @@ impl<D: Destination> Watch<D> {
                 published_otherwise(&table.schema(), name, &before, now)
             };
             let differs = |error: &Error| policy(error).1 == Reason::SourceReplicaIdentityDiffers;
-            if let Some(error) = taken_out.remove(&now.oid) {
+            if let Some(error) = breaking.remove(&now.oid) {
                 match differs(&error) {
-                    // It heals by itself, and no other failure with it.
+                    // It heals automatically, and no other failure with it.
                     true => retry(end, &self.observer, || table.fail(&error)).await?,
                     false => retry(end, &self.observer, || table.fail_again(&error)).await?,
                 }
@@ -288,7 +292,7 @@ impl<D: Destination> Watch<D> {
                 && table.failed()
                 && table.record().reason == Some(Reason::SourceReplicaIdentityDiffers)
             {
-                return Err(Error::copy_anew(&table.id, "a partition had another replica identity"));
+                return Err(Error::recopy(&table.id, "a partition had another replica identity"));
             } else if let Some(error) = otherwise() {
                 retry(end, &self.observer, || table.fail(&error)).await?;
             }
@@ -296,8 +300,8 @@ impl<D: Destination> Watch<D> {
         Ok(())
     }
 
-    /// Whether a table that has failed because it might not be read may be read again: privileges on schemas and of roles are not in
-    /// the catalog's mark. Its rows that were passed over come with a copy.
+    /// Whether a table that has failed because it might not be read may be read again: privileges on schemas
+    /// and of roles are not in the catalog's fingerprint. Its rows that were skipped come with a copy.
     async fn find_readable(&self, session: &Session, tables: &[&Arc<Table<D>>]) -> Result<(), Error> {
         if self.config.snapshot.mode == SnapshotMode::Never {
             return Ok(());
@@ -308,7 +312,7 @@ impl<D: Destination> Watch<D> {
             let waits =
                 reason == Some(Reason::SourcePrivilegeMissing) && schema.kind != TableKind::AppendOnly;
             if waits && copy::may_read(session, &schema).await? {
-                return Err(Error::copy_anew(&table.id, "it may be read again"));
+                return Err(Error::recopy(&table.id, "it may be read again"));
             }
         }
         Ok(())
@@ -317,7 +321,7 @@ impl<D: Destination> Watch<D> {
     /// Stops the tables whose changes are sent as those of a table above them.
     async fn fail_partitions(&self, session: &Session, end: &CancellationToken) -> Result<(), Error> {
         let oids: Vec<u32> = self.tables.iter().map(|table| table.schema().oid).collect();
-        let publications = provision::publications(&self.config);
+        let publications = publications(&self.config);
         let ancestors = catalog::published_ancestors(session, &oids, &publications).await?;
         for (table, oid) in self.tables.iter().zip(oids) {
             if let Some(ancestor) = ancestors.get(&oid) {
@@ -342,77 +346,72 @@ impl<D: Destination> Watch<D> {
                 let error = has_children(&table.id, heals);
                 retry(end, &self.observer, || table.fail(&error)).await?;
             } else if failed && heals {
-                return Err(Error::copy_anew(&table.id, "other tables inherited from it"));
+                return Err(Error::recopy(&table.id, "other tables inherited from it"));
             }
         }
         Ok(())
     }
 
-    fn marks(&self) -> MutexGuard<'_, HashMap<String, String>> {
-        self.marks.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Whether the catalog says of each table what it said when the table was last brought up to it, but for columns that the stream is
-    /// still to bring: then not all of it is noted. What the stream has taken up by itself is; for anything else the tables have to be
-    /// taken up anew.
-    async fn compare_layouts(
+    /// Whether the catalog says of each table what it said when the table was last reconciled with it, apart
+    /// from columns that the stream is still to bring: then not all of it is recorded. What the stream has
+    /// applied itself is; for anything else the session restarts.
+    async fn compare_fingerprints(
         &self,
         session: &Session,
         oids: &[u32],
         end: &CancellationToken,
     ) -> Result<bool, Error> {
-        let layouts = catalog::fingerprints(session, oids).await?;
-        let (mut seen, mut all) = (None, true);
+        let fingerprints = catalog::fingerprints(session, oids).await?;
+        let (mut read_lsn, mut all) = (None, true);
         for table in self.tables.iter().filter(|table| !table.failed()) {
             let record = table.record();
-            let Some(now) = layouts.get(&record.schema.oid) else { continue };
-            if Some(now) == record.layout.as_ref() {
+            let Some(now) = fingerprints.get(&record.schema.oid) else { continue };
+            if Some(now) == record.fingerprint.as_ref() {
                 continue;
             }
-            let left = catalog_diff::left(session, &record, now).await?;
-            let seen = match seen {
-                Some(seen) => seen,
-                None => *seen.insert(catalog::read_lsn(session).await?),
+            let remainder = catalog_diff::remainder(session, &record, now).await?;
+            let read_lsn = match read_lsn {
+                Some(read_lsn) => read_lsn,
+                None => *read_lsn.insert(catalog::read_lsn(session).await?),
             };
-            match left {
-                Left::Nothing => {}
-                Left::AddedColumns if table.snapshot_over() && self.is_behind(&record, seen) => {
+            match remainder {
+                Remainder::Nothing => {}
+                Remainder::AddedColumns if table.snapshot_over() && self.is_behind(&record, read_lsn) => {
                     all = false;
                     continue;
                 }
-                Left::AddedColumns | Left::Table => {
+                Remainder::AddedColumns | Remainder::Table => {
                     let why = "its columns, files or partitions are others".to_owned();
                     return Err(Error::CatalogChanged { table: table.id.clone(), why, copy: false });
                 }
             }
-            let compared = record.layout.unwrap_or_default();
+            let compared = record.fingerprint.unwrap_or_default();
             let note = |record: &mut TableRecord| {
-                let mut layout = now.clone();
-                layout.keep_streamed(record.layout.as_ref().unwrap_or(&compared), &compared);
-                record.layout = Some(layout);
-                record.seen_until(seen);
+                let mut fingerprint = now.clone();
+                fingerprint.keep_streamed(record.fingerprint.as_ref().unwrap_or(&compared), &compared);
+                record.fingerprint = Some(fingerprint);
+                record.read_until(read_lsn);
             };
             retry(end, &self.observer, || table.update(note)).await?;
         }
         Ok(all)
     }
 
-    /// Whether the stream has not come yet to where a table was first seen to have columns that its record lacks. To begin the session
-    /// again for each of them would leave no time for what is received to become durable, where they come all the time.
+    /// Whether the stream has not yet come to where the catalog first had columns that the table's record lacks.
+    /// To restart the session for each of them would leave no time for what is received to become durable,
+    /// where they come all the time.
     fn is_behind(&self, record: &TableRecord, now: Lsn) -> bool {
-        let mut coming = self.coming.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut awaited = lock(&self.awaited_columns);
         let (columns, id) = (record.schema.columns.len(), record.schema.id.clone());
-        let (known, since) = coming.entry(id).or_insert((columns, now));
+        let (known, since) = awaited.entry(id).or_insert((columns, now));
         if *known != columns {
             (*known, *since) = (columns, now);
         }
         self.progress.durable_lsn() < *since
     }
-}
 
-impl<D: Destination> Watch<D> {
     /// Reports the slot, with a warning in the log when it begins to be a risk, and as the risk grows.
-    fn tell_of(&self, slot: &SlotInfo) {
+    fn report_slot(&self, slot: &SlotInfo) {
         let now = slot.report();
         if now.is_worse_than(&self.progress.slot()) {
             tracing::warn!(

@@ -1,5 +1,5 @@
-//! Looks at the target tables now and then: a TTL, a setting or a column that somebody changes there can bring back rows that are gone,
-//! without any insert being refused.
+//! Checks the target tables now and then: a TTL, a setting or a column that somebody changes there can bring back
+//! rows that are gone, without any insert being refused.
 
 use std::{sync::Arc, time::Duration};
 
@@ -10,16 +10,17 @@ use crate::{
     replication::{
         Destination, Error, Policy, policy,
         retry::{RetryObserver, retry},
+        session::claims,
         stream::Fatal,
-        table::{Table, targets},
+        table::{Table, target},
     },
 };
 
-/// Time between two looks, each of which is a few queries, whatever the number of tables.
+/// Time between two checks, each of which is a few queries, whatever the number of tables.
 const EVERY: Duration = Duration::from_secs(10);
 
-/// What is looked at, and who is told.
-pub(in crate::replication) struct TargetWatch<D: Destination> {
+/// What is checked.
+pub(in crate::replication) struct TargetMonitor<D: Destination> {
     pub(in crate::replication) destination: D,
     /// The Mirror's UID.
     pub(in crate::replication) uid: String,
@@ -27,61 +28,61 @@ pub(in crate::replication) struct TargetWatch<D: Destination> {
     pub(in crate::replication) observer: RetryObserver,
 }
 
-impl<D: Destination> TargetWatch<D> {
-    /// Looks until `end`. A table whose target no longer fits, or is another table, stops alone.
+impl<D: Destination> TargetMonitor<D> {
+    /// Checks until `end`. A table whose target no longer fits, or is another table, stops alone.
     pub(in crate::replication) async fn run(self, fatal: Fatal, end: CancellationToken) {
         loop {
             tokio::select! {
                 () = end.cancelled() => return,
                 () = tokio::time::sleep(EVERY) => {}
             }
-            match self.look(&end).await {
+            match self.check(&end).await {
                 Ok(()) => {}
                 Err(Error::Stopped) => return,
                 Err(error @ Error::TargetReleased { .. }) => return fatal.report(error),
                 // Inserts meet the same fault and report it.
-                Err(error) => tracing::debug!(%error, "could not look at the target tables"),
+                Err(error) => tracing::debug!(%error, "could not check the target tables"),
             }
         }
     }
 
-    async fn look(&self, end: &CancellationToken) -> Result<(), Error> {
-        let going: Vec<_> = self.tables.iter().filter(|table| !table.failed()).collect();
-        let schemas: Vec<TableSchema> = going.iter().map(|table| table.schema()).collect();
+    async fn check(&self, end: &CancellationToken) -> Result<(), Error> {
+        let running: Vec<_> = self.tables.iter().filter(|table| !table.failed()).collect();
+        let schemas: Vec<TableSchema> = running.iter().map(|table| table.schema()).collect();
         let schemas: Vec<&TableSchema> = schemas.iter().collect();
         let identities = self.destination.identities(&schemas).await?;
-        for (table, identity) in going.iter().zip(identities) {
-            if let Err(error) = targets::identify(&mut table.record(), identity) {
+        for (table, identity) in running.iter().zip(identities) {
+            if let Err(error) = target::identify(&mut table.record(), identity) {
                 retry(end, &self.observer, || table.fail(&error)).await?;
             }
         }
-        let standing = self.destination.standing(&schemas).await?;
-        let mut unseen = None;
-        for (table, _) in going.into_iter().zip(standing).filter(|(_, stands)| !stands) {
+        let usable = self.destination.standing(&schemas).await?;
+        let mut unchecked = None;
+        for (table, _) in running.into_iter().zip(usable).filter(|(_, usable)| !usable) {
             // What the stream has changed meanwhile fits the table's schema as it is now.
             let Err(fault) = self.destination.require_columns(&table.schema()).await else { continue };
             let error = Error::from(fault);
-            // What can't be told of one says nothing of the others.
+            // What can't be checked of one says nothing of the others.
             if policy(&error).0 != Policy::FailTable {
-                unseen = Some(error);
+                unchecked = Some(error);
                 continue;
             }
             retry(end, &self.observer, || table.fail(&error)).await?;
         }
-        self.look_at_claims().await?;
-        unseen.map_or(Ok(()), Err)
+        self.check_claims().await?;
+        unchecked.map_or(Ok(()), Err)
     }
 
     /// # Errors
     /// [`Error::TargetReleased`] where a table that waited for another Mirror can join.
-    async fn look_at_claims(&self) -> Result<(), Error> {
+    async fn check_claims(&self) -> Result<(), Error> {
         let records = self.tables.iter().map(|table| table.record());
-        let waiting: Vec<_> = records.filter(targets::waits_for_target).map(|record| record.schema).collect();
+        let waiting: Vec<_> = records.filter(claims::waits_for_target).map(|record| record.schema).collect();
         if waiting.is_empty() {
             return Ok(());
         }
-        let claims = targets::claims(&self.destination).await?;
-        let is_free = |schema: &TableSchema| targets::foreign(&claims, &self.uid, &schema.target).is_none();
+        let claims = claims::claims(&self.destination).await?;
+        let is_free = |schema: &TableSchema| claims::foreign(&claims, &self.uid, &schema.target).is_none();
         match waiting.into_iter().find(is_free) {
             Some(schema) => Err(Error::TargetReleased { table: schema.id }),
             None => Ok(()),

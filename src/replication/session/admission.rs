@@ -4,20 +4,20 @@
 //! added to a running Mirror does.
 
 use std::{
-    collections::BTreeMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard},
+    time::Duration,
 };
 
 use futures::future::BoxFuture;
+use tokio_util::sync::CancellationToken;
 
 use crate::{
-    fault::{Reason, Remedy},
-    model::{MirrorFailure, TableId},
-    replication::Error,
+    model::{Progress, TableId, TableState, lock},
+    replication::{Error, MirrorRefused, Refused, stream::Fatal},
 };
 
-/// Tables that can't join now, and why.
-pub type Refused = BTreeMap<TableId, MirrorFailure>;
+/// How often it is asked again whether tables can be added that could not.
+const ASK_EVERY: Duration = Duration::from_secs(10);
 
 /// What the checks say of a Mirror.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -26,19 +26,6 @@ pub struct Verdict {
     pub mirror: Option<MirrorRefused>,
     /// Tables that can't join now. Those that the Mirror has already are not among them: the engine sees to these itself.
     pub tables: Refused,
-}
-
-/// Why a Mirror as a whole can't start.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct MirrorRefused {
-    /// A documented reason.
-    pub reason: Reason,
-    /// What is wrong.
-    pub message: String,
-    /// What helps, in order.
-    pub remedies: Vec<Remedy>,
-    /// Whether it may pass without anybody doing anything.
-    pub transient: bool,
 }
 
 /// Asks for a verdict on these tables, or on all when none is named.
@@ -57,7 +44,7 @@ impl Admission {
     }
 
     fn last(&self) -> MutexGuard<'_, Option<Verdict>> {
-        self.last.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.last)
     }
 
     /// The tables that can't join, as last asked for, or asked for now.
@@ -95,6 +82,53 @@ impl Admission {
     pub(in crate::replication) fn forget(&self) {
         *self.last() = None;
     }
+
+    /// Asks now and then whether tables can be added that could not; where one can, the session begins again
+    /// with it.
+    pub(super) async fn until_admitted(
+        self: Arc<Self>,
+        mut refused: Refused,
+        progress: Arc<Progress>,
+        fatal: Fatal,
+        end: CancellationToken,
+    ) {
+        while !refused.is_empty() {
+            tokio::select! {
+                () = end.cancelled() => return,
+                () = tokio::time::sleep(ASK_EVERY) => {}
+            }
+            let verdict = self.ask_again(refused.keys().cloned().collect()).await;
+            if verdict.mirror.is_some() {
+                // The stream meets what stops the whole Mirror.
+                self.set(refused.clone());
+                continue;
+            }
+            let (still, tables): (Refused, Refused) =
+                refused.into_iter().partition(|(id, _)| verdict.tables.contains_key(id));
+            if !tables.is_empty() {
+                let tables = tables.into_keys().collect();
+                fatal.report(Error::TablesAdmitted { tables });
+                return;
+            }
+            refused = still
+                .into_keys()
+                .filter_map(|id| Some((id.clone(), verdict.tables.get(&id)?.clone())))
+                .collect();
+            report_refused(&progress, &refused);
+        }
+    }
+}
+
+/// Shows why tables can't be added.
+pub(super) fn report_refused(progress: &Progress, refused: &Refused) {
+    for (table, failure) in refused {
+        let shown = progress.table(table);
+        if shown.state() != TableState::Failed {
+            let why = shown.sentence(failure);
+            tracing::error!(%table, reason = %failure.reason, error = %why, "table can't be added; the others continue");
+        }
+        shown.set_failed(failure.clone());
+    }
 }
 
 #[cfg(test)]
@@ -102,6 +136,7 @@ mod tests {
     use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 
     use super::*;
+    use crate::fault::Reason;
 
     #[tokio::test]
     async fn is_asked_once_and_again_after_the_mirror_was_refused() {

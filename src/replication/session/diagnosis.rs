@@ -1,9 +1,7 @@
 //! What keeps a started Mirror from going on, as its state and the source tell without anything being changed: for `walferry check`.
 
 use super::{
-    failover::Origin,
-    position::PositionRecord,
-    provision::{check_publication, check_slot},
+    position::PositionRecord, publication::check_publication, slot::check_slot, timeline::SourceTimeline,
 };
 use crate::{
     model::ReplicatorConfig,
@@ -38,17 +36,17 @@ pub async fn faults(
     let Some(source) = state.source.as_ref().filter(|source| !source.finished) else {
         return Ok(Vec::new());
     };
-    let origin = match reach(config, source).await {
-        Ok(origin) => origin,
+    let timeline = match reach(config, source).await {
+        Ok(timeline) => timeline,
         Err(Error::Source(error)) => return Err(error),
         // Slot and publication of another server mean nothing.
         Err(fault) => return Ok(vec![fault]),
     };
     let mut faults: Vec<Error> = source.check_versions().err().into_iter().collect();
     let found = slot::read(session, &config.mirror.slot_name()).await?;
-    match (check_slot(config, Some(source), found), origin) {
+    match (check_slot(config, Some(source), found), timeline) {
         (Err(fault), _) => faults.push(fault),
-        (Ok(Some(slot)), Some(origin)) => match check_position(session, slot, &origin, recorded).await {
+        (Ok(Some(slot)), Some(timeline)) => match check_position(session, slot, &timeline, recorded).await {
             Err(Error::Source(error)) => return Err(error),
             checked => faults.extend(checked.err()),
         },
@@ -67,25 +65,25 @@ pub async fn faults(
 async fn check_position(
     session: &Session,
     slot: SlotInfo,
-    origin: &Origin,
+    timeline: &SourceTimeline,
     recorded: impl AsyncFnOnce() -> Result<Option<PositionRecord>, Error>,
 ) -> Result<(), Error> {
     let Some(position) = recorded().await? else { return Err(Error::PositionUnknown { slot: slot.name }) };
     let Some(now) = slot::read(session, &slot.name).await? else { return Ok(()) };
     let slot = SlotInfo { current_lsn: now.current_lsn, ..slot };
-    position.check(&slot, origin.timeline(), catalog::is_standby(session).await?)
+    position.check(&slot, timeline.timeline(), catalog::is_standby(session).await?)
 }
 
 /// The server, unless it is another one, or on another timeline that can't be followed; `None` where no connection is free.
-async fn reach(config: &ReplicatorConfig, source: &SourceRecord) -> Result<Option<Origin>, Error> {
+async fn reach(config: &ReplicatorConfig, source: &SourceRecord) -> Result<Option<SourceTimeline>, Error> {
     let looked = async {
         let application = config.mirror.application_name();
         let mut wire = Connection::connect(&config.source, &application, Purpose::Replication).await?;
         let identity = wire.identify_system().await?;
-        let origin = Origin::of(&mut wire, identity, &config.source).await?;
-        origin.check_system(Some(source))?;
-        origin.switch(source)?;
-        Ok(origin)
+        let timeline = SourceTimeline::read(&mut wire, identity, &config.source).await?;
+        timeline.check_system(Some(source))?;
+        timeline.switchpoint(source)?;
+        Ok(timeline)
     };
     match looked.await {
         Err(Error::Source(error)) if error.sqlstate() == Some(TOO_MANY_CONNECTIONS) => Ok(None),

@@ -9,7 +9,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::admission::Refused;
+use super::{context::ProvisionContext, slot::require_own};
 use crate::{
     fault::Reason,
     model::{Lsn, MirrorFailure, Operations, ReplicatorConfig, TableId, TableSchema, TableSpec, Version},
@@ -17,14 +17,14 @@ use crate::{
         catalog,
         removal::{self, Fate, MirrorObjects},
         session::Session,
-        slot::{self, Release, SlotInfo},
+        slot::{self, Release},
     },
     replication::{
-        Destination, Error,
-        error::failure_of_table,
+        Destination, Error, Refused, failure_of_table,
         table::{
-            store::{FormerTable, MirrorState, ResyncRecord, StateStore, TablePhase, TableRecord},
-            targets,
+            record::{FormerTable, TablePhase, TableRecord},
+            store::{MirrorState, ResyncRecord},
+            target,
         },
     },
 };
@@ -43,7 +43,7 @@ pub fn resync_due<'a>(asked: Option<&'a str>, state: &'a MirrorState) -> Option<
     state.resync.as_ref().filter(|resync| !resync.released).map(|resync| resync.value.as_str())
 }
 
-/// Whether this table is copied over the rows that its target has when it joins: in a resync, in a Mirror that was asked for one
+/// Whether this table is copied over the rows that its target has when it added_while_streaming: in a resync, in a Mirror that was asked for one
 /// from its beginning, and where a resync could not take it up before, or names it although the Mirror does not have it any more.
 /// `asked` is the value of the Mirror's annotation.
 pub fn copies_over_rows(asked: Option<&str>, state: &MirrorState, table: &TableId) -> bool {
@@ -63,10 +63,10 @@ fn named(value: &str) -> Vec<&str> {
     value.split([' ', ',']).filter(|word| !word.is_empty()).skip(1).collect()
 }
 
-/// Tables that alone are asked to be copied anew.
+/// Tables of which a resync is asked, and not of all.
 #[derive(Debug, Default)]
-pub struct Apart {
-    /// The annotation's value, to be recorded when they have joined once more; `None` when nothing is asked.
+pub struct TableResyncs {
+    /// The annotation's value, to be recorded when they were added again; `None` when nothing is asked.
     pub(in crate::replication) value: Option<String>,
     /// What was recorded of them.
     pub(in crate::replication) records: BTreeMap<TableId, TableRecord>,
@@ -74,7 +74,7 @@ pub struct Apart {
     pub(in crate::replication) named: BTreeSet<TableId>,
 }
 
-impl Apart {
+impl TableResyncs {
     /// What was recorded of one of them.
     pub fn record(&self, table: &TableId) -> Option<&TableRecord> {
         self.records.get(table)
@@ -106,32 +106,34 @@ pub fn unknown_names(config: &ReplicatorConfig, state: &MirrorState) -> Option<M
     }
     let message = format!(
         "annotation walferry.dev/resync names {}, which the mirror doesn't have, so nothing was copied for that: behind its first word, give \
-         names as schema.table, or none to have every table copied anew",
+         names as schema.table, or none to resync every table",
         unknown.join(", ")
     );
     Some(MirrorFailure::new(Reason::ResyncUnknownTable, message))
 }
 
-/// Takes the records of those tables out of the state that alone are asked to be copied anew: they join once more. Names that the Mirror
-/// doesn't have are left to [`unknown_names`].
-pub fn set_apart(config: &ReplicatorConfig, state: &mut MirrorState) -> Apart {
-    let Some(value) = single_tables_due(config.resync.as_deref(), state) else { return Apart::default() };
-    let mut apart = Apart { value: Some(value.to_owned()), ..Apart::default() };
+/// Takes the records of those tables out of the state of which a resync is asked: they are added again. Names
+/// that the Mirror doesn't have are left to [`unknown_names`].
+pub fn take_resync_tables(config: &ReplicatorConfig, state: &mut MirrorState) -> TableResyncs {
+    let Some(value) = single_tables_due(config.resync.as_deref(), state) else {
+        return TableResyncs::default();
+    };
+    let mut resyncs = TableResyncs { value: Some(value.to_owned()), ..TableResyncs::default() };
     for name in named(value) {
         let Some(spec) = config.tables.iter().find(|spec| spec.id.to_string() == name) else { continue };
-        apart.named.insert(spec.id.clone());
+        resyncs.named.insert(spec.id.clone());
         if let Some(record) = state.tables.remove(&spec.id) {
             state.chunks_done.remove(&spec.id);
-            apart.records.insert(spec.id.clone(), record);
+            resyncs.records.insert(spec.id.clone(), record);
         }
     }
-    apart
+    resyncs
 }
 
 /// Takes the records of those tables out of the state that have failed because they might not be read, a
 /// partition had another replica identity or other tables inherited from them, and that is over: what the
 /// stream has passed over meanwhile comes with a copy, so they join once more.
-pub(in crate::replication) fn take_healed(state: &mut MirrorState, apart: &mut Apart) {
+pub(in crate::replication) fn take_healed(state: &mut MirrorState, resyncs: &mut TableResyncs) {
     let healed = |record: &TableRecord| {
         let heals = [
             Reason::SourcePrivilegeMissing,
@@ -139,13 +141,13 @@ pub(in crate::replication) fn take_healed(state: &mut MirrorState, apart: &mut A
             Reason::SourceTableInherited,
         ];
         let heals = heals.map(Some);
-        record.phase == TablePhase::Failed && heals.contains(&record.reason) && record.copy_anew.is_some()
+        record.phase == TablePhase::Failed && heals.contains(&record.reason) && record.resync_reason.is_some()
     };
     let tables: Vec<TableId> =
         state.tables.iter().filter(|(_, record)| healed(record)).map(|(id, _)| id.clone()).collect();
     for table in tables {
         state.chunks_done.remove(&table);
-        apart.records.extend(state.tables.remove_entry(&table));
+        resyncs.records.extend(state.tables.remove_entry(&table));
     }
 }
 
@@ -161,13 +163,12 @@ fn single_tables_due<'a>(asked: Option<&'a str>, state: &MirrorState) -> Option<
 ///
 /// # Errors
 /// A table that is missing, or a slot that is another's or in use, before anything is touched; what the servers answer.
-pub(in crate::replication) async fn release_if_due<D: Destination>(
-    config: &ReplicatorConfig,
-    session: &Session,
+pub(super) async fn release_if_due<D: Destination>(
+    context: &ProvisionContext<'_, D>,
     state: &mut MirrorState,
-    store: &StateStore<D>,
     refused: &mut Refused,
 ) -> Result<(), Error> {
+    let ProvisionContext { config, session, store, .. } = *context;
     let Some(value) = resync_due(config.resync.as_deref(), state) else {
         if let (None, None, Some(value)) = (&state.source, &state.resync, &config.resync) {
             let asked = ResyncRecord { value: value.clone(), released: false };
@@ -198,7 +199,7 @@ pub(in crate::replication) async fn release_if_due<D: Destination>(
     if let Release::Held(by) = slot::release_own_walsender(session, &slot_name, &application_name).await? {
         return Err(Error::SlotInUse { slot: slot_name, by });
     }
-    tracing::info!(mirror = config.mirror.name, value, "resync: every table is copied anew");
+    tracing::info!(mirror = config.mirror.name, value, "resync: every table is copied again");
     let record = store.begin_resync(value).await?;
     release(config, session).await?;
     let record = store.release_for_resync(state, &record).await?;
@@ -241,38 +242,24 @@ pub(in crate::replication) async fn release(
     Ok(removed.iter().any(|removed| removed.fate == Fate::Dropped))
 }
 
-/// Refuses a slot that has the name of ours and is none of ours.
-///
-/// # Errors
-/// [`Error::SlotForeign`]
-pub(in crate::replication) fn require_own(config: &ReplicatorConfig, found: &SlotInfo) -> Result<(), Error> {
-    let ours = found.plugin.as_deref() == Some("pgoutput")
-        && found.database.as_deref() == Some(config.source.database.as_str());
-    if ours {
-        return Ok(());
-    }
-    let (plugin, database) = (found.plugin.as_deref(), found.database.as_deref());
-    let what = format!("plugin {}, database {}", plugin.unwrap_or("none"), database.unwrap_or("none"));
-    Err(Error::SlotForeign { slot: found.name.clone(), found: what })
-}
-
 /// The version for rows that are copied over those of before, with a slot that began at `start`.
 ///
 /// A transaction may begin to commit at the slot's very start, so it is the position before. A target that has rows as new as
 /// that got them from another history (the source was replaced, or went back), whose positions mean nothing here: it is
-/// emptied, unless it `keeps` rows that the source removed. `fence` is that of the table's streamed inserts: one that a killed process has left behind must not arrive later.
+/// emptied, unless it keeps rows that the source removed (`operations`). `fence` is that of the table's streamed
+/// inserts: one that a killed process has left behind must not arrive later.
 pub(in crate::replication) async fn copy_version<D: Destination>(
     destination: &D,
     table: &TableSchema,
-    keeps: Operations,
+    operations: Operations,
     start: Lsn,
     fence: &str,
 ) -> Result<Lsn, Error> {
     let version = Lsn(start.0.saturating_sub(1));
     let newest = destination.newest_version(table, fence).await?;
     if newest >= Version::copied(version) {
-        if table.kind.is_keyed() && keeps.keep_removed_rows() {
-            return Err(targets::has_rows_of_another_history(table));
+        if table.kind.is_keyed() && operations.keep_removed_rows() {
+            return Err(target::has_rows_of_another_history(table));
         }
         tracing::warn!(table = %table.id, newest = %newest.lsn(), %start, "target has rows of another history; emptying it");
         destination.empty(table, fence).await?;

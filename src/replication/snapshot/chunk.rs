@@ -2,7 +2,7 @@
 
 use std::{
     ops::Range,
-    sync::{Mutex, MutexGuard, PoisonError, atomic::Ordering},
+    sync::{Mutex, MutexGuard, atomic::Ordering},
 };
 
 use super::{
@@ -11,13 +11,14 @@ use super::{
     range::{RangeEnd, RangeReader, Rows},
 };
 use crate::{
-    model::{Lsn, TableSchema, Version},
+    model::{Lsn, TableSchema, Version, lock},
     postgres::{self, copy, session::Session, shared_snapshot::SharedSnapshot},
     replication::{
         Insert, TableBatch,
         table::{
+            describe,
+            record::{Chunk, TableRecord},
             schema,
-            store::{Chunk, TableRecord},
         },
     },
 };
@@ -99,7 +100,7 @@ impl<D: Destination> Copier<D> {
     }
 
     fn state(&self) -> MutexGuard<'_, Option<WorkerState<D>>> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.state)
     }
 
     /// Copies a chunk. After an error the connection is not used again, and none of the chunk's rows count as
@@ -151,7 +152,7 @@ impl<D: Destination> Copier<D> {
                 {
                     return Ok(Copied::Rewritten);
                 }
-                if matches!(error, Error::Source(source) if schema::outdated(source)) {
+                if matches!(error, Error::Source(source) if describe::outdated(source)) {
                     rename_columns(context, table).await?;
                 }
             }
@@ -165,7 +166,7 @@ impl<D: Destination> Copier<D> {
 async fn rename_columns<D: Destination>(context: &SnapshotContext<D>, table: &Table<D>) -> Result<(), Error> {
     let session = Session::connect(&context.source, &context.application_name).await?;
     let record = table.record();
-    let fresh = schema::describe(&session, &record).await?.schema;
+    let fresh = describe::describe(&session, &record).await?.schema;
     table.update(|record| record.schema = schema::rename_to_current(&record.schema, &fresh)).await
 }
 

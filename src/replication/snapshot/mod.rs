@@ -12,7 +12,7 @@ mod range;
 
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak, atomic::Ordering},
+    sync::{Arc, Mutex, MutexGuard, Weak, atomic::Ordering},
     time::Duration,
 };
 
@@ -30,12 +30,13 @@ use super::{
     retry::{RetryObserver, retry, retry_for_table},
     table::{
         Table,
-        store::{Floor, MirrorState, StateStore},
-        targets,
+        record::Floor,
+        store::{MirrorState, StateStore},
+        target,
     },
 };
 use crate::{
-    model::{Lsn, PostgresEndpoint, Progress, TableId, TableState, Version},
+    model::{Lsn, PostgresEndpoint, Progress, TableId, TableState, Version, lock},
     postgres::{self, catalog, session::Session, shared_snapshot::SharedSnapshot},
 };
 
@@ -184,11 +185,11 @@ async fn copy_all<D: Destination>(
 
 impl<D: Destination> Snapshot<D> {
     fn plans(&self) -> MutexGuard<'_, HashMap<TableId, PlanInProgress>> {
-        self.plans.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.plans)
     }
 
     fn idle(&self) -> MutexGuard<'_, Vec<Session>> {
-        self.idle.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.idle)
     }
 
     /// A session for a plan, to be given back to [`Snapshot::idle`] when all went well.
@@ -341,7 +342,7 @@ impl<D: Destination> Snapshot<D> {
         let read = ChunkRead { chunk, index: job.index, snapshot: job.snapshot.as_deref() };
         let (rows, read_lsn) = match self.copy_chunk(copier, table, read).await? {
             Copied::Rows { rows, read_lsn } => (rows, read_lsn),
-            Copied::Renamed => return Err(Error::copy_anew(&table.id, "its columns change all the time")),
+            Copied::Renamed => return Err(Error::recopy(&table.id, "its columns change all the time")),
             // What the stream has brought since can't be distinguished from the copy: all of it begins again
             // where the slot stands.
             Copied::Rewritten if job.snapshot.is_some() => return Err(Error::SnapshotLost),
@@ -377,7 +378,7 @@ impl<D: Destination> Snapshot<D> {
             copied = retry_for_table(&self.context.stop, &self.context.observer, table, copy).await;
         }
         match copied {
-            Err(refusal) => Err(targets::explain(&self.context.destination, &table.schema(), refusal).await),
+            Err(refusal) => Err(target::explain(&self.context.destination, &table.schema(), refusal).await),
             copied => copied,
         }
     }
@@ -433,7 +434,7 @@ impl<D: Destination> Snapshot<D> {
             return Ok(());
         }
         if table.record().chunks.iter().any(|chunk| chunk.version.is_some()) {
-            return Err(Error::copy_anew(&table.id, "a partition was rewritten or went while it was copied"));
+            return Err(Error::recopy(&table.id, "a partition was rewritten or went while it was copied"));
         }
         tracing::info!(table = %table.id, "table was rewritten while it was copied; its snapshot starts again");
         retry(&self.context.stop, &self.context.observer, || async {

@@ -16,7 +16,7 @@ use crate::{
         session::Session,
         shared_snapshot, visibility,
     },
-    replication::table::store::Chunk,
+    replication::table::record::Chunk,
 };
 
 /// Blocks of 8 KiB in a chunk: at least 8 MiB and at most 128 MiB of table.

@@ -29,8 +29,8 @@ use crate::{
         Op, TableBatch,
         table::{
             named_columns::NamedColumns,
+            record::Chunk,
             schema::{self, ColumnNames},
-            store::Chunk,
         },
     },
 };
@@ -251,7 +251,7 @@ async fn begin(
     match schema::check_columns(schema, &live) {
         ColumnNames::Same => Ok(Ok(Begun { partition, blocks })),
         ColumnNames::Renamed => Ok(Err(RangeEnd::Renamed)),
-        ColumnNames::Retyped => Err(Error::copy_anew(&schema.id, "a column changed its type")),
+        ColumnNames::Retyped => Err(Error::recopy(&schema.id, "a column changed its type")),
     }
 }
 

@@ -22,7 +22,7 @@ use crate::{
     replication::{
         Destination, Error, Op, ValueError,
         session::position::Witness,
-        table::{Decision, Table, schema},
+        table::{Decision, Table, describe},
     },
 };
 
@@ -487,7 +487,7 @@ fn keyless_change<D: Destination>(
     match change {
         RowChange::Insert | RowChange::Update(OldTuple::Full) | RowChange::Delete(OldTuple::Full) => {}
         _ => {
-            let error = schema::without_old_rows(&entry.schema);
+            let error = describe::without_old_rows(&entry.schema);
             return Keyless::Instead(Step::Fail(index, error));
         }
     }

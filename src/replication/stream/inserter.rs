@@ -22,7 +22,7 @@ use crate::{
     replication::{
         Destination, Error, Policy, TableBatch, policy,
         retry::{RetryObserver, retry_for_table},
-        table::{Table, targets},
+        table::{Table, target},
     },
 };
 
@@ -166,7 +166,7 @@ impl<D: Destination> Inserter<D> {
             Ok(self.destination.insert(&batch.schema, &batch.values, &fence).await?)
         });
         if let Err(refusal) = inserted.await {
-            return Err(targets::explain(&self.destination, &batch.schema, refusal).await);
+            return Err(target::explain(&self.destination, &batch.schema, refusal).await);
         }
         table.record_insert_time(started.elapsed());
         Ok(())

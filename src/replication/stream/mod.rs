@@ -41,7 +41,7 @@ pub(super) use self::{
 };
 use super::{
     Destination, Error,
-    session::position::{Confirmable, Recorder},
+    session::{position::Confirmable, recorder::Recorder},
 };
 use crate::{
     model::{Lsn, PostgresEndpoint, Progress, Version},

@@ -1,20 +1,21 @@
 //! Fetches rows by key, for values that an UPDATE did not send because they lie unchanged in TOAST storage.
 
 use std::{
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{Mutex, MutexGuard},
     time::Duration,
 };
 
 use tokio::sync::Semaphore;
 
 use crate::{
-    model::{Cell, CellKind, Lsn, PostgresEndpoint, TableId, TableSchema, Tuple},
+    model::{Cell, CellKind, Lsn, PostgresEndpoint, TableId, TableSchema, Tuple, lock},
     postgres::{self, catalog, reread, session::Session, visibility},
     replication::{
         Error,
         table::{
+            describe,
+            record::TableRecord,
             schema::{self, ColumnNames},
-            store::TableRecord,
         },
     },
 };
@@ -42,7 +43,7 @@ impl RowFetcher {
     }
 
     fn idle(&self) -> MutexGuard<'_, Vec<Session>> {
-        self.idle.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.idle)
     }
 
     async fn session(&self) -> Result<Session, postgres::Error> {
@@ -92,11 +93,11 @@ impl RowFetcher {
                 ColumnNames::Same => (rows, session),
                 ColumnNames::Renamed => self.fetch_renamed(session, record, schema, tuples).await?,
                 ColumnNames::Retyped => {
-                    return Err(Error::copy_anew(&schema.id, "a column changed its type"));
+                    return Err(Error::recopy(&schema.id, "a column changed its type"));
                 }
             },
             // The rows came before a column went or got another name; the stream has not said so yet.
-            Err(error) if schema::outdated(&error) => {
+            Err(error) if describe::outdated(&error) => {
                 self.fetch_renamed(self.session().await?, record, schema, tuples).await?
             }
             Err(error) => return Err(error.into()),
@@ -134,11 +135,11 @@ impl RowFetcher {
         schema: &TableSchema,
         tuples: &[Tuple<'_>],
     ) -> Result<(Vec<Option<reread::OwnedRow>>, Session), Error> {
-        let now = schema::rename_to_current(schema, &schema::describe(&session, record).await?.schema);
+        let now = schema::rename_to_current(schema, &describe::describe(&session, record).await?.schema);
         let (rows, session) = self.fetch_with(session, &now, tuples).await?;
         match check_columns(&session, &now).await? {
             ColumnNames::Same => Ok((rows, session)),
-            _ => Err(Error::copy_anew(&schema.id, "its columns changed while values were fetched")),
+            _ => Err(Error::recopy(&schema.id, "its columns changed while values were fetched")),
         }
     }
 }

@@ -14,9 +14,11 @@ use crate::{
         monitor::{catalog_diff::FILLED_BEFORE, publication::identity_differs},
         retry::{retry, retry_in_stream},
         table::{
+            describe::{self, CHANGED_COLUMNS, OTHER_NAMES},
             named_columns::{EXCLUDED_RENAMED, NamedColumns, Renewal},
-            schema::{self, CHANGED_COLUMNS, Fit, Matched, OTHER_NAMES, Projection},
-            store::TableRecord,
+            projection::{self, Fit, Matched, Projection},
+            record::TableRecord,
+            schema,
         },
     },
 };
@@ -77,7 +79,7 @@ impl<D: Destination> StreamSession<D> {
     /// Finds where a table's columns are in a relation's rows.
     async fn map_relation(&mut self, index: TableIndex, relation: Relation) -> Result<(), Error> {
         let entry = &self.applier.tables[index];
-        let projection = match schema::fit(&entry.schema, &relation, &entry.spec.exclude) {
+        let projection = match projection::fit(&entry.schema, &relation, &entry.spec.exclude) {
             Fit::Known(projection) => projection,
             Fit::Unknown(_) if self.applier.is_in_snapshot(index) => {
                 self.applier.defer_relation(index, relation);
@@ -112,7 +114,7 @@ impl<D: Destination> StreamSession<D> {
         let members = relations.get(&schema.oid).map(Vec::as_slice).unwrap_or_default();
         match identity_differs(&schema.id, members) {
             Some(error) => Ok(error),
-            None => Err(Error::copy_anew(&schema.id, "a partition had another replica identity")),
+            None => Err(Error::recopy(&schema.id, "a partition had another replica identity")),
         }
     }
 
@@ -159,11 +161,11 @@ impl<D: Destination> StreamSession<D> {
                 retry(&self.context.abort, observer, || table.update(record)).await?;
                 named = renewed;
             }
-            Renewal::Ambiguous => return Err(Error::copy_anew(&table.id, EXCLUDED_RENAMED)),
+            Renewal::Ambiguous => return Err(Error::recopy(&table.id, EXCLUDED_RENAMED)),
         }
         match named.tell_apart(relation, self.applier.commit()) {
             true => Ok(()),
-            false => Err(Error::copy_anew(&table.id, EXCLUDED_RENAMED)),
+            false => Err(Error::recopy(&table.id, EXCLUDED_RENAMED)),
         }
     }
 
@@ -175,15 +177,15 @@ impl<D: Destination> StreamSession<D> {
         let table = &entry.table;
         let known = || {
             let record = table.record();
-            record.layout.is_none_or(|layout| layout.files.contains_key(&partition))
+            record.fingerprint.is_none_or(|fingerprint| fingerprint.files.contains_key(&partition))
         };
         if !entry.schema.partitioned || table.failed() || self.applier.is_in_snapshot(root) || known() {
             return Ok(());
         }
         retry(&self.context.abort, &self.applier.inserter.observer, || {
             table.update(|record| {
-                if let Some(layout) = &mut record.layout {
-                    layout.note_streamed(partition);
+                if let Some(fingerprint) = &mut record.fingerprint {
+                    fingerprint.note_streamed(partition);
                 }
             })
         })
@@ -201,16 +203,16 @@ impl<D: Destination> StreamSession<D> {
         self.update_schema(index).await?;
         let entry = &self.applier.tables[index];
         let (schema, id) = (&entry.schema, &entry.table.id);
-        let Matched { projection, strangers, doubtful } = schema::projection(schema, relation);
+        let Matched { projection, unknown_columns, ambiguous } = projection::projection(schema, relation);
         let mut columns = projection.positions.iter().zip(&schema.columns);
         let lacks = columns.any(|(position, column)| position.is_none() && !column.dropped);
-        match schema::unreadable(schema, relation, &projection) {
+        match projection::unreadable(schema, relation, &projection) {
             // A column that it lacks may be one of those that nobody knows by their names.
-            None if lacks && strangers.iter().any(|name| !entry.spec.exclude.contains(name)) => {
-                Err(Error::copy_anew(id, OTHER_NAMES))
+            None if lacks && unknown_columns.iter().any(|name| !entry.spec.exclude.contains(name)) => {
+                Err(Error::recopy(id, OTHER_NAMES))
             }
-            None if doubtful => Err(Error::copy_anew(id, OTHER_NAMES)),
-            Some(detail) => Err(Error::copy_anew(id, detail)),
+            None if ambiguous => Err(Error::recopy(id, OTHER_NAMES)),
+            Some(detail) => Err(Error::recopy(id, detail)),
             // Binary values were asked for, and this column's can't be read so.
             None if self.context.binary && !schema.has_binary_decoder() => Err(Error::CatalogChanged {
                 table: id.clone(),
@@ -238,14 +240,14 @@ impl<D: Destination> StreamSession<D> {
         let changed = retry_in_stream(abort, &inserter.observer, &table, || async {
             Ok(inserter.destination.add_columns(&schema, &added).await?)
         });
-        let filled = changed.await.map_err(|error| schema::refused(&old, CHANGED_COLUMNS, error))?;
+        let filled = changed.await.map_err(|error| describe::refused(&old, CHANGED_COLUMNS, error))?;
         if !filled.is_empty() {
-            return Err(Error::copy_anew(&old.id, FILLED_BEFORE));
+            return Err(Error::recopy(&old.id, FILLED_BEFORE));
         }
         retry(abort, &inserter.observer, || {
             table.update(|record: &mut TableRecord| {
                 record.schema = schema.clone();
-                record.seen_until(read_lsn);
+                record.read_until(read_lsn);
             })
         })
         .await?;
@@ -269,13 +271,13 @@ impl<D: Destination> StreamSession<D> {
         // again.
         let session = self.connect().await?;
         wait_until_visible(&session, &old.id, self.applier.xid()).await?;
-        let described = schema::describe(&session, &record).await?;
+        let described = describe::describe(&session, &record).await?;
         let read_lsn = catalog::read_lsn(&session).await?;
-        schema::require_old_rows(old, &described.schema)?;
+        describe::require_old_rows(old, &described.schema)?;
         let (schema, added) =
-            schema::evolve(old, &described.schema).map_err(|message| Error::copy_anew(&old.id, message))?;
+            schema::evolve(old, &described.schema).map_err(|message| Error::recopy(&old.id, message))?;
         if schema::came_and_went(&record, &described) {
-            return Err(Error::copy_anew(&old.id, schema::CAME_AND_WENT));
+            return Err(Error::recopy(&old.id, describe::CAME_AND_WENT));
         }
         Ok((schema != **old).then_some(NewColumns { schema, added, read_lsn }))
     }

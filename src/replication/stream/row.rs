@@ -6,7 +6,7 @@ use super::stream_table::TableIndex;
 use crate::{
     model::{Cell, CellKind, IdentityKind, SourceType, TableSchema, Tuple},
     postgres::pgoutput::OldTuple,
-    replication::table::schema::Projection,
+    replication::table::projection::Projection,
 };
 
 /// Reused memory for tuples in schema order.

@@ -20,7 +20,7 @@ use crate::{
     replication::{
         Destination, Error, Rows,
         retry::{retry, retry_for_table},
-        table::{Table, store::Floor},
+        table::{Table, record::Floor},
     },
 };
 

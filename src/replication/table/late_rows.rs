@@ -11,10 +11,7 @@ use std::{collections::HashMap, sync::Arc, time::Duration};
 use tokio::{sync::Semaphore, task::JoinSet, time::Instant};
 use tokio_util::sync::CancellationToken;
 
-use super::{
-    Table,
-    store::{TableRecord, unix_seconds},
-};
+use super::{Table, record::TableRecord};
 use crate::{
     model::Version,
     replication::{
@@ -32,18 +29,8 @@ const AFTER: [Duration; 5] = [
     Duration::from_secs(1800),
 ];
 
-/// How long after the floor was set a process that begins looks for what an earlier one may have left on its
-/// way.
-const RECENT: Duration = Duration::from_secs(3600);
-
 /// How often tables are examined for being due.
 const POLL: Duration = Duration::from_secs(1);
-
-/// Whether rows from before the table's floor may still be on their way.
-pub(in crate::replication) fn is_recent(record: &TableRecord) -> bool {
-    record.floor.max(record.copy_floor) > Version::ZERO
-        && unix_seconds().saturating_sub(record.floor_set) < RECENT.as_secs()
-}
 
 /// Most tables that are checked at the same time. One that is refused acquires its permit again for each try.
 const AT_ONCE: usize = 4;

@@ -1,17 +1,23 @@
 //! One table while it runs: what the stream, the insert task and the snapshot share.
 
+pub(super) mod describe;
 pub(super) mod epoch;
+#[cfg(test)]
+mod fixtures;
 mod handoff;
 mod late_rows;
 mod matching;
 pub(super) mod named_columns;
+pub(super) mod projection;
+pub(super) mod record;
 pub(super) mod schema;
 pub(super) mod store;
-pub(super) mod targets;
+pub(super) mod target;
+pub(super) mod target_names;
 
 use std::{
     sync::{
-        Arc, PoisonError, RwLock,
+        Arc, Mutex,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Duration,
@@ -20,23 +26,23 @@ use std::{
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
-use self::late_rows::is_recent;
 pub(super) use self::{
     handoff::{Decision, SnapshotBoundary, SnapshotFilter},
     late_rows::Sweeper,
 };
 use super::{
     Destination, Error, Policy,
-    error::failure_of_table,
+    failure::failure_of_table,
     policy,
-    retry::{RetryObserver, retry},
+    retry::{RetriedTable, RetryObserver, retry},
 };
 use crate::{
     fault::Reason,
-    model::{Lsn, TableId, TableKind, TableProgress, TableSchema, TableState},
+    model::{Lsn, TableId, TableKind, TableProgress, TableSchema, TableState, lock},
     replication::table::{
         named_columns::NamedColumns,
-        store::{Floor, StateStore, TablePhase, TableRecord},
+        record::{Floor, TablePhase, TableRecord},
+        store::StateStore,
     },
 };
 
@@ -52,7 +58,7 @@ pub(super) struct Table<D: Destination> {
     pub(super) chunk_gate: tokio::sync::RwLock<()>,
     /// What is applied of the stream, where there is no key.
     pub(super) snapshot_filter: SnapshotFilter,
-    record: RwLock<TableRecord>,
+    record: Mutex<TableRecord>,
     failed: AtomicBool,
     snapshot_over: AtomicBool,
     insert_micros: AtomicU64,
@@ -63,11 +69,21 @@ pub(super) struct Table<D: Destination> {
     store: StateStore<D>,
 }
 
+impl<D: Destination> RetriedTable for Table<D> {
+    fn id(&self) -> &TableId {
+        &self.id
+    }
+
+    fn progress(&self) -> &Arc<TableProgress> {
+        &self.progress
+    }
+}
+
 impl<D: Destination> Table<D> {
     /// A table in the state that its record has.
     pub(super) fn new(record: TableRecord, progress: Arc<TableProgress>, store: StateStore<D>) -> Self {
         progress.set_target(&record.schema.target);
-        progress.set_copied_while_streaming(record.joins);
+        progress.set_copied_while_streaming(record.added_while_streaming);
         let state = match record.phase {
             TablePhase::Snapshotting => TableState::Pending,
             TablePhase::Streaming => TableState::Streaming,
@@ -95,8 +111,8 @@ impl<D: Destination> Table<D> {
             failed: AtomicBool::new(record.phase == TablePhase::Failed),
             snapshot_over: AtomicBool::new(record.phase != TablePhase::Snapshotting),
             insert_micros: AtomicU64::new(0),
-            sweep_due: AtomicBool::new(is_recent(&record)),
-            record: RwLock::new(record),
+            sweep_due: AtomicBool::new(record.floor_is_recent()),
+            record: Mutex::new(record),
             writing: tokio::sync::Mutex::default(),
             store,
         }
@@ -104,7 +120,7 @@ impl<D: Destination> Table<D> {
 
     /// A copy of the record.
     pub(super) fn record(&self) -> TableRecord {
-        self.record.read().unwrap_or_else(PoisonError::into_inner).clone()
+        lock(&self.record).clone()
     }
 
     /// The schema as last applied to the target.
@@ -114,8 +130,7 @@ impl<D: Destination> Table<D> {
 
     /// What the names of the table's entry mean.
     pub(super) fn named(&self) -> NamedColumns {
-        let record = self.record.read().unwrap_or_else(PoisonError::into_inner);
-        record.named.clone().unwrap_or_default()
+        lock(&self.record).named.clone().unwrap_or_default()
     }
 
     /// Whether the table has stopped alone.
@@ -187,7 +202,7 @@ impl<D: Destination> Table<D> {
     }
 
     fn replace(&self, record: TableRecord) {
-        *self.record.write().unwrap_or_else(PoisonError::into_inner) = record;
+        *lock(&self.record) = record;
     }
 
     /// A copy begins, and none from before is at work: what was begun without a key can't be continued.
@@ -215,8 +230,8 @@ impl<D: Destination> Table<D> {
         record.phase = TablePhase::Streaming;
         record.set_reason(None, "");
         record.copy_version = Lsn::ZERO;
-        record.joins = false;
-        record.seen_until(read_lsn);
+        record.added_while_streaming = false;
+        record.read_until(read_lsn);
         let chunks = std::mem::take(&mut record.chunks).len();
         self.store.finish_snapshot(&record, chunks).await?;
         self.replace(record);

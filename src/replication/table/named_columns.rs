@@ -9,7 +9,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::store::TableRecord;
+use super::record::TableRecord;
 use crate::{
     fault::{Reason, Remedy},
     model::{Lsn, TableId, TableSchema, TableSpec},
@@ -98,8 +98,8 @@ impl NamedColumns {
             return Err(renamed(&schema.id, &detail));
         }
         let newest = schema.columns.iter().map(|column| column.attnum).max().unwrap_or_default();
-        let was_there = |attnum: i16| match &record.layout {
-            Some(layout) => layout.columns.contains_key(&attnum),
+        let was_there = |attnum: i16| match &record.fingerprint {
+            Some(fingerprint) => fingerprint.columns.contains_key(&attnum),
             None => attnum < newest,
         };
         let withheld = live.iter().find(|column| {
@@ -112,12 +112,12 @@ impl NamedColumns {
                 Err(renamed(&schema.id, &detail))
             }
             None => {
-                if let Some(layout) = &record.layout {
+                if let Some(fingerprint) = &record.fingerprint {
                     for named in &mut found.columns {
                         named.written_by =
-                            layout.columns.get(&named.attnum).copied().unwrap_or(named.written_by);
+                            fingerprint.columns.get(&named.attnum).copied().unwrap_or(named.written_by);
                     }
-                    found.attnums = layout.columns.keys().copied().collect();
+                    found.attnums = fingerprint.columns.keys().copied().collect();
                 }
                 Ok(found)
             }
@@ -246,7 +246,7 @@ mod tests {
     use crate::{
         model::{Column, IdentityKind, SourceType},
         postgres::{catalog::CatalogFingerprint, pgoutput::RelationColumn},
-        replication::table::store::TablePhase,
+        replication::table::record::TablePhase,
     };
 
     /// Columns by number, name and the writer of their catalog rows.
@@ -320,7 +320,7 @@ mod tests {
         let column = |name: &str, attnum| Column { attnum, ..Column::new(name, SourceType::Text) };
         let schema = TableSchema::new(id.clone(), vec![column("id", 1), column("token", 3)]);
         let mut record = TableRecord::new(spec(), schema, TablePhase::Streaming);
-        record.layout = Some(CatalogFingerprint {
+        record.fingerprint = Some(CatalogFingerprint {
             columns: [(1, 5), (2, 5), (3, 5)].into_iter().collect(),
             ..CatalogFingerprint::default()
         });
@@ -334,7 +334,7 @@ mod tests {
             let message = adopt(&record, &parted).unwrap_err().to_string();
             assert!(message.contains("secret") || message.contains("column x was left out"), "{message}");
         }
-        record.layout = None;
+        record.fingerprint = None;
         assert!(adopt(&record, &[(1, "id", 5), (2, "x", 7), (3, "token", 5), (4, "secret", 7)]).is_err());
         record.spec.rename = vec![("token".to_owned(), "key".to_owned())];
         assert!(adopt(&record, JOINED).is_err(), "its target is not called so");

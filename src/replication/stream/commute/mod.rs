@@ -41,8 +41,8 @@ use crate::{
         session::position::Witness,
         table::{
             Table,
-            schema::Projection,
-            store::{TablePhase, TableRecord},
+            projection::Projection,
+            record::{TablePhase, TableRecord},
         },
     },
 };

@@ -1,10 +1,4 @@
-//! Who writes a target table, and whether it is still the table that was written to.
-//!
-//! **Claims.** A Mirror claims a target in the state table beside it before it uses it: first as *asked for*, then, once it has seen no
-//! other Mirror's claim, as *held*. Whoever sees another claim does not go on, and of two that ask at the same moment at least one
-//! sees the other, so no two ever hold one: of those that ask, the one with the lowest UID waits until the others have given up.
-//!
-//! **Identity.** A target that was dropped and made again, or exchanged for another, has another UUID, and lacks rows.
+//! TODO
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -13,11 +7,16 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use super::store::{StateStore, TablePhase, TableRecord};
 use crate::{
     fault::{Reason, Remedy},
-    model::{ReplicatorConfig, TableId, TableSchema, TableSpec},
-    replication::{Destination, Error, Policy, StateRow, policy},
+    model::{ReplicatorConfig, TableId, TableSpec},
+    replication::{
+        Destination, Error, StateRow,
+        table::{
+            record::{TablePhase, TableRecord},
+            store::StateStore,
+        },
+    },
 };
 
 /// What the items of claims begin with; the target's name follows.
@@ -25,6 +24,7 @@ pub(in crate::replication) const CLAIM_PREFIX: &str = "target/";
 
 /// How often the claims are read again while another Mirror asks for the same target, and how many times.
 const POLL: Duration = Duration::from_millis(100);
+
 const POLLS: usize = 50;
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -218,79 +218,6 @@ pub fn waits_for_target(record: &TableRecord) -> bool {
     record.phase == TablePhase::Failed && record.reason == Some(Reason::TargetTableTaken)
 }
 
-/// Whether a target is still the one on record; its identity is noted where there is none.
-///
-/// # Errors
-/// [`Error::Table`] where it is another one.
-pub(in crate::replication) fn identify(
-    record: &mut TableRecord,
-    found: Option<String>,
-) -> Result<bool, Error> {
-    match (&record.target_id, found) {
-        (Some(before), Some(now)) if *before != now => Err(replaced(&record.schema)),
-        (None, Some(now)) => {
-            record.target_id = Some(now);
-            Ok(true)
-        }
-        _ => Ok(false),
-    }
-}
-
-/// A refusal of rows as what is wrong with the target itself, where that is what it comes from: then there is more to do than to copy
-/// again.
-pub(in crate::replication) async fn explain<D: Destination>(
-    destination: &D,
-    schema: &TableSchema,
-    refusal: Error,
-) -> Error {
-    let of_table = |error: &Error| policy(error).0 == Policy::FailTable;
-    if !matches!(refusal, Error::Destination(_)) || !of_table(&refusal) {
-        return refusal;
-    }
-    match destination.require_columns(schema).await.map_err(Error::from) {
-        Err(fault) if of_table(&fault) => fault,
-        _ => refusal,
-    }
-}
-
-/// The error of a new table whose target has rows, of which nothing is on record.
-pub(in crate::replication) fn has_rows(schema: &TableSchema) -> Error {
-    let message = format!(
-        "target table {} has rows that this mirror does not know of; a resync replaces them",
-        schema.target
-    );
-    Error::table(&schema.id, Reason::DestinationTableConflict, message).remedied([Remedy::any_of([
-        vec![Remedy::edit("spec.tables", format!("give {} another target.table", schema.id))],
-        vec![Remedy::resync([&schema.id])],
-    ])])
-}
-
-/// The error of a table whose target has rows with higher versions than the source's log gives, and keeps
-/// rows that the source removes: emptying it would lose them.
-pub(in crate::replication) fn has_rows_of_another_history(schema: &TableSchema) -> Error {
-    let message = format!(
-        "target table {} has rows of another history of the source, which would win over those of now, and its \
-         operations keep rows that the source removes, so it is not emptied",
-        schema.target
-    );
-    Error::table(&schema.id, Reason::DestinationTableConflict, message).remedied([Remedy::any_of([
-        vec![Remedy::edit("spec.tables", format!("give {} another target.table", schema.id))],
-        vec![Remedy::edit(
-            "spec.tables[].operations",
-            "take operations out, so that a resync replaces all rows",
-        )],
-    ])])
-}
-
-/// The error of a table whose target is not the one that was written to.
-fn replaced(schema: &TableSchema) -> Error {
-    let message = format!(
-        "target table {} was dropped and made again, or exchanged for another one, so rows are missing there",
-        schema.target
-    );
-    Error::table(&schema.id, Reason::DestinationTableReplaced, message)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -346,16 +273,5 @@ mod tests {
                 assert!(held < 2, "order {order:b}: {table:?}");
             }
         }
-    }
-
-    #[test]
-    fn another_uuid_is_another_table() {
-        let spec = TableSpec::new(crate::model::TableId::new("public", "t"));
-        let schema = TableSchema::new(spec.id.clone(), Vec::new());
-        let mut record = TableRecord::new(spec, schema, TablePhase::Streaming);
-        assert!(!identify(&mut record, None).unwrap());
-        assert!(identify(&mut record, Some("1".into())).unwrap());
-        assert!(!identify(&mut record, Some("1".into())).unwrap() && !identify(&mut record, None).unwrap());
-        assert!(identify(&mut record, Some("2".into())).unwrap_err().to_string().contains("exchanged"));
     }
 }
