@@ -46,13 +46,16 @@ use super::{PeerRef, ReplicatorSpec, rules::message};
 )]
 #[serde(rename_all = "camelCase")]
 pub struct MirrorSpec {
-    /// The ReplicationPeer, of kind postgres, that is mirrored. Can't be changed: another source is another Mirror.
+    /// The ReplicationPeer, of kind postgres, that is mirrored. Can't be changed: another source is another
+    /// Mirror.
     #[x_kube(validation = Rule::new("self == oldSelf").message(message::SOURCE_IS_FIXED))]
     pub source_ref: PeerRef,
-    /// The ReplicationPeer, of kind clickhouse, that gets the rows. Can't be changed: another destination is another Mirror.
+    /// The ReplicationPeer, of kind clickhouse, that gets the rows. Can't be changed: another destination is
+    /// another Mirror.
     #[x_kube(validation = Rule::new("self == oldSelf").message(message::DESTINATION_IS_FIXED))]
     pub destination_ref: PeerRef,
-    /// The tables to mirror, at least one. Each needs a primary key, another replica identity (FULL where nothing names a row), or `operations: [Insert, Truncate]`.
+    /// The tables to mirror, at least one. Each needs a primary key, another replica identity (FULL where
+    /// nothing names a row), or `operations: [Insert, Truncate]`.
     #[schemars(length(min = 1, max = 2000))]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["schema".into(), "name".into()]))]
     pub tables: Vec<MirrorTable>,
@@ -62,16 +65,16 @@ pub struct MirrorSpec {
     /// How streamed rows are batched into inserts.
     #[serde(default)]
     pub batch: BatchSpec,
-    /// What happens to a value that the destination type can't hold, such as an infinite date. Clamp: the nearest value it can hold.
-    /// Null: NULL where the target column is Nullable, else as Clamp. Fail: the table stops. Each such value is counted.
-    /// Nearest: deprecated, write Clamp.
+    /// What happens to a value that the destination type can't hold, such as an infinite date. Clamp: the
+    /// nearest value it can hold. Null: NULL where the target column is Nullable, else as Clamp. Fail: the
+    /// table stops. Each such value is counted. Nearest: deprecated, write Clamp.
     #[serde(default)]
     pub out_of_range: OutOfRange,
     /// Pauses replication. The slot stays and holds back WAL at the source, whose disk may fill up.
     #[serde(default)]
     pub suspend: bool,
-    /// What happens to the slot, the publication and walferry's own state when the Mirror is deleted. Delete: dropped. Retain: kept.
-    /// Target tables are never dropped.
+    /// What happens to the slot, the publication and walferry's own state when the Mirror is deleted. Delete:
+    /// dropped. Retain: kept. Target tables are never dropped.
     #[serde(default)]
     pub deletion_policy: DeletionPolicy,
     /// How the pod that does the work runs. Only for the operator: `walferry run` has no pod and ignores it.
@@ -82,14 +85,15 @@ pub struct MirrorSpec {
 /// One table to mirror.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, KubeSchema)]
 #[x_kube(validation = Rule::new(
-    "!has(self.insertOnly) || !self.insertOnly || !has(self.operations) || !('Update' in self.operations || 'Delete' in self.operations)"
+    "!has(self.insertOnly) || !self.insertOnly || !has(self.operations) || (size(self.operations) == 2 && 'Insert' in self.operations && 'Truncate' in self.operations)"
 ).message(message::INSERT_ONLY))]
 #[serde(rename_all = "camelCase")]
 pub struct MirrorTable {
     /// Schema at the source, as PostgreSQL stores it: unquoted, case kept.
     #[schemars(length(min = 1, max = 63))]
     pub schema: String,
-    /// Table at the source, as PostgreSQL stores it: unquoted, case kept. A partitioned table is mirrored as one table.
+    /// Table at the source, as PostgreSQL stores it: unquoted, case kept. A partitioned table is mirrored as
+    /// one table.
     #[schemars(length(min = 1, max = 63))]
     pub name: String,
     /// Where the rows go.
@@ -98,9 +102,10 @@ pub struct MirrorTable {
     /// Which columns are mirrored, under which names and types; all of them as they are when left out.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub columns: Option<ColumnsSpec>,
-    /// The operations that are mirrored; all when left out. Without Delete or Truncate the target keeps rows that the source removes,
-    /// also in a re-copy. Without Update and Delete it is an append-only table, such as a log, which needs no replica identity: rows
-    /// stay as they were inserted. Insert is required, and Delete needs Update.
+    /// The operations that are mirrored; all when left out. Without Delete or Truncate the target keeps rows
+    /// that the source removes, also in a re-copy. Without Update and Delete it is an append-only table, such
+    /// as a log, which needs no replica identity: rows stay as they were inserted. Insert is required, and
+    /// Delete needs Update.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(min = 1, max = 4))]
     #[x_kube(merge_strategy = ListMerge::Set)]
@@ -111,8 +116,9 @@ pub struct MirrorTable {
     /// Deprecated: write `operations: [Insert, Truncate]` in place of true, and leave false out.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub insert_only: Option<bool>,
-    /// A PostgreSQL condition that a row must meet to be mirrored. It becomes the publication's row filter (PostgreSQL 15 or later), so it
-    /// may name only columns of the replica identity, unless the table is append-only (`operations`).
+    /// A PostgreSQL condition that a row must meet to be mirrored. It becomes the publication's row filter
+    /// (PostgreSQL 15 or later), so it may name only columns of the replica identity, unless the table is
+    /// append-only (`operations`).
     #[serde(rename = "where", default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 4096))]
     pub row_filter: Option<String>,
@@ -138,7 +144,8 @@ pub enum Operation {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct TargetSpec {
-    /// Name of the target table in the peer's database. When left out: the source table's name for schema public, schema_name for others.
+    /// Name of the target table in the peer's database. When left out: the source table's name for schema
+    /// public, schema_name for others.
     #[schemars(length(min = 1, max = 200))]
     #[x_kube(validation = Rule::new("!self.startsWith('_walferry')").message(message::RESERVED_TABLE))]
     pub table: String,
@@ -163,7 +170,8 @@ pub struct ColumnsSpec {
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     #[schemars(extend("maxProperties" = 200))]
     pub rename: BTreeMap<String, String>,
-    /// ClickHouse types by source name, for columns whose default type doesn't suit: `{payload: JSON, price: "Decimal(18, 4)"}`.
+    /// ClickHouse types by source name, for columns whose default type doesn't suit:
+    /// `{payload: JSON, price: "Decimal(18, 4)"}`.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     #[schemars(extend("maxProperties" = 200))]
     pub types: BTreeMap<String, String>,
@@ -173,13 +181,14 @@ pub struct ColumnsSpec {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct EngineSpec {
-    /// Target columns of the sorting key, in order; the source's key when left out. All of them must belong to the replica identity,
-    /// because a change must name the row that it replaces.
+    /// Target columns of the sorting key, in order; the source's key when left out. All of them must belong
+    /// to the replica identity, because a change must name the row that it replaces.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 32), inner(length(min = 1, max = 63)))]
     #[x_kube(merge_strategy = ListMerge::Atomic)]
     pub order_by: Vec<String>,
-    /// PARTITION BY: a ClickHouse expression over target columns of the sorting key, such as toYYYYMM(created_at).
+    /// PARTITION BY: a ClickHouse expression over target columns of the sorting key, such as
+    /// toYYYYMM(created_at).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 1024))]
     pub partition_by: Option<String>,
@@ -198,8 +207,8 @@ pub struct EngineSpec {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct SnapshotSpec {
-    /// Initial: copy the existing rows, then stream. InitialOnly: copy the existing rows, apply the changes of that time, then stop.
-    /// Never: stream only. Only: deprecated, write InitialOnly.
+    /// Initial: copy the existing rows, then stream. InitialOnly: copy the existing rows, apply the changes
+    /// of that time, then stop. Never: stream only. Only: deprecated, write InitialOnly.
     #[serde(default)]
     pub mode: SnapshotMode,
     /// How many connections copy at the same time, over all tables.
@@ -237,14 +246,16 @@ pub enum SnapshotMode {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct BatchSpec {
-    /// Most bytes of rows in memory, over all tables: a number of bytes, or one with Ki, Mi or Gi. From 1Mi to 1Gi.
+    /// Most bytes of rows in memory, over all tables: a number of bytes, or one with Ki, Mi or Gi. From 1Mi
+    /// to 1Gi.
     #[serde(default = "default_batch_bytes")]
     #[schemars(schema_with = "byte_size_schema")]
     #[x_kube(validation = Rule::new(
         "isQuantity(string(self)) && quantity(string(self)).compareTo(quantity('1Mi')) >= 0 && quantity(string(self)).compareTo(quantity('1Gi')) <= 0 && string(self).matches('^[0-9]+(Ki|Mi|Gi)?$')"
     ).message(message::BATCH_BYTES))]
     pub max_bytes: IntOrString,
-    /// Longest time, in milliseconds, that a row waits for others before its insert starts. A mirror that has caught up doesn't wait.
+    /// Longest time, in milliseconds, that a row waits for others before its insert starts. A mirror that has
+    /// caught up doesn't wait.
     #[serde(default = "default_batch_delay")]
     #[schemars(range(min = 1, max = 60000))]
     pub max_delay_milliseconds: i32,
@@ -303,7 +314,8 @@ pub struct MirrorStatus {
     /// The `metadata.generation` that this status describes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub observed_generation: Option<i64>,
-    /// Ready always; Reconciling and Stalled while they are true; SourceReady, DestinationReady, Snapshotted, Streaming, CaughtUp.
+    /// Ready always; Reconciling and Stalled while they are true; SourceReady, DestinationReady, Snapshotted,
+    /// Streaming, CaughtUp.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
     pub conditions: Vec<Condition>,
@@ -356,10 +368,12 @@ pub struct SlotStatus {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct LagStatus {
-    /// Bytes of WAL between the end of the source's log and the last durable transaction; missing while that is not known.
+    /// Bytes of WAL between the end of the source's log and the last durable transaction; missing while that
+    /// is not known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bytes: Option<i64>,
-    /// Whole seconds since the oldest transaction that is not yet durable was committed. They grow while no changes stream.
+    /// Whole seconds since the oldest transaction that is not yet durable was committed. They grow while no
+    /// changes stream.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub seconds: Option<i64>,
 }

@@ -220,10 +220,11 @@ fn is_supported(operations: &[Operation]) -> bool {
     operations.is_empty() || once && has(Operation::Insert) && deletes
 }
 
-/// Whether the former `insertOnly: true` stands beside operations that it excludes.
+/// Whether the former `insertOnly: true` stands beside operations that are not those that it means.
 pub(super) fn is_contradictory(table: &MirrorTable) -> bool {
-    let excluded = |listed: &Operation| matches!(listed, Operation::Update | Operation::Delete);
-    table.insert_only == Some(true) && table.operations.iter().any(excluded)
+    let listed = |operation| table.operations.contains(&operation);
+    let same = table.operations.len() == 2 && listed(Operation::Insert) && listed(Operation::Truncate);
+    table.insert_only == Some(true) && !table.operations.is_empty() && !same
 }
 
 fn column_problems(columns: &ColumnsSpec, path: &str, problems: &mut Vec<Problem>) {
