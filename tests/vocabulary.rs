@@ -16,7 +16,8 @@ const WORDS: &[(&str, &str)] = &[
     (r"\bmend(s|ed|ing)?\b", "fix, repair"),
     (r"\b(go|goes|going|went) on\b", "continue"),
     (r"\b(let|lets|letting) go\b", "release, drop"),
-    (r"\banew\b", "again; for tables: re-copy, resync"),
+    // `"copy_anew"` is a name that state records have.
+    (r#"\banew([^\w"]|$)"#, "again; for tables: re-copy, resync"),
     // Of "look at once more" only the first word belongs to "at".
     (r"\bat once( [^m]|[^ ]|$)", "immediately; or: at the same time"),
     (r"\blog-ins?\b", "credentials, connection"),
@@ -78,7 +79,10 @@ const UNFINISHED: &[&str] = &[
     "src/postgres/mod.rs",
     "src/postgres/session.rs",
     "src/postgres/slot.rs",
-    "src/replication",
+    "src/replication/monitor/source.rs",
+    "src/replication/session/start.rs",
+    "src/replication/snapshot",
+    "src/replication/stream",
 ];
 
 fn repository(path: impl AsRef<Path>) -> PathBuf {

@@ -13,7 +13,7 @@ use crate::{
     clickhouse::Database,
     http,
     model::{MirrorPhase, MirrorReport, Progress, ReplicatorConfig, TableReport},
-    replication::{self, Admission, DestinationError, Verdict},
+    replication::{self, Admission, DestinationError, RunUntil, Verdict},
 };
 
 /// What ends the run, besides a signal.
@@ -73,7 +73,8 @@ pub(super) async fn run(
             }
         };
         let admission = Admission::new(check::asks(Arc::clone(&config)), verdict);
-        let run = replication::run(config, destination, admission, progress, stop.clone(), until_caught_up);
+        let until = RunUntil { stop: stop.clone(), caught_up: until_caught_up };
+        let run = replication::run(config, destination, admission, progress, until);
         workers.spawn(run);
     }
     let address = listener.local_addr()?;

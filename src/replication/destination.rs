@@ -1,24 +1,27 @@
 //! The contract between the engine and a destination.
 //!
-//! **Writes commute.** Whatever is sent to the destination may run late, more than once, or after what was sent later, by this process or
-//! by one that it has replaced: the destination shows the same in the end. Nothing depends on the order in which requests reach it.
+//! **Writes commute.** Whatever is sent to the destination may run late, more than once, or after what was
+//! sent later, by this process or by one that it has replaced: the destination shows the same in the end.
+//! Nothing depends on the order in which requests reach it.
 //!
-//! **Versions.** Every row carries a [`Version`]: that of its change, or of its copy, which is lower than any that is streamed to the
-//! table and higher than any that the table had before the copy. The destination shows, for each key, the row with the highest
-//! version; among equal versions, which are of one insert, the last of it. A row pushed with [`Op::Delete`] hides its key from
-//! then on, until a higher version shows it again.
+//! **Versions.** Every row carries a [`Version`]: that of its change, or of its copy, which is lower than any
+//! that is streamed to the table and higher than any that the table had before the copy. The destination
+//! shows, for each key, the row with the highest version; among equal versions, which are of one insert, the
+//! last of it. A row pushed with [`Op::Delete`] hides its key from then on, until a higher version shows it
+//! again.
 //!
-//! **Tables without a key** ([`crate::model::TableKind`]): each row that is pushed is one change, told apart by its [`Position`] alone.
-//! [`Op::Upsert`] adds the row once and [`Op::Delete`], which then has all values, takes it away once. A change that is pushed again
-//! has the same position and the same values.
+//! **Tables without a key** ([`crate::model::TableKind`]): each row that is pushed is one change, identified
+//! by its [`Position`] alone. [`Op::Upsert`] adds the row once and [`Op::Delete`], which then has all values,
+//! takes it away once. A change that is pushed again has the same position and the same values.
 //!
-//! **Fences.** An insert names a *fence*; the destination ends what is left of an earlier statement with the same fence, where it
-//! can. That saves work and memory, and nothing depends on it.
+//! **Fences.** An insert names a *fence*; the destination ends what is left of an earlier statement with the
+//! same fence, where it can. That saves work and memory, and nothing depends on it.
 //!
-//! **Durability.** When `insert` or `finish` answers `Ok`, the rows are durable: the engine then lets the source forget
-//! them. Any row may be sent again, and sending it again changes nothing.
+//! **Durability.** When `insert` or `finish` answers `Ok`, the rows are durable: the engine then lets the
+//! source forget them. Any row may be sent again, and sending it again changes nothing.
 //!
-//! **Records.** Of the records of one item the one with the highest [`StateVersion`] counts, in whatever order they were written.
+//! **Records.** Of the records of one item the one with the highest [`StateVersion`] counts, in whatever
+//! order they were written.
 
 use std::{error::Error as StdError, future::Future, ops::Range};
 
@@ -30,7 +33,8 @@ use crate::model::{Position, TableSchema, Tuple, Version};
 pub enum Op {
     /// The row is the key's new content, or is there once more.
     Upsert,
-    /// The key is gone, or the row is there once less. Where there is a key, only the key columns of the tuple are meaningful, the others may be NULL.
+    /// The key is gone, or the row is there once less. Where there is a key, only the key columns of the
+    /// tuple are meaningful, the others may be NULL.
     Delete,
 }
 
@@ -124,11 +128,13 @@ pub struct StateRow {
     pub value: String,
 }
 
-/// The version of a state record: of two records of one item the higher one counts, in whatever order they were written.
+/// The version of a state record: of two records of one item the higher one counts, in whatever order they
+/// were written.
 ///
-/// Its upper bits are the *epoch* of the process that wrote it, the rest counts that process's writes. Each process that takes a
-/// Mirror over claims a higher epoch than any record has, so what an earlier process writes late never replaces what it left. The
-/// lowest bits of an epoch are random: two processes that claim one at the same moment get two.
+/// Its upper bits are the *epoch* of the process that wrote it, the rest counts that process's writes. Each
+/// process that takes a Mirror over claims a higher epoch than any record has, so what an earlier process
+/// writes late never replaces what it left. The lowest bits of an epoch are random: two processes that claim
+/// one at the same moment get two.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct StateVersion(pub u64);
 
@@ -141,8 +147,8 @@ impl StateVersion {
         self.0 >> Self::COUNTER_BITS
     }
 
-    /// The first version of an epoch above that of `self`. Versions of before there were epochs, microseconds of the Unix epoch,
-    /// count as very low ones.
+    /// The first version of an epoch above that of `self`. Versions of before there were epochs, microseconds
+    /// of the Unix epoch, count as very low ones.
     pub fn next_epoch(self, nonce: u16) -> StateVersion {
         let generation = (self.0 >> (Self::COUNTER_BITS + Self::NONCE_BITS)) + 1;
         StateVersion(((generation << Self::NONCE_BITS) | u64::from(nonce)) << Self::COUNTER_BITS)
@@ -159,7 +165,7 @@ impl StateVersion {
 pub struct StateRows {
     /// The newest record of each item, without those that are deleted.
     pub rows: Vec<StateRow>,
-    /// The highest version of any record that was looked at, deleted ones too.
+    /// The highest version of any record that was read, deleted ones too.
     pub newest: StateVersion,
 }
 
@@ -176,34 +182,36 @@ pub trait Destination: Clone + Send + Sync + 'static {
     /// Makes what belongs to walferry itself (the state table). Idempotent.
     fn prepare(&self) -> impl Future<Output = Result<(), DestinationError>> + Send;
 
-    /// Makes the target table, or checks that the one that is there fits, and gives it columns and width that it lacks, as
-    /// [`Destination::add_columns`] does. Never drops or empties it. Idempotent.
+    /// Makes the target table, or checks that the one that is there fits, and gives it columns and width that
+    /// it lacks, as [`Destination::add_columns`] does. Never drops or empties it. Idempotent.
     fn ensure_table(&self, table: &TableSchema) -> impl Future<Output = Result<(), DestinationError>> + Send;
 
-    /// Which of the target tables are there with all that is needed, in that order, asked for all at once. Of the others
-    /// [`Destination::require_columns`] tells what is wrong.
-    fn standing(
+    /// Which of the target tables exist with all that is needed, in that order, by one query for all. For the
+    /// others [`Destination::require_columns`] says what is wrong.
+    fn usable_targets(
         &self,
         tables: &[&TableSchema],
     ) -> impl Future<Output = Result<Vec<bool>, DestinationError>> + Send;
 
-    /// Adds columns (indices into `table.columns`) to the target table where they are missing, and makes any of its columns wider whose
-    /// type there doesn't hold every value of the one that is needed, where nothing can be lost. Idempotent. Gives those of the columns
-    /// that were there already, with rows that may show something else in them than the source's old rows.
+    /// Adds columns (indices into `table.columns`) to the target table where they are missing, and makes any
+    /// of its columns wider whose type there doesn't hold every value of the one that is needed, where
+    /// nothing can be lost. Idempotent. Gives those of the columns that were there already, with rows that
+    /// may show something else in them than the source's old rows.
     fn add_columns(
         &self,
         table: &TableSchema,
         columns: &[usize],
     ) -> impl Future<Output = Result<Vec<usize>, DestinationError>> + Send;
 
-    /// Whether the target of a table that was written to can go on to be. A column that lacks room for NULL alone gets it; one that was made
-    /// narrower is an error, for values may have been cut short there.
+    /// Whether the target of a table that was written to can still be written. A column that lacks room for
+    /// NULL alone gets it; one that was made narrower is an error, for values may have been cut short there.
     fn require_columns(
         &self,
         table: &TableSchema,
     ) -> impl Future<Output = Result<(), DestinationError>> + Send;
 
-    /// Inserts a batch, fenced (see the module's contract). The batch is left as it is, so that it can be sent again.
+    /// Inserts a batch, fenced (see the module's contract). The batch is left as it is, so that it can be
+    /// sent again.
     fn insert(
         &self,
         table: &TableSchema,
@@ -218,8 +226,8 @@ pub trait Destination: Clone + Send + Sync + 'static {
         fence: &str,
     ) -> impl Future<Output = Result<Self::Insert, DestinationError>> + Send;
 
-    /// The highest version of any row in the target table, deleted ones too; [`Version::ZERO`] when there is none. Nothing of an
-    /// earlier insert with this fence becomes visible any more once it has been answered.
+    /// The highest version of any row in the target table, deleted ones too; [`Version::ZERO`] when there is
+    /// none. Nothing of an earlier insert with this fence becomes visible any more once it has been answered.
     fn newest_version(
         &self,
         table: &TableSchema,
@@ -233,9 +241,9 @@ pub trait Destination: Clone + Send + Sync + 'static {
         fence: &str,
     ) -> impl Future<Output = Result<Version, DestinationError>> + Send;
 
-    /// Deletes every row (of `rows`) whose version is in `versions`, with the end of it as the version of the deletion. Durable when it
-    /// answers. Rows of other versions are never touched, however late it runs. Rows that it has deleted stay so when they are
-    /// inserted again.
+    /// Deletes every row (of `rows`) whose version is in `versions`, with the end of it as the version of the
+    /// deletion. Durable when it answers. Rows of other versions are never touched, however late it runs.
+    /// Rows that it has deleted stay so when they are inserted again.
     fn delete(
         &self,
         table: &TableSchema,
@@ -252,7 +260,7 @@ pub trait Destination: Clone + Send + Sync + 'static {
     ) -> impl Future<Output = Result<(), DestinationError>> + Send;
 
     /// Answers when nothing of an earlier insert with this fence becomes visible any more.
-    fn settle(&self, fence: &str) -> impl Future<Output = Result<(), DestinationError>> + Send;
+    fn await_fence(&self, fence: &str) -> impl Future<Output = Result<(), DestinationError>> + Send;
 
     /// The state records of a Mirror, all of them or those of these items.
     fn load_state(
@@ -270,8 +278,8 @@ pub trait Destination: Clone + Send + Sync + 'static {
     /// The statement that removes a Mirror's record, for somebody to run.
     fn release_statement(&self, mirror: &str, item: &str) -> String;
 
-    /// What tells each target table from another one that is put in its place under its name, in that order; `None` where it is not
-    /// there, or nothing tells.
+    /// What identifies each target table, so that another one under its name is noticed, in that order;
+    /// `None` where it does not exist, or nothing identifies it.
     fn identities(
         &self,
         tables: &[&TableSchema],
@@ -295,21 +303,24 @@ pub trait Destination: Clone + Send + Sync + 'static {
 /// What kind of fault a destination met: all that the retry policy needs to know of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ErrorKind {
-    /// Will probably pass: connection refused or cut, time-out, server shutting down, disk full, read-only mode. Like `Overloaded`, it is waited for as long
-    /// as it lasts, unless one table alone meets it while statements on others are accepted.
+    /// Will probably pass: connection refused or cut, time-out, server shutting down, disk full, read-only
+    /// mode. Like `Overloaded`, it is waited for as long as it lasts, unless one table alone meets it while
+    /// statements on others are accepted.
     Transient,
-    /// The destination asks for less: memory limit, too many queries at once.
+    /// The destination asks for less: memory limit, too many queries at the same time.
     Overloaded,
     /// One table asks for less: too many parts. Where it does so for ten minutes, it is its own fault.
     TableOverloaded,
-    /// A refusal that doesn't say whether it will pass. What is refused so for minutes, table by table, is the table's own fault.
+    /// A refusal that doesn't say whether it will pass. What is refused so for minutes, table by table, is
+    /// the table's own fault.
     Unclear,
-    /// This table alone can't go on: its target is missing, has other columns, refuses a value.
+    /// This table alone can't continue: its target is missing, has other columns, refuses a value.
     Table,
-    /// The server refuses the statement until somebody acts: a missing privilege, a forbidden setting, an unknown database, a wrong password. Nothing can go on;
-    /// but where one table's statements alone are refused so for half a minute, it is that table's fault.
+    /// The server refuses the statement until somebody acts: a missing privilege, a forbidden setting, an
+    /// unknown database, a wrong password. Nothing can continue; but where one table's statements alone are
+    /// refused so for half a minute, it is that table's fault.
     Denied,
-    /// Nothing can go on until somebody acts, whatever the statement: TLS, settings, an old release.
+    /// Nothing can continue until somebody acts, whatever the statement: TLS, settings, an old release.
     Refused,
 }
 

@@ -22,7 +22,7 @@ pub struct MirrorRefused {
     pub transient: bool,
 }
 
-/// Tables that can't join now, and why.
+/// Tables that can't be added now, and why.
 pub type Refused = BTreeMap<TableId, MirrorFailure>;
 
 /// What can go wrong while a Mirror runs.
@@ -132,7 +132,7 @@ pub enum Error {
         /// What shows it, as a clause.
         found: String,
     },
-    /// The destination has forgotten records, but none that the source was told of.
+    /// The destination has forgotten records, but no position that the source has heard of.
     #[error(
         "the destination was restored from a backup of before its last records; everything since is sent and copied again"
     )]
@@ -150,12 +150,12 @@ pub enum Error {
     },
     /// A Mirror with `snapshot.mode: InitialOnly` is over, and something else is asked of it now.
     #[error(
-        "this mirror has copied its tables (snapshot.mode: InitialOnly) and dropped its slot: it can't go on with another mode or other tables"
+        "this mirror has copied its tables (snapshot.mode: InitialOnly) and dropped its slot: it can't continue with another mode or other tables"
     )]
     CopyFinished,
     /// The rows at the destination were written by a release whose versions can't be compared with ours.
     #[error(
-        "the rows at the destination carry versions of scheme {found}, and this release of walferry writes scheme {written}: which of two rows is the newer could not be told"
+        "the rows at the destination carry versions of scheme {found}, and this release of walferry writes scheme {written}: which of two rows is newer is not known then"
     )]
     OtherVersions {
         /// The scheme in the state.
@@ -165,7 +165,7 @@ pub enum Error {
     },
     /// The source's log is longer than versions have room for.
     #[error(
-        "the source's log has come to {position}, and rows at the destination can be told apart up to {} (32 PiB) only",
+        "the source's log has come to {position}, and versions of rows have room for positions up to {} (32 PiB) only",
         Version::LIMIT
     )]
     LogTooLong {
@@ -202,7 +202,8 @@ pub enum Error {
         /// What helps.
         remedies: Vec<Remedy>,
     },
-    /// Two connections to the source's address have reached two servers: it changes just now, or is one of several.
+    /// Two connections to the source's address have reached two servers: it changes just now, or is one of
+    /// several.
     #[error(
         "two connections to the source's address have reached two different servers: it may just be switched over"
     )]
@@ -227,7 +228,7 @@ pub enum Error {
     /// The source is not, or not any more, on the timeline that it was on when it was connected to.
     #[error("the source has got to another timeline")]
     TimelineLeft,
-    /// The Mirror asks for a table in another way than when it joined.
+    /// The Mirror asks for a table in another way than when it was added.
     #[error("the spec of table {table} changed after it was copied (target, columns, where or engine)")]
     SpecChanged {
         /// The table.
@@ -236,14 +237,14 @@ pub enum Error {
     /// The checks keep the Mirror as a whole from starting.
     #[error("{}", .0.message)]
     MirrorRefused(MirrorRefused),
-    /// Of a Mirror that has not started yet, no table can join.
-    #[error("no table of this mirror can be mirrored: {}", told(.refused))]
+    /// Of a Mirror that has not started yet, no table can be added.
+    #[error("no table of this mirror can be mirrored: {}", list(.refused))]
     NoTableAdmitted {
         /// Its tables, and what keeps each from it.
         refused: Refused,
     },
-    /// A table that could not join can now.
-    #[error("tables can join that could not before: {}", names(.tables))]
+    /// A table that could not be added can be now.
+    #[error("tables can be added that could not before: {}", names(.tables))]
     TablesAdmitted {
         /// These.
         tables: Vec<TableId>,
@@ -253,7 +254,7 @@ pub enum Error {
         "the snapshot in which tables without a key are copied is gone: its session was ended at the source, one of them was rewritten, or the application waited for a lock on one. They are copied again. If that repeats, look for what ends sessions or changes these tables at the source, such as idle_in_transaction_session_timeout"
     )]
     SnapshotLost,
-    /// One table can't go on.
+    /// One table can't continue.
     #[error("table {table}: {message}")]
     Table {
         /// The table.
@@ -281,17 +282,17 @@ pub enum Error {
         /// The table.
         table: TableId,
     },
-    /// The source's catalog says more of a table than its rows in the stream did: the tables have to be taken up anew.
+    /// The source's catalog says more of a table than its rows in the stream did: the session has to restart.
     #[error("table {table} has changed at the source: {why}")]
     CatalogChanged {
         /// The table.
         table: TableId,
         /// What has changed.
         why: String,
-        /// Whether the table has to be copied anew, whatever the catalog says when it is looked at again.
+        /// Whether the table has to be copied again, whatever the catalog says then.
         copy: bool,
     },
-    /// A column that joined as NOT NULL has a NULL.
+    /// A column that was added as NOT NULL has a NULL.
     #[error("table {table} has changed at the source: column {column} takes NULL")]
     NullCame {
         /// The table.
@@ -323,7 +324,7 @@ pub enum Error {
     /// A task of ours ended without an answer.
     #[error("an internal task stopped: {0}")]
     Task(String),
-    /// The process was told to stop.
+    /// The process was asked to stop.
     #[error("stopped")]
     Stopped,
 }
@@ -369,8 +370,8 @@ impl Error {
         ])])
     }
 
-    /// An error that a query on a table met, as the table's own fault where it says that the table is gone or has text that can't
-    /// be sent.
+    /// An error that a query on a table met, as the table's own fault where it says that the table is gone or
+    /// has text that can't be sent.
     pub(super) fn of_table(table: &TableId, error: Error) -> Self {
         match error {
             Error::Source(source) if source.is_missing_table() => Error::dropped(table),
@@ -419,7 +420,7 @@ impl Error {
 
     /// A transaction has truncated a table more often than its changes' versions have room for.
     pub(super) fn too_many_truncates(table: &TableId) -> Self {
-        let message = "one transaction has truncated it more than a thousand times, so its rows can't be told from older ones";
+        let message = "one transaction has truncated it more than a thousand times, so the order of its rows is not known";
         Error::table(table, Reason::TooManyTruncates, message)
     }
 
@@ -435,7 +436,8 @@ impl Error {
         }
     }
 
-    /// An error of reading some of a table's rows again. What the source refuses for this query stays refused.
+    /// An error of reading some of a table's rows again. What the source refuses for this query stays
+    /// refused.
     pub(super) fn of_fetch(table: &TableId, error: Error) -> Self {
         match Error::of_table(table, error) {
             Error::Source(source) if source.refuses_query() => {
@@ -446,7 +448,7 @@ impl Error {
         }
     }
 
-    /// A mirrored table has to be copied anew.
+    /// A mirrored table has to be copied again.
     pub(super) fn recopy(table: &TableId, why: impl Into<String>) -> Self {
         Error::CatalogChanged { table: table.clone(), why: why.into(), copy: true }
     }
@@ -467,7 +469,8 @@ impl Error {
         Error::table(table, Reason::SourceNotPublished, message)
     }
 
-    /// What a value means that can't be stored: the table's own fault, or that a column of the target has to take NULL.
+    /// What a value means that can't be stored: the table's own fault, or that a column of the target has to
+    /// take NULL.
     pub(super) fn value(table: &TableSchema, error: &ValueError) -> Self {
         if let ValueError::UnexpectedNull { column: name, .. } = error
             && let Some((index, column)) =
@@ -516,7 +519,7 @@ pub(super) fn correct_filter(tables: &[TableId]) -> Remedy {
 /// Tables that a sentence names.
 pub(super) const NAMED: usize = 5;
 
-fn told(refused: &Refused) -> String {
+fn list(refused: &Refused) -> String {
     let one = |(table, failure): (&TableId, &MirrorFailure)| format!("{table}: {}", failure.message);
     let mut sentence: Vec<String> = refused.iter().take(NAMED).map(one).collect();
     if refused.len() > NAMED {

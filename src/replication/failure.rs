@@ -51,7 +51,7 @@ pub(super) fn remedies(error: &Error) -> Vec<Remedy> {
         }
         Error::LogTooLong { .. } => {
             vec![Remedy::act(
-                "move the database to a new cluster, whose log begins anew, and mirror that one",
+                "move the database to a new cluster, whose log begins at zero, and mirror that one",
             )]
         }
         Error::SourceReplaced { .. } => {
@@ -77,18 +77,20 @@ pub(super) fn remedies(error: &Error) -> Vec<Remedy> {
     }
 }
 
-/// The failure that a status shows for an error. A table that has failed stays so until it is copied anew.
+/// The failure that a status shows for an error. A table that has failed stays so until it is copied again.
 pub fn failure(error: &Error) -> MirrorFailure {
     MirrorFailure { reason: policy(error).1, message: error.to_string(), remedies: remedies(error) }
 }
 
-/// The failure of a table that can't join, or stops alone. Whoever tells it names the table, so the message doesn't begin with it.
+/// The failure of a table that can't be added, or fails alone. Where it is shown the table is named, so the
+/// message doesn't begin with it.
 pub fn failure_of_table(table: &TableId, error: &Error) -> MirrorFailure {
     let mut failure = failure(error);
     if let Some(message) = failure.message.strip_prefix(&format!("table {table}: ")) {
         failure.message = message.to_owned();
     }
-    // These tables are taken up again automatically; and a target that is another Mirror's is not to be copied over.
+    // These tables are added again automatically; and a target that is another Mirror's is not to be copied
+    // over.
     let heals = match failure.reason {
         Reason::SourceReplicaIdentityDiffers
         | Reason::SourcePrivilegeMissing
@@ -112,7 +114,7 @@ mod tests {
     };
 
     #[test]
-    fn a_table_that_stops_alone_is_named_by_whoever_tells_it() {
+    fn a_table_that_fails_alone_is_named_where_it_is_shown() {
         let table = TableId::new("public", "users");
         let error = Error::table(&table, Reason::SourceSchemaChanged, "why");
         assert_eq!(failure_of_table(&table, &error).message, "why");
@@ -132,7 +134,7 @@ mod tests {
             let null = ValueError::UnexpectedNull { column: name.into(), target: "t".into() };
             policy(&Error::value(&table, &null)).0
         };
-        assert_eq!((of("id"), of("a"), of("b")), (Policy::FailTable, Policy::StartOver, Policy::FailTable));
+        assert_eq!((of("id"), of("a"), of("b")), (Policy::FailTable, Policy::Restart, Policy::FailTable));
     }
 
     #[test]

@@ -32,7 +32,7 @@ pub use session::{
     resync::{
         TableResyncs, copies_over_rows, require_withheld, resync_due, take_resync_tables, unknown_names,
     },
-    supervisor::run,
+    supervisor::{RunUntil, run},
 };
 pub use stream::Commit;
 pub use table::{

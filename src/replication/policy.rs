@@ -13,11 +13,12 @@ pub enum Policy {
     Retry,
     /// Try again after a longer pause, and slower: the other side is overloaded.
     SlowDown,
-    /// Stop this table and go on with the others. Where nobody can say which table it is, the Mirror stalls.
+    /// Fail this table and continue with the others. Where it is not known which table it is, the Mirror
+    /// stalls.
     FailTable,
-    /// Begin again from the durable state, at once.
-    StartOver,
-    /// Stop the Mirror until a human has acted; look again now and then.
+    /// Restart the session from the durable state, without a pause.
+    Restart,
+    /// Stop the Mirror until manual action was taken; check again now and then.
     Stall,
     /// End without complaint.
     Stop,
@@ -29,7 +30,7 @@ impl From<Disposition> for Policy {
             // A state or a warning is no reason for an error; if one has it, nothing says that it stays.
             Disposition::Nothing | Disposition::Retry => Policy::Retry,
             Disposition::Backoff => Policy::SlowDown,
-            Disposition::Restart => Policy::StartOver,
+            Disposition::Restart => Policy::Restart,
             Disposition::FailTable => Policy::FailTable,
             Disposition::Stall => Policy::Stall,
         }
@@ -45,15 +46,16 @@ pub fn policy(error: &Error) -> (Policy, Reason) {
 /// What is done about an error although its reason says otherwise.
 fn exception(error: &Error) -> Option<Policy> {
     match error {
-        // Whatever the reason, it was found to be of one table: by whoever made it, or because a refusal was repeated for that table alone.
+        // Whatever the reason, it was found to be of one table: by whoever made it, or because a refusal was
+        // repeated for that table alone.
         Error::Table { .. } => Some(Policy::FailTable),
         Error::Destination(refusal) if refusal.kind == ErrorKind::Table => Some(Policy::FailTable),
-        // The cause is over, or lies with this process: what is on record tells how to go on.
+        // The cause is over, or lies with this process: what is on record says how to continue.
         Error::Replaced
         | Error::RecordsForgotten
         | Error::TimelineLeft
         | Error::TablesAdmitted { .. }
-        | Error::TargetReleased { .. } => Some(Policy::StartOver),
+        | Error::TargetReleased { .. } => Some(Policy::Restart),
         // The checks know whether what they met passes.
         Error::MirrorRefused(refused) => Some(if refused.transient { Policy::Retry } else { Policy::Stall }),
         Error::Stopped => Some(Policy::Stop),
@@ -107,7 +109,7 @@ fn source_reason(error: &postgres::Error) -> Reason {
         return reason;
     }
     match error {
-        // The slot, the publication or a column is gone or unusable: the next try looks and says which.
+        // The slot, the publication or a column is gone or unusable: the next try checks and says which.
         error if matches!(error.sqlstate(), Some("42703" | "42704" | "55000")) => Reason::SourceChanged,
         E::Connect { .. } | E::ConnectTimeout { .. } | E::NoAnswer { .. } | E::Io(_) | E::Closed => {
             Reason::SourceUnreachable
@@ -121,7 +123,7 @@ fn source_reason(error: &postgres::Error) -> Reason {
         E::Standby { .. } | E::NotOwner { .. } => Reason::SourcePublicationUnusable,
         E::Schema { .. } => Reason::SourceTableUnsupported,
         E::RowTooLong { .. } => Reason::RowTooLong,
-        // What came is not what was sent, as far as one can tell: asking again loses nothing.
+        // What came is probably not what was sent: asking again loses nothing.
         E::Decode(_) | E::Protocol(_) => Reason::SourceProtocolError,
         E::Server { .. } | E::Driver(_) => Reason::SourceError,
     }
@@ -175,9 +177,9 @@ mod tests {
         let of = |error: Error| policy(&error);
         assert_eq!(of(Error::TwoServers), (Policy::Retry, Reason::SourceAddressAmbiguous));
         assert_eq!(of(Error::SnapshotLost), (Policy::Retry, Reason::SourceSnapshotLost));
-        assert_eq!(of(Error::Replaced).0, Policy::StartOver);
-        assert_eq!(of(Error::TimelineLeft).0, Policy::StartOver);
-        assert_eq!(of(Error::RecordsForgotten), (Policy::StartOver, Reason::DestinationRestored));
+        assert_eq!(of(Error::Replaced).0, Policy::Restart);
+        assert_eq!(of(Error::TimelineLeft).0, Policy::Restart);
+        assert_eq!(of(Error::RecordsForgotten), (Policy::Restart, Reason::DestinationRestored));
         assert_eq!(of(Error::Stopped).0, Policy::Stop);
         let renamed = postgres::Error::RowTooLong { bytes: 1 };
         assert_eq!(of(Error::Source(renamed)), (Policy::FailTable, Reason::RowTooLong));

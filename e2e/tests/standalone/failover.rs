@@ -164,7 +164,7 @@ fn ahead_of_the_switch() {
     }
     pair.assert_log("log");
     pair.env.verify(&mirror);
-    assert!(run.log().contains("later transactions of the old primary had been seen of it"), "{}", run.log());
+    assert!(run.log().contains("later transactions of the old primary had been read of it"), "{}", run.log());
 }
 
 /// Tables that joined, and were copied, with transactions that the standby never had; one that was still to be copied, one whose columns

@@ -363,7 +363,7 @@ const TABLES: &[Case] = &[
             "INSERT INTO {t} VALUES (1, 'second'), (1, 'second')",
         ],
         outcome: Fails {
-            words: &["told apart by (id)", "walferry.dev/resync"],
+            words: &["identified by (id)", "walferry.dev/resync"],
             fix: "DROP TABLE {t} SYNC",
             columns: "id, a",
         },

@@ -44,7 +44,7 @@ impl Destination for Database {
         self.create_table(table).await.map_err(|error| self.refused(error, &doing, table))
     }
 
-    async fn standing(&self, tables: &[&TableSchema]) -> Result<Vec<bool>, DestinationError> {
+    async fn usable_targets(&self, tables: &[&TableSchema]) -> Result<Vec<bool>, DestinationError> {
         let doing = format!("read the target tables in {}", self.shared.database);
         self.which_stand(tables).await.map_err(|error| error.while_doing(&doing))
     }
@@ -126,7 +126,7 @@ impl Destination for Database {
         self.drop_parts(table, fence).await.map_err(|error| self.refused(error, &doing, table))
     }
 
-    async fn settle(&self, fence: &str) -> Result<(), DestinationError> {
+    async fn await_fence(&self, fence: &str) -> Result<(), DestinationError> {
         let fence = insert::fence(fence);
         let settings = borrowed(&fence);
         let answer = self.shared.client.query_text("SELECT 1 FORMAT TabSeparated", &settings).await;

@@ -1,9 +1,9 @@
 //! Compares a table's catalog fingerprint with the one on record, for changes of which the stream has no row.
 //!
-//! A rewrite that computes values, a partition that comes with rows or goes with them, TRUNCATE of one partition,
-//! a column that was dropped and added again: none of them is in the stream. [`CatalogFingerprint`] shows them,
-//! and the table, or what was attached to it, is copied: again, while its changes stream, into the target that it
-//! has.
+//! A rewrite that computes values, a partition that comes with rows or goes with them, TRUNCATE of one
+//! partition, a column that was dropped and added again: none of them is in the stream.
+//! [`CatalogFingerprint`] shows them, and the table, or what was attached to it, is copied: again, while its
+//! changes stream, into the target that it has.
 
 use std::collections::BTreeSet;
 
@@ -67,13 +67,15 @@ fn diff(
     let added = now.columns.keys().any(|attnum| !before.columns.contains_key(attnum));
     match attached.is_empty() {
         true => CatalogDiff::Columns,
-        // Partitions may differ in what their old rows show for the column, and the target can show one value.
+        // Partitions may differ in what their old rows show for the column, and the target can show one
+        // value.
         false if added => CatalogDiff::Rows("a partition was attached and a column was added".to_owned()),
         false => CatalogDiff::Attached(attached),
     }
 }
 
-/// Why a column that is new to the target has values in the rows that are there. One that was added has a number above all others.
+/// Why a column that is new to the target has values in the rows that are there. One that was added has a
+/// number above all others.
 fn old_values(before: &CatalogFingerprint, now: &CatalogFingerprint) -> Option<&'static str> {
     let highest = before.attributes?;
     let was_generated = |attnum: &i16| *attnum <= highest && !before.columns.contains_key(attnum);
@@ -100,7 +102,7 @@ fn other_text(
 
 /// Why a table is copied again with a new column whose type is another one than when its first rows were
 /// sent.
-const TYPE_ALTERED: &str = "the type of a new column was altered before the column was seen";
+const TYPE_ALTERED: &str = "the type of a new column was altered before the column was read";
 
 /// What has changed of a table, by its fingerprints; and where columns are new, whose types no earlier
 /// fingerprint has, by the catalog.
@@ -120,8 +122,8 @@ pub(in crate::replication) async fn find(
     }
 }
 
-/// The columns that are in no earlier fingerprint and whose types users have made, each with the type that the
-/// stream knows.
+/// The columns that are in no earlier fingerprint and whose types users have made, each with the type that
+/// the stream knows.
 fn new_of_users_types(record: &TableRecord, now: &CatalogFingerprint) -> Vec<(i16, Option<u32>)> {
     // Rows of which only the inserts count stay as they were inserted.
     let Some(before) = record.fingerprint.as_ref().filter(|_| record.schema.kind != TableKind::AppendOnly)

@@ -1,4 +1,4 @@
-//! What is looked at beside the stream: the source's catalog and publication, and the target tables.
+//! What is checked beside the stream: the source's catalog and publication, and the target tables.
 
 pub(super) mod catalog_diff;
 pub(super) mod publication;

@@ -1,7 +1,8 @@
 //! Keeps the publication from making the application's own statements fail.
 //!
-//! PostgreSQL refuses UPDATE and DELETE on a published table whose replica identity is unusable, or whose row filter names a column
-//! outside of it. Such tables are never published; but a key may be dropped later. Then the table leaves the publication.
+//! PostgreSQL refuses UPDATE and DELETE on a published table whose replica identity is unusable, or whose row
+//! filter names a column outside of it. Such tables are never published; but a key may be dropped later. Then
+//! the table leaves the publication.
 
 use std::{collections::HashMap, time::Instant};
 
@@ -16,8 +17,9 @@ use crate::{
     replication::{Error, table::record::PublishedAs},
 };
 
-/// Takes tables out of the publication on which UPDATE and DELETE fail for being in it, and gives each, by oid, with what to say; also
-/// those with partitions whose rows are never sent, or whose old rows come incomplete.
+/// Takes tables out of the publication on which UPDATE and DELETE fail for being in it, and gives each, by
+/// oid, with what to say; also those with partitions whose rows are never sent, or whose old rows come
+/// incomplete.
 ///
 /// `what` is what the publication sends; `last_checked` is when nothing was wrong the last time.
 ///
@@ -64,7 +66,8 @@ pub(in crate::replication) async fn tables_breaking_writes(
     Ok(breaking)
 }
 
-/// The partitions of a table whose old rows are not what the table's replica identity says; `members` has the table first.
+/// The partitions of a table whose old rows are not what the table's replica identity says; `members` has the
+/// table first.
 pub(in crate::replication) fn identity_differs(table: &TableId, members: &[RelationFacts]) -> Option<Error> {
     let (root, leaves) = members.split_first()?;
     let unlike: Vec<_> =
@@ -115,7 +118,8 @@ pub fn leave_to_ancestor(table: &TableId, ancestor: &TableId) -> Remedy {
     Remedy::edit("spec.tables", format!("take {table} out, for its rows come with {ancestor}"))
 }
 
-/// Takes a table out of the publication whose row filter fails for one of its rows: in the stream it would stop all others too.
+/// Takes a table out of the publication whose row filter fails for one of its rows: in the stream it would
+/// stop all others too.
 ///
 /// # Errors
 /// What the source answers. Where the role may not alter the publication, the table stays in it.
@@ -132,7 +136,7 @@ pub(in crate::replication) async fn take_out_failing_filter(
     Ok(())
 }
 
-/// Why a table is not published as it was when it joined, if that is so.
+/// Why a table is not published as it was when it was added, if that is so.
 pub(in crate::replication) fn published_otherwise(
     schema: &TableSchema,
     name: &str,
@@ -184,12 +188,12 @@ async fn take_out(
     }
     let statements = alter_statements(name, &[], root, &[]).join(";\n");
     let sql = format!("-- as a role that may alter publication {name}\n{statements};");
-    let goes_on = format!("fail at the source for as long as publication {name} has it");
-    Ok((goes_on, Some(Remedy::run_at_source(sql))))
+    let still_fails = format!("fail at the source for as long as publication {name} has it");
+    Ok((still_fails, Some(Remedy::run_at_source(sql))))
 }
 
-/// Why a table had to leave the publication that no longer has it: this process, or one before it, may have ended before that was on
-/// record. `None` where nothing about it refuses UPDATE and DELETE.
+/// Why a table had to leave the publication that no longer has it: this process, or one before it, may have
+/// ended before that was on record. `None` where nothing about it refuses UPDATE and DELETE.
 pub(in crate::replication) async fn why_left(
     session: &Session,
     name: &str,

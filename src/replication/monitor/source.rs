@@ -1,9 +1,9 @@
 //! Checks the source's catalog now and then, for what the stream does not carry; and notices immediately when
 //! the source shuts down.
 //!
-//! A server that shuts down ends its sessions first, and then waits until the reader of a stream has confirmed
-//! everything or disconnects. Confirming may take as long as the destination is away, so the stream ends: the
-//! slot has everything.
+//! A server that shuts down ends its sessions first, and then waits until the reader of a stream has
+//! confirmed everything or disconnects. Confirming may take as long as the destination is away, so the stream
+//! ends: the slot has everything.
 
 use std::{
     collections::HashMap,
@@ -59,14 +59,15 @@ const SESSION_LIVES: Duration = Duration::from_secs(30);
 /// Time between two tries to have a session again.
 const AGAIN: Duration = Duration::from_secs(1);
 
-/// How long a server that has ended the session as it does when it shuts down may take to say whether it does.
+/// How long a server that has ended the session as it does when it shuts down may take to say whether it
+/// does.
 const ANSWERS_WITHIN: Duration = Duration::from_secs(1);
 
 /// What is checked, and what is known of it.
 pub(in crate::replication) struct SourceMonitor<D: Destination> {
     pub(in crate::replication) config: Arc<ReplicatorConfig>,
     pub(in crate::replication) source: Option<SourceRecord>,
-    /// When the server that streams began, by which to tell it from another one at its address.
+    /// When the server that streams began, by which another one at its address is noticed.
     pub(in crate::replication) server_started: String,
     /// How far the source may have heard that rows are durable.
     pub(in crate::replication) confirmable: Arc<Confirmable>,
@@ -87,7 +88,8 @@ impl<D: Destination> SourceMonitor<D> {
     /// Runs until something is found that stops the stream, which goes to `fatal`. From `end` on it checks no
     /// more, but still hears of a shutdown, until the stream is `over`.
     ///
-    /// A dropped publication must be found here: since PostgreSQL 18 the walsender only warns and leaves the changes out.
+    /// A dropped publication must be found here: since PostgreSQL 18 the walsender only warns and leaves the
+    /// changes out.
     pub(in crate::replication) async fn run(
         self,
         mut session: Session,
@@ -144,8 +146,8 @@ impl<D: Destination> SourceMonitor<D> {
     /// A session in the place of one that has ended, or has lived long.
     ///
     /// # Errors
-    /// [`Error::SourceShuttingDown`] when the server says so, or has said so and does not answer; [`Error::TwoServers`] when
-    /// another one answers.
+    /// [`Error::SourceShuttingDown`] when the server says so, or has said so and does not answer;
+    /// [`Error::TwoServers`] when another one answers.
     async fn another_session(&self, ended: End) -> Result<Session, Error> {
         if ended == End::Shutdown {
             // Somebody may have ended this session alone.
@@ -158,9 +160,9 @@ impl<D: Destination> SourceMonitor<D> {
         loop {
             match self.open_session().await {
                 Err(Error::Source(error)) if error.is_shutdown() => return Err(Error::SourceShuttingDown),
-                // The stream may well go on: others have taken all places for sessions, for example.
+                // The stream may well continue: others have taken all places for sessions, for example.
                 Err(Error::Source(error)) => {
-                    tracing::debug!(%error, "no session to look at the source's catalog");
+                    tracing::debug!(%error, "no session to check the source's catalog");
                     time::sleep(AGAIN).await;
                 }
                 opened => return opened,
@@ -224,17 +226,10 @@ impl<D: Destination> SourceMonitor<D> {
             self.fail_partitions(session, end).await?;
             self.fail_inherited(session, end).await?;
         }
-        for (table, membership) in tables.iter().zip(&found.tables).filter(|(table, _)| !table.failed()) {
-            if let Some(mut error) = cut_off(&table.id, membership, &publication) {
-                if what == Publish::Everything && policy(&error).1 == Reason::SourceNotPublished {
-                    let left = why_left(session, &publication, &table.schema()).await?;
-                    error = left.unwrap_or(error);
-                }
-                retry(end, &self.observer, || table.fail(&error)).await?;
-            }
-        }
+        let members: Vec<_> = tables.iter().copied().zip(&found.tables).collect();
+        self.fail_cut_off(session, end, &members, what).await?;
         self.find_readable(session, &tables).await?;
-        for (table, membership) in tables.iter().zip(&found.tables) {
+        for (table, membership) in &members {
             let failing = table.failed() && table.record().reason == Some(Reason::SourceRowFilterFailed);
             if failing && membership.published {
                 take_out_failing_filter(session, &publication, &table.id).await?;
@@ -254,6 +249,26 @@ impl<D: Destination> SourceMonitor<D> {
             *lock(&self.last_checked) = Some(Instant::now());
         }
         Ok(slot)
+    }
+
+    /// Fails the tables alone whose changes don't come any more.
+    async fn fail_cut_off(
+        &self,
+        session: &Session,
+        end: &CancellationToken,
+        members: &[(&Arc<Table<D>>, &Membership)],
+        what: Publish,
+    ) -> Result<(), Error> {
+        let publication = what.name(&self.config.mirror);
+        for (table, membership) in members.iter().filter(|(table, _)| !table.failed()) {
+            let Some(mut error) = cut_off(&table.id, membership, &publication) else { continue };
+            if what == Publish::Everything && policy(&error).1 == Reason::SourceNotPublished {
+                let left = why_left(session, &publication, &table.schema()).await?;
+                error = left.unwrap_or(error);
+            }
+            retry(end, &self.observer, || table.fail(&error)).await?;
+        }
+        Ok(())
     }
 
     /// Keeps the publication from harming the application, whether a table still streams or not, and checks
@@ -397,9 +412,9 @@ impl<D: Destination> SourceMonitor<D> {
         Ok(all)
     }
 
-    /// Whether the stream has not yet come to where the catalog first had columns that the table's record lacks.
-    /// To restart the session for each of them would leave no time for what is received to become durable,
-    /// where they come all the time.
+    /// Whether the stream has not yet come to where the catalog first had columns that the table's record
+    /// lacks. To restart the session for each of them would leave no time for what is received to become
+    /// durable, where they come all the time.
     fn is_behind(&self, record: &TableRecord, now: Lsn) -> bool {
         let mut awaited = lock(&self.awaited_columns);
         let (columns, id) = (record.schema.columns.len(), record.schema.id.clone());

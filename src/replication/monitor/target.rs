@@ -1,5 +1,5 @@
-//! Checks the target tables now and then: a TTL, a setting or a column that somebody changes there can bring back
-//! rows that are gone, without any insert being refused.
+//! Checks the target tables now and then: a TTL, a setting or a column that somebody changes there can bring
+//! back rows that are gone, without any insert being refused.
 
 use std::{sync::Arc, time::Duration};
 
@@ -56,7 +56,7 @@ impl<D: Destination> TargetMonitor<D> {
                 retry(end, &self.observer, || table.fail(&error)).await?;
             }
         }
-        let usable = self.destination.standing(&schemas).await?;
+        let usable = self.destination.usable_targets(&schemas).await?;
         let mut unchecked = None;
         for (table, _) in running.into_iter().zip(usable).filter(|(_, usable)| !usable) {
             // What the stream has changed meanwhile fits the table's schema as it is now.
@@ -74,7 +74,7 @@ impl<D: Destination> TargetMonitor<D> {
     }
 
     /// # Errors
-    /// [`Error::TargetReleased`] where a table that waited for another Mirror can join.
+    /// [`Error::TargetReleased`] where a table that waited for another Mirror can be added.
     async fn check_claims(&self) -> Result<(), Error> {
         let records = self.tables.iter().map(|table| table.record());
         let waiting: Vec<_> = records.filter(claims::waits_for_target).map(|record| record.schema).collect();

@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use crate::replication::Policy;
 
-/// Grows from 100 ms to 15 s, doubling, with the fraction that spreads many Mirrors apart taken from the clock.
+/// Grows from 100 ms to 15 s, doubling, with the fraction that spreads many Mirrors apart taken from the
+/// clock.
 #[derive(Debug, Default)]
 pub(in crate::replication) struct Backoff {
     tries: u32,

@@ -1,4 +1,4 @@
-//! Repeats what was refused: pauses between tries, and how long it goes on.
+//! Repeats what was refused: with pauses, and for how long.
 
 mod backoff;
 mod observer;
@@ -18,10 +18,11 @@ use self::{
 use super::{Error, policy};
 use crate::model::TableId;
 
-/// Repeats `attempt` while its error is one that passes, until `stop`, which also ends an attempt that hangs. What does not say whether
-/// it will pass is repeated for two minutes.
+/// Repeats `attempt` while its error is one that passes, until `stop`, which also ends an attempt that hangs.
+/// What does not say whether it will pass is repeated for two minutes.
 ///
-/// `observer` hears of each error before the pause, and of the success after one, so that a status can show it.
+/// `observer` hears of each error before the pause, and of the success after one, so that a status can show
+/// it.
 ///
 /// # Errors
 /// The first error that does not pass, or [`Error::Stopped`].
@@ -37,9 +38,10 @@ where
     repeat(stop, observer, Scope::Mirror, attempt).await
 }
 
-/// As [`retry`], for what the destination is asked to do to one table: what is refused for that table alone, for as long as
-/// [`Scope::patience`] says, becomes the table's own fault, so that the others go on. Where all are refused, the state table is too, and
-/// with it the record that the table has failed: that is the Mirror's.
+/// As [`retry`], for what the destination is asked to do to one table: what is refused for that table alone,
+/// for as long as [`Scope::patience`] says, becomes the table's own fault, so that the others continue. Where
+/// all are refused, the state table is too, and with it the record that the table has failed: that is the
+/// Mirror's.
 ///
 /// # Errors
 /// As [`retry`].
@@ -73,9 +75,9 @@ where
     repeat(stop, observer, Scope::of(table, Others::WaitInStream), attempt).await
 }
 
-/// Does something to one table at the destination before anything streams. What may stay refused is the table's own fault after a few
-/// tries, also for want of a privilege: the state table was read and written just before. Any other error is given back, for the
-/// session to begin again.
+/// Does something to one table at the destination before anything streams. What may stay refused is the
+/// table's own fault after a few tries, also for want of a privilege: the state table was read and written
+/// just before. Any other error is given back, for the session to begin again.
 ///
 /// # Errors
 /// The first error that is no such refusal, such a one as the table's own, or [`Error::Stopped`].

@@ -15,7 +15,8 @@ use crate::{
 
 type Report = dyn Fn(Option<&MirrorFailure>) + Send + Sync;
 
-/// What was refused and accepted, which outlives connections: a table's refusals count on when another one changes its columns.
+/// What was refused and accepted, which outlives connections: a table's refusals count on when another one
+/// changes its columns.
 #[derive(Default)]
 pub(in crate::replication) struct Answers {
     /// What is being repeated, in the order in which it began.
@@ -51,7 +52,8 @@ impl RetryObserver {
         RetryObserver { report: Arc::new(report), liveness, answers }
     }
 
-    /// Reports what is being repeated: what concerns the whole Mirror before what concerns a table, and the oldest first.
+    /// Reports what is being repeated: what concerns the whole Mirror before what concerns a table, and the
+    /// oldest first.
     pub(in crate::replication) fn report(&self) {
         let repeated = self.repeated();
         let of_the_mirror = repeated.values().find(|repeated| repeated.at_table.is_none());

@@ -14,8 +14,8 @@ use crate::{
 pub(super) struct Patience {
     pub(super) time: Duration,
     tries: u32,
-    /// Whether only a refusal counts before which another table's statement was accepted since the one before: what the server as a whole
-    /// refuses is no table's own, however long it lasts.
+    /// Whether only a refusal counts before which another table's statement was accepted since the one
+    /// before: what the server as a whole refuses is no table's own, however long it lasts.
     beside_others: bool,
 }
 
@@ -28,13 +28,15 @@ impl Patience {
 /// Where a refusal doesn't say whether it will pass.
 pub(super) const UNCLEAR: Patience = Patience::new(120, 10);
 
-/// Where a privilege is missing, which doesn't pass: long enough for a user or a database that is just made again.
+/// Where a privilege is missing, which doesn't pass: long enough for a user or a database that is just made
+/// again.
 pub(super) const DENIED: Patience = Patience::new(30, 5);
 
 /// Where a table has too many parts: long enough for merges to keep up again.
 pub(super) const TOO_MANY_PARTS: Patience = Patience::new(600, 10);
 
-/// Where a condition of the server is met by one table alone: a view on it that needs much memory, a limit that only this table has.
+/// Where a condition of the server is met by one table alone: a view on it that needs much memory, a limit
+/// that only this table has.
 pub(super) const BY_ONE_TABLE: Patience = Patience { beside_others: true, ..Patience::new(600, 10) };
 
 /// While others wait for the table to begin.
@@ -83,8 +85,8 @@ impl<'a> Scope<'a> {
         Scope::Table { id: table.id(), progress: Some(table.progress()), others }
     }
 
-    /// How long a refusal is repeated until it is the table's own; `None` for what is not repeated for a table's sake. Total: a new
-    /// kind has to be placed here.
+    /// How long a refusal is repeated until it is the table's own; `None` for what is not repeated for a
+    /// table's sake. Total: a new kind has to be placed here.
     pub(super) fn patience(self, error: &Error) -> Option<Patience> {
         use Others::{Stream, WaitInStream, WaitToBegin};
         let Error::Destination(refusal) = error else { return None };
@@ -102,7 +104,8 @@ impl<'a> Scope<'a> {
         }
     }
 
-    /// The error that a refusal becomes once it was repeated long enough: the table's own, or one that stalls the Mirror.
+    /// The error that a refusal becomes once it was repeated long enough: the table's own, or one that stalls
+    /// the Mirror.
     pub(super) fn exhausted(self, error: Error, tries: u32) -> Error {
         let Error::Destination(refusal) = error else { return error };
         let message = format!("{}; it was refused {tries} times", refusal.message);
@@ -119,7 +122,7 @@ impl<'a> Scope<'a> {
         }
     }
 
-    /// Whether an error is given back at once.
+    /// Whether an error is given back without another try.
     pub(super) fn gives_back(self, error: &Error, policy: Policy) -> bool {
         let passes = matches!(policy, Policy::Retry | Policy::SlowDown);
         match self {
@@ -143,8 +146,8 @@ pub(super) struct Refusals {
 const FORGOTTEN: Duration = Duration::from_secs(300);
 
 impl Refusals {
-    /// Counts one, and gives their number once there were enough of them. `beside_others` says whether others were accepted since a
-    /// moment.
+    /// Counts one, and gives their number once there were enough of them. `beside_others` says whether others
+    /// were accepted since a moment.
     pub(super) fn exhaust(
         &mut self,
         patience: Option<Patience>,
@@ -176,7 +179,8 @@ fn mirror_patience(error: &Error) -> Option<Patience> {
 pub(in crate::replication) struct SessionErrors(Refusals);
 
 impl SessionErrors {
-    /// Counts a session's end: an error that doesn't say whether it will pass becomes one of the Mirror after some of them.
+    /// Counts a session's end: an error that doesn't say whether it will pass becomes one of the Mirror after
+    /// some of them.
     pub(in crate::replication) fn judge(&mut self, error: Error) -> Error {
         match self.0.exhaust(mirror_patience(&error), |_| true) {
             Some(times) => Scope::Mirror.exhausted(error, times),

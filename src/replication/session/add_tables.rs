@@ -28,10 +28,10 @@ use crate::{
 };
 
 /// Target tables made at the same time: there may be thousands, and the destination far away.
-const ADDED_AT_ONCE: usize = 8;
+const TABLES_IN_PARALLEL: usize = 8;
 
-/// Records written at once; that of a table with many columns is large.
-const SAVED_AT_ONCE: usize = 64;
+/// Records written by one statement; that of a table with many columns is large.
+const RECORDS_PER_WRITE: usize = 64;
 
 /// A table that is new to the Mirror.
 pub(super) struct NewTable {
@@ -62,9 +62,9 @@ impl NewTable {
         }
     }
 
-    /// Whether it is published in another way than it should be. PostgreSQL shows a row filter in its own words,
-    /// so what a new filter became is known only of one that this session wrote; of a publication that it may
-    /// not alter (`may_alter`), a change since the table was added is trusted.
+    /// Whether it is published in another way than it should be. PostgreSQL shows a row filter in its own
+    /// words, so what a new filter became is known only of one that this session wrote; of a publication that
+    /// it may not alter (`may_alter`), a change since the table was added is trusted.
     pub(super) fn is_published_otherwise(&self, found: &PublishedTable, may_alter: bool) -> bool {
         let Some(before) = &self.before else { return false };
         let unfit = |list: &ColumnList| !self.listable || list.misfit(&self.schema).is_some();
@@ -90,8 +90,8 @@ pub(super) async fn describe_new_tables<D: Destination>(
     refused: &mut Refused,
 ) -> Result<Vec<NewTable>, Error> {
     let ProvisionContext { config, session, .. } = *context;
-    let joins = |spec: &&TableSpec| !state.tables.contains_key(&spec.id) && !refused.contains_key(&spec.id);
-    let specs: Vec<&TableSpec> = config.tables.iter().filter(joins).collect();
+    let is_new = |spec: &&TableSpec| !state.tables.contains_key(&spec.id) && !refused.contains_key(&spec.id);
+    let specs: Vec<&TableSpec> = config.tables.iter().filter(is_new).collect();
     let ids: Vec<&TableId> = specs.iter().map(|spec| &spec.id).collect();
     let oids: Vec<u32> = catalog::table_oids(session, &ids).await?.into_values().collect();
     let mut fingerprints = catalog::fingerprints(session, &oids).await?;
@@ -171,18 +171,18 @@ pub(super) async fn add_tables<D: Destination>(
             Ok::<_, Error>(record)
         });
     }
-    let mut added = stream::iter(added).buffered(ADDED_AT_ONCE).chunks(SAVED_AT_ONCE);
+    let mut added = stream::iter(added).buffered(TABLES_IN_PARALLEL).chunks(RECORDS_PER_WRITE);
     while let Some(records) = added.next().await {
         let records: Vec<TableRecord> = records.into_iter().collect::<Result<_, _>>()?;
-        store.save_joined(&records, &state.former).await?;
+        store.save_added(&records, &state.former).await?;
         records.iter().for_each(|record| drop(state.former.remove(&record.schema.id)));
         state.tables.extend(records.into_iter().map(|record| (record.schema.id.clone(), record)));
     }
     Ok(())
 }
 
-/// Makes a new table's target. A target that can't be used fails that table alone. In a resync, it is copied over the rows
-/// that it has, with a slot that begins at `over_rows_from`.
+/// Makes a new table's target. A target that can't be used fails that table alone. In a resync, it is copied
+/// over the rows that it has, with a slot that begins at `over_rows_from`.
 async fn add_table<D: Destination>(
     context: &ProvisionContext<'_, D>,
     NewTable { spec, schema, columns, fingerprint, published, .. }: NewTable,

@@ -1,7 +1,7 @@
-//! Which tables may be taken up now. The checks know, which the engine does not: it asks whoever runs it.
+//! Which tables may be added now. The checks know, which the engine does not: it asks whoever runs it.
 //!
-//! A table that may not join keeps no other from it. It is asked for again while the others stream, and joins as a table that is
-//! added to a running Mirror does.
+//! A table that may not be added keeps no other back. It is asked for again while the others stream, and is
+//! then added as to a running Mirror.
 
 use std::{
     sync::{Arc, Mutex, MutexGuard},
@@ -24,7 +24,8 @@ const ASK_EVERY: Duration = Duration::from_secs(10);
 pub struct Verdict {
     /// Why the Mirror as a whole can't start.
     pub mirror: Option<MirrorRefused>,
-    /// Tables that can't join now. Those that the Mirror has already are not among them: the engine sees to these itself.
+    /// Tables that can't be added now. Those that the Mirror has already are not among them: the engine
+    /// checks these itself.
     pub tables: Refused,
 }
 
@@ -47,7 +48,7 @@ impl Admission {
         lock(&self.last)
     }
 
-    /// The tables that can't join, as last asked for, or asked for now.
+    /// The tables that can't be added, as last asked for, or asked for now.
     ///
     /// # Errors
     /// [`Error::MirrorRefused`], after which it is asked for again.
@@ -73,7 +74,7 @@ impl Admission {
         verdict
     }
 
-    /// Remembers which tables can't join.
+    /// Remembers which tables can't be added.
     pub(in crate::replication) fn set(&self, refused: Refused) {
         *self.last() = Some(Verdict { mirror: None, tables: refused });
     }

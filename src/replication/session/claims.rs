@@ -71,15 +71,15 @@ pub async fn claims<D: Destination>(destination: &D) -> Result<Vec<Claim>, Error
 
 /// The claim that keeps the Mirror with this UID from a target, if there is one.
 pub fn foreign<'a>(claims: &'a [Claim], uid: &str, target: &str) -> Option<&'a Claim> {
-    match verdict(claims, uid, target) {
-        Verdict::Taken(claim) | Verdict::Wait(claim) => Some(claim),
-        Verdict::Ask | Verdict::Hold | Verdict::Ours => None,
+    match claim_state(claims, uid, target) {
+        ClaimState::Taken(claim) | ClaimState::Wait(claim) => Some(claim),
+        ClaimState::Ask | ClaimState::Hold | ClaimState::Ours => None,
     }
 }
 
 /// What to do about a target.
 #[derive(Debug, PartialEq, Eq)]
-enum Verdict<'a> {
+enum ClaimState<'a> {
     /// Nobody claims it.
     Ask,
     /// It is asked for, by us alone.
@@ -92,7 +92,7 @@ enum Verdict<'a> {
     Taken(&'a Claim),
 }
 
-fn verdict<'a>(claims: &'a [Claim], uid: &str, target: &str) -> Verdict<'a> {
+fn claim_state<'a>(claims: &'a [Claim], uid: &str, target: &str) -> ClaimState<'a> {
     let of_target = || claims.iter().filter(|claim| claim.target == target);
     let ours = of_target().find(|claim| claim.uid == uid);
     // Two that hold it were brought together by hand, or by a backup: one of them gives way.
@@ -103,10 +103,10 @@ fn verdict<'a>(claims: &'a [Claim], uid: &str, target: &str) -> Verdict<'a> {
     };
     let others = || of_target().filter(|claim| claim.uid != uid);
     match (others().find(outranks), ours) {
-        (Some(other), _) => Verdict::Taken(other),
-        (None, None) => Verdict::Ask,
-        (None, Some(ours)) if ours.held => Verdict::Ours,
-        (None, Some(_)) => others().next().map_or(Verdict::Hold, Verdict::Wait),
+        (Some(other), _) => ClaimState::Taken(other),
+        (None, None) => ClaimState::Ask,
+        (None, Some(ours)) if ours.held => ClaimState::Ours,
+        (None, Some(_)) => others().next().map_or(ClaimState::Hold, ClaimState::Wait),
     }
 }
 
@@ -126,8 +126,8 @@ pub(in crate::replication) struct Claimed {
     pub(in crate::replication) unwanted: Vec<String>,
 }
 
-/// Claims the Mirror's targets, where `found` are the claims that there were. They may be of a while ago: what counts is who else is
-/// seen after this Mirror's own claims.
+/// Claims the Mirror's targets, where `found` are the claims that there were. They may be of a while ago:
+/// what counts is who else is found after this Mirror's own claims.
 ///
 /// # Errors
 /// What the destination answers, and [`Error::Replaced`].
@@ -144,15 +144,15 @@ pub(in crate::replication) async fn claim_all<D: Destination>(
         let (mut changes, mut taken, mut waits) = (Vec::new(), Taken::new(), false);
         for target in &wanted {
             let record = |held| Some(ClaimRecord { mirror: name.clone(), held });
-            let change = match verdict(&found, uid, target) {
-                Verdict::Ours => continue,
-                Verdict::Ask => record(false),
-                Verdict::Hold => record(true),
-                Verdict::Wait(_) if polls < POLLS => {
+            let change = match claim_state(&found, uid, target) {
+                ClaimState::Ours => continue,
+                ClaimState::Ask => record(false),
+                ClaimState::Hold => record(true),
+                ClaimState::Wait(_) if polls < POLLS => {
                     waits = true;
                     continue;
                 }
-                Verdict::Wait(other) | Verdict::Taken(other) => {
+                ClaimState::Wait(other) | ClaimState::Taken(other) => {
                     taken.insert((*target).to_owned(), other.clone());
                     let asked = found.iter().any(|claim| claim.uid == *uid && claim.target == *target);
                     if !asked {
@@ -227,22 +227,22 @@ mod tests {
     }
 
     #[test]
-    fn a_target_is_held_by_who_sees_nobody_else() {
+    fn a_target_is_held_by_who_finds_no_other_claim() {
         let (a, b) = (|held| claim("a", held), |held| claim("b", held));
-        assert_eq!(verdict(&[], "a", "t"), Verdict::Ask);
-        assert_eq!(verdict(&[a(false)], "a", "t"), Verdict::Hold);
-        assert_eq!(verdict(&[a(true)], "a", "t"), Verdict::Ours);
-        assert_eq!(verdict(&[b(false)], "a", "t"), Verdict::Taken(&b(false)), "not even asked for");
-        assert_eq!(verdict(&[a(true), b(false)], "a", "t"), Verdict::Ours);
-        assert_eq!(verdict(&[a(true), b(false)], "b", "t"), Verdict::Taken(&a(true)));
-        assert_eq!(verdict(&[a(false), b(true)], "a", "t"), Verdict::Taken(&b(true)));
+        assert_eq!(claim_state(&[], "a", "t"), ClaimState::Ask);
+        assert_eq!(claim_state(&[a(false)], "a", "t"), ClaimState::Hold);
+        assert_eq!(claim_state(&[a(true)], "a", "t"), ClaimState::Ours);
+        assert_eq!(claim_state(&[b(false)], "a", "t"), ClaimState::Taken(&b(false)), "not even asked for");
+        assert_eq!(claim_state(&[a(true), b(false)], "a", "t"), ClaimState::Ours);
+        assert_eq!(claim_state(&[a(true), b(false)], "b", "t"), ClaimState::Taken(&a(true)));
+        assert_eq!(claim_state(&[a(false), b(true)], "a", "t"), ClaimState::Taken(&b(true)));
         // Both ask: one waits until the other has given up.
-        assert_eq!(verdict(&[a(false), b(false)], "a", "t"), Verdict::Wait(&b(false)));
-        assert_eq!(verdict(&[a(false), b(false)], "b", "t"), Verdict::Taken(&a(false)));
-        assert_eq!(verdict(&[a(true), b(true)], "b", "t"), Verdict::Taken(&a(true)));
-        assert_eq!(verdict(&[a(true), b(true)], "a", "t"), Verdict::Ours);
+        assert_eq!(claim_state(&[a(false), b(false)], "a", "t"), ClaimState::Wait(&b(false)));
+        assert_eq!(claim_state(&[a(false), b(false)], "b", "t"), ClaimState::Taken(&a(false)));
+        assert_eq!(claim_state(&[a(true), b(true)], "b", "t"), ClaimState::Taken(&a(true)));
+        assert_eq!(claim_state(&[a(true), b(true)], "a", "t"), ClaimState::Ours);
         let other = Claim { target: "u".into(), ..b(true) };
-        assert_eq!(verdict(&[other], "a", "t"), Verdict::Ask, "another target");
+        assert_eq!(claim_state(&[other], "a", "t"), ClaimState::Ask, "another target");
     }
 
     #[test]
@@ -257,13 +257,13 @@ mod tests {
                 let uid = uids[who];
                 match read[who].take() {
                     None => read[who] = Some(table.clone()),
-                    Some(seen) => match verdict(&seen, uid, "t") {
-                        Verdict::Ours | Verdict::Wait(_) => {}
+                    Some(found) => match claim_state(&found, uid, "t") {
+                        ClaimState::Ours | ClaimState::Wait(_) => {}
                         change => {
                             table.retain(|claim| claim.uid != uid);
                             match change {
-                                Verdict::Ask => table.push(claim(uid, false)),
-                                Verdict::Hold => table.push(claim(uid, true)),
+                                ClaimState::Ask => table.push(claim(uid, false)),
+                                ClaimState::Hold => table.push(claim(uid, true)),
                                 _ => {}
                             }
                         }

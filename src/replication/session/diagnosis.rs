@@ -1,4 +1,5 @@
-//! What keeps a started Mirror from going on, as its state and the source tell without anything being changed: for `walferry check`.
+//! What keeps a started Mirror from continuing, by its state and the source, without changing anything: for
+//! `walferry check`.
 
 use super::{
     position::PositionRecord, publication::check_publication, slot::check_slot, timeline::SourceTimeline,
@@ -22,8 +23,9 @@ use crate::{
 /// Every connection is taken, which those in use may well be by Mirrors.
 const TOO_MANY_CONNECTIONS: &str = "53300";
 
-/// The faults that the engine would meet with this state at its next start, apart from those of single tables. None before the
-/// Mirror has a slot, and none after a copy that was all that was asked for. `recorded` reads the position on record.
+/// The faults that the engine would meet with this state at its next start, apart from those of single
+/// tables. None before the Mirror has a slot, and none after a copy that was all that was asked for.
+/// `recorded` reads the position on record.
 ///
 /// # Errors
 /// What the source answers.
@@ -60,8 +62,8 @@ pub async fn faults(
     Ok(faults)
 }
 
-/// Compares slot and source with the position on record. The Mirror may be streaming: it writes the record before it confirms, so the
-/// record is read between what the slot has confirmed and how far the log is.
+/// Compares slot and source with the position on record. The Mirror may be streaming: it writes the record
+/// before it confirms, so the record is read between what the slot has confirmed and how far the log is.
 async fn check_position(
     session: &Session,
     slot: SlotInfo,
@@ -74,9 +76,10 @@ async fn check_position(
     position.check(&slot, timeline.timeline(), catalog::is_standby(session).await?)
 }
 
-/// The server, unless it is another one, or on another timeline that can't be followed; `None` where no connection is free.
+/// The server, unless it is another one, or on another timeline that can't be followed; `None` where no
+/// connection is free.
 async fn reach(config: &ReplicatorConfig, source: &SourceRecord) -> Result<Option<SourceTimeline>, Error> {
-    let looked = async {
+    let reached = async {
         let application = config.mirror.application_name();
         let mut wire = Connection::connect(&config.source, &application, Purpose::Replication).await?;
         let identity = wire.identify_system().await?;
@@ -85,7 +88,7 @@ async fn reach(config: &ReplicatorConfig, source: &SourceRecord) -> Result<Optio
         timeline.switchpoint(source)?;
         Ok(timeline)
     };
-    match looked.await {
+    match reached.await {
         Err(Error::Source(error)) if error.sqlstate() == Some(TOO_MANY_CONNECTIONS) => Ok(None),
         other => other.map(Some),
     }

@@ -1,20 +1,20 @@
 //! Follows the source when a standby of it was promoted.
 //!
 //! The promoted standby has the old timeline's log up to some position, the *switchpoint*, and continues from
-//! there with other transactions, at positions and with transaction numbers that the old primary may have used
-//! as well. So all that a Mirror knows has to show on which side of the switchpoint it was read:
-//! - Streamed rows show it by their version. Where a target has one that the standby never had, manual action is
-//!   required.
+//! there with other transactions, at positions and with transaction numbers that the old primary may have
+//! used as well. So all that a Mirror knows has to show on which side of the switchpoint it was read:
+//! - Streamed rows show it by their version. Where a target has one that the standby never had, manual action
+//!   is required.
 //! - What queries have brought, copied rows and columns, and a TRUNCATE, which leaves no row, show it by
-//!   [`TableRecord::read_lsn`]. A table of which anything was read behind the switchpoint is copied again, as if
-//!   it was added just now: its positions, fingerprint and transaction numbers are those of the new copy.
+//!   [`TableRecord::read_lsn`]. A table of which anything was read behind the switchpoint is copied again, as
+//!   if it was added just now: its positions, fingerprint and transaction numbers are those of the new copy.
 //! - Values that were fetched for a streamed row come again with it: see
 //!   [`Checkpoint`](crate::replication::stream::Checkpoint).
 
 use futures::{StreamExt, stream};
 
 use super::{
-    context::ProvisionContext, position_check::ASKED_AT_ONCE, resync::TableResyncs, slot::check_slot,
+    context::ProvisionContext, position_check::QUERIES_IN_PARALLEL, resync::TableResyncs, slot::check_slot,
 };
 use crate::{
     fault::{Reason, Remedy},
@@ -39,11 +39,12 @@ pub(super) struct Failover<'a, D: Destination> {
 }
 
 impl<D: Destination> Failover<'_, D> {
-    /// Takes out the tables that have to be copied again. Until the new timeline is on record all of it can be
-    /// repeated.
+    /// Takes out the tables that have to be copied again. Until the new timeline is on record all of it can
+    /// be repeated.
     ///
     /// # Errors
-    /// [`Error::SlotNotKept`]; [`Error::TimelineChanged`] where a target has rows that the source lacks; what the servers answer.
+    /// [`Error::SlotNotKept`]; [`Error::TimelineChanged`] where a target has rows that the source lacks; what
+    /// the servers answer.
     pub(super) async fn follow(
         &self,
         state: &mut MirrorState,
@@ -95,7 +96,7 @@ impl<D: Destination> Failover<'_, D> {
             let newest = || async { Ok(self.context.destination.newest_version(schema, &fence).await?) };
             (schema.id.clone(), self.context.start(&schema.id, newest).await)
         });
-        stream::iter(asked.collect::<Vec<_>>()).buffered(ASKED_AT_ONCE).collect().await
+        stream::iter(asked.collect::<Vec<_>>()).buffered(QUERIES_IN_PARALLEL).collect().await
     }
 
     /// The slot of before is where the standby had it: before the switchpoint.
@@ -151,7 +152,8 @@ impl<D: Destination> Failover<'_, D> {
     }
 }
 
-/// Why something of a table, but for streamed rows, may come from transactions that were committed at `at` or later.
+/// Why something of a table, but for streamed rows, may come from transactions that were committed at `at` or
+/// later.
 fn resync_reason(record: &TableRecord, at: Lsn) -> Option<String> {
     if record.phase == TablePhase::Snapshotting {
         return Some("a standby was promoted while it was copied".to_owned());
@@ -159,7 +161,7 @@ fn resync_reason(record: &TableRecord, at: Lsn) -> Option<String> {
     let later = record.read_lsn > at;
     later.then(|| {
         format!(
-            "a standby was promoted at {at}, and later transactions of the old primary had been seen of it"
+            "a standby was promoted at {at}, and later transactions of the old primary had been read of it"
         )
     })
 }

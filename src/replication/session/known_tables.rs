@@ -98,7 +98,7 @@ pub(super) async fn reconcile_tables<D: Destination>(
     let fingerprints = catalog::fingerprints(context.session, &oids).await?;
     // Without a change to insert, a target that was dropped meanwhile would not be missed.
     let schemas: Vec<&TableSchema> = running().map(|record| &record.schema).collect();
-    let usable = context.destination.standing(&schemas).await?;
+    let usable = context.destination.usable_targets(&schemas).await?;
     for (record, usable) in state.tables.values_mut().filter(|record| is_running(record)).zip(usable) {
         let target = match usable {
             true => Ok(()),

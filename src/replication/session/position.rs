@@ -1,10 +1,12 @@
-//! Up to where the source has been told that everything is durable, on record at the destination before the source hears it.
+//! Up to where the source may hear that everything is durable, on record at the destination before it does.
 //!
-//! Slot, source and destination each remember a position of their own, and each can be changed behind the others' back: the slot read
-//! by somebody else, moved or made again, the source or the destination restored from a backup. The record shows it:
+//! Slot, source and destination each remember a position of their own, and each can be changed behind the
+//! others' back: the slot read by somebody else, moved or made again, the source or the destination restored
+//! from a backup. The record shows it:
 //! - A slot beyond the record has given changes to somebody else, or the destination has forgotten some.
-//! - A log that ends before the record has lost what the destination has. Where it has grown past the record again, the last
-//!   transaction on record, which the slot then sends once more, is another one ([`Witness`]).
+//! - A log that ends before the record has lost what the destination has. Where it has grown past the record
+//!   again, the last transaction on record, which the slot then sends once more, is another one
+//!   ([`Witness`]).
 //! - A record that is lower than what was written, or missing, is that of a restored destination.
 
 use std::sync::{
@@ -24,7 +26,7 @@ use crate::{
     },
 };
 
-/// How far the source has been told.
+/// How far the source may have heard that rows are durable.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct PositionRecord {
@@ -41,8 +43,8 @@ pub struct PositionRecord {
     pub slot: String,
     /// The publications that were read: others send other transactions.
     pub publications: Vec<String>,
-    /// Where the newest transaction was committed of which the destination had rows, though nothing of it was confirmed, when the source
-    /// was started again.
+    /// Where the newest transaction was committed of which the destination had rows, though nothing of it was
+    /// confirmed, when the source was started again.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub unconfirmed: Option<Lsn>,
 }
@@ -112,7 +114,8 @@ fn check_confirmed(slot: &str, recorded: Lsn, confirmed: Lsn) -> Result<(), Erro
     Ok(())
 }
 
-/// The last transaction on record, and the last of which rows are at the destination, as long as the stream has to come past them.
+/// The last transaction on record, and the last of which rows are at the destination, as long as the stream
+/// has to come past them.
 #[derive(Clone, Copy, Debug, Default)]
 pub(in crate::replication) struct Witness {
     awaited: Option<Commit>,
@@ -167,7 +170,8 @@ fn unconfirmed_missed(at: Lsn) -> Error {
     Error::SourceWentBack { recorded: at, found: found.to_owned() }
 }
 
-/// What the source may hear, shared by those who record, those who report to the source and those who look at the slot.
+/// What the source may hear, shared by those who record, those who report to the source and those who check
+/// the slot.
 #[derive(Debug)]
 pub(in crate::replication) struct Confirmable {
     pub(super) recorded: AtomicU64,
@@ -190,7 +194,8 @@ impl Confirmable {
         Lsn(self.recorded.load(Relaxed))
     }
 
-    /// The source asks for an answer, as it does before it shuts down: it waits until all that it sent is confirmed.
+    /// The source asks for an answer, as it does before it shuts down: it waits until all that it sent is
+    /// confirmed.
     pub(in crate::replication) fn await_up_to(&self, sent: Lsn) {
         self.awaited.fetch_max(sent.0, Relaxed);
         self.hurry.notify_one();
@@ -299,7 +304,8 @@ mod tests {
         assert!(witness(0x40).meet(commit(0x50, 9)).is_err());
         assert!(witness(0x40).meet(commit(0x58, 8)).is_err());
         assert!(witness(0x50).pass(Lsn(0x58)).is_err());
-        // It does not come where the stream begins behind it, or with other publications, or on another timeline.
+        // It does not come where the stream begins behind it, or with other publications, or on another
+        // timeline.
         assert!(witness(0x51).pass(Lsn(0x70)).is_ok());
         assert!(record().witness(Lsn(0x40), 1, &["p".into(), "q".into()]).pass(Lsn(0x70)).is_ok());
         assert!(record().witness(Lsn(0x40), 2, &publications).pass(Lsn(0x70)).is_ok());

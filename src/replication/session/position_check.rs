@@ -14,7 +14,7 @@ use crate::{
 };
 
 /// Targets that are asked for their newest row at the same time: each answer takes a read of one column.
-pub(super) const ASKED_AT_ONCE: usize = 8;
+pub(super) const QUERIES_IN_PARALLEL: usize = 8;
 
 /// Compares a started Mirror's slot and source with the position on record, before anything is changed.
 ///
@@ -56,7 +56,7 @@ pub(super) async fn note_unconfirmed<D: Destination>(
     let asked: Vec<_> = running
         .map(|record| async { (record.schema.id.clone(), newest_streamed(context, &record.schema).await) })
         .collect();
-    let answers: Vec<_> = stream::iter(asked).buffer_unordered(ASKED_AT_ONCE).collect().await;
+    let answers: Vec<_> = stream::iter(asked).buffer_unordered(QUERIES_IN_PARALLEL).collect().await;
     for (id, newest) in answers {
         match newest {
             Ok(newest) => {

@@ -104,8 +104,8 @@ impl<D: Destination> Provisioner<'_, D> {
         Ok((state, claims))
     }
 
-    /// Follows the source to another timeline, and compares slot and source with the position on record. Gives
-    /// where the recorded timeline was left, if it was.
+    /// Follows the source to another timeline, and compares slot and source with the position on record.
+    /// Gives where the recorded timeline was left, if it was.
     async fn check_source(
         &self,
         state: &mut MirrorState,
@@ -176,8 +176,8 @@ impl<D: Destination> Provisioner<'_, D> {
         self.end_resync(state).await
     }
 
-    /// Ends a resync whose tables were added. Those that were refused are added later, over the rows that they
-    /// have.
+    /// Ends a resync whose tables were added. Those that were refused are added later, over the rows that
+    /// they have.
     async fn end_resync(&self, state: &mut MirrorState) -> Result<(), Error> {
         if state.resync.is_none() {
             return Ok(());

@@ -39,7 +39,8 @@ pub(super) async fn publish<D: Destination>(
         new.iter_mut().filter(|new| Publish::of(new.schema.kind) == what).collect();
     let comment = publication_comment(&config.mirror);
     let Some(found) = publication::read(session, &name).await? else {
-        // PostgreSQL looks the publications up as they were when a change was made, so they must be older than the slot.
+        // PostgreSQL uses the publications as they were when a change was made, so they must be older than
+        // the slot.
         if state.source.is_some() {
             return check_publication(&name, what, None);
         }

@@ -2,8 +2,8 @@
 //!
 //! Copied rows have as version a position of the log that lies before every change that the copy may lack:
 //! transactions that committed before it and are not visible yet still hold their lock on the table, and are
-//! waited for. So a change from up to there is in the copy and is not applied any more, any later one beats the
-//! copy, and what is older still when the copy is done was not there any more.
+//! waited for. So a change from up to there is in the copy and is not applied any more, any later one beats
+//! the copy, and what is older still when the copy is done was not there any more.
 
 use std::collections::BTreeSet;
 
@@ -27,8 +27,8 @@ use crate::{
 };
 
 impl<D: Destination> ProvisionContext<'_, D> {
-    /// Brings a table's record, and its target, up to the catalog, whose fingerprint is `now`. Gives whether the
-    /// record has changed.
+    /// Brings a table's record, and its target, up to the catalog, whose fingerprint is `now`. Gives whether
+    /// the record has changed.
     ///
     /// # Errors
     /// The table's own fault where it can't be followed, and what the servers answer.
@@ -146,7 +146,8 @@ impl<D: Destination> ProvisionContext<'_, D> {
             (SnapshotMode::Never, _) | (_, TablePhase::Failed) => return Ok(()),
             // Its copy begins again in any case.
             (_, TablePhase::Snapshotting) if !record.schema.kind.is_keyed() => return Ok(()),
-            // Not one row is copied yet, but the stream may have deleted rows that came back with the partition.
+            // Not one row is copied yet, but the stream may have deleted rows that came back with the
+            // partition.
             (_, TablePhase::Snapshotting) if record.plan == 0 => {
                 return self.recopy(record, fresh, why).await;
             }
@@ -169,8 +170,8 @@ impl<D: Destination> ProvisionContext<'_, D> {
             return Ok(());
         }
         if !record.schema.kind.is_keyed() {
-            // Its rows can't be copied beside what the stream brings of it, which has all rows of one that was
-            // made as a partition.
+            // Its rows can't be copied beside what the stream brings of it, which has all rows of one that
+            // was made as a partition.
             return match catalog::came_with_rows(self.session, &record.schema, attached).await? {
                 true => self.recopy(record, fresh, why).await,
                 false => Ok(()),

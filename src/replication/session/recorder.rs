@@ -22,18 +22,19 @@ const BUSY_EVERY: Duration = Duration::from_secs(2);
 const IDLE_EVERY: Duration = Duration::from_secs(10);
 
 /// How often the record is read while nothing is written.
-const LOOK_EVERY: Duration = Duration::from_secs(6);
+const CHECK_EVERY: Duration = Duration::from_secs(6);
 
-/// How often it is seen whether a record is due.
+/// How often it is checked whether a record is due.
 const TICK: Duration = Duration::from_millis(100);
 
 /// How long the last record of a stream may take.
 const FINISH_WITHIN: Duration = Duration::from_secs(5);
 
-/// How often a record that is lower than what was written is read again: the answer may be that of a replica that is behind.
-const LOOKS: u32 = 4;
+/// How often a record that is lower than what was written is read again: the answer may be that of a replica
+/// that is behind.
+const READS: u32 = 4;
 
-const LOOK_AGAIN: Duration = Duration::from_millis(500);
+const READ_AGAIN: Duration = Duration::from_millis(500);
 
 /// Records positions while a stream runs.
 pub(in crate::replication) struct Recorder<D: Destination> {
@@ -45,8 +46,9 @@ pub(in crate::replication) struct Recorder<D: Destination> {
     pub(in crate::replication) noted: Activity,
 }
 
-/// What grows while this process writes anything to the destination. The position is recorded again when it has: a destination that
-/// forgets what was written then forgets a record too, however little of it is confirmed.
+/// What grows while this process writes anything to the destination. The position is recorded again when it
+/// has: a destination that forgets what was written then forgets a record too, however little of it is
+/// confirmed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(in crate::replication) struct Activity {
     received: Option<Commit>,
@@ -64,8 +66,8 @@ impl<D: Destination> Recorder<D> {
         let confirmable = Arc::clone(&self.confirmable);
         let mut backoff = Backoff::default();
         let mut pause = TICK;
-        // The first transaction is recorded at once.
-        let (mut written, mut looked) = (None::<Instant>, Instant::now());
+        // The first transaction is recorded without a pause.
+        let (mut written, mut checked) = (None::<Instant>, Instant::now());
         self.noted = self.activity(&checkpoint);
         let mut unnoted = None::<Instant>;
         loop {
@@ -81,15 +83,15 @@ impl<D: Destination> Recorder<D> {
             let due = self.is_due(mark, elapsed(written), elapsed(unnoted));
             let done = tokio::select! {
                 () = end.cancelled() => return self,
-                done = self.step(due.then_some((mark, activity)), looked.elapsed()) => done,
+                done = self.step(due.then_some((mark, activity)), checked.elapsed()) => done,
             };
             match done {
                 Ok(false) => continue,
                 Ok(true) => {
                     (backoff, pause) = (Backoff::default(), TICK);
-                    looked = Instant::now();
+                    checked = Instant::now();
                     if due {
-                        (written, unnoted) = (Some(looked), None);
+                        (written, unnoted) = (Some(checked), None);
                     }
                 }
                 Err(error) => match policy(&error).0 {
@@ -126,7 +128,8 @@ impl<D: Destination> Recorder<D> {
         Activity { received: checkpoint.last_commit(), records_begun: self.store.records_begun() }
     }
 
-    /// Whether to record, `since` the last record was written, and with activity `unnoted` in it for that long.
+    /// Whether to record, `since` the last record was written, and with activity `unnoted` in it for that
+    /// long.
     fn is_due(&self, mark: Mark, since: Option<Duration>, unnoted: Option<Duration>) -> bool {
         let awaited = self.confirmable.awaited.load(Relaxed) > self.record.lsn.0;
         let pace = match mark.commit == self.record.commit {
@@ -138,12 +141,13 @@ impl<D: Destination> Recorder<D> {
         moved || unnoted.is_some_and(|unnoted| unnoted >= BUSY_EVERY)
     }
 
-    /// Compares the record with what was written last, when that is due, and replaces it. Says whether there was anything to do.
-    async fn step(&mut self, next: Option<(Mark, Activity)>, looked: Duration) -> Result<bool, Error> {
-        if next.is_none() && looked < LOOK_EVERY {
+    /// Compares the record with what was written last, when that is due, and replaces it. Says whether there
+    /// was anything to do.
+    async fn step(&mut self, next: Option<(Mark, Activity)>, unchecked: Duration) -> Result<bool, Error> {
+        if next.is_none() && unchecked < CHECK_EVERY {
             return Ok(false);
         }
-        self.look().await?;
+        self.check().await?;
         if let Some((mark, activity)) = next {
             let record = self.record.advanced(mark);
             self.store.save_position(&record).await?;
@@ -157,8 +161,8 @@ impl<D: Destination> Recorder<D> {
 
     /// # Errors
     /// [`Error::Replaced`], [`Error::DestinationRestored`], [`Error::RecordsForgotten`].
-    async fn look(&self) -> Result<(), Error> {
-        let mut looks = 0;
+    async fn check(&self) -> Result<(), Error> {
+        let mut reads = 0;
         loop {
             let found = self.store.load_position().await?.map(|(found, newest)| (found.lsn, newest));
             // Of two tries to write a record the first may have reached the destination too.
@@ -166,15 +170,15 @@ impl<D: Destination> Recorder<D> {
             if reached && found.is_some_and(|(_, newest)| newest) {
                 return Ok(());
             }
-            looks += 1;
-            if looks == LOOKS && reached {
+            reads += 1;
+            if reads == READS && reached {
                 return Err(Error::RecordsForgotten);
             }
-            if looks == LOOKS {
+            if reads == READS {
                 let found = found.map(|(found, _)| found);
                 return Err(Error::DestinationRestored { recorded: self.record.lsn, found });
             }
-            tokio::time::sleep(LOOK_AGAIN).await;
+            tokio::time::sleep(READ_AGAIN).await;
         }
     }
 }

@@ -1,11 +1,11 @@
 //! Resync: a new slot, and every table copied again into the target that it has.
 //!
-//! The copy's rows have the version just below the new slot's start: higher than all that was written before, lower than
-//! anything that will be streamed. So they replace what is there row by row, and readers never see an empty table. What is
-//! older still when a table is copied was not there any more, and is deleted.
+//! The copy's rows have the version just below the new slot's start: higher than all that was written before,
+//! lower than anything that will be streamed. So they replace what is there row by row, and readers never see
+//! an empty table. What is older still when a table is copied was not there any more, and is deleted.
 //!
-//! Every step can be repeated, and the intent is on record before the first: a process that is killed anywhere in between
-//! is made up for by the next one, whatever the Mirror asks for by then.
+//! Every step can be repeated, and the intent is on record before the first: a process that is killed
+//! anywhere in between is made up for by the next one, whatever the Mirror asks for by then.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -29,8 +29,8 @@ use crate::{
     },
 };
 
-/// The value of a resync whose old slot and records must go before anything else is done, if there is one: it was asked for,
-/// or begun. `asked` is the value of the Mirror's annotation.
+/// The value of a resync whose old slot and records must go before anything else is done, if there is one: it
+/// was asked for, or begun. `asked` is the value of the Mirror's annotation.
 pub fn resync_due<'a>(asked: Option<&'a str>, state: &'a MirrorState) -> Option<&'a str> {
     let started = state.source.is_some() || state.resync.is_some();
     let last = match (&state.resync, &state.source) {
@@ -43,9 +43,9 @@ pub fn resync_due<'a>(asked: Option<&'a str>, state: &'a MirrorState) -> Option<
     state.resync.as_ref().filter(|resync| !resync.released).map(|resync| resync.value.as_str())
 }
 
-/// Whether this table is copied over the rows that its target has when it added_while_streaming: in a resync, in a Mirror that was asked for one
-/// from its beginning, and where a resync could not take it up before, or names it although the Mirror does not have it any more.
-/// `asked` is the value of the Mirror's annotation.
+/// Whether this table is copied over the rows that its target has when it is added: in a resync,
+/// in a Mirror that was asked for one from its beginning, and where a resync could not add it before, or
+/// names it although the Mirror does not have it any more. `asked` is the value of the Mirror's annotation.
 pub fn copies_over_rows(asked: Option<&str>, state: &MirrorState, table: &TableId) -> bool {
     let covers = |value: &str| {
         let names = named(value);
@@ -70,7 +70,8 @@ pub struct TableResyncs {
     pub(in crate::replication) value: Option<String>,
     /// What was recorded of them.
     pub(in crate::replication) records: BTreeMap<TableId, TableRecord>,
-    /// Those that the annotation names, also where there is no record of them: they left the Mirror and come back.
+    /// Those that the annotation names, also where there is no record of them: they left the Mirror and come
+    /// back.
     pub(in crate::replication) named: BTreeSet<TableId>,
 }
 
@@ -91,8 +92,8 @@ impl TableResyncs {
     }
 }
 
-/// What to say about names behind the value's first word that are no tables of the Mirror's. Those that have left it were asked for while
-/// they were there.
+/// What to say about names behind the value's first word that are no tables of the Mirror's. Those that have
+/// left it were asked for while they were there.
 pub fn unknown_names(config: &ReplicatorConfig, state: &MirrorState) -> Option<MirrorFailure> {
     let known = |name: &&str| {
         let is = |id: &TableId| id.to_string() == *name;
@@ -132,7 +133,7 @@ pub fn take_resync_tables(config: &ReplicatorConfig, state: &mut MirrorState) ->
 
 /// Takes the records of those tables out of the state that have failed because they might not be read, a
 /// partition had another replica identity or other tables inherited from them, and that is over: what the
-/// stream has passed over meanwhile comes with a copy, so they join once more.
+/// stream has skipped meanwhile comes with a copy, so they are added again.
 pub(in crate::replication) fn take_healed(state: &mut MirrorState, resyncs: &mut TableResyncs) {
     let healed = |record: &TableRecord| {
         let heals = [
@@ -158,11 +159,12 @@ fn single_tables_due<'a>(asked: Option<&'a str>, state: &MirrorState) -> Option<
     due.filter(|value| !named(value).is_empty())
 }
 
-/// Lets go of what the Mirror has at the source and of its records, if a resync is due. A new Mirror has nothing to let go of:
-/// one that asks for a resync begins with it.
+/// Releases what the Mirror has at the source and its records, if a resync is due. A new Mirror has nothing
+/// to release: one that asks for a resync begins with it.
 ///
 /// # Errors
-/// A table that is missing, or a slot that is another's or in use, before anything is touched; what the servers answer.
+/// A table that is missing, or a slot that is another's or in use, before anything is touched; what the
+/// servers answer.
 pub(super) async fn release_if_due<D: Destination>(
     context: &ProvisionContext<'_, D>,
     state: &mut MirrorState,
@@ -176,7 +178,8 @@ pub(super) async fn release_if_due<D: Destination>(
         }
         return Ok(());
     };
-    // What keeps a table from being copied is known from the checks; what the others need is looked at once more.
+    // What keeps a table from being copied is known from the checks; what the others need is checked once
+    // more.
     let specs: Vec<_> = config.tables.iter().filter(|spec| !refused.contains_key(&spec.id)).collect();
     let asked: Vec<_> = specs.iter().map(|spec| (*spec, [].as_slice())).collect();
     for (spec, described) in specs.iter().zip(catalog::describe_all(session, &asked).await?) {
@@ -213,7 +216,8 @@ pub(super) async fn release_if_due<D: Destination>(
     Ok(())
 }
 
-/// Refuses to resolve a table's names again where a column that is left out would be mirrored, and its entry does not say so.
+/// Refuses to resolve a table's names again where a column that is left out would be mirrored, and its entry
+/// does not say so.
 ///
 /// # Errors
 /// The table's own fault.
@@ -225,8 +229,8 @@ pub fn require_withheld(record: &TableRecord, spec: &TableSpec, fresh: &TableSch
     }
 }
 
-/// Drops slot and publication where they are this Mirror's, and says whether there was anything to drop. Idempotent: a run
-/// that was killed before it is made up for by the next.
+/// Drops slot and publication where they are this Mirror's, and says whether there was anything to drop.
+/// Idempotent: a run that was killed before it is made up for by the next.
 pub(in crate::replication) async fn release(
     config: &ReplicatorConfig,
     session: &Session,
@@ -244,10 +248,11 @@ pub(in crate::replication) async fn release(
 
 /// The version for rows that are copied over those of before, with a slot that began at `start`.
 ///
-/// A transaction may begin to commit at the slot's very start, so it is the position before. A target that has rows as new as
-/// that got them from another history (the source was replaced, or went back), whose positions mean nothing here: it is
-/// emptied, unless it keeps rows that the source removed (`operations`). `fence` is that of the table's streamed
-/// inserts: one that a killed process has left behind must not arrive later.
+/// A transaction may begin to commit at the slot's very start, so it is the position before. A target that
+/// has rows as new as that got them from another history (the source was replaced, or went back), whose
+/// positions mean nothing here: it is emptied, unless it keeps rows that the source removed (`operations`).
+/// `fence` is that of the table's streamed inserts: one that a killed process has left behind must not arrive
+/// later.
 pub(in crate::replication) async fn copy_version<D: Destination>(
     destination: &D,
     table: &TableSchema,
@@ -309,13 +314,13 @@ mod tests {
     }
 
     #[test]
-    fn is_due_when_asked_anew_or_begun() {
+    fn is_due_when_asked_again_or_begun() {
         let due = |asked: Option<&str>, source: Option<SourceRecord>, resync: Option<ResyncRecord>| {
             let state = MirrorState { source, resync, ..MirrorState::default() };
             resync_due(asked, &state).map(str::to_owned)
         };
         let some = |value: &str| Some(value.to_owned());
-        assert_eq!(due(Some("1"), None, None), None, "a new Mirror has nothing to let go of");
+        assert_eq!(due(Some("1"), None, None), None, "a new Mirror has nothing to release");
         assert_eq!(due(None, source(None), None), None);
         assert_eq!(due(Some("1"), source(None), None), some("1"));
         assert_eq!(due(Some("1"), source(Some("1")), None), None);
@@ -330,7 +335,8 @@ mod tests {
             assert_eq!(due(asked, None, under_way("2", true)), None);
             assert_eq!(due(asked, source(Some("2")), under_way("2", true)), None);
         }
-        // Taken back to the last one's value after the slot may be gone, or another one asked for: from the start.
+        // Taken back to the last one's value after the slot may be gone, or another one asked for: from the
+        // start.
         assert_eq!(due(Some("1"), source(Some("1")), under_way("2", false)), some("1"));
         assert_eq!(due(Some("3"), None, under_way("2", true)), some("3"));
     }

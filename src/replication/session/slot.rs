@@ -97,8 +97,8 @@ async fn report_wait(progress: &Progress, slot: &str, standby: bool) -> Infallib
     std::future::pending().await
 }
 
-/// Waits for the transactions that run when a slot has just been made: one whose commit is in the log before the
-/// slot's start is not in the stream, and not in the copy either as long as it is not visible.
+/// Waits for the transactions that run when a slot has just been made: one whose commit is in the log before
+/// the slot's start is not in the stream, and not in the copy either as long as it is not visible.
 async fn wait_for_commits(session: &Session) -> Result<(), Error> {
     let mut awaited = visibility::running(session).await?;
     let mut reported = false;

@@ -59,7 +59,7 @@ pub(super) struct Started<D: Destination> {
 pub(super) struct StreamPosition<D: Destination> {
     /// The slot's position, and the last transaction on record.
     pub(super) start: Mark,
-    /// Records how far the source may be told.
+    /// Records how far the source may hear that rows are durable.
     pub(super) recorder: Recorder<D>,
     /// What the stream has to bring again.
     pub(super) witness: Witness,

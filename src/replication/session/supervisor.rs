@@ -32,26 +32,34 @@ const STOP_WITHIN: Duration = Duration::from_secs(8);
 /// Keeps a source whose catalog changes all the time from being asked all the time.
 const RESTART_PAUSE: Duration = Duration::from_millis(100);
 
-/// Runs a Mirror until `stop`; with `until_caught_up`, until everything that was at the source when the copy
-/// ended is durable at the destination. Transient errors are retried. What needs manual action shows in
-/// `progress` and is checked again now and then.
+/// Until when a Mirror runs.
+pub struct RunUntil {
+    /// Ends the run in order.
+    pub stop: CancellationToken,
+    /// Whether it also ends once everything that was at the source when the copy ended is durable at the
+    /// destination.
+    pub caught_up: bool,
+}
+
+/// Runs a Mirror. Transient errors are retried. What needs manual action shows in `progress` and is checked
+/// again now and then.
 ///
 /// # Errors
-/// With `until_caught_up`, what needs manual action; a run without it ends only by `stop`.
+/// In a run that ends when it has caught up, what needs manual action. Any other ends only by `stop`.
 pub async fn run<D: Destination>(
     config: Arc<ReplicatorConfig>,
     destination: D,
     admission: Admission,
     progress: Arc<Progress>,
-    stop: CancellationToken,
-    until_caught_up: bool,
+    until: RunUntil,
 ) -> Result<(), Error> {
+    let RunUntil { stop, caught_up } = until;
     if config.suspend {
-        suspended::run(&config, &progress, &stop, until_caught_up).await;
+        suspended::run(&config, &progress, &stop, caught_up).await;
         return Ok(());
     }
     let supervisor = Supervisor::new(config, destination, Arc::new(admission), Arc::clone(&progress), stop);
-    let outcome = supervisor.keep_running(until_caught_up).await;
+    let outcome = supervisor.keep_running(caught_up).await;
     progress.liveness().rest();
     outcome
 }
@@ -167,7 +175,7 @@ impl<D: Destination> Supervisor<D> {
                 // The copy's sessions would keep a server that waits for them.
                 self.stop_and_reset().await;
             }
-            if what == Policy::StartOver {
+            if what == Policy::Restart {
                 tracing::info!(mirror = self.config.mirror.name, %error, "restarting the session from the records");
                 self.restart_session(error).await;
                 continue;

@@ -15,7 +15,7 @@ use crate::{
     },
 };
 
-/// The server that answers, and how it came to its timeline, as far as it can tell.
+/// The server that answers, and how it came to its timeline.
 pub(in crate::replication) struct SourceTimeline {
     identity: SystemIdentity,
     place: SlotPlace,
@@ -123,7 +123,8 @@ impl SourceTimeline {
         }
     }
 
-    /// The switchpoint, if the server has left the recorded timeline and may lack what the Mirror has from it.
+    /// The switchpoint, if the server has left the recorded timeline and may lack what the Mirror has from
+    /// it.
     ///
     /// # Errors
     /// [`Error::TimelineChanged`] where the server's timeline does not come from the recorded one.

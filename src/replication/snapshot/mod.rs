@@ -75,7 +75,7 @@ fn copy_fence(prefix: &str, worker: usize) -> String {
 /// back.
 pub(super) async fn end_earlier_inserts<D: Destination>(destination: &D, fence: &str) -> Result<(), Error> {
     let workers: Vec<String> = (0..MOST_WORKERS).map(|worker| copy_fence(fence, worker)).collect();
-    try_join_all(workers.iter().map(|fence| destination.settle(fence))).await?;
+    try_join_all(workers.iter().map(|fence| destination.await_fence(fence))).await?;
     Ok(())
 }
 

@@ -163,7 +163,7 @@ impl<D: Destination> StreamSession<D> {
             }
             Renewal::Ambiguous => return Err(Error::recopy(&table.id, EXCLUDED_RENAMED)),
         }
-        match named.tell_apart(relation, self.applier.commit()) {
+        match named.identifies(relation, self.applier.commit()) {
             true => Ok(()),
             false => Err(Error::recopy(&table.id, EXCLUDED_RENAMED)),
         }

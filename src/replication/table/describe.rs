@@ -61,7 +61,7 @@ pub(in crate::replication) fn outdated(error: &postgres::Error) -> bool {
     error.sqlstate() == Some("42703")
 }
 
-/// Refuses a table without a key whose changes do not tell the old row any more.
+/// Refuses a table without a key whose changes do not carry the old row any more.
 ///
 /// # Errors
 /// [`without_old_rows`]
@@ -78,7 +78,8 @@ pub(in crate::replication) fn require_old_rows(
     }
 }
 
-/// The fault of a table without a key that has got one: rows that it names have another layout at the destination.
+/// The fault of a table without a key that has got one: rows that it names have another layout at the
+/// destination.
 fn with_a_key(schema: &TableSchema) -> Error {
     let how =
         format!("give {} another target.table, as tables with a key have another layout there", schema.id);
@@ -86,7 +87,7 @@ fn with_a_key(schema: &TableSchema) -> Error {
         .remedied([Remedy::edit("spec.tables", how)])
 }
 
-/// The fault of a table without a key whose changes do not tell the old row any more.
+/// The fault of a table without a key whose changes do not carry the old row any more.
 pub(in crate::replication) fn without_old_rows(schema: &TableSchema) -> Error {
     let statement = format!("ALTER TABLE {} REPLICA IDENTITY FULL", postgres::quote::table(&schema.id));
     Error::table(&schema.id, Reason::SourceSchemaChanged, NOT_FULL)
@@ -100,7 +101,7 @@ pub(in crate::replication) fn changed(schema: &TableSchema, detail: &str) -> Err
 }
 
 /// Why a table is copied again of whose columns nobody knows what they held.
-pub(in crate::replication) const CAME_AND_WENT: &str = "columns were added and dropped before they were seen";
+pub(in crate::replication) const CAME_AND_WENT: &str = "columns were added and dropped before they were read";
 
 /// Why rows can't be read by the names that their columns have.
 pub(in crate::replication) const OTHER_NAMES: &str = "its columns had other names for a while";
@@ -108,7 +109,8 @@ pub(in crate::replication) const OTHER_NAMES: &str = "its columns had other name
 /// Why a target has to change with its table.
 pub(in crate::replication) const CHANGED_COLUMNS: &str = "its columns have changed at the source";
 
-/// A target that refuses what a table has become, with the reason of the change before what the destination says.
+/// A target that refuses what a table has become, with the reason of the change before what the destination
+/// says.
 pub(in crate::replication) fn refused(schema: &TableSchema, why: &str, error: Error) -> Error {
     match policy(&error) {
         (Policy::FailTable, _) => {

@@ -1,8 +1,8 @@
 //! Which process of a Mirror writes its records.
 //!
-//! A process claims an epoch before it writes anything, above that of every record there is, and its records have versions of that
-//! epoch (see [`StateVersion`]). So what a process that was replaced writes late, or what a queue on the way still holds of it, never
-//! replaces a record of the one that goes on.
+//! A process claims an epoch before it writes anything, above that of every record there is, and its records
+//! have versions of that epoch (see [`StateVersion`]). So what a process that was replaced writes late, or
+//! what a queue on the way still holds of it, never replaces a record of its successor.
 
 use std::{
     ops::Range,
@@ -92,12 +92,14 @@ impl Writer {
         self.recorded.fetch_max(version.0, Relaxed);
     }
 
-    /// Whether the destination once had a newer position than what was found: it was restored from a backup of before.
+    /// Whether the destination once had a newer position than what was found: it was restored from a backup
+    /// of before.
     pub(in crate::replication) fn misses(&self, found: StateVersion) -> bool {
         found.0 < self.recorded.load(Relaxed)
     }
 
-    /// Whether another process has claimed a newer epoch, or the same one. A claim that is missing was not replaced, but removed.
+    /// Whether another process has claimed a newer epoch, or the same one. A claim that is missing was not
+    /// replaced, but removed.
     pub(in crate::replication) fn is_replaced(&self, found: &StateRows) -> bool {
         let newest = Some(found.newest.epoch());
         let other = claim(found).is_some_and(|claim| claim.process != self.process);

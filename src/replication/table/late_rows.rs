@@ -33,7 +33,7 @@ const AFTER: [Duration; 5] = [
 const POLL: Duration = Duration::from_secs(1);
 
 /// Most tables that are checked at the same time. One that is refused acquires its permit again for each try.
-const AT_ONCE: usize = 4;
+const CHECKS_IN_PARALLEL: usize = 4;
 
 /// What is needed to check tables.
 pub(in crate::replication) struct Sweeper<D: Destination> {
@@ -83,7 +83,7 @@ impl<D: Destination> Sweeper<D> {
     /// inserts: rows that are gone at the source may come back there.
     pub(in crate::replication) async fn run(self) {
         let sweeper = Arc::new(self);
-        let semaphore = Arc::new(Semaphore::new(AT_ONCE));
+        let semaphore = Arc::new(Semaphore::new(CHECKS_IN_PARALLEL));
         let mut due: HashMap<usize, Due> = HashMap::new();
         let mut checks: JoinSet<(usize, bool)> = JoinSet::new();
         loop {
@@ -103,7 +103,7 @@ impl<D: Destination> Sweeper<D> {
                 if due.round > 0 {
                     (due.since, due.round) = (Instant::now(), 0);
                 }
-                tracing::debug!(table = %table.id, "late rows are looked for");
+                tracing::debug!(table = %table.id, "checking for late rows");
             }
             let now = Instant::now();
             for (index, due) in &mut due {
@@ -130,7 +130,7 @@ impl<D: Destination> Sweeper<D> {
         match table.fail_or_return(error, &self.stop, &self.observer).await {
             Ok(()) | Err(Error::Stopped) => {}
             Err(error) => {
-                tracing::warn!(table = %table.id, %error, "could not look for late rows; will try again");
+                tracing::warn!(table = %table.id, %error, "could not check for late rows; will try again");
             }
         }
         false

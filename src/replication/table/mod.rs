@@ -244,7 +244,7 @@ impl<D: Destination> Table<D> {
         Ok(())
     }
 
-    /// Whether late rows have to be looked for from now on; once each time that there is reason to.
+    /// Whether late rows have to be checked for from now on; once each time that there is reason to.
     pub(super) fn take_sweep(&self) -> bool {
         self.sweep_due.swap(false, Ordering::AcqRel)
     }

@@ -1,11 +1,13 @@
 //! The columns that a table's entry in the Mirror names, kept by attribute number.
 //!
-//! A name is resolved once, when the table joins. A rename at the source then changes neither what is left out nor what is mirrored: where
-//! a name parts from its column, the table stops alone before anything else is made of its columns.
+//! A name is resolved once, when the table is added. A rename at the source then changes neither what is left
+//! out nor what is mirrored: where a name parts from its column, the table stops alone before anything else
+//! is made of its columns.
 //!
-//! The stream describes columns by name only, as they were when a row was written. So a column that is left out is told by its name
-//! only while its catalog row is the one on record: then it had that name all the time. Where the row was written again and has the
-//! name still, it may have had another one for a while, and rows from up to then are taken only when they have it at its place.
+//! The stream describes columns by name only, as they were when a row was written. So a column that is left
+//! out is identified by its name only while its catalog row is the one on record: then it had that name all
+//! the time. Where the row was written again and has the name still, it may have had another one for a while,
+//! and rows from up to then are taken only when they have it at its place.
 
 use serde::{Deserialize, Serialize};
 
@@ -33,14 +35,14 @@ pub struct NamedColumns {
     pub as_of: Lsn,
 }
 
-/// What a look at the catalog says of columns that still have their names.
+/// What the catalog says of columns that still have their names.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(in crate::replication) enum Renewal {
     /// Nothing to note.
     Same,
     /// To be recorded.
     Renewed(NamedColumns),
-    /// Which column the stream's names mean can't be told for rows of before: they have to be copied again.
+    /// Which column the stream's names mean is not known for rows of before: they have to be copied again.
     Ambiguous,
 }
 
@@ -63,14 +65,16 @@ impl NamedColumns {
         }
     }
 
-    /// The same names resolved again by columns that have them still; the row filter's columns are those on record.
+    /// The same names resolved again by columns that have them still; the row filter's columns are those on
+    /// record.
     pub(in crate::replication) fn resolved_again(&self, spec: &TableSpec, live: &[LiveColumn]) -> Self {
         let filter = self.columns.iter().filter(|named| named.list == ColumnList::Where);
         let filter: Vec<String> = filter.map(|named| named.name.clone()).collect();
         NamedColumns::resolve(spec, &filter, live)
     }
 
-    /// Those of a table whose record was made without them, as of its recorded marks, where they mean what the recorded columns say.
+    /// Those of a table whose record was made without them, as of its recorded fingerprint, where they mean
+    /// what the recorded columns say.
     ///
     /// # Errors
     /// [`renamed`] where a column that was left out would be mirrored, or the other way round.
@@ -144,9 +148,10 @@ impl NamedColumns {
         }
     }
 
-    /// What columns that have their names tell of the time before. They were looked at before the source's log ended at `read_lsn`.
+    /// What columns that have their names say of the time before. They were read before the source's log
+    /// ended at `read_lsn`.
     pub(in crate::replication) fn renew(&self, live: &[LiveColumn], read_lsn: Lsn) -> Renewal {
-        // No name is to be told apart by its column's place.
+        // No name depends on its column's place.
         if self.excluded().next().is_none() {
             return Renewal::Same;
         }
@@ -173,10 +178,12 @@ impl NamedColumns {
         }
     }
 
-    /// Whether the excluded columns are those that a relation calls so, in a transaction that committed at `commit`.
+    /// Whether the excluded columns are those that a relation calls so, in a transaction that committed at
+    /// `commit`.
     ///
-    /// A relation lists its columns by attribute number, and none of these is gone: those that came later are behind them.
-    pub(in crate::replication) fn tell_apart(&self, relation: &Relation, commit: Lsn) -> bool {
+    /// A relation lists its columns by attribute number, and none of these is gone: those that came later are
+    /// behind them.
+    pub(in crate::replication) fn identifies(&self, relation: &Relation, commit: Lsn) -> bool {
         let at_its_place = |named: &NamedColumn| match self.attnums.binary_search(&named.attnum) {
             Ok(place) => relation.columns.get(place).is_some_and(|column| column.name == named.name),
             // Generated, and so not sent.
@@ -185,7 +192,8 @@ impl NamedColumns {
         commit > self.as_of || self.excluded().all(at_its_place)
     }
 
-    /// Fails where a column that was left out would be mirrored by a resync that resolves the names again, unless the entry names it.
+    /// Fails where a column that was left out would be mirrored by a resync that resolves the names again,
+    /// unless the entry names it.
     ///
     /// # Errors
     /// [`renamed`]
@@ -281,32 +289,33 @@ mod tests {
         }
     }
 
-    const JOINED: &[(i16, &str, u32)] = &[(1, "id", 5), (2, "secret", 5), (3, "token", 5)];
+    const ADDED: &[(i16, &str, u32)] = &[(1, "id", 5), (2, "secret", 5), (3, "token", 5)];
 
     #[test]
     fn a_name_is_trusted_while_its_column_is_not_written() {
-        let named = NamedColumns::resolve(&spec(), &[], &live(JOINED));
-        assert_eq!(named.renew(&live(JOINED), Lsn(9)), Renewal::Same);
-        assert!(named.tell_apart(&relation(&["id", "x", "secret"]), Lsn(1)), "nothing was renamed");
+        let named = NamedColumns::resolve(&spec(), &[], &live(ADDED));
+        assert_eq!(named.renew(&live(ADDED), Lsn(9)), Renewal::Same);
+        assert!(named.identifies(&relation(&["id", "x", "secret"]), Lsn(1)), "nothing was renamed");
         let added = [(1, "id", 5), (2, "secret", 5), (4, "more", 6)];
         let Renewal::Renewed(renewed) = named.renew(&live(&added), Lsn(9)) else { panic!() };
         assert_eq!((renewed.attnums, renewed.as_of), (vec![1, 2, 4], Lsn::ZERO));
-        // Where nothing is excluded no place counts, and a new column is no reason to take the table up again.
+        // Where nothing is excluded no place counts, and a new column is no reason to take the table up
+        // again.
         let renamed =
             TableSpec { rename: vec![("token".to_owned(), "key".to_owned())], exclude: Vec::new(), ..spec() };
-        let named = NamedColumns::resolve(&renamed, &[], &live(JOINED));
+        let named = NamedColumns::resolve(&renamed, &[], &live(ADDED));
         assert_eq!(named.renew(&live(&added), Lsn(9)), Renewal::Same);
     }
 
     #[test]
     fn a_column_that_was_written_counts_by_its_place_for_the_time_before() {
-        let named = NamedColumns::resolve(&spec(), &[], &live(JOINED));
+        let named = NamedColumns::resolve(&spec(), &[], &live(ADDED));
         let written = [(1, "id", 5), (2, "secret", 7), (3, "token", 7), (4, "more", 8)];
         let Renewal::Renewed(renewed) = named.renew(&live(&written), Lsn(9)) else { panic!() };
-        assert!(renewed.tell_apart(&relation(&["id", "secret", "token"]), Lsn(9)));
-        assert!(!renewed.tell_apart(&relation(&["id", "x", "secret"]), Lsn(9)));
-        assert!(!renewed.tell_apart(&relation(&["id"]), Lsn(9)));
-        assert!(renewed.tell_apart(&relation(&["id", "x", "secret"]), Lsn(10)), "it is not written since");
+        assert!(renewed.identifies(&relation(&["id", "secret", "token"]), Lsn(9)));
+        assert!(!renewed.identifies(&relation(&["id", "x", "secret"]), Lsn(9)));
+        assert!(!renewed.identifies(&relation(&["id"]), Lsn(9)));
+        assert!(renewed.identifies(&relation(&["id", "x", "secret"]), Lsn(10)), "it is not written since");
         // A column that goes must not move the places of the others.
         let gone = [(1, "id", 5), (2, "secret", 7), (4, "more", 8)];
         assert_eq!(renewed.renew(&live(&gone), Lsn(20)), Renewal::Same);
@@ -337,14 +346,14 @@ mod tests {
         record.fingerprint = None;
         assert!(adopt(&record, &[(1, "id", 5), (2, "x", 7), (3, "token", 5), (4, "secret", 7)]).is_err());
         record.spec.rename = vec![("token".to_owned(), "key".to_owned())];
-        assert!(adopt(&record, JOINED).is_err(), "its target is not called so");
+        assert!(adopt(&record, ADDED).is_err(), "its target is not called so");
         record.schema.columns[1].target_name = "key".to_owned();
-        assert!(adopt(&record, JOINED).is_ok());
+        assert!(adopt(&record, ADDED).is_ok());
     }
 
     #[test]
     fn what_was_left_out_is_mirrored_only_by_name() {
-        let named = NamedColumns::resolve(&spec(), &[], &live(JOINED));
+        let named = NamedColumns::resolve(&spec(), &[], &live(ADDED));
         let column = |name: &str, attnum| Column { attnum, ..Column::new(name, SourceType::Text) };
         let schema = |columns| TableSchema::new(TableId::new("public", "t"), columns);
         let fresh = schema(vec![column("id", 1), column("old", 2)]);

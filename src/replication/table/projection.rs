@@ -26,7 +26,8 @@ pub(in crate::replication) enum Fit {
     Unknown(String),
 }
 
-/// Matches a relation's columns with a schema's. `excluded` are the source columns that the Mirror leaves out.
+/// Matches a relation's columns with a schema's. `excluded` are the source columns that the Mirror leaves
+/// out.
 pub(in crate::replication) fn fit(schema: &TableSchema, relation: &Relation, excluded: &[String]) -> Fit {
     let Matched { projection, unknown_columns, ambiguous } = projection(schema, relation);
     if let Some(name) = unknown_columns.iter().find(|name| !excluded.contains(name)) {
@@ -43,8 +44,8 @@ pub(in crate::replication) fn fit(schema: &TableSchema, relation: &Relation, exc
     }
 }
 
-/// Why a relation's rows can't be read by this schema, whatever columns it lacks: values of another type, or old rows that are named
-/// by another key.
+/// Why a relation's rows can't be read by this schema, whatever columns it lacks: values of another type, or
+/// old rows that are named by another key.
 pub(in crate::replication) fn unreadable(
     schema: &TableSchema,
     relation: &Relation,
@@ -75,14 +76,16 @@ pub(in crate::replication) struct Matched<'a> {
     pub(in crate::replication) projection: Projection,
     /// The relation's columns that the schema doesn't have.
     pub(in crate::replication) unknown_columns: Vec<&'a String>,
-    /// Whether another match would do as well, or this one can't be: then names don't say which columns they are.
+    /// Whether another match would do as well, or this one can't be: then names don't say which columns they
+    /// are.
     pub(in crate::replication) ambiguous: bool,
 }
 
 /// Finds each column of a relation among those of a schema, by the names that it has and had.
 ///
-/// Both lists are in the order of the attribute numbers, which a rename keeps: so a name is looked for only behind the column
-/// before it, and two columns that have swapped their names are told apart. Once one of the two is dropped, they no longer are.
+/// Both lists are in the order of the attribute numbers, which a rename keeps: so a name is searched only
+/// behind the column before it, and two columns that have swapped their names are distinguished. Once one of
+/// the two is dropped, they no longer are.
 pub(in crate::replication) fn projection<'a>(schema: &TableSchema, relation: &'a Relation) -> Matched<'a> {
     let (chosen, ambiguous) = matching::best(&candidates(schema, relation), schema.columns.len());
     let mut positions = vec![None; schema.columns.len()];
@@ -124,7 +127,7 @@ pub(super) fn readable_as(known: &Column, found: (u32, i32)) -> bool {
 }
 
 pub(super) const NOT_FULL: &str =
-    "the replica identity is no longer FULL, so changes do not tell the old row";
+    "the replica identity is no longer FULL, so changes do not carry the old row";
 
 #[cfg(test)]
 mod tests {

@@ -47,7 +47,7 @@ pub struct Chunk {
 /// A table's record.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TableRecord {
-    /// What the Mirror asked for when the table joined; it can't change while the target holds its rows.
+    /// What the Mirror asked for when the table was added; it can't change while the target holds its rows.
     pub spec: TableSpec,
     /// Its columns as last applied to the target.
     pub schema: TableSchema,
@@ -62,7 +62,8 @@ pub struct TableRecord {
     /// What helps against the failure, in order; none in a record of before there were any.
     #[serde(default, deserialize_with = "remedy::known", skip_serializing_if = "Vec::is_empty")]
     pub remedies: Vec<Remedy>,
-    /// Tells plans apart, so that a chunk of an abandoned plan is not taken for one of the present; 0 before the first.
+    /// Identifies the plan, so that a chunk of an earlier plan is not taken for one of the present; 0
+    /// before the first.
     #[serde(default)]
     pub plan: u64,
     /// The present plan.
@@ -71,27 +72,27 @@ pub struct TableRecord {
     /// Rows that the source's statistics expected when the plan was made.
     #[serde(default)]
     pub rows_estimated: u64,
-    /// The version of copied rows. Zero for a target that began empty; else that of a resync, and what is older when the copy
-    /// is done is deleted.
+    /// The version of copied rows. Zero for a target that began empty; else that of a resync, and what is
+    /// older when the copy is done is deleted.
     #[serde(default)]
     pub copy_version: Lsn,
     /// Changes of transactions up to here are in the copy already, and are not applied.
     #[serde(default, rename = "covered")]
     pub snapshot_lsn: Lsn,
-    /// What is known of the table by queries, its copied rows and its columns, was in the source's log up to here;
-    /// and so was the last TRUNCATE.
+    /// What is known of the table by queries, its copied rows and its columns, was in the source's log up to
+    /// here; and so was the last TRUNCATE.
     #[serde(default = "unknown", rename = "seen")]
     pub read_lsn: Lsn,
     /// The catalog's fingerprint when the table was last reconciled with it.
     #[serde(default, rename = "layout")]
     pub fingerprint: Option<CatalogFingerprint>,
-    /// How it was published when it joined.
+    /// How it was published when it was added.
     #[serde(default)]
     pub published: Option<PublishedAs>,
     /// What the names of its entry mean; `None` in a record of before there was one.
     #[serde(default)]
     pub named: Option<NamedColumns>,
-    /// What tells its target from another table of that name.
+    /// What identifies its target among tables of that name.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub target_id: Option<String>,
     /// Why the table has to be copied again before it is streamed.
@@ -100,7 +101,8 @@ pub struct TableRecord {
     /// Which transactions the copy has, for a table without a key: set when its present plan was made.
     #[serde(default, rename = "cut")]
     pub boundary: Option<SnapshotBoundary>,
-    /// No row with a lower version counts any more: since the last TRUNCATE, or since the table was copied again.
+    /// No row with a lower version counts any more: since the last TRUNCATE, or since the table was copied
+    /// again.
     #[serde(default)]
     pub floor: Version,
     /// No copied row with a lower version counts any more: set when a table without a key was copied again.
@@ -235,8 +237,9 @@ impl TableRecord {
         }
     }
 
-    /// The versions of rows that a TRUNCATE with this version has to delete: those below the floor are deleted already. Where the
-    /// floor is as high as that, an earlier process may have come to record it and no further.
+    /// The versions of rows that a TRUNCATE with this version has to delete: those below the floor are
+    /// deleted already. Where the floor is as high as that, an earlier process may have come to record it and
+    /// no further.
     pub fn left_below(&self, version: Version) -> Range<Version> {
         if self.floor < version { self.floor..version } else { Version::ZERO..version }
     }
@@ -253,7 +256,7 @@ impl TableRecord {
     }
 }
 
-/// What is remembered of a table that the Mirror had, until it joins again: its target may still be there.
+/// What is remembered of a table that the Mirror had, until it is added again: its target may still be there.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FormerTable {
     /// The table.

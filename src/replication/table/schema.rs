@@ -10,7 +10,8 @@ use crate::{
     postgres::catalog::LiveColumn,
 };
 
-/// Whether columns come to a table on record, and others came and went again before them: names of rows from then may mean those.
+/// Whether columns come to a table on record, and others came and went again before them: names of rows from
+/// then may mean those.
 pub(in crate::replication) fn came_and_went(record: &TableRecord, now: &Described) -> bool {
     let known = |column: &Column| record.schema.columns.iter().any(|known| known.attnum == column.attnum);
     // Rows of which only the inserts count stay as they were inserted.
@@ -30,8 +31,8 @@ fn leave_gaps(highest: i16, live: &[LiveColumn]) -> bool {
 
 /// The schema after a change, and which of its columns are new; or why it can't be applied.
 ///
-/// Columns are matched by attribute number, which a rename keeps. A dropped column stays: the target keeps it, and no
-/// value comes for it any more.
+/// Columns are matched by attribute number, which a rename keeps. A dropped column stays: the target keeps
+/// it, and no value comes for it any more.
 pub(in crate::replication) fn evolve(
     old: &TableSchema,
     fresh: &TableSchema,
@@ -72,11 +73,11 @@ pub(in crate::replication) fn evolve(
     }
     if merged.kind.is_keyed() && fresh.key.is_empty() {
         return Err(format!(
-            "nothing names its rows any more, which were told apart by ({})",
+            "nothing identifies its rows any more, which were identified by ({})",
             names(&merged).join(", ")
         ));
     }
-    // A key that such a table gets later changes nothing for rows that were told apart without one.
+    // A key that such a table gets later changes nothing for rows that were identified without one.
     if merged.kind.is_keyed() && names(&merged) != names(fresh) {
         return Err(format!(
             "the replica identity changed from ({}) to ({})",
@@ -120,7 +121,7 @@ pub(in crate::replication) fn rename_to_current(schema: &TableSchema, fresh: &Ta
     now
 }
 
-/// Takes up another type whose values are read and stored as before, such as `text` for `varchar(20)`.
+/// Accepts another type whose values are read and stored as before, such as `text` for `varchar(20)`.
 fn retype(known: &mut Column, column: &Column, target: &str) -> Result<(), String> {
     let former = (known.type_oid, known.type_modifier);
     if former == (column.type_oid, column.type_modifier) {
@@ -225,7 +226,7 @@ mod tests {
     }
 
     #[test]
-    fn swapped_names_are_told_apart_by_their_order() {
+    fn swapped_names_are_distinguished_by_their_order() {
         let old = schema(vec![column("id", 1, 20), column("a", 2, 25), column("b", 3, 25)]);
         let swapped = relation(&[("id", 20), ("b", 25), ("a", 25)]);
         assert!(mismatch(&old, &swapped).contains("column a is not known at this position"));
@@ -251,7 +252,7 @@ mod tests {
     }
 
     #[test]
-    fn a_type_that_is_read_alike_is_taken_up() {
+    fn a_type_that_is_read_alike_is_accepted() {
         let old = schema(vec![column("id", 1, 20), column("a", 2, 25)]);
         let (merged, _) = evolve(&old, &schema(vec![column("id", 1, 20), column("a", 2, 1043)])).unwrap();
         for type_oid in [25, 1043] {

@@ -1,5 +1,5 @@
-//! What a Mirror remembers at the destination: which source it follows, each table's schema and state, and the chunks
-//! of its snapshot that are done.
+//! What a Mirror remembers at the destination: which source it follows, each table's schema and state, and
+//! the chunks of its snapshot that are done.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -25,7 +25,8 @@ pub struct SourceRecord {
     pub system_identifier: String,
     /// `IDENTIFY_SYSTEM`'s timeline, which grows with each promotion.
     pub timeline: u32,
-    /// From which timeline that one branched off, and where: two standbys that are promoted apart give theirs the same number.
+    /// From which timeline that one branched off, and where: two standbys that are promoted apart give theirs
+    /// the same number.
     #[serde(default)]
     pub branch: Option<(u32, Lsn)>,
     /// When the server process that was last connected to began.
@@ -47,7 +48,8 @@ pub struct SourceRecord {
     pub place: Option<SlotPlace>,
 }
 
-/// What [`Version`](crate::model::Version) means. Rows of another scheme can't be compared with ours; 0 was the commit LSN alone.
+/// What [`Version`](crate::model::Version) means. Rows of another scheme can't be compared with ours; 0 was
+/// the commit LSN alone.
 pub(in crate::replication) const VERSION_SCHEME: u32 = 1;
 
 impl SourceRecord {
@@ -57,7 +59,7 @@ impl SourceRecord {
         self.place.clone().unwrap_or_else(|| SlotPlace { system_identifier, ..SlotPlace::default() })
     }
 
-    /// Refuses to go on with rows whose versions mean something else than ours.
+    /// Refuses to continue with rows whose versions mean something else than ours.
     ///
     /// # Errors
     /// [`Error::OtherVersions`]
@@ -84,7 +86,7 @@ pub struct ResyncRecord {
 pub struct MirrorState {
     /// The source, once a slot was made.
     pub source: Option<SourceRecord>,
-    /// Up to where the source was told that everything is durable, from before its slot is made.
+    /// Up to where the source may have heard that everything is durable, from before its slot is made.
     pub position: Option<PositionRecord>,
     /// Tables by name.
     pub tables: BTreeMap<TableId, TableRecord>,
@@ -134,29 +136,29 @@ impl<D: Destination> StateStore<D> {
         StateStore { destination, mirror: mirror.to_owned(), writer: Arc::new(Writer::new()) }
     }
 
-    /// The same with an epoch, of which nobody else is told.
+    /// The same with an epoch that nobody else hears of.
     #[cfg(test)]
     pub(in crate::replication) fn claimed(self) -> Self {
         self.writer.begin(crate::replication::StateVersion::default());
         self
     }
 
-    /// Reads everything, to look at it alone.
+    /// Reads everything, without taking the Mirror over.
     pub async fn load(&self) -> Result<MirrorState, Error> {
         parse(&self.destination.load_state(&self.mirror, None).await?.rows)
     }
 
-    /// Reads the position, to look at it alone.
+    /// Reads the position, without taking the Mirror over.
     pub async fn recorded_position(&self) -> Result<Option<PositionRecord>, Error> {
         let found = self.destination.load_state(&self.mirror, Some(&[POSITION_ITEM])).await?;
         Ok(parse(&found.rows)?.position)
     }
 
-    /// Reads everything, to go on from there: claims an epoch, unless the newest is this process's still.
+    /// Reads everything, to continue from there: claims an epoch, unless the newest is this process's still.
     ///
     /// # Errors
-    /// [`Error::Replaced`] when another process has claimed one since this one did, or at the same moment: what is in memory is older
-    /// than what is on record; [`Error::RecordsForgotten`] when it is newer.
+    /// [`Error::Replaced`] when another process has claimed one since this one did, or at the same moment:
+    /// what is in memory is older than what is on record; [`Error::RecordsForgotten`] when it is newer.
     pub async fn take(&self) -> Result<MirrorState, Error> {
         let found = self.destination.load_state(&self.mirror, None).await?;
         if self.writer.owns(&found) {
@@ -178,7 +180,7 @@ impl<D: Destination> StateStore<D> {
         }
     }
 
-    /// Writes the source's record, and with it the position that it may have been told.
+    /// Writes the source's record, and with it the position that it may have heard of.
     pub async fn save_source(
         &self,
         record: &SourceRecord,
@@ -189,7 +191,7 @@ impl<D: Destination> StateStore<D> {
         self.save([source].into_iter().chain(position).collect()).await
     }
 
-    /// Writes the position that the source may be told.
+    /// Writes the position that the source may hear of.
     pub async fn save_position(&self, record: &PositionRecord) -> Result<(), Error> {
         let (rows, version) = ([row(POSITION_ITEM.to_owned(), record)?], self.writer.next()?);
         self.destination.save_state(&self.mirror, &rows, version).await?;
@@ -214,8 +216,8 @@ impl<D: Destination> StateStore<D> {
         self.save(rows.collect::<Result<_, _>>()?).await
     }
 
-    /// Reads the position on record, and whether it is as new as the last one that this process has written; `None` where there is
-    /// none of this process's epoch.
+    /// Reads the position on record, and whether it is as new as the last one that this process has written;
+    /// `None` where there is none of this process's epoch.
     ///
     /// # Errors
     /// [`Error::Replaced`] when another process has claimed a newer epoch.
@@ -236,7 +238,7 @@ impl<D: Destination> StateStore<D> {
         self.save_tables(std::slice::from_ref(record)).await
     }
 
-    /// Writes tables' records at once.
+    /// Writes tables' records by one statement.
     pub async fn save_tables(&self, records: &[TableRecord]) -> Result<(), Error> {
         let rows = records.iter().map(|record| row(format!("{TABLE_PREFIX}{}", record.schema.id), record));
         self.save(rows.collect::<Result<_, _>>()?).await
@@ -248,7 +250,7 @@ impl<D: Destination> StateStore<D> {
         self.save(vec![row(chunk_item(table, index), &record)?]).await
     }
 
-    /// Writes the record of a table whose snapshot is over, and forgets its chunks, at once.
+    /// Writes the record of a table whose snapshot is over, and forgets its chunks, by one statement.
     pub async fn finish_snapshot(&self, record: &TableRecord, chunks: usize) -> Result<(), Error> {
         let table = &record.schema.id;
         let mut rows: Vec<_> = (0..chunks).map(|index| removed(chunk_item(table, index))).collect();
@@ -263,7 +265,7 @@ impl<D: Destination> StateStore<D> {
         Ok(record)
     }
 
-    /// Forgets source, tables and chunks at once, all but the resync.
+    /// Forgets source, tables and chunks, all but the resync, by one statement.
     pub async fn release_for_resync(
         &self,
         state: &MirrorState,
@@ -280,14 +282,15 @@ impl<D: Destination> StateStore<D> {
         Ok(record)
     }
 
-    /// Records that every table of a resync has its record, but for those in `waiting`: their rows are replaced when they join.
+    /// Records that every table of a resync has its record, but for those in `waiting`: their rows are
+    /// replaced when they are added.
     pub async fn end_resync(&self, waiting: &[FormerTable]) -> Result<(), Error> {
         let rows = waiting.iter().map(former_row).chain([Ok(removed(RESYNC_ITEM.to_owned()))]);
         self.save(rows.collect::<Result<_, _>>()?).await
     }
 
-    /// Writes the records of tables that join, and forgets what was remembered of them from before.
-    pub async fn save_joined(
+    /// Writes the records of tables that are added, and forgets what was remembered of them from before.
+    pub async fn save_added(
         &self,
         records: &[TableRecord],
         former: &BTreeMap<TableId, FormerTable>,
@@ -298,8 +301,8 @@ impl<D: Destination> StateStore<D> {
         self.save(rows.collect::<Result<_, _>>()?).await
     }
 
-    /// Forgets a table that the Mirror no longer has, but for the names of its columns at the target, and whether its rows there are
-    /// to be replaced when it joins again.
+    /// Forgets a table that the Mirror no longer has, but for the names of its columns at the target, and
+    /// whether its rows there are to be replaced when it is added again.
     pub async fn forget_table(&self, record: &TableRecord, replace: bool) -> Result<FormerTable, Error> {
         let former = FormerTable::of(record, replace);
         let mut rows = forgotten(record);

@@ -25,8 +25,8 @@ pub(in crate::replication) fn identify(
     }
 }
 
-/// A refusal of rows as what is wrong with the target itself, where that is what it comes from: then there is more to do than to copy
-/// again.
+/// A refusal of rows as what is wrong with the target itself, where that is what it comes from: then there is
+/// more to do than to copy again.
 pub(in crate::replication) async fn explain<D: Destination>(
     destination: &D,
     schema: &TableSchema,

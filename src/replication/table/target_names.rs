@@ -11,9 +11,9 @@ pub(in crate::replication) fn rebuild(old: &TableSchema, fresh: &TableSchema) ->
     schema
 }
 
-/// Gives the columns of a table that is added again the names that they had at the target, so that a rename at
-/// the source does not become a second column there. What `columns.rename` says or has said of a column comes
-/// first. Another target, and another table under the same name, begin with names of their own.
+/// Gives the columns of a table that is added again the names that they had at the target, so that a rename
+/// at the source does not become a second column there. What `columns.rename` says or has said of a column
+/// comes first. Another target, and another table under the same name, begin with names of their own.
 pub fn keep_target_names(before: &TableRecord, spec: &TableSpec, fresh: &mut TableSchema) {
     if before.schema.oid != fresh.oid || before.schema.target != fresh.target {
         return;
@@ -59,7 +59,8 @@ fn take_target_names(old: &TableSchema, schema: &mut TableSchema, keeps: impl Fn
 }
 
 /// Removes columns that have never had the name of the one with their number now: after a failover it may be
-/// another one, which must not get the target's column of the lost one. Leaves a schema for [`rebuild`] alone.
+/// another one, which must not get the target's column of the lost one. Leaves a schema for [`rebuild`]
+/// alone.
 pub(in crate::replication) fn remove_unknown_columns(known: &mut TableSchema, fresh: &TableSchema) {
     known.columns.retain(|known| {
         let now = fresh.columns.iter().find(|column| column.attnum == known.attnum);

@@ -142,7 +142,7 @@ impl Destination for Model {
         Ok(())
     }
 
-    async fn standing(&self, tables: &[&TableSchema]) -> Result<Vec<bool>, DestinationError> {
+    async fn usable_targets(&self, tables: &[&TableSchema]) -> Result<Vec<bool>, DestinationError> {
         Ok(vec![true; tables.len()])
     }
 
@@ -184,7 +184,7 @@ impl Destination for Model {
         Ok(())
     }
 
-    async fn settle(&self, _: &str) -> Result<(), DestinationError> {
+    async fn await_fence(&self, _: &str) -> Result<(), DestinationError> {
         Ok(())
     }
 
