@@ -153,8 +153,8 @@ impl Database {
     async fn require_readable(&self, table: &TableSchema) -> Result<(), Error> {
         let names: Vec<&str> = table.columns.iter().map(|column| column.target_name.as_str()).collect();
         let Err(refusal) = self.read_columns(table, &names).await else { return Ok(()) };
-        // A missing privilege, for one, says nothing of the columns.
-        if !refusal.is_of_table() {
+        // A missing privilege, for one, says nothing of the columns; nor do damaged files.
+        if !refusal.is_of_table() || refusal.is_damage() {
             return Err(refusal);
         }
         for name in names {

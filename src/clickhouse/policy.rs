@@ -24,7 +24,7 @@ pub(super) enum Quotes {
 pub(super) fn may_quote_values(code: i32, quotes: Quotes) -> bool {
     let about_values = matches!(
         class_of(code),
-        Class::Statement | Class::Rows | Class::Unclear | Class::Elsewhere | Class::Unlisted
+        Class::Statement | Class::Rows | Class::Damaged | Class::Unclear | Class::Elsewhere | Class::Unlisted
     );
     quotes == Quotes::Rows && about_values
 }
@@ -65,6 +65,10 @@ impl Error {
                 vec![Remedy::run_at_destination(ddl::make_writable(database, table))],
                 vec![Remedy::act("put the table on a disk that can be written")],
             ])),
+            Some(Class::Damaged) => fault.remedies.push(Remedy::run_at_destination(format!(
+                "-- unless a replica or a backup restores its parts\n{}",
+                ddl::drop_table(database, table)
+            ))),
             Some(Class::Access) => fault.remedies.push(Remedy::act("grant what walferry check names")),
             _ => {}
         }
@@ -87,6 +91,11 @@ impl Error {
             }
             (_, other) => other,
         }
+    }
+
+    /// Whether data that the server has stored can't be read.
+    pub(super) fn is_damage(&self) -> bool {
+        self.code().map(class_of) == Some(Class::Damaged)
     }
 
     /// Whether it says something of the statement's table: that is, not of the server, the user or the way to
@@ -189,7 +198,9 @@ fn kind_and_reason(class: Class) -> (ErrorKind, Reason) {
         Class::Columns | Class::Nested => (Table, Reason::DestinationTableConflict),
         Class::Statement => (Table, Reason::DestinationStatementRefused),
         Class::Rows => (Table, Reason::DestinationRejectsRows),
-        Class::Unclear | Class::Elsewhere | Class::Unlisted => (Unclear, Reason::DestinationError),
+        Class::Damaged | Class::Unclear | Class::Elsewhere | Class::Unlisted => {
+            (Unclear, Reason::DestinationError)
+        }
     }
 }
 
@@ -231,6 +242,7 @@ fn advice(class: Class, message: &str) -> &'static str {
         | Class::Unclear
         | Class::Elsewhere
         | Class::Unlisted => "",
+        Class::Damaged => "its stored data is damaged",
     }
 }
 
@@ -332,7 +344,7 @@ mod tests {
                 Whose::TablesInTime
             }
             Class::WriteOnce | Class::Parts => Whose::TablesInTime,
-            Class::Unclear | Class::Elsewhere | Class::Unlisted => Whose::TablesInTime,
+            Class::Damaged | Class::Unclear | Class::Elsewhere | Class::Unlisted => Whose::TablesInTime,
             Class::Truncate
             | Class::MissingTable
             | Class::Columns

@@ -93,7 +93,7 @@ impl Destination for Database {
     async fn newest_version(&self, table: &TableSchema, fence: &str) -> Result<Version, DestinationError> {
         let doing = format!("query the newest row of {}", self.qualified(table));
         let sql = ddl::newest_version(&self.shared.database, &table.target);
-        self.ask_version(&sql, fence).await.map_err(|error| error.while_doing(&doing))
+        self.ask_version(&sql, fence).await.map_err(|error| self.refused(error, &doing, table))
     }
 
     async fn newest_streamed_version(
@@ -103,7 +103,7 @@ impl Destination for Database {
     ) -> Result<Version, DestinationError> {
         let doing = format!("query the newest change of {}", self.qualified(table));
         let sql = ddl::newest_streamed_version(&self.shared.database, &table.target);
-        self.ask_version(&sql, fence).await.map_err(|error| error.while_doing(&doing))
+        self.ask_version(&sql, fence).await.map_err(|error| self.refused(error, &doing, table))
     }
 
     async fn delete(

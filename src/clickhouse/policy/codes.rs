@@ -12,7 +12,7 @@ use serde::{
 
 /// What kind of refusal a code stands for. The classes down to [`Class::Os`] are conditions of the server,
 /// its surroundings or its user, which end without a change of the statement; the next ones are about the
-/// statement or its rows and stay as they are; the last three show neither.
+/// statement or its rows and stay as they are; the last four show neither.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(super) enum Class {
@@ -64,7 +64,10 @@ pub(super) enum Class {
     Statement,
     /// A value that the table, its constraints or a view on it doesn't take.
     Rows,
-    /// Internal errors, damaged data and limits of which the code doesn't say whether they end.
+    /// Stored data that can't be read, such as a part that a merge on a full disk left incomplete. Some
+    /// codes also stand for a file that is missing for a moment.
+    Damaged,
+    /// Internal errors and limits of which the code doesn't say whether they end.
     Unclear,
     /// Features that walferry's statements don't use; they can only come from what users put on the table,
     /// such as a view that writes into another system.
