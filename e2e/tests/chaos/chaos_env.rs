@@ -9,7 +9,8 @@ mod source;
 mod target;
 
 use std::{
-    collections::BTreeMap,
+    cell::RefCell,
+    collections::{BTreeMap, BTreeSet},
     path::PathBuf,
     process::Command,
     sync::{Arc, atomic::Ordering::SeqCst},
@@ -68,6 +69,8 @@ pub struct ChaosEnv {
     rewritten: Option<Instant>,
     /// Failed tables and their reasons, which are examined after all faults have ended.
     failed: BTreeMap<String, String>,
+    /// Targets whose emptied definition was removed, so that ClickHouse starts.
+    removed: RefCell<BTreeSet<String>>,
     /// Whether a fault keeps the replicator down or stopped.
     expected_down: bool,
     resyncs: u32,
@@ -158,6 +161,7 @@ impl ChaosEnv {
             _certificates: certificates,
             small_disk,
             failed: BTreeMap::new(),
+            removed: RefCell::default(),
             expected_down: false,
             resyncs: 0,
             failovers: 0,
@@ -275,7 +279,10 @@ impl ChaosEnv {
             Fault::KillSource | Fault::RestartSourceFast | Fault::RestartSourceImmediate => {
                 self.env.postgres_server.start_again()
             }
-            Fault::KillTarget => self.env.clickhouse_server.start_again(),
+            Fault::KillTarget => {
+                self.remove_emptied_definitions();
+                self.env.clickhouse_server.start_again();
+            }
             Fault::FreezeTarget => self.signal_target(Signal::SIGCONT),
             Fault::TargetTablesReadOnly => self.set_target("table_readonly = 0"),
             Fault::TargetTooManyParts => {

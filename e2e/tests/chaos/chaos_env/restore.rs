@@ -70,7 +70,10 @@ impl ChaosEnv {
     pub(super) fn restore_target(&mut self, meanwhile: Meanwhile) {
         self.begin_copy(meanwhile);
         let mut copy = None;
-        self.env.restart_clickhouse(|| copy = Some(self.env.clickhouse_server.snapshot()));
+        self.env.restart_clickhouse(|| {
+            self.remove_emptied_definitions();
+            copy = Some(self.env.clickhouse_server.snapshot());
+        });
         let copied = self.recorded();
         self.say("  ClickHouse's disk is copied");
         self.after_copy(meanwhile, |env| env.confirmed() > copied);
