@@ -89,8 +89,8 @@ fn wrong_files_say_document_field_and_what_is_allowed() {
     refused_change("  tables:", "  batch: {maxDelayMilliseconds: -1}\n  tables:", &["maxDelayMilliseconds"]);
     refused_change("  tables:", "  outOfRange: Round\n  tables:", &["Round", "Clamp", "Null", "Fail"]);
     let fields = |extra: &str| format!("name: users, {extra}}}");
-    let operations = &["spec.tables[0].operations", "accepted are [Insert, Truncate]"];
-    refused_change("name: users}", &fields("operations: [Insert, Update]"), operations);
+    let operations = &["spec.tables[0].operations", "Delete only together with Update"];
+    refused_change("name: users}", &fields("operations: [Insert, Delete]"), operations);
     refused_change("name: users}", &fields("operations: []"), &["spec.tables[0].operations", "1 to 4"]);
     let contradictory = "insertOnly: true, operations: [Insert, Update, Delete, Truncate]";
     refused_change("name: users}", &fields(contradictory), &["spec.tables[0]", "insertOnly", "operations"]);
