@@ -34,13 +34,13 @@ impl Failure {
         })
     }
 
-    /// The statements that the remedies run at one of the databases; of several choices all.
+    /// The statements that the remedies run at one of the databases, those of every choice included.
     pub fn sql(&self, at: Side) -> String {
         let statements = single_remedies(&self.remedies).into_iter().filter_map(|remedy| match remedy {
             Remedy::RunAt { side, sql, .. } if *side == at => Some(sql.as_str()),
             _ => None,
         });
-        statements.collect::<Vec<_>>().join("\n")
+        statements.collect::<Vec<_>>().join("\n;\n")
     }
 
     /// Whether a remedy changes this field of the Mirror.

@@ -27,7 +27,7 @@ pub use clickhouse_users::TargetUsers;
 pub use credentials::Credentials;
 pub use edited_mirror::EditedMirror;
 pub use failure::{Failure, failed_for, stalled_for};
-pub use finding::{Finding, findings};
+pub use finding::{Finding, UNTIL_CAUGHT_UP, findings};
 pub use gateway::Gateway;
 pub use given::{print_skipped, skip_with_given_servers};
 pub use http::get;

@@ -1,22 +1,12 @@
-//! A table that can't be mirrored keeps no other table from it, and a Mirror that can't start no other Mirror.
+//! A table that can't be mirrored doesn't stop the others, and a Mirror that can't start doesn't either.
 
 use serde_json::{Value, json};
+use walferry::fault::{Reason, Side};
 
 use crate::{
     on_both,
-    support::{Mirror, Pg, Run, TestEnv, failed_message},
+    support::{Mirror, Pg, Run, TestEnv, UNTIL_CAUGHT_UP, failed_for, until},
 };
-
-/// Waits until the table's failure has this reason, and gives its message.
-#[track_caller]
-fn until_reason(run: &mut Run, name: &str, reason: &str) -> String {
-    run.until_status(&format!("{name} to fail with {reason}"), |status| {
-        let tables = status["tables"].as_array()?;
-        let table = tables.iter().find(|entry| entry["name"] == name)?;
-        let fails = table["state"] == "Failed" && table["reason"] == reason;
-        failed_message(status, name).filter(|_| fails)
-    })
-}
 
 #[track_caller]
 fn until_table_streams(run: &mut Run, table: &str) {
@@ -38,7 +28,8 @@ fn mirror_status(run: &mut Run, mirror: &Mirror) -> Value {
 const GOOD: &str = "CREATE TABLE good (id int PRIMARY KEY, v text); INSERT INTO good SELECT i, 'v' FROM generate_series(1, 100) i;
     CREATE TABLE fine (id int PRIMARY KEY); INSERT INTO fine VALUES (1);";
 
-/// Each kind of table that can't be mirrored is told with its reason while the good ones stream, and joins once the cause is gone.
+/// Each table that can't be mirrored fails with its own reason while the good ones stream, and is added once
+/// its cause is gone.
 fn bad_tables_join_once_their_cause_is_gone(pg: Pg) {
     let env = TestEnv::new(pg);
     let role = &env.database;
@@ -58,12 +49,12 @@ fn bad_tables_join_once_their_cause_is_gone(pg: Pg) {
     let mirror = env.mirror(&["good", "absent", "nokey", "foreign_one", "filled", "fine"]);
     let mut run = env.run(&mirror);
     for (table, reason) in [
-        ("absent", "SourceTableMissing"),
-        ("nokey", "SourceReplicaIdentityMissing"),
-        ("foreign_one", "SourcePrivilegeMissing"),
-        ("filled", "DestinationTableConflict"),
+        ("absent", Reason::SourceTableMissing),
+        ("nokey", Reason::SourceReplicaIdentityMissing),
+        ("foreign_one", Reason::SourcePrivilegeMissing),
+        ("filled", Reason::DestinationTableConflict),
     ] {
-        until_reason(&mut run, table, reason);
+        failed_for(&mut run, table, reason);
     }
     for table in ["good", "fine"] {
         until_table_streams(&mut run, table);
@@ -73,14 +64,19 @@ fn bad_tables_join_once_their_cause_is_gone(pg: Pg) {
     env.assert_table("good", "id, v", "id");
     let (status, reason, _) = run.condition("Ready").unwrap();
     assert_eq!((status.as_str(), reason.as_str()), ("True", "StreamingWithFailedTables"));
-    assert_eq!(env.target("SELECT v FROM filled"), "of somebody else\n", "nobody asked for its rows to go");
-    // The publication is there by now, so the statement is one that adds to it.
-    let message = run.until_status("the statement for a table of somebody else", |status| {
-        failed_message(status, "foreign_one").filter(|message| message.contains("ALTER PUBLICATION"))
+    assert_eq!(
+        env.target("SELECT v FROM filled"),
+        "of somebody else\n",
+        "the rows of an unknown target stay"
+    );
+    // The publication exists by now, so the remedy adds the table to it instead of creating one.
+    let sql = until("the statement that adds the table to the publication", || {
+        let sql = failed_for(&mut run, "foreign_one", Reason::SourcePrivilegeMissing).sql(Side::Source);
+        sql.contains("ALTER PUBLICATION").then_some(sql)
     });
     for statement in ["ALTER PUBLICATION", "GRANT SELECT"] {
-        let from = message.find(statement).unwrap_or_else(|| panic!("no {statement} in {message}"));
-        env.admin(message[from..].split(';').next().unwrap());
+        let from = sql.find(statement).unwrap_or_else(|| panic!("no {statement} in {sql}"));
+        env.admin(sql[from..].split(';').next().unwrap());
     }
     env.sql("CREATE TABLE absent (id int PRIMARY KEY); INSERT INTO absent VALUES (5); ALTER TABLE nokey ADD PRIMARY KEY (a)");
     env.target("TRUNCATE TABLE filled");
@@ -102,16 +98,19 @@ fn bad_tables_join_once_their_cause_is_gone(pg: Pg) {
     env.admin(&format!("REVOKE ALL ON foreign_one FROM {role}"));
 }
 
-/// Asked to catch up, it does with what is fine, and ends with 1.
+/// `--until-caught-up` catches up with the tables that can be mirrored, and exits with 1 because of the
+/// other.
 fn catching_up_fails_for_what_is_left_out(pg: Pg) {
     let env = TestEnv::new(pg);
     env.sql(GOOD);
     let mut mirror = env.mirror(&["good", "fine"]);
     mirror.table(1)["columns"] = json!({"exclude": ["nothere"]});
-    let until = ["--until-caught-up", "--http", "127.0.0.1:0"];
-    env.command("run", &mirror, &until).exits(1).says(&["public.fine", "columns.exclude", "nothere"]);
+    env.command("run", &mirror, &UNTIL_CAUGHT_UP)
+        .exits(1)
+        .refuses("public.fine", Reason::SourceUnknownColumn)
+        .says(&["columns.exclude", "nothere"]);
     env.assert_table("good", "id, v", "id");
-    // Corrected, it joins the slot that is there.
+    // Once corrected, the table is added to the existing slot.
     mirror.table(1).as_object_mut().unwrap().remove("columns");
     env.sql("UPDATE fine SET id = 2; DELETE FROM good WHERE id = 1");
     env.catch_up(&mirror);
@@ -121,7 +120,8 @@ fn catching_up_fails_for_what_is_left_out(pg: Pg) {
 
 on_both!(bad_tables_join_once_their_cause_is_gone, catching_up_fails_for_what_is_left_out);
 
-/// A Mirror of the file that can't start, for its log-in or for all of its tables, is shown as stalled; the other one streams.
+/// Mirrors of a file that can't start, because of their credentials or of all their tables, stall; the other
+/// Mirror of the file streams.
 #[test]
 fn other_mirrors_of_the_file() {
     let (good, bad, locked) = (TestEnv::new(Pg::V18), TestEnv::new(Pg::V18), TestEnv::new(Pg::V18));
@@ -155,44 +155,45 @@ fn other_mirrors_of_the_file() {
     };
     let mut reasons = Vec::new();
     for mirror in [&second, &third] {
-        run.eventually("a Mirror to stall", || true);
-        reasons.push(crate::support::until("a Mirror to stall", || stalled(&mut run, mirror)));
+        reasons.push(until("a Mirror to stall", || stalled(&mut run, mirror)));
     }
     assert_eq!(reasons, ["AllTablesFailed", "SourceAuthenticationFailed"]);
     good.sql("INSERT INTO good VALUES (1000, 'new')");
-    run.eventually("the row of the good one", || {
+    run.eventually("the row of the good Mirror", || {
         good.clickhouse.query(&good.database, "EXISTS TABLE good") == "1\n"
             && good.target_value("SELECT count() FROM good FINAL WHERE id = 1000") == "1"
     });
-    crate::support::until("the good one to stream", || {
+    until("the good Mirror to stream", || {
         (mirror_status(&mut run, &first)["phase"] == "Streaming").then_some(())
     });
     assert_eq!(run.http("/readyz").unwrap().0, 503);
-    // What kept the second one from starting goes, and it starts.
+    // Once its table exists, the second Mirror starts.
     bad.sql("CREATE TABLE absent (id int PRIMARY KEY); INSERT INTO absent VALUES (1)");
-    run.eventually("the other one to start", || {
+    run.eventually("the second Mirror to start", || {
         bad.clickhouse.query(&bad.database, "EXISTS TABLE absent") == "1\n"
             && bad.target_value("SELECT count() FROM absent FINAL") == "1"
     });
     run.stop();
 }
 
-/// Nothing of the files can start: that is told at once.
+/// When no Mirror of the files can start, `run` logs the reason of each failure and exits.
 #[test]
 fn nothing_to_start() {
     let env = TestEnv::new(Pg::V18);
     let mut mirror = env.mirror(&["absent", "neither"]);
-    env.command("run", &mirror, &["--http", "127.0.0.1:0"])
+    let json_log = ["--http", "127.0.0.1:0", "--log-format", "json"];
+    env.command("run", &mirror, &json_log)
         .exits(1)
-        .says(&["public.absent", "public.neither"]);
+        .refuses("public.absent", Reason::SourceTableMissing)
+        .refuses("public.neither", Reason::SourceTableMissing);
     mirror.secrets[0].1["password"] = json!("wrong");
-    let text =
-        env.command("run", &mirror, &["--http", "127.0.0.1:0", "--log-format", "json"]).exits(1).text();
+    let text = env.command("run", &mirror, &json_log).exits(1).text();
     let lines: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     assert!(lines.iter().any(|line| line["reason"] == "SourceAuthenticationFailed"), "{text}");
 }
 
-/// An entry that has changed stops that table alone. Undone, the table is copied again; the other one went on all the time.
+/// A changed entry stops its table alone. When the change is undone, the table is copied again; the other
+/// table streams all the time.
 #[test]
 fn a_changed_entry() {
     let env = TestEnv::new(Pg::V18);
@@ -201,9 +202,13 @@ fn a_changed_entry() {
     env.catch_up(&mirror);
     let mut changed = mirror.clone();
     changed.table(0)["columns"] = json!({"exclude": ["v"]});
-    env.command("check", &changed, &[]).exits(1).says(&["public.good", "walferry.dev/resync"]);
+    env.command("check", &changed, &[])
+        .exits(1)
+        .finds("FAILURE", "public.good", "table")
+        .says(&["walferry.dev/resync"]);
     let mut run = env.run(&changed);
-    until_reason(&mut run, "good", "SpecChanged");
+    let failure = failed_for(&mut run, "good", Reason::SpecChanged);
+    assert_eq!(failure.resyncs(), Some(vec!["public.good".to_owned()]), "{failure:?}");
     env.sql("INSERT INTO fine VALUES (2); INSERT INTO good VALUES (1000, 'kept back'); DELETE FROM good WHERE id = 1");
     run.eventually("the other table's row", || env.target_value("SELECT count() FROM fine FINAL") == "2");
     run.stop();
@@ -211,13 +216,14 @@ fn a_changed_entry() {
     env.catch_up(&mirror);
     env.assert_table("good", "id, v", "id");
     env.verify(&mirror);
-    // Or it is what is asked for from now on.
+    // A resync instead applies the changed entry.
     changed.mirror["metadata"]["annotations"] = json!({"walferry.dev/resync": "1 public.good"});
     env.catch_up(&changed);
     env.verify(&changed);
 }
 
-/// A table that left and comes back fails alone as long as its target has rows, until a resync names it.
+/// A table that was removed and is added again fails alone while its target has rows, until a resync names
+/// it.
 #[test]
 fn a_table_that_comes_back() {
     let env = TestEnv::new(Pg::V18);
@@ -229,8 +235,8 @@ fn a_table_that_comes_back() {
     env.catch_up(&env.mirror(&["fine"]));
     env.sql("DELETE FROM good WHERE id < 50; UPDATE good SET w = 'while out' WHERE id = 60; INSERT INTO fine VALUES (2)");
     let mut run = env.run(&mirror);
-    let message = until_reason(&mut run, "good", "DestinationTableConflict");
-    assert!(message.contains(" public.good\"; then restart walferry"), "names that table alone: {message}");
+    let failure = failed_for(&mut run, "good", Reason::DestinationTableConflict);
+    assert_eq!(failure.resyncs(), Some(vec!["public.good".to_owned()]), "{failure:?}");
     env.settle(&mut run);
     env.assert_table("fine", "id", "id");
     run.stop();
@@ -246,7 +252,8 @@ fn a_table_that_comes_back() {
     env.verify(&mirror);
 }
 
-/// A resync of everything does not wait for a table that can't be copied; that one is copied over its rows when it can.
+/// A resync of all tables does not wait for one that can't be copied. That one is copied over its rows once
+/// it exists again.
 #[test]
 fn a_resync_of_everything_with_a_table_that_is_missing() {
     let env = TestEnv::new(Pg::V18);
@@ -257,7 +264,7 @@ fn a_resync_of_everything_with_a_table_that_is_missing() {
     mirror.mirror["metadata"]["annotations"] = json!({"walferry.dev/resync": "1"});
     let mut run = env.run(&mirror);
     until_table_streams(&mut run, "good");
-    until_reason(&mut run, "fine", "SourceTableMissing");
+    failed_for(&mut run, "fine", Reason::SourceTableMissing);
     env.settle(&mut run);
     env.assert_table("good", "id, v", "id");
     env.sql("ALTER TABLE hidden RENAME TO fine");
@@ -268,7 +275,8 @@ fn a_resync_of_everything_with_a_table_that_is_missing() {
     env.verify(&mirror);
 }
 
-/// A filter on a column outside of the key: what `check` prints can be run as it stands while the application writes.
+/// A filter on a column outside of the key: the statements that `check` prints can be run while the
+/// application writes, and none of its statements fails.
 #[test]
 fn a_filter_outside_of_the_key() {
     let env = TestEnv::new(Pg::V18);

@@ -1,13 +1,15 @@
-//! A publication with a list of the mirrored columns, made by the tables' owner: what is excluded never leaves the source.
+//! A publication with a column list, created by the tables' owner: excluded columns never leave the source.
 
 use serde_json::json;
+use walferry::fault::{Reason, Side};
 
-use crate::support::{Mirror, Pg, Run, TestEnv};
+use crate::support::{Mirror, Pg, Run, TestEnv, failed_for};
 
-/// A slot of the test's own, which has the bytes that the same publication sends.
+/// A slot of the test, which receives the bytes that the same publication sends.
 const PEEK: &str = "column_list_peek";
 
-/// A role that may read the mirrored columns, a publication of the owner's with a list of them, and the slot.
+/// Creates a role that may read the mirrored columns, the owner's publication with a list of them, and the
+/// slot.
 fn listed(env: &TestEnv) -> (Mirror, String) {
     let name = &env.database;
     env.sql(
@@ -38,7 +40,7 @@ fn listed(env: &TestEnv) -> (Mirror, String) {
     (mirror, publication)
 }
 
-/// In how many messages that the publication has sent a word is.
+/// How many messages that the publication has sent contain a word.
 fn sent(env: &TestEnv, publication: &str, word: &str) -> u32 {
     let query = format!(
         "SELECT count(*) FROM pg_logical_slot_peek_binary_changes('{PEEK}_{}', NULL, NULL, 'proto_version', '1', 'publication_names', '{publication}')
@@ -61,7 +63,8 @@ fn clean_up(env: &TestEnv) {
     env.admin(&format!("DROP OWNED BY {name}_least; DROP ROLE {name}_least"));
 }
 
-/// A Mirror's whole life: copy, each kind of change, values that are read again, a renamed column, a new one, a resync.
+/// Excluded values are not sent in a Mirror's whole life: the copy, each kind of change, values that are
+/// fetched again, a renamed column, a new one, and a resync.
 #[test]
 fn excluded_values_stay_at_the_source() {
     let env = TestEnv::new(Pg::V18);
@@ -75,7 +78,7 @@ fn excluded_values_stay_at_the_source() {
         UPDATE t SET id = 901 WHERE id = 61; INSERT INTO parts VALUES (900, 'SECRET', 'visible'); UPDATE parts SET secret = 'SECRET too', v = 'w' WHERE id < 50",
     );
     same(&env, &mut run, "id, v, big");
-    // What is renamed keeps its place in the list.
+    // A renamed column stays in the list.
     env.sql("ALTER TABLE t RENAME v TO w; INSERT INTO t VALUES (902, 'SECRET', 'visible', 'small')");
     env.settle(&mut run);
     run.until_streaming();
@@ -84,19 +87,20 @@ fn excluded_values_stay_at_the_source() {
         "SELECT id, v, big FROM t FINAL WHERE _walferry_deleted = 0 ORDER BY id",
     );
     env.sql("ALTER TABLE t RENAME w TO v");
-    // The list has no column that is added: the table fails alone, with what to run.
+    // An added column is not in the list: the table fails alone, with the statements that add it.
     env.sql(
         "ALTER TABLE t ADD extra text; INSERT INTO t VALUES (903, 'SECRET', 'visible', 'small', 'extra')",
     );
-    let message = run.until_failed("t");
-    assert_eq!(run.table("t")["reason"], "SourceNotPublished");
-    assert!(message.contains("the column list lacks extra"), "{message}");
+    let failure = failed_for(&mut run, "t", Reason::SourceNotPublished);
+    let sql = failure.sql(Side::Source);
     env.sql("INSERT INTO other VALUES (1); INSERT INTO parts VALUES (901, 'SECRET', 'visible')");
     env.settle(&mut run);
     env.assert_table("other", "id", "id");
-    env.command("check", &mirror, &[]).says(&["the column list lacks extra"]);
+    let report = env.command("check", &mirror, &[]).exits(1);
+    report.finds("FAILURE", "public.t", "state").finds("warning", "public.t", "publication");
     run.stop();
-    let (_, rest) = message.split_once("BEGIN;").unwrap();
+    assert!(sql.contains(r#""extra""#), "{failure:?}");
+    let (_, rest) = sql.split_once("BEGIN;").unwrap();
     let (statements, _) = rest.split_once("COMMIT;").unwrap();
     env.sql(&format!("BEGIN;{statements}COMMIT; GRANT SELECT (extra) ON t TO {}_least", env.database));
     mirror.mirror["metadata"]["annotations"] = json!({"walferry.dev/resync": "1 public.t"});
@@ -114,7 +118,8 @@ fn excluded_values_stay_at_the_source() {
     clean_up(&env);
 }
 
-/// Excluded and other columns change their names: nothing that was excluded is sent, whatever it is called.
+/// An excluded column and others exchange their names: the excluded values are never sent, whatever their
+/// column is called.
 #[test]
 fn renames_beside_a_list() {
     let env = TestEnv::new(Pg::V18);
@@ -124,8 +129,7 @@ fn renames_beside_a_list() {
         "ALTER TABLE t RENAME secret TO x; ALTER TABLE t RENAME v TO secret; ALTER TABLE t RENAME x TO v; INSERT INTO t VALUES (900, 'SECRET', 'visible', 'small');
         INSERT INTO parts VALUES (900, 'SECRET', 'visible')",
     );
-    run.until_failed("t");
-    assert_eq!(run.table("t")["reason"], "SourceColumnRenamed");
+    failed_for(&mut run, "t", Reason::SourceColumnRenamed);
     env.settle(&mut run);
     env.assert_table("parts", "id, v", "id");
     run.stop();
@@ -134,34 +138,33 @@ fn renames_beside_a_list() {
     clean_up(&env);
 }
 
-/// A list that PostgreSQL refuses UPDATE for, one that lacks a column, and one that has more than is mirrored.
+/// Column lists that `check` refuses: one that lacks a column, one that has an excluded column, and one with
+/// which PostgreSQL refuses UPDATE.
 #[test]
 fn lists_that_do_not_fit() {
     let env = TestEnv::new(Pg::V18);
     let (mirror, publication) = listed(&env);
-    for (list, words) in [
-        ("id, v", "the column list lacks big"),
-        ("id, v, big, secret", "the column list has secret, which is not mirrored"),
-    ] {
+    for list in ["id, v", "id, v, big, secret"] {
         env.sql(&format!("ALTER PUBLICATION {publication} DROP TABLE t; ALTER PUBLICATION {publication} ADD TABLE t ({list})"));
         env.command("check", &mirror, &[])
             .exits(1)
-            .says(&[words, r#"ADD TABLE ONLY "public"."t" ("id", "v", "big");"#]);
+            .finds("FAILURE", "public.t", "publication")
+            .says(&[r#"ADD TABLE ONLY "public"."t" ("id", "v", "big");"#]);
     }
     env.sql(&format!(
         "ALTER PUBLICATION {publication} DROP TABLE t; ALTER PUBLICATION {publication} ADD TABLE t (id, v, big); ALTER TABLE t REPLICA IDENTITY FULL"
     ));
-    let said = env.command("check", &mirror, &[]).exits(1).says(&["has replica identity FULL"]).text();
-    assert!(said.contains(r#"ADD TABLE ONLY "public"."t";"#), "{said}");
+    env.command("check", &mirror, &[])
+        .exits(1)
+        .finds("FAILURE", "public.t", "publication")
+        .says(&[r#"ADD TABLE ONLY "public"."t";"#]);
     env.sql("ALTER TABLE t REPLICA IDENTITY DEFAULT");
     let mut run = env.streaming(&mirror);
-    // Now the application's own statements fail, and who may change that is told.
+    // With this identity the application's own UPDATE fails, until the statement of the remedy has run.
     env.sql("ALTER TABLE t REPLICA IDENTITY FULL");
-    let message = run.until_failed("t");
-    assert_eq!(run.table("t")["reason"], "SourceReplicaIdentityMissing");
-    let (_, statement) = message.split_once("run at the source: ").unwrap();
-    let statement = statement.split("; then ").next().unwrap();
-    env.sql(&format!("{statement}; UPDATE t SET v = 'w'"));
+    let failure = failed_for(&mut run, "t", Reason::SourceReplicaIdentityMissing);
+    env.sql(&failure.sql(Side::Source));
+    env.sql("UPDATE t SET v = 'w'");
     run.stop();
     clean_up(&env);
 }

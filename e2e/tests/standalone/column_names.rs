@@ -1,4 +1,4 @@
-//! Columns that take names which others have had: names alone don't tell which they are.
+//! Columns that take the former names of other columns: a name alone does not identify a column.
 
 use nix::sys::signal::Signal;
 
@@ -7,7 +7,8 @@ use crate::{
     support::{Pg, Run, TestEnv},
 };
 
-/// The source's columns and the target's, in this order, until they are equal.
+/// Waits until these columns of the source and of the target, in this order, are equal, and that they stay
+/// so.
 #[track_caller]
 fn equal(env: &TestEnv, run: &mut Run, table: &str, source: &str, target: &str) {
     let sides = || {
@@ -28,10 +29,10 @@ fn equal(env: &TestEnv, run: &mut Run, table: &str, source: &str, target: &str) 
 #[track_caller]
 fn equal_without_a_key(env: &TestEnv, run: &mut Run, source: &str, target: &str) {
     run.eventually("the table without a key to be equal", || {
-        let there = format!(
+        let visible = format!(
             "SELECT {target}, sum(_walferry_sign) AS n FROM keyless FINAL GROUP BY ALL HAVING n != 0 ORDER BY 1"
         );
-        env.source(&format!("SELECT {source}, count(*) FROM keyless GROUP BY {source} ORDER BY 1")) == env.target(&there)
+        env.source(&format!("SELECT {source}, count(*) FROM keyless GROUP BY {source} ORDER BY 1")) == env.target(&visible)
     });
 }
 
@@ -48,7 +49,7 @@ const DROPS: &str = "ALTER TABLE replaced DROP price_old; INSERT INTO replaced V
     ALTER TABLE swapped DROP b; INSERT INTO swapped VALUES (3, 'b3'); UPDATE swapped SET a = 'b1x' WHERE id = 1;
     ALTER TABLE keyless DROP b; INSERT INTO keyless VALUES (3, 'b3'); DELETE FROM keyless WHERE id = 1";
 
-/// A column is replaced by another one: renamed out of its way, which then is dropped.
+/// A column is replaced: it is renamed, another column takes its name, and the renamed one is dropped.
 fn a_column_is_replaced(pg: Pg) {
     for (stops, pauses) in [(false, true), (false, false), (true, true)] {
         let env = TestEnv::new(pg);
@@ -75,8 +76,9 @@ fn a_column_is_replaced(pg: Pg) {
     }
 }
 
-/// A column that is added, and is another one before anybody has seen it.
-fn a_column_comes_twice(pg: Pg) {
+/// A column is added, dropped or renamed, and added again with the same name before walferry has read any of
+/// it.
+fn a_column_is_added_twice(pg: Pg) {
     for stops in [false, true] {
         let env = TestEnv::new(pg);
         env.sql(
@@ -109,7 +111,7 @@ fn a_column_comes_twice(pg: Pg) {
         };
         let columns =
             "SELECT count() FROM system.columns WHERE database = currentDatabase() AND name IN ('a', 'b')";
-        run.eventually("the columns to come", || env.target_value(columns) == "4");
+        run.eventually("the columns at the target", || env.target_value(columns) == "4");
         equal(&env, &mut run, "again", "id, a", "id, a");
         equal(&env, &mut run, "moved", "id, b, a", "id, b, a");
         equal_without_a_key(&env, &mut run, "id, a", "id, a");
@@ -118,4 +120,4 @@ fn a_column_comes_twice(pg: Pg) {
     }
 }
 
-on_both!(a_column_is_replaced, a_column_comes_twice);
+on_both!(a_column_is_replaced, a_column_is_added_twice);

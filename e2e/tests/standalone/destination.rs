@@ -1,4 +1,4 @@
-//! The destination's contract, kept against a real server by a user with the documented rights.
+//! The destination's contract against a real server, kept by a user with only the documented privileges.
 
 use std::{
     ops::Deref,
@@ -61,7 +61,7 @@ impl Deref for TestDatabase {
     }
 }
 
-/// Does what the user under test has no privilege for.
+/// Runs what the user under test lacks the privilege for.
 fn as_administrator(sql: &str) {
     let shared = shared();
     shared.server.as_clickhouse().query(&shared.name, sql);
@@ -89,7 +89,7 @@ fn column(name: &str, source_type: SourceType, nullable: bool) -> Column {
     Column { nullable, ..Column::new(name, source_type) }
 }
 
-/// A table `(id bigint, v text)` with a name of its own, not there yet.
+/// A table `(id bigint, v text)` with a name of its own, which does not exist yet.
 async fn fresh(database: &Database, name: &str) -> TableSchema {
     let table = TableSchema {
         target: format!("it's {name}"),
@@ -157,8 +157,8 @@ async fn the_last_of_equal_versions_wins_and_tombstones_hide() {
     push(&mut later, &[Some("1"), Some("streamed")], 11, Op::Upsert);
     database.insert(&table, &later, &table.target).await.unwrap();
     assert_eq!(rows(&database, &table).await, "1,\"streamed\"\n3,\\N");
-    // The first batch once more: the same rows again, of which only those with the highest version show. The tie on
-    // key 2 is decided by what came last, so that the engine always sends on from where it began again.
+    // The same batches again: only rows with the highest version are visible. The tie on key 2 is decided by
+    // what was inserted last, which is why the engine repeats everything from the position where it restarts.
     database.insert(&table, &batch, &table.target).await.unwrap();
     database.insert(&table, &later, &table.target).await.unwrap();
     assert_eq!(rows(&database, &table).await, "1,\"streamed\"\n3,\\N");
@@ -211,7 +211,7 @@ async fn a_long_insert_makes_few_parts_and_a_dropped_one_is_not_finished() {
     drop(dropped);
     tokio::time::sleep(Duration::from_secs(1)).await;
     assert_eq!(rows(&database, &table).await, "");
-    // An insert without rows is none.
+    // Without rows, nothing is inserted.
     database.open_insert(&table, &table.target).await.unwrap().finish().await.unwrap();
     drop_table(&database, &table);
 }
@@ -229,7 +229,7 @@ async fn a_later_insert_ends_an_earlier_one_with_the_same_fence() {
     earlier.send(&mut batch).await.unwrap();
     tokio::time::sleep(Duration::from_millis(500)).await;
     push(&mut batch, &[Some("1"), Some("later")], 9, Op::Upsert);
-    // The earlier one waits for more of its body; it is told to stop when that comes.
+    // The earlier insert waits for more of its body, and is ended when that arrives.
     let (sent, ended) = tokio::join!(database.insert(&table, &batch, "walferry test fence"), async {
         tokio::time::sleep(Duration::from_secs(2)).await;
         let mut more = database.batch(&table).unwrap();
@@ -282,7 +282,7 @@ async fn columns_are_added_with_the_value_that_old_rows_show() {
         "[7, \"2020-02-03 04:05:06.000000\", \"1950-01-02\", \"it's \\\\ ü\", [\"x\",null,\"y'\"], -1.5, \
          \"00010203-0405-0607-0809-0a0b0c0d0e0f\", true, \"FF00\", \"23:59:59.500000\"]"
     );
-    // A column that vanished comes back, a wider one becomes so, one of another type is told.
+    // A dropped column is added again, a wider type is applied, and a type that doesn't fit is refused.
     as_administrator(&format!("ALTER TABLE {} DROP COLUMN v", target(&database, &table)));
     database.ensure_table(&table).await.unwrap();
     table.columns[2].source_type = SourceType::Int8;
@@ -292,22 +292,18 @@ async fn columns_are_added_with_the_value_that_old_rows_show() {
     table.columns[2].source_type = SourceType::Uuid;
     let error = database.ensure_table(&table).await.err().unwrap();
     assert_eq!((error.kind, error.reason), (ErrorKind::Table, Reason::DestinationTableConflict));
-    assert!(
-        error.message.contains("column n is Nullable(Int64) there but Nullable(UUID) is needed"),
-        "{}",
-        error.message
-    );
+    assert!(error.message.contains("Nullable(UUID)"), "{}", error.message);
     drop_table(&database, &table);
 }
 
 #[tokio::test]
-async fn tables_are_made_as_asked_or_refused() {
+async fn tables_are_created_as_requested_or_refused() {
     let database = database().await;
     let mut table = fresh(&database, "shape").await;
     table.partition_by = Some("intDiv(id, 10)".to_owned());
     table.ttl = Some("toDateTime(id) + INTERVAL 99 YEAR".to_owned());
     database.ensure_table(&table).await.unwrap();
-    // More partitions in one insert than max_partitions_per_insert_block allows by default.
+    // This insert has more partitions than max_partitions_per_insert_block allows by default.
     let mut batch = database.batch(&table).unwrap();
     for row in 0..2000 {
         push(&mut batch, &[Some(&row.to_string()), None], 1, Op::Upsert);
@@ -356,7 +352,8 @@ async fn tables_are_made_as_asked_or_refused() {
     );
 }
 
-/// Rows with one key and one version are in one part, in their order, however many there are: half of a batch is never written alone.
+/// A batch becomes one part, with its rows in their order, however many there are. So half of a batch is
+/// never stored alone, and of rows with equal key and version the last one wins.
 #[tokio::test]
 async fn a_batch_is_one_part() {
     let database = database().await;
@@ -382,7 +379,8 @@ async fn a_batch_is_one_part() {
     drop_table(&database, &table);
 }
 
-/// What a resync needs: rows are copied over older ones, and those that were not are deleted.
+/// A resync writes newer versions over the existing rows, and then deletes the rows that still have older
+/// ones.
 #[tokio::test]
 async fn older_rows_are_deleted() {
     let database = database().await;
@@ -399,7 +397,7 @@ async fn older_rows_are_deleted() {
     insert(&[("1", "old", 10, Op::Upsert), ("2", "old", 20, Op::Upsert), ("3", "old", 0, Op::Upsert)]).await;
     insert(&[("4", "gone", 20, Op::Delete), ("5", "gone", 20, Op::Delete)]).await;
     assert_eq!(database.newest_version(&table, &table.target).await.unwrap(), Version::from_number(20));
-    // Copied; and streamed meanwhile.
+    // Rows of the copy, and rows that were streamed meanwhile.
     insert(&[("1", "copied", 99, Op::Upsert), ("5", "copied", 99, Op::Upsert)]).await;
     insert(&[("6", "new", 120, Op::Upsert), ("1", "newer", 130, Op::Upsert)]).await;
     for _ in 0..2 {
@@ -410,7 +408,7 @@ async fn older_rows_are_deleted() {
         );
         assert_eq!(ask(&database, &rows).await, "[(1,'newer'),(5,'copied'),(6,'new')]");
     }
-    // Its deletion is older than a change that comes later.
+    // The deletion has a lower version than a later change of the row.
     insert(&[("2", "again", 100, Op::Upsert)]).await;
     let count = format!("SELECT count() FROM {} FINAL", target(&database, &table));
     assert_eq!(ask(&database, &count).await, "4");
@@ -438,7 +436,7 @@ async fn state_is_replaced_and_removed() {
     let first = newest.next_epoch(0).0;
     save(mirror, &[row("a", "{\"n\":1}"), row("b", "[\"it's\\n\"]")], first).await;
     save(mirror, &[row("a", "{\"n\":3}"), row("c", "x")], first + 2).await;
-    // What was written before and comes late, and what an earlier epoch writes, changes nothing.
+    // A late record with a lower version changes nothing, and neither does one of an earlier epoch.
     save(mirror, &[row("a", "{\"n\":2}"), row("b", "")], first + 1).await;
     save(mirror, &[row("a", ""), row("c", "late")], first - 1).await;
     save("test-other", &[row("a", "{}")], first).await;
@@ -448,7 +446,7 @@ async fn state_is_replaced_and_removed() {
     database.drop_state(mirror).await.unwrap();
     assert_eq!(rows(mirror).await, []);
     save(mirror, &[row("a", "late")], first + 3).await;
-    assert_eq!(rows(mirror).await, [], "a process that is still at work when its state is removed");
+    assert_eq!(rows(mirror).await, [], "a record that a running process writes after the removal");
     assert_eq!(rows("test-other").await, [row("a", "{}")]);
     database.drop_state("test-other").await.unwrap();
 }
@@ -469,7 +467,7 @@ async fn faults_have_their_kind() {
     assert_eq!(kind(nowhere.prepare().await), (ErrorKind::Transient, Reason::DestinationUnreachable));
     let missing = with(&|endpoint| endpoint.database = "no_such_database".to_owned());
     let (kind, reason) = kind(missing.prepare().await);
-    // A user without rights on it isn't told whether it exists.
+    // ClickHouse doesn't reveal whether the database exists to a user without privileges on it.
     assert!(
         matches!(reason, Reason::DestinationDatabaseMissing | Reason::DestinationAccessDenied),
         "{reason}"
@@ -478,7 +476,7 @@ async fn faults_have_their_kind() {
 }
 
 #[tokio::test]
-async fn an_error_in_the_middle_of_a_stream_is_seen() {
+async fn an_error_in_the_middle_of_a_stream_is_reported() {
     let shared = shared();
     let client = Client::new(&endpoint(&shared)).unwrap();
     for rows in ["1000", "3000000"] {

@@ -1,12 +1,18 @@
-//! Everything that breaks while it runs: nothing is lost, and what needs a human says so.
+//! Everything that may break while it runs: nothing is lost, and what requires manual action stalls with a
+//! reason.
 
 use std::time::Duration;
 
 use nix::{sys::signal::Signal, unistd::Pid};
+use serde_json::Value;
+use walferry::fault::Reason;
 
 use crate::{
     on_both,
-    support::{Direction, Mirror, Pg, Proxy, Run, Server, TestEnv, Writer, eventually, parse_lsn, until},
+    support::{
+        Direction, Mirror, Pg, Proxy, Run, Server, TestEnv, UNTIL_CAUGHT_UP, Writer, eventually, parse_lsn,
+        stalled_for, until,
+    },
 };
 
 const TABLES: &str = "CREATE TABLE small (id int PRIMARY KEY, n int NOT NULL, v text);
@@ -14,7 +20,7 @@ const TABLES: &str = "CREATE TABLE small (id int PRIMARY KEY, n int NOT NULL, v 
     INSERT INTO small SELECT i, 0, 'v' FROM generate_series(1, 30000) i;
     INSERT INTO large SELECT i, 0, repeat(md5(i::text), 100) FROM generate_series(1, 6000) i;";
 
-/// What the application does without end: every kind of change, small and large transactions.
+/// What the application does all the time: every kind of change, in small and large transactions.
 fn application(n: u64) -> String {
     let id = n * 37 % 30000;
     let mut sql = format!(
@@ -42,30 +48,43 @@ fn assert_equal(env: &TestEnv, mirror: &Mirror) {
     env.verify(mirror);
 }
 
-/// Waits for the moment at which the process is to be killed.
-fn moment(env: &TestEnv, run: &mut Run, number: u32) {
+/// The Ready condition of a status.
+fn ready(status: &Value) -> Option<&Value> {
+    status["conditions"].as_array()?.iter().find(|condition| condition["type"] == "Ready")
+}
+
+/// Waits until the Mirror is not ready.
+#[track_caller]
+fn until_not_ready(run: &mut Run) {
+    run.until_status("the Mirror not to be ready", |status| {
+        (ready(status)?["status"] == "False").then_some(())
+    });
+}
+
+/// Waits for one of the points in the Mirror's life at which the process is killed.
+fn wait_for_kill_point(env: &TestEnv, run: &mut Run, number: u32) {
     let copied = |run: &mut Run| run.table("small")["rowsCopied"].as_u64().unwrap_or(0);
     let written =
         |table: &str| env.target_value(&format!("SELECT count() FROM {table}")).parse::<u64>().unwrap();
     let confirmed = |run: &mut Run| env.slot(run, "confirmed_flush_lsn");
     match number {
-        // as soon as it lives
+        // as soon as it has started
         0 => {}
-        // while it provisions: the publication is there, perhaps no slot yet
+        // while it provisions: the publication exists, the slot perhaps not yet
         1 => run
             .eventually("the publication", || env.source_value("SELECT count(*) FROM pg_publication") == "1"),
-        // the slot is there, perhaps no table yet
+        // the slot exists, the tables perhaps not yet
         2 => run.eventually("the slot", || {
             env.source_value("SELECT count(*) FROM pg_replication_slots WHERE database = current_database()")
                 == "1"
         }),
-        // the first copied rows are there, perhaps not recorded
+        // the first copied rows are stored, perhaps not recorded
         3 => run.eventually("a copied row", || {
             env.clickhouse
                 .try_query(&env.database, "SELECT count() FROM small")
                 .is_ok_and(|count| count.trim() != "0")
         }),
-        // perhaps they were, before the last kill: a process counts what it has copied itself
+        // the copy may have ended before the last kill, because a process counts only the rows that it copied
         4 => eventually("copied rows to be recorded", || {
             copied(run) > 0 || run.table("small")["state"] == "Streaming"
         }),
@@ -78,7 +97,7 @@ fn moment(env: &TestEnv, run: &mut Run, number: u32) {
                 written("small") > rows || confirmed(run) != lsn
             });
         }
-        // amid a large transaction
+        // in the middle of a large transaction
         8 => {
             run.until_streaming();
             let rows = written("small");
@@ -94,14 +113,15 @@ fn moment(env: &TestEnv, run: &mut Run, number: u32) {
     }
 }
 
-fn killed_at_ten_moments(pg: Pg) {
+/// Killed ten times, each time at another point, while the application writes.
+fn killed_at_ten_points(pg: Pg) {
     let env = TestEnv::new(pg);
     env.sql(TABLES);
     let mirror = env.mirror(&["small", "large"]);
     let writer = Writer::start(env.connect(), application);
     for number in 0..10 {
         let mut run = env.run(&mirror);
-        moment(&env, &mut run, number);
+        wait_for_kill_point(&env, &mut run, number);
         run.kill();
     }
     assert!(writer.finish() > 0);
@@ -120,11 +140,7 @@ fn source_restarts(pg: Pg) {
     }
     for graceful in [true, false] {
         env.restart_postgres(graceful, || {
-            run.until_status("a retry", |status| {
-                let ready =
-                    status["conditions"].as_array()?.iter().find(|condition| condition["type"] == "Ready")?;
-                (ready["status"] == "False").then_some(())
-            });
+            until_not_ready(&mut run);
         });
         for n in 100..110 {
             env.sql(&application(n + 1000 * u64::from(graceful)));
@@ -175,7 +191,7 @@ fn network_cuts(pg: Pg) {
             let before = target_rows();
             until("rows to arrive between two cuts", || (target_rows() != before).then_some(()));
         } else {
-            // Rows that are not on record yet are no success, without which the pauses between tries grow to seconds.
+            // Only recorded rows count as progress, without which the pauses between retries grow to seconds.
             let before = run.status()["lastLSN"].clone();
             run.until_status("rows to be recorded", |status| (status["lastLSN"] != before).then_some(()));
         }
@@ -185,10 +201,7 @@ fn network_cuts(pg: Pg) {
     assert_eq!(count, 12);
     source.set_closed(true);
     source.cut();
-    run.until_status("a retry", |status| {
-        let ready = status["conditions"].as_array()?.iter().find(|condition| condition["type"] == "Ready")?;
-        (ready["status"] == "False").then_some(())
-    });
+    until_not_ready(&mut run);
     source.set_closed(false);
     writer.finish();
     run.until_streaming();
@@ -197,7 +210,8 @@ fn network_cuts(pg: Pg) {
     assert_equal(&env, &mirror);
 }
 
-/// A lost slot is never replaced silently: changes would be missing.
+/// A lost slot stalls the Mirror, also after a restart. It is never replaced silently, which would lose
+/// changes.
 fn slot_dropped(pg: Pg) {
     let env = TestEnv::new(pg);
     env.sql("CREATE TABLE t (id int PRIMARY KEY); INSERT INTO t VALUES (1)");
@@ -210,17 +224,16 @@ fn slot_dropped(pg: Pg) {
     );
     eventually("the slot to be dropped", || env.connect_admin().batch_execute(&drop).is_ok());
     env.sql("INSERT INTO t VALUES (2)");
-    let (_, message) = run.until_stalled();
-    assert!(message.contains(&slot), "{message}");
+    let failure = stalled_for(&mut run, Reason::SourceSlotLost);
+    assert!(failure.message.contains(&slot), "{failure:?}");
+    assert_eq!(failure.resyncs(), Some(Vec::new()), "{failure:?}");
     assert_eq!(
         env.source_value(&format!("SELECT count(*) FROM pg_replication_slots WHERE slot_name = '{slot}'")),
         "0"
     );
     run.stop();
-    // The same after a restart.
     let mut run = env.run(&mirror);
-    let (_, message) = run.until_stalled();
-    assert!(message.contains(&slot), "{message}");
+    stalled_for(&mut run, Reason::SourceSlotLost);
     assert_eq!(env.target("SELECT id FROM t FINAL"), "1\n");
 }
 
@@ -231,9 +244,9 @@ fn slot_dropped_while_stopped(pg: Pg) {
     env.catch_up(&mirror);
     env.admin("SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE database = current_database()");
     env.sql("INSERT INTO t VALUES (2)");
-    let outcome = env.command("run", &mirror, &["--until-caught-up", "--http", "127.0.0.1:0"]);
+    let outcome = env.command("run", &mirror, &UNTIL_CAUGHT_UP);
     assert!(!matches!(outcome.code, Some(0 | 101) | None), "{outcome:?}");
-    outcome.says(&["slot"]);
+    stalled_for(&mut env.run(&mirror), Reason::SourceSlotLost);
     assert_eq!(
         env.source_value("SELECT count(*) FROM pg_replication_slots WHERE database = current_database()"),
         "0"
@@ -246,11 +259,12 @@ fn publication_dropped(pg: Pg) {
     let mut run = env.streaming(&env.mirror(&["t"]));
     let publication = run.status()["publicationName"].as_str().unwrap().to_owned();
     env.sql(&format!("DROP PUBLICATION {publication}; INSERT INTO t VALUES (2)"));
-    let (_, message) = run.until_stalled();
-    assert!(message.contains(&publication), "{message}");
+    let failure = stalled_for(&mut run, Reason::SourcePublicationChanged);
+    assert!(failure.message.contains(&publication), "{failure:?}");
 }
 
-/// An address behind which one connection reaches one server and the next one another is named, and is no server that can't be reached.
+/// An address that leads one connection to one server and the next to another has its own reason, and is not
+/// reported as unreachable.
 #[test]
 fn an_address_that_leads_to_two_servers() {
     crate::needs_own_server!();
@@ -268,15 +282,9 @@ fn an_address_that_leads_to_two_servers() {
     let mut mirror = env.mirror(&["t"]);
     mirror.postgres["spec"]["postgres"]["port"] = proxy.port.into();
     let mut run = env.run(&mirror);
-    run.until_status("the two servers to be told", |status| {
-        let conditions = status["conditions"].as_array()?;
-        conditions.iter().find(|condition| {
-            condition["reason"] == "SourceAddressAmbiguous"
-                && condition["message"]
-                    .as_str()
-                    .is_some_and(|message| message.contains("the address of one server"))
-        })?;
-        Some(())
+    run.until_status("the two servers to be reported", |status| {
+        let mut conditions = status["conditions"].as_array()?.iter();
+        conditions.find(|condition| condition["reason"] == "SourceAddressAmbiguous").map(|_| ())
     });
     proxy.set_target(one.port);
     run.until_streaming();
@@ -285,7 +293,7 @@ fn an_address_that_leads_to_two_servers() {
 }
 
 on_both!(
-    killed_at_ten_moments,
+    killed_at_ten_points,
     source_restarts,
     destination_dies,
     network_cuts,
@@ -294,7 +302,7 @@ on_both!(
     publication_dropped,
 );
 
-/// The source removed log that we still needed.
+/// The source has removed WAL that the slot still needed.
 #[test]
 fn slot_invalidated() {
     crate::needs_own_server!();
@@ -314,14 +322,16 @@ fn slot_invalidated() {
             .source_value("SELECT wal_status FROM pg_replication_slots WHERE database = current_database()");
         (status == "lost").then_some(())
     });
-    env.command("check", &mirror, &[]).exits(1).says(&["slot", "invalidated", "max_slot_wal_keep_size"]);
+    env.command("check", &mirror, &[])
+        .exits(1)
+        .finds("FAILURE", "source", "replication slot")
+        .says(&["max_slot_wal_keep_size"]);
     let mut run = env.run(&mirror);
-    let (reason, message) = run.until_stalled();
-    assert_eq!(reason, "SourceSlotInvalidated");
-    assert!(message.contains("max_slot_wal_keep_size"), "{message}");
+    let failure = stalled_for(&mut run, Reason::SourceSlotInvalidated);
+    assert!(failure.steps.iter().any(|step| step.contains("max_slot_wal_keep_size")), "{failure:?}");
 }
 
-/// The same name and port, another cluster: what we hold is another history's.
+/// The peer leads to another database cluster, whose history the destination doesn't have.
 #[test]
 fn source_restored_from_elsewhere() {
     crate::needs_own_server!();
@@ -336,13 +346,13 @@ fn source_restored_from_elsewhere() {
     moved.postgres["spec"]["postgres"]["port"] = second.postgres_port.into();
     moved.postgres["spec"]["postgres"]["database"] = second.database.clone().into();
     moved.secrets[0].1["username"] = second.database.clone().into();
-    let outcome = first.command("run", &moved, &["--until-caught-up", "--http", "127.0.0.1:0"]);
+    let outcome = first.command("run", &moved, &UNTIL_CAUGHT_UP);
     assert!(!matches!(outcome.code, Some(0 | 101) | None), "{outcome:?}");
-    outcome.says(&["system identifier"]);
+    stalled_for(&mut first.run(&moved), Reason::SourceReplaced);
     assert_eq!(first.target("SELECT id FROM t FINAL"), "1\n");
 }
 
-/// A full disk passes by itself once there is room.
+/// A full disk at the destination is retried, and delivery continues automatically once there is room.
 #[test]
 fn destination_out_of_disk() {
     crate::needs_own_server!();
@@ -359,8 +369,8 @@ fn destination_out_of_disk() {
     std::fs::write(&config, full).unwrap();
     env.restart_clickhouse(|| {});
     env.sql("INSERT INTO t VALUES (1)");
-    run.until_status("the fault to be told", |status| {
-        let ready = status["conditions"].as_array()?.iter().find(|condition| condition["type"] == "Ready")?;
+    run.until_status("the full disk to be reported", |status| {
+        let ready = ready(status)?;
         (ready["status"] == "False" && ready["reason"] == "ProgressingWithRetry").then_some(())
     });
     assert_eq!(env.target_value("SELECT count() FROM t"), "0");
@@ -370,7 +380,7 @@ fn destination_out_of_disk() {
     assert_eq!(env.target("SELECT id FROM t FINAL"), "1\n");
 }
 
-/// Too many parts: slower, not failing.
+/// Too many parts slow the delivery down, and fail nothing.
 #[test]
 fn destination_has_too_many_parts() {
     let env = TestEnv::new(Pg::V18);
@@ -386,13 +396,14 @@ fn destination_has_too_many_parts() {
     }
     assert_eq!(run.table("t")["state"], "Streaming");
     env.target("SYSTEM START MERGES t");
-    // So few parts may be left alone for long.
+    // The server may leave so few parts unmerged for long.
     env.target("OPTIMIZE TABLE t FINAL");
     env.settle(&mut run);
     env.assert_table("t", "id", "id");
 }
 
-/// SIGTERM while it copies, while it streams and while the destination hangs: exit 0 within 10 seconds.
+/// After SIGTERM it exits with 0 within 10 seconds: while it copies, while it streams, and while the
+/// destination hangs.
 #[test]
 fn stops_in_time() {
     crate::needs_own_server!();
@@ -415,10 +426,10 @@ fn stops_in_time() {
     assert_equal(&env, &mirror);
 }
 
-/// Every insert of many tables is refused for good while a TRUNCATE waits for one of them: the fault is told, it passes when it is
-/// mended, and SIGTERM is answered.
+/// Every insert of many tables is refused while a TRUNCATE waits for one of them. The failure is reported,
+/// delivery continues once its cause is gone, and SIGTERM ends the process.
 #[test]
-fn many_refusals_at_once() {
+fn many_simultaneous_refusals() {
     const TABLES: usize = 40;
     let env = TestEnv::new(Pg::V18);
     let names: Vec<String> = (0..TABLES).map(|number| format!("t{number}")).collect();
@@ -447,18 +458,14 @@ fn many_refusals_at_once() {
         });
         rename(database, &format!("{database}_away"));
         target.set_frozen(Direction::ToServer, false);
-        run.until_status("the refusal to be told", |status| {
-            let ready =
-                status["conditions"].as_array()?.iter().find(|condition| condition["type"] == "Ready")?;
-            (ready["status"] == "False").then_some(())
-        });
+        until_not_ready(&mut run);
         if stops {
             run.stop();
             rename(&format!("{database}_away"), database);
             break;
         }
         rename(&format!("{database}_away"), database);
-        // A stalled Mirror looks again within half a minute.
+        // A stalled Mirror tries again within half a minute.
         env.settle(&mut run);
         assert_eq!(env.target("SELECT count() FROM t0 FINAL"), "0\n");
         assert_eq!(env.target("SELECT id FROM t39 FINAL"), "0\n");
@@ -469,16 +476,16 @@ fn many_refusals_at_once() {
     }
 }
 
-/// A statement that the source ends is no address that doesn't answer, and is tried again.
+/// A statement that the source cancels has its own reason, not that of an unreachable source, and is retried.
 #[test]
-fn a_statement_that_is_canceled() {
+fn a_canceled_statement() {
     let env = TestEnv::new(Pg::V18);
     env.sql("CREATE TABLE t (id int PRIMARY KEY); INSERT INTO t VALUES (1)");
     let mut other = env.connect();
-    // CREATE PUBLICATION waits for it.
+    // CREATE PUBLICATION waits for this lock.
     other.batch_execute("BEGIN; LOCK TABLE t IN SHARE UPDATE EXCLUSIVE MODE").unwrap();
     let mut run = env.run(&env.mirror(&["t"]));
-    let failure = run.until_status("the fault to be told", |status| {
+    let failure = run.until_status("the canceled statement to be reported", |status| {
         env.source(
             "SELECT pg_cancel_backend(pid) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'",
         );
@@ -493,7 +500,7 @@ fn a_statement_that_is_canceled() {
     run.stop();
 }
 
-/// Two processes with the same file: the second waits, nothing is spoilt.
+/// Of two processes with the same file, one streams and the other waits for the slot. Neither spoils a row.
 #[test]
 fn two_processes_for_one_mirror() {
     let env = TestEnv::new(Pg::V18);
@@ -506,7 +513,7 @@ fn two_processes_for_one_mirror() {
         env.sql(&application(n));
     }
     let end = env.lsn();
-    eventually("one of them to go on", || {
+    eventually("one of them to continue", || {
         [&mut first, &mut second].into_iter().any(|run| {
             run.alive()
                 && run.status()["lastLSN"]

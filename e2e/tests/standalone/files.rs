@@ -1,10 +1,10 @@
-//! The files that a user writes: what is accepted, and what a wrong one is answered.
+//! The files that users write: which are accepted, and which error a wrong one gets.
 
 use serde_json::json;
 
 use crate::support::{Pg, TestEnv, walferry, walferry_with_input};
 
-/// A file that is right, without servers.
+/// A valid file, whose servers don't exist.
 fn good() -> String {
     "apiVersion: walferry.dev/v1alpha1
 kind: ReplicationPeer
@@ -35,7 +35,7 @@ stringData: {username: someone, password: secret-word}
     .to_owned()
 }
 
-/// `walferry check` of this text on standard input must fail and say these words.
+/// `walferry check` of this text on standard input must fail and name these fields, values and places.
 #[track_caller]
 fn refused(text: &str, words: &[&str]) {
     let outcome = walferry_with_input(&["check", "-f", "-"], text);
@@ -55,10 +55,14 @@ fn change(text: &str, from: &str, to: &str) -> String {
     text.replace(from, to)
 }
 
+/// The valid file with one change must be refused with these words.
+#[track_caller]
+fn refused_change(from: &str, to: &str, words: &[&str]) {
+    refused(&change(&good(), from, to), words);
+}
+
 #[test]
-fn wrong_files_say_document_field_and_what_is_allowed() {
-    let good = good();
-    let refused_change = |from: &str, to: &str, words: &[&str]| refused(&change(&good, from, to), words);
+fn wrong_fields_are_named_with_what_is_allowed() {
     refused_change(
         "{schema: public, name: users}",
         "{schema: public, name: users, colums: {}}",
@@ -85,6 +89,11 @@ fn wrong_files_say_document_field_and_what_is_allowed() {
         "  snapshot: {mode: Sometimes}\n  tables:",
         &["Sometimes", "Initial", "InitialOnly", "Never"],
     );
+    refused_change("  tables:", "  schemas: [{name: public}]\n  tables:", &["schemas"]);
+}
+
+#[test]
+fn wrong_settings_are_named_with_what_is_allowed() {
     refused_change("  tables:", "  batch: {maxBytes: lots}\n  tables:", &["maxBytes"]);
     refused_change("  tables:", "  batch: {maxDelayMilliseconds: -1}\n  tables:", &["maxDelayMilliseconds"]);
     refused_change("  tables:", "  outOfRange: Round\n  tables:", &["Round", "Clamp", "Null", "Fail"]);
@@ -94,7 +103,10 @@ fn wrong_files_say_document_field_and_what_is_allowed() {
     refused_change("name: users}", &fields("operations: []"), &["spec.tables[0].operations", "1 to 4"]);
     let contradictory = "insertOnly: true, operations: [Insert, Update, Delete, Truncate]";
     refused_change("name: users}", &fields(contradictory), &["spec.tables[0]", "insertOnly", "operations"]);
-    refused_change("  tables:", "  schemas: [{name: public}]\n  tables:", &["schemas"]);
+}
+
+#[test]
+fn wrong_documents_and_references_are_named() {
     refused_change("sourceRef: {name: source}", "sourceRef: {name: sauce}", &["sauce", "sourceRef"]);
     refused_change("sourceRef: {name: source}", "sourceRef: {name: target}", &["target", "postgres"]);
     refused_change(
@@ -118,14 +130,14 @@ fn wrong_files_say_document_field_and_what_is_allowed() {
     );
     refused_change(
         "  - {schema: public, name: users}\n",
-        // Alone, shop.users would go to shop_users.
+        // Without its own target.table, shop.users would go to shop_users.
         "  - {schema: public, name: users}\n  - {schema: shop, name: users, target: {table: users}}\n",
         &["users", "target"],
     );
     refused_change("kind: Secret", "kind: Secret\n  broken: [", &["line"]);
     refused("", &["no"]);
     refused("just text", &["document"]);
-    refused(good.split("---").next().unwrap(), &["Mirror"]);
+    refused(good().split("---").next().unwrap(), &["Mirror"]);
 }
 
 #[test]
@@ -141,7 +153,8 @@ fn messages_name_the_file() {
     outcome.says(&["/does/not/exist.yaml"]);
 }
 
-/// Former names are deprecated: `check` and `run` accept them, and name each one with its document, field and successor.
+/// Former names are deprecated: `check` and `run` accept them, and name each one with its document, field and
+/// successor.
 #[test]
 fn former_names_work_and_are_reported() {
     let env = TestEnv::new(Pg::V18);
@@ -226,7 +239,7 @@ fn several_files_and_mirrors() {
     );
 }
 
-/// `walferry crds` prints what the repository holds.
+/// `walferry crds` prints the CRDs of both kinds with their rules.
 #[test]
 fn crds_are_printed() {
     let outcome = walferry(&["crds"]).exits(0);

@@ -1,21 +1,22 @@
-//! What `walferry check` prints is run as it stands, while the application writes, until nothing is left to fix; then all is mirrored.
+//! The statements that `walferry check` prints are run verbatim while the application writes, until nothing
+//! is left to fix. Then everything is mirrored.
 
 use std::sync::Arc;
 
 use serde_json::{Value, json};
 
-use crate::support::{Mirror, Pg, Server, TestEnv, Writer, printed};
+use crate::support::{Mirror, Pg, Server, TestEnv, Writer, findings, printed};
 
-/// Something that keeps a table `t` from being mirrored.
-struct Finding {
+/// Something that prevents a table `t` from being mirrored.
+struct Problem {
     /// Run as a superuser; `ROLE` is the Mirror's. The application writes as a superuser too.
     source: &'static str,
     /// Run at the destination.
     destination: &'static str,
     /// What the table's entry has besides its name.
     entry: fn() -> Value,
-    /// What `check` calls it.
-    said: &'static str,
+    /// The check that fails.
+    check: &'static str,
     /// What the application does all the time; `{n}` is another number each time.
     writes: &'static str,
 }
@@ -26,21 +27,21 @@ const WRITES: &str =
 const ROWS: &str = "INSERT INTO t SELECT i, i FROM generate_series(1, 2000) i";
 
 #[track_caller]
-fn is_fixed(env: &TestEnv, mirror: &Mirror, finding: &Finding) {
+fn is_fixed(env: &TestEnv, mirror: &Mirror, problem: &Problem) {
     let place = |sql: &str| sql.replace("ROLE", &env.database).replace("DB", &env.database);
-    env.admin(&place(finding.source));
-    if !finding.destination.is_empty() {
-        place(finding.destination).split(";\n").for_each(|statement| drop(env.target(statement)));
+    env.admin(&place(problem.source));
+    if !problem.destination.is_empty() {
+        place(problem.destination).split(";\n").for_each(|statement| drop(env.target(statement)));
     }
     let mut mirror = mirror.clone();
-    for (key, value) in (finding.entry)().as_object().unwrap() {
+    for (key, value) in (problem.entry)().as_object().unwrap() {
         mirror.table(0)[key] = value.clone();
     }
-    let said = finding.said;
+    let check = problem.check;
     let report = env.command("check", &mirror, &[]).exits(1).text();
-    let failure = report.lines().find(|line| line.trim_start().starts_with("FAILURE") && line.contains(said));
-    assert!(failure.is_some(), "{said} is not said:\n{report}");
-    let writes = finding.writes;
+    let fails = findings(&report).iter().any(|found| found.result == "FAILURE" && found.check == check);
+    assert!(fails, "no failure of {check} in:\n{report}");
+    let writes = problem.writes;
     let writer = Writer::start(env.connect_admin(), move |n| writes.replace("{n}", &n.to_string()));
     for round in 0.. {
         let outcome = env.command("check", &mirror, &[]);
@@ -54,72 +55,72 @@ fn is_fixed(env: &TestEnv, mirror: &Mirror, finding: &Finding) {
         statements.iter().for_each(|printed| printed.run(env, &env.postgres_server));
     }
     let mut run = env.streaming(&mirror);
-    assert!(writer.finish() > 0, "{said}: nothing was written");
+    assert!(writer.finish() > 0, "{check}: nothing was written");
     env.settle(&mut run);
     run.stop();
     env.verify(&mirror);
 }
 
-/// All of them, on one server after the other's database.
+/// Each of them in a pair of databases of its own.
 #[track_caller]
-fn are_fixed(findings: &[Finding]) {
-    for finding in findings {
+fn are_fixed(problems: &[Problem]) {
+    for problem in problems {
         let env = TestEnv::new(Pg::V18);
-        is_fixed(&env, &env.mirror(&["t"]), finding);
+        is_fixed(&env, &env.mirror(&["t"]), problem);
     }
 }
 
 const NOTHING: fn() -> Value = || json!({});
 
-/// What most findings have.
-const FINDING: Finding = Finding { source: "", destination: "", entry: NOTHING, said: "", writes: WRITES };
+/// What most problems have in common.
+const PROBLEM: Problem = Problem { source: "", destination: "", entry: NOTHING, check: "", writes: WRITES };
 
 #[test]
 fn privileges_at_the_source() {
     are_fixed(&[
-        Finding {
+        Problem {
             source: "CREATE TABLE t (id int PRIMARY KEY, n int); INSERT INTO t SELECT i, i FROM generate_series(1, 2000) i",
-            said: "may not read it",
-            ..FINDING
+            check: "SELECT",
+            ..PROBLEM
         },
-        Finding {
+        Problem {
             source: "CREATE TABLE t (id int PRIMARY KEY, n int); INSERT INTO t SELECT i, i FROM generate_series(1, 2000) i;
                 ALTER TABLE t OWNER TO ROLE; ALTER DATABASE DB OWNER TO postgres",
-            said: "publication",
-            ..FINDING
+            check: "publication",
+            ..PROBLEM
         },
-        Finding {
+        Problem {
             source: "CREATE TABLE t (id int PRIMARY KEY, n int); INSERT INTO t SELECT i, i FROM generate_series(1, 2000) i;
                 ALTER TABLE t OWNER TO ROLE; ALTER USER ROLE NOREPLICATION",
-            said: "lacks the REPLICATION attribute",
-            ..FINDING
+            check: "role",
+            ..PROBLEM
         },
-        Finding {
+        Problem {
             source: "CREATE TABLE t (id int PRIMARY KEY, n int); INSERT INTO t SELECT i, i FROM generate_series(1, 2000) i;
                 ALTER TABLE t OWNER TO ROLE; ALTER TABLE t ENABLE ROW LEVEL SECURITY; ALTER TABLE t FORCE ROW LEVEL SECURITY;
                 CREATE POLICY even ON t USING (n % 2 = 0)",
-            said: "row-level security",
-            ..FINDING
+            check: "row-level security",
+            ..PROBLEM
         },
-        // In a schema that is closed, some columns of it alone, and another role's publication.
-        Finding {
+        // The schema is closed too, and only some columns are mirrored.
+        Problem {
             source: "CREATE SCHEMA closed; CREATE TABLE closed.t (id int PRIMARY KEY, n int, secret text DEFAULT 's');
                 INSERT INTO closed.t SELECT i, i FROM generate_series(1, 2000) i",
             entry: || json!({"schema": "closed", "columns": {"exclude": ["secret"]}}),
-            said: "may not read it",
+            check: "SELECT",
             writes: "INSERT INTO closed.t (id, n) VALUES ({n} + 10000, {n}); UPDATE closed.t SET n = n + 1 WHERE id = {n} % 2000",
-            ..FINDING
+            ..PROBLEM
         },
-        Finding {
+        Problem {
             source: "CREATE TABLE t (id int PRIMARY KEY, n int); INSERT INTO t SELECT i, i FROM generate_series(1, 2000) i;
                 ALTER TABLE t OWNER TO ROLE; REVOKE CONNECT ON DATABASE DB FROM public, ROLE",
-            said: "permission denied for database",
-            ..FINDING
+            check: "connection",
+            ..PROBLEM
         },
     ]);
 }
 
-/// A publication of the Mirror's name is there, and not as it has to be. `PUBLICATION` is its name.
+/// A publication with the Mirror's name exists, and is not the one that is needed.
 #[test]
 fn publications() {
     const TABLE: &str = "CREATE TABLE t (id int PRIMARY KEY, n int, extra text); INSERT INTO t SELECT i, i FROM generate_series(1, 2000) i;
@@ -128,44 +129,32 @@ fn publications() {
         "ALTER PUBLICATION PUBLICATION OWNER TO ROLE; COMMENT ON PUBLICATION PUBLICATION IS 'COMMENT'";
     let filtered: fn() -> Value = || json!({"where": "id > 3"});
     let cases = [
-        ("CREATE PUBLICATION PUBLICATION FOR ALL TABLES", "FOR ALL TABLES", NOTHING),
-        ("CREATE PUBLICATION PUBLICATION FOR TABLES IN SCHEMA public", "FOR TABLES IN SCHEMA", NOTHING),
-        (
-            "CREATE PUBLICATION PUBLICATION FOR TABLE t WITH (publish_via_partition_root = true)",
-            "its comment does not say",
-            NOTHING,
-        ),
-        (
-            "CREATE PUBLICATION PUBLICATION FOR TABLE t WITH (publish = 'insert'); OURS",
-            "sends partitions instead",
-            NOTHING,
-        ),
+        ("CREATE PUBLICATION PUBLICATION FOR ALL TABLES", NOTHING),
+        ("CREATE PUBLICATION PUBLICATION FOR TABLES IN SCHEMA public", NOTHING),
+        ("CREATE PUBLICATION PUBLICATION FOR TABLE t WITH (publish_via_partition_root = true)", NOTHING),
+        ("CREATE PUBLICATION PUBLICATION FOR TABLE t WITH (publish = 'insert'); OURS", NOTHING),
         (
             "CREATE PUBLICATION PUBLICATION FOR TABLE other WITH (publish_via_partition_root = true); OURS;
             ALTER PUBLICATION PUBLICATION OWNER TO postgres",
-            "it can't be added to",
             NOTHING,
         ),
         (
             "CREATE PUBLICATION PUBLICATION FOR TABLE t WHERE (id > 5) WITH (publish_via_partition_root = true); OURS",
-            "which is not in the spec",
             NOTHING,
         ),
         (
             "CREATE PUBLICATION PUBLICATION FOR TABLE t WHERE (id > 5) WITH (publish_via_partition_root = true); OURS",
-            "but the spec has",
             filtered,
         ),
         (
             "CREATE PUBLICATION PUBLICATION FOR TABLE t (id, n) WITH (publish_via_partition_root = true); OURS",
-            "the column list lacks extra",
             NOTHING,
         ),
     ];
-    for (made, said, entry) in cases {
+    for (made, entry) in cases {
         let env = TestEnv::new(Pg::V18);
         let mirror = env.mirror(&["t"]);
-        // Its name and its comment are what walferry itself gives them.
+        // The name and the comment of the publication are those that walferry itself uses.
         env.sql("CREATE TABLE t (id int PRIMARY KEY)");
         env.catch_up(&mirror);
         let name = env.source_value("SELECT pubname FROM pg_publication");
@@ -177,127 +166,127 @@ fn publications() {
             made.replace("OURS", OURS).replace("PUBLICATION PUBLICATION", &format!("PUBLICATION {name}"));
         env.admin(&TABLE.replace("ROLE", &env.database));
         env.admin(&publication.replace("COMMENT'", &format!("{comment}'")).replace("ROLE", &env.database));
-        is_fixed(&env, &mirror, &Finding { source: "", destination: "", entry, said, writes: WRITES });
+        is_fixed(&env, &mirror, &Problem { entry, check: "publication", ..PROBLEM });
     }
 }
 
 #[test]
 fn replica_identities() {
     are_fixed(&[
-        Finding {
+        Problem {
             source: "CREATE TABLE t (id int PRIMARY KEY, n int); INSERT INTO t SELECT i, i FROM generate_series(1, 2000) i;
                 CREATE UNIQUE INDEX t_by_both ON t (n, id); ALTER TABLE t OWNER TO ROLE",
             entry: || json!({"engine": {"orderBy": ["n", "id"]}}),
-            said: "order",
-            ..FINDING
+            check: "table",
+            ..PROBLEM
         },
-        Finding {
+        Problem {
             source: "CREATE TABLE t (id int, n int NOT NULL); INSERT INTO t SELECT i, i FROM generate_series(1, 2000) i;
                 ALTER TABLE t ALTER id SET NOT NULL; CREATE UNIQUE INDEX t_by_id ON t (id); ALTER TABLE t OWNER TO ROLE",
-            said: "replica identity",
-            ..FINDING
+            check: "replica identity",
+            ..PROBLEM
         },
-        Finding {
+        Problem {
             source: "CREATE TABLE t (id int PRIMARY KEY, n int); INSERT INTO t SELECT i, i FROM generate_series(1, 2000) i;
                 ALTER TABLE t REPLICA IDENTITY NOTHING; ALTER TABLE t OWNER TO ROLE",
-            said: "replica identity",
-            ..FINDING
+            check: "replica identity",
+            ..PROBLEM
         },
-        Finding {
+        Problem {
             source: "CREATE TABLE t (id int PRIMARY KEY, n int); INSERT INTO t SELECT i, i FROM generate_series(1, 2000) i;
                 ALTER TABLE t OWNER TO ROLE",
             entry: || json!({"where": "n > 7"}),
-            said: "not in the replica identity",
-            ..FINDING
+            check: "row filter",
+            ..PROBLEM
         },
-        Finding {
+        Problem {
             source: "CREATE TABLE t (id int, n int); INSERT INTO t SELECT i, i FROM generate_series(1, 2000) i;
                 ALTER TABLE t OWNER TO ROLE",
-            said: "replica identity",
-            ..FINDING
+            check: "replica identity",
+            ..PROBLEM
         },
-        Finding {
+        Problem {
             source: "CREATE TABLE t (id int PRIMARY KEY, n int NOT NULL); INSERT INTO t SELECT i, i FROM generate_series(1, 2000) i;
                 ALTER TABLE t OWNER TO ROLE",
             entry: || json!({"engine": {"orderBy": ["n", "id"]}}),
-            said: "order",
-            ..FINDING
+            check: "table",
+            ..PROBLEM
         },
-        Finding {
+        Problem {
             source: "CREATE TABLE t (id int PRIMARY KEY, n int) PARTITION BY RANGE (id);
                 CREATE TABLE t_1 PARTITION OF t FOR VALUES FROM (0) TO (5000); CREATE TABLE t_2 PARTITION OF t DEFAULT;
                 INSERT INTO t SELECT i, i FROM generate_series(1, 2000) i; ALTER TABLE t_1 REPLICA IDENTITY NOTHING; ALTER TABLE t_2 REPLICA IDENTITY NOTHING;
                 ALTER TABLE t OWNER TO ROLE; ALTER TABLE t_1 OWNER TO ROLE; ALTER TABLE t_2 OWNER TO ROLE",
-            said: "replica identity",
-            ..FINDING
+            check: "replica identity",
+            ..PROBLEM
         },
-        Finding {
+        Problem {
             source: "CREATE TABLE t (id int, n int) PARTITION BY RANGE (id);
                 CREATE TABLE t_1 PARTITION OF t FOR VALUES FROM (0) TO (5000); CREATE TABLE t_2 PARTITION OF t DEFAULT;
                 INSERT INTO t SELECT i, i FROM generate_series(1, 2000) i;
                 ALTER TABLE t OWNER TO ROLE; ALTER TABLE t_1 OWNER TO ROLE; ALTER TABLE t_2 OWNER TO ROLE",
-            said: "replica identity",
-            ..FINDING
+            check: "replica identity",
+            ..PROBLEM
         },
-        // Whole old rows are no way out where they would have generated columns.
-        Finding {
+        // REPLICA IDENTITY FULL is no remedy for a table with generated columns.
+        Problem {
             source: "CREATE TABLE t (id int PRIMARY KEY DEFERRABLE, n int, twice int GENERATED ALWAYS AS (n * 2) STORED);
                 INSERT INTO t SELECT i, i FROM generate_series(1, 2000) i; ALTER TABLE t OWNER TO ROLE",
-            said: "deferrable",
-            ..FINDING
+            check: "replica identity",
+            ..PROBLEM
         },
-        Finding {
+        Problem {
             source: "CREATE TABLE t (id int PRIMARY KEY DEFERRABLE, n int); INSERT INTO t SELECT i, i FROM generate_series(1, 2000) i;
                 ALTER TABLE t OWNER TO ROLE",
-            said: "deferrable",
-            // It relies on the key being deferrable.
+            check: "replica identity",
+            // The application relies on the key being deferrable.
             writes: "BEGIN; SET CONSTRAINTS ALL DEFERRED; UPDATE t SET id = 3 - id WHERE id IN (1, 2); COMMIT",
-            ..FINDING
+            ..PROBLEM
         },
     ]);
 }
 
 #[test]
-fn tables_that_are_not_logged() {
-    are_fixed(&[Finding {
+fn unlogged_tables() {
+    are_fixed(&[Problem {
         source: "CREATE UNLOGGED TABLE t (id int PRIMARY KEY, n int); INSERT INTO t SELECT i, i FROM generate_series(1, 2000) i;
             ALTER TABLE t OWNER TO ROLE",
         destination: "",
         entry: NOTHING,
-        said: "unlogged",
+        check: "table",
         writes: WRITES,
     }]);
 }
 
 #[test]
-fn targets_in_the_way() {
+fn conflicting_targets() {
     const SOURCE: &str = "CREATE TABLE t (id int PRIMARY KEY, n int); INSERT INTO t SELECT i, i FROM generate_series(1, 2000) i;
         ALTER TABLE t OWNER TO ROLE";
     are_fixed(&[
-        Finding {
+        Problem {
             source: SOURCE,
             destination: "CREATE TABLE t (id Int32, n Nullable(Int32), _walferry_version UInt64, _walferry_deleted UInt8)
                 ENGINE = ReplacingMergeTree(_walferry_version, _walferry_deleted) ORDER BY id;
                 INSERT INTO t VALUES (77, 1, 1, 0)",
-            said: "rows",
-            ..FINDING
+            check: "target table",
+            ..PROBLEM
         },
-        Finding {
+        Problem {
             source: SOURCE,
             destination: "CREATE TABLE t (id Int32, n Nullable(Int32)) ENGINE = MergeTree ORDER BY id",
-            said: "engine",
-            ..FINDING
+            check: "target table",
+            ..PROBLEM
         },
-        Finding {
+        Problem {
             source: SOURCE,
             destination: "DROP DATABASE DB",
-            said: "does not exist",
-            ..FINDING
+            check: "database",
+            ..PROBLEM
         },
     ]);
 }
 
-/// Grants to a user who may only read.
+/// A user who may only read gets the grants that `check` prints.
 #[test]
 fn privileges_at_the_destination() {
     crate::needs_own_server!();

@@ -1,26 +1,27 @@
-//! Tables that go, or leave the publication, while they are mirrored: they fail alone, the others stream.
+//! Tables that are dropped, or leave the publication, while they are mirrored fail alone, and the others
+//! stream.
+
+use walferry::fault::Reason;
 
 use crate::{
     on_both,
-    support::{Mirror, Pg, Run, TestEnv},
+    support::{Failure, Mirror, Pg, Run, TestEnv, failed_for},
 };
 
 const TABLES: &str =
     "CREATE TABLE stays (id int PRIMARY KEY); CREATE TABLE goes (id int PRIMARY KEY, v text);
     INSERT INTO stays VALUES (1); INSERT INTO goes VALUES (1, 'a')";
 
-/// The one table has failed for this reason, and the other one goes on.
+/// The one table has failed for this reason and can be resynced, and the other one continues.
 #[track_caller]
-fn fails_alone(env: &TestEnv, run: &mut Run, reason: &str, words: &[&str]) {
-    let message = run.until_failed("goes");
-    for word in words {
-        assert!(message.contains(word), "{message}");
-    }
-    assert_eq!(run.table("goes")["reason"], reason);
+fn fails_alone(env: &TestEnv, run: &mut Run, reason: Reason) -> Failure {
+    let failure = failed_for(run, "goes", reason);
+    assert_eq!(failure.resyncs(), Some(vec!["public.goes".to_owned()]), "{failure:?}");
     env.sql("INSERT INTO stays SELECT max(id) + 1 FROM stays");
     env.settle(run);
     env.assert_table("stays", "id", "id");
     assert_eq!(run.condition("Ready").unwrap().1, "StreamingWithFailedTables");
+    failure
 }
 
 fn mirrored(pg: Pg) -> (TestEnv, Mirror) {
@@ -34,51 +35,48 @@ fn dropped_while_running(pg: Pg) {
     let (env, mirror) = mirrored(pg);
     let mut run = env.streaming(&mirror);
     env.sql("INSERT INTO goes VALUES (2, 'b'); DROP TABLE goes");
-    fails_alone(&env, &mut run, "SourceTableDropped", &["dropped at the source", "walferry.dev/resync"]);
+    fails_alone(&env, &mut run, Reason::SourceTableDropped);
     run.stop();
-    // It stays failed, and keeps nobody else from starting.
+    // After a restart it is still failed, and the other table starts.
     let mut run = env.run(&mirror);
-    fails_alone(&env, &mut run, "SourceTableDropped", &["dropped at the source"]);
+    fails_alone(&env, &mut run, Reason::SourceTableDropped);
     run.stop();
 }
 
 fn dropped_while_down(pg: Pg) {
     let (env, mirror) = mirrored(pg);
     env.catch_up(&mirror);
-    // One of the same name is another table.
     env.sql("DROP TABLE goes; INSERT INTO stays VALUES (2)");
-    env.command("check", &mirror, &[]).exits(0).says(&["warning", "public.goes", "dropped at the source"]);
+    env.command("check", &mirror, &[]).exits(0).finds("warning", "public.goes", "table");
     let mut run = env.run(&mirror);
-    fails_alone(&env, &mut run, "SourceTableDropped", &["dropped at the source"]);
+    fails_alone(&env, &mut run, Reason::SourceTableDropped);
     run.stop();
 }
 
-fn made_again_while_down(pg: Pg) {
+/// A new table of the same name is another table.
+fn recreated_while_down(pg: Pg) {
     let (env, mirror) = mirrored(pg);
     env.catch_up(&mirror);
     env.sql("DROP TABLE goes; CREATE TABLE goes (id int PRIMARY KEY, v text); INSERT INTO goes VALUES (7, 'other')");
     let mut run = env.run(&mirror);
-    fails_alone(&env, &mut run, "SourceTableDropped", &["dropped at the source"]);
+    fails_alone(&env, &mut run, Reason::SourceTableDropped);
     run.stop();
-    assert_eq!(env.target("SELECT id, v FROM goes FINAL"), "1\ta\n", "its rows are another table's");
+    assert_eq!(env.target("SELECT id, v FROM goes FINAL"), "1\ta\n", "the rows of the former table");
 }
 
-fn taken_out_of_the_publication(pg: Pg) {
+fn dropped_from_the_publication(pg: Pg) {
     let (env, mirror) = mirrored(pg);
     let mut run = env.streaming(&mirror);
     let publication = run.status()["publicationName"].as_str().unwrap().to_owned();
     env.sql(&format!("ALTER PUBLICATION {publication} DROP TABLE goes"));
-    fails_alone(&env, &mut run, "SourceNotPublished", &[&publication, "walferry.dev/resync"]);
+    let failure = fails_alone(&env, &mut run, Reason::SourceNotPublished);
+    assert!(failure.message.contains(&publication), "{failure:?}");
     run.stop();
-    env.command("check", &mirror, &[]).exits(1).says(&[
-        "warning",
-        "public.goes",
-        "no longer in the publication",
-    ]);
-    // Not even this brings back what was missed.
+    env.command("check", &mirror, &[]).exits(1).finds("warning", "public.goes", "publication");
+    // Adding it again does not bring back the changes that were not sent.
     env.sql(&format!("ALTER PUBLICATION {publication} ADD TABLE goes"));
     let mut run = env.run(&mirror);
-    fails_alone(&env, &mut run, "SourceNotPublished", &[&publication]);
+    fails_alone(&env, &mut run, Reason::SourceNotPublished);
     run.stop();
 }
 
@@ -86,32 +84,34 @@ fn renamed_while_running(pg: Pg) {
     let (env, mirror) = mirrored(pg);
     let mut run = env.streaming(&mirror);
     env.sql("ALTER TABLE goes RENAME TO went; INSERT INTO went VALUES (2, 'b')");
-    fails_alone(&env, &mut run, "SourceTableDropped", &["public.went"]);
+    let failure = fails_alone(&env, &mut run, Reason::SourceTableDropped);
+    assert!(failure.message.contains("public.went"), "{failure:?}");
     run.stop();
 }
 
 on_both!(
     dropped_while_running,
     dropped_while_down,
-    made_again_while_down,
-    taken_out_of_the_publication,
+    recreated_while_down,
+    dropped_from_the_publication,
     renamed_while_running,
 );
 
-/// The same while nothing runs, with columns that change too.
+/// A table that moved to another schema, and changed its columns, while nothing ran.
 #[test]
 fn moved_while_down() {
     let (env, mirror) = mirrored(Pg::V18);
     env.catch_up(&mirror);
     env.sql("CREATE SCHEMA attic; ALTER TABLE goes ADD w int; ALTER TABLE goes SET SCHEMA attic; INSERT INTO attic.goes VALUES (2, 'b', 3)");
     let mut run = env.run(&mirror);
-    fails_alone(&env, &mut run, "SourceTableDropped", &["attic.goes", "walferry.dev/resync"]);
+    let failure = fails_alone(&env, &mut run, Reason::SourceTableDropped);
+    assert!(failure.message.contains("attic.goes"), "{failure:?}");
     run.stop();
 }
 
-/// A table whose large values are to be read again when it is gone.
+/// A table is dropped before its unchanged large values are fetched.
 #[test]
-fn dropped_while_values_are_missing() {
+fn dropped_before_values_are_fetched() {
     let (env, mirror) = mirrored(Pg::V18);
     env.sql(
         "ALTER TABLE goes ALTER v SET STORAGE EXTERNAL, ADD n int;
@@ -120,11 +120,11 @@ fn dropped_while_values_are_missing() {
     env.catch_up(&mirror);
     env.sql("UPDATE goes SET n = 1 WHERE id < 100; DROP TABLE goes");
     let mut run = env.run(&mirror);
-    fails_alone(&env, &mut run, "SourceTableDropped", &["dropped at the source"]);
+    fails_alone(&env, &mut run, Reason::SourceTableDropped);
     run.stop();
 }
 
-/// A table that goes while its copy waits for the transaction that drops it.
+/// A table is dropped by the transaction that its copy waits for.
 #[test]
 fn dropped_before_it_is_copied() {
     let (env, both) = mirrored(Pg::V18);
@@ -140,6 +140,6 @@ fn dropped_before_it_is_copied() {
         (table["reason"] == "WaitingForTransactions").then_some(())
     });
     writer.batch_execute("DROP TABLE goes; COMMIT").unwrap();
-    fails_alone(&env, &mut run, "SourceTableDropped", &["dropped at the source"]);
+    fails_alone(&env, &mut run, Reason::SourceTableDropped);
     run.stop();
 }

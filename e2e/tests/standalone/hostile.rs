@@ -1,4 +1,5 @@
-//! Servers that break the protocol or never stop talking: an error that says so, within bounded memory and time.
+//! Servers that break the protocol or send without end: walferry names the violation, within bounded memory
+//! and time. Reasons are too coarse here, because a closed connection has the same one as most violations.
 
 use std::time::{Duration, Instant};
 
@@ -6,10 +7,11 @@ use serde_json::json;
 
 use crate::support::{Attack, MaliciousServer, Mirror, Pg, TestEnv};
 
-/// Resident memory that no attack may take walferry over. The tests' build is not optimized and takes more than a release.
+/// The most resident memory under any attack. The tests' build is not optimized and takes more than a
+/// release.
 const MOST_MEMORY_MIB: u64 = 256;
 
-/// Longest time until it is told.
+/// The longest time until the violation is logged.
 const SOON: Duration = Duration::from_secs(30);
 
 fn frame(tag: u8, body: &[u8]) -> Vec<u8> {
@@ -31,13 +33,13 @@ fn env() -> TestEnv {
     env
 }
 
-/// Runs until each of `words` is in the log, and then a little longer: memory stays within its bound all the time.
+/// Runs until each of `words` is in the log: memory stays within its bound all the time.
 #[track_caller]
-fn suffers(env: &TestEnv, mirror: &Mirror, words: &[&str]) {
+fn logs_violation(env: &TestEnv, mirror: &Mirror, words: &[&str]) {
     let run = env.run(mirror);
     let (started, mut peak) = (Instant::now(), 0);
     loop {
-        // What can't start ends by itself.
+        // A Mirror that can't start ends the process.
         if let Some(now) = run.peak_memory_while_alive() {
             peak = now;
             assert!(peak < MOST_MEMORY_MIB, "{words:?}: {peak} MiB");
@@ -46,14 +48,14 @@ fn suffers(env: &TestEnv, mirror: &Mirror, words: &[&str]) {
         if words.iter().all(|word| log.contains(word)) {
             break;
         }
-        assert!(started.elapsed() < SOON, "{words:?} are not said in time");
+        assert!(started.elapsed() < SOON, "{words:?} are not logged in time");
         std::thread::sleep(Duration::from_millis(20));
     }
     println!("{words:?}: {peak} MiB after {:?}", started.elapsed());
     run.kill();
 }
 
-/// An malicious_server of PostgreSQL, heard as `mirror` connects through it.
+/// A Mirror whose source is a malicious server that attacks once a request contains `words`.
 fn postgres(env: &TestEnv, words: &'static str, attack: Attack) -> Mirror {
     let malicious_server = MaliciousServer::of(env.postgres_port, words, attack);
     let mut mirror = env.mirror(&["t"]);
@@ -61,6 +63,7 @@ fn postgres(env: &TestEnv, words: &'static str, attack: Attack) -> Mirror {
     mirror
 }
 
+/// A Mirror whose destination is a malicious server that attacks once a request contains `words`.
 fn clickhouse(env: &TestEnv, words: &'static str, attack: Attack) -> Mirror {
     let malicious_server = MaliciousServer::of(env.clickhouse.port, words, attack);
     let mut mirror = env.mirror(&["t"]);
@@ -70,9 +73,9 @@ fn clickhouse(env: &TestEnv, words: &'static str, attack: Attack) -> Mirror {
 }
 
 #[test]
-fn postgres_before_the_log_in() {
+fn postgres_before_authentication() {
     let env = env();
-    let attack = |attack: Attack, words: &[&str]| suffers(&env, &postgres(&env, "", attack), words);
+    let attack = |attack: Attack, words: &[&str]| logs_violation(&env, &postgres(&env, "", attack), words);
     attack(Attack::once("HTTP/1.1 400 Bad Request\r\n\r\n"), &["impossible length"]);
     for length in [0, 3, 1 << 30, u32::MAX] {
         attack(Attack::once(head(b'E', length)), &["impossible length"]);
@@ -84,16 +87,16 @@ fn postgres_before_the_log_in() {
 }
 
 #[test]
-fn postgres_after_the_log_in() {
+fn postgres_after_authentication() {
     let env = env();
     // The catalog, read through the SQL driver.
-    let attack = |words: &'static str, attack: Attack, say: &[&str]| {
-        suffers(&env, &postgres(&env, words, attack), say);
+    let attack = |words: &'static str, attack: Attack, violation: &[&str]| {
+        logs_violation(&env, &postgres(&env, words, attack), violation);
     };
     attack("server_version_num", Attack::once(head(b'T', 1 << 30)), &["impossible length"]);
     let notice = notice();
     attack("server_version_num", Attack::endless([], notice.repeat(16)), &["does not end"]);
-    // The copy: a row that is announced takes no memory until it comes.
+    // The copy: an announced row takes no memory until it arrives.
     let both = |tag: u8| frame(tag, b"\x01\0\0");
     let header = frame(b'd', b"PGCOPY\n\xff\r\n\0\0\0\0\0\0\0\0\0");
     let copy = |rest: Vec<u8>| [both(b'H'), header.clone(), rest].concat();
@@ -118,7 +121,7 @@ fn postgres_after_the_log_in() {
     }
 }
 
-/// What never ends is taken in for ever: it is the memory that is bounded.
+/// A copy or a transaction without end is received all the time, in bounded memory.
 #[test]
 fn postgres_without_end() {
     let env = env();
@@ -143,7 +146,7 @@ fn postgres_without_end() {
         let mut mirror = env.mirror(&["t"]);
         mirror.postgres["spec"]["postgres"]["port"] = json!(malicious_server.port);
         let mut run = env.run(&mirror);
-        run.eventually("600 MB to be taken", || malicious_server.sent() > 600_000_000);
+        run.eventually("600 MB to be received", || malicious_server.sent() > 600_000_000);
         let peak = run.peak_memory_mib();
         println!("{words} without end: {peak} MiB");
         assert!(peak < MOST_MEMORY_MIB, "{words}: {peak} MiB");
@@ -159,8 +162,8 @@ fn clickhouse_breaks_http() {
     let ok = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n";
     let chunk = [b"100000\r\n".as_slice(), &megabyte, b"\r\n"].concat();
     let error = "HTTP/1.1 500 Internal Server Error\r\nX-ClickHouse-Exception-Code: 241\r\nTransfer-Encoding: chunked\r\n\r\n";
-    let attack = |words: &'static str, attack: Attack, say: &[&str]| {
-        suffers(&env, &clickhouse(&env, words, attack), say);
+    let attack = |words: &'static str, attack: Attack, violation: &[&str]| {
+        logs_violation(&env, &clickhouse(&env, words, attack), violation);
     };
     for words in ["SELECT version()", "INSERT INTO"] {
         attack(words, Attack::endless(error, chunk.clone()), &["241"]);
@@ -194,7 +197,7 @@ fn clickhouse_breaks_http() {
     );
 }
 
-/// What `verify` reads may be long, but not an error instead of it.
+/// `verify` reads rows of any length, but not an error without end.
 #[test]
 fn clickhouse_answers_verify_with_an_endless_error() {
     let env = env();

@@ -1,13 +1,14 @@
-//! Which row a change belongs to: keys of every type and kind, several changes of one key in one transaction, transactions
-//! that commit in another order than they wrote, and tables that join while transactions are open.
+//! Which row a change belongs to: keys of every type and kind, several changes of one key in one transaction,
+//! transactions that commit in another order than they wrote, and tables that are added while transactions
+//! are open.
 
 use std::{thread, time::Duration};
 
 use nix::{sys::signal::Signal, unistd::Pid};
-
 use serde_json::json;
+use walferry::fault::Reason;
 
-use crate::support::{Pg, Server, TestEnv, eventually};
+use crate::support::{Pg, Server, TestEnv, UNTIL_CAUGHT_UP, eventually};
 
 /// A type that can be a key, six values of it, and the text of a key at the source and at the target.
 struct Key {
@@ -22,7 +23,7 @@ const fn key(name: &'static str, source_type: &'static str, values: [&'static st
     Key { name, source_type, values, source: "format('%s', k)", target: "toString(k)" }
 }
 
-/// Types that travel in binary.
+/// Types that the stream sends in binary form.
 const BINARY: &[Key] = &[
     key("text", "text", ["''", "'a b'", "'A'", "E'it''s\\\\\\n'", "'Ünï 東京'", "repeat('long', 400)"]),
     key("varchar", "varchar(20)", ["'a'", "'b'", "'c '", "'d'", "'e'", "'f'"]),
@@ -105,7 +106,7 @@ const BINARY: &[Key] = &[
     key("double", "double precision", ["0.1", "-0.5", "1000000.5", "0.0001", "123456.75", "2"]),
 ];
 
-/// Types that make the stream send all of their Mirror's columns as text.
+/// Types for which the stream sends all columns of the Mirror as text.
 const TEXT: &[Key] = &[
     key("inet", "inet", ["'10.0.0.1'", "'10.0.0.0/8'", "'::1'", "'10.0.0.2'", "'fe80::/64'", "'0.0.0.0'"]),
     key(
@@ -130,14 +131,14 @@ const CHANGES: &str = "
     BEGIN; DELETE FROM T WHERE k = $6; INSERT INTO T VALUES ($6, NULL, 3); UPDATE T SET big = repeat('z', 9000) WHERE k = $6;
         UPDATE T SET n = n * 2 WHERE k = $6; COMMIT;";
 
-/// For a type of two values.
+/// The same for a type of two values.
 const CHANGES_OF_TWO: &str = "
     UPDATE T SET n = n + 1 WHERE k = $1;
     BEGIN; DELETE FROM T WHERE k = $2; UPDATE T SET k = $2, n = 7 WHERE k = $1; COMMIT;
     BEGIN; INSERT INTO T VALUES ($1, 'new', 8); UPDATE T SET n = 9; COMMIT;";
 
 impl Key {
-    /// How many of the values are there before.
+    /// How many of the values exist before the copy.
     fn copied(&self) -> usize {
         if self.name == "boolean" { 2 } else { 4 }
     }
@@ -152,14 +153,45 @@ impl Key {
     }
 }
 
-/// One table for each type. The large value is not sent with an update that leaves it alone.
+/// Runs statements one by one.
+#[track_caller]
+fn run_sql(client: &mut postgres::Client, statements: &str) {
+    for statement in statements.split(";\n") {
+        client.batch_execute(statement).unwrap_or_else(|error| panic!("{statement}: {error:?}"));
+    }
+}
+
+/// Creates a table with such a key, whose name ends with its replica identity, and its first rows.
+fn create_table(client: &mut postgres::Client, table: &str, key: &Key) {
+    let kind = key.source_type;
+    let create = match table.rsplit('_').next() {
+        Some("index") => format!(
+            "CREATE TABLE {table} (k {kind} NOT NULL UNIQUE, big text, n int);
+             ALTER TABLE {table} REPLICA IDENTITY USING INDEX {table}_k_key"
+        ),
+        Some("full") => format!(
+            "CREATE TABLE {table} (k {kind} PRIMARY KEY, big text, n int); ALTER TABLE {table} REPLICA IDENTITY FULL"
+        ),
+        _ => format!("CREATE TABLE {table} (k {kind} PRIMARY KEY, big text, n int)"),
+    };
+    run_sql(client, &create);
+    run_sql(client, &format!("ALTER TABLE {table} ALTER big SET STORAGE EXTERNAL"));
+    for value in &key.values[..key.copied()] {
+        run_sql(
+            client,
+            &format!("INSERT INTO {table} VALUES ({value}, repeat(md5(({value})::text), 300), 0)"),
+        );
+    }
+}
+
+/// Changes one table for each type. An update that doesn't change the large value is sent without it.
 fn changes_of_keys(keys: &[&Key]) {
     let env = TestEnv::new(Pg::V18);
     env.admin(
         "CREATE EXTENSION citext; CREATE DOMAIN email AS citext CHECK (VALUE LIKE '%@%');
          CREATE TYPE mood AS ENUM ('sad', 'ok', 'it''s', 'd', 'e', 'f')",
     );
-    // What an identity means does not depend on the type.
+    // Three types are enough to test every replica identity, whose meaning doesn't depend on the type.
     let identities = ["default", "index", "full"];
     let tables: Vec<(String, &Key)> = keys
         .iter()
@@ -169,27 +201,8 @@ fn changes_of_keys(keys: &[&Key]) {
         })
         .collect();
     let mut client = env.connect();
-    let mut run_sql = |statements: &str| {
-        for statement in statements.split(";\n") {
-            client.batch_execute(statement).unwrap_or_else(|error| panic!("{statement}: {error:?}"));
-        }
-    };
     for (table, key) in &tables {
-        let kind = key.source_type;
-        run_sql(&match table.rsplit('_').next() {
-            Some("index") => format!(
-                "CREATE TABLE {table} (k {kind} NOT NULL UNIQUE, big text, n int);
-                 ALTER TABLE {table} REPLICA IDENTITY USING INDEX {table}_k_key"
-            ),
-            Some("full") => format!(
-                "CREATE TABLE {table} (k {kind} PRIMARY KEY, big text, n int); ALTER TABLE {table} REPLICA IDENTITY FULL"
-            ),
-            _ => format!("CREATE TABLE {table} (k {kind} PRIMARY KEY, big text, n int)"),
-        });
-        run_sql(&format!("ALTER TABLE {table} ALTER big SET STORAGE EXTERNAL"));
-        for value in &key.values[..key.copied()] {
-            run_sql(&format!("INSERT INTO {table} VALUES ({value}, repeat(md5(({value})::text), 300), 0)"));
-        }
+        create_table(&mut client, table, key);
     }
     let names: Vec<&str> = tables.iter().map(|(name, _)| name.as_str()).collect();
     let mut run = env.streaming(&env.mirror(&names));
@@ -212,7 +225,7 @@ fn changes_of_keys(keys: &[&Key]) {
     };
     compare();
     for (table, key) in &tables {
-        run_sql(&key.changes(table));
+        run_sql(&mut client, &key.changes(table));
     }
     env.settle(&mut run);
     compare();
@@ -241,7 +254,8 @@ fn keys_in_text_form() {
     changes_of_keys(&TEXT.iter().chain(again).collect::<Vec<_>>());
 }
 
-/// Composite keys in another order than the columns, a key that is stored out of line, and much that happens in one transaction.
+/// Composite keys in another order than the columns, a key that is stored out of line, and transactions that
+/// change few rows many times, with savepoints, or prepared.
 #[test]
 fn many_changes_in_one_transaction() {
     crate::needs_own_server!();
@@ -269,7 +283,8 @@ fn many_changes_in_one_transaction() {
          ROLLBACK TO b; INSERT INTO busy VALUES (11, 1, 'kept'); ROLLBACK TO a; UPDATE busy SET n = n + 1 WHERE id = 4;
          SAVEPOINT c; UPDATE busy SET id = 40 WHERE id = 4; RELEASE c; COMMIT",
     );
-    // Prepared, and committed after others have changed the same table; and one that is rolled back.
+    // One transaction is prepared, and committed after others changed the same table; another one is rolled
+    // back.
     let mut client = env.connect();
     for statement in [
         "BEGIN; UPDATE busy SET n = 50 WHERE id = 5; INSERT INTO busy VALUES (12, 0, 'prepared'); PREPARE TRANSACTION 'walferry_one'",
@@ -282,9 +297,6 @@ fn many_changes_in_one_transaction() {
         client.batch_execute(statement).unwrap();
     }
     env.settle(&mut run);
-    let md5 =
-        |text: &str| text.replace("md5(", "lower(hex(MD5(").replace("))", "))))").replace("big)", "big)))");
-    let _ = md5;
     for (table, key, source, target) in [
         ("pair", "a, b", "a, b, n, md5(big)", "a, b, n, lower(hex(MD5(big)))"),
         ("busy", "id", "id, n, md5(big)", "id, n, lower(hex(MD5(big)))"),
@@ -298,12 +310,13 @@ fn many_changes_in_one_transaction() {
     assert_eq!(env.target_value("SELECT n FROM busy FINAL WHERE id = 1"), "1000");
 }
 
-/// A row is written to the log before its unique indexes are checked: so a later writer can be earlier in the log, and is
-/// not earlier in time. Two sessions make the key's new row wait on another index until its old row's delete is committed.
+/// A row is written to the log before its unique indexes are checked, so a transaction may write earlier and
+/// commit later than another. Here the key's new row waits for another index until the delete of its old row
+/// is committed.
 #[test]
 fn commit_order_against_log_order() {
     let env = TestEnv::new(Pg::V18);
-    // The index of the key is made last, so that it is checked last.
+    // The index of the key is created last, so that it is checked last.
     for table in ["inserted", "updated"] {
         env.sql(&format!(
             "CREATE TABLE {table} (id int NOT NULL, code int, v text); CREATE UNIQUE INDEX {table}_code ON {table} (code);
@@ -333,8 +346,8 @@ fn commit_order_against_log_order() {
     }
 }
 
-/// Many changes of few keys in one transaction have one version, so the row inserted last must be the last one: also when the
-/// program is killed between two inserts of the transaction and one of them hangs at a destination that does not answer.
+/// Of many changes of a key with one version, the last one wins, also when the process is killed between two
+/// inserts of the transaction while one of them hangs at a destination that doesn't answer.
 #[test]
 fn equal_versions_over_kills_and_a_hanging_destination() {
     crate::needs_own_server!();
@@ -376,7 +389,7 @@ fn equal_versions_over_kills_and_a_hanging_destination() {
     }
 }
 
-/// A small generator of numbers, so that a run can be repeated.
+/// Pseudo-random numbers, the same in each run.
 struct Random(u64);
 
 impl Random {
@@ -385,16 +398,25 @@ impl Random {
         (self.0 >> 33) % end
     }
 
-    /// Some milliseconds: where in its work the program is then is what is drawn here.
+    /// Sleeps for some milliseconds, so that what follows meets the program at a random point.
     fn pause(&mut self, most: u64) {
         thread::sleep(Duration::from_millis(self.below(most)));
     }
 }
 
-/// Transactions that are open when a table joins a running slot: one that wrote before, before and after, and a prepared one.
-/// The table waits for them, and says so; others don't wait. The same in a resync, and in a table that left and comes back.
+/// Whether a table waits for transactions, with what it waits for.
+fn waits(table: &'static str) -> impl Fn(&serde_json::Value) -> Option<String> {
+    move |status| {
+        let table = status["tables"].as_array()?.iter().find(|entry| entry["name"] == table)?;
+        (table["reason"] == "WaitingForTransactions").then(|| table["message"].as_str().unwrap().to_owned())
+    }
+}
+
+/// Tables are added to a running slot while transactions are open that wrote to them, one of them prepared.
+/// Their copies wait and report it, and other tables don't wait. The same holds for a resync, and for a table
+/// that was removed and is added again.
 #[test]
-fn transactions_open_when_tables_join() {
+fn transactions_open_when_tables_are_added() {
     crate::needs_own_server!();
     let postgres = Server::postgres(Pg::V18, &["-c", "max_prepared_transactions=10"]);
     let env = TestEnv::on(postgres.into(), Server::shared_clickhouse());
@@ -412,17 +434,10 @@ fn transactions_open_when_tables_join() {
     open.batch_execute("BEGIN; INSERT INTO b VALUES (11, 'before'); UPDATE b SET v = 'before' WHERE id = 1; DELETE FROM b WHERE id = 2").unwrap();
     env.sql("BEGIN; INSERT INTO c VALUES (11, 'prepared'); UPDATE c SET id = 20 WHERE id = 1; PREPARE TRANSACTION 'walferry_join'");
     let mut run = env.run(&mirror);
-    let waits = |table: &'static str| {
-        move |status: &serde_json::Value| {
-            let table = status["tables"].as_array()?.iter().find(|entry| entry["name"] == table)?.clone();
-            (table["reason"] == "WaitingForTransactions")
-                .then(|| table["message"].as_str().unwrap().to_owned())
-        }
-    };
     run.until_status("b to wait", waits("b"));
     open.batch_execute("INSERT INTO b VALUES (12, 'after'); UPDATE b SET v = 'after' WHERE id = 3; UPDATE b SET id = 13 WHERE id = 4").unwrap();
     env.sql("INSERT INTO a VALUES (11, 'meanwhile'); INSERT INTO b VALUES (14, 'meanwhile'); UPDATE c SET v = 'meanwhile' WHERE id = 5");
-    eventually("the table that streams to go on", || env.target_value("SELECT count() FROM a FINAL") == "11");
+    eventually("the streaming table to continue", || env.target_value("SELECT count() FROM a FINAL") == "11");
     open.batch_execute("COMMIT").unwrap();
     let message = run.until_status("c to wait for the prepared transaction", waits("c"));
     assert!(message.contains("walferry_join"), "{message}");
@@ -431,7 +446,7 @@ fn transactions_open_when_tables_join() {
     env.settle(&mut run);
     compare();
     run.stop();
-    // A resync waits for them when it makes its slot.
+    // A resync waits for them when it creates its slot.
     open.batch_execute("BEGIN; INSERT INTO a VALUES (30, 'before'); DELETE FROM b WHERE id = 5; UPDATE c SET v = 'open' WHERE id = 6").unwrap();
     let mut again = mirror.clone();
     again.mirror["metadata"]["annotations"] = json!({"walferry.dev/resync": "1"});
@@ -445,25 +460,27 @@ fn transactions_open_when_tables_join() {
     env.settle(&mut run);
     compare();
     run.stop();
-    // What changes while a table is out is not in the stream; its old rows must not stay when it comes back.
+    // Changes are not streamed while a table is removed, so its old rows must not stay when it is added
+    // again.
     env.catch_up(&{
         let mut fewer = env.mirror(&["a", "c"]);
         fewer.mirror["metadata"]["annotations"] = again.mirror["metadata"]["annotations"].clone();
         fewer
     });
     env.sql("DELETE FROM b WHERE id = 3; UPDATE b SET v = 'while out'");
-    env.command("run", &again, &["--until-caught-up", "--http", "127.0.0.1:0"])
+    env.command("run", &again, &UNTIL_CAUGHT_UP)
         .exits(1)
-        .says(&["has rows", "TRUNCATE TABLE"]);
+        .refuses("public.b", Reason::DestinationTableConflict)
+        .says(&["TRUNCATE TABLE"]);
     env.target("TRUNCATE TABLE b");
     env.catch_up(&again);
     compare();
 }
 
-/// A transaction that commits while the slot is being made, into the log before the slot's start, and waits for a synchronous
-/// standby: neither the stream has it nor a copy that does not see it yet.
+/// A transaction commits in the log before the start of a new slot, and stays invisible while it waits for a
+/// synchronous standby. It is not in the stream, so the copy waits until it can see it.
 #[test]
-fn a_commit_that_waits_while_the_slot_is_made() {
+fn an_invisible_commit_while_the_slot_is_created() {
     crate::needs_own_server!();
     let env = TestEnv::on(Server::postgres(Pg::V18, &[]).into(), Server::shared_clickhouse());
     env.sql("CREATE TABLE t (id int PRIMARY KEY); CREATE TABLE other (id int); INSERT INTO t VALUES (1)");
@@ -484,20 +501,20 @@ fn a_commit_that_waits_while_the_slot_is_made() {
     first.batch_execute("COMMIT").unwrap();
     awaited(&mut second);
     env.hold_commits();
-    // Sessions from before hear of the setting when they come to it.
+    // This is a new session, because an existing one notices the changed setting only with its next
+    // statement.
     let mut waiting = env.connect();
     let committing = thread::spawn(move || waiting.batch_execute("INSERT INTO t VALUES (2)"));
     eventually("the commit to wait", || {
         env.source_value("SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'SyncRep'") == "1"
     });
     second.batch_execute("COMMIT").unwrap();
-    eventually("the slot to be made", || {
+    eventually("the slot to be created", || {
         env.source_value("SELECT count(*) FROM pg_replication_slots WHERE confirmed_flush_lsn IS NOT NULL")
             == "1"
     });
-    eventually("the copy to wait", || {
-        run.log().contains("waits for transactions that ran when the slot was made")
-    });
+    // Only the log line about this wait lists transactions.
+    eventually("the copy to wait", || run.log().contains("transactions=["));
     env.release_commits();
     committing.join().unwrap().unwrap();
     run.until_streaming();

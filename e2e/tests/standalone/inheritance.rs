@@ -1,20 +1,13 @@
-//! Tables that others inherit from are refused, also when that begins while they stream.
+//! A table that others inherit from fails alone, also when that begins while it streams.
+
+use walferry::fault::Reason;
 
 use crate::{
     on_both,
-    support::{Pg, Run, TestEnv},
+    support::{Pg, Run, TestEnv, failed_for},
 };
 
-/// A table that fails for it, with the reason that it has at a start.
-#[track_caller]
-fn fails(run: &mut Run, table: &str) {
-    let message = run.until_failed(table);
-    assert!(message.contains(&format!("other tables inherit from public.{table}")), "{message}");
-    assert!(message.contains("copied again automatically"), "{message}");
-    assert_eq!(run.table(table)["reason"], "SourceTableInherited", "{message}");
-}
-
-/// It has all rows, and what was changed while it had failed.
+/// Waits until the tables stream, and have all rows and the changes that were made while they had failed.
 #[track_caller]
 fn recovers(env: &TestEnv, run: &mut Run, tables: &[&str]) {
     run.until_streaming();
@@ -24,7 +17,7 @@ fn recovers(env: &TestEnv, run: &mut Run, tables: &[&str]) {
     }
 }
 
-/// While it streams, and while nobody looks.
+/// Tables begin and cease to inherit from a table while it streams, and while nothing runs.
 fn a_table_that_others_begin_to_inherit_from(pg: Pg) {
     let env = TestEnv::new(pg);
     env.sql(
@@ -36,29 +29,29 @@ fn a_table_that_others_begin_to_inherit_from(pg: Pg) {
     env.sql(
         "CREATE TABLE child () INHERITS (t); CREATE TABLE p_2 PARTITION OF p FOR VALUES FROM (100) TO (200)",
     );
-    fails(&mut run, "t");
+    failed_for(&mut run, "t", Reason::SourceTableInherited);
     env.sql(
         "INSERT INTO t VALUES (2, 'b'); INSERT INTO child VALUES (3, 'c'); DELETE FROM ONLY t WHERE id = 1",
     );
     env.sql("INSERT INTO u VALUES (1, 'a'); INSERT INTO p VALUES (1, 'a'), (101, 'b')");
-    run.eventually("the other tables to go on", || {
+    run.eventually("the other tables to continue", || {
         env.target_value("SELECT count() FROM u FINAL") == "1"
             && env.target_value("SELECT count() FROM p FINAL") == "2"
     });
     env.sql("ALTER TABLE child NO INHERIT t");
     recovers(&env, &mut run, &["t", "u", "p"]);
-    // Its own rows are none of the table's.
+    // Rows of the inheriting table don't belong to the table.
     assert_eq!(env.target_value("SELECT count() FROM t FINAL WHERE id = 3 AND _walferry_deleted = 0"), "0");
 
     env.sql("ALTER TABLE child INHERIT t");
-    fails(&mut run, "t");
+    failed_for(&mut run, "t", Reason::SourceTableInherited);
     env.sql("UPDATE ONLY t SET v = 'c'; DROP TABLE child");
     recovers(&env, &mut run, &["t", "u", "p"]);
     run.stop();
 
     env.sql("CREATE TABLE child () INHERITS (t)");
     let mut run = env.run(&mirror);
-    fails(&mut run, "t");
+    failed_for(&mut run, "t", Reason::SourceTableInherited);
     run.stop();
     env.sql("INSERT INTO t VALUES (5, 'e'); DROP TABLE child");
     let mut run = env.run(&mirror);
@@ -69,16 +62,14 @@ fn a_table_that_others_begin_to_inherit_from(pg: Pg) {
 
 on_both!(a_table_that_others_begin_to_inherit_from);
 
-/// At its first start it has the same reason, and joins once no table inherits from it any more.
+/// At the first start the table fails for the same reason, and is added once no table inherits from it.
 #[test]
-fn a_table_that_others_inherit_from_joins_later() {
+fn a_table_that_others_inherit_from_is_added_later() {
     let env = TestEnv::new(Pg::V18);
     env.sql("CREATE TABLE t (id int PRIMARY KEY, v text); INSERT INTO t VALUES (1, 'a'); CREATE TABLE child () INHERITS (t); CREATE TABLE u (id int PRIMARY KEY, v text)");
     let mirror = env.mirror(&["t", "u"]);
     let mut run = env.run(&mirror);
-    let message = run.until_failed("t");
-    assert!(message.contains("other tables inherit from public.t"), "{message}");
-    assert_eq!(run.table("t")["reason"], "SourceTableInherited", "{message}");
+    failed_for(&mut run, "t", Reason::SourceTableInherited);
     env.sql("ALTER TABLE child NO INHERIT t; INSERT INTO t VALUES (2, 'b')");
     recovers(&env, &mut run, &["t", "u"]);
     run.stop();

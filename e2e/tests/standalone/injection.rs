@@ -1,11 +1,12 @@
-//! Names, filters and expressions that try to become statements of their own, on both sides.
+//! Names, filters and expressions that try to become statements, on both sides.
 
 use postgres::NoTls;
 use serde_json::{Value, json};
+use walferry::fault::Reason;
 
-use crate::support::{Pg, TestEnv};
+use crate::support::{Mirror, Pg, TestEnv, UNTIL_CAUGHT_UP};
 
-/// Names of tables and columns. A canary table stands on both sides; nothing here may touch it.
+/// Names of tables and columns. Both sides have a canary table, which none of these may touch.
 const NAMES: [&str; 14] = [
     "'; DROP TABLE canary; --",
     "\"; DROP TABLE canary; --",
@@ -33,8 +34,9 @@ fn ch(name: &str) -> String {
     format!("`{}`", name.replace('\\', "\\\\").replace('`', "``"))
 }
 
-/// A database and a role of these names at the source, with the tables of [`NAMES`] in a schema of such a name too.
-fn prepare(env: &TestEnv, login: &str, database: &str, schema: &str) -> postgres::Client {
+/// A database and a role of these names at the source, with the tables of [`NAMES`] in a schema of such a
+/// name too.
+fn create_tables(env: &TestEnv, login: &str, database: &str, schema: &str) -> postgres::Client {
     env.admin(&format!("CREATE ROLE {} LOGIN REPLICATION PASSWORD 'a''b\\c\"; --'", pg(login)));
     env.admin(&format!("CREATE DATABASE {} OWNER {}", pg(database), pg(login)));
     let mut config = postgres::Config::new();
@@ -60,7 +62,7 @@ fn names_stay_names() {
     let env = TestEnv::new(Pg::V18);
     let (login, database, schema) =
         ("o'r\"\\; --", &format!("{}'\"\\; --", env.database), "'\"; DROP SCHEMA public CASCADE; --");
-    let mut source = prepare(&env, login, database, schema);
+    let mut source = create_tables(&env, login, database, schema);
     let target = format!("{}'`\\; DROP", env.database);
     env.clickhouse.query("default", &format!("CREATE DATABASE {}", ch(&target)));
     env.clickhouse.query(
@@ -72,7 +74,7 @@ fn names_stay_names() {
     mirror.clickhouse["spec"]["clickhouse"]["database"] = json!(target);
     mirror.secrets[0].1 = json!({"username": login, "password": "a'b\\c\"; --"});
     let tables = NAMES.iter().map(|name| {
-        // A quote behind a backslash is not taken in expressions, so these can't be named in one.
+        // Expressions with a quote after a backslash are refused, so these names can't be used in one.
         let partition =
             if name.contains('\\') { "tuple()".to_owned() } else { format!("cityHash64({}) % 2", ch(name)) };
         json!({"schema": schema, "name": name, "target": {"table": name},
@@ -129,21 +131,41 @@ fn names_stay_names() {
     env.admin(&format!("DROP ROLE {}", pg(login)));
 }
 
-#[test]
-fn expressions_stay_expressions() {
+/// A table `t`, and a canary table on both sides.
+fn with_canaries() -> TestEnv {
     let env = TestEnv::new(Pg::V18);
     env.sql(
         "CREATE TABLE canary (id int); CREATE TABLE t (id int PRIMARY KEY, v text, at timestamp); INSERT INTO t VALUES (1, 'a', now())",
     );
     env.target("CREATE TABLE canary (id Int8) ENGINE = MergeTree ORDER BY id");
-    let refused = |code: i32, change: Value, words: &[&str]| {
-        let mut mirror = env.mirror(&["t"]);
-        mirror.table(0).as_object_mut().unwrap().extend(change.as_object().unwrap().clone());
-        env.command("check", &mirror, &[]).exits(code).says(words);
-        let run = env.command("run", &mirror, &["--until-caught-up", "--http", "127.0.0.1:0"]);
-        run.exits(code).says(words);
+    env
+}
+
+/// A Mirror of `t` whose entry has these fields too.
+fn changed(env: &TestEnv, change: &Value) -> Mirror {
+    let mut mirror = env.mirror(&["t"]);
+    mirror.table(0).as_object_mut().unwrap().extend(change.as_object().unwrap().clone());
+    mirror
+}
+
+/// The canaries are unchanged, and only `t` was ever published.
+#[track_caller]
+fn assert_canaries(env: &TestEnv) {
+    assert_eq!(env.source_value("SELECT count(*) FROM canary"), "0");
+    assert_eq!(env.target("SELECT count() FROM canary"), "0\n");
+    assert_eq!(env.source_value("SELECT count(*) FROM pg_publication_tables WHERE tablename <> 't'"), "0");
+}
+
+/// Expressions that are more than an expression are refused when the file is read, with the field's name.
+#[test]
+fn statements_are_no_expressions() {
+    let env = with_canaries();
+    let invalid = |change: Value, field: &str| {
+        let mirror = changed(&env, &change);
+        env.command("check", &mirror, &[]).exits(2).says(&[field]);
+        env.command("run", &mirror, &UNTIL_CAUGHT_UP).exits(2).says(&[field]);
     };
-    // What would close the parenthesis, and what would publish another table along with this one.
+    // These would close the parenthesis, or publish another table together with this one.
     for filter in [
         "true) ; DROP TABLE canary; --",
         "true), TABLE public.canary WHERE (true",
@@ -153,9 +175,8 @@ fn expressions_stay_expressions() {
         "true /*",
         "true\0",
     ] {
-        refused(2, json!({"where": filter}), &["spec.tables[0].where"]);
+        invalid(json!({"where": filter}), "spec.tables[0].where");
     }
-    refused(1, json!({"where": "pg_sleep(9) IS NULL"}), &["function"]);
     for expression in [
         "id) ORDER BY id AS SELECT * FROM canary --",
         "id) SETTINGS storage_policy = 'other' --",
@@ -165,28 +186,42 @@ fn expressions_stay_expressions() {
         "x'4\\') ORDER BY (id '",
         "\u{2018}) ORDER BY (id\u{2019}",
     ] {
-        refused(2, json!({"engine": {"partitionBy": expression}}), &["engine.partitionBy"]);
-        refused(2, json!({"engine": {"ttl": expression}}), &["engine.ttl"]);
+        invalid(json!({"engine": {"partitionBy": expression}}), "engine.partitionBy");
+        invalid(json!({"engine": {"ttl": expression}}), "engine.ttl");
     }
     for name in ["a = 1, b", "A", "a;", ""] {
-        refused(2, json!({"engine": {"settings": {name: "1"}}}), &["engine.settings"]);
+        invalid(json!({"engine": {"settings": {name: "1"}}}), "engine.settings");
     }
-    refused(1, json!({"engine": {"orderBy": ["id) ORDER BY (v"]}}), &["orderBy"]);
+    assert_canaries(&env);
+}
+
+/// What the file's rules accept is refused by the checks of both servers, or stays an expression.
+#[test]
+fn expressions_stay_expressions() {
+    let env = with_canaries();
+    let refused = |change: Value, reason: Reason, field: &str| {
+        let mirror = changed(&env, &change);
+        env.command("check", &mirror, &[]).exits(1).says(&[field]);
+        env.command("run", &mirror, &UNTIL_CAUGHT_UP).exits(1).refuses("public.t", reason).says(&[field]);
+    };
+    refused(json!({"where": "pg_sleep(9) IS NULL"}), Reason::SourceRowFilterInvalid, "where");
+    refused(json!({"engine": {"orderBy": ["id) ORDER BY (v"]}}), Reason::SourceUnknownColumn, "orderBy");
     for text in [
         "String) ENGINE = Null --",
         "DateTime64(3, 'UTC\\')')",
         "Enum8('a' = 1)",
         "String DEFAULT (SELECT 1)",
     ] {
-        refused(1, json!({"columns": {"types": {"v": text}}}), &["columns.types"]);
+        let change = json!({"columns": {"types": {"v": text}}});
+        refused(change, Reason::DestinationTypeUnsupported, "columns.types");
     }
-    // A value is always a value: ClickHouse knows no such policy.
+    // The value of a setting stays a value, so ClickHouse refuses a storage policy of that name.
     let mut mirror = env.mirror(&["t"]);
     mirror.table(0)["engine"] = json!({"settings": {"storage_policy": "default' AS SELECT 1 --"}});
-    let run = env.command("run", &mirror, &["--until-caught-up", "--http", "127.0.0.1:0"]);
-    run.exits(1).says(&["storage policy", "engine"]);
+    let run = env.command("run", &mirror, &UNTIL_CAUGHT_UP).exits(1);
+    run.refuses("public.t", Reason::DestinationStatementRefused).says(&["engine"]);
     env.command("teardown", &mirror, &[]).exits(0);
-    // What is an expression works, whatever is quoted in it.
+    // Valid expressions work, whatever is quoted in them.
     let mut mirror = env.mirror(&["t"]);
     let table = mirror.table(0);
     table["where"] = json!("id > 0 AND (id <> 5 OR id = 7) -- it's ) ; fine");
@@ -195,7 +230,5 @@ fn expressions_stay_expressions() {
     env.catch_up(&mirror);
     env.assert_table("t", "id", "id");
     env.verify(&mirror);
-    assert_eq!(env.source_value("SELECT count(*) FROM canary"), "0");
-    assert_eq!(env.target("SELECT count() FROM canary"), "0\n");
-    assert_eq!(env.source_value("SELECT count(*) FROM pg_publication_tables WHERE tablename <> 't'"), "0");
+    assert_canaries(&env);
 }

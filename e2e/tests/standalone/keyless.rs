@@ -1,20 +1,23 @@
-//! Tables that nothing names the rows of: each row is there as often as at the source, whatever is killed meanwhile.
+//! Tables without a key: each row is at the destination as often as at the source, whatever is killed
+//! meanwhile.
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use serde_json::json;
+use walferry::fault::{Reason, Side};
 
 use crate::{
     on_both,
-    support::{Direction, Mirror, Pg, Proxy, Server, TestEnv, Writer, eventually},
+    support::{Direction, Mirror, Pg, Proxy, Server, TestEnv, Writer, eventually, failed_for, stalled_for},
 };
 
-/// Columns of every sort, and a value that is stored out of line and not sent again by an update that leaves it alone.
+/// Columns of every kind, with a value that is stored out of line and not sent by an update that doesn't
+/// change it.
 const TABLE: &str =
     "CREATE TABLE t (n int, v text, f float8, d numeric(9, 2), at timestamptz, tags int[], big text);
     ALTER TABLE t REPLICA IDENTITY FULL; ALTER TABLE t ALTER big SET STORAGE EXTERNAL;";
 
-/// How often each row is there, by SQL on both sides. An array that is NULL is an empty one at the destination.
+/// Compares how often each row exists, by SQL on both sides. A NULL array is an empty one at the destination.
 #[track_caller]
 fn assert_counts(env: &TestEnv, table: &str) {
     env.assert_same(
@@ -32,7 +35,7 @@ fn assert_counts(env: &TestEnv, table: &str) {
     );
 }
 
-/// Small numbers in the order of a seed.
+/// Small pseudo-random numbers, the same for the same seed.
 struct Numbers(u64);
 
 impl Numbers {
@@ -46,7 +49,7 @@ impl Numbers {
     }
 }
 
-/// What an application does with table `t`, whose rows are few different ones, each there often.
+/// What an application does with table `t`, which has few different rows, each of them often.
 fn application(seed: u64) -> String {
     let mut numbers = Numbers(seed);
     let mut value = |end| numbers.below(end).to_string();
@@ -76,13 +79,14 @@ fn keyless(env: &TestEnv) -> Mirror {
     env.mirror(&["t"])
 }
 
-/// Equal rows, of which one goes; rows of nothing but NULL; updates that change all, one, or no column; TRUNCATE; all twice in a transaction.
+/// One of several equal rows is deleted; rows consist of NULL alone; updates change all columns, one, or
+/// none; TRUNCATE runs twice in a transaction.
 fn every_change(pg: Pg) {
     let env = TestEnv::new(pg);
     let mirror = keyless(&env);
     env.sql("INSERT INTO t SELECT n % 7, 'v', 0.5, 1.5, to_timestamp(0), '{1}', repeat(md5((n % 7)::text), 200) FROM generate_series(1, 1000) n;
         INSERT INTO t SELECT FROM generate_series(1, 3)");
-    env.command("check", &mirror, &[]).exits(0).says(&["without a key"]);
+    env.command("check", &mirror, &[]).exits(0).finds("ok", "public.t", "replica identity");
     let mut run = env.streaming(&mirror);
     assert_counts(&env, "t");
     env.sql("DELETE FROM t WHERE ctid = (SELECT min(ctid) FROM t WHERE n = 3);
@@ -92,7 +96,7 @@ fn every_change(pg: Pg) {
     env.sql("BEGIN; INSERT INTO t VALUES (7), (7); UPDATE t SET n = 8 WHERE n = 7; DELETE FROM t WHERE n = 8; INSERT INTO t VALUES (7); COMMIT");
     env.settle(&mut run);
     assert_counts(&env, "t");
-    // Columns come and go, and whoever counts the rows of the columns that are there finds them.
+    // Columns are added and dropped; a count over the present columns finds the same rows.
     env.sql("ALTER TABLE t ADD more int DEFAULT 5; INSERT INTO t (n) VALUES (4), (4); UPDATE t SET more = 6 WHERE n = 3; ALTER TABLE t DROP d;
         DELETE FROM t WHERE ctid = (SELECT min(ctid) FROM t WHERE n = 3); INSERT INTO t (n) VALUES (9)");
     env.settle(&mut run);
@@ -103,7 +107,8 @@ fn every_change(pg: Pg) {
         );
     };
     counts();
-    // Behind the new columns: an ALTER TABLE behind a TRUNCATE could as well have rewritten the table, which is copied anew then.
+    // TRUNCATE follows the new columns here, because an ALTER TABLE that follows a TRUNCATE may have
+    // rewritten the table, which is copied again then.
     env.sql("BEGIN; INSERT INTO t VALUES (1); TRUNCATE t; INSERT INTO t VALUES (2), (2); TRUNCATE t; INSERT INTO t VALUES (3), (3); COMMIT; INSERT INTO t VALUES (3)");
     env.settle(&mut run);
     run.until_streaming();
@@ -114,7 +119,8 @@ fn every_change(pg: Pg) {
 
 on_both!(every_change);
 
-/// What was not heard of is there after a resync, and what is there too much or too little is found.
+/// `verify` finds missing and surplus rows, and a resync removes the differences, also those of changes that
+/// were never received.
 #[test]
 fn verify_and_resync() {
     let env = TestEnv::new(Pg::V18);
@@ -143,7 +149,7 @@ fn verify_and_resync() {
     run.kill();
     env.catch_up(&mirror);
     assert_counts(&env, "t");
-    // While the application writes.
+    // `verify` also succeeds while the application writes.
     let mut run = env.streaming(&mirror);
     let writer = Writer::start(env.connect(), application);
     env.verify(&mirror);
@@ -152,18 +158,22 @@ fn verify_and_resync() {
     assert_counts(&env, "t");
 }
 
-/// What can't be mirrored without a key says so, before or when it is met, and the others go on.
+/// A table without a key needs REPLICA IDENTITY FULL. Without it the table is refused, or fails alone when it
+/// loses that identity.
 #[test]
-fn what_is_lost_without_whole_old_rows() {
+fn tables_need_whole_old_rows() {
     let env = TestEnv::new(Pg::V18);
     let mut mirror = keyless(&env);
     env.sql("CREATE TABLE other (id int PRIMARY KEY); CREATE TABLE nothing (v text)");
     mirror.mirror["spec"]["tables"] = json!([{"schema": "public", "name": "t"}, {"schema": "public", "name": "other"},
         {"schema": "public", "name": "nothing"}]);
-    env.command("check", &mirror, &[]).exits(1).says(&["public.nothing", "REPLICA IDENTITY FULL"]);
+    env.command("check", &mirror, &[])
+        .exits(1)
+        .finds("FAILURE", "public.nothing", "replica identity")
+        .says(&["REPLICA IDENTITY FULL"]);
     mirror.mirror["spec"]["tables"].as_array_mut().unwrap().pop();
     let mut run = env.streaming(&mirror);
-    // A key that comes later changes nothing.
+    // A key that is added later changes nothing.
     env.sql("INSERT INTO t VALUES (1), (1); DELETE FROM t WHERE ctid = (SELECT min(ctid) FROM t); ALTER TABLE t ADD PRIMARY KEY (n); UPDATE t SET v = 'x'");
     env.settle(&mut run);
     assert_counts(&env, "t");
@@ -171,8 +181,8 @@ fn what_is_lost_without_whole_old_rows() {
     env.verify(&mirror);
     let mut run = env.streaming(&mirror);
     env.sql("ALTER TABLE t REPLICA IDENTITY DEFAULT; UPDATE t SET v = 'y'; INSERT INTO other VALUES (1)");
-    let message = run.until_failed("t");
-    assert!(message.contains("REPLICA IDENTITY FULL"), "{message}");
+    let failure = failed_for(&mut run, "t", Reason::SourceSchemaChanged);
+    assert!(failure.sql(Side::Source).contains("REPLICA IDENTITY FULL"), "{failure:?}");
     env.settle(&mut run);
     env.assert_table("other", "id", "id");
     run.stop();
@@ -191,10 +201,11 @@ fn drop_slot(env: &TestEnv) {
     eventually("the slot to be dropped", || env.connect_admin().batch_execute(drop).is_ok());
 }
 
-/// What a transaction did to a table that joins is left out of the stream while the copy waits for older transactions, and its commit is not
-/// yet seen by others when the wait is over: it waits for a synchronous standby that is not there. The copy's snapshot must see it.
+/// A table is added while a transaction is open, so its copy waits. A second transaction commits meanwhile
+/// and is not part of the stream, and as it waits for a missing synchronous standby it is still invisible
+/// when the first one ends. The copy's snapshot must contain it.
 #[test]
-fn committed_but_not_yet_seen() {
+fn committed_but_not_yet_visible() {
     crate::needs_own_server!();
     let env = TestEnv::on(Server::postgres(Pg::V18, &[]).into(), Server::shared_clickhouse());
     for role in [&env.database, "postgres"] {
@@ -212,18 +223,16 @@ fn committed_but_not_yet_seen() {
         let waiting = "SELECT count(*) FROM pg_publication_tables WHERE tablename = 't'";
         (env.source_value(waiting) == "1").then_some(())
     });
-    eventually("the wait to be told", || {
-        run.table("t")["message"].as_str().is_some_and(|m| m.contains("waits for"))
-    });
-    let mut unseen = env.connect();
-    let pid = unseen.query_one("SELECT pg_backend_pid()", &[]).unwrap().get::<_, i32>(0);
+    eventually("the wait to be reported", || run.table("t")["reason"] == "WaitingForTransactions");
+    let mut invisible = env.connect();
+    let pid = invisible.query_one("SELECT pg_backend_pid()", &[]).unwrap().get::<_, i32>(0);
     let waits = std::thread::spawn(move || {
-        unseen.batch_execute("SET synchronous_commit = on; INSERT INTO t VALUES (3), (3), (3)")
+        invisible.batch_execute("SET synchronous_commit = on; INSERT INTO t VALUES (3), (3), (3)")
     });
     let waiting =
         format!("SELECT count(*) FROM pg_stat_activity WHERE pid = {pid} AND wait_event = 'SyncRep'");
     eventually("the wait for the standby", || env.source_value(&waiting) == "1");
-    // Behind it in the log.
+    // These commits are later in the log.
     env.sql("INSERT INTO other VALUES (1); INSERT INTO t VALUES (4)");
     eventually("the stream", || env.target_value("SELECT count() FROM other") == "1");
     older.batch_execute("COMMIT").unwrap();
@@ -237,9 +246,10 @@ fn committed_but_not_yet_seen() {
     assert_counts(&env, "t");
 }
 
-/// A copy that is given up for the application's ALTER TABLE says so, and begins again.
+/// A copy that would block the application's ALTER TABLE gives up its snapshot, logs the reason, and starts
+/// again.
 #[test]
-fn a_snapshot_that_is_given_up_is_named() {
+fn a_snapshot_given_up_for_alter_table() {
     let env = TestEnv::new(Pg::V18);
     let mut mirror = keyless(&env);
     env.sql("INSERT INTO t SELECT i % 50, md5(i::text), 0, 0, to_timestamp(0), '{}', repeat(md5(i::text), 20) FROM generate_series(1, 30000) i");
@@ -261,7 +271,7 @@ fn a_snapshot_that_is_given_up_is_named() {
     assert_counts(&env, "t");
 }
 
-/// Killed at random moments of copy and stream, while the application goes on.
+/// Killed at random points of the copy and of the stream, while the application writes.
 #[test]
 fn killed_at_random() {
     let env = TestEnv::new(Pg::V18);
@@ -300,27 +310,31 @@ fn killed_at_random() {
     env.verify(&mirror);
 }
 
-/// Inserts alone, of a table that nothing names the rows of and of one that has a key: the application updates and deletes as it likes.
+/// Only inserts are mirrored, of a table without a key and of one with a key, while the application also
+/// updates and deletes.
 #[test]
 fn inserts_alone() {
     let env = TestEnv::new(Pg::V18);
     env.sql("CREATE TABLE log (line text, n int); CREATE TABLE events (id int PRIMARY KEY, n int); CREATE TABLE other (id int PRIMARY KEY, v text);
         INSERT INTO log VALUES ('a', 1), ('a', 1), (NULL, NULL); INSERT INTO events SELECT i, 0 FROM generate_series(1, 100) i");
     let mut mirror = env.mirror(&["log", "events", "other"]);
-    env.command("check", &mirror, &[]).exits(1).says(&["public.log", "replica identity"]);
+    env.command("check", &mirror, &[]).exits(1).finds("FAILURE", "public.log", "replica identity");
     for table in 0..2 {
         mirror.table(table)["operations"] = json!(["Insert", "Truncate"]);
     }
     mirror.table(1)["engine"] = json!({"orderBy": ["n", "id"]});
     mirror.table(1)["where"] = json!("n < 9");
     env.sql("ALTER TABLE events ALTER n SET NOT NULL");
-    // The second publication must be older than the slot.
+    // The publication for inserts must be older than the slot.
     let first = env.mirror(&["other"]);
     env.catch_up(&first);
-    env.command("check", &mirror, &[]).exits(1).says(&["as old as the slot", "walferry.dev/resync"]);
+    env.command("check", &mirror, &[])
+        .exits(1)
+        .finds("FAILURE", "source", "publication")
+        .says(&["walferry.dev/resync"]);
     env.command("teardown", &first, &[]).exits(0);
     env.target("DROP TABLE other SYNC");
-    env.command("check", &mirror, &[]).exits(0).says(&["only inserts"]);
+    env.command("check", &mirror, &[]).exits(0).finds("ok", "public.log", "replica identity");
     let run = env.streaming(&mirror);
     let application = "INSERT INTO log VALUES ('a', 1), ('b', 2); UPDATE log SET n = 3; DELETE FROM log WHERE line = 'b';
         INSERT INTO events SELECT i, 8 FROM generate_series(101, 110) i; UPDATE events SET n = 9 WHERE id < 3; DELETE FROM events WHERE id = 50;
@@ -336,12 +350,11 @@ fn inserts_alone() {
     env.sql("BEGIN; INSERT INTO log VALUES ('gone'); TRUNCATE log; INSERT INTO log VALUES ('c', 4); COMMIT");
     env.settle(&mut run);
     assert_eq!(env.target(log), "c\t4\t1\n");
-    // Whoever has updates published breaks the application, and is told.
+    // A publication that also sends updates would break the application's UPDATE, so the Mirror stalls.
     let publication = format!("{}_inserts", run.status()["publicationName"].as_str().unwrap());
     env.sql(&format!("ALTER PUBLICATION {publication} SET (publish = 'insert, update, truncate')"));
-    let (reason, message) = run.until_stalled();
-    assert_eq!(reason, "SourcePublicationChanged");
-    assert!(message.contains(&publication), "{message}");
+    let failure = stalled_for(&mut run, Reason::SourcePublicationChanged);
+    assert!(failure.message.contains(&publication), "{failure:?}");
     run.stop();
     mirror.mirror["metadata"]["annotations"] = json!({"walferry.dev/resync": "1"});
     env.catch_up(&mirror);
@@ -352,7 +365,7 @@ fn inserts_alone() {
     assert_eq!(env.source_value("SELECT count(*) FROM pg_publication"), "0");
 }
 
-/// Rows that move between partitions, and those that enter and leave by a filter on any column.
+/// Rows that move between partitions, and rows that enter and leave a filter on any column.
 #[test]
 fn partitions_and_filters() {
     let env = TestEnv::new(Pg::V18);
@@ -361,7 +374,10 @@ fn partitions_and_filters() {
         CREATE TABLE f (n int, v text); ALTER TABLE f REPLICA IDENTITY FULL; INSERT INTO f SELECT i % 3, 'v' FROM generate_series(1, 300) i");
     let mut mirror = env.mirror(&["t", "f"]);
     mirror.table(1)["where"] = json!("v <> 'hidden'");
-    env.command("check", &mirror, &[]).exits(1).says(&["partition public.t1", "REPLICA IDENTITY FULL"]);
+    env.command("check", &mirror, &[])
+        .exits(1)
+        .finds("FAILURE", "public.t", "replica identity")
+        .says(&["public.t1", "REPLICA IDENTITY FULL"]);
     env.sql("ALTER TABLE t1 REPLICA IDENTITY FULL; ALTER TABLE t2 REPLICA IDENTITY FULL");
     let mut run = env.streaming(&mirror);
     for table in ["t", "f"] {
@@ -377,15 +393,15 @@ fn partitions_and_filters() {
     };
     counts("t", "true");
     counts("f", "v <> 'hidden'");
-    // A partition that comes with rows, one that is new, and one that goes: what the stream has no rows of.
+    // The rows of an attached or detached partition are not in the stream.
     env.sql("CREATE TABLE t3 (n int, v text); ALTER TABLE t3 REPLICA IDENTITY FULL; INSERT INTO t3 SELECT 3, 'came' FROM generate_series(1, 5);
         ALTER TABLE t ATTACH PARTITION t3 FOR VALUES IN (3); INSERT INTO t VALUES (3, 'later')");
-    run.eventually("what was attached", || {
+    run.eventually("the attached rows", || {
         env.target_value("SELECT sum(_walferry_sign) FROM t FINAL WHERE n = 3") == "6"
     });
     env.sql("CREATE TABLE t4 PARTITION OF t FOR VALUES IN (4); ALTER TABLE t4 REPLICA IDENTITY FULL; INSERT INTO t VALUES (4, 'new'), (4, 'new');
         ALTER TABLE t DETACH PARTITION t1; INSERT INTO t VALUES (3, 'last')");
-    run.eventually("what was detached to go", || {
+    run.eventually("the detached rows to be removed", || {
         let of = |n| format!("sumIf(_walferry_sign, n = {n})");
         env.target(&format!("SELECT {}, {}, {} FROM t FINAL", of(1), of(3), of(4))) == "0\t7\t2\n"
     });
@@ -403,7 +419,7 @@ fn partitions_and_filters() {
     env.verify(&mirror);
 }
 
-/// Inserts that ClickHouse has written in part, to some of its partitions, are completed.
+/// Inserts that ClickHouse has stored only in some of its partitions when it is killed are completed.
 #[test]
 fn destination_killed() {
     crate::needs_own_server!();

@@ -1,5 +1,6 @@
-//! Much at once: a transaction of millions of rows, thousands of tables, thousands of transactions a second. `./e2e/tools/large` runs
-//! these tests in full size and prints what they measure; `./e2e/test` runs them small.
+//! Large workloads: a transaction of millions of rows, thousands of tables, thousands of transactions a
+//! second. `./e2e/tools/large` runs these tests in full size and prints what they measure; `./e2e/test` runs
+//! them small.
 
 use std::time::{Duration, Instant};
 
@@ -16,15 +17,15 @@ fn full_size() -> bool {
     std::env::var_os("E2E_LARGE").is_some()
 }
 
-/// Databases in servers of their own, which have their processors to themselves as far as these tests go.
+/// Databases in servers of their own, which no other test uses.
 fn env() -> TestEnv {
     let postgres = Server::postgres(Pg::V18, &["-c", "max_wal_size=16GB", "-c", "shared_buffers=512MB"]);
     TestEnv::on(postgres.into(), Server::clickhouse(&[]).into())
 }
 
-/// Waits as long as it takes, as long as walferry lives; gives the seconds.
+/// Waits while walferry runs, for longer than other tests may wait; gives the seconds.
 #[track_caller]
-fn patiently(run: &mut Run, awaited: &str, mut holds: impl FnMut(&mut Run) -> bool) -> f64 {
+fn wait_until(run: &mut Run, awaited: &str, mut holds: impl FnMut(&mut Run) -> bool) -> f64 {
     let started = Instant::now();
     let limit = Duration::from_secs(size(90, 1800));
     while !holds(run) {
@@ -43,10 +44,10 @@ fn durable(run: &mut Run) -> u64 {
 #[track_caller]
 fn arrival(env: &TestEnv, run: &mut Run) -> f64 {
     let lsn = env.lsn();
-    patiently(run, "all to arrive", |run| durable(run) >= lsn)
+    wait_until(run, "all to arrive", |run| durable(run) >= lsn)
 }
 
-/// A sum over a hash of each row, so that rows which are missing, other, or there twice show.
+/// Compares a sum over a hash of each row, which differs when rows are missing, changed or duplicated.
 fn assert_same_rows(env: &TestEnv, table: &str, columns: &str) {
     env.assert_same(
         &format!("SELECT count(*), coalesce(sum(('x' || left(md5(concat_ws(',', {columns})), 8))::bit(32)::bigint), 0) FROM {table}"),
@@ -57,7 +58,8 @@ fn assert_same_rows(env: &TestEnv, table: &str, columns: &str) {
     );
 }
 
-/// Gives each insert into `rows` a third of a second more: a small transaction is over before walferry can be killed in its middle.
+/// Delays each insert into `rows` by 0.3 s, so that walferry can be killed in the middle of a small
+/// transaction.
 fn slow_down(env: &TestEnv) {
     env.target("CREATE TABLE slow (id Int64, nap UInt8) ENGINE = Null");
     env.target(
@@ -93,7 +95,7 @@ fn transaction() {
         env.sql(&statement);
         let end = env.lsn();
         let changed = "SELECT bitShiftRight(max(_walferry_version), 12) * 8 FROM rows";
-        let seen = patiently(&mut run, "the first rows", |_| {
+        let seen = wait_until(&mut run, "the first rows", |_| {
             env.target_value(changed).parse::<u64>().unwrap() > before
         });
         let confirmed = durable(&mut run);
@@ -118,30 +120,30 @@ fn transaction() {
     run.stop();
 }
 
-/// What both servers have been asked so far: transactions at the source, queries at the destination.
-struct Asked {
+/// The load on both servers so far: transactions at the source, queries at the destination.
+struct Load {
     transactions: i64,
     queries: i64,
 }
 
-impl Asked {
-    fn now(env: &TestEnv) -> Asked {
+impl Load {
+    fn now(env: &TestEnv) -> Load {
         let sql = "SELECT pg_stat_clear_snapshot(), xact_commit FROM pg_stat_database WHERE datname = current_database()";
         let transactions = env.source_value(sql).split('\t').next_back().unwrap().parse().unwrap();
         let queries =
             env.target_value("SELECT value FROM system.events WHERE event = 'Query'").parse().unwrap();
-        Asked { transactions, queries }
+        Load { transactions, queries }
     }
 
     fn since(&self, env: &TestEnv) -> String {
-        let now = Asked::now(env);
+        let now = Load::now(env);
         let (transactions, queries) = (now.transactions - self.transactions, now.queries - self.queries);
         format!("{transactions} transactions at the source, {queries} queries at the destination")
     }
 }
 
-/// Seconds of a processor that the process has used.
-fn processor_seconds(run: &Run) -> f64 {
+/// CPU seconds that the process has used.
+fn cpu_seconds(run: &Run) -> f64 {
     let stat = std::fs::read_to_string(format!("/proc/{}/stat", run.pid())).unwrap();
     let fields: Vec<&str> = stat.rsplit(')').next().unwrap().split_whitespace().collect();
     let ticks = |index: usize| fields[index].parse::<f64>().unwrap();
@@ -155,13 +157,13 @@ fn all_stream(run: &mut Run, count: u64) -> bool {
 }
 
 fn check_thousands(env: &TestEnv, mirror: &Mirror) {
-    let (asked, started) = (Asked::now(env), Instant::now());
+    let (before, started) = (Load::now(env), Instant::now());
     let file = env.write(mirror);
     walferry(&["check", "-f", file.to_str().unwrap()]).exits(0);
-    println!("check: {:.1} s; {}", started.elapsed().as_secs_f64(), asked.since(env));
+    println!("check: {:.1} s; {}", started.elapsed().as_secs_f64(), before.since(env));
 }
 
-/// Thousands of tables in one Mirror: copied, streamed, taken up again.
+/// Thousands of tables in one Mirror: copied, streamed, and streamed again after a restart.
 #[test]
 fn tables() {
     crate::needs_own_server!();
@@ -184,10 +186,10 @@ fn tables() {
         );
     };
 
-    let asked = Asked::now(&env);
+    let before = Load::now(&env);
     let mut run = env.run(&mirror);
-    let seconds = patiently(&mut run, "all tables to stream", |run| all_stream(run, count));
-    println!("made and copied: {seconds:.1} s; {}; {} MiB", asked.since(&env), run.peak_memory_mib());
+    let seconds = wait_until(&mut run, "all tables to stream", |run| all_stream(run, count));
+    println!("made and copied: {seconds:.1} s; {}; {} MiB", before.since(&env), run.peak_memory_mib());
     arrival(&env, &mut run);
     same();
 
@@ -199,14 +201,15 @@ fn tables() {
         ));
     };
     for (what, set, commit) in [("one transaction", "4", ""), ("a transaction a table", "5", "COMMIT;")] {
-        let asked = Asked::now(&env);
+        let before = Load::now(&env);
         write(set, commit);
         let seconds = arrival(&env, &mut run);
-        // A connection that was used lives for two seconds more: those of all inserts at the same time are among them.
+        // A used connection stays open for two seconds, so the connections of all concurrent inserts are
+        // counted.
         let files = std::fs::read_dir(format!("/proc/{}/fd", run.pid())).unwrap().count();
         println!(
             "rows for all tables in {what}: {seconds:.1} s to arrive; {}; {files} open files",
-            asked.since(&env)
+            before.since(&env)
         );
         assert!(files < 64, "{files} open files: inserts are not bounded");
     }
@@ -219,25 +222,21 @@ fn tables() {
     );
     run.kill();
 
-    let asked = Asked::now(&env);
+    let before = Load::now(&env);
     let mut run = env.run(&mirror);
     write("6", "");
     let seconds = arrival(&env, &mut run);
     assert!(all_stream(&mut run, count), "a table does not stream after a restart");
     println!(
         "started again: {seconds:.1} s until new rows arrived; {}; {} MiB",
-        asked.since(&env),
+        before.since(&env),
         run.peak_memory_mib()
     );
     same();
     if full_size() {
-        let (asked, used) = (Asked::now(&env), processor_seconds(&run));
+        let (before, used) = (Load::now(&env), cpu_seconds(&run));
         std::thread::sleep(Duration::from_secs(60));
-        println!(
-            "a quiet minute: {}; {:.2} s of a processor",
-            asked.since(&env),
-            processor_seconds(&run) - used
-        );
+        println!("an idle minute: {}; {:.2} CPU seconds", before.since(&env), cpu_seconds(&run) - used);
     }
     assert!(run.peak_memory_mib() <= 256, "{} MiB", run.peak_memory_mib());
     run.stop();
@@ -247,7 +246,7 @@ fn body(run: &mut Run, path: &str) -> usize {
     run.http(path).unwrap().1.len()
 }
 
-/// Transactions of one row each, far more a second than inserts can be.
+/// Transactions of one row each, many more a second than ClickHouse takes inserts.
 #[test]
 fn tiny() {
     crate::needs_own_server!();
@@ -264,11 +263,11 @@ fn tiny() {
     );
     let mirror = env.mirror(&["ticks"]);
     let mut run = env.streaming(&mirror);
-    let (asked, used, started) = (Asked::now(&env), processor_seconds(&run), Instant::now());
+    let (before, used, started) = (Load::now(&env), cpu_seconds(&run), Instant::now());
     let mut client = env.connect();
     client.batch_execute("SET synchronous_commit = off").unwrap();
     client.batch_execute(&format!("CALL tick({seconds}, {per_second})")).unwrap();
-    // The last ones are in the log on disk when one behind them is.
+    // A synchronous record behind the last transactions flushes them to the log.
     client
         .batch_execute("SET synchronous_commit = on; SELECT pg_logical_emit_message(true, '', '')")
         .unwrap();
@@ -277,9 +276,9 @@ fn tiny() {
     let behind = arrival(&env, &mut run);
     let total = seconds * per_second;
     println!(
-        "{total} transactions in {wrote:.1} s; lag {lag} at the end, {behind:.1} s until all had arrived; {}; {:.1} s of a processor; {} MiB",
-        asked.since(&env),
-        processor_seconds(&run) - used,
+        "{total} transactions in {wrote:.1} s; lag {lag} at the end, {behind:.1} s until all had arrived; {}; {:.1} CPU seconds; {} MiB",
+        before.since(&env),
+        cpu_seconds(&run) - used,
         run.peak_memory_mib(),
     );
     println!(

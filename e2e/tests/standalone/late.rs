@@ -1,4 +1,5 @@
-//! Requests that reach ClickHouse late, twice, at another server, or from a process that was replaced, do no harm.
+//! Requests do no harm that reach ClickHouse late, twice, at another replica, or from a process that was
+//! replaced.
 
 use std::sync::Arc;
 
@@ -18,7 +19,7 @@ fn through(env: &TestEnv, tables: &[&str], port: u16) -> Mirror {
     mirror
 }
 
-/// What marks the inserts of streamed and copied rows of a table in their URL.
+/// The part of the URL that inserts of a table's streamed and copied rows have in common.
 fn inserts_into(env: &TestEnv, table: &str) -> String {
     format!("INSERT INTO `{}`.`{table}`", env.database)
 }
@@ -29,7 +30,7 @@ fn assert_delivered(answers: &[String]) {
     }
 }
 
-/// The first inserts of a transaction run again, and for the first time, after all the others.
+/// The first inserts of a transaction run a second time after all the others.
 fn ties_within_a_transaction(pg: Pg) {
     let env = TestEnv::new(pg);
     env.sql(TABLE);
@@ -53,7 +54,8 @@ fn ties_within_a_transaction(pg: Pg) {
     run.stop();
 }
 
-/// What deletes the rows of before a TRUNCATE runs again after rows were inserted, into a table with a key and one without.
+/// The deletion for a TRUNCATE runs again after new rows were inserted, for a table with a key and one
+/// without.
 fn a_late_truncate(pg: Pg) {
     let env = TestEnv::new(pg);
     env.sql(TABLE);
@@ -65,7 +67,7 @@ fn a_late_truncate(pg: Pg) {
     env.settle(&mut run);
     gateway.hold(" SELECT ", 2);
     env.sql("TRUNCATE t, log");
-    eventually("what the TRUNCATE runs to be held back", || gateway.kept() == 2);
+    eventually("the deletions of the TRUNCATE to be held back", || gateway.kept() == 2);
     env.sql("INSERT INTO t SELECT i, 'new' FROM generate_series(2, 100) i; INSERT INTO log SELECT i % 3 FROM generate_series(1, 10) i");
     env.settle(&mut run);
     let compare = || {
@@ -81,7 +83,7 @@ fn a_late_truncate(pg: Pg) {
     run.stop();
 }
 
-/// The inserts of the copy, and of what was streamed, run again after a TRUNCATE.
+/// Inserts of copied and of streamed rows run again after a TRUNCATE.
 fn inserts_after_a_truncate(pg: Pg) {
     let env = TestEnv::new(pg);
     env.sql(TABLE);
@@ -101,7 +103,8 @@ fn inserts_after_a_truncate(pg: Pg) {
     run.stop();
 }
 
-/// An insert of the copy that nobody repeats: its process was killed, and the rows are gone when the next one reads them.
+/// An insert of the copy runs late and nobody repeats it: its process was killed, and the next one reads the
+/// table after its rows were deleted.
 #[test]
 fn an_insert_that_nobody_repeats() {
     let env = TestEnv::new(Pg::V18);
@@ -122,7 +125,8 @@ fn an_insert_that_nobody_repeats() {
     run.stop();
 }
 
-/// The same where there is no key: the copy begins again, with other positions than those of the late rows.
+/// The same for a table without a key: the copy starts again, with other positions than those of the late
+/// rows.
 #[test]
 fn a_keyless_copy_that_nobody_repeats() {
     let env = TestEnv::new(Pg::V18);
@@ -143,7 +147,8 @@ fn a_keyless_copy_that_nobody_repeats() {
     run.stop();
 }
 
-/// A process is cut off from both servers with a TRUNCATE in its hands, another one takes over and goes on, and the first comes back.
+/// A process loses both servers while it applies a TRUNCATE, another one takes over, and the first one comes
+/// back.
 fn a_replaced_process_comes_back(pg: Pg) {
     let env = TestEnv::new(pg);
     env.sql(TABLE);
@@ -165,7 +170,7 @@ fn a_replaced_process_comes_back(pg: Pg) {
     env.assert_table("t", "id, v", "id");
     freeze(&target, false);
     freeze(&source, false);
-    // The first one's TRUNCATE runs, or its process has heard that the slot is another's.
+    // Meanwhile the TRUNCATE of the first process runs, or that process notices that it has lost the slot.
     std::thread::sleep(std::time::Duration::from_secs(3));
     env.assert_table("t", "id, v", "id");
     first.kill();
@@ -176,9 +181,9 @@ fn a_replaced_process_comes_back(pg: Pg) {
     second.stop();
 }
 
-/// A process that is stopped in the middle of its work goes on after another one has done all of it, and more.
+/// A frozen process continues after another one has done the same work, and more.
 #[test]
-fn a_frozen_process_goes_on() {
+fn a_frozen_process_continues() {
     let env = TestEnv::new(Pg::V18);
     env.sql(TABLE);
     env.sql("CREATE TABLE log (n int); ALTER TABLE log REPLICA IDENTITY FULL");
@@ -216,8 +221,8 @@ fn a_frozen_process_goes_on() {
     second.stop();
 }
 
-/// Inserts go to one of two servers or to both, whichever a balancer takes, as to replicas. Brought together, in either order, their rows are
-/// the source's.
+/// A load balancer sends each insert to one of two servers or to both, as if they were replicas. Their rows
+/// together, in either order, are those of the source.
 #[test]
 fn replicas_behind_a_balancer() {
     crate::needs_own_server!();
@@ -230,7 +235,7 @@ fn replicas_behind_a_balancer() {
         let data = request.contains("INSERT INTO `") && !request.contains("_walferry_state");
         count += usize::from(data);
         match (data, count % 3) {
-            // Both replicas have what a deletion reads, in the end.
+            // In the end both replicas have the rows that a deletion reads, so it runs at both.
             (true, _) if request.contains(" SELECT ") => vec![second, first],
             (true, 0) => vec![first],
             (true, 1) => vec![second],
@@ -261,7 +266,7 @@ fn replicas_behind_a_balancer() {
     let (here, there) = (&env.clickhouse, other.as_clickhouse());
     let spread = there.query(&env.database, "SELECT count() FROM t");
     assert!(spread.trim().parse::<u64>().unwrap() > 1000, "the other replica has {spread} rows");
-    // What each replica has comes to the other one after its own rows.
+    // Each replica fetches the other's rows after it has its own.
     let fetch = |port: u16| {
         format!(
             "INSERT INTO t SELECT * FROM url('http://127.0.0.1:{port}/?user=admin&password=clickhouse-test&query=SELECT%20*%20FROM%20{}.t%20FORMAT%20Native', Native)",

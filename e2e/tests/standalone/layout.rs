@@ -1,12 +1,15 @@
-//! What the engine of a target may be: partitions, TTL and settings that bring rows back are refused wherever they come from, what the
-//! server refuses is known beforehand, and names that mean something to it are told.
+//! The layout of targets: partitions, TTL and settings that would bring old rows back are refused wherever
+//! they come from, `check` knows beforehand what the server refuses, and names that are special to it are
+//! reported.
 
 use serde_json::json;
+use walferry::fault::{Reason, Side};
 
 use super::replicate::Mounted;
-use crate::support::{Mirror, Pg, TestEnv};
+use crate::support::{Failure, Mirror, Pg, TestEnv, failed_for};
 
-/// Gives the Mirror an identity that no other test's has: what runs it without a check takes none from its name.
+/// Gives the Mirror an identity that no other test has, because `walferry replicate` derives none from its
+/// name.
 fn identified(env: &TestEnv, mut mirror: Mirror) -> Mirror {
     mirror.mirror["metadata"]["uid"] =
         json!(format!("{:08x}-1c2d-4e5f-8a9b-0c1d2e3f4a5b", env.lsn() & 0xffff_ffff));
@@ -18,16 +21,15 @@ fn keyed(env: &TestEnv) -> Mirror {
     env.mirror(&["t", "other"])
 }
 
-/// The statement that a message has, up to the sentence's end.
+/// The statement for the destination that a failure's remedies have.
 #[track_caller]
-fn statement(message: &str) -> String {
-    let from = message.find("ALTER TABLE `").unwrap_or_else(|| panic!("no statement in {message}"));
-    let rest = &message[from..];
-    let ends = ["; then copy", ", or in ", ", or kubectl"].iter().filter_map(|end| rest.find(end));
-    rest[..ends.min().unwrap_or(rest.len())].to_owned()
+fn statement(failure: &Failure) -> String {
+    let sql = failure.sql(Side::Destination);
+    let statement = sql.split("\n;\n").find(|statement| statement.starts_with("ALTER TABLE"));
+    statement.unwrap_or_else(|| panic!("no statement in {failure:?}")).to_owned()
 }
 
-/// The Mirror's own wishes, before anything is made.
+/// Expressions of the spec that would bring old rows back are refused before anything is created.
 #[test]
 fn expressions_that_would_bring_rows_back_are_refused() {
     let env = TestEnv::new(Pg::V18);
@@ -51,9 +53,9 @@ fn expressions_that_would_bring_rows_back_are_refused() {
     }
 }
 
-/// What only the server can say of an expression or a setting is said by `check`, and fails the table alone where it comes later.
+/// `check` asks the server about expressions and settings, and names what the server refuses.
 #[test]
-fn what_the_server_refuses_is_known_beforehand() {
+fn check_knows_what_the_server_refuses() {
     let env = TestEnv::new(Pg::V18);
     let mut mirror = keyed(&env);
     for (engine, words) in [
@@ -67,8 +69,8 @@ fn what_the_server_refuses_is_known_beforehand() {
         (json!({"settings": {"storage_policy": "nowhere"}}), &["nowhere"]),
     ] {
         mirror.table(0)["engine"] = engine.clone();
-        let outcome = env.command("check", &mirror, &[]).exits(1).says(words);
-        assert!(outcome.text().contains("ClickHouse refuses to create it"), "{engine}: {}", outcome.text());
+        println!("{engine}");
+        env.command("check", &mirror, &[]).exits(1).finds("FAILURE", "public.t", "target table").says(words);
     }
     assert_eq!(env.target_value("SELECT count() FROM system.tables WHERE database = currentDatabase()"), "0");
     mirror.table(0)["engine"] =
@@ -76,9 +78,10 @@ fn what_the_server_refuses_is_known_beforehand() {
     env.command("check", &mirror, &[]).exits(0);
 }
 
-/// A table that joins a Mirror which runs, with an expression that the server refuses: it fails, the others stream.
+/// A table with an expression that the server refuses is added to a running Mirror: it fails, the others
+/// stream.
 #[test]
-fn a_refused_table_joins_without_harm() {
+fn an_added_table_that_is_refused() {
     let env = TestEnv::new(Pg::V18);
     let mut mirror = keyed(&env);
     mirror = identified(&env, mirror);
@@ -89,15 +92,15 @@ fn a_refused_table_joins_without_harm() {
     env.sql("INSERT INTO other VALUES (1)");
     let mounted = Mounted::new(&mirror);
     let mut run = mounted.run();
-    let message = run.until_failed("t");
-    assert!(message.contains("code 184"), "{message}");
+    let failure = failed_for(&mut run, "t", Reason::DestinationStatementRefused);
+    assert!(failure.message.contains("code 184"), "{failure:?}");
     env.settle(&mut run);
     assert_eq!(env.target_value("SELECT count() FROM other FINAL"), "1");
 }
 
-/// A target that somebody made beforehand.
+/// The same rules hold for a target that exists already; the statements that `check` prints make it fit.
 #[test]
-fn a_target_made_beforehand_is_held_to_the_same() {
+fn an_existing_target_follows_the_same_rules() {
     let env = TestEnv::new(Pg::V18);
     let mirror = keyed(&env);
     let columns = "id Int32, created DateTime64(6, 'UTC'), v Nullable(String), _walferry_version UInt64, _walferry_deleted UInt8";
@@ -108,11 +111,15 @@ fn a_target_made_beforehand_is_held_to_the_same() {
         ));
     };
     make(&columns.replace("v Nullable(String)", "v Nullable(String) EPHEMERAL"), "ORDER BY id");
-    env.command("check", &mirror, &[]).exits(1).says(&["column v is EPHEMERAL", "columns.rename"]);
+    let refused = |words: &[&str]| {
+        let report = env.command("check", &mirror, &[]).exits(1).says(words);
+        report.finds("FAILURE", "public.t", "target table");
+    };
+    refused(&["column v", "columns.rename"]);
     make(columns, "PARTITION BY _part ORDER BY id");
-    env.command("check", &mirror, &[]).exits(1).says(&["partitioned by _part", "target.table"]);
+    refused(&["_part", "target.table"]);
     make(columns, "PARTITION BY toYYYYMM(created) ORDER BY id");
-    env.command("check", &mirror, &[]).exits(1).says(&["partitioned by created", "target.table"]);
+    refused(&["created", "target.table"]);
     for (columns, clauses) in [
         (columns.to_owned(), "ORDER BY id TTL toDateTime(created) + INTERVAL 1 DAY"),
         (columns.to_owned(), "ORDER BY id TTL toDateTime(id) DELETE WHERE _walferry_deleted = 1"),
@@ -131,13 +138,14 @@ fn a_target_made_beforehand_is_held_to_the_same() {
         env.target(&line[from..]);
         env.command("check", &mirror, &[]).exits(0);
     }
-    // Moves and recompression leave rows where they are.
+    // A TTL that only recompresses deletes no row.
     make(columns, "ORDER BY id TTL toDateTime(created) + INTERVAL 1 DAY RECOMPRESS CODEC(ZSTD(3))");
     env.command("check", &mirror, &[]).exits(0);
     env.catch_up(&mirror);
 }
 
-/// A target that somebody changes while it is written to: the table fails with the statement to run, which works.
+/// A target is changed while it is written to: the table fails alone, and the statement of its remedy fixes
+/// it.
 #[test]
 fn a_target_changed_later_fails_alone() {
     let env = TestEnv::new(Pg::V18);
@@ -145,10 +153,8 @@ fn a_target_changed_later_fails_alone() {
     env.sql("INSERT INTO t VALUES (1, '2020-01-01', 'a')");
     let mut run = env.streaming(&mirror);
     env.target("ALTER TABLE t MODIFY TTL toDateTime(created) + INTERVAL 99 YEAR");
-    let message = run.until_failed("t");
-    assert!(message.contains("TTL that uses created"), "{message}");
-    assert_eq!(run.table("t")["reason"], "DestinationEngineInvalid");
-    env.target(&statement(&message));
+    let failure = failed_for(&mut run, "t", Reason::DestinationEngineInvalid);
+    env.target(&statement(&failure));
     env.sql("INSERT INTO other VALUES (1); INSERT INTO t VALUES (2, '2020-01-01', 'b')");
     env.settle(&mut run);
     assert_eq!(env.target_value("SELECT count() FROM other"), "1");
@@ -156,14 +162,14 @@ fn a_target_changed_later_fails_alone() {
     mirror.mirror["metadata"]["annotations"] = json!({"walferry.dev/resync": "1 public.t"});
     let mut run = env.streaming(&mirror);
     env.assert_table("t", "id, v", "id");
-    // The server's own default counts where the table says nothing.
+    // The default of the server applies where the table has no setting.
     env.target("ALTER TABLE t MODIFY SETTING allow_experimental_replacing_merge_with_cleanup = 1");
-    let message = run.until_failed("t");
-    env.target(&statement(&message));
-    assert!(message.contains("MODIFY SETTING"), "{message}");
+    let failure = failed_for(&mut run, "t", Reason::DestinationEngineInvalid);
+    assert!(statement(&failure).contains("MODIFY SETTING"), "{failure:?}");
+    env.target(&statement(&failure));
 }
 
-/// A layout that the target can be given: what `check` prints does it, while the Mirror runs.
+/// Where a target's layout can be changed, the statements that `check` prints do so while the Mirror runs.
 #[test]
 fn a_layout_is_changed_by_the_statements_of_check() {
     let env = TestEnv::new(Pg::V18);
@@ -183,16 +189,15 @@ fn a_layout_is_changed_by_the_statements_of_check() {
         env.target(statement.trim());
     }
     env.sql("UPDATE t SET v = 'b'; INSERT INTO t VALUES (2, '2020-01-01', 'c')");
-    let outcome = env.command("check", &mirror, &[]).exits(0);
-    assert!(!outcome.text().contains("keeps the layout"), "{}", outcome.text());
+    env.command("check", &mirror, &[]).exits(0).finds_nothing("public.t", "layout");
     run.stop();
     env.verify(&mirror);
     env.assert_table("t", "id, v", "id");
 }
 
-/// Names that ClickHouse takes for parts of one Nested column, or keeps for itself.
+/// Names that ClickHouse takes for parts of one Nested column, or reserves for itself.
 #[test]
-fn names_that_mean_something_there() {
+fn names_that_are_special_to_clickhouse() {
     let env = TestEnv::new(Pg::V18);
     env.sql(
         r#"CREATE TABLE product (id int PRIMARY KEY, "label.en" text[] NOT NULL, "label.de" text[] NOT NULL);
@@ -209,28 +214,32 @@ fn names_that_mean_something_there() {
         ("own", "_row_exists", "row_exists"),
     ] {
         let mut mirror = env.mirror(&[table]);
-        env.command("check", &mirror, &[]).exits(1).says(&[column, "columns.rename"]);
+        let report = env.command("check", &mirror, &[]).exits(1).says(&[column, "columns.rename"]);
+        report.finds("FAILURE", &format!("public.{table}"), "target table");
         mirror.table(0)["columns"] = json!({"rename": {column: to}});
         env.catch_up(&mirror);
         env.verify(&mirror);
     }
     let mirror = env.mirror(&["fine", "product"]);
-    env.command("check", &env.mirror(&["fine"]), &[]).exits(0).says(&["_part", "hides"]);
+    let report = env.command("check", &env.mirror(&["fine"]), &[]).exits(0).says(&["_part"]);
+    report.finds("warning", "public.fine", "column names");
     let mounted = Mounted::new(&identified(&env, mirror));
     let mut run = mounted.run();
-    run.until_failed("product");
+    failed_for(&mut run, "product", Reason::DestinationEngineInvalid);
     run.until_status("the other table to stream", |status| {
         let tables = status["tables"].as_array()?;
         tables.iter().any(|table| table["name"] == "fine" && table["state"] == "Streaming").then_some(())
     });
     env.sql(r#"ALTER TABLE fine ADD "label.fr" text[]; INSERT INTO fine VALUES (2, '{a,b}', 'c', 1, 2, 'p', '{x}')"#);
-    let message = run.until_failed("fine");
-    assert!(message.contains("label.fr") && message.contains("columns.rename"), "{message}");
+    let failure = failed_for(&mut run, "fine", Reason::DestinationEngineInvalid);
+    assert!(failure.message.contains("label.fr"), "{failure:?}");
+    assert!(failure.edits("spec.tables[].columns.rename"), "{failure:?}");
 }
 
-/// A changed entry whose target stays as it is.
+/// A changed entry asks for a layout that the existing target can't be given: `check` warns until the table
+/// has another target.
 #[test]
-fn a_layout_that_is_asked_for_and_not_there_is_told() {
+fn a_layout_that_the_target_lacks() {
     let env = TestEnv::new(Pg::V18);
     let mut mirror = keyed(&env);
     env.sql("INSERT INTO t VALUES (1, now(), 'a')");
@@ -240,21 +249,17 @@ fn a_layout_that_is_asked_for_and_not_there_is_told() {
     mirror.table(0)["columns"] = json!({"types": {"v": "LowCardinality(String)"}});
     mirror.mirror["metadata"]["annotations"] = json!({"walferry.dev/resync": "1 public.t"});
     for _ in 0..2 {
-        let outcome = env.command("check", &mirror, &[]);
-        let text = outcome.text();
-        assert!(
-            text.contains("not partitioned by intDiv(id, 10)") && text.contains("target.table"),
-            "{text}"
-        );
+        env.command("check", &mirror, &[])
+            .finds("warning", "public.t", "layout")
+            .says(&["intDiv(id, 10)", "target.table"]);
     }
     mirror.table(0)["target"] = json!({"table": "t_2"});
     env.catch_up(&mirror);
-    let outcome = env.command("check", &mirror, &[]).exits(0);
-    assert!(!outcome.text().contains("keeps the layout"), "{}", outcome.text());
+    env.command("check", &mirror, &[]).exits(0).finds_nothing("public.t", "layout");
     env.verify(&mirror);
 }
 
-/// A column gets another type at the source: the statement of the message works whatever its old values are.
+/// A column gets another type at the source: the statement of the remedy works whatever its old values are.
 #[test]
 fn advice_for_another_type_works_whatever_the_values_are() {
     let env = TestEnv::new(Pg::V18);
@@ -277,9 +282,8 @@ fn advice_for_another_type_works_whatever_the_values_are() {
         env.sql(&format!("ALTER TABLE {name} ALTER a TYPE {change}; INSERT INTO {name} (id, a) SELECT 10, a FROM {name} WHERE id = 1"));
     }
     for name in &names {
-        let message = run.until_failed(name);
-        let statement = statement(&message);
-        env.target(&statement);
+        let failure = failed_for(&mut run, name, Reason::SourceSchemaChanged);
+        env.target(&statement(&failure));
     }
     run.stop();
     mirror.mirror["metadata"]["annotations"] = json!({"walferry.dev/resync": format!("1 {}", names.iter().map(|name| format!("public.{name}")).collect::<Vec<_>>().join(" "))});
@@ -287,9 +291,10 @@ fn advice_for_another_type_works_whatever_the_values_are() {
     env.verify(&mirror);
 }
 
-/// A type that somebody changed at the target, which does not get through the old values: a resync says so, and how to go on.
+/// A column's type was changed at the target, and its old values can't be converted: a resync fails with the
+/// statements that discard them, and succeeds after these have run.
 #[test]
-fn an_unreadable_target_is_told() {
+fn an_unreadable_target() {
     let env = TestEnv::new(Pg::V18);
     env.sql("CREATE TABLE t (id int PRIMARY KEY, v text NOT NULL); INSERT INTO t VALUES (1, 'abc')");
     let mut mirror = env.mirror(&["t"]);
@@ -298,13 +303,11 @@ fn an_unreadable_target_is_told() {
     env.sql("ALTER TABLE t ALTER v TYPE int USING length(v)");
     mirror.mirror["metadata"]["annotations"] = json!({"walferry.dev/resync": "1 public.t"});
     let mut run = env.run(&mirror);
-    let message = run.until_failed("t");
-    assert!(message.contains("column v can't be read"), "{message}");
-    assert!(!message.contains("abc"), "{message}");
-    let from = message.find("KILL MUTATION").unwrap();
-    for statement in message[from..].split(". Once").next().unwrap().split("; ").take(2) {
-        env.target(statement);
-    }
+    let failure = failed_for(&mut run, "t", Reason::DestinationTableConflict);
+    assert!(!failure.message.contains("abc"), "the message has no value of a row: {failure:?}");
+    let sql = failure.sql(Side::Destination);
+    assert!(sql.starts_with("KILL MUTATION"), "{failure:?}");
+    sql.split("; ").for_each(|statement| drop(env.target(statement)));
     run.stop();
     mirror.mirror["metadata"]["annotations"] = json!({"walferry.dev/resync": "2 public.t"});
     env.catch_up(&mirror);

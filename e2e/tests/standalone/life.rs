@@ -1,12 +1,15 @@
-//! What is told of a Mirror that flows, that does not, and that changes: mappings, lag, readiness and `check`.
+//! What a Mirror reports while it streams, while it doesn't, and when it changes: columns, lag, readiness,
+//! `check`.
 
 use std::process::{Command, Stdio};
 
 use serde_json::{Value, json};
+use walferry::fault::Reason;
 
-use crate::support::{Mirror, Pg, Run, Server, TestEnv};
+use crate::support::{Mirror, Pg, Run, Server, TestEnv, UNTIL_CAUGHT_UP, stalled_for, until};
 
-fn asks(mirror: &Mirror, value: &str) -> Mirror {
+/// The Mirror with this value of the resync annotation.
+fn resynced(mirror: &Mirror, value: &str) -> Mirror {
     let mut mirror = mirror.clone();
     mirror.mirror["metadata"]["annotations"] = json!({"walferry.dev/resync": value});
     mirror
@@ -26,9 +29,10 @@ fn series(run: &mut Run, name: &str) -> Option<f64> {
     line.rsplit(' ').next()?.parse().ok()
 }
 
-/// Renamed and swapped columns keep their names at the target, whatever is resynced, and `verify` finds both sides equal.
+/// Renamed and exchanged columns keep their names at the target over every resync, and `verify` finds both
+/// sides equal.
 #[test]
-fn names_at_the_target_outlive_every_resync() {
+fn names_at_the_target_survive_every_resync() {
     let env = TestEnv::new(Pg::V18);
     env.sql(
         "CREATE TABLE t (id int PRIMARY KEY, a text, b text, c text); INSERT INTO t SELECT i, 'a', 'b', 'c' FROM generate_series(1, 50) i;
@@ -53,26 +57,26 @@ fn names_at_the_target_outlive_every_resync() {
     same(&env);
     for value in ["1", "2 public.t", "3"] {
         env.sql("UPDATE t SET d = d || '+' WHERE id < 9");
-        let again = asks(&mirror, value);
+        let again = resynced(&mirror, value);
         env.catch_up(&again);
         same(&env);
         env.verify(&again);
     }
-    // Another wish for another column leaves the names of the others alone; one for a column is heard.
-    let mut wishes = asks(&mirror, "4 public.t");
-    wishes.table(0)["columns"] = json!({"exclude": ["b"], "rename": {"d": "renamed"}});
-    env.catch_up(&wishes);
+    // A changed spec of some columns is applied to them, and leaves the names of the others unchanged.
+    let mut changed = resynced(&mirror, "4 public.t");
+    changed.table(0)["columns"] = json!({"exclude": ["b"], "rename": {"d": "renamed"}});
+    env.catch_up(&changed);
     assert_eq!(columns(&env, "t"), "id,a,b,c,renamed");
     env.assert_same(
         "SELECT id, a, d FROM t ORDER BY id",
         "SELECT id, b, renamed FROM t FINAL WHERE _walferry_deleted = 0 ORDER BY id",
     );
-    env.verify(&wishes);
+    env.verify(&changed);
 }
 
-/// Until the mirror has seen that a partition was detached the sides differ, and nothing is wrong.
+/// Until the Mirror has noticed that a partition was detached, both sides differ, and `verify` waits.
 #[test]
-fn verify_waits_for_what_the_mirror_has_not_seen() {
+fn verify_waits_for_a_detached_partition() {
     let env = TestEnv::new(Pg::V18);
     env.sql(
         "CREATE TABLE p (id int PRIMARY KEY) PARTITION BY RANGE (id); CREATE TABLE p_1 PARTITION OF p FOR VALUES FROM (0) TO (10);
@@ -83,18 +87,18 @@ fn verify_waits_for_what_the_mirror_has_not_seen() {
     env.sql("ALTER TABLE p DETACH PARTITION p_2");
     env.verify(&mirror);
     run.stop();
-    // Where nobody will see it, that is told.
+    // When nothing runs that would notice it, `verify` is inconclusive.
     env.sql("ALTER TABLE p ATTACH PARTITION p_2 FOR VALUES FROM (10) TO (20)");
     env.command("verify", &mirror, &[]).exits(2).says(&["changed at the source"]);
 }
 
-/// A Mirror that can't go on is a failure of `check`, with the words of its state, until a resync.
+/// A Mirror that can't continue is a failure of `check`, with the resync that helps, until that is requested.
 #[test]
-fn check_repeats_what_the_state_knows() {
-    for (what, reason) in [
+fn check_fails_until_a_resync() {
+    for (statement, check) in [
         (
             "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE database = current_database()",
-            "no longer exists",
+            "replication slot",
         ),
         (
             "DO $$ BEGIN EXECUTE 'DROP PUBLICATION ' || (SELECT pubname FROM pg_publication); END $$",
@@ -106,72 +110,65 @@ fn check_repeats_what_the_state_knows() {
         let mirror = env.mirror(&["t"]);
         env.catch_up(&mirror);
         env.command("check", &mirror, &[]).exits(0);
-        env.admin(what);
-        env.command("check", &mirror, &[]).exits(1).says(&[reason, "walferry.dev/resync", "1 failure"]);
-        let again = asks(&mirror, "1");
+        env.admin(statement);
+        let report = env.command("check", &mirror, &[]).exits(1).finds("FAILURE", "source", check);
+        report.says(&["walferry.dev/resync", "1 failure"]);
+        let again = resynced(&mirror, "1");
         env.command("check", &again, &[]).exits(0);
         env.catch_up(&again);
         env.command("check", &again, &[]).exits(0);
     }
 }
 
-/// No lag of 0 while nothing flows.
+/// The lag is never reported as 0 while nothing is streamed.
 #[test]
-fn lag_while_nothing_flows() {
+fn lag_while_nothing_is_streamed() {
     crate::needs_own_server!();
     let env = TestEnv::on(Server::postgres(Pg::V18, &[]).into(), Server::shared_clickhouse());
     env.sql("CREATE TABLE t (id int PRIMARY KEY); INSERT INTO t VALUES (1)");
     let mut mirror = env.mirror(&["t"]);
     let mut run = env.streaming(&mirror);
-    crate::support::until("the lag to be known", || {
-        series(&mut run, "walferry_lag_seconds").filter(|lag| *lag < 30.0)
-    });
+    until("the lag to be known", || series(&mut run, "walferry_lag_seconds").filter(|lag| *lag < 30.0));
     assert_eq!(run.http("/readyz").unwrap().0, 200);
     env.restart_postgres(false, || {
-        crate::support::until("the lag to grow", || {
-            series(&mut run, "walferry_lag_seconds").filter(|lag| *lag >= 3.0)
-        });
+        until("the lag to grow", || series(&mut run, "walferry_lag_seconds").filter(|lag| *lag >= 3.0));
         assert_eq!(run.http("/readyz").unwrap().0, 503);
     });
-    crate::support::until("the lag to fall", || {
-        series(&mut run, "walferry_lag_seconds").filter(|lag| *lag < 2.0)
-    });
+    until("the lag to fall", || series(&mut run, "walferry_lag_seconds").filter(|lag| *lag < 2.0));
     run.stop();
-    // Suspended: nothing is measured but the slot, and nothing flows.
+    // A suspended Mirror streams nothing and measures only its slot.
     mirror.mirror["spec"]["suspend"] = json!(true);
     env.sql("INSERT INTO t SELECT generate_series(2, 1000)");
     let mut run = env.run(&mirror);
-    crate::support::until("the slot of a suspended Mirror", || {
-        series(&mut run, "walferry_retained_wal_bytes")
-    });
+    until("the slot of a suspended Mirror", || series(&mut run, "walferry_retained_wal_bytes"));
     assert_eq!(series(&mut run, "walferry_lag_seconds"), None);
     assert!(series(&mut run, "walferry_lag_bytes").is_some_and(|bytes| bytes > 0.0));
     assert_eq!(run.http("/readyz").unwrap().0, 503);
     run.stop();
-    // Without its slot it can't go on, and says so.
+    // Without its slot the Mirror stalls.
     mirror.mirror["spec"]["suspend"] = json!(false);
     let mut run = env.streaming(&mirror);
     let slot = env.slot(&mut run, "slot_name");
     run.stop();
     env.admin(&format!("SELECT pg_drop_replication_slot('{slot}')"));
     let mut run = env.run(&mirror);
-    assert_eq!(run.until_stalled().0, "SourceSlotLost");
+    stalled_for(&mut run, Reason::SourceSlotLost);
 }
 
-/// While a table joins, the Mirror stays ready, and says which one joins.
+/// While a table is added, the Mirror stays ready and names that table.
 #[test]
-fn ready_while_a_table_joins() {
+fn ready_while_a_table_is_added() {
     let env = TestEnv::new(Pg::V18);
     env.sql("CREATE TABLE a (id int PRIMARY KEY); INSERT INTO a VALUES (1); CREATE TABLE b (id int PRIMARY KEY); INSERT INTO b VALUES (1)");
     env.catch_up(&env.mirror(&["a"]));
     let mut writer = env.connect();
     writer.batch_execute("BEGIN; INSERT INTO b VALUES (2)").unwrap();
     let mut run = env.run(&env.mirror(&["a", "b"]));
-    run.until_status("the table to join", |status| {
+    run.until_status("the table to be added", |status| {
         let conditions = status["conditions"].as_array()?;
         let of = |kind: &str| conditions.iter().find(|condition| condition["type"] == kind);
-        let joins = of("Reconciling")?["message"].as_str()?.contains("public.b is being added");
-        (joins && of("Ready")?["status"] == "True").then_some(())
+        let added = of("Reconciling")?["message"].as_str()?.contains("public.b");
+        (added && of("Ready")?["status"] == "True").then_some(())
     });
     env.sql("INSERT INTO a VALUES (2)");
     env.settle(&mut run);
@@ -185,18 +182,17 @@ fn ready_while_a_table_joins() {
     run.stop();
 }
 
-/// One object a line, each key once; and whoever reads no further does no harm.
+/// A JSON log has one object a line with each key once, and a reader that closes the output causes no panic.
 #[test]
-fn what_is_printed_can_be_read() {
+fn output_is_valid_and_may_be_cut_off() {
     let env = TestEnv::new(Pg::V18);
     env.sql("CREATE TABLE t (id int PRIMARY KEY, v int); INSERT INTO t VALUES (1, 1); CREATE TABLE stays (id int PRIMARY KEY)");
     let mirror = env.mirror(&["t", "stays"]);
     env.catch_up(&mirror);
     env.sql("DROP TABLE t");
-    let options = ["--until-caught-up", "--http", "127.0.0.1:0", "--log-format", "json"];
-    let outcome = env.command("run", &mirror, &options).exits(1);
+    let outcome = env.command("run", &mirror, &UNTIL_CAUGHT_UP).exits(1);
+    let outcome = outcome.refuses("public.t", Reason::SourceTableDropped);
     let lines: Vec<&str> = outcome.stderr.lines().filter(|line| line.starts_with('{')).collect();
-    assert!(lines.iter().any(|line| line.contains("table stopped")), "{}", outcome.text());
     for line in lines {
         serde_json::from_str::<Value>(line).unwrap();
         assert_eq!(line.matches("\"message\":").count(), 1, "{line}");
