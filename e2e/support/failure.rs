@@ -34,6 +34,12 @@ impl Failure {
         })
     }
 
+    /// Asserts that a remedy copies this table of schema public again, and no other one.
+    #[track_caller]
+    pub fn resyncs_only(&self, table: &str) {
+        assert_eq!(self.resyncs(), Some(vec![format!("public.{table}")]), "{self:?}");
+    }
+
     /// The statements that the remedies run at one of the databases, those of every choice included.
     pub fn sql(&self, at: Side) -> String {
         let statements = single_remedies(&self.remedies).into_iter().filter_map(|remedy| match remedy {

@@ -72,4 +72,13 @@ impl Outcome {
         assert!(found, "{reason} of {subject} is not in:\n{}", self.text());
         self
     }
+
+    /// Asserts that the JSON log gives this reason for a Mirror that has stalled.
+    #[track_caller]
+    pub fn stalls(self, reason: Reason) -> Outcome {
+        let of_mirror = |line: &Value| line["table"].is_null() && line["level"] == "ERROR";
+        let found = self.log().iter().any(|line| of_mirror(line) && line["reason"] == reason.name());
+        assert!(found, "{reason} is not in:\n{}", self.text());
+        self
+    }
 }

@@ -48,6 +48,7 @@ mod refusals;
 mod remedies;
 mod renames;
 mod replicate;
+mod restores;
 mod resync;
 mod schema;
 mod schema_changes;

@@ -1,10 +1,11 @@
 //! Partitioned tables: rows in leaves of every shape, and partitions that are added and removed.
 
 use serde_json::json;
+use walferry::fault::{Reason, Remedy, Side};
 
 use crate::{
     on_both,
-    support::{Pg, Run, TestEnv},
+    support::{Pg, Run, TestEnv, failed_for},
 };
 
 /// Three levels: leaves with another column order, with dropped columns, in another schema, and a default
@@ -194,8 +195,7 @@ fn a_partition_without_identity() {
         CREATE TABLE log_1 PARTITION OF log FOR VALUES IN ('2027-01-01'); ALTER TABLE log_1 REPLICA IDENTITY FULL",
     );
     let mirror = env.mirror(&["log", "bystander"]);
-    let words = ["a new partition gets no replica identity", "REPLICA IDENTITY FULL"];
-    env.command("check", &mirror, &[]).exits(0).says(&words);
+    env.command("check", &mirror, &[]).exits(0).finds("warning", "public.log", "replica identity");
     let mut run = env.streaming(&mirror);
     env.sql("CREATE TABLE log_2 PARTITION OF log FOR VALUES IN ('2027-01-02'); INSERT INTO log VALUES ('2027-01-02', 'x')");
     let (started, mut application) = (std::time::Instant::now(), env.connect());
@@ -203,8 +203,9 @@ fn a_partition_without_identity() {
         application.batch_execute("DELETE FROM log WHERE line = 'x'").is_ok()
     });
     assert!(started.elapsed().as_secs() < 5, "DELETE failed for {:?}", started.elapsed());
-    let message = run.until_failed("log");
-    assert!(message.contains("log_2") && message.contains("walferry.dev/resync"), "{message}");
+    let failure = failed_for(&mut run, "log", Reason::SourceReplicaIdentityMissing);
+    failure.resyncs_only("log");
+    assert!(failure.message.contains("log_2"), "{failure:?}");
     run.stop();
 }
 
@@ -254,16 +255,18 @@ fn partitions_outside_the_log() {
         ALTER TABLE f ATTACH PARTITION f_2 FOR VALUES FROM (100) TO (200); INSERT INTO f VALUES (2, 'w'); INSERT INTO stays VALUES (1, 'x')",
     );
     for (table, partition) in [("u", "u_2"), ("f", "f_2")] {
-        let message = run.until_failed(table);
-        for words in [partition, "foreign or unlogged", "detach partition", "walferry.dev/resync"] {
-            assert!(message.contains(words), "{message}");
-        }
-        assert_eq!(run.table(table)["reason"], "SourceTableUnsupported");
+        let failure = failed_for(&mut run, table, Reason::SourceTableUnsupported);
+        failure.resyncs_only(table);
+        let detach = |remedy: &Remedy| matches!(remedy, Remedy::Act { how } if how.contains(partition));
+        assert!(failure.remedies.iter().any(detach), "{failure:?}");
     }
     env.settle(&mut run);
     env.assert_table("stays", "id, v", "id");
     run.stop();
-    env.command("check", &mirror, &[]).exits(1).says(&["warning", "public.u_2", "public.f_2"]);
+    env.command("check", &mirror, &[])
+        .exits(1)
+        .finds("warning", "public.u", "table")
+        .finds("warning", "public.f", "table");
     env.sql("ALTER TABLE u DETACH PARTITION u_2; ALTER TABLE f DETACH PARTITION f_2; INSERT INTO u VALUES (3, 'y')");
     mirror.mirror["metadata"]["annotations"] = json!({"walferry.dev/resync": "1 public.u public.f"});
     env.catch_up(&mirror);
@@ -351,14 +354,10 @@ fn partitions_with_another_identity(pg: Pg) {
     env.sql(&changes(2));
     env.sql("INSERT INTO bystander VALUES (1)");
     for table in UNLIKE_TABLES {
-        let message = run.until_failed(table);
-        assert_eq!(run.table(table)["reason"], "SourceReplicaIdentityDiffers", "{message}");
-        assert!(message.contains(&format!("partition public.{table}_2 ")), "{message}");
-        let steps = run.advice(table);
-        assert!(!steps.is_empty(), "{message}");
-        for step in steps {
-            env.sql(step.strip_prefix("run at the source: ").unwrap());
-        }
+        let failure = failed_for(&mut run, table, Reason::SourceReplicaIdentityDiffers);
+        let sql = failure.sql(Side::Source);
+        assert!(sql.contains(&format!("{table}_2")), "{failure:?}");
+        env.sql(&sql);
     }
     env.settle(&mut run);
     env.assert_table("bystander", "id", "id");
@@ -367,7 +366,7 @@ fn partitions_with_another_identity(pg: Pg) {
     run.stop();
     env.sql(&partitions(3, ""));
     env.sql(&changes(3));
-    env.command("check", &mirror, &[]).exits(0).says(&["public.by_index_3", "REPLICA IDENTITY FULL"]);
+    env.command("check", &mirror, &[]).exits(0).finds("warning", "public.by_index", "replica identity");
     for table in UNLIKE_TABLES {
         env.sql(&full.replace("{t}", table).replace("{m}", "3"));
     }
@@ -406,24 +405,15 @@ fn partitions_below_a_mirrored_table(pg: Pg) {
          CREATE TABLE leaf (LIKE p INCLUDING ALL); CREATE TABLE deep (LIKE p INCLUDING ALL); CREATE TABLE parent (id int PRIMARY KEY, v text); CREATE TABLE child (id int PRIMARY KEY, v text);
          INSERT INTO p VALUES (1, 1, 'p'); INSERT INTO leaf VALUES (1, 201, 'leaf'); INSERT INTO deep VALUES (1, 101, 'deep')",
     );
-    env.command("check", &env.mirror(&["p", "p_1"]), &[]).exits(1).says(&[
-        "public.p_1",
-        "partition of public.p,",
-        "take public.p_1 out",
-    ]);
+    env.command("check", &env.mirror(&["p", "p_1"]), &[]).exits(1).finds("FAILURE", "public.p_1", "table");
     let mut mirror = env.mirror(&["p", "leaf", "deep", "parent", "child"]);
     mirror.table(2)["operations"] = json!(["Insert", "Truncate"]);
     let mut run = env.streaming(&mirror);
     env.sql("ALTER TABLE p ATTACH PARTITION leaf FOR VALUES FROM (200) TO (300); ALTER TABLE mid ATTACH PARTITION deep FOR VALUES FROM (100) TO (150); ALTER TABLE child INHERIT parent");
     env.sql("INSERT INTO p VALUES (2, 202, 'x'), (3, 103, 'x'); UPDATE p SET v = 'y' WHERE at IN (101, 201); INSERT INTO parent VALUES (1, 'p'); INSERT INTO child VALUES (2, 'c'); UPDATE parent SET v = 'both'");
     for table in ["leaf", "deep"] {
-        let message = run.until_failed(table);
-        assert_eq!(run.table(table)["reason"], "SourceAncestorPublished", "{message}");
-        assert!(
-            message.contains("partition of public.p,")
-                && message.contains(&format!("take public.{table} out")),
-            "{message}"
-        );
+        let failure = failed_for(&mut run, table, Reason::SourceAncestorPublished);
+        assert!(failure.edits("spec.tables"), "{failure:?}");
     }
     env.settle(&mut run);
     run.eventually("the table above them to have their rows", || {
@@ -436,11 +426,7 @@ fn partitions_below_a_mirrored_table(pg: Pg) {
         "SELECT id, v FROM parent FINAL WHERE _walferry_deleted = 0 ORDER BY id",
     );
     run.stop();
-    env.command("check", &mirror, &[]).exits(1).says(&[
-        "it has failed",
-        "public.deep",
-        "partition of public.p,",
-    ]);
+    env.command("check", &mirror, &[]).exits(1).finds("FAILURE", "public.deep", "state");
     // The tables are removed from the Mirror, as the remedy says.
     mirror.mirror["spec"]["tables"] =
         json!([{"schema": "public", "name": "p"}, {"schema": "public", "name": "child"}]);
@@ -454,7 +440,7 @@ fn inheritance_is_refused() {
     let env = TestEnv::new(Pg::V18);
     env.sql("CREATE TABLE t (id int PRIMARY KEY, v text); CREATE TABLE child () INHERITS (t)");
     let mirror = env.mirror(&["t"]);
-    env.command("check", &mirror, &[]).exits(1).says(&["public.t", "inherit"]);
+    env.command("check", &mirror, &[]).exits(1).finds("FAILURE", "public.t", "table");
     // The child alone is an ordinary table once it has a key.
     env.sql("ALTER TABLE child ADD PRIMARY KEY (id); INSERT INTO t VALUES (1, 'parent'); INSERT INTO child VALUES (2, 'child')");
     let mut run = env.streaming(&env.mirror(&["child"]));

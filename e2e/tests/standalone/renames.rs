@@ -2,10 +2,11 @@
 //! under no name.
 
 use serde_json::{Value, json};
+use walferry::fault::Reason;
 
 use crate::{
     on_both,
-    support::{Mirror, Pg, Run, TestEnv},
+    support::{Mirror, Pg, Run, TestEnv, failed_for},
 };
 
 /// A change of a table of its own; `{t}` is its name. Excluded values begin with SECRET.
@@ -156,9 +157,7 @@ fn stored(env: &TestEnv) -> String {
 fn assert_stopped(env: &TestEnv, run: &mut Run, before: &str) {
     let tables = run.until_status("its tables", |status| status["tables"].as_array().cloned());
     for case in PARTED.iter().filter(|case| tables.iter().any(|table| table["name"] == case.table)) {
-        let message = run.until_failed(case.table);
-        assert!(message.contains("walferry.dev/resync"), "{}: {message}", case.table);
-        assert_eq!(run.table(case.table)["reason"], "SourceColumnRenamed", "{}: {message}", case.table);
+        failed_for(run, case.table, Reason::SourceColumnRenamed).resyncs_only(case.table);
     }
     env.settle(run);
     env.assert_table("bystander", "id", "id");
@@ -180,14 +179,8 @@ fn while_it_streams(pg: Pg) {
     let mut run = env.run(&mirror);
     assert_stopped(&env, &mut run, &before);
     run.stop();
-    env.command("check", &mirror, &[]).exits(1).says(&[
-        "it has failed",
-        "public.swapped",
-        "columns.exclude names column secret",
-    ]);
-    env.command("verify", &mirror, &[])
-        .exits(2)
-        .says(&["public.swapped", "columns.exclude names column secret"]);
+    env.command("check", &mirror, &[]).exits(1).finds("FAILURE", "public.swapped", "state");
+    env.command("verify", &mirror, &[]).exits(2).says(&["public.swapped", "column secret"]);
 }
 
 fn while_it_is_down(pg: Pg) {
@@ -304,7 +297,7 @@ fn resync_after_a_rename() {
     mirror.table(0)["columns"] = exclude();
     let mut run = env.streaming(&mirror);
     env.sql("ALTER TABLE t RENAME secret TO old; ALTER TABLE t ADD secret text; INSERT INTO t VALUES (2, 'SECRET', 'token', 'SECRET')");
-    run.until_failed("t");
+    failed_for(&mut run, "t", Reason::SourceColumnRenamed);
     run.stop();
     let annotated = |mirror: &Mirror, value: &str| {
         let mut mirror = mirror.clone();
@@ -313,14 +306,14 @@ fn resync_after_a_rename() {
     };
     // The entry is unchanged: a resync of that table alone, then of all tables.
     let alone = annotated(&mirror, "1 public.t");
-    env.command("check", &alone, &[]).says(&["public.t", "column old was left out of the mirror as secret"]);
+    env.command("check", &alone, &[]).finds("warning", "public.t", "columns");
     let mut run = env.run(&alone);
-    let message = run.until_failed("t");
-    assert!(message.contains("columns.exclude: add old"), "{message}");
+    let failure = failed_for(&mut run, "t", Reason::SourceColumnRenamed);
+    assert!(failure.edits("spec.tables[].columns.exclude"), "{failure:?}");
     run.stop();
     env.command("run", &annotated(&mirror, "2"), &["--until-caught-up"])
         .exits(1)
-        .says(&["columns.exclude: add old"]);
+        .refuses("public.t", Reason::SourceColumnRenamed);
     assert!(!env.target("SELECT * FROM t").contains("SECRET"));
     // The entry is changed as the remedy says.
     mirror.table(0)["columns"] = json!({"exclude": ["secret", "old"]});
@@ -331,7 +324,7 @@ fn resync_after_a_rename() {
     env.verify(&mirror);
     env.sql("ALTER TABLE t RENAME old TO older; INSERT INTO t VALUES (3, 'SECRET', 'token', 'SECRET')");
     let mut run = env.run(&mirror);
-    run.until_failed("t");
+    failed_for(&mut run, "t", Reason::SourceColumnRenamed);
     run.stop();
     // A column that the entry names is mirrored.
     let mut mirror = annotated(&mirror, "4 public.t");
@@ -363,7 +356,7 @@ fn a_filter_s_column_during_the_copy() {
     });
     env.sql("ALTER TABLE t RENAME region TO x; ALTER TABLE t RENAME other TO region; ALTER TABLE t RENAME x TO other");
     writer.batch_execute("COMMIT").unwrap();
-    run.until_failed("t");
+    failed_for(&mut run, "t", Reason::SourceColumnRenamed);
     assert!(!env.target("SELECT * FROM t").contains("SECRET"));
     run.stop();
 }

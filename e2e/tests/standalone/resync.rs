@@ -2,10 +2,13 @@
 
 use nix::sys::signal::Signal;
 use serde_json::json;
+use walferry::fault::Reason;
 
 use crate::{
     on_both,
-    support::{Mirror, Pg, Run, Server, TestEnv, Writer, eventually, until},
+    support::{
+        Mirror, Outcome, Pg, Run, Server, TestEnv, Writer, eventually, failed_for, stalled_for, until,
+    },
 };
 
 const TABLES: &str = "CREATE TABLE a (id int PRIMARY KEY, n int NOT NULL, v text); CREATE TABLE b (id int PRIMARY KEY, big text);
@@ -22,6 +25,25 @@ fn with_resync(mirror: &Mirror, value: &str) -> Mirror {
     let mut mirror = mirror.clone();
     mirror.mirror["metadata"]["annotations"] = json!({"walferry.dev/resync": value});
     mirror
+}
+
+fn run_once(env: &TestEnv, mirror: &Mirror) -> Outcome {
+    env.command("run", mirror, &["--until-caught-up", "--http", "127.0.0.1:0"])
+}
+
+/// The rows that a process copies until every table streams.
+fn rows_copied(env: &TestEnv, mirror: &Mirror) -> u64 {
+    let mut run = env.streaming(mirror);
+    let status = run.status();
+    run.stop();
+    status["tables"].as_array().unwrap().iter().map(|table| table["rowsCopied"].as_u64().unwrap()).sum()
+}
+
+/// Waits until the Mirror has stalled for this reason; the remedy is a resync of every table.
+#[track_caller]
+fn offers_a_resync_of_all(run: &mut Run, reason: Reason) {
+    let failure = stalled_for(run, reason);
+    assert_eq!(failure.resyncs(), Some(Vec::new()), "{failure:?}");
 }
 
 fn drop_slot(env: &TestEnv) {
@@ -48,8 +70,7 @@ fn slot_dropped_by_hand(pg: Pg) {
     env.catch_up(&mirror);
     drop_slot(&env);
     env.sql(MISSED);
-    let outcome = env.command("run", &mirror, &["--until-caught-up", "--http", "127.0.0.1:0"]).exits(1);
-    outcome.says(&["slot", "no longer exists", "copy every table again: in ", "walferry.dev/resync"]);
+    run_once(&env, &mirror).exits(1).stalls(Reason::SourceSlotLost);
     // The application writes and a reader queries all the time.
     let mirror = with_resync(&mirror, "1");
     let writer = Writer::start(env.connect(), |n| {
@@ -76,10 +97,8 @@ fn slot_dropped_by_hand(pg: Pg) {
     // The same annotation value asks for no second resync: the slot stays.
     let slot = "SELECT catalog_xmin, slot_name FROM pg_replication_slots WHERE database = current_database()";
     assert!(!env.source_value(slot).is_empty());
-    let copied = env.catch_up(&mirror);
-    assert!(!copied.text().contains("resync: every table"), "{}", copied.text());
-    copied.says(&["0 rows copied"]);
-    env.catch_up(&with_resync(&mirror, "2")).says(&["resync: every table is copied again"]);
+    assert_eq!(rows_copied(&env, &mirror), 0);
+    assert!(rows_copied(&env, &with_resync(&mirror, "2")) > 0);
     assert_equal(&env, &mirror);
 }
 
@@ -90,8 +109,7 @@ fn publication_dropped(pg: Pg) {
     let mut run = env.streaming(&mirror);
     let publication = run.status()["publicationName"].as_str().unwrap().to_owned();
     env.sql(&format!("DROP PUBLICATION {publication}; {MISSED}"));
-    let (_, message) = run.until_stalled();
-    assert!(message.contains("walferry.dev/resync"), "{message}");
+    offers_a_resync_of_all(&mut run, Reason::SourcePublicationChanged);
     run.stop();
     let mirror = with_resync(&mirror, "now");
     env.catch_up(&mirror);
@@ -172,9 +190,12 @@ fn failed_tables_are_repaired(pg: Pg) {
     env.sql(&format!(
         "{MISSED}; DROP TABLE c; CREATE TABLE c (id int PRIMARY KEY, v text); INSERT INTO c VALUES (2, 'x'); ALTER PUBLICATION {publication} DROP TABLE d; INSERT INTO d VALUES (3)"
     ));
-    for table in ["a", "c", "d"] {
-        let message = run.until_failed(table);
-        assert!(message.contains("walferry.dev/resync"), "{message}");
+    for (table, reason) in [
+        ("a", Reason::DestinationTableMissing),
+        ("c", Reason::SourceTableDropped),
+        ("d", Reason::SourceNotPublished),
+    ] {
+        failed_for(&mut run, table, reason).resyncs_only(table);
     }
     run.stop();
     let mirror = with_resync(&mirror, "1");
@@ -196,7 +217,7 @@ fn a_name_that_the_mirror_does_not_have() {
     env.target("ALTER TABLE t UPDATE v = 'wrong' WHERE id = 1 SETTINGS mutations_sync = 1");
     let annotations = |value: &str| json!({"walferry.dev/resync": value});
     mirror.mirror["metadata"]["annotations"] = annotations("1 public.typo public.t");
-    env.command("check", &mirror, &[]).exits(0).says(&["warning", "public.typo"]);
+    env.command("check", &mirror, &[]).exits(0).finds("warning", "mirror", "resync");
     for _ in 0..2 {
         let mut run = env.streaming(&mirror);
         let (status, reason, message) = run.condition("Ready").unwrap();
@@ -243,13 +264,11 @@ fn slot_invalidated() {
         (status == "lost").then_some(())
     });
     run.signal(Signal::SIGCONT);
-    let (reason, message) = run.until_stalled();
-    assert_eq!(reason, "SourceSlotInvalidated");
-    assert!(message.contains("walferry.dev/resync"), "{message}");
+    offers_a_resync_of_all(&mut run, Reason::SourceSlotInvalidated);
     assert_eq!(run.status()["slotWalStatus"], "lost");
     run.stop();
     let mut run = env.run(&mirror);
-    assert_eq!(run.until_stalled().0, "SourceSlotInvalidated", "the same after a restart");
+    stalled_for(&mut run, Reason::SourceSlotInvalidated);
     run.stop();
     let mirror = with_resync(&mirror, "1");
     env.catch_up(&mirror);
@@ -279,10 +298,9 @@ fn source_replaced() {
     moved.postgres["spec"]["postgres"]["port"] = second.postgres_port.into();
     moved.postgres["spec"]["postgres"]["database"] = second.database.clone().into();
     moved.secrets[0].1["username"] = second.database.clone().into();
-    let outcome = first.command("run", &moved, &["--until-caught-up", "--http", "127.0.0.1:0"]).exits(1);
-    outcome.says(&["system identifier", "walferry.dev/resync"]);
+    run_once(&first, &moved).exits(1).stalls(Reason::SourceReplaced);
     let moved = with_resync(&moved, "1");
-    first.catch_up(&moved).says(&["another history"]);
+    first.catch_up(&moved);
     first.verify(&moved);
     assert_eq!(
         first.target_value("SELECT count() FROM a FINAL"),
@@ -300,8 +318,7 @@ fn spec_changed() {
     env.catch_up(&mirror);
     mirror.table(0)["where"] = json!("id > 50");
     mirror.table(0)["columns"] = json!({"exclude": ["w"]});
-    let outcome = env.command("run", &mirror, &["--until-caught-up", "--http", "127.0.0.1:0"]).exits(1);
-    outcome.says(&["changed after it was copied", "walferry.dev/resync"]);
+    run_once(&env, &mirror).exits(1).refuses("public.t", Reason::SpecChanged);
     let mirror = with_resync(&mirror, "1");
     env.catch_up(&mirror);
     env.assert_same(
@@ -312,9 +329,7 @@ fn spec_changed() {
     // A target column of another type is reported before anything is changed.
     let mut other = with_resync(&mirror, "2");
     other.table(0)["columns"] = json!({"types": {"v": "LowCardinality(String)"}});
-    env.command("run", &other, &["--until-caught-up", "--http", "127.0.0.1:0"])
-        .exits(1)
-        .says(&["public.t", "DROP COLUMN"]);
+    run_once(&env, &other).exits(1).refuses("public.t", Reason::DestinationTableConflict);
     env.catch_up(&mirror);
 }
 
@@ -326,10 +341,14 @@ fn a_finished_copy() {
     env.sql(TABLES);
     let mut mirror = with_resync(&env.mirror(&["a", "b"]), "1");
     mirror.mirror["spec"]["snapshot"] = json!({"mode": "InitialOnly"});
-    let first = env.catch_up(&mirror);
-    assert!(!first.text().contains("resync: every table"), "{}", first.text());
+    env.catch_up(&mirror);
+    // A second copy would have inserted each row again.
+    assert_eq!(env.target_value("SELECT count() FROM a"), "20000");
+    let newest = || env.target_value("SELECT max(_walferry_version) FROM a");
+    let first = newest();
     env.sql(MISSED);
-    env.catch_up(&with_resync(&mirror, "2")).says(&["resync: every table"]);
+    env.catch_up(&with_resync(&mirror, "2"));
+    assert_ne!(newest(), first);
     assert_equal(&env, &with_resync(&mirror, "2"));
     assert_eq!(slots(&env), "0");
 }
@@ -401,9 +420,12 @@ fn of_single_tables() {
         "ALTER TABLE typed ALTER n TYPE text; INSERT INTO typed VALUES (1001, 'many'); DROP TABLE remade; CREATE TABLE remade (id int PRIMARY KEY);
         INSERT INTO remade VALUES (7); ALTER PUBLICATION {publication} DROP TABLE back; DELETE FROM back WHERE id = 1; INSERT INTO back VALUES (3)"
     ));
-    for table in ["typed", "remade", "back"] {
-        let message = run.until_failed(table);
-        assert!(message.ends_with(&format!(" public.{table}\"; then restart walferry")), "{message}");
+    for (table, reason) in [
+        ("typed", Reason::SourceSchemaChanged),
+        ("remade", Reason::SourceTableDropped),
+        ("back", Reason::SourceNotPublished),
+    ] {
+        failed_for(&mut run, table, reason).resyncs_only(table);
     }
     // Changes that a failed table misses.
     env.sql("DELETE FROM typed WHERE id < 100; UPDATE typed SET n = 'none' WHERE id = 500");
@@ -412,7 +434,7 @@ fn of_single_tables() {
     let before = env.source(slot);
     env.target("ALTER TABLE typed DROP COLUMN n");
     let unknown = with_resync(&mirror, "1 public.typo");
-    env.command("check", &unknown, &[]).says(&["public.typo", "resync"]);
+    env.command("check", &unknown, &[]).finds("warning", "mirror", "resync");
     let mut again = with_resync(&mirror, "2 public.typed public.remade,public.back public.filtered");
     again.table(5)["where"] = json!("id > 50");
     let writer = Writer::start(env.connect(), |n| {
@@ -437,7 +459,7 @@ fn of_single_tables() {
         "SELECT id, v FROM filtered FINAL ORDER BY id",
     );
     // The same annotation value asks for no second resync.
-    env.catch_up(&again).says(&["0 rows copied"]);
+    assert_eq!(rows_copied(&env, &again), 0);
 }
 
 /// Rows and records of a release whose versions were commit LSNs: no new row is written among them, and a
@@ -462,9 +484,7 @@ fn rows_of_a_release_with_other_versions() {
     ));
     env.sql("UPDATE t SET v = 'w' WHERE id < 9; DELETE FROM t WHERE id = 10");
     let mut run = env.run(&mirror);
-    let (reason, message) = run.until_stalled();
-    assert_eq!(reason, "DestinationVersionsOutdated");
-    assert!(message.contains("walferry.dev/resync"), "{message}");
+    offers_a_resync_of_all(&mut run, Reason::DestinationVersionsOutdated);
     assert_eq!(env.target_value("SELECT count() FROM t WHERE v != 'old'"), "0");
     run.stop();
     mirror.mirror["metadata"]["annotations"] = json!({"walferry.dev/resync": "1"});

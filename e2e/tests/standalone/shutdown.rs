@@ -8,6 +8,8 @@ use nix::{
     unistd::Pid,
 };
 
+use walferry::fault::{Reason, Side};
+
 use crate::{
     on_both,
     support::{Mirror, Pg, Proxy, Run, Server, Standby, TestEnv, eventually},
@@ -106,8 +108,8 @@ fn assert_arrived(env: &TestEnv, run: &mut Run) {
     );
 }
 
-/// Runs each of the changes while the destination accepts nothing, and shuts the source down each time.
-/// Asserts that the Mirror never stalls unless `may_stall`.
+/// Runs each of the changes while the destination accepts nothing, and shuts the source down each time. Returns
+/// the log.
 fn shuts_down_while(pg: Pg, changes: &[&str], begin: impl Fn(&TestEnv), end: impl Fn(&TestEnv)) -> String {
     let env = env(pg);
     let mut run = env.streaming(&mirror(&env));
@@ -117,9 +119,8 @@ fn shuts_down_while(pg: Pg, changes: &[&str], begin: impl Fn(&TestEnv), end: imp
         until_sent(&env);
         shut_down(&env, change);
         run.until_status("the shutdown to be reported", |status| {
-            let ready =
-                status["conditions"].as_array()?.iter().find(|condition| condition["type"] == "Ready")?;
-            (ready["status"] == "False" && ready["message"].as_str()?.contains("source")).then_some(())
+            let reason = Reason::parse(status["failure"]["reason"].as_str()?)?;
+            (reason.side() == Side::Source).then_some(())
         });
         end(&env);
         env.postgres_server.start_again();

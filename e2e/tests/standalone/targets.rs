@@ -1,11 +1,12 @@
 //! A target has one Mirror that writes it, and a target that was replaced is noticed.
 
 use serde_json::json;
+use walferry::fault::{Reason, Side};
 
 use crate::{
     on_both,
     replicate::Mounted,
-    support::{Mirror, Pg, Run, TestEnv, failed_message},
+    support::{Failure, Mirror, Pg, Run, TestEnv, failed_for},
 };
 
 /// Two sources, and a Mirror of each into the first one's database.
@@ -19,15 +20,14 @@ fn two_sources(pg: Pg) -> (TestEnv, Mirror, TestEnv, Mirror) {
     (one, first, two, second)
 }
 
-/// Waits until the table has failed for this reason, and returns its entry in `/status`.
+/// Waits until the table has failed for this reason, which may follow another one.
 #[track_caller]
-fn fails(run: &mut Run, table: &str, reason: &str) -> String {
-    let awaited = format!("table {table} to fail with {reason}");
-    run.until_status(&awaited, |status| {
-        let tables = status["tables"].as_array()?;
-        let found = tables.iter().find(|entry| entry["name"] == table)?;
-        failed_message(status, table).filter(|_| found["reason"] == reason)
-    })
+fn fails(run: &mut Run, table: &str, reason: Reason) -> Failure {
+    run.until_status(&format!("table {table} to fail with {reason}"), |status| {
+        let mut tables = status["tables"].as_array()?.iter();
+        tables.find(|found| found["name"] == table && found["reason"] == reason.name()).map(drop)
+    });
+    failed_for(run, table, reason)
 }
 
 #[track_caller]
@@ -44,7 +44,7 @@ fn another_mirror_s_target(pg: Pg) {
     let (one, first, two, second) = two_sources(pg);
     let mut running = one.streaming(&first);
     let name = first.mirror["metadata"]["name"].as_str().unwrap();
-    let check = two.command("check", &second, &[]).says(&["public.t", name, "another target.table"]);
+    let check = two.command("check", &second, &[]).finds("FAILURE", "public.t", "target table");
     assert!(
         !check.text().contains("TRUNCATE") && !check.text().contains("walferry.dev/resync"),
         "{}",
@@ -52,11 +52,10 @@ fn another_mirror_s_target(pg: Pg) {
     );
     let files = Mounted::new(&second);
     let mut run = files.run();
-    let message = fails(&mut run, "t", "TargetTableTaken");
-    assert!(
-        message.contains(name) && !message.contains("TRUNCATE") && !message.contains("resync"),
-        "{message}"
-    );
+    let failure = fails(&mut run, "t", Reason::TargetTableTaken);
+    assert!(failure.message.contains(name) && failure.edits("spec.tables"), "{failure:?}");
+    assert!(failure.resyncs().is_none(), "{failure:?}");
+    assert!(!failure.sql(Side::Destination).contains("TRUNCATE"), "{failure:?}");
     streams(&mut run, "u");
     one.sql("INSERT INTO t VALUES (2000, 'more')");
     two.sql("INSERT INTO t VALUES (3000, 'invisible')");
@@ -66,8 +65,7 @@ fn another_mirror_s_target(pg: Pg) {
     // The first Mirror is deleted: the target is free, and its rows are unknown to the second Mirror.
     running.stop();
     one.command("teardown", &first, &[]).exits(0);
-    let message = fails(&mut run, "t", "DestinationTableConflict");
-    assert!(message.contains("has rows that this Mirror does not know of"), "{message}");
+    fails(&mut run, "t", Reason::DestinationTableConflict);
     run.stop();
     let mut healed = second.clone();
     healed.mirror["metadata"]["annotations"] = json!({"walferry.dev/resync": "1 public.t"});
@@ -89,10 +87,9 @@ fn released_by_the_statement_of_the_remedy() {
     one.catch_up(&first);
     let files = Mounted::new(&second);
     let mut run = files.run();
-    let message = fails(&mut run, "t", "TargetTableTaken");
+    let failure = fails(&mut run, "t", Reason::TargetTableTaken);
     one.target("TRUNCATE TABLE t");
-    let (_, statement) = message.split_once("run at the destination: ").unwrap();
-    one.target(statement);
+    one.target(&failure.sql(Side::Destination));
     streams(&mut run, "t");
     assert_eq!(one.target_value("SELECT count(), any(v) FROM t FINAL"), "10\ttwo");
     run.stop();
@@ -172,8 +169,7 @@ fn a_target_that_is_another_table() {
         if !down {
             replace_target(&env, statements);
         }
-        let message = fails(&mut run, "t", "DestinationTableReplaced");
-        assert!(message.contains("walferry.dev/resync") && message.contains("public.t"), "{message}");
+        fails(&mut run, "t", Reason::DestinationTableReplaced).resyncs_only("t");
         env.sql("INSERT INTO u VALUES (7)");
         env.settle(&mut run);
         env.assert_table("u", "id", "id");

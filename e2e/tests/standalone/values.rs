@@ -2,8 +2,9 @@
 //! database has.
 
 use serde_json::json;
+use walferry::fault::Reason;
 
-use crate::support::{Pg, Run, TestEnv};
+use crate::support::{Pg, Run, TestEnv, failed_for, stalled_for};
 
 /// A type, its target type unless that is the default, the column's text on both sides, and the values as SQL
 /// expressions.
@@ -499,8 +500,7 @@ fn bytes_without_a_meaning(encoding: &str, odd: &str) {
         env.database
     ));
     let mut run = env.run(&env.mirror(&["copied", "streamed", "good"]));
-    let message = run.until_failed("copied");
-    assert!(message.contains("copied") && message.contains("UTF-8"), "{message}");
+    failed_for(&mut run, "copied", Reason::SourceEncoding).resyncs_only("copied");
     run.until_status("the others to stream", |status| {
         let tables = status["tables"].as_array()?;
         (tables.iter().filter(|table| table["state"] == "Streaming").count() == 2).then_some(())
@@ -509,9 +509,8 @@ fn bytes_without_a_meaning(encoding: &str, odd: &str) {
     env.settle(&mut run);
     env.assert_table("good", "id, v", "id");
     env.admin(&format!("INSERT INTO streamed VALUES (1, {odd})"));
-    let (reason, message) = run.until_stalled();
-    assert_eq!(reason, "SourceEncoding");
-    assert!(message.contains("UTF-8") && message.contains("resync"), "{message}");
+    let failure = stalled_for(&mut run, Reason::SourceEncoding);
+    assert_eq!(failure.resyncs(), Some(Vec::new()), "{failure:?}");
 }
 
 #[test]
@@ -564,15 +563,17 @@ fn long_rows() {
     let row = |id: u32, megabytes: u32| format!("SELECT {id}, repeat(md5('{id}'), {megabytes} << 15), 0");
     env.sql(&format!("INSERT INTO long {}; INSERT INTO copied {}", row(1, 64), row(1, 200)));
     let mut run = env.run(&env.mirror(&["long", "copied", "streamed"]));
-    let message = run.until_failed("copied");
-    assert!(message.contains("200 MiB") && message.contains("SELECT \"id\" FROM"), "{message}");
+    let failure = failed_for(&mut run, "copied", Reason::RowTooLong);
+    assert!(failure.edits("spec.tables[].columns.exclude"), "{failure:?}");
+    // The statement that finds such rows.
+    assert!(failure.message.contains("SELECT \"id\" FROM"), "{failure:?}");
     run.until_status("the others to stream", |status| {
         let tables = status["tables"].as_array()?;
         (tables.iter().filter(|table| table["state"] == "Streaming").count() == 2).then_some(())
     });
     env.sql(&format!("INSERT INTO streamed VALUES (6, 'x', 0); INSERT INTO streamed {}; INSERT INTO streamed VALUES (8, 'y', 0)", row(7, 200)));
-    let message = run.until_failed("streamed");
-    assert!(message.contains("200 MiB") && message.contains("the one with id = 7"), "{message}");
+    let failure = failed_for(&mut run, "streamed", Reason::RowTooLong);
+    assert!(failure.message.contains("id = 7"), "{failure:?}");
     env.sql(&format!("INSERT INTO long {}; UPDATE long SET n = 1", row(2, 64)));
     env.settle(&mut run);
     env.assert_same(
