@@ -17,9 +17,9 @@ pub enum Side {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum NetworkFault {
     /// Every connection ends on both sides.
-    Cut,
+    Lost,
     /// Every connection ends on the program's side only; the server does not notice.
-    CutUnnoticed,
+    LostUnnoticed,
     /// Connections end and new ones are refused.
     Refused,
     /// Bytes in this direction are delayed until the fault ends, and connections stay open.
@@ -138,8 +138,8 @@ const COMMON: &[(Fault, std::ops::Range<u64>)] = {
         (ExchangePartition, 0..1),
         (RewriteTable, 0..1),
         (RewriteTable, 0..1),
-        (Network(Source, Cut), 0..1),
-        (Network(Source, CutUnnoticed), 0..1),
+        (Network(Source, Lost), 0..1),
+        (Network(Source, LostUnnoticed), 0..1),
         (Network(Source, Refused), 5..40),
         (Network(Source, Frozen(ToClient)), 10..60),
         (Network(Source, Frozen(ToServer)), 10..60),
@@ -147,8 +147,8 @@ const COMMON: &[(Fault, std::ops::Range<u64>)] = {
         (Network(Source, Slow(ToClient)), 10..40),
         (Network(Source, Corrupted(ToClient)), 10..20),
         (Network(Source, Corrupted(ToServer)), 10..20),
-        (Network(Target, Cut), 0..1),
-        (Network(Target, CutUnnoticed), 0..1),
+        (Network(Target, Lost), 0..1),
+        (Network(Target, LostUnnoticed), 0..1),
         (Network(Target, Refused), 5..40),
         (Network(Target, Frozen(ToClient)), 10..60),
         (Network(Target, Frozen(ToServer)), 10..60),
@@ -240,8 +240,8 @@ impl fmt::Display for NetworkFault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         use NetworkFault::*;
         let (text, direction) = match self {
-            Cut => return f.write_str("cut"),
-            CutUnnoticed => return f.write_str("cut, the server does not notice"),
+            Lost => return f.write_str("cut"),
+            LostUnnoticed => return f.write_str("cut, the server does not notice"),
             Refused => return f.write_str("refuses connections"),
             Frozen(direction) => ("frozen", direction),
             BlackHole(direction) => ("black-holed, then cut", direction),

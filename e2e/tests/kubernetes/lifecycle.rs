@@ -301,7 +301,7 @@ fn two_want_one_target() {
 /// Objects with the names and labels of a replicator existed before: they are not changed, also when the
 /// Mirror is deleted.
 #[test]
-fn objects_of_strangers_are_left_alone() {
+fn objects_of_others_are_left_alone() {
     let env = TestEnv::new();
     env.sql("CREATE TABLE t (id int PRIMARY KEY); INSERT INTO t VALUES (1)");
     let labels = json!({"app.kubernetes.io/managed-by": "walferry", "app.kubernetes.io/component": "replicator", "team": "theirs"});

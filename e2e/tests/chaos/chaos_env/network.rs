@@ -17,8 +17,8 @@ impl ChaosEnv {
     pub(super) fn begin_network_fault(&self, side: Side, fault: NetworkFault) {
         let network = self.network(side);
         match fault {
-            NetworkFault::Cut => network.cut(),
-            NetworkFault::CutUnnoticed => network.cut_unnoticed(),
+            NetworkFault::Lost => network.cut(),
+            NetworkFault::LostUnnoticed => network.cut_unnoticed(),
             NetworkFault::Refused => {
                 network.set_closed(true);
                 network.cut();
@@ -34,7 +34,7 @@ impl ChaosEnv {
     pub(super) fn end_network_fault(&self, side: Side, fault: NetworkFault) {
         let network = self.network(side);
         match fault {
-            NetworkFault::Cut | NetworkFault::CutUnnoticed => {}
+            NetworkFault::Lost | NetworkFault::LostUnnoticed => {}
             NetworkFault::Refused => network.set_closed(false),
             NetworkFault::Frozen(direction) => network.set_frozen(direction, false),
             NetworkFault::BlackHole(direction) => {

@@ -10,8 +10,8 @@ impl ChaosEnv {
     /// faults must have ended.
     ///
     /// - A merge on a full disk can leave ClickHouse with a part that it can't read: that target is dropped.
-    /// - After a failover, rows of an append-only table that the new primary may lack are copied again only on
-    ///   request.
+    /// - After a failover, rows of an append-only table that the new primary may lack are copied again only
+    ///   on request.
     ///
     /// Any other failed table fails the test.
     pub(super) fn repair_tables(&mut self) -> bool {
