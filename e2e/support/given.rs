@@ -78,7 +78,7 @@ macro_rules! needs_own_server {
 
 /// Undoes the percent-encoding of a URL's user or password.
 fn decode(text: &str) -> String {
-    let query = format!("v={}", text.replace('+', "%2B"));
+    let query = format!("v={}", text.replace('+', "%2B").replace('&', "%26"));
     url::form_urlencoded::parse(query.as_bytes()).next().map(|(_, value)| value.into_owned()).unwrap()
 }
 
