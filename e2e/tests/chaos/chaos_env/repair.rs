@@ -50,8 +50,8 @@ impl ChaosEnv {
         true
     }
 
-    /// Removes definitions that ClickHouse emptied when an ALTER met a full disk, because it does not start with
-    /// them. Such a target is dropped and copied again after the faults.
+    /// Removes definitions that ClickHouse emptied when an ALTER met a full disk, because it does not start
+    /// with them. Such a target is dropped and copied again after the faults.
     pub(super) fn remove_emptied_definitions(&self) {
         let store = self.env.clickhouse_server.folder.join("data/store");
         let entries =

@@ -15,8 +15,8 @@ impl ChaosEnv {
         kill(Pid::from_raw(self.env.clickhouse_server.pid()), signal).unwrap();
     }
 
-    /// Changes settings of every existing target table, except for one whose definition ClickHouse has emptied:
-    /// that one is repaired after the faults.
+    /// Changes settings of every existing target table, except for one whose definition ClickHouse has
+    /// emptied: that one is repaired after the faults.
     pub(super) fn set_target(&self, settings: &str) {
         let absent = ["UNKNOWN_TABLE", "Empty query"];
         for table in TABLES {
