@@ -6,9 +6,8 @@ use crate::{
     model::{MirrorReport, SlotRisk},
 };
 
-/// The risk for the slot, or for the source, and what to do: a constant of [`crate::api::conditions::reason`]
-/// and a sentence.
-/// `None` while there is nothing to fear.
+/// The risk for the slot, or for the source, as a reason and a sentence that says what to do. `None` while
+/// there is none.
 pub fn slot_warning(report: &MirrorReport) -> Option<(Reason, String)> {
     let risk = report.slot.risk()?;
     let slot = &report.slot_name;

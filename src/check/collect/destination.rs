@@ -13,7 +13,7 @@ use super::super::{
 use crate::{
     clickhouse::{
         Client, Database, Error as ClickHouseError, ServerVersion, ddl, difference::differences, quote,
-        state::STATE_TABLE, target::TargetTable,
+        state::STATE_TABLE, target::TargetTable, types::ChType,
     },
     model::{ClickHouseEndpoint, OutOfRange, ReplicatorConfig, TableId, TableSchema},
     replication::{self, Claim, DestinationError, MirrorState, StateStore, TableRecord},
@@ -210,22 +210,31 @@ impl TargetContext<'_> {
             check = fits.err().map_or(check, |error| target::refused_target(schema, error));
         }
         if check.outcome != Outcome::Failure || facts.copied_over {
-            match database.try_definition(schema, &types).await {
-                Ok(Some(trial)) => {
-                    let ordered = spec.is_some_and(|spec| !spec.order_by.is_empty());
-                    let layout = facts
-                        .found
-                        .as_ref()
-                        .map(|found| differences(found, database.name(), schema, &types, (&trial, ordered)));
-                    checks.extend(target::layout(schema, &layout.unwrap_or_default()));
-                }
-                Ok(None) => {}
+            match self.layout(schema, &types, &facts).await {
+                Ok(layout) => checks.extend(layout),
                 Err(error) => check = target::refused_target(schema, error),
             }
         }
         checks.push(check.downgrade_if_tracked(tracked));
         checks.extend(target::hidden_columns(schema));
         checks
+    }
+
+    /// Whether the target keeps a layout that the entry no longer asks for. A table that is made for a try
+    /// shows what it asks for.
+    async fn layout(
+        &self,
+        schema: &TableSchema,
+        types: &[ChType],
+        facts: &TargetFacts,
+    ) -> Result<Option<Check>, ClickHouseError> {
+        let database = &self.reached.database;
+        let Some(trial) = database.try_definition(schema, types).await? else { return Ok(None) };
+        let Some(found) = &facts.found else { return Ok(None) };
+        let spec = self.config.tables.iter().find(|spec| spec.id == schema.id);
+        let ordered = spec.is_some_and(|spec| !spec.order_by.is_empty());
+        let differences = differences(found, database.name(), schema, types, (&trial, ordered));
+        Ok(target::layout(schema, &differences))
     }
 
     /// Whether the Mirror's state has the table as failed because of its target.

@@ -29,8 +29,7 @@ pub(super) struct Resources {
 }
 
 impl Resources {
-    /// Takes a document in, and adds to `problems` what is wrong with it. A document that isn't checked by
-    /// its schema is none of walferry's kinds.
+    /// Takes a document in, and adds to `problems` what is wrong with it.
     pub(super) fn add(&mut self, schemas: &Schemas, document: Document, problems: &mut Vec<Problem>) {
         let Document { place, value } = document;
         let kind = match identify(&value) {

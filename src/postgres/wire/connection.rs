@@ -88,7 +88,7 @@ impl Connection {
         }
     }
 
-    /// Who the server is and where its log ends. Needs [`Purpose::Replication`].
+    /// Who the server is and where its log ends. Needs [`super::Purpose::Replication`].
     ///
     /// # Errors
     /// As [`Connection::query`].
@@ -110,7 +110,7 @@ impl Connection {
         })
     }
 
-    /// How the server came to `timeline`. Needs [`Purpose::Replication`].
+    /// How the server came to `timeline`. Needs [`super::Purpose::Replication`].
     ///
     /// # Errors
     /// As [`Connection::query`]: [`Error::Server`] also where the server has lost the file. A history that is

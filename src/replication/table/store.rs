@@ -40,7 +40,7 @@ pub struct SourceRecord {
     /// The resync that this slot was made for, or the value that was there from the start.
     #[serde(default)]
     pub resync: Option<String>,
-    /// What the versions of the Mirror's rows mean: [`VERSION_SCHEME`], or an older number.
+    /// What the versions of the Mirror's rows mean: `VERSION_SCHEME`, or an older number.
     #[serde(default)]
     pub version_scheme: u32,
     /// Where the slot was made; `None` in a record of before that was kept.
