@@ -222,7 +222,7 @@ fn members(desired: &Desired<'_>, found: &Publication) -> Vec<Check> {
     if joining.is_empty() && leaving.is_empty() {
         return Vec::new();
     }
-    let obstacle = if server.in_recovery {
+    let cause = if server.in_recovery {
         Some("a standby can't change it".to_owned())
     } else if !found.may_alter {
         Some(format!("it belongs to {}, not to {}", found.owner, server.role))
@@ -230,8 +230,8 @@ fn members(desired: &Desired<'_>, found: &Publication) -> Vec<Check> {
         None
     };
     let mut checks = Vec::new();
-    for table in joining.iter().filter(|table| obstacle.is_some() || !table.relation.owned) {
-        let why = obstacle.clone().unwrap_or_else(|| format!("{} does not own the table", server.role));
+    for table in joining.iter().filter(|table| cause.is_some() || !table.relation.owned) {
+        let why = cause.clone().unwrap_or_else(|| format!("{} does not own the table", server.role));
         let statements = publication::alter_statements(&name, &[&table.schema], &[], &[]);
         let detail = format!("it can't be added to {name}: {why}");
         let subject = table.schema.id.to_string();
@@ -240,13 +240,13 @@ fn members(desired: &Desired<'_>, found: &Publication) -> Vec<Check> {
         checks.push(check.run_at_source(format!("-- {who}\n{};", statements.join(";\n"))));
     }
     let detail = format!("{} tables will be added to {name}, {} removed", joining.len(), leaving.len());
-    match obstacle {
+    match cause {
         None => checks.push(Check::ok(SUBJECT, NAME, detail)),
         // What is sent too much is left out; it may be there for a change of the Mirror that is still to
         // come.
-        Some(obstacle) if !leaving.is_empty() => {
+        Some(cause) if !leaving.is_empty() => {
             let statements = publication::alter_statements(&name, &[], &leaving, &[]);
-            let detail = format!("{} tables can't be removed from {name}: {obstacle}", leaving.len());
+            let detail = format!("{} tables can't be removed from {name}: {cause}", leaving.len());
             let check = Check::warning(SUBJECT, NAME, Reason::SourcePrivilegeMissing, detail);
             let who = role_that_may_alter(found, &[]);
             checks.push(check.run_at_source(format!("-- {who}\n{};", statements.join(";\n"))));

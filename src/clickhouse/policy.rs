@@ -171,7 +171,7 @@ fn classify_code(code: i32, message: &str) -> Policy {
     policy(kind, reason, advice(class, message))
 }
 
-/// Transient are conditions of the server and its surroundings, which end without walferry's doing; a refusal
+/// Transient are conditions of the server and its environment, which end without walferry's doing; a refusal
 /// that shows neither is tried again for a bounded time.
 fn kind_and_reason(class: Class) -> (ErrorKind, Reason) {
     use ErrorKind::{Denied, Overloaded, Table, TableOverloaded, Transient, Unclear};

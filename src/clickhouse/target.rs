@@ -65,7 +65,7 @@ struct ColumnRow {
 }
 
 /// Tables described by one query: their names, of up to 200 characters, have to fit a statement of 256 KiB.
-const AT_ONCE: usize = 256;
+const TABLES_PER_QUERY: usize = 256;
 
 /// Reads tables' shapes, by name; one that isn't there, or that the user may not see, is not in the answer.
 pub(super) async fn read(
@@ -91,7 +91,7 @@ async fn describe(
     tables: &[&str],
 ) -> Result<HashMap<String, TargetTable>, Error> {
     let mut found = HashMap::with_capacity(tables.len());
-    for tables in tables.chunks(AT_ONCE) {
+    for tables in tables.chunks(TABLES_PER_QUERY) {
         let rows = client.query_text(&ddl::describe_tables(database, tables), &[]).await?;
         for TableRow { name, engine, engine_full, create_table_query, sorting_key } in json_lines(&rows)? {
             let (columns, server_settings) = (Vec::new(), Vec::new());
@@ -142,7 +142,7 @@ pub(super) async fn identities(
     tables: &[&str],
 ) -> Result<HashMap<String, String>, Error> {
     let mut found = HashMap::with_capacity(tables.len());
-    for tables in tables.chunks(AT_ONCE) {
+    for tables in tables.chunks(TABLES_PER_QUERY) {
         let rows = client.query_text(&ddl::identify_tables(database, tables), &[]).await?;
         found.extend(json_lines(&rows)?.into_iter().map(|IdentityRow { name, id }| (name, id)));
     }

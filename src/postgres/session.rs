@@ -95,14 +95,14 @@ pub enum End {
     /// The server said that it shuts down, or an administrator has terminated this session.
     Shutdown,
     /// By anything else, such as the network.
-    Cut,
+    Lost,
 }
 
 impl End {
     fn of(error: &tokio_postgres::Error) -> End {
         match error.code() {
             Some(&(SqlState::ADMIN_SHUTDOWN | SqlState::CANNOT_CONNECT_NOW)) => End::Shutdown,
-            _ => End::Cut,
+            _ => End::Lost,
         }
     }
 }
@@ -194,7 +194,7 @@ impl Session {
         let mut end = self.end.clone();
         let ended = end.wait_for(Option::is_some).await.map(|end| *end);
         // The driver goes without a word when the client has closed the connection.
-        ended.ok().flatten().unwrap_or(End::Cut)
+        ended.ok().flatten().unwrap_or(End::Lost)
     }
 
     /// Closes the session, and waits until it has ended.

@@ -208,7 +208,7 @@ pub enum Release {
     /// No client: the slot was free, or became free while waiting.
     Free,
     /// No client: the stale walsender of an earlier run was terminated.
-    TakenOver,
+    Terminated,
     /// Another application, another process for the same Mirror, or our own that didn't go, as words say.
     Held(String),
 }
@@ -241,7 +241,7 @@ pub async fn release_own_walsender(
         }
         sleep(Duration::from_millis(50)).await;
     }
-    Ok(if ended { Release::TakenOver } else { Release::Free })
+    Ok(if ended { Release::Terminated } else { Release::Free })
 }
 
 /// The slot's reader, as text; `None` when there is none.

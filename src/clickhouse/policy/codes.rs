@@ -11,7 +11,7 @@ use serde::{
 };
 
 /// What kind of refusal a code stands for. The classes down to [`Class::Os`] are conditions of the server,
-/// its surroundings or its user, which end without a change of the statement; the next ones are about the
+/// its environment or its user, which end without a change of the statement; the next ones are about the
 /// statement or its rows and stay as they are; the last four show neither.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "snake_case")]

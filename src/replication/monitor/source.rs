@@ -117,7 +117,7 @@ impl<D: Destination> SourceMonitor<D> {
                     Ok(()) if opened.elapsed() < SESSION_LIVES => continue,
                     Err(Error::Source(error)) if error.is_shutdown() => End::Shutdown,
                     // The stream meets the same fault and retries it.
-                    Ok(()) | Err(Error::Source(_)) => End::Cut,
+                    Ok(()) | Err(Error::Source(_)) => End::Lost,
                     Err(error) => return Err(error),
                 },
             };

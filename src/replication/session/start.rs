@@ -140,7 +140,7 @@ impl<D: Destination> Supervisor<D> {
         let application_name = self.config.mirror.application_name();
         match slot::release_own_walsender(session, &slot, &application_name).await? {
             Release::Held(by) => return Err(Error::SlotInUse { slot, by }),
-            Release::TakenOver => self.progress.add_takeover(),
+            Release::Terminated => self.progress.add_takeover(),
             Release::Free => {}
         }
         Ok(())

@@ -9,7 +9,7 @@ use tokio::sync::Semaphore;
 
 use crate::{
     model::{Cell, CellKind, Lsn, PostgresEndpoint, TableId, TableSchema, Tuple, lock},
-    postgres::{self, catalog, reread, session::Session, visibility},
+    postgres::{self, catalog, refetch, session::Session, visibility},
     replication::{
         Error,
         table::{
@@ -112,8 +112,8 @@ impl RowFetcher {
         session: Session,
         schema: &TableSchema,
         tuples: &[Tuple<'_>],
-    ) -> Result<(Vec<Option<reread::OwnedRow>>, Session), postgres::Error> {
-        let (rows, session) = reread::read(session, schema, tuples, BUDGET).await?;
+    ) -> Result<(Vec<Option<refetch::OwnedRow>>, Session), postgres::Error> {
+        let (rows, session) = refetch::read(session, schema, tuples, BUDGET).await?;
         match session {
             Some(session) => Ok((rows, session)),
             None => Ok((rows, self.session().await?)),
@@ -134,7 +134,7 @@ impl RowFetcher {
         record: &TableRecord,
         schema: &TableSchema,
         tuples: &[Tuple<'_>],
-    ) -> Result<(Vec<Option<reread::OwnedRow>>, Session), Error> {
+    ) -> Result<(Vec<Option<refetch::OwnedRow>>, Session), Error> {
         let now = schema::rename_to_current(schema, &describe::describe(&session, record).await?.schema);
         let (rows, session) = self.fetch_with(session, &now, tuples).await?;
         match check_columns(&session, &now).await? {
