@@ -145,13 +145,14 @@ impl Database {
         let made = self.shared.client.execute(&sql, &type_settings(&types)).await;
         made.map_err(|error| error.of_creation(&table.target))?;
         self.fit(table, &types, |_| true).await?;
-        self.require_readable(table).await
+        self.require_readable(table, &[]).await
     }
 
-    /// Refuses a table whose columns can't all be read: a type that was changed there waits for values that
-    /// don't fit it.
-    async fn require_readable(&self, table: &TableSchema) -> Result<(), Error> {
-        let names: Vec<&str> = table.columns.iter().map(|column| column.target_name.as_str()).collect();
+    /// Refuses a table whose columns, except for those that are not there yet, can't all be read: a type that
+    /// was changed there waits for values that don't fit it.
+    async fn require_readable(&self, table: &TableSchema, absent: &[usize]) -> Result<(), Error> {
+        let present = table.columns.iter().enumerate().filter(|(index, _)| !absent.contains(index));
+        let names: Vec<&str> = present.map(|(_, column)| column.target_name.as_str()).collect();
         let Err(refusal) = self.read_columns(table, &names).await else { return Ok(()) };
         // A missing privilege, for one, says nothing of the columns; nor do damaged files.
         if !refusal.is_of_table() || refusal.is_damage() {
@@ -317,7 +318,7 @@ impl Database {
         if !missing.narrow.is_empty() {
             return Err(self.narrowed(table, types, &missing.narrow));
         }
-        self.require_readable(table).await
+        self.require_readable(table, &missing.columns).await
     }
 
     /// What the target lacks; an error where it doesn't fit otherwise.

@@ -18,6 +18,8 @@ use crate::{
 /// How long a schema change may take until it is detected and applied.
 const RECHECK_TIMEOUT: Duration = Duration::from_secs(60);
 const PAUSE: Duration = Duration::from_millis(500);
+/// A slot that nobody reads for so long has no mirror: one that restarts its session is back before.
+const RESTART_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// What has become of a table since its record was read.
 pub(super) enum Change {
@@ -59,6 +61,7 @@ impl<'a> Pending<'a> {
     /// passed.
     pub(super) async fn since(&mut self, before: Option<&TableRecord>) -> Result<Change, VerifyError> {
         let Some(before) = before else { return Ok(Change::None) };
+        let mut idle_since = None;
         loop {
             let Some(now) = self.record().await? else { return Ok(Change::None) };
             let Some(why) = self.waits(&now).await? else {
@@ -67,7 +70,12 @@ impl<'a> Pending<'a> {
                 return Ok(if same { Change::None } else { Change::Applied });
             };
             let slot = slot::read(self.session, &self.config.mirror.slot_name()).await?;
-            let at_work = slot.is_some_and(|slot| slot.active_pid.is_some());
+            if slot.is_some_and(|slot| slot.active_pid.is_some()) {
+                idle_since = None;
+            } else {
+                idle_since = idle_since.or_else(|| Some(Instant::now()));
+            }
+            let at_work = idle_since.is_none_or(|since: Instant| since.elapsed() < RESTART_TIMEOUT);
             if !at_work || self.started.elapsed() >= RECHECK_TIMEOUT {
                 let then = if at_work { "" } else { ", and no walferry process is running" };
                 return Ok(Change::Waits(format!("{why}{then}: run walferry verify again later")));
