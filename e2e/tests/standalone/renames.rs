@@ -356,7 +356,10 @@ fn a_filter_s_column_during_the_copy() {
     });
     env.sql("ALTER TABLE t RENAME region TO x; ALTER TABLE t RENAME other TO region; ALTER TABLE t RENAME x TO other");
     writer.batch_execute("COMMIT").unwrap();
-    failed_for(&mut run, "t", Reason::SourceColumnRenamed);
+    let message = run.until_failed("t");
+    // Where the table was copied before the renames, it is the published filter that is found changed.
+    let reasons = [Reason::SourceColumnRenamed, Reason::SourceNotPublished].map(Reason::name);
+    assert!(reasons.iter().any(|reason| run.table("t")["reason"] == *reason), "{message}");
     assert!(!env.target("SELECT * FROM t").contains("SECRET"));
     run.stop();
 }
